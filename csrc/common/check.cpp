@@ -1,0 +1,120 @@
+#include "check.h"
+
+namespace microspec {
+
+namespace {
+
+std::string shape_text(const int64_t* sizes, size_t count) {
+  std::ostringstream text;
+  text << "[";
+  for (size_t i = 0; i < count; ++i) text << (i ? ", " : "") << sizes[i];
+  text << "]";
+  return text.str();
+}
+
+}  // namespace
+
+std::string dtype_name(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float: return "float32";
+    case ScalarType::Half: return "float16";
+    case ScalarType::BFloat16: return "bfloat16";
+    case ScalarType::Double: return "float64";
+    case ScalarType::Char: return "int8";
+    case ScalarType::Byte: return "uint8";
+    case ScalarType::Short: return "int16";
+    case ScalarType::Int: return "int32";
+    case ScalarType::Long: return "int64";
+    case ScalarType::Bool: return "bool";
+    case ScalarType::Float8_e4m3fn: return "float8_e4m3fn";
+    case ScalarType::Float8_e5m2: return "float8_e5m2";
+    default: return "dtype number " + std::to_string(static_cast<int>(type));
+  }
+}
+
+std::string shape_of(const Tensor& tensor) {
+  const auto sizes = tensor.sizes();
+  return shape_text(sizes.data(), sizes.size());
+}
+
+void Checker::dtype(const Tensor& tensor, const char* argument, ScalarType expected) const {
+  const auto got = tensor.scalar_type();
+  if (got != expected) fail("TypeError", argument, dtype_name(expected), dtype_name(got));
+}
+
+bool Checker::integer(const Tensor& tensor, const char* argument) const {
+  const auto got = tensor.scalar_type();
+  const bool is_long = got == ScalarType::Long;
+  if (!is_long && got != ScalarType::Int) {
+    fail("TypeError", argument, "int32 or int64", dtype_name(got));
+  }
+  return is_long;
+}
+
+void Checker::shape(const Tensor& tensor, const char* argument,
+                    std::initializer_list<int64_t> expected) const {
+  const auto sizes = tensor.sizes();
+  bool same = sizes.size() == expected.size();
+  for (size_t i = 0; same && i < expected.size(); ++i) same = sizes[i] == expected.begin()[i];
+  if (!same) {
+    fail("ValueError", argument, "shape " + shape_text(expected.begin(), expected.size()),
+         shape_of(tensor));
+  }
+}
+
+void Checker::contiguous(const Tensor& tensor, const char* argument) const {
+  if (!tensor.is_contiguous()) {
+    const auto strides = tensor.strides();
+    fail("ValueError", argument, "a contiguous tensor", "strides ",
+         shape_text(strides.data(), strides.size()));
+  }
+}
+
+void Checker::on_cpu(const Tensor& tensor, const char* argument) const {
+  if (tensor.is_cpu()) return;
+  const std::string device = tensor.is_cuda() ? "cuda:" + std::to_string(tensor.get_device_index()) : "meta";
+  fail("ValueError", argument, "a tensor on cpu", "one on " + device);
+}
+
+void Checker::unit_inner_stride(const Tensor& tensor, const char* argument) const {
+  const int64_t last = tensor.dim() - 1;
+  if (tensor.size(last) > 1 && tensor.stride(last) != 1) {
+    fail("ValueError", argument, "stride 1 in the last dimension", "stride ", tensor.stride(last));
+  }
+}
+
+DType Checker::float_dtype(const Tensor& tensor, const char* argument) const {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float: return DType::f32;
+    case ScalarType::Half: return DType::f16;
+    case ScalarType::BFloat16: return DType::bf16;
+    default:
+      fail("TypeError", argument, "float32, float16 or bfloat16", dtype_name(tensor.scalar_type()));
+  }
+}
+
+DType Checker::row_dtype(const Tensor& tensor, const char* argument, ScalarType reference) const {
+  const auto got = tensor.scalar_type();
+  if (got == ScalarType::Char) return DType::i8;
+  if (got == ScalarType::Float8_e4m3fn) return DType::f8e4m3;
+  if (got != reference) {
+    fail("TypeError", argument, dtype_name(reference) + ", float8_e4m3fn or int8", dtype_name(got));
+  }
+  return float_dtype(tensor, argument);
+}
+
+const float* Checker::row_scale(const std::optional<Tensor>& scale, const char* argument,
+                                DType rows, std::initializer_list<int64_t> expected) const {
+  if (!is_quantised(rows)) {
+    if (scale) fail("ValueError", argument, "None for rows that are not int8 or float8_e4m3fn", "a tensor");
+    return nullptr;
+  }
+  if (!scale) fail("ValueError", argument, "a scale per row for int8 or float8_e4m3fn rows", "None");
+  dtype(*scale, argument, ScalarType::Float);
+  shape(*scale, argument, expected);
+  contiguous(*scale, argument);
+  on_cpu(*scale, argument);
+  return static_cast<const float*>(scale->data_ptr());
+}
+
+}  // namespace microspec

@@ -1,0 +1,8 @@
+// For loops that the compiler vectorises by itself: one copy per instruction set, chosen at load.
+#pragma once
+
+#if defined(__x86_64__) && defined(__GNUC__) && defined(__gnu_linux__)
+#define MICROSPEC_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define MICROSPEC_CLONES
+#endif

@@ -1,0 +1,27 @@
+// Element types of the rows and activations, as the torch-free kernels see them.
+#pragma once
+
+#include <cstdint>
+
+namespace microspec {
+
+enum class DType { f32, f16, bf16, i8, f8e4m3 };
+
+// Storage types: distinct, so that a load overload can be picked by type.
+struct f16_t {
+  uint16_t bits;
+};
+struct bf16_t {
+  uint16_t bits;
+};
+struct f8e4m3_t {
+  uint8_t bits;
+};
+
+constexpr int64_t element_size(DType type) {
+  return type == DType::f32 ? 4 : (type == DType::f16 || type == DType::bf16) ? 2 : 1;
+}
+
+constexpr bool is_quantised(DType type) { return type == DType::i8 || type == DType::f8e4m3; }
+
+}  // namespace microspec

@@ -1,0 +1,73 @@
+// Checks of gather_rows_ and its split over threads.
+#include "gather.h"
+
+#include <algorithm>
+
+#include "common/check.h"
+#include "common/parallel.h"
+
+namespace microspec {
+
+void gather_rows_cpu(Tensor slab, Tensor slab_ids, Tensor weight, Tensor active_ids,
+                     std::optional<Tensor> slab_scale, std::optional<Tensor> weight_scale) {
+  const Checker check("gather_rows_");
+  const int64_t id_dims = active_ids.dim();
+  check.value(id_dims == 1 || id_dims == 2, "active_ids", "shape [K] or [G, K]", shape_of(active_ids));
+  check.value(weight.dim() == 2, "weight", "shape [V, D]", shape_of(weight));
+  const int64_t groups = id_dims == 2 ? active_ids.size(0) : 1;
+  const int64_t capacity = active_ids.size(id_dims - 1);
+  const int64_t vocab_size = weight.size(0), dim = weight.size(1);
+  check.dtype(active_ids, "active_ids", ScalarType::Int);
+  check.dtype(slab_ids, "slab_ids", ScalarType::Int);
+  if (id_dims == 1) {
+    check.shape(slab_ids, "slab_ids", {capacity});
+    check.shape(slab, "slab", {capacity, dim});
+  } else {
+    check.shape(slab_ids, "slab_ids", {groups, capacity});
+    check.shape(slab, "slab", {groups, capacity, dim});
+  }
+
+  GatherArgs args{};
+  const auto weight_dtype = weight.scalar_type();
+  const bool quantised_weight =
+      weight_dtype == ScalarType::Char || weight_dtype == ScalarType::Float8_e4m3fn;
+  args.weight_type = quantised_weight ? check.row_dtype(weight, "weight", weight_dtype)
+                                      : check.float_dtype(weight, "weight");
+  if (quantised_weight) check.dtype(slab, "slab", weight_dtype);
+  args.slab_type = check.row_dtype(slab, "slab", weight_dtype);
+  args.weight_scale = check.row_scale(weight_scale, "weight_scale", args.weight_type, {vocab_size});
+  const float* scale = id_dims == 1
+                           ? check.row_scale(slab_scale, "slab_scale", args.slab_type, {capacity})
+                           : check.row_scale(slab_scale, "slab_scale", args.slab_type, {groups, capacity});
+  args.slab_scale = const_cast<float*>(scale);
+
+  check.unit_inner_stride(weight, "weight");
+  check.on_cpu(weight, "weight");
+  const std::pair<const Tensor*, const char*> all[] = {
+      {&slab, "slab"}, {&slab_ids, "slab_ids"}, {&active_ids, "active_ids"}};
+  for (const auto& [tensor, name] : all) {
+    check.contiguous(*tensor, name);
+    check.on_cpu(*tensor, name);
+  }
+
+  args.slab = slab.data_ptr();
+  args.slab_ids = static_cast<int32_t*>(slab_ids.data_ptr());
+  args.weight = weight.data_ptr();
+  args.weight_row_stride = weight.stride(0);
+  args.active_ids = static_cast<const int32_t*>(active_ids.data_ptr());
+  args.dim = dim;
+  const int64_t slots = groups * capacity;
+  for (int64_t slot = 0; slot < slots; ++slot) {
+    const int32_t id = args.active_ids[slot];
+    if (id < -1 || id >= vocab_size) {
+      check.fail("IndexError", "active_ids", "ids in [0, " + std::to_string(vocab_size) + ") or -1",
+                 id, " at flat position ", slot);
+    }
+  }
+  // A quarter megabyte of rows is the least worth a thread; most slots, though, cost one compare.
+  const int64_t row_bytes = std::max<int64_t>(1, dim * element_size(args.weight_type));
+  const int64_t grain = std::max<int64_t>(16, (int64_t{1} << 18) / row_bytes);
+  parallel_for(slots, grain, [&](int64_t begin, int64_t end) { gather_slots(args, begin, end); });
+}
+
+}  // namespace microspec

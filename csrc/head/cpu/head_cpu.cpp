@@ -1,0 +1,197 @@
+// The CPU head: sorts rows into groups, runs panels over the thread pool, selects.
+//
+// Bytes of one call: the active rows once (K * D, the floor), M * D of activations, M * K logits
+// that stay in L2 until the selection reads them.
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <vector>
+
+#include "common/parallel.h"
+#include "head/head.h"
+#include "kernels.h"
+
+namespace microspec {
+
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+// The least worth waking a thread for: about 10 us of reading.
+constexpr int64_t kBytesPerThread = int64_t{1} << 17;
+
+// What one group has to do: its occupied slots times the rows of hidden that belong to it.
+struct GroupWork {
+  std::vector<int32_t> slots;  // occupied slots, ascending
+  std::vector<int32_t> ids;    // their token ids
+  std::vector<int64_t> rows;   // rows of hidden
+  int64_t first_hidden;        // of its rows among the packed activations
+  int64_t panel_rows;
+  int64_t panels;
+};
+
+template <class Source, class Target>
+void convert_row(const Source* source, int64_t count, Target* target) {
+  for (int64_t i = 0; i < count; ++i) target[i] = static_cast<Target>(static_cast<float>(source[i]));
+}
+
+class Head {
+ public:
+  explicit Head(const HeadArgs& args)
+      : args_(args), kernel_(instruction_set().head(args.weight_type)), groups_(args.groups) {
+    for (int64_t row = 0; row < args.rows; ++row) {
+      const int64_t group = args.group_of(row);
+      if (group >= 0) groups_[group].rows.push_back(row);
+    }
+    int64_t packed_rows = 0;
+    for (int64_t g = 0; g < args.groups; ++g) {
+      GroupWork& work = groups_[g];
+      work.first_hidden = packed_rows;
+      packed_rows += static_cast<int64_t>(work.rows.size());
+      if (work.rows.empty()) continue;
+      const int32_t* ids = args.active_ids + g * args.capacity;
+      work.slots.reserve(args.capacity);
+      work.ids.reserve(args.capacity);
+      for (int64_t slot = 0; slot < args.capacity; ++slot) {
+        if (ids[slot] < 0) continue;
+        work.slots.push_back(static_cast<int32_t>(slot));
+        work.ids.push_back(ids[slot]);
+      }
+      work.panel_rows = kernel_.panel_rows(static_cast<int64_t>(work.rows.size()));
+      work.panels = (static_cast<int64_t>(work.slots.size()) + work.panel_rows - 1) / work.panel_rows;
+    }
+    pack_hidden(packed_rows);
+  }
+
+  // logits[row * capacity + column(work, i)] for each row and its i-th occupied slot.
+  template <class Column>
+  void project(float* logits, const Column& column) const {
+    for (const GroupWork& work : groups_) {
+      if (work.rows.empty()) continue;
+      const int64_t panel_bytes = work.panel_rows * args_.dim * element_size(args_.weight_type);
+      const int64_t grain = std::max<int64_t>(1, kBytesPerThread / std::max<int64_t>(1, panel_bytes));
+      parallel_for(work.panels, grain, [&](int64_t begin, int64_t end) {
+        std::vector<float> dots(work.panel_rows * work.rows.size());
+        for (int64_t panel = begin; panel < end; ++panel) {
+          run_panel(work, panel, panel + 1 < end, dots.data());
+          store(work, panel, dots.data(), logits, column);
+        }
+      });
+    }
+  }
+
+  const std::vector<GroupWork>& groups() const { return groups_; }
+
+ private:
+  const char* row_pointer(const GroupWork& work, int64_t i) const {
+    const int64_t group = &work - groups_.data();
+    const int64_t offset = args_.packed
+                               ? group * args_.weight_group_stride + work.slots[i] * args_.weight_row_stride
+                               : work.ids[i] * args_.weight_row_stride;
+    return static_cast<const char*>(args_.weight) + offset * element_size(args_.weight_type);
+  }
+
+  // Activations of a group lie together, in the kernel's type, zero-padded.
+  void pack_hidden(int64_t packed_rows) {
+    hidden_stride_ = (args_.dim + kHiddenPadding - 1) / kHiddenPadding * kHiddenPadding;
+    const int64_t size = element_size(kernel_.hidden_type);
+    hidden_.reset(new char[packed_rows * hidden_stride_ * size]);
+    for (const GroupWork& work : groups_) {
+      for (size_t i = 0; i < work.rows.size(); ++i) {
+        char* target = hidden_.get() + (work.first_hidden + i) * hidden_stride_ * size;
+        const int64_t source = work.rows[i] * args_.hidden_row_stride;
+        if (args_.hidden_type == kernel_.hidden_type) {
+          std::memcpy(target, static_cast<const char*>(args_.hidden) + source * size, args_.dim * size);
+        } else if (args_.hidden_type == DType::f16) {
+          convert_row(static_cast<const c10::Half*>(args_.hidden) + source, args_.dim,
+                      reinterpret_cast<float*>(target));
+        } else {
+          convert_row(static_cast<const c10::BFloat16*>(args_.hidden) + source, args_.dim,
+                      reinterpret_cast<float*>(target));
+        }
+        std::memset(target + args_.dim * size, 0, (hidden_stride_ - args_.dim) * size);
+      }
+    }
+  }
+
+  void run_panel(const GroupWork& work, int64_t index, bool more, float* dots) const {
+    const char* rows[kMaxPanelRows];
+    const char* upcoming[kMaxPanelRows];
+    const int64_t first = index * work.panel_rows;
+    const int64_t last = static_cast<int64_t>(work.slots.size()) - 1;
+    const int64_t count = std::min(work.panel_rows, last + 1 - first);
+    for (int64_t r = 0; r < count; ++r) {
+      rows[r] = row_pointer(work, first + r);
+      upcoming[r] = more ? row_pointer(work, std::min(first + work.panel_rows + r, last)) : rows[r];
+    }
+    const char* hidden =
+        hidden_.get() + work.first_hidden * hidden_stride_ * element_size(kernel_.hidden_type);
+    kernel_.panel({rows, upcoming, count, hidden, static_cast<int64_t>(work.rows.size()),
+                   hidden_stride_, args_.dim, dots});
+  }
+
+  template <class Column>
+  void store(const GroupWork& work, int64_t index, const float* dots, float* logits, const Column& column) const {
+    const int64_t group = &work - groups_.data();
+    const int64_t first = index * work.panel_rows;
+    const int64_t count = std::min(work.panel_rows, static_cast<int64_t>(work.slots.size()) - first);
+    const int64_t hidden_count = static_cast<int64_t>(work.rows.size());
+    for (int64_t r = 0; r < count; ++r) {
+      const int64_t i = first + r;
+      float scale = 1.0f;
+      if (args_.weight_scale) {
+        scale = args_.weight_scale[args_.packed ? group * args_.capacity + work.slots[i] : work.ids[i]];
+      }
+      const float bias = args_.bias ? bias_of(work.ids[i]) : 0.0f;
+      for (int64_t m = 0; m < hidden_count; ++m) {
+        float z = args_.logit_scale * (dots[r * hidden_count + m] * scale + bias);
+        if (args_.softcap > 0.0f) z = args_.softcap * std::tanh(z / args_.softcap);
+        logits[work.rows[m] * args_.capacity + column(work, i)] = z;
+      }
+    }
+  }
+
+  float bias_of(int32_t id) const {
+    switch (args_.bias_type) {
+      case DType::f32: return static_cast<const float*>(args_.bias)[id];
+      case DType::f16: return static_cast<const c10::Half*>(args_.bias)[id];
+      default: return static_cast<const c10::BFloat16*>(args_.bias)[id];
+    }
+  }
+
+  HeadArgs args_;
+  HeadKernel kernel_;
+  std::vector<GroupWork> groups_;
+  std::unique_ptr<char[]> hidden_;
+  int64_t hidden_stride_ = 0;
+};
+
+}  // namespace
+
+void run_sparse_head(const HeadArgs& args, int64_t k, float* logits, int64_t* token_ids, float* logsumexp) {
+  const Head head(args);
+  const std::unique_ptr<float[]> scores(new float[args.rows * args.capacity]);
+  head.project(scores.get(), [](const GroupWork&, int64_t i) { return i; });
+  parallel_for(args.rows, std::max<int64_t>(1, 8192 / std::max<int64_t>(1, args.capacity)),
+               [&](int64_t begin, int64_t end) {
+                 for (int64_t row = begin; row < end; ++row) {
+                   const int64_t group = args.group_of(row);
+                   const auto* work = group >= 0 ? &head.groups()[group] : nullptr;  // null: padding
+                   instruction_set().select(scores.get() + row * args.capacity,
+                                            work ? work->ids.data() : nullptr,
+                                            work ? static_cast<int64_t>(work->ids.size()) : 0, k,
+                                            logits + row * k, token_ids + row * k, logsumexp + row);
+                 }
+               });
+}
+
+void run_sparse_logits(const HeadArgs& args, float* logits) {
+  std::fill(logits, logits + args.rows * args.capacity, -kInfinity);
+  Head(args).project(logits, [](const GroupWork& work, int64_t i) { return work.slots[i]; });
+}
+
+}  // namespace microspec

@@ -1,0 +1,18 @@
+// AVX-512 without bf16 arithmetic: Skylake to Ice Lake.
+#include <cstdint>
+
+#include "head/head.h"
+#include "kernels.h"
+#include "simd_avx512.h"
+
+namespace microspec {
+namespace avx512 {
+
+#include "panel.inl"
+#include "select.inl"
+
+}  // namespace avx512
+
+const InstructionSet kAvx512 = {"avx512", avx512::widening_head<Avx512Vec>, avx512::select};
+
+}  // namespace microspec

@@ -1,0 +1,47 @@
+#include "kernels.h"
+
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace microspec {
+
+namespace {
+
+// Best first; the portable one is always last.
+std::vector<const InstructionSet*> supported() {
+  std::vector<const InstructionSet*> sets;
+#ifdef MICROSPEC_X86
+  __builtin_cpu_init();
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  if (avx512 && __builtin_cpu_supports("avx512bf16")) sets.push_back(&kAvx512Bf16);
+  if (avx512) sets.push_back(&kAvx512);
+  // Every processor with AVX2 has FMA and F16C.
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) sets.push_back(&kAvx2);
+#endif
+  sets.push_back(&kPortable);
+  return sets;
+}
+
+const InstructionSet& choose() {
+  const auto sets = supported();
+  const char* wanted = std::getenv("MICROSPEC_ISA");
+  if (!wanted) return *sets.front();
+  std::string names;
+  for (const auto* set : sets) {
+    if (std::string(wanted) == set->name) return *set;
+    names += std::string(names.empty() ? "" : ", ") + set->name;
+  }
+  throw std::runtime_error("ValueError: microspec: MICROSPEC_ISA: expected one of " + names + ", got " + wanted);
+}
+
+}  // namespace
+
+const InstructionSet& instruction_set() {
+  static const InstructionSet& chosen = choose();
+  return chosen;
+}
+
+}  // namespace microspec

@@ -1,0 +1,55 @@
+// What each instruction set provides to the CPU head, and the choice among them.
+#pragma once
+
+#include <cstdint>
+
+#include "common/dtype.h"
+
+namespace microspec {
+
+// A panel: some active rows against all activations of their group.
+struct Panel {
+  const char* const* rows;      // [row_count] first byte of each row
+  const char* const* upcoming;  // [row_count] rows of the next panel, to prefetch
+  int64_t row_count;            // at most kMaxPanelRows
+  const void* hidden;           // [hidden_count, hidden_stride], see HeadKernel; zero-padded rows
+  int64_t hidden_count;
+  int64_t hidden_stride;        // in elements
+  int64_t dim;                  // D
+  float* dots;                  // out: [row_count, hidden_count]
+};
+constexpr int64_t kMaxPanelRows = 8;
+
+struct HeadKernel {
+  void (*panel)(const Panel&);
+  // Rows a panel should have, given the activations; fewer work too.
+  int64_t (*panel_rows)(int64_t hidden_count);
+  // The activations' type in the panel: bf16 where the instruction set multiplies it, else fp32.
+  DType hidden_type;
+};
+
+// Top k of logits[count] (best first, ties to the lower id) and their logsumexp.
+using SelectKernel = void (*)(const float* logits, const int32_t* ids, int64_t count, int64_t k,
+                              float* top_logits, int64_t* top_ids, float* logsumexp);
+
+struct InstructionSet {
+  const char* name;
+  HeadKernel (*head)(DType weight_type);
+  SelectKernel select;
+};
+
+// Activations are padded with zeros to a multiple of this many elements, so that kernels may read
+// whole vectors of them. Rows of the weight are never read past their end.
+constexpr int64_t kHiddenPadding = 64;
+
+// The best set this processor has, or the one that MICROSPEC_ISA names. Chosen once.
+const InstructionSet& instruction_set();
+
+extern const InstructionSet kPortable;
+#ifdef MICROSPEC_X86
+extern const InstructionSet kAvx2;
+extern const InstructionSet kAvx512;
+extern const InstructionSet kAvx512Bf16;
+#endif
+
+}  // namespace microspec

@@ -1,0 +1,154 @@
+// The panel kernel, compiled once for each instruction set. Included inside that set's namespace,
+// after its vector type: no function of the standard library may be instantiated here, or the linker
+// could hand a copy with AVX-512 in it to a processor without.
+//
+// Floor: every byte of a row is read once from memory, whatever M. A panel of R rows stays in L1/L2
+// while its activations pass by C at a time, and R * C accumulators stay in registers: R + C loads
+// for R * C multiply-adds. Each (row, activation) pair has one accumulator that sees the elements in
+// order, so a logit depends neither on its slot, nor on M, nor on the number of threads.
+//
+// Mac supplies: Row, Hidden (element types), kStep (elements per multiply-add), RowVec, HiddenVec,
+// Acc, load(), load_partial(), load_hidden(), mac(), sum(), and kGain, a factor its sums still need.
+
+template <class Mac, int R, int C>
+inline void panel_tile(const Panel& panel, int64_t first_row, int64_t first_hidden) {
+  using Row = typename Mac::Row;
+  using Hidden = typename Mac::Hidden;
+  constexpr int kLine = 64 / sizeof(Row);  // elements in a cache line
+  const Row* row[R];
+  const char* upcoming[R];
+  for (int r = 0; r < R; ++r) {
+    row[r] = reinterpret_cast<const Row*>(panel.rows[first_row + r]);
+    upcoming[r] = panel.upcoming[first_row + r];
+  }
+  const Hidden* hidden[C];
+  for (int c = 0; c < C; ++c) {
+    hidden[c] = static_cast<const Hidden*>(panel.hidden) + (first_hidden + c) * panel.hidden_stride;
+  }
+  typename Mac::Acc acc[R][C];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 16
+    for (int c = 0; c < C; ++c) acc[r][c] = Mac::zero();
+  }
+
+  const auto accumulate = [&](const typename Mac::RowVec(&w)[R], int64_t d) __attribute__((always_inline)) {
+#pragma GCC unroll 16
+    for (int c = 0; c < C; ++c) {
+      const auto x = Mac::load_hidden(hidden[c] + d);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) acc[r][c] = Mac::mac(acc[r][c], w[r], x);
+    }
+  };
+
+  int64_t d = 0;
+  typename Mac::RowVec w[R];
+  // Only the first pass over the activations fetches the next panel; by its end the lines are there.
+  const bool prefetch = first_hidden == 0;
+  for (; d + kLine <= panel.dim; d += kLine) {
+    if (prefetch) {
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) __builtin_prefetch(upcoming[r] + d * sizeof(Row), 0, 2);
+    }
+#pragma GCC unroll 4
+    for (int step = 0; step < kLine; step += Mac::kStep) {
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) w[r] = Mac::load(row[r] + d + step);
+      accumulate(w, d + step);
+    }
+  }
+  for (; d < panel.dim; d += Mac::kStep) {
+    const int64_t left = panel.dim - d;
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      w[r] = left >= Mac::kStep ? Mac::load(row[r] + d)
+                                : Mac::load_partial(row[r] + d, static_cast<int>(left));
+    }
+    accumulate(w, d);
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 16
+    for (int c = 0; c < C; ++c) {
+      panel.dots[(first_row + r) * panel.hidden_count + first_hidden + c] =
+          Mac::sum(acc[r][c]) * Mac::kGain;
+    }
+  }
+}
+
+// R rows against `count` activations, 1 <= count <= C.
+template <class Mac, int R, int C>
+inline void panel_columns(const Panel& panel, int64_t row, int64_t first, int64_t count) {
+  if constexpr (C > 1) {
+    if (count < C) return panel_columns<Mac, R, C - 1>(panel, row, first, count);
+  }
+  panel_tile<Mac, R, C>(panel, row, first);
+}
+
+// Mac::kRowsFor1 rows for one activation, Mac::kRows for more, Mac::kColumns of them at a time.
+template <class Mac>
+void panel_kernel(const Panel& panel) {
+  const int64_t m = panel.hidden_count;
+  if (m == 1) {
+    int64_t row = 0;
+    for (; row + Mac::kRowsFor1 <= panel.row_count; row += Mac::kRowsFor1) {
+      panel_tile<Mac, Mac::kRowsFor1, 1>(panel, row, 0);
+    }
+    for (; row < panel.row_count; ++row) panel_tile<Mac, 1, 1>(panel, row, 0);
+    return;
+  }
+  // Blocks of even size: 10 activations are 5 + 5, not 6 + 4.
+  const int64_t blocks = (m + Mac::kColumns - 1) / Mac::kColumns;
+  const int64_t width = (m + blocks - 1) / blocks;
+  int64_t row = 0;
+  for (; row + Mac::kRows <= panel.row_count; row += Mac::kRows) {
+    for (int64_t first = 0; first < m; first += width) {
+      panel_columns<Mac, Mac::kRows, Mac::kColumns>(panel, row, first, m - first < width ? m - first : width);
+    }
+  }
+  for (; row < panel.row_count; ++row) {
+    for (int64_t first = 0; first < m; first += width) {
+      panel_columns<Mac, 1, Mac::kColumns>(panel, row, first, m - first < width ? m - first : width);
+    }
+  }
+}
+
+template <class Mac>
+HeadKernel head_kernel(DType hidden_type) {
+  return {panel_kernel<Mac>,
+          [](int64_t hidden_count) -> int64_t { return hidden_count == 1 ? Mac::kRowsFor1 : Mac::kRows; },
+          hidden_type};
+}
+
+// The multiply-add of every type that is widened to fp32 first. Vec is the set's vector of floats.
+template <class Vec, class RowType>
+struct WideningMac {
+  using Row = RowType;
+  using Hidden = float;
+  using Acc = typename Vec::Type;
+  using RowVec = typename Vec::Type;
+  static constexpr int kStep = Vec::kLanes;
+  static constexpr int kRowsFor1 = Vec::kRowsFor1, kRows = Vec::kRows, kColumns = Vec::kColumns;
+  static constexpr float kGain = Vec::gain(Row{});
+  static Acc zero() { return Vec::zero(); }
+  static RowVec load(const Row* p) { return Vec::load(p); }
+  static RowVec load_partial(const Row* p, int count) {
+    Row padded[kStep] = {};
+    for (int i = 0; i < count; ++i) padded[i] = p[i];
+    return Vec::load(padded);
+  }
+  static RowVec load_hidden(const float* p) { return Vec::load(p); }
+  static Acc mac(Acc acc, RowVec w, RowVec x) { return Vec::fma(w, x, acc); }
+  static float sum(Acc acc) { return Vec::sum(acc); }
+};
+
+template <class Vec>
+HeadKernel widening_head(DType weight_type) {
+  switch (weight_type) {
+    case DType::f32: return head_kernel<WideningMac<Vec, float>>(DType::f32);
+    case DType::f16: return head_kernel<WideningMac<Vec, f16_t>>(DType::f32);
+    case DType::bf16: return head_kernel<WideningMac<Vec, bf16_t>>(DType::f32);
+    case DType::i8: return head_kernel<WideningMac<Vec, int8_t>>(DType::f32);
+    default: return head_kernel<WideningMac<Vec, f8e4m3_t>>(DType::f32);
+  }
+}

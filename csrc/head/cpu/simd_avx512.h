@@ -1,0 +1,46 @@
+// AVX-512 (F, BW, VL, DQ): sixteen lanes, thirty-two registers. Shared by the two AVX-512 sets.
+#pragma once
+
+#include <immintrin.h>
+
+#include "common/dtype.h"
+
+namespace microspec {
+namespace {
+
+struct Avx512Vec {
+  using Type = __m512;
+  static constexpr int kLanes = 16;
+  // 4 * 6 accumulators, four rows and an activation: 29 of 32 registers.
+  static constexpr int kRowsFor1 = 8, kRows = 4, kColumns = 6;
+  static constexpr float gain(f8e4m3_t) { return 256.0f; }  // see load(const f8e4m3_t*)
+  template <class Row>
+  static constexpr float gain(Row) {
+    return 1.0f;
+  }
+  static Type zero() { return _mm512_setzero_ps(); }
+  static Type load(const float* p) { return _mm512_loadu_ps(p); }
+  static Type load(const f16_t* p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  static Type load(const bf16_t* p) {
+    const __m512i bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
+  }
+  static Type load(const int8_t* p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+  }
+  // e4m3 shifted into fp16's fields is the value times 2^-8 (biases 7 and 15), subnormals included.
+  static Type load(const f8e4m3_t* p) {
+    const __m256i bits = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    const __m256i magnitude = _mm256_and_si256(bits, _mm256_set1_epi16(0x7f));
+    const __m256i nan = _mm256_cmpeq_epi16(magnitude, _mm256_set1_epi16(0x7f));
+    const __m256i sign = _mm256_and_si256(bits, _mm256_set1_epi16(static_cast<int16_t>(0x8000)));
+    return _mm512_cvtph_ps(_mm256_or_si256(sign, _mm256_or_si256(nan, _mm256_slli_epi16(magnitude, 7))));
+  }
+  static Type fma(Type a, Type b, Type c) { return _mm512_fmadd_ps(a, b, c); }
+  static float sum(Type v) { return _mm512_reduce_add_ps(v); }
+};
+
+}  // namespace
+}  // namespace microspec

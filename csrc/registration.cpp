@@ -1,0 +1,48 @@
+// The schemas of every op, and which function serves which device. Nothing else lives here.
+#include <torch/csrc/stable/library.h>
+
+#include "gather/gather.h"
+#include "head/head.h"
+#include "vocab/vocab.h"
+
+// TORCH_BOX does not check the C++ types of scalars against the schema: a `float` would silently
+// read 0 and an `int` be cut off. Every parameter must be one of these.
+template <class T>
+constexpr bool boxes_right =
+    std::is_same_v<T, torch::stable::Tensor> || std::is_same_v<T, std::optional<torch::stable::Tensor>> ||
+    std::is_same_v<T, double> || std::is_same_v<T, int64_t> || std::is_same_v<T, bool>;
+
+template <class Result, class... Parameters>
+constexpr bool all_box_right(Result (*)(Parameters...)) {
+  return (boxes_right<std::decay_t<Parameters>> && ...);
+}
+
+#define MICROSPEC_BOX(function)                                                              \
+  [] {                                                                                       \
+    static_assert(all_box_right(&(function)), "a parameter type that TORCH_BOX would garble"); \
+    return TORCH_BOX(&(function));                                                           \
+  }()
+
+STABLE_TORCH_LIBRARY(microspec, m) {
+  m.def(
+      "sparse_head(Tensor hidden, Tensor weight, Tensor active_ids, int k, *, bool packed=False, "
+      "Tensor? group_ids=None, Tensor? weight_scale=None, Tensor? bias=None, "
+      "float logit_scale=1.0, float softcap=0.0) -> (Tensor logits, Tensor token_ids, Tensor logsumexp)");
+  m.def(
+      "sparse_logits(Tensor hidden, Tensor weight, Tensor active_ids, *, bool packed=False, "
+      "Tensor? group_ids=None, Tensor? weight_scale=None, Tensor? bias=None, "
+      "float logit_scale=1.0, float softcap=0.0) -> Tensor");
+  m.def(
+      "gather_rows_(Tensor(a!) slab, Tensor(b!) slab_ids, Tensor weight, Tensor active_ids, *, "
+      "Tensor(c!)? slab_scale=None, Tensor? weight_scale=None) -> ()");
+  m.def(
+      "vocab_update_(Tensor(a!) active_ids, Tensor(b!) slot_stamps, Tensor(c!) token_slots, "
+      "Tensor(d!) clock, Tensor tokens, *, Tensor? token_groups=None) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(microspec, CPU, m) {
+  m.impl("sparse_head", MICROSPEC_BOX(microspec::sparse_head_cpu));
+  m.impl("sparse_logits", MICROSPEC_BOX(microspec::sparse_logits_cpu));
+  m.impl("gather_rows_", MICROSPEC_BOX(microspec::gather_rows_cpu));
+  m.impl("vocab_update_", MICROSPEC_BOX(microspec::vocab_update_cpu));
+}

@@ -1,0 +1,261 @@
+"""The argument checks of every op, for what is written in Python: fakes, reference, Triton.
+
+They mirror ``csrc/common/check.h`` and ``csrc/*/*_op.cpp``, down to the wording; a test holds the
+two to it. Only shapes, dtypes, strides and devices are looked at unless a name says ``ids``, so
+the checks also work on fake tensors.
+"""
+
+from collections.abc import Sequence
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+MAX_TOP_K = 128
+PINNED_STAMP = 2**63 - 1
+EMPTY_STAMP = -1
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+QUANTISED = (torch.int8, torch.float8_e4m3fn)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+class Checker:
+    """The checks of one op on one device, so that both are said once."""
+
+    def __init__(self, op: str, device: torch.device) -> None:
+        self.op = op
+        self.device = device
+
+    def fail(self, kind: type[Exception], argument: str, expected: str, got: object) -> NoReturn:
+        raise kind(f"microspec::{self.op}: {argument}: expected {expected}, got {got}")
+
+    def value(self, ok: bool, argument: str, expected: str, got: object) -> None:
+        if not ok:
+            self.fail(ValueError, argument, expected, got)
+
+    def dtype(
+        self, tensor: Tensor, argument: str, expected: Sequence[torch.dtype], text: str
+    ) -> None:
+        if tensor.dtype not in expected:
+            self.fail(TypeError, argument, text, dtype_name(tensor.dtype))
+
+    def int32(self, tensor: Tensor, argument: str) -> None:
+        self.dtype(tensor, argument, [torch.int32], "int32")
+
+    def int64(self, tensor: Tensor, argument: str) -> None:
+        self.dtype(tensor, argument, [torch.int64], "int64")
+
+    def integer(self, tensor: Tensor, argument: str) -> None:
+        self.dtype(tensor, argument, [torch.int32, torch.int64], "int32 or int64")
+
+    def floating(self, tensor: Tensor, argument: str) -> None:
+        self.dtype(tensor, argument, FLOATS, "float32, float16 or bfloat16")
+
+    def rows(self, tensor: Tensor, argument: str, reference: torch.dtype) -> None:
+        name = dtype_name(reference)
+        allowed = [*QUANTISED, reference]
+        self.dtype(tensor, argument, allowed, f"{name}, float8_e4m3fn or int8")
+
+    def shape(self, tensor: Tensor, argument: str, expected: Sequence[int]) -> None:
+        if tensor.dim() != len(expected) or any(
+            got != want for got, want in zip(tensor.shape, expected, strict=True)
+        ):
+            self.fail(ValueError, argument, f"shape {list(expected)}", list(tensor.shape))
+
+    def contiguous(self, tensor: Tensor, argument: str) -> None:
+        if not tensor.is_contiguous():
+            self.fail(
+                ValueError, argument, "a contiguous tensor", f"strides {list(tensor.stride())}"
+            )
+
+    def on_device(self, tensor: Tensor, argument: str) -> None:
+        if tensor.device != self.device:
+            self.fail(ValueError, argument, f"a tensor on {self.device}", f"one on {tensor.device}")
+
+    def unit_inner_stride(self, tensor: Tensor, argument: str) -> None:
+        if tensor.size(-1) > 1 and tensor.stride(-1) != 1:
+            got = f"stride {tensor.stride(-1)}"
+            self.fail(ValueError, argument, "stride 1 in the last dimension", got)
+
+    def row_scale(
+        self, scale: Tensor | None, argument: str, rows: torch.dtype, shape: Sequence[int]
+    ) -> None:
+        if rows not in QUANTISED:
+            wanted = "None for rows that are not int8 or float8_e4m3fn"
+            self.value(scale is None, argument, wanted, "a tensor")
+        elif scale is None:
+            wanted = "a scale per row for int8 or float8_e4m3fn rows"
+            self.fail(ValueError, argument, wanted, "None")
+        else:
+            self.dtype(scale, argument, [torch.float32], "float32")
+            self.shape(scale, argument, shape)
+            self.contiguous(scale, argument)
+            self.on_device(scale, argument)
+
+    def ids(self, ids: Tensor, argument: str, vocab_size: int, noun: str, where: str) -> None:
+        """Every value in [0, vocab_size) or -1. Reads the values: not for fake tensors."""
+        bad = ((ids < -1) | (ids >= vocab_size)).flatten().nonzero()
+        if len(bad):
+            position = int(bad[0])
+            got = f"{int(ids.flatten()[position])} at {where} {position}"
+            self.fail(IndexError, argument, f"{noun} in [0, {vocab_size}) or -1", got)
+
+
+def groups_and_capacity(check: Checker, active_ids: Tensor) -> tuple[int, int]:
+    check.value(
+        active_ids.dim() in (1, 2), "active_ids", "shape [K] or [G, K]", list(active_ids.shape)
+    )
+    groups = active_ids.size(0) if active_ids.dim() == 2 else 1
+    return groups, active_ids.size(-1)
+
+
+def head(
+    op: str,
+    hidden: Tensor,
+    weight: Tensor,
+    active_ids: Tensor,
+    packed: bool,
+    group_ids: Tensor | None,
+    weight_scale: Tensor | None,
+    bias: Tensor | None,
+    softcap: float,
+    k: int | None = None,
+) -> None:
+    """Checks of sparse_head (with ``k``) and sparse_logits, but for the ids' values."""
+    check = Checker(op, hidden.device)
+    if k is not None:
+        check.value(1 <= k <= MAX_TOP_K, "k", f"1 <= k <= {MAX_TOP_K}", k)
+    check.value(hidden.dim() == 2, "hidden", "shape [M, D]", list(hidden.shape))
+    groups, capacity = groups_and_capacity(check, active_ids)
+    check.int32(active_ids, "active_ids")
+    rows, dim = hidden.shape
+    check.floating(hidden, "hidden")
+    check.rows(weight, "weight", hidden.dtype)
+    if not packed:
+        fits = weight.dim() == 2 and weight.size(1) == dim
+        check.value(fits, "weight", f"shape [V, {dim}]", list(weight.shape))
+        scale_shape: tuple[int, ...] = (weight.size(0),)
+    else:
+        scale_shape = (capacity,) if active_ids.dim() == 1 else (groups, capacity)
+        check.shape(weight, "weight", (*scale_shape, dim))
+    check.row_scale(weight_scale, "weight_scale", weight.dtype, scale_shape)
+    single = groups <= 1 or group_ids is not None or rows == 0
+    check.value(single, "group_ids", f"a group per row, as G = {groups}", "None")
+    if group_ids is not None:
+        check.integer(group_ids, "group_ids")
+        check.shape(group_ids, "group_ids", (rows,))
+        check.contiguous(group_ids, "group_ids")
+        check.on_device(group_ids, "group_ids")
+    if bias is not None:
+        allowed = [hidden.dtype, torch.float32]
+        check.dtype(bias, "bias", allowed, f"{dtype_name(hidden.dtype)} or float32")
+        check.value(bias.dim() == 1, "bias", "shape [V]", list(bias.shape))
+        if not packed:
+            check.shape(bias, "bias", (weight.size(0),))
+        check.contiguous(bias, "bias")
+        check.on_device(bias, "bias")
+    check.value(softcap >= 0, "softcap", "a number >= 0", f"{softcap:g}")
+    check.unit_inner_stride(hidden, "hidden")
+    check.unit_inner_stride(weight, "weight")
+    check.contiguous(active_ids, "active_ids")
+    check.on_device(weight, "weight")
+    check.on_device(active_ids, "active_ids")
+
+
+def head_ids(
+    op: str,
+    hidden: Tensor,
+    weight: Tensor,
+    active_ids: Tensor,
+    packed: bool,
+    group_ids: Tensor | None,
+    bias: Tensor | None,
+) -> None:
+    """The values of active_ids and group_ids, as sparse_head and sparse_logits want them."""
+    check = Checker(op, hidden.device)
+    vocab_size = weight.size(0) if not packed else bias.size(0) if bias is not None else 2**31
+    check.ids(active_ids, "active_ids", vocab_size, "ids", "flat position")
+    if group_ids is not None:
+        groups = active_ids.size(0) if active_ids.dim() == 2 else 1
+        check.ids(group_ids, "group_ids", groups, "groups", "position")
+
+
+def gather(
+    slab: Tensor,
+    slab_ids: Tensor,
+    weight: Tensor,
+    active_ids: Tensor,
+    slab_scale: Tensor | None,
+    weight_scale: Tensor | None,
+) -> Checker:
+    """Checks of gather_rows_, but for the ids' values."""
+    check = Checker("gather_rows_", slab.device)
+    groups, capacity = groups_and_capacity(check, active_ids)
+    check.value(weight.dim() == 2, "weight", "shape [V, D]", list(weight.shape))
+    check.int32(active_ids, "active_ids")
+    check.int32(slab_ids, "slab_ids")
+    ids_shape = (capacity,) if active_ids.dim() == 1 else (groups, capacity)
+    check.shape(slab_ids, "slab_ids", ids_shape)
+    check.shape(slab, "slab", (*ids_shape, weight.size(1)))
+    if weight.dtype in QUANTISED:
+        check.dtype(slab, "slab", [weight.dtype], dtype_name(weight.dtype))
+    else:
+        check.floating(weight, "weight")
+    check.rows(slab, "slab", weight.dtype)
+    check.row_scale(weight_scale, "weight_scale", weight.dtype, (weight.size(0),))
+    check.row_scale(slab_scale, "slab_scale", slab.dtype, ids_shape)
+    check.unit_inner_stride(weight, "weight")
+    check.on_device(weight, "weight")
+    for tensor, name in ((slab, "slab"), (slab_ids, "slab_ids"), (active_ids, "active_ids")):
+        check.contiguous(tensor, name)
+        check.on_device(tensor, name)
+    return check
+
+
+def vocab(
+    active_ids: Tensor,
+    slot_stamps: Tensor,
+    token_slots: Tensor,
+    clock: Tensor,
+    tokens: Tensor,
+    token_groups: Tensor | None,
+) -> Checker:
+    """Checks of vocab_update_, but for the tokens' values."""
+    check = Checker("vocab_update_", active_ids.device)
+    groups, capacity = groups_and_capacity(check, active_ids)
+    check.value(token_slots.dim() == 2, "token_slots", "shape [G, V]", list(token_slots.shape))
+    check.int32(active_ids, "active_ids")
+    check.int64(slot_stamps, "slot_stamps")
+    check.int32(token_slots, "token_slots")
+    check.int64(clock, "clock")
+    check.shape(slot_stamps, "slot_stamps", (groups, capacity))
+    check.shape(token_slots, "token_slots", (groups, token_slots.size(1)))
+    check.shape(clock, "clock", (groups,))
+    check.integer(tokens, "tokens")
+    got = list(tokens.shape)
+    if token_groups is not None or tokens.dim() == 1:
+        check.value(tokens.dim() == 1, "tokens", "shape [N] beside token_groups", got)
+        single = token_groups is not None or groups == 1
+        check.value(single, "tokens", "shape [G, N], or [N] with token_groups, as G > 1", got)
+    else:
+        fits = tokens.dim() == 2 and tokens.size(0) == groups
+        check.value(fits, "tokens", f"shape [{groups}, N]", got)
+    if token_groups is not None:
+        check.integer(token_groups, "token_groups")
+        check.shape(token_groups, "token_groups", (tokens.size(-1),))
+        check.contiguous(token_groups, "token_groups")
+        check.on_device(token_groups, "token_groups")
+    named = {
+        "active_ids": active_ids,
+        "slot_stamps": slot_stamps,
+        "token_slots": token_slots,
+        "clock": clock,
+        "tokens": tokens,
+    }
+    for name, tensor in named.items():
+        check.contiguous(tensor, name)
+        check.on_device(tensor, name)
+    return check

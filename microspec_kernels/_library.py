@@ -1,0 +1,29 @@
+"""Finds and loads the compiled library, which registers ``torch.ops.microspec.*``."""
+
+from pathlib import Path
+
+import torch
+
+PATH = Path(__file__).with_name("libmicrospec.so")
+
+
+def load() -> None:
+    """Load the library; the schemas of all ops are registered afterwards.
+
+    Raises:
+        ImportError: the library is missing or does not fit this torch.
+    """
+    if not PATH.exists():
+        raise ImportError(
+            f"microspec_kernels has no compiled library at {PATH}; install the package with "
+            "`pip install --no-build-isolation .` (or `make build` in a checkout)"
+        )
+    try:
+        torch.ops.load_library(PATH)
+    except OSError as error:
+        raise ImportError(
+            f"{PATH} does not load under torch {torch.__version__}, which must be 2.10 or later: {error}"
+        ) from error
+
+
+load()

@@ -1,0 +1,250 @@
+"""The ops, with Python's own error types, and their fakes for ``torch.compile``.
+
+Each function calls ``torch.ops.microspec.<name>`` and nothing else; engines may as well call the
+op itself, which raises ``RuntimeError`` with the same text.
+"""
+
+import re
+from collections.abc import Callable
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from . import _checks, _library
+
+__all__ = ["gather_rows_", "sparse_head", "sparse_logits", "vocab_update_"]
+assert _library.PATH  # loaded: every schema is registered from here on
+
+_KINDS: dict[str, type[Exception]] = {
+    kind.__name__: kind for kind in (ValueError, TypeError, IndexError)
+}
+_MESSAGE = re.compile(r"(ValueError|TypeError|IndexError): (microspec.*)", re.DOTALL)
+
+
+def _reraise(error: RuntimeError) -> NoReturn:
+    """What the stable ABI can only raise as RuntimeError, as the type its first word names."""
+    match = _MESSAGE.match(str(error))
+    if match is None:
+        raise error
+    raise _KINDS[match[1]](match[2]) from None
+
+
+def sparse_head(
+    hidden: Tensor,
+    weight: Tensor,
+    active_ids: Tensor,
+    k: int,
+    *,
+    packed: bool = False,
+    group_ids: Tensor | None = None,
+    weight_scale: Tensor | None = None,
+    bias: Tensor | None = None,
+    logit_scale: float = 1.0,
+    softcap: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The LM head over the active vocabulary: projection, logsumexp and top-k in one pass.
+
+    z = logit_scale · (x·w + bias), then softcap · tanh(z / softcap) if softcap > 0, accumulated in
+    fp32. Ordered by logit descending, equal logits by token id ascending, NaN last; so the result
+    equals ``torch.topk`` over a dense head restricted to the same ids. Method: MicroSpec,
+    arXiv 2605.26444.
+
+    Args:
+        hidden: [M, D] bf16, fp16 or fp32; any row stride.
+        weight: the LM head [V, D] (``packed=False``) or a slab [K, D] or [G, K, D]
+            (``packed=True``), in hidden's dtype, or float8_e4m3fn or int8 with ``weight_scale``.
+        active_ids: int32 [K] or [G, K]; -1 is an empty slot, anywhere.
+        k: entries a row, 1 to 128.
+        packed: whether row i of ``weight`` belongs to slot i rather than to token i.
+        group_ids: int32 or int64 [M], each row's group; needed when G > 1; -1 marks a padding row.
+        weight_scale: fp32 [V], [K] or [G, K]; a factor per row of a quantised weight.
+        bias: [V], hidden's dtype or fp32.
+        logit_scale: factor on every logit.
+        softcap: bound of the logits' magnitude; 0 for none.
+
+    Returns:
+        logits fp32 [M, k], token_ids int64 [M, k] and logsumexp fp32 [M] over the row's active
+        tokens, so that log-probability = logits - logsumexp. Fewer than k active: padded with
+        (-inf, -1). A NaN logit makes its row's logsumexp NaN.
+
+    Raises:
+        ValueError, TypeError: a wrong shape, stride, device, k or softcap; a wrong dtype.
+        IndexError: an id or group out of range (CPU).
+    """
+    try:
+        logits, token_ids, logsumexp = torch.ops.microspec.sparse_head(
+            hidden,
+            weight,
+            active_ids,
+            k,
+            packed=packed,
+            group_ids=group_ids,
+            weight_scale=weight_scale,
+            bias=bias,
+            logit_scale=logit_scale,
+            softcap=softcap,
+        )
+    except RuntimeError as error:
+        _reraise(error)
+    return logits, token_ids, logsumexp
+
+
+def sparse_logits(
+    hidden: Tensor,
+    weight: Tensor,
+    active_ids: Tensor,
+    *,
+    packed: bool = False,
+    group_ids: Tensor | None = None,
+    weight_scale: Tensor | None = None,
+    bias: Tensor | None = None,
+    logit_scale: float = 1.0,
+    softcap: float = 0.0,
+) -> Tensor:
+    """The logits of :func:`sparse_head`, slot by slot: fp32 [M, K], -inf at empty slots.
+
+    Arguments and errors are those of :func:`sparse_head`.
+    """
+    try:
+        logits: Tensor = torch.ops.microspec.sparse_logits(
+            hidden,
+            weight,
+            active_ids,
+            packed=packed,
+            group_ids=group_ids,
+            weight_scale=weight_scale,
+            bias=bias,
+            logit_scale=logit_scale,
+            softcap=softcap,
+        )
+    except RuntimeError as error:
+        _reraise(error)
+    return logits
+
+
+def gather_rows_(
+    slab: Tensor,
+    slab_ids: Tensor,
+    weight: Tensor,
+    active_ids: Tensor,
+    *,
+    slab_scale: Tensor | None = None,
+    weight_scale: Tensor | None = None,
+) -> None:
+    """Bring a slab up to date: afterwards slab_ids == active_ids, and each row is its token's.
+
+    A row whose id did not change is neither read nor written. Rows of a float weight are
+    quantised on the way into an int8 or float8_e4m3fn slab: q = round(row / scale),
+    scale = amax / 127 or amax / 448 (see :func:`microspec_kernels.reference.quantise_rows`).
+
+    Args:
+        slab: [K, D] or [G, K, D], contiguous; weight's dtype, or int8 or float8_e4m3fn.
+        slab_ids: int32, shaped as active_ids: which token each row of the slab holds, or -1.
+        weight: [V, D], bf16, fp16 or fp32, or int8 or float8_e4m3fn with ``weight_scale``.
+        active_ids: int32 [K] or [G, K]; -1 is an empty slot.
+        slab_scale: fp32 [K] or [G, K], exactly when the slab is quantised.
+        weight_scale: fp32 [V], exactly when the weight is quantised.
+
+    Raises:
+        ValueError, TypeError, IndexError: as :func:`sparse_head`; nothing is written then.
+    """
+    try:
+        torch.ops.microspec.gather_rows_(
+            slab, slab_ids, weight, active_ids, slab_scale=slab_scale, weight_scale=weight_scale
+        )
+    except RuntimeError as error:
+        _reraise(error)
+
+
+def vocab_update_(
+    active_ids: Tensor,
+    slot_stamps: Tensor,
+    token_slots: Tensor,
+    clock: Tensor,
+    tokens: Tensor,
+    *,
+    token_groups: Tensor | None = None,
+) -> None:
+    """Let tokens into the active vocabulary, evicting the least recently used.
+
+    The set and its recency order are exactly those of a sequential LRU over the tokens; a token
+    that stays keeps its slot; newcomers, oldest first, take the free slots in ascending order.
+    Slots with stamp 2^63 - 1 are pinned: never evicted.
+
+    Args:
+        active_ids: int32 [K] or [G, K]; -1 is an empty slot.
+        slot_stamps: int64 [G, K]: time of last use; -1 at an empty slot.
+        token_slots: int32 [G, V]: each token's slot, or -1.
+        clock: int64 [G]: positions seen so far.
+        tokens: int32 or int64 [G, N], or [N] when G = 1 or with ``token_groups``; oldest first;
+            -1 is padding. N may exceed K.
+        token_groups: int32 or int64 [N]: the group of each token of a ragged batch, -1 to ignore.
+
+    Raises:
+        ValueError, TypeError, IndexError: as :func:`sparse_head`; nothing is written then.
+    """
+    try:
+        torch.ops.microspec.vocab_update_(
+            active_ids, slot_stamps, token_slots, clock, tokens, token_groups=token_groups
+        )
+    except RuntimeError as error:
+        _reraise(error)
+
+
+def _fake(name: str) -> Callable[..., Callable[..., object]]:
+    return torch.library.register_fake(f"microspec::{name}")  # type: ignore[no-any-return]
+
+
+@_fake("sparse_head")
+def _(  # type: ignore[no-untyped-def]
+    hidden,
+    weight,
+    active_ids,
+    k,
+    *,
+    packed=False,
+    group_ids=None,
+    weight_scale=None,
+    bias=None,
+    logit_scale=1.0,
+    softcap=0.0,
+):
+    _checks.head(
+        "sparse_head", hidden, weight, active_ids, packed, group_ids, weight_scale, bias, softcap, k
+    )
+    shape = (hidden.size(0), k)
+    return (
+        hidden.new_empty(shape, dtype=torch.float32),
+        hidden.new_empty(shape, dtype=torch.int64),
+        hidden.new_empty(shape[:1], dtype=torch.float32),
+    )
+
+
+@_fake("sparse_logits")
+def _(  # type: ignore[no-untyped-def]
+    hidden,
+    weight,
+    active_ids,
+    *,
+    packed=False,
+    group_ids=None,
+    weight_scale=None,
+    bias=None,
+    logit_scale=1.0,
+    softcap=0.0,
+):
+    _checks.head(
+        "sparse_logits", hidden, weight, active_ids, packed, group_ids, weight_scale, bias, softcap
+    )
+    return hidden.new_empty((hidden.size(0), active_ids.size(-1)), dtype=torch.float32)
+
+
+@_fake("gather_rows_")
+def _(slab, slab_ids, weight, active_ids, *, slab_scale=None, weight_scale=None):  # type: ignore[no-untyped-def]
+    _checks.gather(slab, slab_ids, weight, active_ids, slab_scale, weight_scale)
+
+
+@_fake("vocab_update_")
+def _(active_ids, slot_stamps, token_slots, clock, tokens, *, token_groups=None):  # type: ignore[no-untyped-def]
+    _checks.vocab(active_ids, slot_stamps, token_slots, clock, tokens, token_groups)

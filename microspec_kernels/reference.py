@@ -1,0 +1,209 @@
+"""The meaning of every op, in plain PyTorch: slow, obvious, what the kernels are tested against.
+
+Arguments are taken as valid (``_checks`` has the checks); shapes and dtypes are those of
+:mod:`microspec_kernels.ops`. ``dtype`` lets a test compute the logits in float64.
+"""
+
+from collections import OrderedDict
+
+import torch
+from torch import Tensor
+
+from ._checks import PINNED_STAMP
+
+LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
+
+
+def sparse_logits(
+    hidden: Tensor,
+    weight: Tensor,
+    active_ids: Tensor,
+    *,
+    packed: bool = False,
+    group_ids: Tensor | None = None,
+    weight_scale: Tensor | None = None,
+    bias: Tensor | None = None,
+    logit_scale: float = 1.0,
+    softcap: float = 0.0,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """z[m, slot] = logit_scale · (hidden[m] · row[slot] + bias), soft-capped; -inf where empty."""
+    ids = active_ids.view(-1, active_ids.size(-1))
+    rows = hidden.size(0)
+    group_of = torch.zeros(rows, dtype=torch.long) if group_ids is None else group_ids.cpu().long()
+    logits = hidden.new_full((rows, ids.size(1)), float("-inf"), dtype=dtype)
+    for group, group_active in enumerate(ids):
+        members = (group_of == group).nonzero().flatten().to(hidden.device)
+        slots = (group_active >= 0).nonzero().flatten()
+        if not len(members) or not len(slots):
+            continue
+        tokens = group_active[slots].long()
+        source = weight.view(len(ids), *weight.shape[-2:])[group] if packed else weight
+        index = slots if packed else tokens
+        # PyTorch indexes fp8 only as bytes.
+        as_bytes = source.view(torch.uint8) if source.dtype == torch.float8_e4m3fn else source
+        row = as_bytes[index].view(source.dtype).to(dtype)
+        if weight_scale is not None:
+            scale = weight_scale.view(len(ids), -1)[group] if packed else weight_scale
+            row = row * scale[index].to(dtype)[:, None]
+        z = hidden[members].to(dtype) @ row.T
+        if bias is not None:
+            z = z + bias[tokens].to(dtype)
+        z = logit_scale * z
+        if softcap > 0:
+            z = softcap * torch.tanh(z / softcap)
+        logits[members[:, None], slots[None]] = z
+    return logits
+
+
+def sparse_head(
+    hidden: Tensor,
+    weight: Tensor,
+    active_ids: Tensor,
+    k: int,
+    *,
+    packed: bool = False,
+    group_ids: Tensor | None = None,
+    weight_scale: Tensor | None = None,
+    bias: Tensor | None = None,
+    logit_scale: float = 1.0,
+    softcap: float = 0.0,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Top k of sparse_logits, logit descending, then id ascending; NaN last; (-inf, -1) pads."""
+    z = sparse_logits(
+        hidden,
+        weight,
+        active_ids,
+        packed=packed,
+        group_ids=group_ids,
+        weight_scale=weight_scale,
+        bias=bias,
+        logit_scale=logit_scale,
+        softcap=softcap,
+        dtype=dtype,
+    )
+    ids = active_ids.view(-1, active_ids.size(-1)).long()
+    if group_ids is None:
+        token_ids = ids[:1].expand(z.size(0), -1)
+    else:
+        padding = (group_ids < 0)[:, None]
+        token_ids = ids[group_ids.clamp(min=0).long()].masked_fill(padding, -1)
+    # Stable sorts, least significant key first: id, then logit, then (number, NaN, empty).
+    order = token_ids.argsort(dim=1, stable=True)
+    value = z.nan_to_num(nan=float("-inf"), posinf=float("inf"), neginf=float("-inf"))
+    order = order.gather(1, value.gather(1, order).argsort(dim=1, descending=True, stable=True))
+    rank = z.isnan().long() + 2 * (token_ids < 0)
+    order = order.gather(1, rank.gather(1, order).argsort(dim=1, stable=True))[:, :k]
+
+    padded_logits = z.new_full((z.size(0), k), float("-inf"))
+    padded_ids = token_ids.new_full((z.size(0), k), -1)
+    padded_logits[:, : order.size(1)] = z.gather(1, order)
+    padded_ids[:, : order.size(1)] = token_ids.gather(1, order)
+    # An empty sum: logsumexp of nothing is -inf.
+    logsumexp = z.logsumexp(1) if z.size(1) else z.new_full((z.size(0),), float("-inf"))
+    return padded_logits, padded_ids, logsumexp
+
+
+def quantise_rows(rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Rows [N, D] as int8 or float8_e4m3fn with one fp32 scale each: row ≈ q · scale.
+
+    scale = amax / (127 or 448), rounding is half to even. A row of zeros has scale 1; a row with
+    a NaN or an infinity has scale NaN and q = 0.
+    """
+    values = rows.float()
+    scale = values.abs().amax(1) / LARGEST[dtype]
+    # amax ignores nothing: a NaN in the row is a NaN here.
+    scale = torch.where(scale >= torch.finfo(torch.float32).tiny, scale, torch.ones_like(scale))
+    scale = torch.where(values.isfinite().all(1), scale, torch.full_like(scale, float("nan")))
+    q = torch.where(scale.isnan()[:, None], torch.zeros_like(values), values / scale[:, None])
+    if dtype == torch.int8:
+        q = q.round().clamp(-127, 127)
+    return q.to(dtype), scale
+
+
+def gather_rows_(
+    slab: Tensor,
+    slab_ids: Tensor,
+    weight: Tensor,
+    active_ids: Tensor,
+    *,
+    slab_scale: Tensor | None = None,
+    weight_scale: Tensor | None = None,
+) -> None:
+    """Copies, or quantises, the rows of the slots whose id changed. Other rows are not touched."""
+    changed = (slab_ids != active_ids).flatten().nonzero().flatten()
+    tokens = active_ids.flatten()[changed].long()
+    slots, tokens = changed[tokens >= 0], tokens[tokens >= 0]
+    byte_rows = weight.dtype == torch.float8_e4m3fn  # PyTorch indexes fp8 only as bytes
+    rows = weight.view(torch.uint8)[tokens].view(weight.dtype) if byte_rows else weight[tokens]
+    scale = None if weight_scale is None else weight_scale[tokens]
+    if slab.dtype != weight.dtype:
+        rows, scale = quantise_rows(rows, slab.dtype)
+    flat = slab.view(-1, slab.size(-1))
+    if slab.dtype == torch.float8_e4m3fn:
+        flat, rows = flat.view(torch.uint8), rows.view(torch.uint8)
+    flat[slots] = rows
+    if slab_scale is not None and scale is not None:
+        slab_scale.view(-1)[slots] = scale
+    slab_ids.copy_(active_ids)
+
+
+def vocab_update_(
+    active_ids: Tensor,
+    slot_stamps: Tensor,
+    token_slots: Tensor,
+    clock: Tensor,
+    tokens: Tensor,
+    *,
+    token_groups: Tensor | None = None,
+) -> None:
+    """Sequential LRU over the tokens, group by group.
+
+    A token's stamp is the group's clock before the call plus the token's position in it; the
+    clock then advances by all positions. Newcomers, oldest first, take the slots that are free
+    afterwards in ascending order: first those with the smallest stamps (empty: -1), as many as
+    there are newcomers.
+    """
+    ids = active_ids.view(-1, active_ids.size(-1))
+    count = tokens.size(-1)
+    for group in range(ids.size(0)):
+        if token_groups is not None:
+            stream = torch.where(token_groups == group, tokens, -1).tolist()
+        else:
+            stream = tokens.reshape(ids.size(0), count)[group].tolist()
+        _update_group(ids[group], slot_stamps[group], token_slots[group], clock[group], stream)
+
+
+def _update_group(
+    ids: Tensor, stamps: Tensor, slots: Tensor, clock: Tensor, stream: list[int]
+) -> None:
+    slot_ids: list[int] = ids.tolist()
+    slot_stamps: list[int] = stamps.tolist()
+    base = int(clock)
+    pinned = {t for t, s in zip(slot_ids, slot_stamps, strict=True) if s == PINNED_STAMP}
+    before = {t: slot for slot, t in enumerate(slot_ids) if t >= 0}
+    room = len(slot_ids) - len(pinned)
+    by_age = sorted((slot_stamps[slot], t) for t, slot in before.items() if t not in pinned)
+    recency = OrderedDict((t, stamp) for stamp, t in by_age)
+    for position, token in enumerate(stream):
+        if token < 0 or token in pinned or room == 0:
+            continue
+        if token in recency:
+            recency.move_to_end(token)
+        elif len(recency) == room:
+            recency.popitem(last=False)
+        recency[token] = base + position
+
+    gone = [t for t in before if t not in recency and t not in pinned]
+    newcomers = [t for t in recency if t not in before]
+    empty = [slot for slot, t in enumerate(slot_ids) if t < 0]
+    # Nothing is evicted while a slot is empty, so this is all of `empty` as soon as `gone` is not.
+    free = sorted(empty[: len(newcomers) - len(gone)] + [before[t] for t in gone])
+    for token in gone:
+        slots[token] = -1
+    for slot, token in zip(free, newcomers, strict=True):
+        ids[slot], slots[token] = token, slot
+    for token, stamp in recency.items():
+        stamps[slots[token]] = stamp
+    clock += len(stream)

@@ -1,0 +1,156 @@
+"""The active vocabulary: the set of token ids that the draft may propose."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ._checks import EMPTY_STAMP, PINNED_STAMP
+from .ops import vocab_update_
+
+
+class ActiveVocab:
+    """At most ``capacity`` tokens a group, the least recently seen evicted first.
+
+    One group serves one request or a whole batch; ``groups`` > 1 keeps one vocabulary per request.
+    All state is on the device and updated in place, so that a captured CUDA graph sees every change.
+    Method: MicroSpec, arXiv 2605.26444.
+
+    Args:
+        vocab_size: V, tokens of the tokenizer.
+        capacity: K, slots a group.
+        groups: G.
+        pinned: tokens that are never evicted, at most K; they take the first slots of every group.
+        device: where the state lives.
+
+    Attributes:
+        ids: int32 [G, K], the token in each slot, -1 where empty. A token keeps its slot.
+        slot_stamps: int64 [G, K], time of last use.
+        token_slots: int32 [G, V], each token's slot, -1 where absent.
+        clock: int64 [G], positions seen.
+
+    Raises:
+        ValueError: a size below 1; too many, repeated or out-of-range pinned tokens.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        capacity: int,
+        *,
+        groups: int = 1,
+        pinned: Tensor | Sequence[int] | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        for name, size in (("vocab_size", vocab_size), ("capacity", capacity), ("groups", groups)):
+            if size < 1:
+                raise ValueError(f"ActiveVocab: {name}: expected at least 1, got {size}")
+        self.vocab_size, self.capacity, self.groups = vocab_size, capacity, groups
+        self.pinned = _checked_pinned(pinned, vocab_size, capacity, device)
+        self.ids = torch.empty(groups, capacity, dtype=torch.int32, device=device)
+        self.slot_stamps = torch.empty(groups, capacity, dtype=torch.int64, device=device)
+        self.token_slots = torch.empty(groups, vocab_size, dtype=torch.int32, device=device)
+        self.clock = torch.empty(groups, dtype=torch.int64, device=device)
+        self.reset()
+
+    @property
+    def device(self) -> torch.device:
+        return self.ids.device
+
+    @property
+    def size(self) -> Tensor:
+        """Active tokens, int32 [G]."""
+        return (self.ids >= 0).sum(1, dtype=torch.int32)
+
+    def update(self, tokens: Tensor, *, token_groups: Tensor | None = None) -> None:
+        """Let tokens in, or refresh them; the last is the newest. See :func:`~.ops.vocab_update_`.
+
+        Args:
+            tokens: int32 or int64 [G, N], or [N] when G = 1 or with ``token_groups``; -1 is padding.
+            token_groups: int32 or int64 [N], each token's group, -1 to ignore it.
+
+        Raises:
+            ValueError, TypeError, IndexError: as :func:`~.ops.vocab_update_`.
+        """
+        vocab_update_(
+            self.ids,
+            self.slot_stamps,
+            self.token_slots,
+            self.clock,
+            tokens,
+            token_groups=token_groups,
+        )
+
+    def contains(self, tokens: Tensor) -> Tensor:
+        """Which tokens are active: bool, shaped as ``tokens``, [G, ...], or any shape when G = 1.
+
+        -1 is not active. Ids must be below V.
+        """
+        flat = tokens.reshape(self.groups, -1)
+        slots = self.token_slots.gather(1, flat.clamp(min=0).long())
+        return ((slots >= 0) & (flat >= 0)).view(tokens.shape)
+
+    def reset(self, groups: Tensor | Sequence[int] | None = None) -> None:
+        """Forget everything but the pinned tokens, in the given groups (default: in all)."""
+        which = (
+            slice(None) if groups is None else torch.as_tensor(groups, device=self.device).long()
+        )
+        pinned = self.pinned
+        count = len(pinned)
+        ids = torch.full((self.capacity,), -1, dtype=torch.int32, device=self.device)
+        ids[:count] = pinned
+        stamps = torch.full((self.capacity,), EMPTY_STAMP, device=self.device)
+        stamps[:count] = PINNED_STAMP
+        slots = torch.full((self.vocab_size,), -1, dtype=torch.int32, device=self.device)
+        slots[pinned.long()] = torch.arange(count, dtype=torch.int32, device=self.device)
+        self.ids[which], self.slot_stamps[which], self.token_slots[which] = ids, stamps, slots
+        self.clock[which] = 0
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The whole state, as copies."""
+        return {name: tensor.clone() for name, tensor in self._state().items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take over what :meth:`state_dict` gave, in place.
+
+        Raises:
+            ValueError: a missing entry, or one of another shape.
+        """
+        own = self._state()
+        for name, tensor in own.items():
+            if name not in state or state[name].shape != tensor.shape:
+                got = list(state[name].shape) if name in state else "none"
+                raise ValueError(
+                    f"ActiveVocab.load_state_dict: {name}: expected shape {list(tensor.shape)}, got {got}"
+                )
+        for name, tensor in own.items():
+            tensor.copy_(state[name])
+
+    def _state(self) -> dict[str, Tensor]:
+        return {
+            "ids": self.ids,
+            "slot_stamps": self.slot_stamps,
+            "token_slots": self.token_slots,
+            "clock": self.clock,
+        }
+
+
+def _checked_pinned(
+    pinned: Tensor | Sequence[int] | None,
+    vocab_size: int,
+    capacity: int,
+    device: torch.device | str,
+) -> Tensor:
+    tokens = torch.as_tensor([] if pinned is None else pinned).to(device, torch.int32).flatten()
+    if len(tokens) > capacity:
+        raise ValueError(
+            f"ActiveVocab: pinned: expected at most capacity = {capacity} tokens, got {len(tokens)}"
+        )
+    if len(tokens) and (int(tokens.min()) < 0 or int(tokens.max()) >= vocab_size):
+        outside = tokens[(tokens < 0) | (tokens >= vocab_size)][0]
+        raise ValueError(
+            f"ActiveVocab: pinned: expected ids in [0, {vocab_size}), got {int(outside)}"
+        )
+    if len(tokens.unique()) != len(tokens):
+        raise ValueError("ActiveVocab: pinned: expected distinct ids, got repeated ones")
+    return tokens

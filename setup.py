@@ -1,0 +1,60 @@
+"""Builds csrc/ with CMake and packs the result; everything else is in pyproject.toml."""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Distribution, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).parent.resolve()
+
+
+def torch_folder() -> Path:
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        sys.exit(
+            "microspec-kernels is built against the torch it will run with: install torch >= 2.10, "
+            "then `pip install --no-build-isolation .`"
+        )
+    return Path(spec.origin).parent
+
+
+class BuildWithCMake(build_py):
+    """Puts the shared library beside the Python files."""
+
+    def run(self) -> None:
+        super().run()
+        build = Path(os.environ.get("MICROSPEC_BUILD_DIR", ROOT / "build" / "cmake"))
+        cmake = shutil.which("cmake") or sys.exit(
+            "cmake >= 3.25 is needed: `pip install cmake ninja`"
+        )
+        generator = ["-G", "Ninja"] if shutil.which("ninja") else []
+        configure = [cmake, "-S", ROOT, "-B", build, f"-DTORCH_DIR={torch_folder()}", *generator]
+        subprocess.run([*configure, *os.environ.get("CMAKE_ARGS", "").split()], check=True)
+        subprocess.run([cmake, "--build", build, "--parallel"], check=True)
+        package = ROOT if self.editable_mode else Path(self.build_lib)
+        prefix = package / "microspec_kernels"
+        subprocess.run([cmake, "--install", build, "--prefix", prefix], check=True)
+
+
+class PlatformWheel(bdist_wheel):
+    """One library through the stable ABI: the wheel depends on the platform, not on the Python."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
+
+class BinaryDistribution(Distribution):
+    def has_ext_modules(self) -> bool:
+        return True
+
+
+setup(
+    cmdclass={"build_py": BuildWithCMake, "bdist_wheel": PlatformWheel},
+    distclass=BinaryDistribution,
+)

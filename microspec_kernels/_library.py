@@ -22,7 +22,7 @@ def load() -> None:
         torch.ops.load_library(PATH)
     except OSError as error:
         raise ImportError(
-            f"{PATH} does not load under torch {torch.__version__}, which must be 2.10 or later: {error}"
+            f"{PATH} needs torch >= 2.10 and does not load under {torch.__version__}: {error}"
         ) from error
 
 

@@ -52,9 +52,8 @@ class WeightSlab:
         weight_scale: Tensor | None = None,
     ) -> None:
         if weight.dim() != 2 or weight.size(0) != vocab.vocab_size:
-            raise ValueError(
-                f"WeightSlab: weight: expected shape [{vocab.vocab_size}, D], got {list(weight.shape)}"
-            )
+            expected = f"shape [{vocab.vocab_size}, D]"
+            raise ValueError(f"WeightSlab: weight: expected {expected}, got {list(weight.shape)}")
         if buffers not in (1, 2):
             raise ValueError(f"WeightSlab: buffers: expected 1 or 2, got {buffers}")
         self.weight, self.vocab, self.weight_scale = weight, vocab, weight_scale

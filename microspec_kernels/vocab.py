@@ -13,7 +13,7 @@ class ActiveVocab:
     """At most ``capacity`` tokens a group, the least recently seen evicted first.
 
     One group serves one request or a whole batch; ``groups`` > 1 keeps one vocabulary per request.
-    All state is on the device and updated in place, so that a captured CUDA graph sees every change.
+    All state is on the device and updated in place, so a captured CUDA graph sees every change.
     Method: MicroSpec, arXiv 2605.26444.
 
     Args:
@@ -66,7 +66,7 @@ class ActiveVocab:
         """Let tokens in, or refresh them; the last is the newest. See :func:`~.ops.vocab_update_`.
 
         Args:
-            tokens: int32 or int64 [G, N], or [N] when G = 1 or with ``token_groups``; -1 is padding.
+            tokens: int32 or int64 [G, N], or [N] when G = 1 or with ``token_groups``; -1 pads.
             token_groups: int32 or int64 [N], each token's group, -1 to ignore it.
 
         Raises:
@@ -120,9 +120,8 @@ class ActiveVocab:
         for name, tensor in own.items():
             if name not in state or state[name].shape != tensor.shape:
                 got = list(state[name].shape) if name in state else "none"
-                raise ValueError(
-                    f"ActiveVocab.load_state_dict: {name}: expected shape {list(tensor.shape)}, got {got}"
-                )
+                expected = f"shape {list(tensor.shape)}"
+                raise ValueError(f"ActiveVocab: state_dict: {name}: expected {expected}, got {got}")
         for name, tensor in own.items():
             tensor.copy_(state[name])
 

@@ -17,10 +17,10 @@ constexpr bool all_box_right(Result (*)(Parameters...)) {
   return (boxes_right<std::decay_t<Parameters>> && ...);
 }
 
-#define MICROSPEC_BOX(function)                                                              \
-  [] {                                                                                       \
+#define MICROSPEC_BOX(function)                                                                \
+  [] {                                                                                         \
     static_assert(all_box_right(&(function)), "a parameter type that TORCH_BOX would garble"); \
-    return TORCH_BOX(&(function));                                                           \
+    return TORCH_BOX(&(function));                                                             \
   }()
 
 STABLE_TORCH_LIBRARY(microspec, m) {

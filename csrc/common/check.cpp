@@ -57,8 +57,7 @@ void Checker::shape(const Tensor& tensor, const char* argument,
   bool same = sizes.size() == expected.size();
   for (size_t i = 0; same && i < expected.size(); ++i) same = sizes[i] == expected.begin()[i];
   if (!same) {
-    fail("ValueError", argument, "shape " + shape_text(expected.begin(), expected.size()),
-         shape_of(tensor));
+    fail("ValueError", argument, "shape " + shape_text(expected.begin(), expected.size()), shape_of(tensor));
   }
 }
 
@@ -88,8 +87,7 @@ DType Checker::float_dtype(const Tensor& tensor, const char* argument) const {
     case ScalarType::Float: return DType::f32;
     case ScalarType::Half: return DType::f16;
     case ScalarType::BFloat16: return DType::bf16;
-    default:
-      fail("TypeError", argument, "float32, float16 or bfloat16", dtype_name(tensor.scalar_type()));
+    default: fail("TypeError", argument, "float32, float16 or bfloat16", dtype_name(tensor.scalar_type()));
   }
 }
 
@@ -103,8 +101,8 @@ DType Checker::row_dtype(const Tensor& tensor, const char* argument, ScalarType 
   return float_dtype(tensor, argument);
 }
 
-const float* Checker::row_scale(const std::optional<Tensor>& scale, const char* argument,
-                                DType rows, std::initializer_list<int64_t> expected) const {
+const float* Checker::row_scale(const std::optional<Tensor>& scale, const char* argument, DType rows,
+                                std::initializer_list<int64_t> expected) const {
   if (!is_quantised(rows)) {
     if (scale) fail("ValueError", argument, "None for rows that are not int8 or float8_e4m3fn", "a tensor");
     return nullptr;

@@ -33,8 +33,7 @@ class Checker {
   [[noreturn]] void fail(const char* kind, const char* argument, const std::string& expected,
                          const Got&... got) const {
     std::ostringstream message;
-    message << kind << ": microspec::" << op_ << ": " << argument << ": expected " << expected
-            << ", got ";
+    message << kind << ": microspec::" << op_ << ": " << argument << ": expected " << expected << ", got ";
     (message << ... << got);
     throw std::runtime_error(message.str());
   }

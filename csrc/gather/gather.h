@@ -26,9 +26,8 @@ struct GatherArgs {
 // Torch-free: brings slots [begin, end) up to date.
 void gather_slots(const GatherArgs& args, int64_t begin, int64_t end);
 
-void gather_rows_cpu(torch::stable::Tensor slab, torch::stable::Tensor slab_ids,
-                     torch::stable::Tensor weight, torch::stable::Tensor active_ids,
-                     std::optional<torch::stable::Tensor> slab_scale,
+void gather_rows_cpu(torch::stable::Tensor slab, torch::stable::Tensor slab_ids, torch::stable::Tensor weight,
+                     torch::stable::Tensor active_ids, std::optional<torch::stable::Tensor> slab_scale,
                      std::optional<torch::stable::Tensor> weight_scale);
 
 }  // namespace microspec

@@ -69,11 +69,14 @@ void gather_slots(const GatherArgs& args, int64_t begin, int64_t end) {
       std::memcpy(target, source, slab_row);
       if (args.slab_scale) args.slab_scale[slot] = args.weight_scale[id];
     } else if (args.weight_type == DType::f32) {
-      quantise_row(reinterpret_cast<const float*>(source), args.dim, args.slab_type, target, args.slab_scale + slot);
+      quantise_row(reinterpret_cast<const float*>(source), args.dim, args.slab_type, target,
+                   args.slab_scale + slot);
     } else if (args.weight_type == DType::f16) {
-      quantise_row(reinterpret_cast<const c10::Half*>(source), args.dim, args.slab_type, target, args.slab_scale + slot);
+      quantise_row(reinterpret_cast<const c10::Half*>(source), args.dim, args.slab_type, target,
+                   args.slab_scale + slot);
     } else {
-      quantise_row(reinterpret_cast<const c10::BFloat16*>(source), args.dim, args.slab_type, target, args.slab_scale + slot);
+      quantise_row(reinterpret_cast<const c10::BFloat16*>(source), args.dim, args.slab_type, target,
+                   args.slab_scale + slot);
     }
   }
 }

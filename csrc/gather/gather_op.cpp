@@ -29,8 +29,7 @@ void gather_rows_cpu(Tensor slab, Tensor slab_ids, Tensor weight, Tensor active_
 
   GatherArgs args{};
   const auto weight_dtype = weight.scalar_type();
-  const bool quantised_weight =
-      weight_dtype == ScalarType::Char || weight_dtype == ScalarType::Float8_e4m3fn;
+  const bool quantised_weight = weight_dtype == ScalarType::Char || weight_dtype == ScalarType::Float8_e4m3fn;
   args.weight_type = quantised_weight ? check.row_dtype(weight, "weight", weight_dtype)
                                       : check.float_dtype(weight, "weight");
   if (quantised_weight) check.dtype(slab, "slab", weight_dtype);
@@ -60,8 +59,8 @@ void gather_rows_cpu(Tensor slab, Tensor slab_ids, Tensor weight, Tensor active_
   for (int64_t slot = 0; slot < slots; ++slot) {
     const int32_t id = args.active_ids[slot];
     if (id < -1 || id >= vocab_size) {
-      check.fail("IndexError", "active_ids", "ids in [0, " + std::to_string(vocab_size) + ") or -1",
-                 id, " at flat position ", slot);
+      check.fail("IndexError", "active_ids", "ids in [0, " + std::to_string(vocab_size) + ") or -1", id,
+                 " at flat position ", slot);
     }
   }
   // A quarter megabyte of rows is the least worth a thread; most slots, though, cost one compare.

@@ -12,21 +12,21 @@ void check_ids(const Checker& check, const HeadArgs& args, int64_t vocab_size) {
   for (int64_t i = 0; i < args.groups * args.capacity; ++i) {
     const int32_t id = args.active_ids[i];
     if (id < -1 || id >= vocab_size) {
-      check.fail("IndexError", "active_ids", "ids in [0, " + std::to_string(vocab_size) + ") or -1",
-                 id, " at flat position ", i);
+      check.fail("IndexError", "active_ids", "ids in [0, " + std::to_string(vocab_size) + ") or -1", id,
+                 " at flat position ", i);
     }
   }
   for (int64_t row = 0; row < args.rows; ++row) {
     const int64_t group = args.group_of(row);
     if (group < -1 || group >= args.groups) {
-      check.fail("IndexError", "group_ids", "groups in [0, " + std::to_string(args.groups) + ") or -1",
-                 group, " at position ", row);
+      check.fail("IndexError", "group_ids", "groups in [0, " + std::to_string(args.groups) + ") or -1", group,
+                 " at position ", row);
     }
   }
 }
 
-HeadArgs checked(const Checker& check, const Tensor& hidden, const Tensor& weight,
-                 const Tensor& active_ids, bool packed, const std::optional<Tensor>& group_ids,
+HeadArgs checked(const Checker& check, const Tensor& hidden, const Tensor& weight, const Tensor& active_ids,
+                 bool packed, const std::optional<Tensor>& group_ids,
                  const std::optional<Tensor>& weight_scale, const std::optional<Tensor>& bias,
                  double logit_scale, double softcap) {
   const int64_t id_dims = active_ids.dim();
@@ -100,16 +100,15 @@ HeadArgs checked(const Checker& check, const Tensor& hidden, const Tensor& weigh
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor> sparse_head_cpu(Tensor hidden, Tensor weight, Tensor active_ids,
-                                                   int64_t k, bool packed,
-                                                   std::optional<Tensor> group_ids,
+std::tuple<Tensor, Tensor, Tensor> sparse_head_cpu(Tensor hidden, Tensor weight, Tensor active_ids, int64_t k,
+                                                   bool packed, std::optional<Tensor> group_ids,
                                                    std::optional<Tensor> weight_scale,
                                                    std::optional<Tensor> bias, double logit_scale,
                                                    double softcap) {
   const Checker check("sparse_head");
   check.value(1 <= k && k <= kMaxTopK, "k", "1 <= k <= " + std::to_string(kMaxTopK), k);
-  const HeadArgs args = checked(check, hidden, weight, active_ids, packed, group_ids, weight_scale,
-                                bias, logit_scale, softcap);
+  const HeadArgs args =
+      checked(check, hidden, weight, active_ids, packed, group_ids, weight_scale, bias, logit_scale, softcap);
   Tensor logits = torch::stable::new_empty(hidden, {args.rows, k}, ScalarType::Float);
   Tensor token_ids = torch::stable::new_empty(hidden, {args.rows, k}, ScalarType::Long);
   Tensor logsumexp = torch::stable::new_empty(hidden, {args.rows}, ScalarType::Float);
@@ -122,8 +121,8 @@ Tensor sparse_logits_cpu(Tensor hidden, Tensor weight, Tensor active_ids, bool p
                          std::optional<Tensor> group_ids, std::optional<Tensor> weight_scale,
                          std::optional<Tensor> bias, double logit_scale, double softcap) {
   const Checker check("sparse_logits");
-  const HeadArgs args = checked(check, hidden, weight, active_ids, packed, group_ids, weight_scale,
-                                bias, logit_scale, softcap);
+  const HeadArgs args =
+      checked(check, hidden, weight, active_ids, packed, group_ids, weight_scale, bias, logit_scale, softcap);
   Tensor logits = torch::stable::new_empty(hidden, {args.rows, args.capacity}, ScalarType::Float);
   run_sparse_logits(args, static_cast<float*>(logits.data_ptr()));
   return logits;

@@ -48,8 +48,7 @@ int64_t eviction_threshold(const int64_t* stamps, int64_t count, int64_t wanted,
 void vocab_update_group(const VocabGroup& group) {
   const int64_t base = *group.clock;
   *group.clock = base + group.clock_advance;
-  const int64_t pinned =
-      std::count(group.slot_stamps, group.slot_stamps + group.capacity, kPinnedStamp);
+  const int64_t pinned = std::count(group.slot_stamps, group.slot_stamps + group.capacity, kPinnedStamp);
   const int64_t room = group.capacity - pinned;
 
   std::vector<Newcomer> newcomers;  // newest first
@@ -73,12 +72,11 @@ void vocab_update_group(const VocabGroup& group) {
   if (newcomers.empty()) return;
 
   const int64_t wanted = static_cast<int64_t>(newcomers.size());
-  const int64_t threshold = eviction_threshold(group.slot_stamps, group.capacity, wanted,
-                                               base + group.clock_advance);
+  const int64_t threshold =
+      eviction_threshold(group.slot_stamps, group.capacity, wanted, base + group.clock_advance);
   // Only empty slots share a stamp, and the lowest of them go first; so at the threshold itself
   // just as many as are still wanted are taken.
-  int64_t at_threshold =
-      wanted - count_at_most(group.slot_stamps, group.capacity, threshold - 1);
+  int64_t at_threshold = wanted - count_at_most(group.slot_stamps, group.capacity, threshold - 1);
   for (int64_t slot = 0; !newcomers.empty() && slot < group.capacity; ++slot) {
     const int64_t stamp = group.slot_stamps[slot];
     if (stamp > threshold || (stamp == threshold && at_threshold-- <= 0)) continue;

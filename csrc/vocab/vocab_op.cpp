@@ -28,8 +28,8 @@ struct GroupTokens {
 
 }  // namespace
 
-void vocab_update_cpu(Tensor active_ids, Tensor slot_stamps, Tensor token_slots, Tensor clock,
-                      Tensor tokens, std::optional<Tensor> token_groups) {
+void vocab_update_cpu(Tensor active_ids, Tensor slot_stamps, Tensor token_slots, Tensor clock, Tensor tokens,
+                      std::optional<Tensor> token_groups) {
   const Checker check("vocab_update_");
   const int64_t id_dims = active_ids.dim();
   check.value(id_dims == 1 || id_dims == 2, "active_ids", "shape [K] or [G, K]", shape_of(active_ids));
@@ -83,8 +83,8 @@ void vocab_update_cpu(Tensor active_ids, Tensor slot_stamps, Tensor token_slots,
     }
     const int64_t group = ragged ? group_of[i] : i / count;
     if (group < -1 || group >= groups) {
-      check.fail("IndexError", "token_groups", "groups in [0, " + std::to_string(groups) + ") or -1",
-                 group, " at position ", i);
+      check.fail("IndexError", "token_groups", "groups in [0, " + std::to_string(groups) + ") or -1", group,
+                 " at position ", i);
     }
     if (id >= 0 && group >= 0) seen[group].push(id, ragged ? i : i % count);
   }
@@ -95,8 +95,8 @@ void vocab_update_cpu(Tensor active_ids, Tensor slot_stamps, Tensor token_slots,
   const auto clocks = static_cast<int64_t*>(clock.data_ptr());
   parallel_for(groups, 1, [&](int64_t begin, int64_t end) {
     for (int64_t g = begin; g < end; ++g) {
-      vocab_update_group({ids + g * capacity, stamps + g * capacity, slots + g * vocab_size,
-                          clocks + g, capacity, seen[g].tokens.data(), seen[g].offsets.data(),
+      vocab_update_group({ids + g * capacity, stamps + g * capacity, slots + g * vocab_size, clocks + g,
+                          capacity, seen[g].tokens.data(), seen[g].offsets.data(),
                           static_cast<int64_t>(seen[g].tokens.size()), count});
     }
   });

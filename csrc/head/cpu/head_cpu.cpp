@@ -42,7 +42,9 @@ void convert_row(const Source* source, int64_t count, Target* target) {
 class Head {
  public:
   explicit Head(const HeadArgs& args)
-      : args_(args), kernel_(instruction_set().head(args.weight_type)), groups_(args.groups) {
+      : args_(args),
+        kernel_(instruction_set().head(args.weight_type, args.hidden_type)),
+        groups_(args.groups) {
     for (int64_t row = 0; row < args.rows; ++row) {
       const int64_t group = args.group_of(row);
       if (group >= 0) groups_[group].rows.push_back(row);
@@ -51,7 +53,8 @@ class Head {
     for (int64_t g = 0; g < args.groups; ++g) {
       GroupWork& work = groups_[g];
       work.first_hidden = packed_rows;
-      packed_rows += static_cast<int64_t>(work.rows.size());
+      const int64_t rows = static_cast<int64_t>(work.rows.size());
+      packed_rows += kernel_.arrange ? kernel_.arranged_rows(rows) : rows;
       if (work.rows.empty()) continue;
       const int32_t* ids = args.active_ids + g * args.capacity;
       work.slots.reserve(args.capacity);
@@ -65,6 +68,7 @@ class Head {
       work.panels = (static_cast<int64_t>(work.slots.size()) + work.panel_rows - 1) / work.panel_rows;
     }
     pack_hidden(packed_rows);
+    if (kernel_.arrange) arrange_hidden();
   }
 
   // logits[row * capacity + column(work, i)] for each row and its i-th occupied slot.
@@ -77,7 +81,7 @@ class Head {
       parallel_for(work.panels, grain, [&](int64_t begin, int64_t end) {
         std::vector<float> dots(work.panel_rows * work.rows.size());
         for (int64_t panel = begin; panel < end; ++panel) {
-          run_panel(work, panel, panel + 1 < end, dots.data());
+          run_panel(work, panel, dots.data());
           store(work, panel, dots.data(), logits, column);
         }
       });
@@ -97,6 +101,7 @@ class Head {
 
   // Activations of a group lie together, in the kernel's type, zero-padded.
   void pack_hidden(int64_t packed_rows) {
+    hidden_rows_ = packed_rows;
     hidden_stride_ = (args_.dim + kHiddenPadding - 1) / kHiddenPadding * kHiddenPadding;
     const int64_t size = element_size(kernel_.hidden_type);
     hidden_.reset(new char[packed_rows * hidden_stride_ * size]);
@@ -118,28 +123,41 @@ class Head {
     }
   }
 
-  void run_panel(const GroupWork& work, int64_t index, bool more, float* dots) const {
-    const char* rows[kMaxPanelRows];
-    const char* upcoming[kMaxPanelRows];
-    const int64_t first = index * work.panel_rows;
-    const int64_t last = static_cast<int64_t>(work.slots.size()) - 1;
-    const int64_t count = std::min(work.panel_rows, last + 1 - first);
-    for (int64_t r = 0; r < count; ++r) {
-      rows[r] = row_pointer(work, first + r);
-      upcoming[r] = more ? row_pointer(work, std::min(first + work.panel_rows + r, last)) : rows[r];
+  void arrange_hidden() {
+    const int64_t row_bytes = hidden_stride_ * element_size(kernel_.hidden_type);
+    std::unique_ptr<char[]> arranged(new char[hidden_rows_ * row_bytes]);
+    for (const GroupWork& work : groups_) {
+      const int64_t offset = work.first_hidden * row_bytes;
+      if (!work.rows.empty()) {
+        kernel_.arrange(hidden_.get() + offset, static_cast<int64_t>(work.rows.size()), hidden_stride_,
+                        arranged.get() + offset);
+      }
     }
+    hidden_ = std::move(arranged);
+  }
+
+  void run_panel(const GroupWork& work, int64_t index, float* dots) const {
+    const char* rows[kMaxPanelRows];
+    const int64_t first = index * work.panel_rows;
+    const int64_t count = std::min(work.panel_rows, static_cast<int64_t>(work.slots.size()) - first);
+    for (int64_t r = 0; r < count; ++r) rows[r] = row_pointer(work, first + r);
     const char* hidden =
         hidden_.get() + work.first_hidden * hidden_stride_ * element_size(kernel_.hidden_type);
-    kernel_.panel({rows, upcoming, count, hidden, static_cast<int64_t>(work.rows.size()),
-                   hidden_stride_, args_.dim, dots});
+    kernel_.panel(
+        {rows, count, hidden, static_cast<int64_t>(work.rows.size()), hidden_stride_, args_.dim, dots});
   }
 
   template <class Column>
-  void store(const GroupWork& work, int64_t index, const float* dots, float* logits, const Column& column) const {
+  void store(const GroupWork& work, int64_t index, const float* dots, float* logits,
+             const Column& column) const {
     const int64_t group = &work - groups_.data();
     const int64_t first = index * work.panel_rows;
     const int64_t count = std::min(work.panel_rows, static_cast<int64_t>(work.slots.size()) - first);
     const int64_t hidden_count = static_cast<int64_t>(work.rows.size());
+    const int64_t* rows = work.rows.data();
+    // Copies, or each store of a float would have them read anew.
+    const int64_t capacity = args_.capacity;
+    const float logit_scale = args_.logit_scale, softcap = args_.softcap;
     for (int64_t r = 0; r < count; ++r) {
       const int64_t i = first + r;
       float scale = 1.0f;
@@ -147,10 +165,12 @@ class Head {
         scale = args_.weight_scale[args_.packed ? group * args_.capacity + work.slots[i] : work.ids[i]];
       }
       const float bias = args_.bias ? bias_of(work.ids[i]) : 0.0f;
+      const float* row_dots = dots + r * hidden_count;
+      float* target = logits + column(work, i);
       for (int64_t m = 0; m < hidden_count; ++m) {
-        float z = args_.logit_scale * (dots[r * hidden_count + m] * scale + bias);
-        if (args_.softcap > 0.0f) z = args_.softcap * std::tanh(z / args_.softcap);
-        logits[work.rows[m] * args_.capacity + column(work, i)] = z;
+        float z = logit_scale * (row_dots[m] * scale + bias);
+        if (softcap > 0.0f) z = softcap * std::tanh(z / softcap);
+        target[rows[m] * capacity] = z;
       }
     }
   }
@@ -167,6 +187,7 @@ class Head {
   HeadKernel kernel_;
   std::vector<GroupWork> groups_;
   std::unique_ptr<char[]> hidden_;
+  int64_t hidden_rows_ = 0;
   int64_t hidden_stride_ = 0;
 };
 

@@ -48,6 +48,8 @@ struct Vec {
   }
 };
 
+constexpr int64_t kChunk = Vec::kLanes;
+
 #include "panel.inl"
 #include "select.inl"
 

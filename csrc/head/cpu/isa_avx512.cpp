@@ -8,6 +8,8 @@
 namespace microspec {
 namespace avx512 {
 
+constexpr int64_t kChunk = Avx512Vec::kLanes;
+
 #include "panel.inl"
 #include "select.inl"
 

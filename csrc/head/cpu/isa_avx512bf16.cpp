@@ -9,6 +9,8 @@
 namespace microspec {
 namespace avx512bf16 {
 
+constexpr int64_t kChunk = Avx512Vec::kLanes;
+
 #include "panel.inl"
 #include "select.inl"
 
@@ -33,8 +35,9 @@ struct Bf16Mac {
   static float sum(Acc acc) { return _mm512_reduce_add_ps(acc); }
 };
 
-HeadKernel head(DType weight_type) {
-  return weight_type == DType::bf16 ? head_kernel<Bf16Mac>(DType::bf16) : widening_head<Avx512Vec>(weight_type);
+HeadKernel head(DType weight_type, DType hidden_type) {
+  return weight_type == DType::bf16 ? head_kernel<Bf16Mac>(DType::bf16)
+                                    : widening_head<Avx512Vec>(weight_type, hidden_type);
 }
 
 }  // namespace avx512bf16

@@ -26,9 +26,8 @@ inline float widen_small(uint32_t sign, uint32_t magnitude, uint32_t largest_fin
 }
 inline float widen(f16_t value) {
   const uint32_t magnitude = value.bits & 0x7fffu;
-  const float result = magnitude == 0x7c00u
-                           ? __builtin_inff()
-                           : widen_small(0, magnitude << 13, 0x7c00u << 13, 0x1p112f);
+  const float result =
+      magnitude == 0x7c00u ? __builtin_inff() : widen_small(0, magnitude << 13, 0x7c00u << 13, 0x1p112f);
   return value.bits >> 15 ? -result : result;
 }
 inline float widen(f8e4m3_t value) {
@@ -52,6 +51,8 @@ struct Vec {
   static Type fma(Type a, Type b, Type c) { return a * b + c; }
   static float sum(Type v) { return (v[0] + v[2]) + (v[1] + v[3]); }
 };
+
+constexpr int64_t kChunk = Vec::kLanes;
 
 #include "panel.inl"
 #include "select.inl"

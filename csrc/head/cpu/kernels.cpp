@@ -16,6 +16,7 @@ std::vector<const InstructionSet*> supported() {
   __builtin_cpu_init();
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  if (avx512 && amx_usable()) sets.push_back(&kAmx);
   if (avx512 && __builtin_cpu_supports("avx512bf16")) sets.push_back(&kAvx512Bf16);
   if (avx512) sets.push_back(&kAvx512);
   // Every processor with AVX2 has FMA and F16C.
@@ -34,7 +35,8 @@ const InstructionSet& choose() {
     if (std::string(wanted) == set->name) return *set;
     names += std::string(names.empty() ? "" : ", ") + set->name;
   }
-  throw std::runtime_error("ValueError: microspec: MICROSPEC_ISA: expected one of " + names + ", got " + wanted);
+  throw std::runtime_error("ValueError: microspec: MICROSPEC_ISA: expected one of " + names + ", got " +
+                           wanted);
 }
 
 }  // namespace

@@ -9,16 +9,15 @@ namespace microspec {
 
 // A panel: some active rows against all activations of their group.
 struct Panel {
-  const char* const* rows;      // [row_count] first byte of each row
-  const char* const* upcoming;  // [row_count] rows of the next panel, to prefetch
-  int64_t row_count;            // at most kMaxPanelRows
-  const void* hidden;           // [hidden_count, hidden_stride], see HeadKernel; zero-padded rows
+  const char* const* rows;  // [row_count] first byte of each row
+  int64_t row_count;        // at most kMaxPanelRows
+  const void* hidden;       // [hidden_count, hidden_stride], zero-padded, or as arranged
   int64_t hidden_count;
-  int64_t hidden_stride;        // in elements
-  int64_t dim;                  // D
-  float* dots;                  // out: [row_count, hidden_count]
+  int64_t hidden_stride;  // in elements
+  int64_t dim;            // D
+  float* dots;            // out: [row_count, hidden_count]
 };
-constexpr int64_t kMaxPanelRows = 8;
+constexpr int64_t kMaxPanelRows = 16;
 
 struct HeadKernel {
   void (*panel)(const Panel&);
@@ -26,6 +25,10 @@ struct HeadKernel {
   int64_t (*panel_rows)(int64_t hidden_count);
   // The activations' type in the panel: bf16 where the instruction set multiplies it, else fp32.
   DType hidden_type;
+  // If not null, copies activations [count, stride] into the order the panel wants, in
+  // arranged_rows(count) * stride elements.
+  void (*arrange)(const void* hidden, int64_t count, int64_t stride, void* arranged);
+  int64_t (*arranged_rows)(int64_t count);
 };
 
 // Top k of logits[count] (best first, ties to the lower id) and their logsumexp.
@@ -34,7 +37,7 @@ using SelectKernel = void (*)(const float* logits, const int32_t* ids, int64_t c
 
 struct InstructionSet {
   const char* name;
-  HeadKernel (*head)(DType weight_type);
+  HeadKernel (*head)(DType weight_type, DType hidden_type);
   SelectKernel select;
 };
 
@@ -50,6 +53,8 @@ extern const InstructionSet kPortable;
 extern const InstructionSet kAvx2;
 extern const InstructionSet kAvx512;
 extern const InstructionSet kAvx512Bf16;
+extern const InstructionSet kAmx;
+bool amx_usable();  // also asks the kernel for the right to use the tiles
 #endif
 
 }  // namespace microspec

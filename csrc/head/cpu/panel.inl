@@ -16,10 +16,8 @@ inline void panel_tile(const Panel& panel, int64_t first_row, int64_t first_hidd
   using Hidden = typename Mac::Hidden;
   constexpr int kLine = 64 / sizeof(Row);  // elements in a cache line
   const Row* row[R];
-  const char* upcoming[R];
   for (int r = 0; r < R; ++r) {
     row[r] = reinterpret_cast<const Row*>(panel.rows[first_row + r]);
-    upcoming[r] = panel.upcoming[first_row + r];
   }
   const Hidden* hidden[C];
   for (int c = 0; c < C; ++c) {
@@ -43,13 +41,7 @@ inline void panel_tile(const Panel& panel, int64_t first_row, int64_t first_hidd
 
   int64_t d = 0;
   typename Mac::RowVec w[R];
-  // Only the first pass over the activations fetches the next panel; by its end the lines are there.
-  const bool prefetch = first_hidden == 0;
   for (; d + kLine <= panel.dim; d += kLine) {
-    if (prefetch) {
-#pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) __builtin_prefetch(upcoming[r] + d * sizeof(Row), 0, 2);
-    }
 #pragma GCC unroll 4
     for (int step = 0; step < kLine; step += Mac::kStep) {
 #pragma GCC unroll 16
@@ -61,8 +53,8 @@ inline void panel_tile(const Panel& panel, int64_t first_row, int64_t first_hidd
     const int64_t left = panel.dim - d;
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
-      w[r] = left >= Mac::kStep ? Mac::load(row[r] + d)
-                                : Mac::load_partial(row[r] + d, static_cast<int>(left));
+      w[r] =
+          left >= Mac::kStep ? Mac::load(row[r] + d) : Mac::load_partial(row[r] + d, static_cast<int>(left));
     }
     accumulate(w, d);
   }
@@ -70,8 +62,7 @@ inline void panel_tile(const Panel& panel, int64_t first_row, int64_t first_hidd
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 16
     for (int c = 0; c < C; ++c) {
-      panel.dots[(first_row + r) * panel.hidden_count + first_hidden + c] =
-          Mac::sum(acc[r][c]) * Mac::kGain;
+      panel.dots[(first_row + r) * panel.hidden_count + first_hidden + c] = Mac::sum(acc[r][c]) * Mac::kGain;
     }
   }
 }
@@ -117,7 +108,7 @@ template <class Mac>
 HeadKernel head_kernel(DType hidden_type) {
   return {panel_kernel<Mac>,
           [](int64_t hidden_count) -> int64_t { return hidden_count == 1 ? Mac::kRowsFor1 : Mac::kRows; },
-          hidden_type};
+          hidden_type, nullptr, nullptr};
 }
 
 // The multiply-add of every type that is widened to fp32 first. Vec is the set's vector of floats.
@@ -143,7 +134,7 @@ struct WideningMac {
 };
 
 template <class Vec>
-HeadKernel widening_head(DType weight_type) {
+HeadKernel widening_head(DType weight_type, DType) {
   switch (weight_type) {
     case DType::f32: return head_kernel<WideningMac<Vec, float>>(DType::f32);
     case DType::f16: return head_kernel<WideningMac<Vec, f16_t>>(DType::f32);

@@ -1,5 +1,5 @@
 // Top-k and logsumexp of one row's logits. Included inside an instruction set's namespace, as
-// panel.inl is; its loops are written to be vectorised by the compiler.
+// panel.inl is, after kChunk, the number of floats in its registers.
 
 // Orders logits as the contract does, as one integer: logit descending, then id ascending. NaN is
 // below -inf; zero stands for "no entry" (an id's complement is never zero in the low half).
@@ -22,71 +22,70 @@ inline float key_logit(uint64_t key) {
   return logit;
 }
 
+// The compiler's own vectors, kChunk lanes wide: what one register of the set holds. (Wider ones are
+// taken apart element by element.)
+typedef float Floats __attribute__((vector_size(4 * kChunk)));
+typedef int32_t Ints __attribute__((vector_size(4 * kChunk)));
+typedef double Doubles __attribute__((vector_size(8 * kChunk)));
+
+inline Floats load_chunk(const float* p) {
+  Floats chunk;
+  __builtin_memcpy(&chunk, p, sizeof chunk);
+  return chunk;
+}
+
+// The last, partial chunk: what is missing is -inf, which adds nothing to maximum or sum.
+inline Floats load_rest(const float* p, int64_t count) {
+  Floats chunk = Floats{} - __builtin_inff();
+  for (int64_t j = 0; j < count; ++j) chunk[j] = p[j];
+  return chunk;
+}
+
 // exp(x) for x <= 0, within 2 ulp: 2^n times the Taylor series of the rest, |rest| <= ln(2) / 2.
-inline float exp_of_nonpositive(float x) {
+inline Floats exp_of_nonpositive(Floats x) {
   constexpr float kLog2E = 1.44269504f, kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
-  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  const float bounded = x < -87.0f ? -87.0f : x;  // below it the true value adds nothing to a sum >= 1
-  const float n = (bounded * kLog2E + kRound) - kRound;
-  const float r = (bounded - n * kLn2High) - n * kLn2Low;
-  float p = 1.0f / 5040;
-  p = p * r + 1.0f / 720;
+  constexpr float kRound = 12582912.0f;                      // 1.5 * 2^23: adding it rounds to an integer
+  const Floats bounded = x < -87.0f ? Floats{} - 87.0f : x;  // e^-87 is nothing beside a sum >= 1
+  const Floats n = (bounded * kLog2E + kRound) - kRound;
+  const Floats r = (bounded - n * kLn2High) - n * kLn2Low;
+  Floats p = r * (1.0f / 5040) + 1.0f / 720;
   p = p * r + 1.0f / 120;
   p = p * r + 1.0f / 24;
   p = p * r + 1.0f / 6;
   p = p * r + 0.5f;
   p = p * r + 1.0f;
   p = p * r + 1.0f;
-  const int32_t exponent = (static_cast<int32_t>(n) + 127) << 23;
-  float power;
-  __builtin_memcpy(&power, &exponent, 4);
-  return p * power;
+  const Ints exponent = (__builtin_convertvector(n, Ints) + 127) << 23;
+  return p * reinterpret_cast<Floats>(exponent);
 }
 
-constexpr int64_t kChunk = 16;
-
 inline float log_sum_exp(const float* logits, int64_t count) {
-  float lane_max[kChunk];
-  int32_t lane_nan[kChunk];
-  for (int j = 0; j < kChunk; ++j) lane_max[j] = -__builtin_inff(), lane_nan[j] = 0;
-  int64_t i = 0;
-  for (; i + kChunk <= count; i += kChunk) {
-    for (int j = 0; j < kChunk; ++j) {
-      const float z = logits[i + j];
-      lane_max[j] = z > lane_max[j] ? z : lane_max[j];
-      lane_nan[j] |= z != z;
-    }
+  const int64_t whole = count / kChunk * kChunk;
+  const Floats rest = load_rest(logits + whole, count - whole);
+  Floats lane_max = rest;
+  Ints lane_nan = rest != rest;
+  for (int64_t i = 0; i < whole; i += kChunk) {
+    const Floats z = load_chunk(logits + i);
+    lane_max = z > lane_max ? z : lane_max;
+    lane_nan |= z != z;
   }
   float largest = -__builtin_inff();
-  int32_t any_nan = 0;
-  for (int j = 0; j < kChunk; ++j) {
+  for (int64_t j = 0; j < kChunk; ++j) {
+    if (lane_nan[j]) return __builtin_nanf("");
     largest = lane_max[j] > largest ? lane_max[j] : largest;
-    any_nan |= lane_nan[j];
   }
-  for (; i < count; ++i) {
-    largest = logits[i] > largest ? logits[i] : largest;
-    any_nan |= logits[i] != logits[i];
-  }
-  if (any_nan) return __builtin_nanf("");
   // Nothing active, or nothing but -inf; or a +inf, beside which nothing else counts.
   if (largest == -__builtin_inff() || largest == __builtin_inff()) return largest;
 
   // Sums in double: their order then does not show in the fp32 result.
-  double lane_sum[kChunk] = {};
-  for (i = 0; i + kChunk <= count; i += kChunk) {
-    for (int j = 0; j < kChunk; ++j) lane_sum[j] += exp_of_nonpositive(logits[i + j] - largest);
+  Doubles lane_sum = __builtin_convertvector(exp_of_nonpositive(rest - largest), Doubles);
+  for (int64_t i = 0; i < whole; i += kChunk) {
+    const Floats z = load_chunk(logits + i);
+    lane_sum += __builtin_convertvector(exp_of_nonpositive(z - largest), Doubles);
   }
   double sum = 0.0;
-  for (int j = 0; j < kChunk; ++j) sum += lane_sum[j];
-  for (; i < count; ++i) sum += exp_of_nonpositive(logits[i] - largest);
+  for (int64_t j = 0; j < kChunk; ++j) sum += lane_sum[j];
   return static_cast<float>(largest + __builtin_log(sum));
-}
-
-// Whether any of kChunk logits may enter a top-k whose last entry is `bar`; NaNs may.
-inline bool any_reaches(const float* logits, float bar) {
-  int32_t reaches = 0;
-  for (int j = 0; j < kChunk; ++j) reaches |= !(logits[j] < bar);
-  return reaches;
 }
 
 // Almost every chunk fails against the k-th best so far with one compare, so the sorted insertion
@@ -104,9 +103,14 @@ void select(const float* logits, const int32_t* ids, int64_t count, int64_t k, f
   };
   int64_t i = 0;
   for (; i + kChunk <= count; i += kChunk) {
-    // key_logit of "no entry" is NaN, which every chunk reaches.
-    if (!any_reaches(logits + i, key_logit(best[k - 1]))) continue;
-    for (int64_t j = i; j < i + kChunk; ++j) offer(j);
+    // Nothing is below the NaN that stands for "no entry", and no NaN is below anything.
+    const Ints below = load_chunk(logits + i) < key_logit(best[k - 1]);
+    int32_t all_below = -1;
+    for (int64_t j = 0; j < kChunk; ++j) all_below &= below[j];
+    if (all_below) continue;
+    for (int64_t j = 0; j < kChunk; ++j) {
+      if (!below[j]) offer(i + j);
+    }
   }
   for (; i < count; ++i) offer(i);
   for (int64_t j = 0; j < k; ++j) {

@@ -1,0 +1,195 @@
+// AMX with bf16: Sapphire Rapids and later. One instruction multiplies 16 rows by 16 activations
+// over 32 elements, so that up to 64 activations cost hardly more than the reading of the rows.
+//
+// Tiles are loaded with one stride, but active rows are scattered: so 16 rows are copied, a block at
+// a time, into a ring that stays in L1. The copy also widens int8 and fp8 rows to bf16, which
+// holds both exactly. bf16 activations only; everything else takes the AVX-512 path.
+#ifdef __linux__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+#include <cstdint>
+
+#include "head/head.h"
+#include "kernels.h"
+#include "simd_avx512.h"
+
+namespace microspec {
+namespace amx {
+
+constexpr int64_t kChunk = Avx512Vec::kLanes;
+
+#include "panel.inl"
+#include "select.inl"
+
+constexpr int kTileRows = 16;    // rows of the weight in a tile
+constexpr int kTileDepth = 32;   // elements of a row in a tile
+constexpr int kColumns = 16;     // activations in a tile
+constexpr int kColumnTiles = 4;  // accumulators: tiles 0-3; 4 holds rows, 5-7 activations
+// Blocks of 16 rows by 32 elements between a copy and its multiplication. A tile load cannot take its
+// data from stores still in flight; four blocks later they have reached L1, and the loads of the
+// blocks ahead keep the memory busy meanwhile.
+constexpr int kLag = 4;
+constexpr int kBlock = kTileRows * kTileDepth;
+
+// The layout the processor prescribes for LDTILECFG: every tile is 16 rows of 64 bytes.
+struct alignas(64) TileConfig {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+
+inline __m512i widen(const bf16_t* p) { return _mm512_loadu_si512(p); }
+inline __m512i join(__m512 low, __m512 high) {
+  return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
+}
+template <class Row>
+inline __m512i widen(const Row* p) {
+  return join(Avx512Vec::load(p), Avx512Vec::load(p + 16));
+}
+
+// Elements [from, from + 32) of each row, one row after the other: sixteen streams, which the
+// hardware prefetcher follows across any gaps between rows. Zeros stand for what is not there.
+template <class Row>
+inline void copy_block(const Panel& panel, int64_t from, bf16_t* block) {
+  const int64_t left = panel.dim - from;
+  int64_t r = 0;
+  for (; r < panel.row_count; ++r) {
+    const Row* row = reinterpret_cast<const Row*>(panel.rows[r]) + from;
+    if (left >= kTileDepth) {
+      _mm512_store_si512(block + r * kTileDepth, widen(row));
+      continue;
+    }
+    Row padded[kTileDepth] = {};
+    for (int64_t i = 0; i < left; ++i) padded[i] = row[i];
+    _mm512_store_si512(block + r * kTileDepth, widen(padded));
+  }
+  for (; r < kTileRows; ++r) _mm512_store_si512(block + r * kTileDepth, _mm512_setzero_si512());
+}
+
+// One block of rows times `Tiles` tiles of activations, added to accumulators 0 to Tiles - 1.
+template <int Tiles>
+inline void multiply(const bf16_t* block, const char* hidden, int64_t column_bytes) {
+  _tile_loadd(4, block, 64);
+  _tile_loadd(5, hidden, 64);
+  _tile_dpbf16ps(0, 4, 5);
+  if constexpr (Tiles > 1) {
+    _tile_loadd(6, hidden + column_bytes, 64);
+    _tile_dpbf16ps(1, 4, 6);
+  }
+  if constexpr (Tiles > 2) {
+    _tile_loadd(7, hidden + 2 * column_bytes, 64);
+    _tile_dpbf16ps(2, 4, 7);
+  }
+  if constexpr (Tiles > 3) {
+    _tile_loadd(5, hidden + 3 * column_bytes, 64);
+    _tile_dpbf16ps(3, 4, 5);
+  }
+}
+
+// All of the rows times `Tiles` tiles of activations.
+template <class Row, int Tiles>
+void multiply_panel(const Panel& panel, const char* hidden, int64_t column_bytes) {
+  alignas(64) bf16_t ring[2 * kLag * kBlock];
+  const int64_t blocks = (panel.dim + kTileDepth - 1) / kTileDepth;
+  for (int64_t i = 0; i < blocks + kLag; ++i) {
+    if (i < blocks) copy_block<Row>(panel, i * kTileDepth, ring + i % (2 * kLag) * kBlock);
+    if (i < kLag) continue;
+    const int64_t ready = i - kLag;
+    multiply<Tiles>(ring + ready % (2 * kLag) * kBlock,
+                    hidden + ready * kTileDepth * kColumns * sizeof(bf16_t), column_bytes);
+  }
+}
+
+inline void store_tile(int tile, const Panel& panel, int64_t first, float gain) {
+  alignas(64) float sums[kTileRows * kColumns];
+  switch (tile) {  // a tile's number must be a constant
+    case 0: _tile_stored(0, sums, 64); break;
+    case 1: _tile_stored(1, sums, 64); break;
+    case 2: _tile_stored(2, sums, 64); break;
+    default: _tile_stored(3, sums, 64); break;
+  }
+  const int64_t left = panel.hidden_count - first;
+  const __mmask16 mask = left >= kColumns ? 0xffff : static_cast<__mmask16>((1u << left) - 1);
+  for (int64_t r = 0; r < panel.row_count; ++r) {
+    const __m512 row = _mm512_load_ps(sums + r * kColumns) * _mm512_set1_ps(gain);
+    _mm512_mask_storeu_ps(panel.dots + r * panel.hidden_count + first, mask, row);
+  }
+}
+
+template <class Row>
+void panel_kernel_amx(const Panel& panel) {
+  const TileConfig config;
+  _tile_loadconfig(&config);
+  // Activations lie as [column tile][pair of elements][activation][2].
+  const int64_t column_bytes = panel.hidden_stride * kColumns * sizeof(bf16_t);
+  for (int64_t first = 0; first < panel.hidden_count; first += kColumnTiles * kColumns) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    const int64_t tiles = (panel.hidden_count - first + kColumns - 1) / kColumns;
+    const char* hidden = static_cast<const char*>(panel.hidden) + first / kColumns * column_bytes;
+    switch (tiles) {
+      case 1: multiply_panel<Row, 1>(panel, hidden, column_bytes); break;
+      case 2: multiply_panel<Row, 2>(panel, hidden, column_bytes); break;
+      case 3: multiply_panel<Row, 3>(panel, hidden, column_bytes); break;
+      default: multiply_panel<Row, 4>(panel, hidden, column_bytes); break;
+    }
+    for (int tile = 0; tile < kColumnTiles && tile < tiles; ++tile) {
+      store_tile(tile, panel, first + tile * kColumns, Avx512Vec::gain(Row{}));
+    }
+  }
+  _tile_release();
+}
+
+int64_t arranged_rows(int64_t count) { return (count + kColumns - 1) / kColumns * kColumns; }
+
+void arrange(const void* hidden, int64_t count, int64_t stride, void* arranged) {
+  const auto source = static_cast<const uint32_t*>(hidden);  // pairs of elements
+  auto target = static_cast<uint32_t*>(arranged);
+  const int64_t pairs = stride / 2;
+  for (int64_t first = 0; first < count; first += kColumns) {
+    for (int64_t pair = 0; pair < pairs; ++pair) {
+      for (int64_t column = 0; column < kColumns; ++column) {
+        const int64_t row = first + column;
+        *target++ = row < count ? source[row * pairs + pair] : 0;
+      }
+    }
+  }
+}
+
+template <class Row>
+HeadKernel amx_head() {
+  return {panel_kernel_amx<Row>, [](int64_t) -> int64_t { return kTileRows; }, DType::bf16, arrange,
+          arranged_rows};
+}
+
+HeadKernel head(DType weight_type, DType hidden_type) {
+  if (hidden_type == DType::bf16) {
+    switch (weight_type) {
+      case DType::bf16: return amx_head<bf16_t>();
+      case DType::i8: return amx_head<int8_t>();
+      case DType::f8e4m3: return amx_head<f8e4m3_t>();
+      default: break;
+    }
+  }
+  return widening_head<Avx512Vec>(weight_type, hidden_type);
+}
+
+}  // namespace amx
+
+bool amx_usable() {
+#ifdef __linux__
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
+         __builtin_cpu_supports("avx512bf16") && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
+const InstructionSet kAmx = {"amx", amx::head, amx::select};
+
+}  // namespace microspec

@@ -1,5 +1,6 @@
 """Finds and loads the compiled library, which registers ``torch.ops.microspec.*``."""
 
+import ctypes
 from pathlib import Path
 
 import torch
@@ -24,6 +25,17 @@ def load() -> None:
         raise ImportError(
             f"{PATH} needs torch >= 2.10 and does not load under {torch.__version__}: {error}"
         ) from error
+
+
+def instruction_set() -> str | None:
+    """The processor's instructions that the CPU kernels use: "amx", "avx2", "portable", …
+
+    None if ``MICROSPEC_ISA`` names one that this processor has not.
+    """
+    function = ctypes.CDLL(str(PATH)).microspec_instruction_set
+    function.restype = ctypes.c_char_p
+    name: bytes | None = function()
+    return None if name is None else name.decode()
 
 
 load()

@@ -2,6 +2,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "common/check.h"
+#include "args.h"
 #include "head.h"
 
 namespace microspec {

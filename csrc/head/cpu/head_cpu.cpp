@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "common/parallel.h"
-#include "head/head.h"
+#include "head/args.h"
 #include "kernels.h"
 
 namespace microspec {

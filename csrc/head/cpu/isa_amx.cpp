@@ -11,7 +11,7 @@
 
 #include <cstdint>
 
-#include "head/head.h"
+#include "head/args.h"
 #include "kernels.h"
 #include "simd_avx512.h"
 

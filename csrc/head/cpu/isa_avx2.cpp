@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "head/head.h"
+#include "head/args.h"
 #include "kernels.h"
 
 namespace microspec {

@@ -1,7 +1,7 @@
 // AVX-512 without bf16 arithmetic: Skylake to Ice Lake.
 #include <cstdint>
 
-#include "head/head.h"
+#include "head/args.h"
 #include "kernels.h"
 #include "simd_avx512.h"
 

@@ -2,7 +2,7 @@
 // and no widening: half the instructions and half the bytes of activations.
 #include <cstdint>
 
-#include "head/head.h"
+#include "head/args.h"
 #include "kernels.h"
 #include "simd_avx512.h"
 

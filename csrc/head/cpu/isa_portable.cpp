@@ -1,7 +1,7 @@
 // Any processor, through the compiler's generic vectors.
 #include <cstdint>
 
-#include "head/head.h"
+#include "head/args.h"
 #include "kernels.h"
 
 namespace microspec {

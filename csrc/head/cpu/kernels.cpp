@@ -47,3 +47,12 @@ const InstructionSet& instruction_set() {
 }
 
 }  // namespace microspec
+
+// For `microspec info`, through ctypes; null if MICROSPEC_ISA names none.
+extern "C" __attribute__((visibility("default"))) const char* microspec_instruction_set() noexcept {
+  try {
+    return microspec::instruction_set().name;
+  } catch (const std::exception&) {
+    return nullptr;
+  }
+}

@@ -1,0 +1,78 @@
+"""Where and on what a benchmark ran, and how its figures are kept."""
+
+import csv
+import datetime
+import platform
+import re
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import microspec_kernels
+from microspec_kernels import _library
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def processor() -> str:
+    """The CPU's own name, with family and model, which a virtual machine's name often hides."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor() or platform.machine()
+    fields = dict(re.findall(r"^(model name|cpu family|model)\s*: (.*)$", text, re.MULTILINE))
+    name = fields.get("model name", platform.machine())
+    if "cpu family" not in fields:
+        return name
+    return f"{name} (family {fields['cpu family']}, model {fields['model']})"
+
+
+def device() -> str:
+    """What the figures are of: the GPU's name, or the CPU's with its threads and instructions."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    threads = torch.get_num_threads()
+    return f"{processor()}, {threads} threads, {_library.instruction_set()}"
+
+
+def facts() -> dict[str, str]:
+    """What every row of figures carries, so that a CSV file stands for itself."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        capture_output=True,
+        text=True,
+        cwd=RESULTS.parent,
+    )
+    return {
+        "device": device(),
+        "torch": torch.__version__,
+        "microspec": microspec_kernels.__version__,
+        "commit": commit.stdout.strip() or "unknown",
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def folder() -> Path:
+    """``bench/results/<device>``."""
+    name = re.sub(r"\(R\)|\(TM\)|\(.*?\)", "", device())
+    return RESULTS / re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    common = facts()
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0], *common], lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({**row, **common})
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows as a Markdown table, floats with four significant digits."""
+    text = [[f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *text]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

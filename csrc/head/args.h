@@ -1,0 +1,47 @@
+// One call of the head as raw pointers: what the kernels of every backend see. Torch-free.
+#pragma once
+
+#include <cstdint>
+
+#include "common/dtype.h"
+
+namespace microspec {
+
+constexpr int64_t kMaxTopK = 128;
+
+// One checked call, as raw pointers. Strides are in elements.
+struct HeadArgs {
+  const void* hidden;  // [M, D] in hidden_type
+  int64_t hidden_row_stride;
+  const void* weight;  // [V, D], or [G, K, D] if packed, in weight_type
+  int64_t weight_row_stride;
+  int64_t weight_group_stride;  // packed only
+  const float* weight_scale;    // [V] or [G, K], null unless the rows are quantised
+  const int32_t* active_ids;    // [G, K], -1 is an empty slot
+  const void* group_ids;        // [M] int32 or int64, -1 is a padding row; null: all rows in group 0
+  const void* bias;             // [V] in hidden_type or fp32, null: none
+  int64_t rows;                 // M
+  int64_t dim;                  // D
+  int64_t groups;               // G
+  int64_t capacity;             // K
+  float logit_scale;
+  float softcap;  // 0: none
+  DType hidden_type;
+  DType weight_type;
+  DType bias_type;
+  bool packed;
+  bool long_group_ids;
+
+  int64_t group_of(int64_t row) const {
+    if (!group_ids) return 0;
+    return long_group_ids ? static_cast<const int64_t*>(group_ids)[row]
+                          : static_cast<const int32_t*>(group_ids)[row];
+  }
+};
+
+// logits and token_ids are [M, k], logsumexp is [M].
+void run_sparse_head(const HeadArgs& args, int64_t k, float* logits, int64_t* token_ids, float* logsumexp);
+// logits is [M, K].
+void run_sparse_logits(const HeadArgs& args, float* logits);
+
+}  // namespace microspec

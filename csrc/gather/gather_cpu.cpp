@@ -7,10 +7,11 @@
 #include <torch/headeronly/util/Float8_e4m3fn.h>
 #include <torch/headeronly/util/Half.h>
 
-#include <cmath>
 #include <cstring>
 #include <limits>
+#include <vector>
 
+#include "common/clones.h"
 #include "gather.h"
 
 namespace microspec {
@@ -20,36 +21,64 @@ namespace {
 // Largest magnitudes: symmetric int8, and float8_e4m3fn.
 constexpr float kInt8Max = 127.0f;
 constexpr float kFloat8Max = 448.0f;
+constexpr uint32_t kInfinityBits = 0x7f800000u;
 
-template <class Source>
-float row_scale(const Source* row, int64_t dim, float largest) {
-  float amax = 0.0f;
-  bool finite = true;
+// The largest magnitude's bits: magnitudes order as their bits do, infinity and NaN above all.
+MICROSPEC_CLONES uint32_t amax_bits(const float* row, int64_t dim) {
+  uint32_t largest = 0;
   for (int64_t d = 0; d < dim; ++d) {
-    const float magnitude = std::fabs(static_cast<float>(row[d]));
-    finite &= magnitude <= std::numeric_limits<float>::max();
-    amax = magnitude > amax ? magnitude : amax;
+    uint32_t bits;
+    std::memcpy(&bits, row + d, sizeof bits);
+    bits &= 0x7fffffffu;
+    largest = bits > largest ? bits : largest;
   }
-  if (!finite) return std::numeric_limits<float>::quiet_NaN();
-  // A subnormal quotient may be zero; dividing by it would not be finite.
-  const float scale = amax / largest;
-  return scale >= std::numeric_limits<float>::min() ? scale : 1.0f;
+  return largest;
+}
+
+MICROSPEC_CLONES void quantise_int8(const float* row, int64_t dim, float scale, int8_t* target) {
+  // Adding 1.5 * 2^23 rounds to an integer, half to even. |row / scale| is at most 127 and its
+  // rounding error, so nothing is left to clamp.
+  constexpr float kRound = 12582912.0f;
+  for (int64_t d = 0; d < dim; ++d) {
+    target[d] = static_cast<int8_t>(static_cast<int32_t>((row[d] / scale + kRound) - kRound));
+  }
+}
+
+void quantise_float8(const float* row, int64_t dim, float scale, c10::Float8_e4m3fn* target) {
+  for (int64_t d = 0; d < dim; ++d) target[d] = c10::Float8_e4m3fn(row[d] / scale);
+}
+
+void quantise_row(const float* row, int64_t dim, DType type, void* target, float* scale) {
+  const uint32_t bits = amax_bits(row, dim);
+  if (bits >= kInfinityBits) {
+    *scale = std::numeric_limits<float>::quiet_NaN();
+    std::memset(target, 0, dim);
+    return;
+  }
+  float amax;
+  std::memcpy(&amax, &bits, sizeof amax);
+  // A subnormal quotient has too few bits to divide by, or is zero.
+  const float quotient = amax / (type == DType::i8 ? kInt8Max : kFloat8Max);
+  *scale = quotient >= std::numeric_limits<float>::min() ? quotient : 1.0f;
+  if (type == DType::i8) {
+    quantise_int8(row, dim, *scale, static_cast<int8_t*>(target));
+  } else {
+    quantise_float8(row, dim, *scale, static_cast<c10::Float8_e4m3fn*>(target));
+  }
 }
 
 template <class Source>
-void quantise_row(const Source* row, int64_t dim, DType type, void* target, float* scale) {
-  const bool to_int8 = type == DType::i8;
-  *scale = row_scale(row, dim, to_int8 ? kInt8Max : kFloat8Max);
-  const bool finite = *scale == *scale;
-  const auto int8_row = static_cast<int8_t*>(target);
-  const auto float8_row = static_cast<c10::Float8_e4m3fn*>(target);
-  for (int64_t d = 0; d < dim; ++d) {
-    const float value = finite ? static_cast<float>(row[d]) / *scale : 0.0f;
-    if (to_int8) {
-      int8_row[d] = static_cast<int8_t>(std::fmin(std::fmax(std::nearbyint(value), -kInt8Max), kInt8Max));
-    } else {
-      float8_row[d] = c10::Float8_e4m3fn(value);
-    }
+const float* widened(const char* source, int64_t dim, std::vector<float>& buffer) {
+  buffer.resize(dim);
+  for (int64_t d = 0; d < dim; ++d) buffer[d] = reinterpret_cast<const Source*>(source)[d];
+  return buffer.data();
+}
+
+const float* as_float(const char* source, DType type, int64_t dim, std::vector<float>& buffer) {
+  switch (type) {
+    case DType::f16: return widened<c10::Half>(source, dim, buffer);
+    case DType::bf16: return widened<c10::BFloat16>(source, dim, buffer);
+    default: return reinterpret_cast<const float*>(source);
   }
 }
 
@@ -58,6 +87,7 @@ void quantise_row(const Source* row, int64_t dim, DType type, void* target, floa
 void gather_slots(const GatherArgs& args, int64_t begin, int64_t end) {
   const int64_t slab_row = args.dim * element_size(args.slab_type);
   const int64_t weight_row = args.weight_row_stride * element_size(args.weight_type);
+  std::vector<float> buffer;
   for (int64_t slot = begin; slot < end; ++slot) {
     const int32_t id = args.active_ids[slot];
     if (args.slab_ids[slot] == id) continue;
@@ -68,15 +98,9 @@ void gather_slots(const GatherArgs& args, int64_t begin, int64_t end) {
     if (args.slab_type == args.weight_type) {
       std::memcpy(target, source, slab_row);
       if (args.slab_scale) args.slab_scale[slot] = args.weight_scale[id];
-    } else if (args.weight_type == DType::f32) {
-      quantise_row(reinterpret_cast<const float*>(source), args.dim, args.slab_type, target,
-                   args.slab_scale + slot);
-    } else if (args.weight_type == DType::f16) {
-      quantise_row(reinterpret_cast<const c10::Half*>(source), args.dim, args.slab_type, target,
-                   args.slab_scale + slot);
     } else {
-      quantise_row(reinterpret_cast<const c10::BFloat16*>(source), args.dim, args.slab_type, target,
-                   args.slab_scale + slot);
+      const float* row = as_float(source, args.weight_type, args.dim, buffer);
+      quantise_row(row, args.dim, args.slab_type, target, args.slab_scale + slot);
     }
   }
 }

@@ -1,0 +1,122 @@
+"""Every model of these tests: small, random, in fp32, and not given to repeating itself."""
+
+import copy
+from functools import cache
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from microspec_kernels.speculative import CausalModel, EagleDraft
+
+KINDS = ("llama", "mistral", "qwen2", "qwen3")
+VOCAB = 199
+SIZE = 32
+
+
+def tiny(kind: str = "llama", seed: int = 1, **changes: Any) -> Any:
+    """A two-layer model whose weights are large enough for its argmax to wander."""
+    settings = {
+        "vocab_size": VOCAB, "hidden_size": SIZE, "intermediate_size": 48,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+        "max_position_embeddings": 512, "initializer_range": 0.5,
+        "bos_token_id": None, "eos_token_id": None, "pad_token_id": None,
+        **changes,
+    }  # fmt: skip
+    config = type(transformers.AutoConfig.for_model(kind))(**settings)
+    torch.manual_seed(seed)
+    return transformers.AutoModelForCausalLM.from_config(config).eval()
+
+
+def noisy(model: Any, scale: float = 0.03) -> Any:
+    """A copy whose every weight is off by a few hundredths of its spread: mostly right."""
+    twin = copy.deepcopy(model)
+    noise = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in twin.parameters():
+            weight += scale * 0.5 * torch.randn(weight.shape, generator=noise)
+    return twin
+
+
+def truncated(model: Any, layers: int = 1) -> Any:
+    """The first layers, with the whole model's norm and head."""
+    config = copy.deepcopy(model.config)
+    config.num_hidden_layers = layers
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:layers]
+    short = transformers.AutoModelForCausalLM.from_config(config).eval()
+    known = short.state_dict().keys()
+    short.load_state_dict({k: v for k, v in model.state_dict().items() if k in known})
+    return short
+
+
+def eagle_config(**changes: Any) -> Any:
+    """An EAGLE draft's config for `tiny`: grouped heads whose size is not hidden / heads."""
+    settings = {
+        "vocab_size": VOCAB, "hidden_size": SIZE, "intermediate_size": 40,
+        "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6,
+        "max_position_embeddings": 512, "rms_norm_eps": 1e-5, "bias": True, **changes,
+    }  # fmt: skip
+    return transformers.LlamaConfig(**settings)
+
+
+def eagle(target: CausalModel, seed: int = 0, **changes: Any) -> EagleDraft:
+    """A random EAGLE draft, its biases and norms random, too."""
+    draft = EagleDraft(eagle_config(**changes), target).eval()
+    values = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in draft.named_parameters():
+            weight.copy_(torch.randn(weight.shape, generator=values) * 0.3 + ("norm" in name))
+    return draft
+
+
+def prompt(length: int, seed: int = 0) -> Tensor:
+    """A random prompt, int64 [1, length]."""
+    return torch.randint(VOCAB, (1, length), generator=torch.Generator().manual_seed(seed))
+
+
+def greedy(model: Any, input_ids: Tensor, count: int) -> Tensor:
+    """What `transformers` itself generates, int64 [<= count]: the truth of these tests."""
+    return model.generate(input_ids, max_new_tokens=count, do_sample=False)[0, input_ids.shape[1] :]
+
+
+@cache
+def example(kind: str, length: int = 24, count: int = 32) -> tuple[Any, Tensor, Tensor]:
+    """A model, a prompt and its greedy continuation, which is worth predicting."""
+    model = tiny(kind)
+    text = prompt(length)
+    truth = greedy(model, text, count)
+    assert len(set(truth.tolist())) > count // 3, "a degenerate example tests nothing"
+    return model, text, truth
+
+
+class Scrambled:
+    """A draft that answers with the same features for everything: wrong, or not even numbers."""
+
+    def __init__(self, target: CausalModel, value: float) -> None:
+        self.head_weight, self.head_bias = target.head_weight, target.head_bias
+        self.value = value
+        self._target = target
+
+    def new_cache(self) -> Any:
+        return self._target.new_cache()
+
+    def extend(self, tokens: Tensor, hidden: Tensor, cache: Any) -> Tensor:
+        return torch.full_like(hidden[-1:], self.value)
+
+    def step(self, tokens: Tensor, parents: Tensor, lineage: Tensor, cache: Any) -> Tensor:
+        cache.advance(len(tokens))
+        return torch.full_like(parents, self.value)
+
+
+def head_bias(model: Any, seed: int = 3) -> Any:
+    """A copy whose LM head has a bias, as no public one of these kinds does but any may."""
+    twin = copy.deepcopy(model)
+    old = twin.get_output_embeddings()
+    new = nn.Linear(old.in_features, old.out_features)
+    new.weight = old.weight
+    torch.manual_seed(seed)
+    nn.init.normal_(new.bias, std=2.0)
+    twin.set_output_embeddings(new)
+    return twin

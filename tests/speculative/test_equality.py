@@ -1,0 +1,225 @@
+"""The promise: whatever drafts, the output is the target's own greedy output, token for token."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from microspec_kernels.speculative import SOURCES, CausalModel, generate
+
+from .models import (
+    KINDS,
+    VOCAB,
+    Scrambled,
+    eagle,
+    example,
+    greedy,
+    head_bias,
+    noisy,
+    prompt,
+    tiny,
+    truncated,
+)
+
+SHAPES = ((1, 1, 1), (3, 4, 7), (5, 8, 40))  # depth, top_k, tree_size
+CAPACITIES = (1, 8, 64, 4 * VOCAB)
+RANKING = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(7))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("head", ["dense", "static", "sparse"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_equals_transformers(kind: str, head: Any, shape: tuple[int, int, int]) -> None:
+    model, text, truth = example(kind)
+    target, draft = CausalModel(model), noisy(model)
+    depth, top_k, size = shape
+    for capacity in CAPACITIES if head != "dense" else (1,):
+        result = generate(
+            target, draft, text, len(truth), head=head, capacity=capacity, frequency=RANKING,
+            depth=depth, top_k=top_k, tree_size=size,
+        )  # fmt: skip
+        assert result.tokens.tolist() == truth.tolist(), f"capacity {capacity}"
+
+
+@pytest.mark.parametrize("head", ["dense", "static", "sparse"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_noisy_copy_is_mostly_accepted(kind: str, head: Any) -> None:
+    model, text, truth = example(kind)
+    result = generate(
+        model, noisy(model), text, len(truth), head=head, capacity=VOCAB, frequency=RANKING
+    )
+    assert result.tokens.tolist() == truth.tolist()
+    assert result.stats.tau > 1.5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_perfect_copy_reaches_the_greatest_acceptance(kind: str) -> None:
+    model, text, truth = example(kind)
+    depth = 4
+    count = 1 + 5 * (depth + 1)
+    result = generate(
+        model, model, text, count, head="dense", depth=depth, top_k=1, tree_size=depth
+    )
+    assert result.tokens.tolist() == truth[:count].tolist()
+    assert result.acceptance_lengths == [depth + 1] * 5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_truncated_target_and_an_eagle_draft(kind: str) -> None:
+    model, text, truth = example(kind)
+    target = CausalModel(model)
+    for draft in (truncated(model), eagle(target)):
+        for head in ("dense", "sparse"):
+            result = generate(target, draft, text, len(truth), head=head, capacity=64)
+            assert result.tokens.tolist() == truth.tolist()
+
+
+@pytest.mark.parametrize("head", ["dense", "static", "sparse"])
+@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
+def test_a_broken_draft_costs_time_and_nothing_else(value: float, head: Any) -> None:
+    model, text, truth = example("llama")
+    target = CausalModel(model)
+    result = generate(
+        target, Scrambled(target, value), text, 8, head=head, capacity=64, frequency=RANKING
+    )
+    assert result.tokens.tolist() == truth[:8].tolist()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    kind=st.sampled_from(KINDS),
+    length=st.integers(1, 40),
+    count=st.integers(0, 12),
+    shape=st.tuples(st.integers(1, 5), st.integers(1, 12), st.integers(1, 50)),
+    capacity=st.integers(1, 250),
+    pinned=st.none() | st.integers(0, 8),
+    mode=st.sampled_from(["indexed", "packed"]),
+    sources=st.sets(st.sampled_from(SOURCES)),
+)
+def test_equals_transformers_under_any_settings(
+    kind: str,
+    length: int,
+    count: int,
+    shape: tuple[int, int, int],
+    capacity: int,
+    pinned: int | None,
+    mode: Any,
+    sources: set[Any],
+) -> None:
+    model, _, _ = example(kind)
+    text = prompt(length, seed=length)
+    truth = greedy(model, text, count).tolist() if count else []
+    depth, top_k, size = shape
+    result = generate(
+        model, noisy(model), text, count, head="sparse", depth=depth, top_k=top_k, tree_size=size,
+        capacity=capacity, pinned=None if pinned is None else min(pinned, capacity),
+        frequency=RANKING, mode=mode, sources=sorted(sources, key=SOURCES.index),
+    )  # fmt: skip
+    assert result.tokens.tolist() == truth
+
+
+def test_a_prompt_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prefill in pieces of 7 gives what one pass gives, for the target, a draft and EAGLE."""
+    for module in ("model", "draft", "loop"):
+        monkeypatch.setattr(f"microspec_kernels.speculative.{module}.CHUNK", 7)
+    model, text, truth = example("llama")
+    target = CausalModel(model)
+    results = [
+        generate(target, draft, text, len(truth), head="sparse", capacity=VOCAB)
+        for draft in (noisy(model), eagle(target))
+    ]
+    monkeypatch.undo()
+    whole = [
+        generate(target, draft, text, len(truth), head="sparse", capacity=VOCAB)
+        for draft in (noisy(model), eagle(target))
+    ]
+    for got, expected in zip(results, whole, strict=True):
+        assert got.tokens.tolist() == truth.tolist()
+        assert got.acceptance_lengths == expected.acceptance_lengths
+
+
+@pytest.mark.parametrize("head", ["dense", "sparse"])
+def test_end_of_text_inside_a_tree(head: Any) -> None:
+    """It ends the text though the tree went on behind it and the target agreed."""
+    model = tiny("llama")
+    text = prompt(24)
+    truth = greedy(model, text, 32).tolist()
+    depth = 5
+    for place in range(1, 12):
+        end = truth[place]
+        if end in truth[:place]:
+            continue
+        model.generation_config.eos_token_id = [VOCAB - 1, end]
+        expected = greedy(model, text, 32).tolist()
+        result = generate(
+            model, model, text, 32, head=head, capacity=VOCAB, depth=depth, top_k=2, tree_size=12
+        )
+        assert result.tokens.tolist() == expected == truth[: place + 1]
+        assert 1 + sum(result.acceptance_lengths) == place + 1
+
+
+def test_end_of_text_as_the_first_token() -> None:
+    model = tiny("llama")
+    first = int(greedy(model, prompt(24), 1))
+    model.generation_config.eos_token_id = first
+    result = generate(model, model, prompt(24), 8)
+    assert result.tokens.tolist() == [first]
+    assert result.acceptance_lengths == []
+
+
+@pytest.mark.parametrize("count", range(9))
+def test_just_as_many_tokens_as_asked_for(count: int) -> None:
+    model, text, truth = example("qwen3")
+    result = generate(model, model, text[0].int(), count, depth=3, top_k=2, tree_size=6)
+    assert result.tokens.tolist() == truth[:count].tolist()
+    assert result.tokens.dtype == torch.int64
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize(
+    ("kind", "window"),
+    [
+        ("mistral", {"sliding_window": 9}),
+        ("qwen2", {"sliding_window": 9, "use_sliding_window": True, "max_window_layers": 1}),
+        ("qwen3", {"sliding_window": 9, "use_sliding_window": True, "max_window_layers": 0}),
+    ],
+)
+def test_sliding_windows(kind: str, window: dict[str, Any], attention: str) -> None:
+    """A window much shorter than the text, whose edge runs through every tree."""
+    model = tiny(kind, attn_implementation=attention, **window)
+    text = prompt(24)
+    truth = greedy(model, text, 24)
+    assert truth.tolist() != greedy(tiny(kind, sliding_window=None), text, 24).tolist()
+    result = generate(model, noisy(model, 0.01), text, 24, head="dense", depth=4, top_k=4)
+    assert result.tokens.tolist() == truth.tolist()
+    assert result.stats.tau > 1.5
+
+
+def test_rope_scaling_and_tied_embeddings() -> None:
+    rope = {
+        "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0, "original_max_position_embeddings": 16,
+    }  # fmt: skip
+    model = tiny("llama", rope_parameters=rope, tie_word_embeddings=True, initializer_range=0.2)
+    text = prompt(24)
+    truth = greedy(model, text, 24)
+    result = generate(model, noisy(model, 0.01), text, 24, capacity=64)
+    assert result.tokens.tolist() == truth.tolist()
+
+
+@pytest.mark.parametrize("head", ["dense", "static", "sparse"])
+def test_a_bias_of_the_lm_head(head: Any) -> None:
+    model = head_bias(tiny("qwen2"))
+    text = prompt(24)
+    truth = greedy(model, text, 24)
+    result = generate(
+        model, model, text, 24, head=head, capacity=VOCAB, frequency=RANKING, top_k=1, depth=3
+    )
+    assert result.tokens.tolist() == truth.tolist()
+    # A draft head that lost the bias would rank by other logits than its target.
+    if head == "sparse":
+        assert result.stats.tau > 1.5
+    else:
+        assert set(result.acceptance_lengths[:-1]) == {4}

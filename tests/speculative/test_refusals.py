@@ -1,0 +1,95 @@
+"""Bad input is refused before anything runs, by an error that names the argument."""
+
+import logging
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from microspec_kernels.speculative import CausalModel, ModelDraft, generate, load_target
+
+from .models import VOCAB, example, prompt, tiny
+
+MODEL = example("llama")[0]
+RANKING = torch.arange(VOCAB)
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "changes"),
+    [
+        (TypeError, "input_ids: .*got list", {"input_ids": [1, 2]}),
+        (TypeError, "input_ids: .*got torch.float32", {"input_ids": torch.ones(3)}),
+        (ValueError, r"input_ids: .*got \[0\]", {"input_ids": RANKING[:0]}),
+        (ValueError, r"input_ids: .*got \[2, 3\]", {"input_ids": RANKING[:6].view(2, 3)}),
+        (ValueError, r"input_ids: .*\[0, 199\), got 199", {"input_ids": torch.tensor([3, 199])}),
+        (ValueError, r"input_ids: .*got -1", {"input_ids": torch.tensor([3, -1])}),
+        (ValueError, "max_new_tokens: expected >= 0, got -1", {"max_new_tokens": -1}),
+        (TypeError, "max_new_tokens: expected an int, got float", {"max_new_tokens": 1.5}),
+        (ValueError, "depth: expected >= 1, got 0", {"depth": 0}),
+        (ValueError, r"top_k: expected in \[1, 128\], got 129", {"top_k": 129}),
+        (ValueError, "tree_size: expected >= 1, got 0", {"tree_size": 0}),
+        (ValueError, "capacity: expected >= 1, got 0", {"capacity": 0}),
+        (ValueError, r"pinned: expected in \[0, 8\]", {"capacity": 8, "pinned": 9}),
+        (ValueError, "frequency: pinned=2", {"pinned": 2}),
+        (ValueError, "frequency: head='static'", {"head": "static"}),
+        (TypeError, "frequency: .*got list", {"frequency": [1, 2]}),
+        (TypeError, r"frequency: .*float32 \[2\]", {"frequency": torch.ones(2)}),
+        (ValueError, "frequency: .*1 distinct of 2", {"frequency": torch.tensor([3, 3])}),
+        (ValueError, r"frequency: .*\[3, 199\]", {"frequency": torch.tensor([3, 199])}),
+        (ValueError, "head: expected 'dense'", {"head": "fast"}),
+        (TypeError, "head: expected a name or a Head, got int", {"head": 3}),
+        (ValueError, "mode", {"mode": "folded"}),
+        (TypeError, "expected a Hugging Face causal LM, got str", {"target": "llama"}),
+        (TypeError, "expected a Hugging Face causal LM, got str", {"draft": "eagle"}),
+        (ValueError, "draft: .*vocabulary of 199, got 99", {"draft": tiny(vocab_size=99)}),
+    ],
+    ids=str,
+)
+def test_refused(error: type[Exception], message: str, changes: dict[str, Any]) -> None:
+    arguments = {
+        "target": MODEL, "draft": MODEL, "input_ids": prompt(5), "max_new_tokens": 4, **changes
+    }  # fmt: skip
+    with pytest.raises(error, match=message):
+        generate(**arguments)
+
+
+def test_a_draft_elsewhere_is_refused() -> None:
+    draft = ModelDraft(tiny())
+    draft.head_weight = draft.head_weight.to("meta")
+    with pytest.raises(ValueError, match="draft: expected device cpu, got meta"):
+        generate(MODEL, draft, prompt(5), 4)
+
+
+def test_models_that_cannot_be_given_a_tree() -> None:
+    with pytest.raises(ValueError, match=r"model_type of llama, .* got 'gemma2'"):
+        config = SimpleNamespace(model_type="gemma2")
+        CausalModel(SimpleNamespace(config=config, get_output_embeddings=None))
+    model = tiny()
+    model.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(ValueError, match=r"'sdpa' or 'eager'.* got 'flash_attention_2'"):
+        CausalModel(model)
+
+
+def test_a_rotary_embedding_that_depends_on_the_length() -> None:
+    """Within its original length it is an ordinary one; beyond, a tree would turn its phase."""
+    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+    model = tiny(rope_parameters=rope, max_position_embeddings=32)
+    assert len(generate(model, model, prompt(20), 6, depth=6).tokens) == 6
+    with pytest.raises(ValueError, match=r"max_new_tokens: .* within 32, got 33"):
+        generate(model, model, prompt(20), 7, depth=6)
+
+
+def test_other_logits_processors_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    model = tiny()
+    model.generation_config.repetition_penalty = 1.1
+    with caplog.at_level(logging.WARNING):
+        CausalModel(model)
+    assert "repetition_penalty=1.1" in caplog.text
+
+
+def test_without_transformers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ImportError, match=r"microspec-kernels\[speculative\]"):
+        load_target("anything")

@@ -1,0 +1,54 @@
+"""The numbers a generation reports about itself."""
+
+import json
+from typing import Any
+
+import pytest
+import torch
+
+from microspec_kernels.speculative import Stats, generate
+
+from .models import VOCAB, example, noisy
+
+RANKING = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(7))
+PARTS = {"prefill", "draft_layer", "head", "vocabulary", "tree", "verify"}
+
+
+@pytest.mark.parametrize("head", ["dense", "static", "sparse"])
+def test_counts_and_times_add_up(head: Any) -> None:
+    model, text, truth = example("llama")
+    result = generate(
+        model, noisy(model), text, len(truth), head=head, capacity=90, frequency=RANKING
+    )
+    stats, lengths = result.stats, result.acceptance_lengths
+    assert 1 + sum(lengths) == len(truth)
+    assert stats.steps == len(lengths) == len(stats.active_sizes)
+    assert stats.tau == pytest.approx(sum(lengths) / len(lengths))
+    assert sum(stats.histogram.values()) == stats.steps
+    assert sum(length * count for length, count in stats.histogram.items()) == sum(lengths)
+    assert stats.seconds.keys() == PARTS | {"total"}
+    assert all(stats.seconds[part] > 0 for part in PARTS)
+    parts = sum(stats.seconds[part] for part in PARTS)
+    assert 0.5 * stats.seconds["total"] < parts <= stats.seconds["total"]
+    size = {"dense": VOCAB, "static": 90}.get(head)
+    assert size is None or (stats.active_mean, stats.active_max) == (size, size)
+    assert 0 < stats.active_mean <= stats.active_max <= (size or 90)
+    known = {"dense": set(range(VOCAB)), "static": set(RANKING[:90].tolist())}.get(head)
+    if known is not None:
+        covered = [token in known for token in truth[1:].tolist()]
+        assert stats.coverage == pytest.approx(sum(covered) / len(covered))
+    assert json.loads(json.dumps(stats.as_dict()))["tau"] == stats.tau
+
+
+def test_nothing_drafted_divides_by_nothing() -> None:
+    stats = Stats()
+    assert (stats.steps, stats.tau, stats.coverage, stats.histogram) == (0, 0.0, 0.0, {})
+    assert (stats.active_mean, stats.active_max) == (0.0, 0)
+
+
+def test_the_bar_shows_when_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    model, text, _ = example("llama")
+    generate(model, model, text, 6)
+    assert capsys.readouterr().err == ""
+    generate(model, model, text, 6, progress=True)
+    assert "6/6" in capsys.readouterr().err

@@ -97,7 +97,8 @@ class Checker:
 
     def ids(self, ids: Tensor, argument: str, vocab_size: int, noun: str, where: str) -> None:
         """Every value in [0, vocab_size) or -1. Reads the values: not for fake tensors."""
-        bad = ((ids < -1) | (ids >= vocab_size)).flatten().nonzero()
+        wide = ids.long()  # vocab_size may be 2^31
+        bad = ((wide < -1) | (wide >= vocab_size)).flatten().nonzero()
         if len(bad):
             position = int(bad[0])
             got = f"{int(ids.flatten()[position])} at {where} {position}"

@@ -14,6 +14,11 @@ from ._checks import PINNED_STAMP
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 
 
+def by_group(ids: Tensor) -> Tensor:
+    """[K] as [1, K]."""
+    return ids if ids.dim() == 2 else ids[None]
+
+
 def sparse_logits(
     hidden: Tensor,
     weight: Tensor,
@@ -28,7 +33,7 @@ def sparse_logits(
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """z[m, slot] = logit_scale · (hidden[m] · row[slot] + bias), soft-capped; -inf where empty."""
-    ids = active_ids.view(-1, active_ids.size(-1))
+    ids = by_group(active_ids)
     rows = hidden.size(0)
     group_of = torch.zeros(rows, dtype=torch.long) if group_ids is None else group_ids.cpu().long()
     logits = hidden.new_full((rows, ids.size(1)), float("-inf"), dtype=dtype)
@@ -38,7 +43,7 @@ def sparse_logits(
         if not len(members) or not len(slots):
             continue
         tokens = group_active[slots].long()
-        source = weight.view(len(ids), *weight.shape[-2:])[group] if packed else weight
+        source = weight.reshape(len(ids), *weight.shape[-2:])[group] if packed else weight
         index = slots if packed else tokens
         # PyTorch indexes fp8 only as bytes.
         as_bytes = source.view(torch.uint8) if source.dtype == torch.float8_e4m3fn else source
@@ -83,7 +88,7 @@ def sparse_head(
         softcap=softcap,
         dtype=dtype,
     )
-    ids = active_ids.view(-1, active_ids.size(-1)).long()
+    ids = by_group(active_ids).long()
     if group_ids is None:
         token_ids = ids[:1].expand(z.size(0), -1)
     else:
@@ -165,7 +170,7 @@ def vocab_update_(
     afterwards in ascending order: first those with the smallest stamps (empty: -1), as many as
     there are newcomers.
     """
-    ids = active_ids.view(-1, active_ids.size(-1))
+    ids = by_group(active_ids)
     count = tokens.size(-1)
     for group in range(ids.size(0)):
         if token_groups is not None:

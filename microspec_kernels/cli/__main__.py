@@ -1,0 +1,7 @@
+"""``python -m microspec_kernels.cli``, for where the command is not on the path."""
+
+import sys
+
+from . import main
+
+sys.exit(main())

@@ -1,0 +1,120 @@
+"""Time the sparse head on this machine, beside a dense head and a plain row selection.
+
+All arms answer the same question, the top k and their log-probabilities; "select" is what a few
+lines of PyTorch do: index_select the active rows, then a matrix product. Before anything is timed,
+the sparse arms' results are compared with those of "select".
+"""
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from .common import DTYPES, positive, table, usable_device
+from .info import cpu_name
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    for name, default, text in (
+        ("vocab-size", 128256, "V, rows of the LM head"),
+        ("dim", 1024, "D, hidden size"),
+        ("capacity", 3072, "K, active tokens"),
+        ("k", 10, "candidates a row"),
+        ("rows", 10, "M, rows of hidden at once"),
+        ("rounds", 31, "measured calls of each arm, at least 15"),
+    ):
+        help_text = f"{text} (default {default})"
+        parser.add_argument(f"--{name}", type=positive, default=default, help=help_text)
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
+    parser.add_argument("--device", default=None, help="default: the GPU if there is one")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    from microspec_kernels.timing import time_arms
+
+    if args.rounds < 15 or args.capacity > args.vocab_size or args.k > args.capacity:
+        raise ValueError("expected rounds >= 15 and k <= capacity <= vocab-size")
+    device = usable_device(args.device)
+    with torch.inference_mode():
+        arms = _arms(args, device)
+        _validate(arms, 1e-3 if args.dtype == "float32" else 0.05)
+        times = time_arms(arms, rounds=args.rounds)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
+    print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(
+        f"V={args.vocab_size} D={args.dim} K={args.capacity} M={args.rows} k={args.k} {args.dtype}"
+    )
+    dense = times["dense"].p50
+    rows = [
+        {
+            "head": arm,
+            "p20 ms": took.p20 * 1e3,
+            "p50 ms": took.p50 * 1e3,
+            "p80 ms": took.p80 * 1e3,
+            "speedup": dense / took.p50,
+        }
+        for arm, took in times.items()
+    ]
+    print(table(rows))
+    settings = {key: value for key, value in vars(args).items() if key not in ("json", "command")}
+    return {
+        **settings,
+        "device": str(device),
+        "device_name": name,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "seconds": {arm: took._asdict() for arm, took in times.items()},
+    }
+
+
+def _arms(args: argparse.Namespace, device: Any) -> dict[str, Callable[[], Any]]:
+    import torch
+    import torch.nn.functional as F
+
+    from microspec_kernels import ActiveVocab, SparseHead
+
+    random = torch.Generator(device).manual_seed(0)
+    options: dict[str, Any] = {
+        "generator": random,
+        "device": device,
+        "dtype": getattr(torch, args.dtype),
+    }
+    weight = torch.randn(args.vocab_size, args.dim, **options) / args.dim**0.5
+    hidden = torch.randn(args.rows, args.dim, **options)
+    vocab = ActiveVocab(args.vocab_size, args.capacity, device=device)
+    ids = torch.randperm(args.vocab_size, generator=random, device=device)[: args.capacity]
+    vocab.update(ids)
+    active = vocab.ids[0].long()
+    indexed = SparseHead(weight, vocab, mode="indexed")
+    packed = SparseHead(weight, vocab, mode="packed")
+
+    def dense() -> Any:
+        return F.linear(hidden, weight).float().log_softmax(-1).topk(args.k)
+
+    def select() -> Any:
+        logits = F.linear(hidden, weight.index_select(0, active)).float()
+        best = logits.log_softmax(-1).topk(args.k)
+        return best.values, active[best.indices]
+
+    def sparse(head: SparseHead) -> Any:
+        logits, tokens, logsumexp = head(hidden, args.k)
+        return logits - logsumexp[:, None], tokens
+
+    return {
+        "dense": dense,
+        "select": select,
+        "sparse indexed": lambda: sparse(indexed),
+        "sparse packed": lambda: sparse(packed),
+    }
+
+
+def _validate(arms: dict[str, Callable[[], Any]], tolerance: float) -> None:
+    """The sparse arms give select's log-probabilities, but for rounding of its dtype."""
+    import torch
+
+    expected, _ = arms["select"]()
+    for name in ("sparse indexed", "sparse packed"):
+        found, tokens = arms[name]()
+        if (tokens < 0).any() or not torch.allclose(found, expected, atol=tolerance, rtol=0):
+            raise ValueError(f"{name}: its results are not those of index_select")

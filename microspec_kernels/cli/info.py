@@ -1,0 +1,47 @@
+"""What is installed here, and what it runs on."""
+
+import argparse
+import os
+import platform
+from typing import Any
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    del parser  # nothing beyond what every command takes
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    from microspec_kernels import __version__, backend, backends
+    from microspec_kernels._library import PATH
+
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    facts = {
+        "version": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "backend": backend(),
+        "backends": list(backends.NAMES),
+        "device": gpus or [cpu_name()],
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "library": str(PATH),
+        "library_bytes": PATH.stat().st_size,
+        "abi": "torch stable, 2.10",
+    }
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        text = ", ".join(value) if isinstance(value, list) else value
+        print(f"{name:<{width}}  {text}")
+    return facts
+
+
+def cpu_name() -> str:
+    """As the kernel calls it, or the architecture where it does not say."""
+    try:
+        with open("/proc/cpuinfo") as lines:
+            names = [line.partition(":")[2].strip() for line in lines if "model name" in line]
+    except OSError:
+        names = []
+    return names[0] if names else platform.machine()

@@ -3,23 +3,33 @@
 
 #include <torch/csrc/stable/c/shim.h>
 
+#include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <stdexcept>
 
 namespace microspec {
 
-// Runs body(begin, end) over disjoint ranges that cover [0, count). body must not throw.
+// Runs body(begin, end) over disjoint ranges of at most `grain` that cover [0, count). A thread takes
+// the next range when it is done with the last, so that one slow core does not hold up the others.
+// body must not throw.
 template <class Body>
 void parallel_for(int64_t count, int64_t grain, const Body& body) {
-  if (count <= grain) {  // not worth waking the pool
-    if (count > 0) body(int64_t{0}, count);
-    return;
-  }
-  const auto trampoline = [](int64_t begin, int64_t end, void* context) {
-    (*static_cast<const Body*>(context))(begin, end);
+  uint32_t pool = 1;
+  torch_get_num_threads(&pool);
+  const int64_t threads = std::min<int64_t>(pool, (count + grain - 1) / grain);
+  std::atomic<int64_t> next{0};
+  const auto work = [&] {
+    for (int64_t begin; (begin = next.fetch_add(grain, std::memory_order_relaxed)) < count;) {
+      body(begin, std::min(begin + grain, count));
+    }
   };
-  const auto context = const_cast<void*>(static_cast<const void*>(&body));
-  if (torch_parallel_for(0, count, grain, trampoline, context) != 0) {
+  if (threads <= 1) return work();  // not worth waking the pool
+  const auto trampoline = [](int64_t, int64_t, void* context) {
+    (*static_cast<const decltype(work)*>(context))();
+  };
+  const auto context = const_cast<void*>(static_cast<const void*>(&work));
+  if (torch_parallel_for(0, threads, 1, trampoline, context) != 0) {
     throw std::runtime_error("microspec: PyTorch's thread pool failed");
   }
 }

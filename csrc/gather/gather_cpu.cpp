@@ -1,8 +1,8 @@
 // Copies the rows whose id changed, quantising on the way when the slab is int8 or fp8.
 //
 // A quantised row is q = round(row / scale), scale = amax / largest, rounded half to even. A row
-// with nothing but zeros has scale 1. A row with a NaN or infinity has scale NaN and q = 0, so
-// that its logit is NaN here as it (nearly always) would be in full precision.
+// of zeros, or of nothing above about 1e-36, has scale 1. A row with a NaN or infinity has scale NaN and q =
+// 0, so that its logit is NaN here as it (nearly always) would be in full precision.
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Float8_e4m3fn.h>
 #include <torch/headeronly/util/Half.h>

@@ -32,6 +32,11 @@ struct GroupWork {
   int64_t first_hidden;        // of its rows among the packed activations
   int64_t panel_rows;
   int64_t panels;
+  const char* weight;    // what `index` counts rows from
+  const float* scale;    // likewise, or null
+  const int32_t* index;  // slots if the weight is packed, else ids
+
+  int64_t count() const { return static_cast<int64_t>(slots.size()); }
 };
 
 template <class Source, class Target>
@@ -56,16 +61,14 @@ class Head {
       const int64_t rows = static_cast<int64_t>(work.rows.size());
       packed_rows += kernel_.arrange ? kernel_.arranged_rows(rows) : rows;
       if (work.rows.empty()) continue;
-      const int32_t* ids = args.active_ids + g * args.capacity;
-      work.slots.reserve(args.capacity);
-      work.ids.reserve(args.capacity);
-      for (int64_t slot = 0; slot < args.capacity; ++slot) {
-        if (ids[slot] < 0) continue;
-        work.slots.push_back(static_cast<int32_t>(slot));
-        work.ids.push_back(ids[slot]);
-      }
-      work.panel_rows = kernel_.panel_rows(static_cast<int64_t>(work.rows.size()));
-      work.panels = (static_cast<int64_t>(work.slots.size()) + work.panel_rows - 1) / work.panel_rows;
+      list_occupied(work, args.active_ids + g * args.capacity);
+      work.panel_rows = kernel_.panel_rows(rows);
+      work.panels = (work.count() + work.panel_rows - 1) / work.panel_rows;
+      const int64_t group_bytes = args.weight_group_stride * element_size(args.weight_type);
+      work.weight = static_cast<const char*>(args.weight) + (args.packed ? g * group_bytes : 0);
+      work.scale = args.weight_scale;
+      if (args.weight_scale && args.packed) work.scale += g * args.capacity;
+      work.index = args.packed ? work.slots.data() : work.ids.data();
     }
     pack_hidden(packed_rows);
     if (kernel_.arrange) arrange_hidden();
@@ -91,12 +94,17 @@ class Head {
   const std::vector<GroupWork>& groups() const { return groups_; }
 
  private:
-  const char* row_pointer(const GroupWork& work, int64_t i) const {
-    const int64_t group = &work - groups_.data();
-    const int64_t offset = args_.packed
-                               ? group * args_.weight_group_stride + work.slots[i] * args_.weight_row_stride
-                               : work.ids[i] * args_.weight_row_stride;
-    return static_cast<const char*>(args_.weight) + offset * element_size(args_.weight_type);
+  void list_occupied(GroupWork& work, const int32_t* active_ids) const {
+    work.slots.resize(args_.capacity);
+    work.ids.resize(args_.capacity);
+    int64_t count = 0;
+    for (int64_t slot = 0; slot < args_.capacity; ++slot) {
+      work.slots[count] = static_cast<int32_t>(slot);
+      work.ids[count] = active_ids[slot];
+      count += active_ids[slot] >= 0;
+    }
+    work.slots.resize(count);
+    work.ids.resize(count);
   }
 
   // Activations of a group lie together, in the kernel's type, zero-padded.
@@ -139,8 +147,9 @@ class Head {
   void run_panel(const GroupWork& work, int64_t index, float* dots) const {
     const char* rows[kMaxPanelRows];
     const int64_t first = index * work.panel_rows;
-    const int64_t count = std::min(work.panel_rows, static_cast<int64_t>(work.slots.size()) - first);
-    for (int64_t r = 0; r < count; ++r) rows[r] = row_pointer(work, first + r);
+    const int64_t count = std::min(work.panel_rows, work.count() - first);
+    const int64_t row_bytes = args_.weight_row_stride * element_size(args_.weight_type);
+    for (int64_t r = 0; r < count; ++r) rows[r] = work.weight + work.index[first + r] * row_bytes;
     const char* hidden =
         hidden_.get() + work.first_hidden * hidden_stride_ * element_size(kernel_.hidden_type);
     kernel_.panel(
@@ -150,9 +159,8 @@ class Head {
   template <class Column>
   void store(const GroupWork& work, int64_t index, const float* dots, float* logits,
              const Column& column) const {
-    const int64_t group = &work - groups_.data();
     const int64_t first = index * work.panel_rows;
-    const int64_t count = std::min(work.panel_rows, static_cast<int64_t>(work.slots.size()) - first);
+    const int64_t count = std::min(work.panel_rows, work.count() - first);
     const int64_t hidden_count = static_cast<int64_t>(work.rows.size());
     const int64_t* rows = work.rows.data();
     // Copies, or each store of a float would have them read anew.
@@ -160,10 +168,7 @@ class Head {
     const float logit_scale = args_.logit_scale, softcap = args_.softcap;
     for (int64_t r = 0; r < count; ++r) {
       const int64_t i = first + r;
-      float scale = 1.0f;
-      if (args_.weight_scale) {
-        scale = args_.weight_scale[args_.packed ? group * args_.capacity + work.slots[i] : work.ids[i]];
-      }
+      const float scale = work.scale ? work.scale[work.index[i]] : 1.0f;
       const float bias = args_.bias ? bias_of(work.ids[i]) : 0.0f;
       const float* row_dots = dots + r * hidden_count;
       float* target = logits + column(work, i);
@@ -203,8 +208,7 @@ void run_sparse_head(const HeadArgs& args, int64_t k, float* logits, int64_t* to
                    const int64_t group = args.group_of(row);
                    const auto* work = group >= 0 ? &head.groups()[group] : nullptr;  // null: padding
                    instruction_set().select(scores.get() + row * args.capacity,
-                                            work ? work->ids.data() : nullptr,
-                                            work ? static_cast<int64_t>(work->ids.size()) : 0, k,
+                                            work ? work->ids.data() : nullptr, work ? work->count() : 0, k,
                                             logits + row * k, token_ids + row * k, logsumexp + row);
                  }
                });

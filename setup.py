@@ -28,15 +28,22 @@ class BuildWithCMake(build_py):
     """Puts the shared library beside the Python files."""
 
     def run(self) -> None:
+        if not self.editable_mode:
+            # Or modules that were since renamed would be packed again.
+            shutil.rmtree(self.build_lib, ignore_errors=True)
         super().run()
-        build = Path(os.environ.get("MICROSPEC_BUILD_DIR", ROOT / "build" / "cmake"))
         cmake = shutil.which("cmake") or sys.exit(
             "cmake >= 3.25 is needed: `pip install cmake ninja`"
         )
-        generator = ["-G", "Ninja"] if shutil.which("ninja") else []
+        ninja = shutil.which("ninja")
+        # The path is given anew each time: ninja may have been that of a temporary environment.
+        generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else []
+        default = ROOT / "build" / ("ninja" if ninja else "make")
+        build = Path(os.environ.get("MICROSPEC_BUILD_DIR", default))
         configure = [cmake, "-S", ROOT, "-B", build, f"-DTORCH_DIR={torch_folder()}", *generator]
         subprocess.run([*configure, *os.environ.get("CMAKE_ARGS", "").split()], check=True)
-        subprocess.run([cmake, "--build", build, "--parallel"], check=True)
+        jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or str(os.cpu_count())
+        subprocess.run([cmake, "--build", build, "--parallel", jobs], check=True)
         package = ROOT if self.editable_mode else Path(self.build_lib)
         prefix = package / "microspec_kernels"
         subprocess.run([cmake, "--install", build, "--prefix", prefix], check=True)

@@ -8,6 +8,7 @@ prompt, a later turn) are not judged; they enter when they come, before the next
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ class Trace:
     offsets: list[int]
 
     def sequences(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for begin, end in zip(self.offsets, self.offsets[1:], strict=False):
+        for begin, end in pairwise(self.offsets):
             yield self.tokens[begin:end], self.generated[begin:end]
 
 
@@ -131,6 +132,7 @@ def events(tokens: Tensor, written: Tensor, step: int) -> Iterator[Event]:
         yield from (Event(piece, is_generated) for piece in pieces)
 
 
+@torch.inference_mode()
 def replay(
     trace: Trace,
     policy: Policy,

@@ -14,7 +14,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from microspec_kernels import __version__, backend, backends
-    from microspec_kernels._library import PATH
+    from microspec_kernels._library import PATH, instruction_set
 
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     facts = {
@@ -26,6 +26,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "device": gpus or [cpu_name()],
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "instructions": instruction_set(),
         "library": str(PATH),
         "library_bytes": PATH.stat().st_size,
         "abi": "torch stable, 2.10",

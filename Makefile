@@ -1,0 +1,49 @@
+# `make build` first; the other targets call it, and it does nothing when nothing changed.
+# VENV=DIR takes another environment, PYTHON=... makes it with another Python.
+PYTHON ?= python3
+VENV ?= .venv
+PROMPT ?= Write a short story about a lighthouse keeper.
+
+# Without a GPU: pip prefers the "+cpu" build of a version where it sees one (to show it one, set
+# PIP_EXTRA_INDEX_URL to PyTorch's CPU index). A torch that is in VENV already is left as it is.
+TORCH ?= $(if $(shell command -v nvidia-smi),torch,torch==2.13.0)
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/microspec.stamp
+SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc)
+
+.PHONY: build demo test lint bench clean
+
+build: $(STAMP)
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# Editable, so that Python files need no build and whatever runs in this folder finds the library.
+# A new file changes its folder, which is why folders are among the sources.
+$(STAMP): $(BIN)/python $(SOURCES)
+	$(BIN)/pip install --quiet 'setuptools>=77' 'cmake>=3.25' ninja
+	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/pip install --quiet '$(TORCH)'
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pip install --quiet --no-build-isolation \
+		--editable '.[test,lint]'
+	touch $@
+
+demo: build
+	$(BIN)/microspec generate --pair examples/tiny_pair --compare --prompt '$(subst ','\'',$(PROMPT))'
+
+test: build
+	$(BIN)/pytest
+
+lint: build
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh' \
+		| xargs $(BIN)/clang-format --dry-run -Werror
+
+bench: build
+	$(BIN)/python -m bench.head
+	$(BIN)/python -m bench.vocab
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info microspec_kernels/*.so

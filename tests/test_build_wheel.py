@@ -1,0 +1,92 @@
+"""What is packed: the wheel that serves every Python, and the source archive to make it from."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BIN = str(Path(sys.executable).parent)
+ENVIRONMENT = os.environ | {"PATH": BIN + os.pathsep + os.environ.get("PATH", "")}
+
+SDIST = """
+import sys
+from setuptools.build_meta import build_sdist
+build_sdist(sys.argv[1])
+"""
+
+
+def run(*command: str | Path, cwd: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=cwd,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+
+
+def sources() -> set[str]:
+    """Python files of the package in this checkout."""
+    return {str(path.relative_to(ROOT)) for path in ROOT.glob("microspec_kernels/**/*.py")}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built where `make build` built, so that nothing is compiled again."""
+    if shutil.which("cmake", path=ENVIRONMENT["PATH"]) is None:
+        pytest.skip("needs cmake")
+    folder = tmp_path_factory.mktemp("wheel")
+    options = ["--no-build-isolation", "--no-deps", "--no-index", "--wheel-dir", folder]
+    run("-m", "pip", "wheel", *options, ".", cwd=ROOT)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def test_wheel_names_the_platform_but_no_python(wheel):
+    assert re.fullmatch(r"microspec_kernels-[\w.]+-py3-none-(linux|manylinux)\w+\.whl", wheel.name)
+
+
+def test_wheel_holds_the_package_and_nothing_else(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    package = {name for name in names if ".dist-info/" not in name}
+    assert package == sources() | {
+        "microspec_kernels/py.typed",
+        "microspec_kernels/libmicrospec.so",
+    }
+    endings = {name.split(".dist-info/")[1] for name in names - package}
+    assert {"METADATA", "licenses/LICENSE", "entry_points.txt"} <= endings
+
+
+def test_wheel_command_and_requirements(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        (points,) = (name for name in archive.namelist() if name.endswith("entry_points.txt"))
+        assert "microspec = microspec_kernels.cli:main" in archive.read(points).decode()
+        metadata = archive.read(points.replace("entry_points.txt", "METADATA")).decode()
+    required = re.findall(r"^Requires-Dist: (.*)$", metadata, re.MULTILINE)
+    assert [line for line in required if "extra ==" not in line] == ["torch>=2.10"]
+    assert "Requires-Python: >=3.10" in metadata
+
+
+def test_source_archive_holds_what_a_build_needs(tmp_path):
+    # In a copy: setuptools leaves its notes beside pyproject.toml, and keeps what they list.
+    copy = tmp_path / "copy"
+    skip = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__")
+    shutil.copytree(ROOT, copy, ignore=skip)
+    run("-c", SDIST, tmp_path, cwd=copy)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as files:
+        names = {name.partition("/")[2] for name in files.getnames()}
+    compiled = {str(path.relative_to(copy)) for path in copy.glob("csrc/**/*") if path.is_file()}
+    assert len(compiled) > 10
+    fixed = {"CMakeLists.txt", "setup.py", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md"}
+    assert compiled | sources() | fixed <= names
+    assert not [name for name in names if name.endswith(".so") or name.startswith("tests/")]

@@ -1,0 +1,94 @@
+"""`microspec generate` on a small random pair."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from microspec_kernels.cli import main, text
+
+transformers = pytest.importorskip("transformers")
+VOCAB = 199
+
+
+class Letters:
+    """A token a character; any token is a letter."""
+
+    def encode(self, prompt: str) -> list[int]:
+        return [ord(letter) for letter in prompt]
+
+    def decode(self, tokens: list[int]) -> str:
+        return "".join(chr(ord("a") + token % 26) for token in tokens)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pair")
+    config = transformers.LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.5,
+        eos_token_id=None,
+    )
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(config)
+    model.save_pretrained(folder / "target")
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight += 0.01 * torch.randn_like(weight)
+    model.save_pretrained(folder / "draft")
+    np.save(folder / "frequency_rank.npy", np.arange(150))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def letters(monkeypatch):
+    monkeypatch.setattr(text, "load_tokenizer", lambda name: Letters())
+
+
+def run(pair, tmp_path, *options) -> dict:
+    file = tmp_path / "out.json"
+    fixed = ["--pair", str(pair), "--prompt", "hello", "--max-new-tokens", "24"]
+    fixed += ["--depth", "3", "--tree-size", "12", "--top-k", "4", "--capacity", "64"]
+    assert main(["generate", *fixed, *options, "--json", str(file)]) == 0
+    return json.loads(file.read_text())
+
+
+def test_compare_runs_every_head_to_the_same_text(pair, tmp_path, capsys):
+    data = run(pair, tmp_path, "--compare")
+    assert [row["head"] for row in data["rows"]] == ["none", "dense", "static", "sparse"]
+    assert {row["identical"] for row in data["rows"]} == {"yes"}
+    model = transformers.LlamaForCausalLM.from_pretrained(pair / "target")
+    prompt = torch.tensor([Letters().encode("hello")])
+    own = model.generate(prompt, max_new_tokens=24, do_sample=False)[0, prompt.shape[1] :]
+    assert all(tokens == own.tolist() for tokens in data["tokens"].values())
+    rows = {row["head"]: row for row in data["rows"]}
+    assert rows["none"]["τ"] == 1 and rows["dense"]["τ"] > 1
+    assert rows["dense"]["active"] == VOCAB and rows["static"]["active"] == 150
+    assert 0 < rows["sparse"]["active"] <= 64
+    out = capsys.readouterr().out
+    assert data["text"] in out and "every output equals the target's own" in out
+
+
+def test_a_difference_is_said(pair, tmp_path, monkeypatch, capsys):
+    def other(*args):
+        result = alone(*args)
+        result.tokens[-1] = (result.tokens[-1] + 1) % VOCAB
+        return result
+
+    alone = text.target_alone
+    monkeypatch.setattr(text, "target_alone", other)
+    data = run(pair, tmp_path, "--compare")
+    assert [row["identical"] for row in data["rows"]] == ["yes", "no", "no", "no"]
+    assert "DOES NOT EQUAL" in capsys.readouterr().out
+
+
+def test_one_head(pair, tmp_path):
+    (row,) = run(pair, tmp_path, "--head", "static", "--static-capacity", "100")["rows"]
+    assert row["head"] == "static" and row["active"] == 100 and row["identical"] == "-"
+    assert row["head ms"] > 0 and row["draft ms"] > row["head ms"]

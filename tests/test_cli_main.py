@@ -1,0 +1,94 @@
+"""The command line around its subcommands: errors, --json, info and bench."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import microspec_kernels
+from microspec_kernels.cli import COMMANDS, main
+
+SIZES = {"vocab-size": 512, "dim": 32, "capacity": 64, "k": 5, "rows": 3, "rounds": 15}
+BENCH = [f"--{name}={size}" for name, size in SIZES.items()]
+
+
+def test_every_subcommand_explains_itself(capsys):
+    for command in COMMANDS:
+        with pytest.raises(SystemExit) as end:
+            main([command, "--help"])
+        assert end.value.code == 0
+        assert "--json" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["replay", "absent.npz"], "absent.npz"),
+        (["replay", __file__], "not an .npz"),
+        (["replay", "absent.npz", "--floor", "4"], "--frequency-rank"),
+        (["info", "--json", "absent/info.json"], "no folder absent"),
+        (["generate", "--prompt", "x"], "--target"),
+        (["generate", "--prompt", "x", "--pair", "absent"], "no folder absent"),
+        (["generate", "--prompt", "x", "--target", "absent"], "--draft"),
+        (["bench", *BENCH, "--k", "65"], "capacity"),
+        (["bench", *BENCH, "--device", "abacus"], "abacus"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(arguments, reason, capsys):
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1
+    assert err.startswith(f"microspec {arguments[0]}: ") and reason in err
+
+
+@pytest.mark.parametrize("arguments", [["dance"], ["bench", "--k", "0"], ["generate"]])
+def test_what_argparse_refuses_is_exit_code_2(arguments):
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+
+
+def test_a_missing_extra_is_named(monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    assert main(["replay", str(tmp_path / "any.npz")]) == 2
+    assert "tqdm" in capsys.readouterr().err
+
+
+def test_info_says_the_same_in_both_ways(tmp_path, capsys):
+    file = tmp_path / "info.json"
+    assert main(["info", "--json", str(file)]) == 0
+    facts = json.loads(file.read_text())
+    assert facts["version"] == microspec_kernels.__version__
+    assert facts["backend"] in facts["backends"]
+    out = capsys.readouterr().out
+    assert facts["library"] in out and facts["torch"] in out
+    assert len(out.splitlines()) == len(facts)
+
+
+def test_bench_times_every_head(tmp_path, capsys):
+    file = tmp_path / "bench.json"
+    assert main(["bench", *BENCH, "--dtype", "float32", "--json", str(file)]) == 0
+    figures = json.loads(file.read_text())
+    assert figures["capacity"] == 64 and figures["device_name"]
+    assert set(figures["seconds"]) == {"dense", "select", "sparse indexed", "sparse packed"}
+    for took in figures["seconds"].values():
+        assert 0 < took["p20"] <= took["p50"] <= took["p80"]
+    assert figures["device_name"] in capsys.readouterr().out
+
+
+def test_bench_times_nothing_that_is_wrong(monkeypatch, capsys):
+    def wrong(self, hidden, k):
+        logits, tokens, logsumexp = forward(self, hidden, k)
+        return logits, tokens, logsumexp + 0.1
+
+    forward = microspec_kernels.SparseHead.forward
+    monkeypatch.setattr(microspec_kernels.SparseHead, "forward", wrong)
+    assert main(["bench", *BENCH]) == 2
+    assert "sparse indexed" in capsys.readouterr().err
+
+
+def test_the_module_runs_as_a_program():
+    command = [sys.executable, "-m", "microspec_kernels.cli", "--version"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert run.stdout == f"microspec {microspec_kernels.__version__}\n"

@@ -33,7 +33,7 @@ def processor() -> str:
 def device() -> str:
     """What the figures are of: the GPU's name, or the CPU's with its threads and instructions."""
     if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
+        return str(torch.cuda.get_device_name())
     threads = torch.get_num_threads()
     return f"{processor()}, {threads} threads, {_library.instruction_set()}"
 

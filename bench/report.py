@@ -23,7 +23,9 @@ def processor() -> str:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
         return platform.processor() or platform.machine()
-    fields = dict(re.findall(r"^(model name|cpu family|model)\s*: (.*)$", text, re.MULTILINE))
+    fields: dict[str, str] = dict(
+        re.findall(r"^(model name|cpu family|model)\s*: (.*)$", text, re.MULTILINE)
+    )
     name = fields.get("model name", platform.machine())
     if "cpu family" not in fields:
         return name

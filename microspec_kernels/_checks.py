@@ -5,6 +5,7 @@ two to it. Only shapes, dtypes, strides and devices are looked at unless a name 
 the checks also work on fake tensors.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -106,9 +107,8 @@ class Checker:
 
 
 def groups_and_capacity(check: Checker, active_ids: Tensor) -> tuple[int, int]:
-    check.value(
-        active_ids.dim() in (1, 2), "active_ids", "shape [K] or [G, K]", list(active_ids.shape)
-    )
+    fits = active_ids.dim() == 1 or (active_ids.dim() == 2 and active_ids.size(0) > 0)
+    check.value(fits, "active_ids", "shape [K] or [G, K], G >= 1", list(active_ids.shape))
     groups = active_ids.size(0) if active_ids.dim() == 2 else 1
     return groups, active_ids.size(-1)
 
@@ -143,7 +143,7 @@ def head(
         scale_shape = (capacity,) if active_ids.dim() == 1 else (groups, capacity)
         check.shape(weight, "weight", (*scale_shape, dim))
     check.row_scale(weight_scale, "weight_scale", weight.dtype, scale_shape)
-    single = groups <= 1 or group_ids is not None or rows == 0
+    single = groups == 1 or group_ids is not None or rows == 0
     check.value(single, "group_ids", f"a group per row, as G = {groups}", "None")
     if group_ids is not None:
         check.integer(group_ids, "group_ids")
@@ -151,14 +151,15 @@ def head(
         check.contiguous(group_ids, "group_ids")
         check.on_device(group_ids, "group_ids")
     if bias is not None:
-        allowed = [hidden.dtype, torch.float32]
-        check.dtype(bias, "bias", allowed, f"{dtype_name(hidden.dtype)} or float32")
+        allowed = dict.fromkeys([hidden.dtype, torch.float32])
+        check.dtype(bias, "bias", [*allowed], " or ".join(map(dtype_name, allowed)))
         check.value(bias.dim() == 1, "bias", "shape [V]", list(bias.shape))
         if not packed:
             check.shape(bias, "bias", (weight.size(0),))
         check.contiguous(bias, "bias")
         check.on_device(bias, "bias")
-    check.value(softcap >= 0, "softcap", "a number >= 0", f"{softcap:g}")
+    fits = softcap >= 0 and math.isfinite(softcap)
+    check.value(fits, "softcap", "a finite number >= 0", f"{softcap:g}")
     check.unit_inner_stride(hidden, "hidden")
     check.unit_inner_stride(weight, "weight")
     check.contiguous(active_ids, "active_ids")

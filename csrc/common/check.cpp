@@ -61,6 +61,12 @@ void Checker::shape(const Tensor& tensor, const char* argument,
   }
 }
 
+void Checker::slots(const Tensor& active_ids) const {
+  const int64_t dims = active_ids.dim();
+  if (dims == 1 || (dims == 2 && active_ids.size(0) > 0)) return;
+  fail("ValueError", "active_ids", "shape [K] or [G, K], G >= 1", shape_of(active_ids));
+}
+
 void Checker::contiguous(const Tensor& tensor, const char* argument) const {
   if (!tensor.is_contiguous()) {
     const auto strides = tensor.strides();

@@ -51,6 +51,8 @@ class Checker {
   // int32 or int64; true if int64
   bool integer(const Tensor& tensor, const char* argument) const;
   void shape(const Tensor& tensor, const char* argument, std::initializer_list<int64_t> expected) const;
+  // active_ids, as every op takes them: [K] or [G, K], at least one group.
+  void slots(const Tensor& active_ids) const;
   void contiguous(const Tensor& tensor, const char* argument) const;
   void on_cpu(const Tensor& tensor, const char* argument) const;
   // Rows may lie apart or repeat; the elements of a row may not.

@@ -12,7 +12,7 @@ void gather_rows_cpu(Tensor slab, Tensor slab_ids, Tensor weight, Tensor active_
                      std::optional<Tensor> slab_scale, std::optional<Tensor> weight_scale) {
   const Checker check("gather_rows_");
   const int64_t id_dims = active_ids.dim();
-  check.value(id_dims == 1 || id_dims == 2, "active_ids", "shape [K] or [G, K]", shape_of(active_ids));
+  check.slots(active_ids);
   check.value(weight.dim() == 2, "weight", "shape [V, D]", shape_of(weight));
   const int64_t groups = id_dims == 2 ? active_ids.size(0) : 1;
   const int64_t capacity = active_ids.size(id_dims - 1);

@@ -1,6 +1,8 @@
 // Checks of sparse_head and sparse_logits, and their results' allocation.
 #include <torch/csrc/stable/ops.h>
 
+#include <cmath>
+
 #include "common/check.h"
 #include "args.h"
 #include "head.h"
@@ -32,7 +34,7 @@ HeadArgs checked(const Checker& check, const Tensor& hidden, const Tensor& weigh
                  double logit_scale, double softcap) {
   const int64_t id_dims = active_ids.dim();
   check.value(hidden.dim() == 2, "hidden", "shape [M, D]", shape_of(hidden));
-  check.value(id_dims == 1 || id_dims == 2, "active_ids", "shape [K] or [G, K]", shape_of(active_ids));
+  check.slots(active_ids);
   check.dtype(active_ids, "active_ids", ScalarType::Int);
 
   HeadArgs args{};
@@ -59,7 +61,7 @@ HeadArgs checked(const Checker& check, const Tensor& hidden, const Tensor& weigh
         check.row_scale(weight_scale, "weight_scale", args.weight_type, {args.groups, args.capacity});
   }
 
-  check.value(args.groups <= 1 || group_ids || args.rows == 0, "group_ids",
+  check.value(args.groups == 1 || group_ids || args.rows == 0, "group_ids",
               "a group per row, as G = " + std::to_string(args.groups), "None");
   if (group_ids) {
     args.long_group_ids = check.integer(*group_ids, "group_ids");
@@ -69,8 +71,10 @@ HeadArgs checked(const Checker& check, const Tensor& hidden, const Tensor& weigh
     args.group_ids = group_ids->data_ptr();
   }
   if (bias) {
+    const std::string hidden_name = dtype_name(hidden.scalar_type());
     check.type(bias->scalar_type() == hidden.scalar_type() || bias->scalar_type() == ScalarType::Float,
-               "bias", dtype_name(hidden.scalar_type()) + " or float32", dtype_name(bias->scalar_type()));
+               "bias", args.hidden_type == DType::f32 ? hidden_name : hidden_name + " or float32",
+               dtype_name(bias->scalar_type()));
     args.bias_type = check.float_dtype(*bias, "bias");
     check.value(bias->dim() == 1, "bias", "shape [V]", shape_of(*bias));
     if (!packed) check.shape(*bias, "bias", {vocab_size});
@@ -79,7 +83,7 @@ HeadArgs checked(const Checker& check, const Tensor& hidden, const Tensor& weigh
     vocab_size = bias->size(0);
     args.bias = bias->data_ptr();
   }
-  check.value(softcap >= 0.0, "softcap", "a number >= 0", softcap);
+  check.value(softcap >= 0.0 && std::isfinite(softcap), "softcap", "a finite number >= 0", softcap);
   args.logit_scale = static_cast<float>(logit_scale);
   args.softcap = static_cast<float>(softcap);
 

@@ -32,7 +32,7 @@ void vocab_update_cpu(Tensor active_ids, Tensor slot_stamps, Tensor token_slots,
                       std::optional<Tensor> token_groups) {
   const Checker check("vocab_update_");
   const int64_t id_dims = active_ids.dim();
-  check.value(id_dims == 1 || id_dims == 2, "active_ids", "shape [K] or [G, K]", shape_of(active_ids));
+  check.slots(active_ids);
   const int64_t groups = id_dims == 2 ? active_ids.size(0) : 1;
   const int64_t capacity = active_ids.size(id_dims - 1);
   check.value(token_slots.dim() == 2, "token_slots", "shape [G, V]", shape_of(token_slots));

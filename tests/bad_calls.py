@@ -1,0 +1,323 @@
+"""Every way to call an op wrongly, with the error it must give: a table, and no test.
+
+A row changes some arguments of a good call. The message is the same from every backend, and from the
+fakes unless it depends on values (``values=True``).
+"""
+
+# One wrong call a line reads as a table.
+# ruff: noqa: E501
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from generators import gather_case, head_case, vocab_state
+from torch import Tensor
+
+Arguments = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class BadCall:
+    op: str
+    name: str
+    good: Callable[[], Arguments]
+    change: Callable[[Arguments], Arguments]
+    error: type[Exception]
+    argument: str
+    expected: str
+    got: str
+    values: bool = False
+
+    def arguments(self) -> Arguments:
+        good = self.good()
+        return {**good, **self.change(good)}
+
+    @property
+    def message(self) -> str:
+        return f"microspec::{self.op}: {self.argument}: expected {self.expected}, got {self.got}"
+
+    def __str__(self) -> str:
+        return f"{self.op}-{self.name}"
+
+
+def head_call(**options: Any) -> Arguments:
+    case = head_case(0, m=3, dim=8, vocab_size=50, capacity=6, active=6, **options)
+    hidden, weight, active_ids = case.tensors()
+    return {"hidden": hidden, "weight": weight, "active_ids": active_ids, **case.options()}
+
+
+def grouped() -> Arguments:
+    return head_call(groups=2)
+
+
+def packed() -> Arguments:
+    return head_call(groups=2, packed=True)
+
+
+def packed_flat() -> Arguments:
+    return head_call(packed=True)
+
+
+def int8() -> Arguments:
+    return head_call(rows=torch.int8)
+
+
+def packed_int8() -> Arguments:
+    return head_call(groups=2, packed=True, rows=torch.int8)
+
+
+def packed_flat_int8() -> Arguments:
+    return head_call(packed=True, rows=torch.int8)
+
+
+def gather_call(**options: Any) -> Arguments:
+    return gather_case(0, dim=8, capacity=6, **options).arguments()
+
+
+def gather_groups() -> Arguments:
+    return gather_call(groups=2)
+
+
+def gather_to_int8() -> Arguments:
+    return gather_call(slab_dtype=torch.int8)
+
+
+def gather_from_int8() -> Arguments:
+    return gather_call(dtype=torch.int8)
+
+
+def gather_groups_to_fp8() -> Arguments:
+    return gather_call(groups=2, slab_dtype=torch.float8_e4m3fn)
+
+
+def vocab_call(groups: int = 1) -> Arguments:
+    state = vars(vocab_state(50, 6, groups=groups, pinned=(7,)))
+    return {**state, "tokens": torch.arange(4).repeat(groups, 1), "token_groups": None}
+
+
+def vocab_groups() -> Arguments:
+    return vocab_call(2)
+
+
+def ragged() -> Arguments:
+    groups = torch.tensor([0, 1, -1, 1])
+    return {**vocab_call(2), "tokens": torch.arange(4), "token_groups": groups}
+
+
+def spread(tensor: Tensor) -> Tensor:
+    """The same shape with a gap after every element."""
+    wide = tensor.new_zeros((*tensor.shape, 2))
+    return wide[..., 0]
+
+
+def with_value(tensor: Tensor, position: int, value: int) -> Tensor:
+    changed = tensor.clone()
+    changed.view(-1)[position] = value
+    return changed
+
+
+def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.zeros(shape, dtype=dtype)
+
+
+F16, F64, I8, FP8 = torch.float16, torch.float64, torch.int8, torch.float8_e4m3fn
+I16, I32, I64 = torch.int16, torch.int32, torch.int64
+NO_SCALE = "None for rows that are not int8 or float8_e4m3fn"
+A_SCALE = "a scale per row for int8 or float8_e4m3fn rows"
+ROWS = "float32, float8_e4m3fn or int8"
+FLOAT = "float32, float16 or bfloat16"
+INNER = "stride 1 in the last dimension"
+FLAT = "a contiguous tensor"
+
+Row = tuple[str, Callable[[], Arguments], Callable[[Arguments], Arguments], type, str, str, str]
+
+
+def _head_rows() -> list[Row]:
+    V, T = ValueError, TypeError
+    return [
+        ("hidden 1-d", head_call, lambda a: {"hidden": zeros(8)}, V, "hidden", "shape [M, D]", "[8]"),
+        ("hidden 3-d", head_call, lambda a: {"hidden": zeros(1, 3, 8)}, V, "hidden", "shape [M, D]", "[1, 3, 8]"),
+        ("ids 0-d", head_call, lambda a: {"active_ids": zeros(dtype=I32)}, V, "active_ids", "shape [K] or [G, K], G >= 1", "[]"),
+        ("no group", head_call, lambda a: {"active_ids": zeros(0, 6, dtype=I32)}, V, "active_ids", "shape [K] or [G, K], G >= 1", "[0, 6]"),
+        ("ids 3-d", head_call, lambda a: {"active_ids": zeros(1, 1, 6, dtype=I32)}, V, "active_ids", "shape [K] or [G, K], G >= 1", "[1, 1, 6]"),
+        ("ids int64", head_call, lambda a: {"active_ids": a["active_ids"].long()}, T, "active_ids", "int32", "int64"),
+        ("hidden float64", head_call, lambda a: {"hidden": zeros(3, 8, dtype=F64)}, T, "hidden", FLOAT, "float64"),
+        ("hidden int8", head_call, lambda a: {"hidden": zeros(3, 8, dtype=I8)}, T, "hidden", FLOAT, "int8"),
+        ("hidden fp8", head_call, lambda a: {"hidden": zeros(3, 8).to(FP8)}, T, "hidden", FLOAT, "float8_e4m3fn"),
+        ("weight of another float", head_call, lambda a: {"weight": a["weight"].half()}, T, "weight", ROWS, "float16"),
+        ("weight e5m2", head_call, lambda a: {"weight": a["weight"].to(torch.float8_e5m2)}, T, "weight", ROWS, "float8_e5m2"),
+        ("weight uint8", head_call, lambda a: {"weight": zeros(50, 8, dtype=torch.uint8)}, T, "weight", ROWS, "uint8"),
+        ("weight 1-d", head_call, lambda a: {"weight": zeros(8)}, V, "weight", "shape [V, 8]", "[8]"),
+        ("weight 3-d, indexed", packed, lambda a: {"packed": False}, V, "weight", "shape [V, 8]", "[2, 6, 8]"),
+        ("weight of another D", head_call, lambda a: {"weight": zeros(50, 7)}, V, "weight", "shape [V, 8]", "[50, 7]"),
+        ("slab of another K", packed_flat, lambda a: {"weight": zeros(7, 8)}, V, "weight", "shape [6, 8]", "[7, 8]"),
+        ("slab of another G", packed, lambda a: {"weight": zeros(3, 6, 8)}, V, "weight", "shape [2, 6, 8]", "[3, 6, 8]"),
+        ("slab 2-d for groups", packed, lambda a: {"weight": zeros(12, 8)}, V, "weight", "shape [2, 6, 8]", "[12, 8]"),
+        ("scale for floats", head_call, lambda a: {"weight_scale": zeros(50)}, V, "weight_scale", NO_SCALE, "a tensor"),
+        ("no scale", int8, lambda a: {"weight_scale": None}, V, "weight_scale", A_SCALE, "None"),
+        ("scale float16", int8, lambda a: {"weight_scale": zeros(50, dtype=F16)}, T, "weight_scale", "float32", "float16"),
+        ("scale of another V", int8, lambda a: {"weight_scale": zeros(49)}, V, "weight_scale", "shape [50]", "[49]"),
+        ("scale of V, packed", packed_int8, lambda a: {"weight_scale": zeros(50)}, V, "weight_scale", "shape [2, 6]", "[50]"),
+        ("scale of V, packed flat", packed_flat_int8, lambda a: {"weight_scale": zeros(50)}, V, "weight_scale", "shape [6]", "[50]"),
+        ("scale strided", int8, lambda a: {"weight_scale": spread(a["weight_scale"])}, V, "weight_scale", FLAT, "strides [2]"),
+        ("no groups", grouped, lambda a: {"group_ids": None}, V, "group_ids", "a group per row, as G = 2", "None"),
+        ("groups float", grouped, lambda a: {"group_ids": zeros(3)}, T, "group_ids", "int32 or int64", "float32"),
+        ("groups int16", grouped, lambda a: {"group_ids": zeros(3, dtype=I16)}, T, "group_ids", "int32 or int64", "int16"),
+        ("groups of another M", grouped, lambda a: {"group_ids": zeros(4, dtype=I64)}, V, "group_ids", "shape [3]", "[4]"),
+        ("groups strided", grouped, lambda a: {"group_ids": spread(a["group_ids"])}, V, "group_ids", FLAT, "strides [2]"),
+        ("bias float64", head_call, lambda a: {"bias": zeros(50, dtype=F64)}, T, "bias", "float32", "float64"),
+        ("bias of another float", lambda: head_call(dtype=F16), lambda a: {"bias": zeros(50, dtype=torch.bfloat16)}, T, "bias", "float16 or float32", "bfloat16"),
+        ("bias 2-d", head_call, lambda a: {"bias": zeros(50, 1)}, V, "bias", "shape [V]", "[50, 1]"),
+        ("bias of another V", head_call, lambda a: {"bias": zeros(49)}, V, "bias", "shape [50]", "[49]"),
+        ("bias strided", head_call, lambda a: {"bias": spread(zeros(50))}, V, "bias", FLAT, "strides [2]"),
+        ("softcap negative", head_call, lambda a: {"softcap": -0.5}, V, "softcap", "a finite number >= 0", "-0.5"),
+        ("softcap infinite", head_call, lambda a: {"softcap": float("inf")}, V, "softcap", "a finite number >= 0", "inf"),
+        ("softcap NaN", head_call, lambda a: {"softcap": float("nan")}, V, "softcap", "a finite number >= 0", "nan"),
+        ("hidden spread", head_call, lambda a: {"hidden": spread(a["hidden"])}, V, "hidden", INNER, "stride 2"),
+        ("weight transposed", head_call, lambda a: {"weight": zeros(8, 50).T}, V, "weight", INNER, "stride 50"),
+        ("ids strided", head_call, lambda a: {"active_ids": spread(a["active_ids"])}, V, "active_ids", FLAT, "strides [2]"),
+    ]  # fmt: skip
+
+
+def _head_value_rows() -> list[Row]:
+    ids, groups = "ids in [0, 50) or -1", "groups in [0, 2) or -1"
+    bad = with_value
+    return [
+        ("id V", head_call, lambda a: {"active_ids": bad(a["active_ids"], 4, 50)}, IndexError, "active_ids", ids, "50 at flat position 4"),
+        ("id -2", grouped, lambda a: {"active_ids": bad(a["active_ids"], 11, -2)}, IndexError, "active_ids", ids, "-2 at flat position 11"),
+        ("two bad ids", head_call, lambda a: {"active_ids": bad(bad(a["active_ids"], 5, 77), 2, 2**31 - 1)}, IndexError, "active_ids", ids, "2147483647 at flat position 2"),
+        ("id -2, packed", packed, lambda a: {"active_ids": bad(a["active_ids"], 3, -2)}, IndexError, "active_ids", "ids in [0, 2147483648) or -1", "-2 at flat position 3"),
+        ("id beyond the bias, packed", packed_flat, lambda a: {"active_ids": bad(a["active_ids"], 3, 50), "bias": zeros(50)}, IndexError, "active_ids", ids, "50 at flat position 3"),
+        ("group G", grouped, lambda a: {"group_ids": bad(a["group_ids"], 1, 2)}, IndexError, "group_ids", groups, "2 at position 1"),
+        ("group -2, int32", grouped, lambda a: {"group_ids": bad(a["group_ids"], 2, -2).int()}, IndexError, "group_ids", groups, "-2 at position 2"),
+        ("group beyond 2^33", grouped, lambda a: {"group_ids": bad(a["group_ids"], 1, 2**33 + 1)}, IndexError, "group_ids", groups, "8589934593 at position 1"),
+    ]  # fmt: skip
+
+
+def _k_rows() -> list[Row]:
+    return [
+        (f"k {k}", head_call, lambda a, k=k: {"k": k}, ValueError, "k", "1 <= k <= 128", str(k))
+        for k in (0, -1, 129, 2**33 + 1, -(2**63))
+    ]
+
+
+def _gather_rows() -> list[Row]:
+    V, T = ValueError, TypeError
+    g = gather_call
+    return [
+        ("no group", g, lambda a: {"active_ids": zeros(0, 6, dtype=I32)}, V, "active_ids", "shape [K] or [G, K], G >= 1", "[0, 6]"),
+        ("ids 3-d", g, lambda a: {"active_ids": zeros(1, 1, 6, dtype=I32)}, V, "active_ids", "shape [K] or [G, K], G >= 1", "[1, 1, 6]"),
+        ("weight 3-d", g, lambda a: {"weight": zeros(1, 50, 8)}, V, "weight", "shape [V, D]", "[1, 50, 8]"),
+        ("ids int64", g, lambda a: {"active_ids": a["active_ids"].long()}, T, "active_ids", "int32", "int64"),
+        ("slab ids int64", g, lambda a: {"slab_ids": a["slab_ids"].long()}, T, "slab_ids", "int32", "int64"),
+        ("slab ids of another K", g, lambda a: {"slab_ids": zeros(5, dtype=I32)}, V, "slab_ids", "shape [6]", "[5]"),
+        ("slab ids of another G", gather_groups, lambda a: {"slab_ids": zeros(3, 6, dtype=I32)}, V, "slab_ids", "shape [2, 6]", "[3, 6]"),
+        ("slab of another D", g, lambda a: {"slab": zeros(6, 9)}, V, "slab", "shape [6, 8]", "[6, 9]"),
+        ("slab 2-d for groups", gather_groups, lambda a: {"slab": zeros(12, 8)}, V, "slab", "shape [2, 6, 8]", "[12, 8]"),
+        ("weight float64", g, lambda a: {"weight": zeros(50, 8, dtype=F64)}, T, "weight", FLOAT, "float64"),
+        ("slab of another float", g, lambda a: {"slab": zeros(6, 8, dtype=F16)}, T, "slab", ROWS, "float16"),
+        ("float slab of int8", gather_from_int8, lambda a: {"slab": zeros(6, 8)}, T, "slab", "int8", "float32"),
+        ("fp8 slab of int8", gather_from_int8, lambda a: {"slab": zeros(6, 8).to(FP8)}, T, "slab", "int8", "float8_e4m3fn"),
+        ("no weight scale", gather_from_int8, lambda a: {"weight_scale": None}, V, "weight_scale", A_SCALE, "None"),
+        ("weight scale for floats", g, lambda a: {"weight_scale": zeros(50)}, V, "weight_scale", NO_SCALE, "a tensor"),
+        ("weight scale of another V", gather_from_int8, lambda a: {"weight_scale": zeros(51)}, V, "weight_scale", "shape [50]", "[51]"),
+        ("no slab scale", gather_to_int8, lambda a: {"slab_scale": None}, V, "slab_scale", A_SCALE, "None"),
+        ("slab scale for floats", g, lambda a: {"slab_scale": zeros(6)}, V, "slab_scale", NO_SCALE, "a tensor"),
+        ("slab scale float64", gather_to_int8, lambda a: {"slab_scale": zeros(6, dtype=F64)}, T, "slab_scale", "float32", "float64"),
+        ("slab scale of another K", gather_to_int8, lambda a: {"slab_scale": zeros(7)}, V, "slab_scale", "shape [6]", "[7]"),
+        ("slab scale 1-d for groups", gather_groups_to_fp8, lambda a: {"slab_scale": zeros(12)}, V, "slab_scale", "shape [2, 6]", "[12]"),
+        ("slab scale strided", gather_to_int8, lambda a: {"slab_scale": spread(a["slab_scale"])}, V, "slab_scale", FLAT, "strides [2]"),
+        ("weight transposed", g, lambda a: {"weight": zeros(8, 50).T}, V, "weight", INNER, "stride 50"),
+        ("slab strided", g, lambda a: {"slab": zeros(6, 9)[:, :8]}, V, "slab", FLAT, "strides [9, 1]"),
+        ("slab ids strided", g, lambda a: {"slab_ids": spread(a["slab_ids"])}, V, "slab_ids", FLAT, "strides [2]"),
+        ("ids strided", g, lambda a: {"active_ids": spread(a["active_ids"])}, V, "active_ids", FLAT, "strides [2]"),
+    ]  # fmt: skip
+
+
+def _gather_value_rows() -> list[Row]:
+    ids = "ids in [0, 50) or -1"
+    # The bad id comes after good ones: what comes first must not have been written yet.
+    return [
+        ("id V", gather_call, lambda a: {"active_ids": with_value(a["active_ids"], 5, 50)}, IndexError, "active_ids", ids, "50 at flat position 5"),
+        ("id -2", gather_groups_to_fp8, lambda a: {"active_ids": with_value(a["active_ids"], 11, -2)}, IndexError, "active_ids", ids, "-2 at flat position 11"),
+    ]  # fmt: skip
+
+
+def _vocab_rows() -> list[Row]:
+    V, T = ValueError, TypeError
+    v, vg = vocab_call, vocab_groups
+    with_groups = "shape [G, N], or [N] with token_groups, as G > 1"
+    return [
+        ("no group", v, lambda a: {"active_ids": zeros(0, 6, dtype=I32)}, V, "active_ids", "shape [K] or [G, K], G >= 1", "[0, 6]"),
+        ("ids 3-d", v, lambda a: {"active_ids": zeros(1, 1, 6, dtype=I32)}, V, "active_ids", "shape [K] or [G, K], G >= 1", "[1, 1, 6]"),
+        ("slots 1-d", v, lambda a: {"token_slots": a["token_slots"][0]}, V, "token_slots", "shape [G, V]", "[50]"),
+        ("ids int64", v, lambda a: {"active_ids": a["active_ids"].long()}, T, "active_ids", "int32", "int64"),
+        ("stamps int32", v, lambda a: {"slot_stamps": a["slot_stamps"].int()}, T, "slot_stamps", "int64", "int32"),
+        ("slots int64", v, lambda a: {"token_slots": a["token_slots"].long()}, T, "token_slots", "int32", "int64"),
+        ("clock int32", v, lambda a: {"clock": a["clock"].int()}, T, "clock", "int64", "int32"),
+        ("stamps of another K", v, lambda a: {"slot_stamps": zeros(1, 5, dtype=I64)}, V, "slot_stamps", "shape [1, 6]", "[1, 5]"),
+        ("stamps of another G", vg, lambda a: {"slot_stamps": zeros(1, 6, dtype=I64)}, V, "slot_stamps", "shape [2, 6]", "[1, 6]"),
+        ("slots of another G", vg, lambda a: {"token_slots": zeros(3, 50, dtype=I32)}, V, "token_slots", "shape [2, 50]", "[3, 50]"),
+        ("clock of another G", vg, lambda a: {"clock": zeros(1, dtype=I64)}, V, "clock", "shape [2]", "[1]"),
+        ("tokens float", v, lambda a: {"tokens": zeros(1, 4)}, T, "tokens", "int32 or int64", "float32"),
+        ("tokens 2-d, ragged", ragged, lambda a: {"tokens": zeros(2, 4, dtype=I64)}, V, "tokens", "shape [N] beside token_groups", "[2, 4]"),
+        ("tokens 1-d for groups", vg, lambda a: {"tokens": zeros(4, dtype=I64)}, V, "tokens", with_groups, "[4]"),
+        ("tokens of another G", vg, lambda a: {"tokens": zeros(3, 4, dtype=I64)}, V, "tokens", "shape [2, N]", "[3, 4]"),
+        ("tokens 0-d", v, lambda a: {"tokens": zeros(dtype=I64)}, V, "tokens", "shape [1, N]", "[]"),
+        ("tokens 3-d", v, lambda a: {"tokens": zeros(1, 1, 4, dtype=I64)}, V, "tokens", "shape [1, N]", "[1, 1, 4]"),
+        ("token groups float", ragged, lambda a: {"token_groups": zeros(4)}, T, "token_groups", "int32 or int64", "float32"),
+        ("token groups of another N", ragged, lambda a: {"token_groups": zeros(3, dtype=I64)}, V, "token_groups", "shape [4]", "[3]"),
+        ("token groups strided", ragged, lambda a: {"token_groups": spread(a["token_groups"])}, V, "token_groups", FLAT, "strides [2]"),
+        ("ids strided", v, lambda a: {"active_ids": spread(a["active_ids"])}, V, "active_ids", FLAT, "strides [12, 2]"),
+        ("stamps strided", v, lambda a: {"slot_stamps": spread(a["slot_stamps"])}, V, "slot_stamps", FLAT, "strides [12, 2]"),
+        ("slots strided", v, lambda a: {"token_slots": spread(a["token_slots"])}, V, "token_slots", FLAT, "strides [100, 2]"),
+        ("clock strided", vg, lambda a: {"clock": spread(a["clock"])}, V, "clock", FLAT, "strides [2]"),
+        ("tokens strided", v, lambda a: {"tokens": spread(a["tokens"])}, V, "tokens", FLAT, "strides [8, 2]"),
+    ]  # fmt: skip
+
+
+def _vocab_value_rows() -> list[Row]:
+    ids, groups = "ids in [0, 50) or -1", "groups in [0, 2) or -1"
+    bad = with_value
+    return [
+        ("token V", vocab_call, lambda a: {"tokens": bad(a["tokens"], 3, 50)}, IndexError, "tokens", ids, "50 at flat position 3"),
+        ("token -2, int32", vocab_groups, lambda a: {"tokens": bad(a["tokens"], 6, -2).int()}, IndexError, "tokens", ids, "-2 at flat position 6"),
+        ("token beyond 2^33", vocab_call, lambda a: {"tokens": bad(a["tokens"], 3, 2**33 + 1)}, IndexError, "tokens", ids, "8589934593 at flat position 3"),
+        ("token V of an ignored group", ragged, lambda a: {"tokens": bad(a["tokens"], 2, 50)}, IndexError, "tokens", ids, "50 at flat position 2"),
+        ("group G", ragged, lambda a: {"token_groups": bad(a["token_groups"], 3, 2)}, IndexError, "token_groups", groups, "2 at position 3"),
+        ("group -2, int32", ragged, lambda a: {"token_groups": bad(a["token_groups"], 3, -2).int()}, IndexError, "token_groups", groups, "-2 at position 3"),
+        ("group beyond 2^33", ragged, lambda a: {"token_groups": bad(a["token_groups"], 3, 2**33 + 1)}, IndexError, "token_groups", groups, "8589934593 at position 3"),
+    ]  # fmt: skip
+
+
+def _with_k(good: Callable[[], Arguments]) -> Callable[[], Arguments]:
+    return lambda: {**good(), "k": 4}
+
+
+def _table() -> list[BadCall]:
+    head = [(row, False) for row in _head_rows()] + [(row, True) for row in _head_value_rows()]
+    calls = [BadCall("sparse_logits", *row, values=values) for row, values in head]
+    for row, values in [*head, *((row, False) for row in _k_rows())]:
+        name, good, *rest = row
+        calls.append(BadCall("sparse_head", name, _with_k(good), *rest, values=values))
+    for op, shapes, values in (
+        ("gather_rows_", _gather_rows(), _gather_value_rows()),
+        ("vocab_update_", _vocab_rows(), _vocab_value_rows()),
+    ):
+        calls += [BadCall(op, *row) for row in shapes]
+        calls += [BadCall(op, *row, values=True) for row in values]
+    return calls
+
+
+BAD_CALLS = _table()
+
+# Which arguments each op wants on one device, with the good call that has them all.
+ON_ONE_DEVICE: list[tuple[str, Callable[[], Arguments], tuple[str, ...]]] = [
+    ("sparse_logits", lambda: {**int8(), "bias": zeros(50), "group_ids": zeros(3, dtype=I64)},
+     ("weight", "active_ids", "group_ids", "weight_scale", "bias")),
+    ("gather_rows_", gather_from_int8,
+     ("weight", "slab_ids", "active_ids", "slab_scale", "weight_scale")),
+    ("vocab_update_", ragged,
+     ("slot_stamps", "token_slots", "clock", "tokens", "token_groups")),
+]  # fmt: skip

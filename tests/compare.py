@@ -1,0 +1,166 @@
+"""What "right" means: an independent float64 head, the tolerance, and comparisons that name the
+first bad coordinate."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from generators import HeadCase, row_indexed
+from torch import Tensor
+
+EPS = 2.0**-24  # half an ulp of 1 in fp32
+
+
+def logits_in(case: HeadCase, dtype: torch.dtype) -> Tensor:
+    """The contract, group by group: [M, K], -inf at empty slots and in padding rows.
+
+    ``dtype`` is the precision of the product, as PyTorch computes it there; what follows is done in
+    float64 if the product was, else in float32, as everybody does.
+    """
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    ids = torch.atleast_2d(case.active_ids)
+    rows = case.weight[None] if case.packed and case.weight.dim() == 2 else case.weight
+    count = case.hidden.size(0)
+    group_of = torch.zeros(count).long() if case.group_ids is None else case.group_ids
+    result = torch.full((count, ids.size(1)), -math.inf, dtype=wide)
+    for group in set(group_of.tolist()) - {-1}:
+        members = (group_of == group).nonzero().flatten()
+        slots = (ids[group] >= 0).nonzero().flatten()
+        tokens = ids[group][slots].long()
+        source, at = (rows[group], slots) if case.packed else (rows, tokens)
+        row = row_indexed(source)[at].view(source.dtype).to(wide)
+        if case.weight_scale is not None:
+            scale = torch.atleast_2d(case.weight_scale)[group] if case.packed else case.weight_scale
+            row = row * scale[at].to(wide)[:, None]
+        z = F.linear(case.hidden[members].to(dtype), row.to(dtype)).to(wide)
+        if case.bias is not None:
+            z = z + case.bias[tokens].to(wide)
+        z = z * case.logit_scale
+        z = case.softcap * torch.tanh(z / case.softcap) if case.softcap else z
+        result[members[:, None], slots[None]] = z
+    return result
+
+
+def largest_sum(case: HeadCase) -> float:
+    """max over all logits of |scale| · (Σ|x·w| + |bias|): what rounding errors are relative to."""
+    absolute = case.changed(
+        hidden=case.hidden.abs(),
+        weight=case.weight.float().abs(),
+        weight_scale=None if case.weight_scale is None else case.weight_scale.abs(),
+        bias=None if case.bias is None else case.bias.abs(),
+        logit_scale=abs(case.logit_scale),
+        softcap=0.0,
+    )
+    sums = logits_in(absolute, torch.float64)
+    return float(sums[sums.isfinite()].max()) if sums.isfinite().any() else 0.0
+
+
+def tolerance(case: HeadCase) -> float:
+    """The error a logit may have: that of the worst of PyTorch's own in hidden's dtype, doubled.
+
+    Two bounds on top of that rule. From below: where PyTorch happens to be exact, 4 ulp of fp32 at
+    the largest sum of magnitudes (one rounding each for product, scale, bias, logit scale; tanh
+    two). From above: the contract says "accumulated in fp32", so D + 8 roundings of that size are
+    all there can be, however coarse hidden's dtype is (for bf16, PyTorch rounds its result to 8
+    bits, which would hide a dropped element of a long row).
+    """
+    exact, own = logits_in(case, torch.float64), logits_in(case, case.hidden.dtype)
+    size = largest_sum(case)
+    finite = exact.isfinite()
+    error = float((own.double() - exact)[finite].abs().max()) if finite.any() else 0.0
+    floor, ceiling = 8 * EPS * size, (case.hidden.size(1) + 8) * EPS * size
+    return min(max(2 * error, floor), ceiling) + 1e-37
+
+
+def first_bad(bad: Tensor) -> tuple[int, ...] | None:
+    where = bad.nonzero()
+    return tuple(where[0].tolist()) if len(where) else None
+
+
+def assert_close(got: Tensor, want: Tensor, allowed: float, what: str = "result") -> None:
+    """|got - want| <= allowed; infinities and NaN in the same places."""
+    assert got.shape == want.shape, f"{what}: shape {list(got.shape)}, not {list(want.shape)}"
+    got, want = got.double(), want.double()
+    same = (got == want) | (got.isnan() & want.isnan())
+    bad = ~same & ~((got - want).abs() <= allowed)
+    at = first_bad(bad)
+    assert at is None, (
+        f"{what}{list(at)}: {got[at].item()!r}, not {want[at].item()!r} within {allowed:.3g} "
+        f"({int(bad.sum())} of {bad.numel()} are bad)"
+    )
+
+
+def assert_bitwise(got: Tensor, want: Tensor, what: str = "result") -> None:
+    """Equal bit for bit, but that any NaN equals any other."""
+    assert got.dtype == want.dtype, f"{what}: {got.dtype}, not {want.dtype}"
+    assert got.shape == want.shape, f"{what}: shape {list(got.shape)}, not {list(want.shape)}"
+    if not got.numel():
+        return
+    bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[got.element_size()]
+    bad = got.contiguous().view(bits) != want.contiguous().view(bits)
+    if got.is_floating_point():
+        bad &= ~(got.float().isnan() & want.float().isnan())
+    at = first_bad(bad)
+    assert at is None, (
+        f"{what}{list(at)}: {got.float()[at].item() if got.is_floating_point() else got[at].item()}"
+        f", not {want.float()[at].item() if want.is_floating_point() else want[at].item()} "
+        f"({int(bad.sum())} of {bad.numel()} differ)"
+    )
+
+
+def sorted_row(logits: list[float], ids: list[int]) -> list[tuple[float, int]]:
+    """The contract's order: numbers descending, then NaN; equals by id; empty slots left out."""
+    entries = [(z, t) for z, t in zip(logits, ids, strict=True) if t >= 0]
+    return sorted(
+        entries, key=lambda e: (math.isnan(e[0]), 0.0 if math.isnan(e[0]) else -e[0], e[1])
+    )
+
+
+def ids_by_row(case: HeadCase) -> Tensor:
+    """[M, K]: the ids that serve each row of hidden; all -1 for a padding row."""
+    ids = torch.atleast_2d(case.active_ids).long()
+    if case.group_ids is None:
+        return ids[:1].expand(case.hidden.size(0), -1)
+    return ids[case.group_ids.clamp(min=0).long()].masked_fill((case.group_ids < 0)[:, None], -1)
+
+
+def top_k(logits: Tensor, ids: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k best of logits [M, K] with their ids [M, K], padded with (-inf, -1)."""
+    padding = [(-math.inf, -1)] * k
+    best = [
+        (sorted_row(z, t) + padding)[:k] for z, t in zip(logits.tolist(), ids.tolist(), strict=True)
+    ]
+    shape = (len(best), k)
+    top = torch.tensor([[z for z, _ in row] for row in best], dtype=logits.dtype).view(shape)
+    return top, torch.tensor([[t for _, t in row] for row in best], dtype=torch.int64).view(shape)
+
+
+def logsumexp64(logits: Tensor) -> Tensor:
+    """Of fp32 or fp64 logits, in float64; of nothing: -inf."""
+    if not logits.size(1):
+        return torch.full((logits.size(0),), -math.inf, dtype=torch.float64)
+    return logits.double().logsumexp(1)
+
+
+def assert_top_k(got: tuple[Tensor, Tensor], exact: Tensor, ids: Tensor, allowed: float) -> None:
+    """logits and token_ids [M, k] against the exact logits [M, K] of the slots holding ``ids``.
+
+    Ids may differ from the exact order only where the exact logits are closer than rounding can
+    tell: each must have a logit that is the one reported, and all together the best there are.
+    """
+    logits, token_ids = got
+    want, want_ids = top_k(exact, ids, logits.size(1))
+    assert_close(logits, want, allowed, "logits")
+    assert_bitwise(token_ids < 0, want_ids < 0, "padding")
+    for m, (row, tokens) in enumerate(zip(logits.tolist(), token_ids.tolist(), strict=True)):
+        exact_of = {t: z for z, t in zip(exact[m].tolist(), ids[m].tolist(), strict=True) if t >= 0}
+        real = [(z, t) for z, t in zip(row, tokens, strict=True) if t >= 0]
+        assert len({t for _, t in real}) == len(real), f"token_ids[{m}]: repeated"
+        for j, (z, t) in enumerate(real):
+            assert t in exact_of, f"token_ids[{m}, {j}]: {t} is not active"
+            assert abs(exact_of[t] - z) <= allowed or z == exact_of[t] or (z != z), (
+                f"token_ids[{m}, {j}]: {t} has logit {exact_of[t]}, not {z}"
+            )
+        assert real == sorted_row(*map(list, zip(*real, strict=True))) if real else True, (
+            f"row {m} is out of order: {real}"
+        )

@@ -1,0 +1,286 @@
+"""Every input of the tests is made here, from a seed.
+
+What an op must not read is NaN (or a code of another value where the dtype has no NaN), always:
+rows, scales and biases of inactive tokens, rows of empty slots, the gaps between strided rows,
+padding rows of hidden. A kernel that reads it shows in every test.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+FLOATS = (torch.bfloat16, torch.float16, torch.float32)
+QUANTISED = (torch.int8, torch.float8_e4m3fn)
+NAN = float("nan")
+POISON_INT8 = 111  # int8 has no NaN; its scale, which is not to be read either, has
+
+
+def poison(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return torch.full(shape, POISON_INT8 if dtype == torch.int8 else NAN).to(dtype)
+
+
+def normal(rng: torch.Generator, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Floats of unit size; int8 and fp8 over most of their range."""
+    if dtype == torch.int8:
+        return torch.randint(-127, 128, shape, generator=rng).to(dtype)
+    values = torch.randn(shape, generator=rng)
+    return (values * 64).to(dtype) if dtype == torch.float8_e4m3fn else values.to(dtype)
+
+
+def integers(rng: torch.Generator, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """-3 to 3: every product and sum of up to 2^20 of them is exact in any order."""
+    return torch.randint(-3, 4, shape, generator=rng).to(dtype)
+
+
+def row_indexed(rows: Tensor) -> Tensor:
+    """PyTorch indexes fp8 only as bytes."""
+    return rows.view(torch.uint8) if rows.dtype == torch.float8_e4m3fn else rows
+
+
+def strided(tensor: Tensor, gap: int) -> Tensor:
+    """The same values in rows that lie ``gap`` poisoned elements apart."""
+    wide = poison((*tensor.shape[:-1], tensor.size(-1) + gap), tensor.dtype)
+    row_indexed(wide)[..., : tensor.size(-1)] = row_indexed(tensor)
+    return wide[..., : tensor.size(-1)]
+
+
+def unique_ids(rng: torch.Generator, vocab_size: int, capacity: int, active: int) -> Tensor:
+    """int32 [capacity]: ``active`` distinct ids at random slots, -1 elsewhere."""
+    ids = torch.full((capacity,), -1, dtype=torch.int32)
+    slots = torch.randperm(capacity, generator=rng)[:active]
+    ids[slots] = torch.randperm(vocab_size, generator=rng)[:active].int()
+    return ids
+
+
+@dataclass(frozen=True)
+class HeadCase:
+    """The arguments of sparse_head but for k."""
+
+    hidden: Tensor
+    weight: Tensor
+    active_ids: Tensor
+    packed: bool = False
+    group_ids: Tensor | None = None
+    weight_scale: Tensor | None = None
+    bias: Tensor | None = None
+    logit_scale: float = 1.0
+    softcap: float = 0.0
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.hidden, self.weight, self.active_ids
+
+    def options(self) -> dict[str, Any]:
+        names = ("packed", "group_ids", "weight_scale", "bias", "logit_scale", "softcap")
+        return {name: getattr(self, name) for name in names}
+
+    def changed(self, **changes: Any) -> "HeadCase":
+        return replace(self, **changes)
+
+
+def head_case(
+    seed: int,
+    *,
+    m: int = 3,
+    dim: int = 24,
+    vocab_size: int = 50,
+    capacity: int = 20,
+    active: int | None = None,
+    groups: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    rows: torch.dtype | None = None,
+    packed: bool = False,
+    bias: torch.dtype | None = None,
+    gap: int = 0,
+    padding: bool = False,
+    logit_scale: float = 1.0,
+    softcap: float = 0.0,
+    exact: bool = False,
+    long_groups: bool = True,
+) -> HeadCase:
+    """A call over ``active`` (default: three quarters) of the slots of each group.
+
+    ``groups`` None: active_ids is [K] and no group ids are given; ``padding``: some rows of hidden
+    are padding, and NaN; ``exact``: small integers, so that all arithmetic is exact and ties many.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    draw = integers if exact else normal
+    rows = rows or dtype
+    count = min(capacity, vocab_size)
+    active = math.ceil(0.75 * count) if active is None else min(active, count)
+    ids = torch.stack(
+        [
+            unique_ids(rng, vocab_size, capacity, active)
+            for _ in range(1 if groups is None else groups)
+        ]
+    )
+    weight = poison((vocab_size, dim), rows)
+    scale = torch.full((vocab_size,), NAN) if rows in QUANTISED else None
+    used = ids[ids >= 0].long().unique()
+    row_indexed(weight)[used] = row_indexed(draw(rng, (len(used), dim), rows))
+    if scale is not None:
+        # Powers of two keep exact cases exact.
+        steps = torch.rand(len(used), generator=rng) * 4 - 8
+        scale[used] = 2.0 ** (steps.round() if exact else steps)
+    hidden = draw(rng, (m, dim), dtype)
+
+    group_ids = None
+    if groups is not None:
+        low = -1 if padding else 0
+        group_ids = torch.randint(low, groups, (m,), generator=rng)
+        group_ids = group_ids if long_groups else group_ids.int()
+        hidden[group_ids < 0] = NAN
+    bias_values = None
+    if bias is not None:
+        bias_values = torch.full((vocab_size,), NAN).to(bias)
+        bias_values[used] = draw(rng, (len(used),), bias)
+    if packed:
+        at = ids.clamp(min=0).long()
+        empty = ids < 0
+        packed_rows = row_indexed(weight)[at]
+        packed_rows[empty] = row_indexed(poison((1, dim), rows))[0]
+        weight = packed_rows.view(rows)
+        if scale is not None:
+            scale = scale[at].masked_fill(empty, NAN)
+    if groups is None:
+        ids = ids[0]
+        if packed:
+            weight, scale = weight[0], None if scale is None else scale[0]
+    if gap:
+        hidden, weight = strided(hidden, gap), strided(weight, gap)
+    return HeadCase(
+        hidden, weight, ids, packed, group_ids, scale, bias_values, logit_scale, softcap
+    )
+
+
+@st.composite
+def head_cases(draw: st.DrawFn, *, exact: bool = False, dim: int = 150) -> HeadCase:
+    """Any shape and option; small ones shrink best. Exact cases leave softcap out."""
+    dtype = draw(st.sampled_from(FLOATS))
+    capacity = draw(st.integers(0, 40))
+    groups = draw(st.sampled_from((None, None, 1, 2, 3)))
+    return head_case(
+        draw(st.integers(0, 2**20)),
+        m=draw(st.integers(0, 15)),
+        dim=draw(st.one_of(st.integers(1, 9), st.integers(1, dim))),
+        vocab_size=draw(st.integers(1, 60)),
+        capacity=capacity,
+        active=draw(st.integers(0, capacity)),
+        groups=groups,
+        dtype=dtype,
+        rows=draw(st.sampled_from((dtype, *QUANTISED))),
+        packed=draw(st.booleans()),
+        bias=draw(st.sampled_from((None, dtype, torch.float32))),
+        gap=draw(st.sampled_from((0, 1, 8))),
+        padding=draw(st.booleans()),
+        logit_scale=draw(
+            st.sampled_from((1.0, 0.5, -2.0) if exact else (1.0, 0.5, 3.7, -1.3, 0.0))
+        ),
+        softcap=0.0 if exact else draw(st.sampled_from((0.0, 0.5, 30.0))),
+        exact=exact,
+        long_groups=draw(st.booleans()),
+    )
+
+
+@dataclass(frozen=True)
+class GatherCase:
+    """The arguments of gather_rows_."""
+
+    slab: Tensor
+    slab_ids: Tensor
+    weight: Tensor
+    active_ids: Tensor
+    slab_scale: Tensor | None = None
+    weight_scale: Tensor | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+    def copy(self) -> "GatherCase":
+        """Its own slab, ids and scale; the weight is shared."""
+        own = {"slab", "slab_ids", "slab_scale"}
+        return GatherCase(
+            **{k: v.clone() if k in own and v is not None else v for k, v in vars(self).items()}
+        )
+
+
+def gather_case(
+    seed: int,
+    *,
+    dim: int = 24,
+    vocab_size: int = 50,
+    capacity: int = 20,
+    groups: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    slab_dtype: torch.dtype | None = None,
+    gap: int = 0,
+    same: float = 0.5,
+) -> GatherCase:
+    """A slab that already holds about ``same`` of the wanted ids, with rows of its own.
+
+    The weight's rows of ids that stay are poisoned: nobody may read them.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    slab_dtype = slab_dtype or dtype
+    count = min(capacity, vocab_size)
+    shape = (1 if groups is None else groups, capacity)
+
+    def some_ids() -> Tensor:
+        active = int(torch.randint(0, count + 1, (1,), generator=rng))
+        return unique_ids(rng, vocab_size, capacity, active)
+
+    wanted = torch.stack([some_ids() for _ in range(shape[0])])
+    held = torch.stack([some_ids() for _ in range(shape[0])])
+    held = torch.where(torch.rand(shape, generator=rng) < same, wanted, held)
+    weight = poison((vocab_size, dim), dtype)
+    scale = torch.full((vocab_size,), NAN) if dtype in QUANTISED else None
+    fresh = wanted[(wanted != held) & (wanted >= 0)].long().unique()
+    row_indexed(weight)[fresh] = row_indexed(normal(rng, (len(fresh), dim), dtype))
+    if scale is not None:
+        scale[fresh] = torch.rand(len(fresh), generator=rng)
+    slab = normal(rng, (*shape, dim), slab_dtype)
+    slab_scale = torch.rand(shape, generator=rng) if slab_dtype in QUANTISED else None
+    weight = strided(weight, gap) if gap else weight
+    if groups is None:
+        slab, held, wanted = slab[0], held[0], wanted[0]
+        slab_scale = None if slab_scale is None else slab_scale[0]
+    return GatherCase(slab, held, weight, wanted, slab_scale, scale)
+
+
+@dataclass(frozen=True)
+class VocabState:
+    """The arguments of vocab_update_ but for the tokens."""
+
+    active_ids: Tensor
+    slot_stamps: Tensor
+    token_slots: Tensor
+    clock: Tensor
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.active_ids, self.slot_stamps, self.token_slots, self.clock
+
+    def copy(self) -> "VocabState":
+        return VocabState(*(tensor.clone() for tensor in self.tensors()))
+
+
+PINNED = 2**63 - 1
+
+
+def vocab_state(
+    vocab_size: int,
+    capacity: int,
+    *,
+    groups: int = 1,
+    pinned: tuple[int, ...] = (),
+    clock: int = 0,
+) -> VocabState:
+    """An empty vocabulary with ``pinned`` in its last slots, so that free ones come first."""
+    ids = torch.full((groups, capacity), -1, dtype=torch.int32)
+    stamps = torch.full((groups, capacity), -1, dtype=torch.int64)
+    slots = torch.full((groups, vocab_size), -1, dtype=torch.int32)
+    for slot, token in enumerate(pinned, start=capacity - len(pinned)):
+        ids[:, slot], stamps[:, slot], slots[:, token] = token, PINNED, slot
+    return VocabState(ids, stamps, slots, torch.full((groups,), clock, dtype=torch.int64))

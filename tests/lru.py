@@ -1,0 +1,57 @@
+"""An LRU cache, written from the contract's five lines, and what a vocabulary's state must be."""
+
+from collections import OrderedDict
+from collections.abc import Iterable
+
+import torch
+from generators import PINNED, VocabState
+
+
+class Lru:
+    """One group: the unpinned tokens, least recent first."""
+
+    def __init__(self, capacity: int, pinned: Iterable[int] = ()) -> None:
+        self.pinned = frozenset(pinned)
+        self.room = capacity - len(self.pinned)
+        self.tokens: OrderedDict[int, None] = OrderedDict()
+
+    def see(self, tokens: Iterable[int]) -> None:
+        held, pinned, room = self.tokens, self.pinned, self.room
+        for token in tokens:
+            if token < 0 or token in pinned or not room:
+                continue
+            if token in held:
+                held.move_to_end(token)
+            else:
+                if len(held) == room:
+                    held.popitem(last=False)
+                held[token] = None
+
+
+def assert_holds(state: VocabState, group: int, lru: Lru) -> None:
+    """The state of a group is exactly this cache, in set, in recency and in every table."""
+    ids, stamps = state.active_ids[group], state.slot_stamps[group]
+    pairs = list(zip(stamps.tolist(), ids.tolist(), strict=True))
+    unpinned = sorted((stamp, token) for stamp, token in pairs if token >= 0 and stamp != PINNED)
+    assert [token for _, token in unpinned] == list(lru.tokens), "set or recency"
+    assert len({stamp for stamp, _ in unpinned}) == len(unpinned), "two tokens with one stamp"
+    assert not unpinned or unpinned[-1][0] < int(state.clock[group]), "a stamp in the future"
+    assert {token for stamp, token in pairs if stamp == PINNED} == lru.pinned, "pinned"
+    assert all((stamp == -1) == (token == -1) for stamp, token in pairs), "stamps of empty slots"
+    inverse = torch.full_like(state.token_slots[group], -1)
+    slots = (ids >= 0).nonzero().flatten()
+    inverse[ids[slots].long()] = slots.int()
+    assert torch.equal(state.token_slots[group], inverse), "token_slots is not the inverse"
+
+
+def assert_moved_little(before: VocabState, after: VocabState) -> None:
+    """Who stays keeps its slot, and no more slots change than tokens became active."""
+    for old, new in zip(before.active_ids, after.active_ids, strict=True):
+        was, now = ({t: s for s, t in enumerate(x.tolist()) if t >= 0} for x in (old, new))
+        assert all(now[t] == was[t] for t in was.keys() & now.keys()), "a token changed its slot"
+        newcomers = now.keys() - was.keys()
+        assert int((old != new).sum()) == len(newcomers)
+        # Free slots first, the lowest first; oldest newcomer first.
+        empty = [slot for slot, t in enumerate(old.tolist()) if t < 0]
+        filled = [slot for slot in empty if new[slot] >= 0]
+        assert filled == empty[: len(newcomers)], "not the lowest free slots"

@@ -1,0 +1,154 @@
+"""ActiveVocab: the vocabulary as an object."""
+
+import re
+
+import pytest
+import torch
+from compare import assert_bitwise
+from generators import PINNED, VocabState
+from hypothesis import given
+from hypothesis import strategies as st
+from lru import Lru, assert_holds
+
+from microspec_kernels import ActiveVocab
+
+
+def state_of(vocab: ActiveVocab) -> VocabState:
+    return VocabState(vocab.ids, vocab.slot_stamps, vocab.token_slots, vocab.clock)
+
+
+@given(
+    capacity=st.integers(1, 9),
+    groups=st.integers(1, 3),
+    pin=st.integers(0, 9),
+    seed=st.integers(0, 999),
+)
+def test_is_an_lru_per_group(capacity: int, groups: int, pin: int, seed: int) -> None:
+    pinned = [11, 2, 7, 5, 3, 1, 0, 19, 18][: min(pin, capacity)]
+    vocab = ActiveVocab(20, capacity, groups=groups, pinned=pinned)
+    caches = [Lru(capacity, pinned) for _ in range(groups)]
+    rng = torch.Generator().manual_seed(seed)
+    for _ in range(4):
+        tokens = torch.randint(-1, 20, (groups, 6), generator=rng)
+        vocab.update(tokens)
+        ragged, which = torch.randint(0, 20, (5,), generator=rng), torch.randint(-1, groups, (5,))
+        vocab.update(ragged, token_groups=which)
+        for group, cache in enumerate(caches):
+            cache.see(tokens[group].tolist())
+            cache.see(ragged[which == group].tolist())
+            assert_holds(state_of(vocab), group, cache)
+        active = [cache.pinned | set(cache.tokens) for cache in caches]
+        assert vocab.size.tolist() == [len(tokens) for tokens in active]
+        everything = torch.arange(-1, 20).expand(groups, -1)
+        contained = vocab.contains(everything)
+        assert contained.tolist() == [[t in tokens for t in range(-1, 20)] for tokens in active]
+
+
+def test_pinned_take_the_first_slots_and_stay() -> None:
+    vocab = ActiveVocab(100, 4, groups=2, pinned=torch.tensor([40, 30]))
+    assert vocab.ids.tolist() == [[40, 30, -1, -1]] * 2
+    assert vocab.slot_stamps[:, :2].eq(PINNED).all()
+    vocab.update(torch.arange(30, 50).repeat(2, 1))
+    assert vocab.ids[:, :2].tolist() == [[40, 30]] * 2
+    assert sorted(vocab.ids[0, 2:].tolist()) == [48, 49]
+    assert vocab.pinned.tolist() == [40, 30]
+
+
+def test_types_and_shapes() -> None:
+    vocab = ActiveVocab(100, 4, groups=2)
+    for tensor, dtype, shape in [
+        (vocab.ids, torch.int32, (2, 4)),
+        (vocab.size, torch.int32, (2,)),
+        (vocab.slot_stamps, torch.int64, (2, 4)),
+        (vocab.token_slots, torch.int32, (2, 100)),
+        (vocab.clock, torch.int64, (2,)),
+    ]:
+        assert (tensor.dtype, tuple(tensor.shape)) == (dtype, shape)
+    assert vocab.device == torch.device("cpu")
+
+
+def test_contains_keeps_the_shape() -> None:
+    one = ActiveVocab(10, 4)
+    one.update(torch.tensor([3, 5]))
+    tree = torch.tensor([[[3, -1], [5, 4]]], dtype=torch.int32)
+    assert one.contains(tree).tolist() == [[[True, False], [True, False]]]
+    assert one.contains(torch.tensor(5)).item() is True
+    two = ActiveVocab(10, 4, groups=2)
+    two.update(torch.tensor([[3, 5], [4, 4]]))
+    assert two.contains(tree.view(2, 2)).tolist() == [[True, False], [False, True]]
+    assert two.contains(torch.empty(2, 0, dtype=torch.long)).shape == (2, 0)
+
+
+def test_reset_all_or_some_groups() -> None:
+    vocab = ActiveVocab(20, 5, groups=3, pinned=[9])
+    fresh = vocab.state_dict()
+    vocab.update(torch.tensor([[1, 2, 3], [4, 5, 6], [7, 8, 1]]))
+    used = vocab.state_dict()
+    ids = vocab.ids
+    vocab.reset([0, 2])
+    for name, tensor in vocab.state_dict().items():
+        assert_bitwise(tensor[[0, 2]], fresh[name][[0, 2]], name)
+        assert_bitwise(tensor[1], used[name][1], name)
+    vocab.reset(torch.tensor([1]))
+    for name, tensor in vocab.state_dict().items():
+        assert_bitwise(tensor, fresh[name], name)
+    assert vocab.ids is ids, "captured graphs hold the tensor"
+
+
+def test_state_dict_round_trip() -> None:
+    vocab = ActiveVocab(20, 5, groups=2, pinned=[9])
+    vocab.update(torch.tensor([[1, 2, 3], [4, 5, 6]]))
+    state = vocab.state_dict()
+    kept = {name: tensor.clone() for name, tensor in state.items()}
+    vocab.update(torch.tensor([[7, 8], [1, 2]]))
+    for name, tensor in state.items():
+        assert_bitwise(tensor, kept[name], "a copy, not a view")
+    other = ActiveVocab(20, 5, groups=2)
+    ids = other.ids
+    other.load_state_dict(state)
+    assert other.ids is ids
+    for name, tensor in other.state_dict().items():
+        assert_bitwise(tensor, kept[name], name)
+    for one in (other, vocab):
+        one.load_state_dict(kept)
+        one.update(torch.tensor([[7, 8], [1, 2]]))
+    for name, tensor in other.state_dict().items():
+        assert_bitwise(tensor, vocab.state_dict()[name], name)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"vocab_size": 0}, "vocab_size: expected at least 1, got 0"),
+        ({"capacity": 0}, "capacity: expected at least 1, got 0"),
+        ({"groups": -1}, "groups: expected at least 1, got -1"),
+        ({"pinned": [1, 2, 3, 4, 5, 6]}, "pinned: expected at most capacity = 5 tokens, got 6"),
+        ({"pinned": [1, 20]}, "pinned: expected ids in [0, 20), got 20"),
+        ({"pinned": [-1]}, "pinned: expected ids in [0, 20), got -1"),
+        ({"pinned": torch.tensor([4, 4])}, "pinned: expected distinct ids, got repeated ones"),
+    ],
+)
+def test_wrong_construction(options: dict[str, object], message: str) -> None:
+    arguments = {"vocab_size": 20, "capacity": 5, **options}
+    with pytest.raises(ValueError, match=re.escape(f"ActiveVocab: {message}")):
+        ActiveVocab(**arguments)  # type: ignore[arg-type]
+
+
+def test_wrong_state_and_wrong_tokens() -> None:
+    vocab = ActiveVocab(20, 5)
+    before = vocab.state_dict()
+    lacking = {name: tensor for name, tensor in before.items() if name != "clock"}
+    with pytest.raises(ValueError, match=r"clock: expected shape \[1\], got none"):
+        vocab.load_state_dict(lacking)
+    larger = ActiveVocab(20, 6)
+    larger.update(torch.tensor([1]))
+    with pytest.raises(ValueError, match=r"ids: expected shape \[1, 5\], got \[1, 6\]"):
+        vocab.load_state_dict(larger.state_dict())
+    with pytest.raises(
+        IndexError, match=r"microspec::vocab_update_: tokens: .* got 20 at flat position 1"
+    ):
+        vocab.update(torch.tensor([3, 20]))
+    with pytest.raises(TypeError, match=r"tokens: expected int32 or int64, got float32"):
+        vocab.update(torch.tensor([3.0]))
+    for name, tensor in vocab.state_dict().items():
+        assert_bitwise(tensor, before[name], name)

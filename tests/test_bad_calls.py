@@ -1,0 +1,122 @@
+"""Wrong calls: the right error, with the same words from every backend, and nothing written."""
+
+from typing import Any
+
+import pytest
+import torch
+from bad_calls import BAD_CALLS, ON_ONE_DEVICE, Arguments, BadCall, zeros
+from torch import Tensor
+
+import microspec_kernels
+
+
+def call(op: Any, arguments: Arguments) -> Any:
+    """The schema's positional arguments by name, as the wrappers and the ops both take them."""
+    return op(**arguments)
+
+
+def wrapper(bad: BadCall) -> Any:
+    return getattr(microspec_kernels, bad.op)
+
+
+def storages(arguments: Arguments) -> dict[str, bytes]:
+    """Every byte behind every tensor, gaps included."""
+    return {
+        name: bytes(value.untyped_storage().tolist())
+        for name, value in arguments.items()
+        if isinstance(value, Tensor)
+    }
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("bad", BAD_CALLS, ids=str)
+def test_python_error_and_nothing_written(bad: BadCall, backend: str) -> None:
+    microspec_kernels.backend(backend)
+    arguments = bad.arguments()
+    before = storages(arguments)
+    with pytest.raises(bad.error) as raised:
+        call(wrapper(bad), arguments)
+    assert str(raised.value) == bad.message
+    assert type(raised.value) is bad.error
+    assert storages(arguments) == before
+
+
+@pytest.mark.parametrize("bad", BAD_CALLS, ids=str)
+def test_op_raises_runtime_error_with_the_same_text(bad: BadCall) -> None:
+    with pytest.raises(RuntimeError) as raised:
+        call(getattr(torch.ops.microspec, bad.op), bad.arguments())
+    assert str(raised.value) == f"{bad.error.__name__}: {bad.message}"
+
+
+@pytest.mark.parametrize("bad", [bad for bad in BAD_CALLS if not bad.values], ids=str)
+def test_fake_raises_the_same(bad: BadCall) -> None:
+    meta = {n: v.to("meta") if isinstance(v, Tensor) else v for n, v in bad.arguments().items()}
+    for name, value in meta.items():  # .to() packs what was strided
+        if isinstance(value, Tensor):
+            source = bad.arguments()[name]
+            meta[name] = value.as_strided(source.shape, source.stride()) if source.dim() else value
+    with pytest.raises(bad.error) as raised:
+        call(wrapper(bad), meta)
+    assert str(raised.value) == bad.message
+
+
+@pytest.mark.parametrize(
+    ("op", "good", "argument"),
+    [(op, good, argument) for op, good, arguments in ON_ONE_DEVICE for argument in arguments],
+)
+def test_arguments_on_two_devices(op: str, good: Any, argument: str) -> None:
+    """A tensor on "meta" is as far from the CPU as one on a GPU, and every machine has it.
+
+    Through the dispatcher such a call goes to the fake; a tensor of an accelerator would reach the
+    compiled kernel instead, whose own checks are called here past the dispatcher.
+    """
+    arguments = {**good(), argument: good()[argument].to("meta")}
+    message = f"microspec::{op}: {argument}: expected a tensor on cpu, got one on meta"
+    with pytest.raises(ValueError, match="expected a tensor on cpu") as raised:
+        call(getattr(microspec_kernels, op), arguments)
+    assert str(raised.value) == message
+    overload = getattr(torch.ops.microspec, op).default
+    cpu = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
+    with pytest.raises(RuntimeError) as compiled:
+        overload.redispatch(cpu, **arguments)
+    assert str(compiled.value) == f"ValueError: {message}"
+
+
+@pytest.mark.parametrize(
+    ("op", "good", "argument"),
+    [
+        (op, good, {"sparse_logits": "hidden", "gather_rows_": "slab"}.get(op, "active_ids"))
+        for op, good, _ in ON_ONE_DEVICE
+    ],
+)
+def test_compiled_kernel_refuses_another_device(op: str, good: Any, argument: str) -> None:
+    """The tensor that says which device is meant: only a call past the dispatcher gets it wrong."""
+    arguments = {**good(), argument: good()[argument].to("meta")}
+    cpu = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
+    with pytest.raises(RuntimeError) as raised:
+        getattr(torch.ops.microspec, op).default.redispatch(cpu, **arguments)
+    message = f"microspec::{op}: {argument}: expected a tensor on cpu, got one on meta"
+    assert str(raised.value) == f"ValueError: {message}"
+
+
+def test_good_calls_of_the_table_are_good() -> None:
+    """Or the rows would prove nothing."""
+    for bad in BAD_CALLS:
+        call(wrapper(bad), bad.good())
+    for op, good, _ in ON_ONE_DEVICE:
+        call(getattr(microspec_kernels, op), good())
+
+
+def test_every_argument_appears_in_the_table() -> None:
+    for op in ("sparse_head", "sparse_logits", "gather_rows_", "vocab_update_"):
+        schema = getattr(torch.ops.microspec, op).default._schema
+        known = {bad.argument for bad in BAD_CALLS if bad.op == op}
+        # Any bool and any finite or infinite factor is a good one.
+        assert {a.name for a in schema.arguments} - known == (
+            {"packed", "logit_scale"} if op.startswith("sparse") else set()
+        )
+
+
+def test_errors_that_are_not_ours_pass_through() -> None:
+    with pytest.raises((RuntimeError, TypeError), match=r"sparse_head|argument"):
+        microspec_kernels.sparse_head("hidden", zeros(50, 8), zeros(6), 4)  # type: ignore[arg-type]

@@ -1,0 +1,169 @@
+"""gather_rows_: what it writes, what it leaves, what it must not read."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from compare import assert_bitwise
+from generators import (
+    FLOATS,
+    QUANTISED,
+    GatherCase,
+    gather_case,
+    normal,
+    poison,
+    row_indexed,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+import microspec_kernels
+from microspec_kernels import gather_rows_, reference
+
+# Every legal pair of weight and slab.
+PAIRS = [(f, s) for f in FLOATS for s in (f, *QUANTISED)] + [(q, q) for q in QUANTISED]
+
+
+def one_copy(
+    weight_row: Tensor, slab_dtype: torch.dtype, scale: float | None
+) -> tuple[Tensor, float | None]:
+    """What a slab's row should be, by the reference's rule for one row."""
+    if slab_dtype == weight_row.dtype:
+        return weight_row, scale
+    rows, scales = reference.quantise_rows(weight_row[None], slab_dtype)
+    return rows[0], float(scales[0])
+
+
+def check(case: GatherCase) -> None:
+    got = case.copy()
+    gather_rows_(**got.arguments())
+    assert_bitwise(got.slab_ids, case.active_ids, "slab_ids")
+    dim = case.slab.size(-1)
+    before, after = (row_indexed(c.slab).reshape(-1, dim) for c in (case, got))
+    held, wanted = case.slab_ids.flatten().tolist(), case.active_ids.flatten().tolist()
+    for slot, (old, new) in enumerate(zip(held, wanted, strict=True)):
+        scale = None if got.slab_scale is None else got.slab_scale.view(-1)[slot]
+        if old == new or new < 0:  # an emptied slot's row is nobody's; nothing needs writing it
+            assert_bitwise(after[slot], before[slot], f"slab row {slot}, unchanged")
+            if scale is not None and case.slab_scale is not None:
+                assert_bitwise(scale, case.slab_scale.view(-1)[slot], f"scale {slot}, unchanged")
+            continue
+        row = row_indexed(case.weight)[new].view(case.weight.dtype)
+        own_scale = None if case.weight_scale is None else float(case.weight_scale[new])
+        want, want_scale = one_copy(row, case.slab.dtype, own_scale)
+        assert_bitwise(after[slot], row_indexed(want), f"slab row {slot}")
+        if scale is not None and want_scale is not None:
+            assert_bitwise(scale, torch.tensor(want_scale), f"scale {slot}")
+    again = got.copy()
+    # All is in place: a second call reads no row at all.
+    row_indexed(again.weight).copy_(
+        row_indexed(poison(tuple(again.weight.shape), again.weight.dtype))
+    )
+    gather_rows_(**again.arguments())
+    for one, other in ((again.slab, got.slab), (again.slab_scale, got.slab_scale)):
+        if one is not None and other is not None:
+            assert_bitwise(row_indexed(one), row_indexed(other), "after a second call")
+
+
+@st.composite
+def gather_cases(draw: st.DrawFn) -> GatherCase:
+    dtype, slab_dtype = draw(st.sampled_from(PAIRS))
+    return gather_case(
+        draw(st.integers(0, 2**20)),
+        dim=draw(st.integers(1, 70)),
+        vocab_size=draw(st.integers(1, 40)),
+        capacity=draw(st.integers(0, 40)),
+        groups=draw(st.sampled_from((None, 1, 3))),
+        dtype=dtype,
+        slab_dtype=slab_dtype,
+        gap=draw(st.sampled_from((0, 1, 8))),
+        same=draw(st.sampled_from((0.0, 0.5, 1.0))),
+    )
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@given(case=gather_cases())
+def test_any_call(backend: str, case: GatherCase) -> None:
+    microspec_kernels.backend(backend)
+    check(case)
+
+
+@pytest.mark.parametrize(("dtype", "slab_dtype"), PAIRS, ids=str)
+def test_equals_reference(dtype: torch.dtype, slab_dtype: torch.dtype) -> None:
+    """Large enough for several threads."""
+    case = gather_case(
+        1, dim=771, vocab_size=2000, capacity=900, groups=2, dtype=dtype, slab_dtype=slab_dtype
+    )
+    for threads in (1, 2, 4):
+        torch.set_num_threads(threads)
+        got, want = case.copy(), case.copy()
+        gather_rows_(**got.arguments())
+        reference.gather_rows_(**want.arguments())
+        assert_bitwise(row_indexed(got.slab), row_indexed(want.slab), "slab")
+        assert_bitwise(got.slab_ids, want.slab_ids, "slab_ids")
+        if got.slab_scale is not None and want.slab_scale is not None:
+            assert_bitwise(got.slab_scale, want.slab_scale, "slab_scale")
+
+
+@pytest.mark.parametrize(("dtype", "slab_dtype"), PAIRS, ids=str)
+def test_nothing_beside_the_slab_is_written(dtype: torch.dtype, slab_dtype: torch.dtype) -> None:
+    case = gather_case(2, dim=33, groups=2, dtype=dtype, slab_dtype=slab_dtype, same=0.0)
+    got, around = case.copy(), {}
+    for name in ("slab", "slab_ids", "slab_scale"):
+        inner = getattr(case, name)
+        if inner is None:
+            continue
+        bits = row_indexed(inner)
+        outer = torch.full((inner.size(0) + 2, *inner.shape[1:]), 77).to(bits.dtype)
+        outer[1:-1] = bits
+        around[name] = outer.view(inner.dtype)
+        object.__setattr__(got, name, around[name][1:-1])
+    gather_rows_(**got.arguments())
+    for name, outer in around.items():
+        bits = row_indexed(outer)
+        assert bool((bits[0] == 77).all() and (bits[-1] == 77).all()), f"around {name}"
+    plain = case.copy()
+    gather_rows_(**plain.arguments())
+    assert_bitwise(row_indexed(got.slab), row_indexed(plain.slab))
+
+
+def test_an_emptied_slot_keeps_its_row_and_a_token_that_returns_is_copied_anew() -> None:
+    weight = normal(torch.Generator().manual_seed(0), (4, 3), torch.float32)
+    slab, held = torch.full((2, 3), 9.0), torch.tensor([-1, -1], dtype=torch.int32)
+    gather_rows_(slab, held, weight, torch.tensor([2, -1], dtype=torch.int32))
+    assert_bitwise(slab, torch.stack([weight[2], torch.full((3,), 9.0)]))
+    gather_rows_(slab, held, weight, torch.tensor([-1, 2], dtype=torch.int32))
+    assert held.tolist() == [-1, 2]
+    assert_bitwise(slab, torch.stack([weight[2], weight[2]]))
+    changed = weight + 1
+    gather_rows_(slab, held, changed, torch.tensor([2, 2], dtype=torch.int32))
+    assert_bitwise(slab, torch.stack([changed[2], weight[2]]))
+
+
+def test_two_groups_hold_their_own_copy_of_a_token() -> None:
+    case = gather_case(3, groups=3, same=0.0)
+    got = case.copy()
+    ids = case.active_ids[:1].expand(3, -1).contiguous()
+    weight = case.weight.nan_to_num()
+    gather_rows_(got.slab, got.slab_ids.fill_(-1), weight, ids)
+    filled = ids[0] >= 0
+    assert_bitwise(got.slab[1][filled], got.slab[0][filled])
+    assert_bitwise(got.slab[2][filled], got.slab[0][filled])
+
+
+def test_weight_beyond_2_to_31_elements(tmp_path: Path) -> None:
+    dim, vocab_size = 4096, 2**20 + 70_000
+    flat = torch.from_file(
+        str(tmp_path / "w"), shared=True, size=vocab_size * dim, dtype=torch.int8
+    )
+    weight = flat.view(vocab_size, dim)
+    ids = torch.tensor([vocab_size - 1, 2**19 + 5, 5, 2**20 + 5], dtype=torch.int32)
+    scale = torch.zeros(vocab_size)
+    for value, token in enumerate(ids.tolist(), start=1):
+        weight[token], scale[token] = value, value / 2
+    slab, held = torch.zeros(4, dim, dtype=torch.int8), torch.full((4,), -1, dtype=torch.int32)
+    slab_scale = torch.zeros(4)
+    gather_rows_(slab, held, weight, ids, slab_scale=slab_scale, weight_scale=scale)
+    assert_bitwise(slab, torch.arange(1, 5)[:, None].expand(4, dim).to(torch.int8).contiguous())
+    assert_bitwise(slab_scale, torch.tensor([0.5, 1.0, 1.5, 2.0]))

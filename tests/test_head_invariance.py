@@ -1,0 +1,98 @@
+"""Bitwise the same: run to run, thread to thread, alone or in a batch, in any order of slots."""
+
+import pytest
+import torch
+from compare import EPS, assert_bitwise
+from generators import FLOATS, QUANTISED, HeadCase, head_case
+from torch import Tensor
+
+from microspec_kernels import sparse_head, sparse_logits
+
+
+def results(case: HeadCase, k: int = 10) -> tuple[Tensor, ...]:
+    return (
+        *sparse_head(*case.tensors(), k, **case.options()),
+        sparse_logits(*case.tensors(), **case.options()),
+    )
+
+
+# Large enough that several threads get work (a quarter megabyte of rows), every row type.
+ROWS = [(dtype, rows) for dtype in FLOATS for rows in (dtype, *QUANTISED)]
+
+
+def big_case(dtype: torch.dtype, rows: torch.dtype, m: int = 13) -> HeadCase:
+    return head_case(
+        21, m=m, dim=515, vocab_size=3000, capacity=1500, dtype=dtype, rows=rows, bias=dtype
+    )
+
+
+@pytest.mark.parametrize(("dtype", "rows"), ROWS, ids=str)
+def test_runs_and_threads(dtype: torch.dtype, rows: torch.dtype) -> None:
+    case = big_case(dtype, rows)
+    torch.set_num_threads(1)
+    want = results(case)
+    for threads in (1, 2, 2, 3, 5, 2):
+        torch.set_num_threads(threads)
+        for got, expected in zip(results(case), want, strict=True):
+            assert_bitwise(got, expected, f"with {threads} threads")
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize(("dtype", "rows"), ROWS, ids=str)
+def test_a_row_does_not_know_its_batch(
+    dtype: torch.dtype, rows: torch.dtype, grouped: bool
+) -> None:
+    """M changes the blocking of the panels; no logit may show it."""
+    case = head_case(
+        22, m=61, dim=77, vocab_size=200, capacity=90, dtype=dtype, rows=rows,
+        groups=3 if grouped else None,
+    )  # fmt: skip
+    whole = results(case)
+    for first, last in [(0, 1), (3, 5), (7, 12), (20, 26), (30, 37), (0, 13), (1, 61)]:
+        part = case.changed(
+            hidden=case.hidden[first:last],
+            group_ids=None if case.group_ids is None else case.group_ids[first:last],
+        )
+        for got, want in zip(results(part), whole, strict=True):
+            assert_bitwise(got, want[first:last], f"rows {first} to {last}")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(("dtype", "rows"), ROWS, ids=str)
+def test_order_of_slots(dtype: torch.dtype, rows: torch.dtype, packed: bool) -> None:
+    case = head_case(
+        23, m=5, dim=99, vocab_size=500, capacity=300, dtype=dtype, rows=rows, packed=packed
+    )
+    logits, ids, logsumexp, z = results(case)
+    for seed in range(3):
+        order = torch.randperm(300, generator=torch.Generator().manual_seed(seed))
+        changes = {"active_ids": case.active_ids[order]}
+        if packed:
+            bytes_of_rows = case.weight.view(torch.uint8)
+            changes["weight"] = bytes_of_rows[order].view(rows)
+            if case.weight_scale is not None:
+                changes["weight_scale"] = case.weight_scale[order]
+        permuted = results(case.changed(**changes))
+        assert_bitwise(permuted[0], logits)
+        assert_bitwise(permuted[1], ids)
+        assert_bitwise(permuted[3], z[:, order])
+        ulp = 2 * EPS * 2.0 ** logsumexp.abs().log2().floor()
+        assert bool(((permuted[2] - logsumexp).abs() <= ulp).all())
+
+
+def test_k_only_cuts() -> None:
+    case = big_case(torch.bfloat16, torch.bfloat16)
+    logits, ids, logsumexp, _ = results(case, 128)
+    for k in (1, 2, 16, 17, 127):
+        fewer = sparse_head(*case.tensors(), k, **case.options())
+        assert_bitwise(fewer[0], logits[:, :k])
+        assert_bitwise(fewer[1], ids[:, :k])
+        assert_bitwise(fewer[2], logsumexp)
+
+
+def test_empty_slots_change_nothing() -> None:
+    case = head_case(24, m=6, dim=40, vocab_size=300, capacity=256, active=100)
+    full = case.active_ids[case.active_ids >= 0]
+    packed = results(case.changed(active_ids=full))
+    for got, want in zip(results(case)[:3], packed[:3], strict=True):
+        assert_bitwise(got, want)

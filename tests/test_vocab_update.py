@@ -1,0 +1,198 @@
+"""vocab_update_ against an LRU of the tests' own and, bit for bit, against the reference."""
+
+import itertools
+
+import pytest
+import torch
+from compare import assert_bitwise
+from generators import VocabState, vocab_state
+from hypothesis import given
+from hypothesis import strategies as st
+from lru import Lru, assert_holds, assert_moved_little
+from torch import Tensor
+
+import microspec_kernels
+from microspec_kernels import reference, vocab_update_
+
+V = 40
+
+
+def assert_same_state(got: VocabState, want: VocabState) -> None:
+    for name in ("active_ids", "slot_stamps", "token_slots", "clock"):
+        assert_bitwise(getattr(got, name), getattr(want, name), name)
+
+
+def step(
+    state: VocabState, caches: list[Lru], tokens: Tensor, token_groups: Tensor | None = None
+) -> None:
+    """One call, checked against the caches and against the reference."""
+    before, want = state.copy(), state.copy()
+    arguments = (tokens.clone(), None if token_groups is None else token_groups.clone())
+    vocab_update_(*state.tensors(), tokens, token_groups=token_groups)
+    reference.vocab_update_(*want.tensors(), tokens, token_groups=token_groups)
+    assert_same_state(state, want)
+    assert torch.equal(tokens, arguments[0])
+    for group, cache in enumerate(caches):
+        if token_groups is not None:
+            pairs = zip(tokens.tolist(), token_groups.tolist(), strict=True)
+            cache.see([token for token, g in pairs if g == group])
+        else:
+            cache.see(tokens.reshape(len(caches), -1)[group].tolist() if tokens.numel() else [])
+        assert_holds(state, group, cache)
+    assert_moved_little(before, state)
+    assert_bitwise(state.clock, before.clock + tokens.size(-1), "clock")
+
+
+@st.composite
+def streams(draw: st.DrawFn) -> tuple[VocabState, list[Lru], list[tuple[Tensor, Tensor | None]]]:
+    """A vocabulary and some calls: batches longer than it, padding, ragged ones, either integer."""
+    capacity, groups = draw(st.integers(0, 12)), draw(st.integers(1, 3))
+    # All pinned, one place left, and none are the edges.
+    count = draw(st.sampled_from(sorted({0, capacity // 2, max(0, capacity - 1), capacity})))
+    pinned = tuple(range(5, 5 + count))
+    start = draw(st.sampled_from((0, 0, 10**12 - 7, 2**62)))
+    rng = torch.Generator().manual_seed(draw(st.integers(0, 2**20)))
+    spread = draw(st.sampled_from((3, V // 2, V)))  # few tokens repeat, many evict
+    calls: list[tuple[Tensor, Tensor | None]] = []
+    for _ in range(draw(st.integers(1, 8))):
+        n = draw(st.sampled_from((0, 1, 2, 5, 13, 60)))
+        ragged = draw(st.booleans())
+        tokens = torch.randint(-1, spread, (n,) if ragged else (groups, n), generator=rng)
+        if draw(st.booleans()):
+            tokens = tokens.int()
+        token_groups = torch.randint(-1, groups, (n,), generator=rng) if ragged else None
+        if token_groups is not None and draw(st.booleans()):
+            token_groups = token_groups.int()
+        calls.append((tokens, token_groups))
+    state = vocab_state(V, capacity, groups=groups, pinned=pinned, clock=start)
+    return state, [Lru(capacity, pinned) for _ in range(groups)], calls
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@given(stream=streams())
+def test_random_streams(
+    backend: str, stream: tuple[VocabState, list[Lru], list[tuple[Tensor, Tensor | None]]]
+) -> None:
+    microspec_kernels.backend(backend)
+    state, caches, calls = stream
+    for tokens, token_groups in calls:
+        step(state, caches, tokens, token_groups)
+
+
+@pytest.mark.parametrize("capacity", [1, 2, 3])
+def test_every_short_stream(capacity: int) -> None:
+    """All streams of five over four tokens and padding, cut into two calls at every place."""
+    for tokens in itertools.product(range(-1, 4), repeat=5):
+        for cut in (0, 2, 3):
+            state, cache = vocab_state(5, capacity), Lru(capacity)
+            for part in (tokens[:cut], tokens[cut:]):
+                vocab_update_(*state.tensors(), torch.tensor(part, dtype=torch.int64))
+            cache.see(tokens)
+            assert_holds(state, 0, cache)
+
+
+def test_one_by_one_equals_all_at_once() -> None:
+    """In set and recency; the slots may differ, as a batch evicts for all newcomers at once."""
+    rng = torch.Generator().manual_seed(1)
+    for n in (7, 40, 300):
+        tokens = torch.randint(0, 90, (n,), generator=rng)
+        together, alone, cache = vocab_state(90, 32), vocab_state(90, 32), Lru(32)
+        vocab_update_(*together.tensors(), tokens)
+        for token in tokens:
+            vocab_update_(*alone.tensors(), token[None])
+        cache.see(tokens.tolist())
+        assert_holds(together, 0, cache)
+        assert_holds(alone, 0, cache)
+
+
+@pytest.mark.parametrize("clock", [2**31 - 5, 2**32 - 5, 2**33 + 1, 10**12, 2**62])
+def test_a_late_clock_is_as_good_as_an_early_one(clock: int) -> None:
+    """Same stream, shifted stamps: no counter is cut to 32 bits or rounded in a double."""
+    rng = torch.Generator().manual_seed(2)
+    early, late = (vocab_state(200, 50, pinned=(3, 4), clock=start) for start in (0, clock))
+    for _ in range(20):
+        tokens = torch.randint(-1, 200, (17,), generator=rng)
+        for state in (early, late):
+            vocab_update_(*state.tensors(), tokens)
+    used = (early.slot_stamps >= 0) & (early.slot_stamps < 2**63 - 1)
+    early.slot_stamps[used] += clock
+    early.clock.add_(clock)
+    assert_same_state(late, early)
+
+
+def test_nothing_to_do() -> None:
+    state = vocab_state(V, 6, groups=2)
+    vocab_update_(*state.tensors(), torch.tensor([[1, 2, 3], [4, 5, 6]]))
+    before = state.copy()
+    for tokens, groups in [
+        (torch.empty(2, 0, dtype=torch.int64), None),
+        (torch.empty(0, dtype=torch.int32), torch.empty(0, dtype=torch.int32)),
+        (torch.full((2, 5), -1), None),
+        (torch.full((5,), 7), torch.full((5,), -1)),
+    ]:
+        before.clock.add_(tokens.size(-1))
+        vocab_update_(*state.tensors(), tokens, token_groups=groups)
+        assert_same_state(state, before)
+
+
+def test_flat_state_of_one_group() -> None:
+    """active_ids may be [K]; the other tables keep their group dimension."""
+    state, flat = vocab_state(V, 6), vocab_state(V, 6)
+    tokens = torch.tensor([3, 1, 3, 9])
+    vocab_update_(*state.tensors(), tokens)
+    vocab_update_(flat.active_ids[0], *flat.tensors()[1:], tokens[None])
+    assert_same_state(flat, state)
+
+
+def test_many_groups_on_many_threads() -> None:
+    rng = torch.Generator().manual_seed(3)
+    batches = [torch.randint(-1, 500, (31, 40), generator=rng) for _ in range(6)]
+    states = []
+    for threads in (1, 2, 4):
+        torch.set_num_threads(threads)
+        state, caches = (
+            vocab_state(500, 64, groups=31, pinned=(2, 7)),
+            [Lru(64, (2, 7)) for _ in range(31)],
+        )
+        for tokens in batches:
+            before = state.copy()
+            vocab_update_(*state.tensors(), tokens)
+            assert_moved_little(before, state)
+            for group, cache in enumerate(caches):
+                cache.see(tokens[group].tolist())
+                assert_holds(state, group, cache)
+        states.append(state)
+    for state in states[1:]:
+        assert_same_state(state, states[0])
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_nothing_beside_the_state_is_written(groups: int) -> None:
+    """The state in the middle of larger tables of a sentinel, which stays whole."""
+    plain = vocab_state(V, 6, groups=groups)
+    outer = [t.new_full((t.size(0) + 2, *t.shape[1:]), 77) for t in plain.tensors()]
+    for wide, tensor in zip(outer, plain.tensors(), strict=True):
+        wide[1:-1] = tensor
+    inner = VocabState(*(wide[1:-1] for wide in outer))
+    rng = torch.Generator().manual_seed(4)
+    for _ in range(5):
+        tokens = torch.randint(-1, V, (groups, 9), generator=rng)
+        vocab_update_(*inner.tensors(), tokens)
+        vocab_update_(*plain.tensors(), tokens)
+    assert_same_state(inner, plain)
+    assert all(bool((wide[0] == 77).all() and (wide[-1] == 77).all()) for wide in outer)
+
+
+def test_table_beyond_2_to_31_entries(tmp_path: object) -> None:
+    """Three groups of 2^30 tokens: a table of 12 GB that is never touched but where it must be."""
+    size = 2**30
+    path = f"{tmp_path}/slots"
+    slots = torch.from_file(path, shared=True, size=3 * size, dtype=torch.int32).view(3, size)
+    tokens = torch.tensor([[size - 1, 5, 9], [9, size - 2, 5], [7, size - 1, 8]])
+    for group, row in enumerate(tokens):
+        slots[group, row] = -1
+    small = vocab_state(1, 2, groups=3)
+    vocab_update_(small.active_ids, small.slot_stamps, slots, small.clock, tokens)
+    assert small.active_ids.tolist() == [[5, 9], [size - 2, 5], [size - 1, 8]]
+    for group, row in enumerate(tokens):
+        assert slots[group, row].tolist() == [-1, 0, 1]

@@ -1,0 +1,157 @@
+"""WeightSlab: the front always is the vocabulary, and a reader of the old one is left in peace."""
+
+import re
+
+import pytest
+import torch
+from compare import assert_bitwise
+from generators import QUANTISED, normal, row_indexed
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from microspec_kernels import ActiveVocab, SlabView, WeightSlab, reference, sparse_head
+
+V, K, D = 30, 8, 5
+WEIGHT = normal(torch.Generator().manual_seed(0), (V, D), torch.float32)
+
+
+def rows_of(view: SlabView, group_ids: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The groups' ids, rows (as bytes if fp8) and scales that the view's group ids select."""
+    scale = None if view.scale is None else view.scale[group_ids]
+    return view.ids[group_ids], row_indexed(view.rows)[group_ids], scale
+
+
+def assert_front_is(slab: WeightSlab, weight: Tensor, scale: Tensor | None = None) -> None:
+    vocab = slab.vocab
+    view = slab.front(torch.arange(vocab.groups))
+    ids, rows, slab_scale = rows_of(view, view.group_ids)
+    assert_bitwise(ids, vocab.ids, "ids")
+    held = vocab.ids >= 0
+    tokens = vocab.ids[held].long()
+    want, want_scale = row_indexed(weight)[tokens], None if scale is None else scale[tokens]
+    if slab.rows.dtype != weight.dtype:
+        quantised, want_scale = reference.quantise_rows(weight[tokens], slab.rows.dtype)
+        want = row_indexed(quantised)
+    assert_bitwise(rows[held], want, "rows")
+    assert (slab_scale is None) == (want_scale is None)
+    if slab_scale is not None and want_scale is not None:
+        assert_bitwise(slab_scale[held], want_scale, "scale")
+
+
+def random_tokens(rng: torch.Generator, groups: int) -> Tensor:
+    n = int(torch.randint(0, 12, (1,), generator=rng))
+    return torch.randint(-1, V, (groups, n), generator=rng)
+
+
+@given(
+    groups=st.integers(1, 3),
+    buffers=st.sampled_from((1, 2)),
+    dtype=st.sampled_from((None, *QUANTISED)),
+    seed=st.integers(0, 9999),
+)
+def test_front_follows_the_vocabulary(
+    groups: int, buffers: int, dtype: torch.dtype | None, seed: int
+) -> None:
+    vocab = ActiveVocab(V, K, groups=groups, pinned=[4])
+    slab = WeightSlab(WEIGHT, vocab, dtype=dtype, buffers=buffers)
+    rng = torch.Generator().manual_seed(seed)
+    for step in range(7):
+        for _ in range(step % 3):  # none, one or two updates between refreshes
+            vocab.update(random_tokens(rng, groups))
+        old = slab.front(torch.arange(groups))
+        before = [None if t is None else t.clone() for t in rows_of(old, old.group_ids)]
+        vocab.update(random_tokens(rng, groups))
+        # The vocabulary has moved on; what the front says has not.
+        for now, then in zip(rows_of(old, old.group_ids), before, strict=True):
+            assert (now is None) == (then is None)
+            if now is not None and then is not None:
+                assert_bitwise(now, then, "before the refresh")
+        slab.refresh()
+        assert_front_is(slab, WEIGHT)
+        if buffers == 2:
+            for now, then in zip(rows_of(old, old.group_ids), before, strict=True):
+                if now is not None and then is not None:
+                    assert_bitwise(now, then, "the old front, after the refresh")
+
+
+def test_group_ids_point_into_the_front_buffer() -> None:
+    vocab = ActiveVocab(V, K, groups=3)
+    slab = WeightSlab(WEIGHT, vocab, buffers=2)
+    seen = set()
+    for _ in range(3):
+        slab.refresh()
+        view = slab.front(torch.tensor([2, -1, 0, 1], dtype=torch.int32))
+        base = int(view.group_ids[2])
+        assert view.group_ids.tolist() == [base + 2, -1, base, base + 1]
+        assert slab.front().group_ids.tolist() == [base]
+        seen.add(base)
+    assert seen == {0, 3}
+    assert (view.rows.shape, view.ids.shape) == ((6, K, D), (6, K))
+
+
+def test_view_is_what_the_head_takes() -> None:
+    """Each group its own words, padding included, through both buffers."""
+    vocab = ActiveVocab(V, K, groups=2)
+    slab = WeightSlab(WEIGHT, vocab, dtype=torch.int8)
+    hidden = torch.randn(5, D)
+    groups = torch.tensor([1, 0, -1, 1, 0])
+    for tokens in ([[1, 2, 3], [4, 5, 6]], [[7, 8, 9], [1, 2, 3]], [[20, 21, 22], [23, 24, 25]]):
+        vocab.update(torch.tensor(tokens))
+        slab.refresh()
+        rows, ids, scale, at = slab.front(groups)
+        top = sparse_head(hidden, rows, ids, K, packed=True, group_ids=at, weight_scale=scale)
+        for row, group in enumerate(groups.tolist()):
+            found = {t for t in top[1][row].tolist() if t >= 0}
+            assert found == (
+                set(vocab.ids[group][vocab.ids[group] >= 0].tolist()) if group >= 0 else set()
+            )
+
+
+@pytest.mark.parametrize("buffers", [1, 2])
+def test_only_changed_rows_are_copied(buffers: int) -> None:
+    """The weight changes behind the slab's back: rows that stay keep what they were copied from."""
+    vocab, weight = ActiveVocab(V, K), WEIGHT.clone()
+    slab = WeightSlab(weight, vocab, buffers=buffers)
+    vocab.update(torch.arange(6))
+    for _ in range(buffers):
+        slab.refresh()
+    weight += 1
+    vocab.update(torch.tensor([6]))
+    slab.refresh()
+    view = slab.front()
+    rows = view.rows[view.group_ids][0]
+    assert_bitwise(rows[:6], WEIGHT[:6], "stayed")
+    assert_bitwise(rows[6], WEIGHT[6] + 1, "came")
+    slab.invalidate()
+    assert slab.ids.eq(-1).all(), "nothing stale may be read"
+    slab.refresh()
+    assert_front_is(slab, weight)
+    slab.refresh()
+    assert_front_is(slab, weight)
+
+
+@pytest.mark.parametrize("dtype", QUANTISED, ids=str)
+def test_quantised_weight(dtype: torch.dtype) -> None:
+    weight, scale = reference.quantise_rows(WEIGHT, dtype)
+    vocab = ActiveVocab(V, K, groups=2)
+    slab = WeightSlab(weight, vocab, weight_scale=scale)
+    assert slab.rows.dtype == dtype
+    for seed in range(4):
+        vocab.update(random_tokens(torch.Generator().manual_seed(seed), 2))
+        slab.refresh()
+        assert_front_is(slab, weight, scale)
+
+
+@pytest.mark.parametrize(
+    ("weight", "options", "message"),
+    [
+        (WEIGHT[1:], {}, f"weight: expected shape [{V}, D], got [{V - 1}, {D}]"),
+        (WEIGHT[0], {}, f"weight: expected shape [{V}, D], got [{D}]"),
+        (WEIGHT, {"buffers": 3}, "buffers: expected 1 or 2, got 3"),
+        (WEIGHT, {"buffers": 0}, "buffers: expected 1 or 2, got 0"),
+    ],
+)
+def test_wrong_construction(weight: Tensor, options: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"WeightSlab: {message}")):
+        WeightSlab(weight, ActiveVocab(V, K), **options)  # type: ignore[arg-type]

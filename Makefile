@@ -2,7 +2,7 @@
 # VENV=DIR takes another environment, PYTHON=... makes it with another Python.
 PYTHON ?= python3
 VENV ?= .venv
-PROMPT ?= Write a short story about a lighthouse keeper.
+PROMPT ?= Tom has 3 boxes with 15 pencils in each box. He gives 10 pencils to his friend. How many pencils does Tom have left?
 
 # Without a GPU: pip prefers the "+cpu" build of a version where it sees one (to show it one, set
 # PIP_EXTRA_INDEX_URL to PyTorch's CPU index). A torch that is in VENV already is left as it is.

@@ -1,0 +1,91 @@
+"""Turn the corpus into two token streams and a frequency ranking, and draw batches from them."""
+
+import argparse
+import json
+import lzma
+from collections.abc import Iterator
+from pathlib import Path
+
+import mistral_common
+import numpy as np
+import torch
+from mistral_common.tokens.tokenizers.tekken import Tekkenizer
+from tqdm import tqdm
+
+VOCAB = 131072
+BOS, EOS, INST, INST_END = 1, 2, 3, 4
+RANKED = 32768
+
+
+def tokenizer() -> Tekkenizer:
+    """The Tekken tokenizer as mistral-common ships it."""
+    return Tekkenizer.from_file(Path(mistral_common.__file__).parent / "data/tekken_240911.json")
+
+
+def documents(corpus: Path, split: str) -> Iterator[dict[str, str]]:
+    """The corpus's documents of one split, in file order."""
+    with lzma.open(corpus, "rt", encoding="utf-8") as lines:
+        for line in lines:
+            document = json.loads(line)
+            if document["split"] == split:
+                yield document
+
+
+def encode_prompt(tekken: Tekkenizer, prompt: str) -> list[int]:
+    """`<s>[INST]prompt[/INST]`, or `<s>` alone where the corpus has no prompt."""
+    if not prompt:
+        return [BOS]
+    return [BOS, INST, *tekken.encode(prompt, bos=False, eos=False), INST_END]
+
+
+def encode_split(corpus: Path, split: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """One stream of a split's documents in random order, and token counts of its responses."""
+    tekken = tokenizer()
+    encoded = []
+    counts = np.zeros(VOCAB, dtype=np.int64)
+    for document in tqdm(documents(corpus, split), desc=split, unit="doc"):
+        prompt = encode_prompt(tekken, document["prompt"])
+        response = [*tekken.encode(document["response"], bos=False, eos=False), EOS]
+        np.add.at(counts, response, 1)
+        encoded.append(np.array(prompt + response, dtype=np.int32))
+    # The corpus is sorted by source; a window of the stream should see a mixture.
+    order = np.random.default_rng(seed).permutation(len(encoded))
+    return np.concatenate([encoded[i] for i in order]), counts
+
+
+def windows(stream: np.ndarray, starts: np.ndarray, length: int) -> torch.Tensor:
+    """Rows of `length` consecutive tokens from the given starts."""
+    return torch.from_numpy(stream[starts[:, None] + np.arange(length)].astype(np.int64))
+
+
+def random_windows(
+    stream: np.ndarray, rng: np.random.Generator, rows: int, length: int
+) -> torch.Tensor:
+    """Rows of `length` consecutive tokens from random places."""
+    return windows(stream, rng.integers(0, len(stream) - length, rows), length)
+
+
+def fixed_windows(stream: np.ndarray, rows: int, length: int) -> torch.Tensor:
+    """The same evenly spread rows at every call, to measure on."""
+    return windows(stream, np.linspace(0, len(stream) - length, rows).astype(np.int64), length)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--corpus", type=Path, required=True, help="corpus.jsonl.xz")
+    parser.add_argument("--cache", type=Path, required=True, help="folder for the token streams")
+    parser.add_argument("--ranking", type=Path, default=Path(__file__).parent)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    args.cache.mkdir(parents=True, exist_ok=True)
+    for split in ("test", "train"):
+        stream, counts = encode_split(args.corpus, split, args.seed)
+        np.save(args.cache / f"{split}.npy", stream)
+        print(f"{split}: {len(stream)} tokens")
+    # The last split encoded is "train": its responses rank the tokens.
+    ranking = np.argsort(-counts, kind="stable")[:RANKED].astype(np.int32)
+    np.save(args.ranking / "frequency_rank.npy", ranking)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""A softmax over a part of the vocabulary, and the whole one to measure with."""
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+BLOCK = 256
+ROUND = 512
+# Subtracted from a logit, leaves it no chance; infinity would make 0 * inf of it.
+NEVER = 1e4
+
+
+class Candidates:
+    """Draws the tokens a batch is scored against, and knows how likely each was to be drawn."""
+
+    def __init__(self, counts: np.ndarray, batch_tokens: int, frequent: int, uniform: int) -> None:
+        by_root = np.sqrt(counts / counts.sum())
+        by_root /= by_root.sum()
+        self.vocab = len(counts)
+        self.cumulative = torch.from_numpy(by_root.cumsum())
+        self.frequent, self.uniform = frequent, uniform
+        # A token is missed only if it is neither in the batch nor among the two kinds of negatives.
+        missed = (
+            batch_tokens * np.log1p(-counts / counts.sum())
+            + frequent * np.log1p(-by_root)
+            + uniform * np.log1p(-1 / self.vocab)
+        )
+        self.log_drawn = torch.from_numpy(np.log(-np.expm1(missed))).float()
+
+    def draw(self, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Candidate tokens, sorted, and their log-probabilities of having been drawn."""
+        places = torch.rand(self.frequent, dtype=torch.float64)
+        frequent = torch.searchsorted(self.cumulative, places).clamp_(max=self.vocab - 1)
+        uniform = torch.randint(self.vocab, (self.uniform,))
+        drawn = torch.cat((frequent, uniform)).to(targets.device)
+        candidates = torch.cat((targets.flatten(), drawn)).unique()
+        log_drawn = self.log_drawn.to(targets.device)[candidates]
+        # Matrix libraries keep something for every shape they meet: let there be few. The last
+        # token stands in again, with no weight.
+        spare = -len(candidates) % ROUND
+        candidates = torch.cat((candidates, candidates[-1:].expand(spare)))
+        return candidates, F.pad(log_drawn, (0, spare), value=NEVER)
+
+
+class SampledLoss(torch.autograd.Function):
+    """Mean cross-entropy over candidates, with the gradients taken while a block is in cache."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, features: Tensor, rows: Tensor, log_drawn: Tensor, places: Tensor
+    ) -> Tensor:
+        half_features, half_rows = features.bfloat16(), rows.bfloat16()
+        grad_features = torch.empty_like(half_features)
+        grad_rows = torch.zeros_like(half_rows, dtype=torch.float32)
+        total = features.new_zeros((), dtype=torch.float32)
+        for start in range(0, len(features), BLOCK):
+            block = slice(start, start + BLOCK)
+            x, wanted = half_features[block], places[block, None]
+            logits = (x @ half_rows.T).float()
+            own = logits.gather(1, wanted)
+            logits.sub_(log_drawn).scatter_(1, wanted, own)
+            chances = logits.softmax(-1)
+            total -= chances.gather(1, wanted).log().sum()
+            chances.scatter_add_(1, wanted, -torch.ones_like(own))
+            half = chances.bfloat16()
+            grad_features[block] = half @ half_rows
+            grad_rows += half.T @ x
+        ctx.save_for_backward(grad_features, grad_rows)
+        return total / len(features)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        grad_features, grad_rows = ctx.saved_tensors
+        scale = grad / len(grad_features)
+        return grad_features * scale, grad_rows * scale, None, None
+
+
+def sampled_loss(features: Tensor, rows: Tensor, log_drawn: Tensor, places: Tensor) -> Tensor:
+    """Mean cross-entropy of `places` (targets as indices into the candidates' `rows`).
+
+    Dividing a drawn token's weight by its chance of being drawn makes the sum over the
+    candidates an unbiased estimate of the sum over the vocabulary. A position's own target
+    is always there, so its weight stays.
+    """
+    return SampledLoss.apply(features, rows, log_drawn, places)
+
+
+class ImitationLoss(torch.autograd.Function):
+    """Cross-entropy of several predictions against one teacher, block by block like the above."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        predictions: Tensor,
+        wanted: Tensor,
+        rows: Tensor,
+        log_drawn: Tensor,
+        weight: Tensor,
+    ) -> Tensor:
+        half_rows = rows.bfloat16()
+        grad = torch.empty_like(predictions)
+        total = predictions.new_zeros(())
+        # Both sides have the same candidates, so nothing has to stand for the missing ones.
+        left_out = log_drawn.clamp_min(0)
+        for start in range(0, len(wanted), BLOCK):
+            block = slice(start, start + BLOCK)
+            teacher = (wanted[block].bfloat16() @ half_rows.T).float().sub_(left_out).softmax(-1)
+            for step, step_weight in enumerate(weight[:, block, None]):
+                x = predictions[step, block].bfloat16()
+                logs = (x @ half_rows.T).float().sub_(left_out).log_softmax(-1)
+                total -= (step_weight[:, 0] * torch.linalg.vecdot(teacher, logs)).sum()
+                slope = logs.exp_().sub_(teacher).mul_(step_weight)
+                grad[step, block] = (slope.bfloat16() @ half_rows).to(grad.dtype)
+        ctx.save_for_backward(grad)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+        return ctx.saved_tensors[0] * grad, None, None, None, None
+
+
+def imitation_loss(
+    predictions: Tensor, wanted: Tensor, rows: Tensor, log_drawn: Tensor, weight: Tensor
+) -> Tensor:
+    """Weighted cross-entropy of features' softmax over `rows` against that of the wanted ones.
+
+    Predictions are [steps, positions, hidden], their weight [steps, positions]; each step has
+    the same wanted features, [positions, hidden].
+    """
+    return ImitationLoss.apply(predictions, wanted, rows, log_drawn, weight)
+
+
+@torch.no_grad()
+def full_loss(features: Tensor, weight: Tensor, targets: Tensor) -> tuple[float, float]:
+    """Cross-entropy and accuracy over the whole vocabulary."""
+    loss, right = 0.0, 0
+    for part, wanted in zip(features.split(256), targets.split(256), strict=True):
+        logits = part.float() @ weight.T
+        loss += F.cross_entropy(logits, wanted, reduction="sum").item()
+        right += (logits.argmax(-1) == wanted).sum().item()
+    return loss / len(targets), right / len(targets)
+
+
+@torch.no_grad()
+def full_agreement(
+    predictions: Tensor, wanted: Tensor, weight: Tensor, counting: Tensor
+) -> list[float]:
+    """Per step, the share of counting positions with the same best token as the wanted ones."""
+
+    def best(features: Tensor) -> Tensor:
+        return torch.cat([(part.float() @ weight.T).argmax(-1) for part in features.split(256)])
+
+    right = best(wanted)
+    return [
+        (best(predicted) == right)[counts].float().mean().item()
+        for predicted, counts in zip(predictions, counting, strict=True)
+    ]

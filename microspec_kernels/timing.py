@@ -28,7 +28,10 @@ def percentiles(seconds: list[float]) -> Percentiles:
 
 
 def time_arms(
-    arms: Mapping[str, Callable[[], object]], rounds: int = 31, warmup: int = 3
+    arms: Mapping[str, Callable[[], object]],
+    rounds: int = 31,
+    warmup: int = 3,
+    before: Callable[[str], object] | None = None,
 ) -> dict[str, Percentiles]:
     """Time every arm once a round. On a GPU a call is timed until the device has finished it.
 
@@ -36,6 +39,7 @@ def time_arms(
         arms: name → what to call.
         rounds: measured calls of each arm.
         warmup: calls of each arm that are not counted, the first allocations and caches among them.
+        before: called with the arm's name ahead of every call of it, not timed.
 
     Raises:
         ValueError: no arms, or no rounds.
@@ -48,6 +52,8 @@ def time_arms(
     for index in range(warmup + rounds):
         shift = index % len(order)
         for name in order[shift:] + order[:shift]:
+            if before is not None:
+                before(name)
             wait()
             start = time.perf_counter()
             arms[name]()

@@ -10,14 +10,18 @@
 
 namespace microspec {
 
+inline int64_t thread_count() {
+  uint32_t count = 1;
+  torch_get_num_threads(&count);
+  return count;
+}
+
 // Runs body(begin, end) over disjoint ranges of at most `grain` that cover [0, count). A thread takes
 // the next range when it is done with the last, so that one slow core does not hold up the others.
 // body must not throw.
 template <class Body>
 void parallel_for(int64_t count, int64_t grain, const Body& body) {
-  uint32_t pool = 1;
-  torch_get_num_threads(&pool);
-  const int64_t threads = std::min<int64_t>(pool, (count + grain - 1) / grain);
+  const int64_t threads = std::min<int64_t>(thread_count(), (count + grain - 1) / grain);
   std::atomic<int64_t> next{0};
   const auto work = [&] {
     for (int64_t begin; (begin = next.fetch_add(grain, std::memory_order_relaxed)) < count;) {

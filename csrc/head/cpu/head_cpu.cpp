@@ -30,11 +30,10 @@ struct GroupWork {
   std::vector<int32_t> ids;    // their token ids
   std::vector<int64_t> rows;   // rows of hidden
   int64_t first_hidden;        // of its rows among the packed activations
-  int64_t panel_rows;
-  int64_t panels;
-  const char* weight;    // what `index` counts rows from
-  const float* scale;    // likewise, or null
-  const int32_t* index;  // slots if the weight is packed, else ids
+  int64_t panel_rows;          // rows of the weight that a thread takes at a time
+  const char* weight;          // what `index` counts rows from
+  const float* scale;          // likewise, or null
+  const int32_t* index;        // slots if the weight is packed, else ids
 
   int64_t count() const { return static_cast<int64_t>(slots.size()); }
 };
@@ -62,8 +61,9 @@ class Head {
       packed_rows += kernel_.arrange ? kernel_.arranged_rows(rows) : rows;
       if (work.rows.empty()) continue;
       list_occupied(work, args.active_ids + g * args.capacity);
-      work.panel_rows = kernel_.panel_rows(rows);
-      work.panels = (work.count() + work.panel_rows - 1) / work.panel_rows;
+      // At least four panels a thread, so that the last ones to finish are not far apart.
+      const int64_t share = work.count() / (4 * thread_count()) / kPanelUnit * kPanelUnit;
+      work.panel_rows = std::clamp(share, kPanelUnit, kMaxPanelRows);
       const int64_t group_bytes = args.weight_group_stride * element_size(args.weight_type);
       work.weight = static_cast<const char*>(args.weight) + (args.packed ? g * group_bytes : 0);
       work.scale = args.weight_scale;
@@ -79,9 +79,10 @@ class Head {
   void project(float* logits, const Column& column) const {
     for (const GroupWork& work : groups_) {
       if (work.rows.empty()) continue;
+      const int64_t panels = (work.count() + work.panel_rows - 1) / work.panel_rows;
       const int64_t panel_bytes = work.panel_rows * args_.dim * element_size(args_.weight_type);
       const int64_t grain = std::max<int64_t>(1, kBytesPerThread / std::max<int64_t>(1, panel_bytes));
-      parallel_for(work.panels, grain, [&](int64_t begin, int64_t end) {
+      parallel_for(panels, grain, [&](int64_t begin, int64_t end) {
         std::vector<float> dots(work.panel_rows * work.rows.size());
         for (int64_t panel = begin; panel < end; ++panel) {
           run_panel(work, panel, dots.data());

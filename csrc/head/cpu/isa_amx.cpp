@@ -32,6 +32,7 @@ constexpr int kColumnTiles = 4;  // accumulators: tiles 0-3; 4 holds rows, 5-7 a
 // blocks ahead keep the memory busy meanwhile.
 constexpr int kLag = 4;
 constexpr int kBlock = kTileRows * kTileDepth;
+constexpr int kAhead = 8 * kTileDepth;  // elements that a prefetch is ahead of the copy
 
 // The layout the processor prescribes for LDTILECFG: every tile is 16 rows of 64 bytes.
 struct alignas(64) TileConfig {
@@ -49,14 +50,26 @@ inline __m512i widen(const Row* p) {
   return join(Avx512Vec::load(p), Avx512Vec::load(p + 16));
 }
 
+// Sixteen rows of a panel, or what is left of it, and the rows that come after them.
+struct RowTile {
+  const char* const* rows;
+  const char* const* next;  // of `rows` itself, at the end of the panel
+  int64_t count;
+};
+
 // Elements [from, from + 32) of each row, one row after the other: sixteen streams, which the
-// hardware prefetcher follows across any gaps between rows. Zeros stand for what is not there.
+// hardware prefetcher follows. It stops at the end of a row, though, so the first lines of the next
+// rows are asked for here. Zeros stand for what is not there.
 template <class Row>
-inline void copy_block(const Panel& panel, int64_t from, bf16_t* block) {
-  const int64_t left = panel.dim - from;
+inline void copy_block(const RowTile& tile, int64_t from, int64_t dim, bf16_t* block) {
+  const int64_t left = dim - from;
+  const int64_t ahead = from + kAhead;
+  const char* const* source = ahead < dim ? tile.rows : tile.next;
+  const int64_t offset = (ahead < dim ? ahead : ahead - dim) * sizeof(Row);
   int64_t r = 0;
-  for (; r < panel.row_count; ++r) {
-    const Row* row = reinterpret_cast<const Row*>(panel.rows[r]) + from;
+  for (; r < tile.count; ++r) {
+    __builtin_prefetch(source[r] + offset);
+    const Row* row = reinterpret_cast<const Row*>(tile.rows[r]) + from;
     if (left >= kTileDepth) {
       _mm512_store_si512(block + r * kTileDepth, widen(row));
       continue;
@@ -88,13 +101,13 @@ inline void multiply(const bf16_t* block, const char* hidden, int64_t column_byt
   }
 }
 
-// All of the rows times `Tiles` tiles of activations.
+// Whole rows times `Tiles` tiles of activations.
 template <class Row, int Tiles>
-void multiply_panel(const Panel& panel, const char* hidden, int64_t column_bytes) {
+void multiply_rows(const RowTile& tile, int64_t dim, const char* hidden, int64_t column_bytes) {
   alignas(64) bf16_t ring[2 * kLag * kBlock];
-  const int64_t blocks = (panel.dim + kTileDepth - 1) / kTileDepth;
+  const int64_t blocks = (dim + kTileDepth - 1) / kTileDepth;
   for (int64_t i = 0; i < blocks + kLag; ++i) {
-    if (i < blocks) copy_block<Row>(panel, i * kTileDepth, ring + i % (2 * kLag) * kBlock);
+    if (i < blocks) copy_block<Row>(tile, i * kTileDepth, dim, ring + i % (2 * kLag) * kBlock);
     if (i < kLag) continue;
     const int64_t ready = i - kLag;
     multiply<Tiles>(ring + ready % (2 * kLag) * kBlock,
@@ -102,19 +115,20 @@ void multiply_panel(const Panel& panel, const char* hidden, int64_t column_bytes
   }
 }
 
-inline void store_tile(int tile, const Panel& panel, int64_t first, float gain) {
+// An accumulator of `rows` rows by `columns` activations to dots[row * stride + column].
+inline void store_tile(int accumulator, int64_t rows, int64_t columns, float gain, float* dots,
+                       int64_t stride) {
   alignas(64) float sums[kTileRows * kColumns];
-  switch (tile) {  // a tile's number must be a constant
+  switch (accumulator) {  // a tile's number must be a constant
     case 0: _tile_stored(0, sums, 64); break;
     case 1: _tile_stored(1, sums, 64); break;
     case 2: _tile_stored(2, sums, 64); break;
     default: _tile_stored(3, sums, 64); break;
   }
-  const int64_t left = panel.hidden_count - first;
-  const __mmask16 mask = left >= kColumns ? 0xffff : static_cast<__mmask16>((1u << left) - 1);
-  for (int64_t r = 0; r < panel.row_count; ++r) {
+  const __mmask16 mask = columns >= kColumns ? 0xffff : static_cast<__mmask16>((1u << columns) - 1);
+  for (int64_t r = 0; r < rows; ++r) {
     const __m512 row = _mm512_load_ps(sums + r * kColumns) * _mm512_set1_ps(gain);
-    _mm512_mask_storeu_ps(panel.dots + r * panel.hidden_count + first, mask, row);
+    _mm512_mask_storeu_ps(dots + r * stride, mask, row);
   }
 }
 
@@ -124,21 +138,28 @@ void panel_kernel_amx(const Panel& panel) {
   _tile_loadconfig(&config);
   // Activations lie as [column tile][pair of elements][activation][2].
   const int64_t column_bytes = panel.hidden_stride * kColumns * sizeof(bf16_t);
-  for (int64_t first = 0; first < panel.hidden_count; first += kColumnTiles * kColumns) {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-    const int64_t tiles = (panel.hidden_count - first + kColumns - 1) / kColumns;
-    const char* hidden = static_cast<const char*>(panel.hidden) + first / kColumns * column_bytes;
-    switch (tiles) {
-      case 1: multiply_panel<Row, 1>(panel, hidden, column_bytes); break;
-      case 2: multiply_panel<Row, 2>(panel, hidden, column_bytes); break;
-      case 3: multiply_panel<Row, 3>(panel, hidden, column_bytes); break;
-      default: multiply_panel<Row, 4>(panel, hidden, column_bytes); break;
-    }
-    for (int tile = 0; tile < kColumnTiles && tile < tiles; ++tile) {
-      store_tile(tile, panel, first + tile * kColumns, Avx512Vec::gain(Row{}));
+  for (int64_t row = 0; row < panel.row_count; row += kTileRows) {
+    const int64_t left = panel.row_count - row;
+    const RowTile tile{panel.rows + row, panel.rows + (left >= 2 * kTileRows ? row + kTileRows : row),
+                       left < kTileRows ? left : kTileRows};
+    for (int64_t first = 0; first < panel.hidden_count; first += kColumnTiles * kColumns) {
+      _tile_zero(0);
+      _tile_zero(1);
+      _tile_zero(2);
+      _tile_zero(3);
+      const int64_t columns = panel.hidden_count - first;
+      const char* hidden = static_cast<const char*>(panel.hidden) + first / kColumns * column_bytes;
+      const int64_t tiles = (columns + kColumns - 1) / kColumns;
+      switch (tiles) {
+        case 1: multiply_rows<Row, 1>(tile, panel.dim, hidden, column_bytes); break;
+        case 2: multiply_rows<Row, 2>(tile, panel.dim, hidden, column_bytes); break;
+        case 3: multiply_rows<Row, 3>(tile, panel.dim, hidden, column_bytes); break;
+        default: multiply_rows<Row, 4>(tile, panel.dim, hidden, column_bytes); break;
+      }
+      for (int i = 0; i < kColumnTiles && i < tiles; ++i) {
+        float* dots = panel.dots + row * panel.hidden_count + first + i * kColumns;
+        store_tile(i, tile.count, columns - i * kColumns, Avx512Vec::gain(Row{}), dots, panel.hidden_count);
+      }
     }
   }
   _tile_release();
@@ -162,8 +183,7 @@ void arrange(const void* hidden, int64_t count, int64_t stride, void* arranged) 
 
 template <class Row>
 HeadKernel amx_head() {
-  return {panel_kernel_amx<Row>, [](int64_t) -> int64_t { return kTileRows; }, DType::bf16, arrange,
-          arranged_rows};
+  return {panel_kernel_amx<Row>, DType::bf16, arrange, arranged_rows};
 }
 
 HeadKernel head(DType weight_type, DType hidden_type) {

@@ -17,12 +17,12 @@ struct Panel {
   int64_t dim;            // D
   float* dots;            // out: [row_count, hidden_count]
 };
-constexpr int64_t kMaxPanelRows = 16;
+// Panels are a multiple of kPanelUnit rows, which every kernel can fill. Larger ones are faster: at
+// its end the next rows' first lines come unprefetched.
+constexpr int64_t kPanelUnit = 16, kMaxPanelRows = 64;
 
 struct HeadKernel {
   void (*panel)(const Panel&);
-  // Rows a panel should have, given the activations; fewer work too.
-  int64_t (*panel_rows)(int64_t hidden_count);
   // The activations' type in the panel: bf16 where the instruction set multiplies it, else fp32.
   DType hidden_type;
   // If not null, copies activations [count, stride] into the order the panel wants, in

@@ -106,9 +106,7 @@ void panel_kernel(const Panel& panel) {
 
 template <class Mac>
 HeadKernel head_kernel(DType hidden_type) {
-  return {panel_kernel<Mac>,
-          [](int64_t hidden_count) -> int64_t { return hidden_count == 1 ? Mac::kRowsFor1 : Mac::kRows; },
-          hidden_type, nullptr, nullptr};
+  return {panel_kernel<Mac>, hidden_type, nullptr, nullptr};
 }
 
 // The multiply-add of every type that is widened to fp32 first. Vec is the set's vector of floats.

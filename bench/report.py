@@ -70,7 +70,8 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         writer = csv.DictWriter(file, [*rows[0], *common], lineterminator="\n")
         writer.writeheader()
         for row in rows:
-            writer.writerow({**row, **common})
+            short = {k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()}
+            writer.writerow({**short, **common})
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:

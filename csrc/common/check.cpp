@@ -1,5 +1,10 @@
 #include "check.h"
 
+#include <algorithm>
+#include <limits>
+
+#include "clones.h"
+
 namespace microspec {
 
 namespace {
@@ -10,6 +15,13 @@ std::string shape_text(const int64_t* sizes, size_t count) {
   for (size_t i = 0; i < count; ++i) text << (i ? ", " : "") << sizes[i];
   text << "]";
   return text.str();
+}
+
+// A branch a value would cost more than the loop: whether there is a bad one at all, first.
+MICROSPEC_CLONES bool all_in_range(const int32_t* ids, int64_t count, int32_t largest) {
+  int32_t bad = 0;
+  for (int64_t i = 0; i < count; ++i) bad |= (ids[i] < -1) | (ids[i] > largest);
+  return bad == 0;
 }
 
 }  // namespace
@@ -59,6 +71,15 @@ void Checker::shape(const Tensor& tensor, const char* argument,
   if (!same) {
     fail("ValueError", argument, "shape " + shape_text(expected.begin(), expected.size()), shape_of(tensor));
   }
+}
+
+void Checker::ids(const int32_t* ids, int64_t count, int64_t bound, const char* argument) const {
+  const int64_t largest = std::min<int64_t>(bound - 1, std::numeric_limits<int32_t>::max());
+  if (all_in_range(ids, count, static_cast<int32_t>(largest))) return;
+  int64_t first = 0;
+  while (ids[first] >= -1 && ids[first] <= largest) ++first;
+  fail("IndexError", argument, "ids in [0, " + std::to_string(bound) + ") or -1", ids[first],
+       " at flat position ", first);
 }
 
 void Checker::slots(const Tensor& active_ids) const {

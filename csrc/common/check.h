@@ -51,6 +51,8 @@ class Checker {
   // int32 or int64; true if int64
   bool integer(const Tensor& tensor, const char* argument) const;
   void shape(const Tensor& tensor, const char* argument, std::initializer_list<int64_t> expected) const;
+  // Every id in [0, bound) or -1; else an IndexError that names the first bad one.
+  void ids(const int32_t* ids, int64_t count, int64_t bound, const char* argument) const;
   // active_ids, as every op takes them: [K] or [G, K], at least one group.
   void slots(const Tensor& active_ids) const;
   void contiguous(const Tensor& tensor, const char* argument) const;

@@ -56,13 +56,7 @@ void gather_rows_cpu(Tensor slab, Tensor slab_ids, Tensor weight, Tensor active_
   args.active_ids = static_cast<const int32_t*>(active_ids.data_ptr());
   args.dim = dim;
   const int64_t slots = groups * capacity;
-  for (int64_t slot = 0; slot < slots; ++slot) {
-    const int32_t id = args.active_ids[slot];
-    if (id < -1 || id >= vocab_size) {
-      check.fail("IndexError", "active_ids", "ids in [0, " + std::to_string(vocab_size) + ") or -1", id,
-                 " at flat position ", slot);
-    }
-  }
+  check.ids(args.active_ids, slots, vocab_size, "active_ids");
   // A quarter megabyte of rows is the least worth a thread; most slots, though, cost one compare.
   const int64_t row_bytes = std::max<int64_t>(1, dim * element_size(args.weight_type));
   const int64_t grain = std::max<int64_t>(16, (int64_t{1} << 18) / row_bytes);

@@ -12,13 +12,7 @@ namespace microspec {
 namespace {
 
 void check_ids(const Checker& check, const HeadArgs& args, int64_t vocab_size) {
-  for (int64_t i = 0; i < args.groups * args.capacity; ++i) {
-    const int32_t id = args.active_ids[i];
-    if (id < -1 || id >= vocab_size) {
-      check.fail("IndexError", "active_ids", "ids in [0, " + std::to_string(vocab_size) + ") or -1", id,
-                 " at flat position ", i);
-    }
-  }
+  check.ids(args.active_ids, args.groups * args.capacity, vocab_size, "active_ids");
   for (int64_t row = 0; row < args.rows; ++row) {
     const int64_t group = args.group_of(row);
     if (group < -1 || group >= args.groups) {

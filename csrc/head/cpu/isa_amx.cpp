@@ -169,15 +169,12 @@ int64_t arranged_rows(int64_t count) { return (count + kColumns - 1) / kColumns 
 
 void arrange(const void* hidden, int64_t count, int64_t stride, void* arranged) {
   const auto source = static_cast<const uint32_t*>(hidden);  // pairs of elements
-  auto target = static_cast<uint32_t*>(arranged);
+  const auto target = static_cast<uint32_t*>(arranged);
   const int64_t pairs = stride / 2;
-  for (int64_t first = 0; first < count; first += kColumns) {
-    for (int64_t pair = 0; pair < pairs; ++pair) {
-      for (int64_t column = 0; column < kColumns; ++column) {
-        const int64_t row = first + column;
-        *target++ = row < count ? source[row * pairs + pair] : 0;
-      }
-    }
+  __builtin_memset(arranged, 0, arranged_rows(count) * stride * sizeof(bf16_t));
+  for (int64_t row = 0; row < count; ++row) {
+    uint32_t* column = target + row / kColumns * kColumns * pairs + row % kColumns;
+    for (int64_t pair = 0; pair < pairs; ++pair) column[pair * kColumns] = source[row * pairs + pair];
   }
 }
 

@@ -1,6 +1,5 @@
 // Checks of sparse_head and sparse_logits, and their results' allocation.
-#include <torch/csrc/stable/ops.h>
-
+#include <algorithm>
 #include <cmath>
 
 #include "common/check.h"
@@ -97,6 +96,16 @@ HeadArgs checked(const Checker& check, const Tensor& hidden, const Tensor& weigh
   return args;
 }
 
+// A contiguous tensor on the CPU, without the dispatcher that torch::stable::empty goes through.
+Tensor empty(std::initializer_list<int64_t> sizes, int32_t dtype) {
+  const int64_t dims = static_cast<int64_t>(sizes.size());
+  const int64_t strides[] = {dims == 2 ? std::max<int64_t>(1, sizes.begin()[1]) : 1, 1};
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dims, sizes.begin(), strides, dtype,
+                                                         aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
+}
+
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor> sparse_head_cpu(Tensor hidden, Tensor weight, Tensor active_ids, int64_t k,
@@ -108,9 +117,9 @@ std::tuple<Tensor, Tensor, Tensor> sparse_head_cpu(Tensor hidden, Tensor weight,
   check.value(1 <= k && k <= kMaxTopK, "k", "1 <= k <= " + std::to_string(kMaxTopK), k);
   const HeadArgs args =
       checked(check, hidden, weight, active_ids, packed, group_ids, weight_scale, bias, logit_scale, softcap);
-  Tensor logits = torch::stable::new_empty(hidden, {args.rows, k}, ScalarType::Float);
-  Tensor token_ids = torch::stable::new_empty(hidden, {args.rows, k}, ScalarType::Long);
-  Tensor logsumexp = torch::stable::new_empty(hidden, {args.rows}, ScalarType::Float);
+  Tensor logits = empty({args.rows, k}, aoti_torch_dtype_float32());
+  Tensor token_ids = empty({args.rows, k}, aoti_torch_dtype_int64());
+  Tensor logsumexp = empty({args.rows}, aoti_torch_dtype_float32());
   run_sparse_head(args, k, static_cast<float*>(logits.data_ptr()),
                   static_cast<int64_t*>(token_ids.data_ptr()), static_cast<float*>(logsumexp.data_ptr()));
   return {logits, token_ids, logsumexp};
@@ -122,7 +131,7 @@ Tensor sparse_logits_cpu(Tensor hidden, Tensor weight, Tensor active_ids, bool p
   const Checker check("sparse_logits");
   const HeadArgs args =
       checked(check, hidden, weight, active_ids, packed, group_ids, weight_scale, bias, logit_scale, softcap);
-  Tensor logits = torch::stable::new_empty(hidden, {args.rows, args.capacity}, ScalarType::Float);
+  Tensor logits = empty({args.rows, args.capacity}, aoti_torch_dtype_float32());
   run_sparse_logits(args, static_cast<float*>(logits.data_ptr()));
   return logits;
 }

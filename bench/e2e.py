@@ -68,7 +68,7 @@ def before_loop(tokens: list[int]) -> int:
     return start
 
 
-def test_prompts(corpus: Path, tokenizer: Tekken, count: int) -> list[list[int]]:
+def unseen_prompts(corpus: Path, tokenizer: Tekken, count: int) -> list[list[int]]:
     """Prompts of split "test" as token ids, evenly from all of it."""
     with lzma.open(corpus, "rt") as lines:
         texts = [row["prompt"] for row in map(json.loads, lines) if row["split"] == "test"]
@@ -114,7 +114,7 @@ def main() -> None:
     frequency = torch.from_numpy(np.load(PAIR / "frequency_rank.npy"))
     totals = {head: Total() for head in ("target alone", *HEADS)}
     shape = {"depth": args.depth, "top_k": args.top_k, "tree_size": args.tree_size}
-    prompts = test_prompts(args.corpus, Tekken(), args.prompts)
+    prompts = unseen_prompts(args.corpus, Tekken(), args.prompts)
     # The first text is run twice, and its first run not counted: it pays for what comes but once.
     for index, ids in enumerate([prompts[0], *prompts]):
         alone = target_alone(target, torch.tensor(ids), args.new)

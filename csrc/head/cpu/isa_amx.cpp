@@ -1,5 +1,5 @@
 // AMX with bf16: Sapphire Rapids and later. One instruction multiplies 16 rows by 16 activations
-// over 32 elements, so that up to 64 activations cost hardly more than the reading of the rows.
+// over 32 elements, so that up to 64 activations cost little more than the reading of the rows.
 //
 // Tiles are loaded with one stride, but active rows are scattered: so 16 rows are copied, a block at
 // a time, into a ring that stays in L1. The copy also widens int8 and fp8 rows to bf16, which
@@ -13,7 +13,7 @@
 
 #include "head/args.h"
 #include "kernels.h"
-#include "simd_avx512.h"
+#include "simd_avx512bf16.h"
 
 namespace microspec {
 namespace amx {
@@ -115,6 +115,13 @@ void multiply_rows(const RowTile& tile, int64_t dim, const char* hidden, int64_t
   }
 }
 
+// One activation against bf16 rows is all reading, and VDPBF16PS, which needs no copy of them, then
+// reads a tenth faster. So a logit's last bits may differ between M = 1 and M > 1, and only there.
+template <class Row>
+constexpr bool dots_suffice(int64_t count) {
+  return count == 1 && sizeof(Row) == sizeof(bf16_t);
+}
+
 // An accumulator of `rows` rows by `columns` activations to dots[row * stride + column].
 inline void store_tile(int accumulator, int64_t rows, int64_t columns, float gain, float* dots,
                        int64_t stride) {
@@ -134,6 +141,7 @@ inline void store_tile(int accumulator, int64_t rows, int64_t columns, float gai
 
 template <class Row>
 void panel_kernel_amx(const Panel& panel) {
+  if (dots_suffice<Row>(panel.hidden_count)) return panel_kernel<Bf16Mac>(panel);
   const TileConfig config;
   _tile_loadconfig(&config);
   // Activations lie as [column tile][pair of elements][activation][2].
@@ -165,13 +173,22 @@ void panel_kernel_amx(const Panel& panel) {
   _tile_release();
 }
 
-int64_t arranged_rows(int64_t count) { return (count + kColumns - 1) / kColumns * kColumns; }
+template <class Row>
+int64_t arranged_rows(int64_t count) {
+  return dots_suffice<Row>(count) ? 1 : (count + kColumns - 1) / kColumns * kColumns;
+}
 
+template <class Row>
 void arrange(const void* hidden, int64_t count, int64_t stride, void* arranged) {
+  const int64_t bytes = arranged_rows<Row>(count) * stride * sizeof(bf16_t);
+  if (dots_suffice<Row>(count)) {
+    __builtin_memcpy(arranged, hidden, bytes);
+    return;
+  }
   const auto source = static_cast<const uint32_t*>(hidden);  // pairs of elements
   const auto target = static_cast<uint32_t*>(arranged);
   const int64_t pairs = stride / 2;
-  __builtin_memset(arranged, 0, arranged_rows(count) * stride * sizeof(bf16_t));
+  __builtin_memset(arranged, 0, bytes);
   for (int64_t row = 0; row < count; ++row) {
     uint32_t* column = target + row / kColumns * kColumns * pairs + row % kColumns;
     for (int64_t pair = 0; pair < pairs; ++pair) column[pair * kColumns] = source[row * pairs + pair];
@@ -180,7 +197,7 @@ void arrange(const void* hidden, int64_t count, int64_t stride, void* arranged) 
 
 template <class Row>
 HeadKernel amx_head() {
-  return {panel_kernel_amx<Row>, DType::bf16, arrange, arranged_rows};
+  return {panel_kernel_amx<Row>, DType::bf16, arrange<Row>, arranged_rows<Row>};
 }
 
 HeadKernel head(DType weight_type, DType hidden_type) {

@@ -4,7 +4,7 @@
 
 #include "head/args.h"
 #include "kernels.h"
-#include "simd_avx512.h"
+#include "simd_avx512bf16.h"
 
 namespace microspec {
 namespace avx512bf16 {
@@ -13,27 +13,6 @@ constexpr int64_t kChunk = Avx512Vec::kLanes;
 
 #include "panel.inl"
 #include "select.inl"
-
-struct Bf16Mac {
-  using Row = bf16_t;
-  using Hidden = bf16_t;
-  using Acc = __m512;
-  using RowVec = __m512i;
-  static constexpr int kStep = 32;
-  static constexpr int kRowsFor1 = Avx512Vec::kRowsFor1, kRows = Avx512Vec::kRows;
-  static constexpr int kColumns = Avx512Vec::kColumns;
-  static constexpr float kGain = 1.0f;
-  static Acc zero() { return _mm512_setzero_ps(); }
-  static RowVec load(const bf16_t* p) { return _mm512_loadu_si512(p); }
-  static RowVec load_partial(const bf16_t* p, int count) {
-    return _mm512_maskz_loadu_epi16((__mmask32{1} << count) - 1, p);
-  }
-  static RowVec load_hidden(const bf16_t* p) { return _mm512_loadu_si512(p); }
-  static Acc mac(Acc acc, RowVec w, RowVec x) {
-    return _mm512_dpbf16_ps(acc, reinterpret_cast<__m512bh>(w), reinterpret_cast<__m512bh>(x));
-  }
-  static float sum(Acc acc) { return _mm512_reduce_add_ps(acc); }
-};
 
 HeadKernel head(DType weight_type, DType hidden_type) {
   return weight_type == DType::bf16 ? head_kernel<Bf16Mac>(DType::bf16)

@@ -5,7 +5,8 @@
 // Floor: every byte of a row is read once from memory, whatever M. A panel of R rows stays in L1/L2
 // while its activations pass by C at a time, and R * C accumulators stay in registers: R + C loads
 // for R * C multiply-adds. Each (row, activation) pair has one accumulator that sees the elements in
-// order, so a logit depends neither on its slot, nor on M, nor on the number of threads.
+// order, so a logit depends neither on its slot, nor on M, nor on the number of threads. (On M it
+// does in one step where AMX serves M > 1; see isa_amx.cpp.)
 //
 // Mac supplies: Row, Hidden (element types), kStep (elements per multiply-add), RowVec, HiddenVec,
 // Acc, load(), load_partial(), load_hidden(), mac(), sum(), and kGain, a factor its sums still need.
@@ -18,6 +19,14 @@ inline void panel_tile(const Panel& panel, int64_t first_row, int64_t first_hidd
   const Row* row[R];
   for (int r = 0; r < R; ++r) {
     row[r] = reinterpret_cast<const Row*>(panel.rows[first_row + r]);
+  }
+  // One activation leaves time only for the reading: the hardware prefetcher stops at the end of a
+  // row, so what comes next is asked for eight lines ahead, across that end.
+  constexpr int kAhead = 8 * kLine;
+  const Row* next[R];
+  for (int r = 0; r < R; ++r) {
+    const int64_t after = first_row + R + r;
+    next[r] = reinterpret_cast<const Row*>(panel.rows[after < panel.row_count ? after : first_row + r]);
   }
   const Hidden* hidden[C];
   for (int c = 0; c < C; ++c) {
@@ -42,6 +51,13 @@ inline void panel_tile(const Panel& panel, int64_t first_row, int64_t first_hidd
   int64_t d = 0;
   typename Mac::RowVec w[R];
   for (; d + kLine <= panel.dim; d += kLine) {
+    if constexpr (C == 1) {
+      const int64_t ahead = d + kAhead;
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) {
+        __builtin_prefetch(ahead < panel.dim ? row[r] + ahead : next[r] + (ahead - panel.dim));
+      }
+    }
 #pragma GCC unroll 4
     for (int step = 0; step < kLine; step += Mac::kStep) {
 #pragma GCC unroll 16

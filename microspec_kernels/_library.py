@@ -36,6 +36,3 @@ def instruction_set() -> str | None:
     function.restype = ctypes.c_char_p
     name: bytes | None = function()
     return None if name is None else name.decode()
-
-
-load()

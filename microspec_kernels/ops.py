@@ -14,7 +14,8 @@ from torch import Tensor
 from . import _checks, _library
 
 __all__ = ["gather_rows_", "sparse_head", "sparse_logits", "vocab_update_"]
-assert _library.PATH  # loaded: every schema is registered from here on
+
+_library.load()  # every schema is registered from here on
 
 _KINDS: dict[str, type[Exception]] = {
     kind.__name__: kind for kind in (ValueError, TypeError, IndexError)

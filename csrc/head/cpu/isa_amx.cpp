@@ -10,6 +10,7 @@
 #endif
 
 #include <cstdint>
+#include <type_traits>
 
 #include "head/args.h"
 #include "kernels.h"
@@ -119,7 +120,7 @@ void multiply_rows(const RowTile& tile, int64_t dim, const char* hidden, int64_t
 // reads a tenth faster. So a logit's last bits may differ between M = 1 and M > 1, and only there.
 template <class Row>
 constexpr bool dots_suffice(int64_t count) {
-  return count == 1 && sizeof(Row) == sizeof(bf16_t);
+  return count == 1 && std::is_same_v<Row, bf16_t>;
 }
 
 // An accumulator of `rows` rows by `columns` activations to dots[row * stride + column].

@@ -18,7 +18,7 @@ struct Panel {
   float* dots;            // out: [row_count, hidden_count]
 };
 // Panels are a multiple of kPanelUnit rows, which every kernel can fill. Larger ones are faster: at
-// its end the next rows' first lines come unprefetched.
+// a panel's end the next rows' first lines come unprefetched.
 constexpr int64_t kPanelUnit = 16, kMaxPanelRows = 64;
 
 struct HeadKernel {

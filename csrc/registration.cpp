@@ -40,9 +40,15 @@ STABLE_TORCH_LIBRARY(microspec, m) {
       "Tensor(d!) clock, Tensor tokens, *, Tensor? token_groups=None) -> ()");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(microspec, CPU, m) {
-  m.impl("sparse_head", MICROSPEC_BOX(microspec::sparse_head_cpu));
-  m.impl("sparse_logits", MICROSPEC_BOX(microspec::sparse_logits_cpu));
-  m.impl("gather_rows_", MICROSPEC_BOX(microspec::gather_rows_cpu));
-  m.impl("vocab_update_", MICROSPEC_BOX(microspec::vocab_update_cpu));
-}
+// Every function serves both devices, after the same checks.
+#define MICROSPEC_IMPLEMENT(m)                                      \
+  m.impl("sparse_head", MICROSPEC_BOX(microspec::sparse_head));     \
+  m.impl("sparse_logits", MICROSPEC_BOX(microspec::sparse_logits)); \
+  m.impl("gather_rows_", MICROSPEC_BOX(microspec::gather_rows_));   \
+  m.impl("vocab_update_", MICROSPEC_BOX(microspec::vocab_update_))
+
+STABLE_TORCH_LIBRARY_IMPL(microspec, CPU, m) { MICROSPEC_IMPLEMENT(m); }
+
+#ifdef MICROSPEC_CUDA
+STABLE_TORCH_LIBRARY_IMPL(microspec, CUDA, m) { MICROSPEC_IMPLEMENT(m); }
+#endif

@@ -24,7 +24,31 @@ MICROSPEC_CLONES bool all_in_range(const int32_t* ids, int64_t count, int32_t la
   return bad == 0;
 }
 
+struct Place {
+  int32_t type;
+  int32_t index;
+};
+
+// The CPU has no index worth comparing.
+Place place_of(const Tensor& tensor) {
+  int32_t type = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &type));
+  return {type, type == aoti_torch_device_type_cpu() ? 0 : tensor.get_device_index()};
+}
+
+std::string place_name(const Place& place) {
+  if (place.type == aoti_torch_device_type_cpu()) return "cpu";
+  if (place.type != aoti_torch_device_type_cuda()) return "meta";
+  return "cuda:" + std::to_string(place.index);
+}
+
 }  // namespace
+
+Checker::Checker(const char* op, const Tensor& tensor) : op_(op) {
+  const Place place = place_of(tensor);
+  device_type_ = place.type;
+  device_index_ = place.index;
+}
 
 std::string dtype_name(ScalarType type) {
   switch (type) {
@@ -96,10 +120,11 @@ void Checker::contiguous(const Tensor& tensor, const char* argument) const {
   }
 }
 
-void Checker::on_cpu(const Tensor& tensor, const char* argument) const {
-  if (tensor.is_cpu()) return;
-  const std::string device = tensor.is_cuda() ? "cuda:" + std::to_string(tensor.get_device_index()) : "meta";
-  fail("ValueError", argument, "a tensor on cpu", "one on " + device);
+void Checker::on_device(const Tensor& tensor, const char* argument) const {
+  const Place place = place_of(tensor);
+  if (place.type == device_type_ && place.index == device_index_) return;
+  fail("ValueError", argument, "a tensor on " + place_name({device_type_, device_index_}),
+       "one on " + place_name(place));
 }
 
 void Checker::unit_inner_stride(const Tensor& tensor, const char* argument) const {
@@ -138,7 +163,7 @@ const float* Checker::row_scale(const std::optional<Tensor>& scale, const char* 
   dtype(*scale, argument, ScalarType::Float);
   shape(*scale, argument, expected);
   contiguous(*scale, argument);
-  on_cpu(*scale, argument);
+  on_device(*scale, argument);
   return static_cast<const float*>(scale->data_ptr());
 }
 

@@ -24,10 +24,12 @@ std::string dtype_name(ScalarType type);
 // "[3072, 4096]"
 std::string shape_of(const Tensor& tensor);
 
-// The checks of one op, so that its name is said once.
+// The checks of one op on one device, so that both are said once.
 class Checker {
  public:
-  explicit Checker(const char* op) : op_(op) {}
+  Checker(const char* op, const Tensor& tensor);
+
+  const char* op() const { return op_; }
 
   template <class... Got>
   [[noreturn]] void fail(const char* kind, const char* argument, const std::string& expected,
@@ -56,7 +58,7 @@ class Checker {
   // active_ids, as every op takes them: [K] or [G, K], at least one group.
   void slots(const Tensor& active_ids) const;
   void contiguous(const Tensor& tensor, const char* argument) const;
-  void on_cpu(const Tensor& tensor, const char* argument) const;
+  void on_device(const Tensor& tensor, const char* argument) const;
   // Rows may lie apart or repeat; the elements of a row may not.
   void unit_inner_stride(const Tensor& tensor, const char* argument) const;
 
@@ -70,6 +72,8 @@ class Checker {
 
  private:
   const char* op_;
+  int32_t device_type_;
+  int32_t device_index_;
 };
 
 }  // namespace microspec

@@ -18,9 +18,6 @@ namespace microspec {
 
 namespace {
 
-// Largest magnitudes: symmetric int8, and float8_e4m3fn.
-constexpr float kInt8Max = 127.0f;
-constexpr float kFloat8Max = 448.0f;
 constexpr uint32_t kInfinityBits = 0x7f800000u;
 
 // The largest magnitude's bits: magnitudes order as their bits do, infinity and NaN above all.

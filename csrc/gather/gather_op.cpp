@@ -4,13 +4,16 @@
 #include <algorithm>
 
 #include "common/check.h"
+#include "common/device_call.h"
 #include "common/parallel.h"
+#include "gather_cuda.h"
 
 namespace microspec {
 
-void gather_rows_cpu(Tensor slab, Tensor slab_ids, Tensor weight, Tensor active_ids,
-                     std::optional<Tensor> slab_scale, std::optional<Tensor> weight_scale) {
-  const Checker check("gather_rows_");
+void gather_rows_(Tensor slab, Tensor slab_ids, Tensor weight, Tensor active_ids,
+                  std::optional<Tensor> slab_scale, std::optional<Tensor> weight_scale) {
+  const Checker check("gather_rows_", slab);
+  const DeviceCall call(check, slab, "slab");
   const int64_t id_dims = active_ids.dim();
   check.slots(active_ids);
   check.value(weight.dim() == 2, "weight", "shape [V, D]", shape_of(weight));
@@ -34,6 +37,7 @@ void gather_rows_cpu(Tensor slab, Tensor slab_ids, Tensor weight, Tensor active_
                                       : check.float_dtype(weight, "weight");
   if (quantised_weight) check.dtype(slab, "slab", weight_dtype);
   args.slab_type = check.row_dtype(slab, "slab", weight_dtype);
+  call.check_rows(args.slab_type, "slab");
   args.weight_scale = check.row_scale(weight_scale, "weight_scale", args.weight_type, {vocab_size});
   const float* scale = id_dims == 1
                            ? check.row_scale(slab_scale, "slab_scale", args.slab_type, {capacity})
@@ -41,22 +45,25 @@ void gather_rows_cpu(Tensor slab, Tensor slab_ids, Tensor weight, Tensor active_
   args.slab_scale = const_cast<float*>(scale);
 
   check.unit_inner_stride(weight, "weight");
-  check.on_cpu(weight, "weight");
+  args.weight = call.data_of(weight, "weight");
   const std::pair<const Tensor*, const char*> all[] = {
       {&slab, "slab"}, {&slab_ids, "slab_ids"}, {&active_ids, "active_ids"}};
   for (const auto& [tensor, name] : all) {
     check.contiguous(*tensor, name);
-    check.on_cpu(*tensor, name);
+    check.on_device(*tensor, name);
   }
 
   args.slab = slab.data_ptr();
   args.slab_ids = static_cast<int32_t*>(slab_ids.data_ptr());
-  args.weight = weight.data_ptr();
   args.weight_row_stride = weight.stride(0);
   args.active_ids = static_cast<const int32_t*>(active_ids.data_ptr());
   args.dim = dim;
+  args.vocab_size = vocab_size;
   const int64_t slots = groups * capacity;
-  check.ids(args.active_ids, slots, vocab_size, "active_ids");
+  const HostValues ids(call, active_ids);
+  if (ids.data<int32_t>()) check.ids(ids.data<int32_t>(), slots, vocab_size, "active_ids");
+  if (call.on_cuda()) return call.check(run_gather_rows_cuda(args, slots, call.stream()));
+
   // A quarter megabyte of rows is the least worth a thread; most slots, though, cost one compare.
   const int64_t row_bytes = std::max<int64_t>(1, dim * element_size(args.weight_type));
   const int64_t grain = std::max<int64_t>(16, (int64_t{1} << 18) / row_bytes);

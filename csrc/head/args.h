@@ -24,6 +24,7 @@ struct HeadArgs {
   int64_t dim;                  // D
   int64_t groups;               // G
   int64_t capacity;             // K
+  int64_t vocab_size;           // V; 2^31, more than any id, for a slab without bias
   float logit_scale;
   float softcap;  // 0: none
   DType hidden_type;

@@ -9,17 +9,17 @@
 
 namespace microspec {
 
-std::tuple<torch::stable::Tensor, torch::stable::Tensor, torch::stable::Tensor> sparse_head_cpu(
+std::tuple<torch::stable::Tensor, torch::stable::Tensor, torch::stable::Tensor> sparse_head(
     torch::stable::Tensor hidden, torch::stable::Tensor weight, torch::stable::Tensor active_ids, int64_t k,
     bool packed, std::optional<torch::stable::Tensor> group_ids,
     std::optional<torch::stable::Tensor> weight_scale, std::optional<torch::stable::Tensor> bias,
     double logit_scale, double softcap);
 
-torch::stable::Tensor sparse_logits_cpu(torch::stable::Tensor hidden, torch::stable::Tensor weight,
-                                        torch::stable::Tensor active_ids, bool packed,
-                                        std::optional<torch::stable::Tensor> group_ids,
-                                        std::optional<torch::stable::Tensor> weight_scale,
-                                        std::optional<torch::stable::Tensor> bias, double logit_scale,
-                                        double softcap);
+torch::stable::Tensor sparse_logits(torch::stable::Tensor hidden, torch::stable::Tensor weight,
+                                    torch::stable::Tensor active_ids, bool packed,
+                                    std::optional<torch::stable::Tensor> group_ids,
+                                    std::optional<torch::stable::Tensor> weight_scale,
+                                    std::optional<torch::stable::Tensor> bias, double logit_scale,
+                                    double softcap);
 
 }  // namespace microspec

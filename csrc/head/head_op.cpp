@@ -1,19 +1,27 @@
 // Checks of sparse_head and sparse_logits, and their results' allocation.
-#include <algorithm>
 #include <cmath>
 
-#include "common/check.h"
 #include "args.h"
+#include "common/check.h"
+#include "common/device_call.h"
+#include "cuda/head_cuda.h"
 #include "head.h"
 
 namespace microspec {
 
 namespace {
 
-void check_ids(const Checker& check, const HeadArgs& args, int64_t vocab_size) {
-  check.ids(args.active_ids, args.groups * args.capacity, vocab_size, "active_ids");
+void check_ids(const Checker& check, const DeviceCall& call, const HeadArgs& args, const Tensor& active_ids,
+               const std::optional<Tensor>& group_ids) {
+  const HostValues ids(call, active_ids);
+  if (ids.data<int32_t>()) {
+    check.ids(ids.data<int32_t>(), args.groups * args.capacity, args.vocab_size, "active_ids");
+  }
+  if (!group_ids) return;
+  const HostValues groups(call, *group_ids);
+  if (!groups.data<void>()) return;
   for (int64_t row = 0; row < args.rows; ++row) {
-    const int64_t group = args.group_of(row);
+    const int64_t group = args.long_group_ids ? groups.data<int64_t>()[row] : groups.data<int32_t>()[row];
     if (group < -1 || group >= args.groups) {
       check.fail("IndexError", "group_ids", "groups in [0, " + std::to_string(args.groups) + ") or -1", group,
                  " at position ", row);
@@ -21,8 +29,8 @@ void check_ids(const Checker& check, const HeadArgs& args, int64_t vocab_size) {
   }
 }
 
-HeadArgs checked(const Checker& check, const Tensor& hidden, const Tensor& weight, const Tensor& active_ids,
-                 bool packed, const std::optional<Tensor>& group_ids,
+HeadArgs checked(const Checker& check, const DeviceCall& call, const Tensor& hidden, const Tensor& weight,
+                 const Tensor& active_ids, bool packed, const std::optional<Tensor>& group_ids,
                  const std::optional<Tensor>& weight_scale, const std::optional<Tensor>& bias,
                  double logit_scale, double softcap) {
   const int64_t id_dims = active_ids.dim();
@@ -38,13 +46,14 @@ HeadArgs checked(const Checker& check, const Tensor& hidden, const Tensor& weigh
   args.packed = packed;
   args.hidden_type = check.float_dtype(hidden, "hidden");
   args.weight_type = check.row_dtype(weight, "weight", hidden.scalar_type());
+  call.check_rows(args.weight_type, "weight");
 
-  int64_t vocab_size = int64_t{1} << 31;  // unknown for a slab, unless a bias tells
+  args.vocab_size = int64_t{1} << 31;  // unknown for a slab, unless a bias tells
   if (!packed) {
     check.value(weight.dim() == 2 && weight.size(1) == args.dim, "weight",
                 "shape [V, " + std::to_string(args.dim) + "]", shape_of(weight));
-    vocab_size = weight.size(0);
-    args.weight_scale = check.row_scale(weight_scale, "weight_scale", args.weight_type, {vocab_size});
+    args.vocab_size = weight.size(0);
+    args.weight_scale = check.row_scale(weight_scale, "weight_scale", args.weight_type, {args.vocab_size});
   } else if (id_dims == 1) {
     check.shape(weight, "weight", {args.capacity, args.dim});
     args.weight_scale = check.row_scale(weight_scale, "weight_scale", args.weight_type, {args.capacity});
@@ -60,7 +69,7 @@ HeadArgs checked(const Checker& check, const Tensor& hidden, const Tensor& weigh
     args.long_group_ids = check.integer(*group_ids, "group_ids");
     check.shape(*group_ids, "group_ids", {args.rows});
     check.contiguous(*group_ids, "group_ids");
-    check.on_cpu(*group_ids, "group_ids");
+    check.on_device(*group_ids, "group_ids");
     args.group_ids = group_ids->data_ptr();
   }
   if (bias) {
@@ -70,10 +79,10 @@ HeadArgs checked(const Checker& check, const Tensor& hidden, const Tensor& weigh
                dtype_name(bias->scalar_type()));
     args.bias_type = check.float_dtype(*bias, "bias");
     check.value(bias->dim() == 1, "bias", "shape [V]", shape_of(*bias));
-    if (!packed) check.shape(*bias, "bias", {vocab_size});
+    if (!packed) check.shape(*bias, "bias", {args.vocab_size});
     check.contiguous(*bias, "bias");
-    check.on_cpu(*bias, "bias");
-    vocab_size = bias->size(0);
+    check.on_device(*bias, "bias");
+    args.vocab_size = bias->size(0);
     args.bias = bias->data_ptr();
   }
   check.value(softcap >= 0.0 && std::isfinite(softcap), "softcap", "a finite number >= 0", softcap);
@@ -83,56 +92,65 @@ HeadArgs checked(const Checker& check, const Tensor& hidden, const Tensor& weigh
   check.unit_inner_stride(hidden, "hidden");
   check.unit_inner_stride(weight, "weight");
   check.contiguous(active_ids, "active_ids");
-  check.on_cpu(hidden, "hidden");
-  check.on_cpu(weight, "weight");
-  check.on_cpu(active_ids, "active_ids");
+  check.on_device(weight, "weight");
+  check.on_device(active_ids, "active_ids");
   args.hidden = hidden.data_ptr();
   args.hidden_row_stride = hidden.stride(0);
   args.weight = weight.data_ptr();
   args.weight_row_stride = weight.stride(weight.dim() - 2);
   args.weight_group_stride = weight.dim() == 3 ? weight.stride(0) : 0;
   args.active_ids = static_cast<const int32_t*>(active_ids.data_ptr());
-  check_ids(check, args, vocab_size);
+  check_ids(check, call, args, active_ids, group_ids);
   return args;
 }
 
-// A contiguous tensor on the CPU, without the dispatcher that torch::stable::empty goes through.
-Tensor empty(std::initializer_list<int64_t> sizes, int32_t dtype) {
-  const int64_t dims = static_cast<int64_t>(sizes.size());
-  const int64_t strides[] = {dims == 2 ? std::max<int64_t>(1, sizes.begin()[1]) : 1, 1};
-  AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dims, sizes.begin(), strides, dtype,
-                                                         aoti_torch_device_type_cpu(), 0, &handle));
-  return Tensor(handle);
+Tensor head_workspace(const DeviceCall& call, const HeadArgs& args) {
+  size_t bytes = 0;
+  call.check(head_cuda_workspace(args, &bytes));
+  return call.workspace(bytes);
 }
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor> sparse_head_cpu(Tensor hidden, Tensor weight, Tensor active_ids, int64_t k,
-                                                   bool packed, std::optional<Tensor> group_ids,
-                                                   std::optional<Tensor> weight_scale,
-                                                   std::optional<Tensor> bias, double logit_scale,
-                                                   double softcap) {
-  const Checker check("sparse_head");
+std::tuple<Tensor, Tensor, Tensor> sparse_head(Tensor hidden, Tensor weight, Tensor active_ids, int64_t k,
+                                               bool packed, std::optional<Tensor> group_ids,
+                                               std::optional<Tensor> weight_scale, std::optional<Tensor> bias,
+                                               double logit_scale, double softcap) {
+  const Checker check("sparse_head", hidden);
   check.value(1 <= k && k <= kMaxTopK, "k", "1 <= k <= " + std::to_string(kMaxTopK), k);
-  const HeadArgs args =
-      checked(check, hidden, weight, active_ids, packed, group_ids, weight_scale, bias, logit_scale, softcap);
-  Tensor logits = empty({args.rows, k}, aoti_torch_dtype_float32());
-  Tensor token_ids = empty({args.rows, k}, aoti_torch_dtype_int64());
-  Tensor logsumexp = empty({args.rows}, aoti_torch_dtype_float32());
-  run_sparse_head(args, k, static_cast<float*>(logits.data_ptr()),
-                  static_cast<int64_t*>(token_ids.data_ptr()), static_cast<float*>(logsumexp.data_ptr()));
+  const DeviceCall call(check, hidden, "hidden");
+  const HeadArgs args = checked(check, call, hidden, weight, active_ids, packed, group_ids, weight_scale,
+                                bias, logit_scale, softcap);
+  Tensor logits = call.empty({args.rows, k}, ScalarType::Float);
+  Tensor token_ids = call.empty({args.rows, k}, ScalarType::Long);
+  Tensor logsumexp = call.empty({args.rows}, ScalarType::Float);
+  const auto values = static_cast<float*>(logits.data_ptr());
+  const auto ids = static_cast<int64_t*>(token_ids.data_ptr());
+  const auto sums = static_cast<float*>(logsumexp.data_ptr());
+  if (call.on_cuda()) {
+    const Tensor workspace = head_workspace(call, args);
+    call.check(run_sparse_head_cuda(args, k, values, ids, sums, workspace.data_ptr(), call.stream()));
+  } else {
+    run_sparse_head(args, k, values, ids, sums);
+  }
   return {logits, token_ids, logsumexp};
 }
 
-Tensor sparse_logits_cpu(Tensor hidden, Tensor weight, Tensor active_ids, bool packed,
-                         std::optional<Tensor> group_ids, std::optional<Tensor> weight_scale,
-                         std::optional<Tensor> bias, double logit_scale, double softcap) {
-  const Checker check("sparse_logits");
-  const HeadArgs args =
-      checked(check, hidden, weight, active_ids, packed, group_ids, weight_scale, bias, logit_scale, softcap);
-  Tensor logits = empty({args.rows, args.capacity}, aoti_torch_dtype_float32());
-  run_sparse_logits(args, static_cast<float*>(logits.data_ptr()));
+Tensor sparse_logits(Tensor hidden, Tensor weight, Tensor active_ids, bool packed,
+                     std::optional<Tensor> group_ids, std::optional<Tensor> weight_scale,
+                     std::optional<Tensor> bias, double logit_scale, double softcap) {
+  const Checker check("sparse_logits", hidden);
+  const DeviceCall call(check, hidden, "hidden");
+  const HeadArgs args = checked(check, call, hidden, weight, active_ids, packed, group_ids, weight_scale,
+                                bias, logit_scale, softcap);
+  Tensor logits = call.empty({args.rows, args.capacity}, ScalarType::Float);
+  const auto values = static_cast<float*>(logits.data_ptr());
+  if (call.on_cuda()) {
+    const Tensor workspace = head_workspace(call, args);
+    call.check(run_sparse_logits_cuda(args, values, workspace.data_ptr(), call.stream()));
+  } else {
+    run_sparse_logits(args, values);
+  }
   return logits;
 }
 

@@ -4,15 +4,11 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
-#include <limits>
 #include <optional>
 
-namespace microspec {
+#include "vocab/args.h"
 
-// A pinned slot carries the largest stamp, an empty one the smallest: so the n slots to give to
-// n newcomers are always the n smallest by (stamp, slot).
-constexpr int64_t kPinnedStamp = std::numeric_limits<int64_t>::max();
-constexpr int64_t kEmptyStamp = -1;
+namespace microspec {
 
 // One group's state, and the tokens it has just seen.
 struct VocabGroup {
@@ -30,8 +26,8 @@ struct VocabGroup {
 // Torch-free. Equals the sequential LRU of the contract in set and recency.
 void vocab_update_group(const VocabGroup& group);
 
-void vocab_update_cpu(torch::stable::Tensor active_ids, torch::stable::Tensor slot_stamps,
-                      torch::stable::Tensor token_slots, torch::stable::Tensor clock,
-                      torch::stable::Tensor tokens, std::optional<torch::stable::Tensor> token_groups);
+void vocab_update_(torch::stable::Tensor active_ids, torch::stable::Tensor slot_stamps,
+                   torch::stable::Tensor token_slots, torch::stable::Tensor clock,
+                   torch::stable::Tensor tokens, std::optional<torch::stable::Tensor> token_groups);
 
 }  // namespace microspec

@@ -1,22 +1,15 @@
 // Checks of vocab_update_ and the sorting of its tokens into groups.
-#include <algorithm>
 #include <vector>
 
 #include "common/check.h"
+#include "common/device_call.h"
 #include "common/parallel.h"
 #include "vocab.h"
+#include "vocab_cuda.h"
 
 namespace microspec {
 
 namespace {
-
-struct Tokens {
-  const void* data;
-  bool is_long;
-  int64_t operator[](int64_t i) const {
-    return is_long ? static_cast<const int64_t*>(data)[i] : static_cast<const int32_t*>(data)[i];
-  }
-};
 
 struct GroupTokens {
   std::vector<int64_t> tokens, offsets;
@@ -26,11 +19,55 @@ struct GroupTokens {
   }
 };
 
+int64_t value_at(const void* data, bool is_long, int64_t i) {
+  return is_long ? static_cast<const int64_t*>(data)[i] : static_cast<const int32_t*>(data)[i];
+}
+
+// The tokens of each group, once every id is known to be good.
+std::vector<GroupTokens> tokens_by_group(const Checker& check, const VocabArgs& args, const void* tokens,
+                                         const void* token_groups) {
+  const int64_t total = token_groups ? args.count : args.groups * args.count;
+  std::vector<GroupTokens> seen(args.groups);
+  for (int64_t i = 0; i < total; ++i) {
+    const int64_t id = value_at(tokens, args.long_tokens, i);
+    if (id < -1 || id >= args.vocab_size) {
+      check.fail("IndexError", "tokens", "ids in [0, " + std::to_string(args.vocab_size) + ") or -1", id,
+                 " at flat position ", i);
+    }
+    const int64_t group = token_groups ? value_at(token_groups, args.long_groups, i) : i / args.count;
+    if (group < -1 || group >= args.groups) {
+      check.fail("IndexError", "token_groups", "groups in [0, " + std::to_string(args.groups) + ") or -1",
+                 group, " at position ", i);
+    }
+    if (id >= 0 && group >= 0) seen[group].push(id, token_groups ? i : i % args.count);
+  }
+  return seen;
+}
+
+void update_on_cpu(const VocabArgs& args, const std::vector<GroupTokens>& seen) {
+  parallel_for(args.groups, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t g = begin; g < end; ++g) {
+      vocab_update_group({args.active_ids + g * args.capacity, args.slot_stamps + g * args.capacity,
+                          args.token_slots + g * args.vocab_size, args.clock + g, args.capacity,
+                          seen[g].tokens.data(), seen[g].offsets.data(),
+                          static_cast<int64_t>(seen[g].tokens.size()), args.count});
+    }
+  });
+}
+
+void update_on_cuda(const DeviceCall& call, const VocabArgs& args) {
+  size_t bytes = 0;
+  call.check(vocab_cuda_workspace(args, &bytes));
+  const Tensor workspace = call.workspace(bytes);
+  call.check(run_vocab_update_cuda(args, workspace.data_ptr(), call.stream()));
+}
+
 }  // namespace
 
-void vocab_update_cpu(Tensor active_ids, Tensor slot_stamps, Tensor token_slots, Tensor clock, Tensor tokens,
-                      std::optional<Tensor> token_groups) {
-  const Checker check("vocab_update_");
+void vocab_update_(Tensor active_ids, Tensor slot_stamps, Tensor token_slots, Tensor clock, Tensor tokens,
+                   std::optional<Tensor> token_groups) {
+  const Checker check("vocab_update_", active_ids);
+  const DeviceCall call(check, active_ids, "active_ids");
   const int64_t id_dims = active_ids.dim();
   check.slots(active_ids);
   const int64_t groups = id_dims == 2 ? active_ids.size(0) : 1;
@@ -45,7 +82,8 @@ void vocab_update_cpu(Tensor active_ids, Tensor slot_stamps, Tensor token_slots,
   check.shape(token_slots, "token_slots", {groups, vocab_size});
   check.shape(clock, "clock", {groups});
 
-  const Tokens token{tokens.data_ptr(), check.integer(tokens, "tokens")};
+  VocabArgs args{};
+  args.long_tokens = check.integer(tokens, "tokens");
   const bool ragged = token_groups.has_value();
   if (ragged || tokens.dim() == 1) {
     check.value(tokens.dim() == 1, "tokens", "shape [N] beside token_groups", shape_of(tokens));
@@ -55,13 +93,12 @@ void vocab_update_cpu(Tensor active_ids, Tensor slot_stamps, Tensor token_slots,
     check.value(tokens.dim() == 2 && tokens.size(0) == groups, "tokens",
                 "shape [" + std::to_string(groups) + ", N]", shape_of(tokens));
   }
-  const int64_t count = tokens.size(tokens.dim() - 1);
-  Tokens group_of{nullptr, false};
+  args.count = tokens.size(tokens.dim() - 1);
   if (ragged) {
-    group_of = {token_groups->data_ptr(), check.integer(*token_groups, "token_groups")};
-    check.shape(*token_groups, "token_groups", {count});
+    args.long_groups = check.integer(*token_groups, "token_groups");
+    check.shape(*token_groups, "token_groups", {args.count});
     check.contiguous(*token_groups, "token_groups");
-    check.on_cpu(*token_groups, "token_groups");
+    check.on_device(*token_groups, "token_groups");
   }
   const std::pair<const Tensor*, const char*> all[] = {{&active_ids, "active_ids"},
                                                        {&slot_stamps, "slot_stamps"},
@@ -70,36 +107,32 @@ void vocab_update_cpu(Tensor active_ids, Tensor slot_stamps, Tensor token_slots,
                                                        {&tokens, "tokens"}};
   for (const auto& [tensor, name] : all) {
     check.contiguous(*tensor, name);
-    check.on_cpu(*tensor, name);
+    check.on_device(*tensor, name);
   }
+
+  args.active_ids = static_cast<int32_t*>(active_ids.data_ptr());
+  args.slot_stamps = static_cast<int64_t*>(slot_stamps.data_ptr());
+  args.token_slots = static_cast<int32_t*>(token_slots.data_ptr());
+  args.clock = static_cast<int64_t*>(clock.data_ptr());
+  args.tokens = tokens.data_ptr();
+  args.token_groups = ragged ? token_groups->data_ptr() : nullptr;
+  args.groups = groups;
+  args.capacity = capacity;
+  args.vocab_size = vocab_size;
 
   // Everything is read and checked before the first write.
-  std::vector<GroupTokens> seen(groups);
-  for (int64_t i = 0; i < tokens.numel(); ++i) {
-    const int64_t id = token[i];
-    if (id < -1 || id >= vocab_size) {
-      check.fail("IndexError", "tokens", "ids in [0, " + std::to_string(vocab_size) + ") or -1", id,
-                 " at flat position ", i);
-    }
-    const int64_t group = ragged ? group_of[i] : i / count;
-    if (group < -1 || group >= groups) {
-      check.fail("IndexError", "token_groups", "groups in [0, " + std::to_string(groups) + ") or -1", group,
-                 " at position ", i);
-    }
-    if (id >= 0 && group >= 0) seen[group].push(id, ragged ? i : i % count);
+  const HostValues token_values(call, tokens);
+  const HostValues group_values(call, ragged ? *token_groups : tokens);
+  std::vector<GroupTokens> seen;
+  if (token_values.data<void>()) {
+    seen =
+        tokens_by_group(check, args, token_values.data<void>(), ragged ? group_values.data<void>() : nullptr);
   }
-
-  const auto ids = static_cast<int32_t*>(active_ids.data_ptr());
-  const auto stamps = static_cast<int64_t*>(slot_stamps.data_ptr());
-  const auto slots = static_cast<int32_t*>(token_slots.data_ptr());
-  const auto clocks = static_cast<int64_t*>(clock.data_ptr());
-  parallel_for(groups, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t g = begin; g < end; ++g) {
-      vocab_update_group({ids + g * capacity, stamps + g * capacity, slots + g * vocab_size, clocks + g,
-                          capacity, seen[g].tokens.data(), seen[g].offsets.data(),
-                          static_cast<int64_t>(seen[g].tokens.size()), count});
-    }
-  });
+  if (call.on_cuda()) {
+    update_on_cuda(call, args);
+  } else {
+    update_on_cpu(args, seen);
+  }
 }
 
 }  // namespace microspec

@@ -1,0 +1,118 @@
+// Selection in a block: a threshold above which exactly n keys lie.
+//
+// Bisection over the keys' values, not over the keys: nothing is moved or sorted, and a step is one
+// compare a key, one warp reduction, one add to a counter in shared memory and one __syncthreads.
+// It ends as soon as a probe has exactly n keys at or above it, which the gap between the n-th key
+// and the next decides: about log2(range / gap) steps, some 6 to 14 for keys that spread over their
+// range, at most 64. Per step: 2 instructions a key (4 for keys of 64 bits) and about 30 more in every
+// warp, then the latencies of the reduction, the shared add, the barrier and one shared load. (Not yet
+// measured; counted from the latencies known for these instructions, 60 to 100 ns with 16 warps.)
+//
+// Keys are uint64_t or uint32_t: the larger the better, 0 for "no key", none with all bits set. They
+// should differ. They come through a visitor, an object with
+//   template <class F> MICROSPEC_DEVICE void visit(F&& f) const;   // f(key) for each of this thread's
+// so that keys in registers and keys in memory serve one algorithm.
+#pragma once
+
+#include "block_reduce.cuh"
+
+namespace microspec {
+
+// Keys in registers, `count` a thread; `count` is a constant, so every loop over them is unrolled.
+template <int count, class Key = uint64_t>
+struct RegisterKeys {
+  Key key[count];
+
+  template <class F>
+  MICROSPEC_DEVICE void visit(F&& f) const {
+#pragma unroll
+    for (int i = 0; i < count; ++i) f(key[i]);
+  }
+};
+
+// Of a block, in shared memory. Between two uses of one lies at least one barrier.
+struct SelectScratch {
+  // One counter is added to, one is read, one is cleared; so a step needs no second barrier.
+  unsigned counters[3];
+  uint32_t warp_best[kMaxWarps];   // largest high word in a warp
+  uint32_t warp_floor[kMaxWarps];  // smallest of the segments' largest
+};
+
+// What block_threshold starts between: at least n keys are >= low, fewer than n are >= high.
+template <class Key>
+struct Bounds {
+  Key low, high;
+};
+using KeyBounds = Bounds<uint64_t>;
+
+// Before block_threshold, with a barrier between the two.
+MICROSPEC_DEVICE void prepare_select(SelectScratch& scratch) {
+  if (threadIdx.x == 0) scratch.counters[0] = 0;
+}
+
+// Bounds from the high words, for keys whose high words spread (a float above an id). Cut the block
+// into at least n segments of up to 32 lanes: each has a largest key, so n keys are at or above the
+// smallest of those. That leaves out the sparse lower tail, through which a bisection over floats
+// would spend most of its steps. With more keys wanted than there are threads, or a segment without
+// keys, low is 1: every key. Prepares the scratch too and has one barrier.
+template <class Keys>
+MICROSPEC_DEVICE KeyBounds block_key_bounds(const Keys& keys, int n, SelectScratch& scratch) {
+  const int threads = static_cast<int>(blockDim.x);
+  uint32_t best = 0;
+  keys.visit([&](uint64_t key) {
+    const uint32_t high = static_cast<uint32_t>(key >> 32);
+    best = high > best ? high : best;
+  });
+  uint32_t segment = best;
+  if (threads / kWarp >= n) {
+    segment = __reduce_max_sync(kAllLanes, best);
+  } else {
+    for (int width = 2; width < kWarp && threads / width >= n; width *= 2) {
+      const uint32_t other = __shfl_xor_sync(kAllLanes, segment, width / 2);
+      segment = other > segment ? other : segment;
+    }
+  }
+  best = __reduce_max_sync(kAllLanes, best);
+  segment = __reduce_min_sync(kAllLanes, segment);
+  if (lane_index() == 0) {
+    scratch.warp_best[warp_index()] = best;
+    scratch.warp_floor[warp_index()] = segment;
+  }
+  prepare_select(scratch);
+  __syncthreads();
+  best = __reduce_max_sync(kAllLanes, word_of_warp(scratch.warp_best, 0u));
+  segment = __reduce_min_sync(kAllLanes, word_of_warp(scratch.warp_floor, ~0u));
+  const uint64_t low = static_cast<uint64_t>(threads >= n ? segment : 0u) << 32;
+  const uint64_t last = static_cast<uint64_t>(best) << 32 | 0xffffffffu;
+  return {low > 1 ? low : 1, last + 1 > last ? last + 1 : last};
+}
+
+// The threshold T such that exactly n keys of the block are >= T, for 1 <= n <= the number of keys.
+// If keys are equal there may be none: then more than n are >= T, but fewer than n are > T, and the
+// caller has to leave some out. Every thread of the block gets the same T.
+template <class Keys, class Key>
+MICROSPEC_DEVICE Key block_threshold(const Keys& keys, int n, Bounds<Key> bounds, SelectScratch& scratch) {
+  Key low = bounds.low, high = bounds.high;
+  for (int counter = 0; high - low > 1;) {
+    const Key middle = low + (high - low) / 2;
+    unsigned above = 0;
+    keys.visit([&](Key key) { above += key >= middle; });
+    above = __reduce_add_sync(kAllLanes, above);
+    const int next = counter == 2 ? 0 : counter + 1;
+    if (lane_index() == 0) atomicAdd(&scratch.counters[counter], above);
+    // Last read in the step before the last one, so nobody is reading it any more.
+    if (threadIdx.x == 0) scratch.counters[next] = 0;
+    __syncthreads();
+    above = scratch.counters[counter];
+    if (above == static_cast<unsigned>(n)) return middle;
+    if (above > static_cast<unsigned>(n)) {
+      low = middle;
+    } else {
+      high = middle;
+    }
+    counter = next;
+  }
+  return low;
+}
+
+}  // namespace microspec

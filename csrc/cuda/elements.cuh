@@ -1,0 +1,99 @@
+// Elements of rows and activations in registers: 32-bit words to floats and back.
+#pragma once
+
+#include "common/dtype.h"
+#include "ptx.cuh"
+
+namespace microspec {
+
+// Elements in 16 bytes, the widest access.
+template <class Element>
+constexpr int kVector = 16 / static_cast<int>(sizeof(Element));
+
+template <class Element>
+struct Elements;
+
+template <>
+struct Elements<float> {
+  static constexpr int kPerWord = 1;
+  MICROSPEC_DEVICE static void unpack(uint32_t word, float* values) { values[0] = __uint_as_float(word); }
+};
+
+template <>
+struct Elements<bf16_t> {
+  static constexpr int kPerWord = 2;
+  MICROSPEC_DEVICE static void unpack(uint32_t word, float* values) {
+    values[0] = __uint_as_float(word << 16);
+    values[1] = __uint_as_float(word & 0xffff0000u);
+  }
+  MICROSPEC_DEVICE static uint32_t pack(float low, float high) { return ptx::bf16x2_of_floats(low, high); }
+};
+
+template <>
+struct Elements<f16_t> {
+  static constexpr int kPerWord = 2;
+  MICROSPEC_DEVICE static void unpack(uint32_t word, float* values) {
+    const float2 pair = ptx::float2_of_f16x2(word);
+    values[0] = pair.x;
+    values[1] = pair.y;
+  }
+  MICROSPEC_DEVICE static uint32_t pack(float low, float high) { return ptx::f16x2_of_floats(low, high); }
+};
+
+template <>
+struct Elements<f8e4m3_t> {
+  static constexpr int kPerWord = 4;
+  MICROSPEC_DEVICE static void unpack(uint32_t word, float* values) {
+    Elements<f16_t>::unpack(ptx::f16x2_of_e4m3x2(word & 0xffffu), values);
+    Elements<f16_t>::unpack(ptx::f16x2_of_e4m3x2(word >> 16), values + 2);
+  }
+};
+
+template <>
+struct Elements<int8_t> {
+  static constexpr int kPerWord = 4;
+  // The conversion instruction runs at a quarter of the rate of an addition. An unsigned byte in the
+  // last bits of 2^23 is 2^23 + byte; flipping the sign bit makes a signed byte unsigned.
+  MICROSPEC_DEVICE static void unpack(uint32_t word, float* values) {
+    constexpr float kOffset = 8388608.0f + 128.0f;
+    const uint32_t bytes = word ^ 0x80808080u;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      values[i] = __uint_as_float(0x4b000000u | ((bytes >> (8 * i)) & 0xffu)) - kOffset;
+    }
+  }
+};
+
+// 16 bytes as kVector<Element> floats.
+template <class Element>
+MICROSPEC_DEVICE void unpack16(const uint4& words, float* values) {
+  constexpr int kPerWord = Elements<Element>::kPerWord;
+  Elements<Element>::unpack(words.x, values);
+  Elements<Element>::unpack(words.y, values + kPerWord);
+  Elements<Element>::unpack(words.z, values + 2 * kPerWord);
+  Elements<Element>::unpack(words.w, values + 3 * kPerWord);
+}
+
+// The first `count` elements at a pointer that is aligned to an element only; zeros after them.
+template <class Element>
+MICROSPEC_DEVICE uint4 load_elements(const Element* source, int64_t count) {
+  constexpr int kPerWord = Elements<Element>::kPerWord;
+  uint32_t words[4] = {};
+#pragma unroll
+  for (int i = 0; i < kVector<Element>; ++i) {
+    uint32_t bits = 0;
+    if (i < count) {
+      if constexpr (sizeof(Element) == 1) {
+        bits = reinterpret_cast<const uint8_t*>(source)[i];
+      } else if constexpr (sizeof(Element) == 2) {
+        bits = reinterpret_cast<const uint16_t*>(source)[i];
+      } else {
+        bits = reinterpret_cast<const uint32_t*>(source)[i];
+      }
+    }
+    words[i / kPerWord] |= bits << (i % kPerWord * (32 / kPerWord));
+  }
+  return make_uint4(words[0], words[1], words[2], words[3]);
+}
+
+}  // namespace microspec

@@ -1,0 +1,63 @@
+// Starting a kernel, and what the host must know of the device to choose its grid.
+#pragma once
+
+#include "platform.cuh"
+
+namespace microspec {
+
+// A cudaError_t; 0 is success. (An int, so that callers need no CUDA header.)
+using Error = int;
+constexpr Error kInvalidValue = 1;
+
+struct Device {
+  int arch;          // compute capability times 100: 900
+  int sms;           // streaming multiprocessors
+  int block_shared;  // bytes of shared memory a block may ask for
+  int sm_shared;     // bytes of shared memory on an SM
+};
+
+// Of the calling thread's current device; asked for once.
+Error current_device(Device& device);
+
+struct Launch {
+  unsigned blocks;
+  unsigned threads;
+  size_t shared_bytes;
+  void* stream;
+  // From sm_90 on the kernel may start before the one ahead of it in the stream is over. It must
+  // call ptx::wait_for_earlier_kernels in every thread before it reads or writes anything.
+  bool dependent = false;
+};
+
+}  // namespace microspec
+
+#ifdef MICROSPEC_EMULATION
+#include "emulation/launch.h"
+#else
+
+namespace microspec {
+
+template <class... Parameters, class... Arguments>
+Error launch(void (*kernel)(Parameters...), const Launch& how, Arguments... arguments) {
+  constexpr size_t kWithoutAsking = 48 * 1024;
+  if (how.shared_bytes > kWithoutAsking) {
+    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                   static_cast<int>(how.shared_bytes));
+    if (error != cudaSuccess) return error;
+  }
+  cudaLaunchAttribute attribute;
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(how.blocks);
+  config.blockDim = dim3(how.threads);
+  config.dynamicSmemBytes = how.shared_bytes;
+  config.stream = static_cast<cudaStream_t>(how.stream);
+  config.attrs = &attribute;
+  config.numAttrs = how.dependent ? 1 : 0;
+  return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
+}
+
+}  // namespace microspec
+
+#endif  // MICROSPEC_EMULATION

@@ -1,0 +1,28 @@
+// Takes the place of the CUDA sources in a build without nvcc, where no op is registered for CUDA
+// tensors and none of this is ever called.
+#include "gather/gather_cuda.h"
+#include "head/cuda/head_cuda.h"
+#include "runtime.h"
+#include "vocab/vocab_cuda.h"
+
+namespace microspec {
+
+namespace {
+constexpr int kNotSupported = 801;  // cudaErrorNotSupported
+}
+
+const char* cuda_error_text(int) { return "this library was built without CUDA"; }
+int cuda_arch(int*) { return kNotSupported; }
+int cuda_pinned_pointer(const void*, const void**) { return kNotSupported; }
+int cuda_copy_to_host(void*, const void*, size_t, void*, bool*) { return kNotSupported; }
+
+int head_cuda_workspace(const HeadArgs&, size_t*) { return kNotSupported; }
+int run_sparse_head_cuda(const HeadArgs&, int64_t, float*, int64_t*, float*, void*, void*) {
+  return kNotSupported;
+}
+int run_sparse_logits_cuda(const HeadArgs&, float*, void*, void*) { return kNotSupported; }
+int run_gather_rows_cuda(const GatherArgs&, int64_t, void*) { return kNotSupported; }
+int vocab_cuda_workspace(const VocabArgs&, size_t*) { return kNotSupported; }
+int run_vocab_update_cuda(const VocabArgs&, void*, void*) { return kNotSupported; }
+
+}  // namespace microspec

@@ -1,0 +1,69 @@
+// numpy arrays as the ops' raw pointers.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "common/dtype.h"
+
+namespace microspec::emulation {
+
+namespace py = pybind11;
+using Array = py::array;
+using OptionalArray = std::optional<py::array>;
+
+// numpy has neither bf16 nor fp8: they come as uint16 and uint8.
+inline DType element_type(const Array& array) {
+  const char kind = array.dtype().kind();
+  switch (array.itemsize()) {
+    case 4: return DType::f32;
+    case 2: return kind == 'f' ? DType::f16 : DType::bf16;
+    default: return kind == 'i' ? DType::i8 : DType::f8e4m3;
+  }
+}
+
+inline int64_t stride(const Array& array, int dimension) {
+  return static_cast<int64_t>(array.strides(dimension)) / static_cast<int64_t>(array.itemsize());
+}
+
+template <class T>
+T* pointer(Array& array) {
+  return static_cast<T*>(array.mutable_data());
+}
+template <class T>
+const T* pointer(const Array& array) {
+  return static_cast<const T*>(array.data());
+}
+template <class T>
+const T* pointer(const OptionalArray& array) {
+  return array ? static_cast<const T*>(array->data()) : nullptr;
+}
+inline bool is_long(const OptionalArray& array) { return array && array->itemsize() == 8; }
+
+inline void check(int error, const char* op) {
+  if (error) throw std::runtime_error(std::string(op) + ": error " + std::to_string(error));
+}
+
+// Device memory of exactly this size, which nobody has cleared.
+class Workspace {
+ public:
+  explicit Workspace(size_t bytes) : memory_(bytes ? std::aligned_alloc(256, bytes) : nullptr) {
+    std::memset(memory_.get(), 0xFF, bytes);
+  }
+  void* get() const { return memory_.get(); }
+
+ private:
+  struct Free {
+    void operator()(void* memory) const { std::free(memory); }
+  };
+  std::unique_ptr<void, Free> memory_;
+};
+
+}  // namespace microspec::emulation

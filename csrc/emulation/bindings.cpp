@@ -1,0 +1,74 @@
+#include "bindings.h"
+
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "failure.h"
+#include "settings.h"
+
+namespace py = pybind11;
+
+namespace microspec::emulation {
+
+namespace {
+
+// In the order of Kind.
+constexpr const char* kNames[] = {"DivergentBarrier", "DivergentWarp", "WrongMask",
+                                  "Misaligned",       "Deadlock",      "MBarrierMisuse",
+                                  "SharedMemory",     "Unsupported",   "MissedWait"};
+
+// One module's exceptions; never freed, as a module is not.
+std::vector<py::object>& exceptions() {
+  static auto* classes = new std::vector<py::object>;
+  return *classes;
+}
+
+void translate(std::exception_ptr thrown) {
+  try {
+    if (thrown) std::rethrow_exception(thrown);
+  } catch (const Failure& failure) {
+    PyErr_SetString(exceptions()[static_cast<size_t>(failure.kind)].ptr(), failure.what());
+  }
+}
+
+template <class T>
+T named(const std::map<std::string, T>& values, py::handle name) {
+  const auto found = values.find(name.cast<std::string>());
+  if (found == values.end()) throw py::value_error("no such setting: " + name.cast<std::string>());
+  return found->second;
+}
+
+void configure(const py::kwargs& options) {
+  const std::map<std::string, Order> orders{{"in order", Order::in_order}, {"shuffled", Order::shuffled}};
+  const std::map<std::string, Copies> copies{
+      {"eager", Copies::eager}, {"late", Copies::late}, {"random", Copies::random}};
+  Settings next = settings;
+  const std::map<std::string, std::function<void(py::handle)>> setters{
+      {"arch", [&](py::handle value) { next.arch = value.cast<int>(); }},
+      {"sms", [&](py::handle value) { next.sms = value.cast<int>(); }},
+      {"block_shared", [&](py::handle value) { next.block_shared = value.cast<int>(); }},
+      {"sm_shared", [&](py::handle value) { next.sm_shared = value.cast<int>(); }},
+      {"order", [&](py::handle value) { next.order = named(orders, value); }},
+      {"copies", [&](py::handle value) { next.copies = named(copies, value); }},
+      {"seed", [&](py::handle value) { next.seed = value.cast<uint64_t>(); }},
+      {"resident_blocks", [&](py::handle value) { next.resident_blocks = value.cast<int>(); }},
+  };
+  for (const auto& [name, value] : options) named(setters, name)(value);
+  settings = next;
+}
+
+}  // namespace
+
+void bind_emulation(py::module_& module) {
+  py::object base = py::exception<Failure>(module, "EmulationError", PyExc_RuntimeError);
+  for (const char* name : kNames) exceptions().push_back(py::exception<Failure>(module, name, base));
+  py::register_local_exception_translator(translate);
+  module.def(
+      "configure", &configure,
+      "arch, sms, block_shared, sm_shared (bytes), order ('in order', 'shuffled'), copies ('eager', 'late', "
+      "'random'), seed (of the next launch; each launch takes the next one), resident_blocks");
+}
+
+}  // namespace microspec::emulation

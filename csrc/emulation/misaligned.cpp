@@ -1,0 +1,25 @@
+// Where g++'s own check (-fsanitize=alignment) of every access in a kernel reports: so that a
+// misaligned vector access is a Failure with its source line, without the sanitizer's library.
+#include "runtime.h"
+
+namespace {
+
+// As GCC lays it out for this handler.
+struct TypeMismatch {
+  struct {
+    const char* file;
+    uint32_t line, column;
+  } at;
+  const void* type;
+  unsigned char log_alignment;
+  unsigned char kind;
+};
+
+}  // namespace
+
+extern "C" void __ubsan_handle_type_mismatch_v1(const TypeMismatch* found, uintptr_t) {
+  using namespace microspec::emulation;
+  const auto bytes = 1u << found->log_alignment;
+  fail(Kind::misaligned, "an access that needs " + std::to_string(bytes) + " aligned bytes",
+       Site(found->at.file, found->at.line));
+}

@@ -1,0 +1,50 @@
+// mma.sync m16n8k16: each lane's elements into matrices, their product, and back.
+#include "collectives.h"
+#include "numbers.h"
+
+namespace microspec::emulation {
+
+namespace {
+
+constexpr int kM = 16, kN = 8, kK = 16;
+
+void unpack(uint32_t pair, bool bf16, float& low, float& high) {
+  const auto first = static_cast<uint16_t>(pair), second = static_cast<uint16_t>(pair >> 16);
+  low = bf16 ? float_of_bf16(first) : float_of_f16(first);
+  high = bf16 ? float_of_bf16(second) : float_of_f16(second);
+}
+
+}  // namespace
+
+// Accumulated in double and rounded once. (A tensor core truncates on the way: its result may differ
+// from this in the last bits.)
+void multiply(const std::array<MmaLane*, 32>& lanes) {
+  float a[kM][kK], b[kK][kN];
+  const bool bf16 = lanes[0]->bf16;
+  for (int lane = 0; lane < 32; ++lane) {
+    const int g = lane / 4, t = lane % 4 * 2;
+    const MmaLane& own = *lanes[lane];
+    unpack(own.a[0], bf16, a[g][t], a[g][t + 1]);
+    unpack(own.a[1], bf16, a[g + 8][t], a[g + 8][t + 1]);
+    unpack(own.a[2], bf16, a[g][t + 8], a[g][t + 9]);
+    unpack(own.a[3], bf16, a[g + 8][t + 8], a[g + 8][t + 9]);
+    unpack(own.b[0], bf16, b[t][g], b[t + 1][g]);
+    unpack(own.b[1], bf16, b[t + 8][g], b[t + 9][g]);
+  }
+  double d[kM][kN] = {};
+  for (int m = 0; m < kM; ++m) {
+    for (int k = 0; k < kK; ++k) {
+      for (int n = 0; n < kN; ++n) d[m][n] += static_cast<double>(a[m][k]) * b[k][n];
+    }
+  }
+  for (int lane = 0; lane < 32; ++lane) {
+    const int g = lane / 4, t = lane % 4 * 2;
+    float* own = lanes[lane]->d;
+    own[0] = static_cast<float>(own[0] + d[g][t]);
+    own[1] = static_cast<float>(own[1] + d[g][t + 1]);
+    own[2] = static_cast<float>(own[2] + d[g + 8][t]);
+    own[3] = static_cast<float>(own[3] + d[g + 8][t + 1]);
+  }
+}
+
+}  // namespace microspec::emulation

@@ -1,0 +1,126 @@
+// _emulation: the runners of the CUDA library, over numpy arrays. Arguments are taken as checked.
+#include "arrays.h"
+#include "bindings.h"
+#include "gather/gather_cuda.h"
+#include "head/cuda/head_cuda.h"
+#include "vocab/vocab_cuda.h"
+
+namespace microspec::emulation {
+
+namespace {
+
+HeadArgs head_args(const Array& hidden, const Array& weight, const Array& active_ids, bool packed,
+                   const OptionalArray& group_ids, const OptionalArray& weight_scale,
+                   const OptionalArray& bias, double logit_scale, double softcap) {
+  HeadArgs args{};
+  args.hidden = pointer<void>(hidden);
+  args.hidden_row_stride = stride(hidden, 0);
+  args.weight = pointer<void>(weight);
+  args.weight_row_stride = stride(weight, static_cast<int>(weight.ndim()) - 2);
+  args.weight_group_stride = packed && weight.ndim() == 3 ? stride(weight, 0) : 0;
+  args.weight_scale = pointer<float>(weight_scale);
+  args.active_ids = pointer<int32_t>(active_ids);
+  args.group_ids = pointer<void>(group_ids);
+  args.bias = pointer<void>(bias);
+  args.rows = hidden.shape(0);
+  args.dim = hidden.shape(1);
+  args.groups = active_ids.ndim() == 2 ? active_ids.shape(0) : 1;
+  args.capacity = active_ids.shape(active_ids.ndim() - 1);
+  // A slab without bias has rows for slots only, so any id will do.
+  args.vocab_size = !packed ? weight.shape(0) : bias ? bias->shape(0) : int64_t{1} << 31;
+  args.logit_scale = static_cast<float>(logit_scale);
+  args.softcap = static_cast<float>(softcap);
+  args.hidden_type = element_type(hidden);
+  args.weight_type = element_type(weight);
+  args.bias_type = bias ? element_type(*bias) : DType::f32;
+  args.packed = packed;
+  args.long_group_ids = is_long(group_ids);
+  return args;
+}
+
+Workspace head_workspace(const HeadArgs& args) {
+  size_t bytes = 0;
+  check(head_cuda_workspace(args, &bytes), "head_cuda_workspace");
+  return Workspace(bytes);
+}
+
+void sparse_head(Array logits, Array token_ids, Array logsumexp, const Array& hidden, const Array& weight,
+                 const Array& active_ids, int64_t k, bool packed, const OptionalArray& group_ids,
+                 const OptionalArray& weight_scale, const OptionalArray& bias, double logit_scale,
+                 double softcap) {
+  const HeadArgs args =
+      head_args(hidden, weight, active_ids, packed, group_ids, weight_scale, bias, logit_scale, softcap);
+  const Workspace workspace = head_workspace(args);
+  check(run_sparse_head_cuda(args, k, pointer<float>(logits), pointer<int64_t>(token_ids),
+                             pointer<float>(logsumexp), workspace.get(), nullptr),
+        "run_sparse_head_cuda");
+}
+
+void sparse_logits(Array logits, const Array& hidden, const Array& weight, const Array& active_ids,
+                   bool packed, const OptionalArray& group_ids, const OptionalArray& weight_scale,
+                   const OptionalArray& bias, double logit_scale, double softcap) {
+  const HeadArgs args =
+      head_args(hidden, weight, active_ids, packed, group_ids, weight_scale, bias, logit_scale, softcap);
+  const Workspace workspace = head_workspace(args);
+  check(run_sparse_logits_cuda(args, pointer<float>(logits), workspace.get(), nullptr),
+        "run_sparse_logits_cuda");
+}
+
+void gather_rows(Array slab, Array slab_ids, const Array& weight, const Array& active_ids,
+                 std::optional<Array> slab_scale, const OptionalArray& weight_scale) {
+  GatherArgs args{};
+  args.slab = pointer<void>(slab);
+  args.slab_ids = pointer<int32_t>(slab_ids);
+  args.slab_scale = slab_scale ? pointer<float>(*slab_scale) : nullptr;
+  args.weight = pointer<void>(weight);
+  args.weight_row_stride = stride(weight, 0);
+  args.weight_scale = pointer<float>(weight_scale);
+  args.active_ids = pointer<int32_t>(active_ids);
+  args.dim = weight.shape(1);
+  args.vocab_size = weight.shape(0);
+  args.slab_type = element_type(slab);
+  args.weight_type = element_type(weight);
+  check(run_gather_rows_cuda(args, active_ids.size(), nullptr), "run_gather_rows_cuda");
+}
+
+void vocab_update(Array active_ids, Array slot_stamps, Array token_slots, Array clock, const Array& tokens,
+                  const OptionalArray& token_groups) {
+  VocabArgs args{};
+  args.active_ids = pointer<int32_t>(active_ids);
+  args.slot_stamps = pointer<int64_t>(slot_stamps);
+  args.token_slots = pointer<int32_t>(token_slots);
+  args.clock = pointer<int64_t>(clock);
+  args.tokens = pointer<void>(tokens);
+  args.token_groups = pointer<void>(token_groups);
+  args.long_tokens = is_long(tokens);
+  args.long_groups = is_long(token_groups);
+  args.groups = clock.shape(0);
+  args.capacity = slot_stamps.shape(1);
+  args.vocab_size = token_slots.shape(1);
+  args.count = tokens.shape(tokens.ndim() - 1);
+  size_t bytes = 0;
+  check(vocab_cuda_workspace(args, &bytes), "vocab_cuda_workspace");
+  const Workspace workspace(bytes);
+  check(run_vocab_update_cuda(args, workspace.get(), nullptr), "run_vocab_update_cuda");
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_emulation, module) {
+  bind_emulation(module);
+  using py::arg;
+  const auto none = py::none();
+  module.def("sparse_head", &sparse_head, arg("logits"), arg("token_ids"), arg("logsumexp"), arg("hidden"),
+             arg("weight"), arg("active_ids"), arg("k"), py::kw_only(), arg("packed") = false,
+             arg("group_ids") = none, arg("weight_scale") = none, arg("bias") = none,
+             arg("logit_scale") = 1.0, arg("softcap") = 0.0);
+  module.def("sparse_logits", &sparse_logits, arg("logits"), arg("hidden"), arg("weight"), arg("active_ids"),
+             py::kw_only(), arg("packed") = false, arg("group_ids") = none, arg("weight_scale") = none,
+             arg("bias") = none, arg("logit_scale") = 1.0, arg("softcap") = 0.0);
+  module.def("gather_rows_", &gather_rows, arg("slab"), arg("slab_ids"), arg("weight"), arg("active_ids"),
+             py::kw_only(), arg("slab_scale") = none, arg("weight_scale") = none);
+  module.def("vocab_update_", &vocab_update, arg("active_ids"), arg("slot_stamps"), arg("token_slots"),
+             arg("clock"), arg("tokens"), py::kw_only(), arg("token_groups") = none);
+}
+
+}  // namespace microspec::emulation

@@ -1,0 +1,92 @@
+#include "races.h"
+
+#ifdef MICROSPEC_TSAN
+
+#include <sanitizer/tsan_interface.h>
+
+#include <unordered_set>
+
+#include "runtime.h"
+
+extern "C" {
+void AnnotateIgnoreReadsBegin(const char* file, int line);
+void AnnotateIgnoreReadsEnd(const char* file, int line);
+void AnnotateIgnoreWritesBegin(const char* file, int line);
+void AnnotateIgnoreWritesEnd(const char* file, int line);
+}
+
+namespace microspec::emulation::races {
+
+namespace {
+
+constexpr unsigned kWithoutOrder = 1;  // __tsan_switch_to_fiber_no_sync
+
+// Addresses of atomics that some thread operated on after a fence.
+std::unordered_set<const void*> published;
+
+char* key_of(const void* address) { return static_cast<char*>(const_cast<void*>(address)); }
+
+}  // namespace
+
+void* make_context(const char* name) {
+  void* context = __tsan_create_fiber(0);
+  __tsan_set_fiber_name(context, name);
+  return context;
+}
+void end_context(void* context) {
+  if (context) __tsan_destroy_fiber(context);
+}
+void* this_context() { return __tsan_get_current_fiber(); }
+void switch_to(void* context) { __tsan_switch_to_fiber(context, kWithoutOrder); }
+
+void release(const void* key) { __tsan_release(key_of(key)); }
+void acquire(const void* key) { __tsan_acquire(key_of(key)); }
+
+// fence; atomic on X   ...   atomic on X; fence   orders what is before the first fence before what
+// is after the second. Two helpers a thread keep what that takes: `fenced` has the order of the
+// thread's last fence and publishes it at each atomic; `observed` gathers what atomics have read,
+// which the thread itself gets with its next fence.
+void fence(Thread& thread) {
+  if (thread.observed) {
+    as(thread.observed, [&] { release(&thread.observed); });
+    acquire(&thread.observed);
+  }
+  if (!thread.fenced) thread.fenced = make_context("fence");
+  release(&thread.fenced);
+  as(thread.fenced, [&] { acquire(&thread.fenced); });
+}
+
+void before_atomic(Thread& thread, const void* address) {
+  if (!thread.fenced) return;
+  Unseen unseen;
+  published.insert(address);
+  as(thread.fenced, [&] { release(address); });
+}
+
+void after_atomic(Thread& thread, const void* address) {
+  Unseen unseen;
+  if (!published.count(address)) return;
+  if (!thread.observed) thread.observed = make_context("observed by atomics");
+  as(thread.observed, [&] { acquire(address); });
+}
+
+void start(Thread& thread, const char* name) { thread.fiber.race_context = make_context(name); }
+
+void finish(Thread& thread) {
+  end_context(thread.fenced);
+  end_context(thread.observed);
+  thread.fenced = thread.observed = nullptr;
+}
+
+Unseen::Unseen() {
+  AnnotateIgnoreReadsBegin(__FILE__, __LINE__);
+  AnnotateIgnoreWritesBegin(__FILE__, __LINE__);
+}
+Unseen::~Unseen() {
+  AnnotateIgnoreWritesEnd(__FILE__, __LINE__);
+  AnnotateIgnoreReadsEnd(__FILE__, __LINE__);
+}
+
+}  // namespace microspec::emulation::races
+
+#endif  // MICROSPEC_TSAN

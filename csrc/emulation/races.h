@@ -1,0 +1,76 @@
+// What orders memory accesses in CUDA's memory model, told to ThreadSanitizer. Without it, nothing.
+//
+// Emulated threads are fibers that ThreadSanitizer takes for unordered threads. What orders them:
+// barriers of a block and __syncwarp (not shuffles and votes), the end of a kernel, completed copies,
+// and a fence before and one after two atomics on the same address. An atomic alone orders nothing.
+// This must only be called from code that is not instrumented.
+#pragma once
+
+namespace microspec::emulation {
+
+struct Thread;
+
+namespace races {
+
+#ifdef MICROSPEC_TSAN
+
+constexpr bool kDetected = true;
+
+// A line of execution, ordered after all that its maker did so far.
+void* make_context(const char* name);
+void end_context(void* context);
+void* this_context();
+void switch_to(void* context);
+
+void release(const void* key);
+void acquire(const void* key);
+
+// Runs f as another line of execution.
+template <class F>
+void as(void* context, F&& f) {
+  void* self = this_context();
+  switch_to(context);
+  f();
+  switch_to(self);
+}
+
+void fence(Thread& thread);
+void after_atomic(Thread& thread, const void* address);
+void before_atomic(Thread& thread, const void* address);
+void start(Thread& thread, const char* name);
+void finish(Thread& thread);
+
+// Inside, accesses by library functions (an allocator's, memcpy's) are the emulation's own.
+class Unseen {
+ public:
+  Unseen();
+  ~Unseen();
+};
+
+#else
+
+constexpr bool kDetected = false;
+
+inline void* make_context(const char*) { return nullptr; }
+inline void end_context(void*) {}
+inline void* this_context() { return nullptr; }
+inline void switch_to(void*) {}
+inline void release(const void*) {}
+inline void acquire(const void*) {}
+template <class F>
+void as(void*, F&& f) {
+  f();
+}
+inline void fence(Thread&) {}
+inline void after_atomic(Thread&, const void*) {}
+inline void before_atomic(Thread&, const void*) {}
+inline void start(Thread&, const char*) {}
+inline void finish(Thread&) {}
+struct Unseen {
+  Unseen() {}
+};
+
+#endif
+
+}  // namespace races
+}  // namespace microspec::emulation

@@ -1,0 +1,42 @@
+// The emulated device and how it behaves where CUDA leaves a choice. Set from Python.
+#pragma once
+
+#include <cstdint>
+
+namespace microspec::emulation {
+
+enum class Order { in_order, shuffled };    // of warps and lanes that could go on
+enum class Copies { eager, late, random };  // when asynchronous copies arrive
+
+struct Settings {
+  int arch = 800;
+  int sms = 4;
+  int block_shared = 163 * 1024;
+  int sm_shared = 164 * 1024;
+  Order order = Order::in_order;
+  Copies copies = Copies::eager;
+  uint64_t seed = 0;        // of the next launch; each launch moves on to the next one
+  int resident_blocks = 1;  // that take turns; the others wait until one of these is over
+};
+
+extern Settings settings;
+
+// SplitMix64: small, and good from the first draw on.
+class Random {
+ public:
+  explicit Random(uint64_t seed) : state_(seed) {}
+
+  uint64_t next() {
+    uint64_t z = state_ += 0x9e3779b97f4a7c15u;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+  }
+  uint64_t below(uint64_t bound) { return next() % bound; }
+  bool one_in(uint64_t n) { return below(n) == 0; }
+
+ private:
+  uint64_t state_;
+};
+
+}  // namespace microspec::emulation

@@ -1,0 +1,42 @@
+// The shared memory of one block. Every array lies alone between guards, no better aligned than it
+// was declared, and is filled with 0xFF.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <vector>
+
+#include "failure.h"
+
+namespace microspec::emulation {
+
+class SharedMemory {
+ public:
+  explicit SharedMemory(size_t dynamic_bytes);
+  ~SharedMemory();
+  SharedMemory(const SharedMemory&) = delete;
+  SharedMemory& operator=(const SharedMemory&) = delete;
+
+  unsigned char* dynamic() const { return arrays_[0].begin; }
+  // The array that `declaration` stands for.
+  void* fixed(const void* declaration, size_t bytes, size_t alignment, const Site& site);
+  bool contains(const void* pointer, size_t bytes) const;
+  // Whether a guard was written; only without AddressSanitizer, which stops at the write itself.
+  bool is_overrun() const;
+
+ private:
+  struct Array {
+    const void* declaration;
+    unsigned char* begin;
+    size_t bytes;
+  };
+  unsigned char* place(const void* declaration, size_t bytes, size_t alignment);
+
+  size_t capacity_;
+  std::unique_ptr<unsigned char[]> memory_;
+  size_t used_ = 0;       // of memory_, guards included
+  size_t asked_for_ = 0;  // bytes in arrays
+  std::vector<Array> arrays_;
+};
+
+}  // namespace microspec::emulation

@@ -1,0 +1,28 @@
+// One call of gather_rows_ as raw pointers: what the kernels of every backend see. Torch-free.
+#pragma once
+
+#include <cstdint>
+
+#include "common/dtype.h"
+
+namespace microspec {
+
+struct GatherArgs {
+  void* slab;                 // [groups * K, D] in slab_type, contiguous
+  int32_t* slab_ids;          // [groups * K]
+  float* slab_scale;          // [groups * K], null unless the slab is quantised
+  const void* weight;         // [V, D] in weight_type; on CUDA also pinned host memory
+  int64_t weight_row_stride;  // in elements
+  const float* weight_scale;  // [V], null unless the weight is quantised
+  const int32_t* active_ids;  // [groups * K]
+  int64_t dim;                // D
+  int64_t vocab_size;         // V
+  DType slab_type;
+  DType weight_type;
+};
+
+// Largest magnitudes that a quantised row uses: symmetric int8, and float8_e4m3fn.
+constexpr float kInt8Max = 127.0f;
+constexpr float kFloat8Max = 448.0f;
+
+}  // namespace microspec

@@ -1,0 +1,83 @@
+// Copies the rows of the slots whose id changed: what every gather shares, and the plain copy.
+//
+// A step of speculative decoding changes some 20 to 200 of 3072 slots, a new prompt all of them. The
+// first is a chain of latencies (ids 0.7 µs, row 1 µs, store), so it must not go through more loads
+// than that and every changed row wants a block of its own; the second is bandwidth. Both want a grid
+// of as many blocks as fit on the device, with the slots dealt out one by one: changed slots often
+// lie side by side, and so land on different SMs.
+//
+// Ladder: this is the first version. None of it is measured yet.
+#pragma once
+
+#include "cuda/block_reduce.cuh"
+#include "cuda/launch.cuh"
+#include "cuda/ptx.cuh"
+#include "gather/args.h"
+
+namespace microspec::gather {
+
+// A row of 8 KB (4096 of 16 bits) is one pass of a block: kPass loads of 16 bytes a thread, all
+// issued before the first store.
+constexpr int kThreads = 128;
+constexpr int kPass = 4;
+// Blocks on an SM: 96 KB of such rows under way, beyond what latency times bandwidth needs (some 40
+// KB on an H100), in 42 registers a thread. 1536 threads is also the limit of sm_86 and sm_89.
+constexpr int kResident = 12;
+
+// Calls bring(slot, id), in the whole block, for each of the block's slots that has a new row to
+// hold. Also writes the slab's ids, and the scales of rows that are copied with theirs. Ids outside
+// [0, V) are empty slots: the slab notes them, as it does -1, and has no row for them.
+template <class Bring>
+MICROSPEC_DEVICE void for_each_changed(const GatherArgs& args, int64_t slots, Bring&& bring) {
+  const int64_t stride = gridDim.x;
+  for (int64_t first = blockIdx.x; first < slots; first += kWarp * stride) {
+    // Every warp compares for itself: no barrier before the rows can be fetched but the one below,
+    // where the warps have just had the same wait.
+    const int64_t slot = first + lane_index() * stride;
+    const int32_t id = slot < slots ? args.active_ids[slot] : 0;
+    const bool changed = slot < slots && args.slab_ids[slot] != id;
+    const bool has_row = changed && id >= 0 && id < args.vocab_size;
+    if (__ballot_sync(kAllLanes, changed) == 0) continue;
+    unsigned rows = __ballot_sync(kAllLanes, has_row);
+    __syncthreads();  // before the ids that were compared are overwritten
+    if (warp_index() == 0 && changed) {
+      args.slab_ids[slot] = id;
+      if (has_row && args.weight_scale) args.slab_scale[slot] = args.weight_scale[id];
+    }
+    for (; rows != 0; rows &= rows - 1) {
+      const int lane = __ffs(static_cast<int>(rows)) - 1;
+      bring(first + lane * stride, __shfl_sync(kAllLanes, id, lane));
+    }
+  }
+}
+
+MICROSPEC_DEVICE uint4 load_word(const uint4* word) { return ptx::load_once16(word); }
+MICROSPEC_DEVICE uint32_t load_word(const uint32_t* word) { return *word; }
+MICROSPEC_DEVICE uint8_t load_word(const uint8_t* word) { return *word; }
+
+// Rows are `words` long, and `weight_stride` words apart in the weight.
+template <class Word>
+MICROSPEC_KERNEL(kThreads, kResident)
+copy_rows_kernel(GatherArgs args, int64_t slots, int64_t words, int64_t weight_stride) {
+  ptx::wait_for_earlier_kernels();
+  ptx::let_next_kernel_start();
+  for_each_changed(args, slots, [&](int64_t slot, int32_t id) {
+    const Word* const source = static_cast<const Word*>(args.weight) + id * weight_stride;
+    Word* const target = static_cast<Word*>(args.slab) + slot * words;
+    for (int64_t begin = threadIdx.x; begin < words; begin += kPass * kThreads) {
+      Word pass[kPass];
+#pragma unroll
+      for (int i = 0; i < kPass; ++i) {
+        const int64_t at = begin + i * kThreads;
+        if (at < words) pass[i] = load_word(source + at);
+      }
+#pragma unroll
+      for (int i = 0; i < kPass; ++i) {
+        const int64_t at = begin + i * kThreads;
+        if (at < words) target[at] = pass[i];
+      }
+    }
+  });
+}
+
+}  // namespace microspec::gather

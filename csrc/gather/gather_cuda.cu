@@ -1,0 +1,81 @@
+// gather_rows_ on CUDA: which kernel serves, and how many blocks.
+#include "gather/gather_cuda.h"
+
+#include <algorithm>
+
+#include "gather/copy_kernel.cuh"
+#include "gather/quantise_kernel.cuh"
+
+namespace microspec {
+
+namespace {
+
+using gather::kResident;
+using gather::kThreads;
+
+constexpr Error kNotSupported = 801;  // cudaErrorNotSupported
+
+bool aligned(const GatherArgs& args, int64_t source_bytes, int64_t target_bytes) {
+  const int64_t source_size = element_size(args.weight_type), target_size = element_size(args.slab_type);
+  return reinterpret_cast<uintptr_t>(args.weight) % source_bytes == 0 &&
+         args.weight_row_stride * source_size % source_bytes == 0 &&
+         args.dim * source_size % source_bytes == 0 &&
+         reinterpret_cast<uintptr_t>(args.slab) % target_bytes == 0 &&
+         args.dim * target_size % target_bytes == 0;
+}
+
+Launch grid(const Device& device, int64_t slots, int64_t resident, size_t shared_bytes, void* stream) {
+  const int64_t blocks = std::min(slots, device.sms * resident);
+  return {static_cast<unsigned>(blocks), kThreads, shared_bytes, stream, true};
+}
+
+template <class Word>
+Error copy(const Device& device, const GatherArgs& args, int64_t slots, void* stream) {
+  const int64_t size = element_size(args.weight_type), word = sizeof(Word);
+  return launch(gather::copy_rows_kernel<Word>, grid(device, slots, kResident, 0, stream), args, slots,
+                args.dim * size / word, args.weight_row_stride * size / word);
+}
+
+template <class Source, class Target>
+Error quantise(const Device& device, const GatherArgs& args, int64_t slots, void* stream) {
+  // What the kernel and the system need of a block's shared memory besides the row.
+  constexpr int64_t kOwn = 2 * 4 * kMaxWarps, kSystem = 1024;
+  const int64_t row_bytes = args.dim * element_size(args.weight_type);
+  const bool staged = row_bytes + kOwn <= device.block_shared;
+  const int64_t shared_bytes = staged ? row_bytes : 0;
+  const int64_t room = device.sm_shared / (shared_bytes + kOwn + kSystem);
+  const Launch how =
+      grid(device, slots, std::clamp<int64_t>(room, 1, kResident), static_cast<size_t>(shared_bytes), stream);
+  const bool vector = aligned(args, 16, 16 / static_cast<int64_t>(sizeof(Source)));
+  return vector ? launch(gather::quantise_rows_kernel<Source, Target, true>, how, args, slots, staged)
+                : launch(gather::quantise_rows_kernel<Source, Target, false>, how, args, slots, staged);
+}
+
+template <class Target>
+Error quantise_to(const Device& device, const GatherArgs& args, int64_t slots, void* stream) {
+  switch (args.weight_type) {
+    case DType::f32: return quantise<float, Target>(device, args, slots, stream);
+    case DType::f16: return quantise<f16_t, Target>(device, args, slots, stream);
+    case DType::bf16: return quantise<bf16_t, Target>(device, args, slots, stream);
+    default: return kInvalidValue;
+  }
+}
+
+}  // namespace
+
+int run_gather_rows_cuda(const GatherArgs& args, int64_t slots, void* stream) {
+  if (slots == 0) return cudaSuccess;
+  Device device;
+  if (const Error error = current_device(device)) return error;
+  if (args.slab_type == args.weight_type) {
+    if (aligned(args, 16, 16)) return copy<uint4>(device, args, slots, stream);
+    if (aligned(args, 4, 4)) return copy<uint32_t>(device, args, slots, stream);
+    return copy<uint8_t>(device, args, slots, stream);
+  }
+  if (args.slab_type == DType::i8) return quantise_to<int8_t>(device, args, slots, stream);
+  if (args.slab_type != DType::f8e4m3) return kInvalidValue;
+  // The instruction that rounds to e4m3 came with sm_89.
+  return device.arch < 890 ? kNotSupported : quantise_to<f8e4m3_t>(device, args, slots, stream);
+}
+
+}  // namespace microspec

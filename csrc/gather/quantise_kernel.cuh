@@ -1,0 +1,193 @@
+// Quantises the rows of the slots whose id changed, bit for bit as gather_cpu.cpp does it.
+//
+// A row is needed twice, for its largest magnitude and for its quotients, and fetched once: a weight
+// in pinned host memory must not cross the bus twice. On its way through the registers to shared
+// memory its magnitudes are looked at. Each thread works on what it fetched itself, so the one barrier
+// a row is that of the maximum. A row that shared memory cannot hold is read twice.
+//
+// Ladder: this is the first version, not yet measured.
+#pragma once
+
+#include <type_traits>
+
+#include "common/dtype.h"
+#include "gather/copy_kernel.cuh"
+
+namespace microspec::gather {
+
+constexpr uint32_t kMagnitude = 0x7fffffffu;
+constexpr uint32_t kInfinityBits = 0x7f800000u;
+constexpr uint32_t kSmallestNormalBits = 0x00800000u;
+constexpr uint32_t kNanBits = 0x7fc00000u;
+
+// Of the source, what a thread fetches at once: 16 bytes, or one element where rows are not aligned.
+template <class Source, bool vector>
+struct Chunk;
+
+template <>
+struct Chunk<float, true> {
+  static constexpr int kCount = 4;
+  uint4 bits;
+  MICROSPEC_DEVICE void widen(float (&values)[kCount]) const {
+    values[0] = __uint_as_float(bits.x);
+    values[1] = __uint_as_float(bits.y);
+    values[2] = __uint_as_float(bits.z);
+    values[3] = __uint_as_float(bits.w);
+  }
+};
+
+MICROSPEC_DEVICE float2 widened(bf16_t, uint32_t pair) {
+  return {__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u)};
+}
+MICROSPEC_DEVICE float2 widened(f16_t, uint32_t pair) { return ptx::float2_of_f16x2(pair); }
+
+template <class Source>
+struct Chunk<Source, true> {
+  static constexpr int kCount = 8;
+  uint4 bits;
+  MICROSPEC_DEVICE void widen(float (&values)[kCount]) const {
+    const uint32_t pairs[4] = {bits.x, bits.y, bits.z, bits.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float2 pair = widened(Source{}, pairs[i]);
+      values[2 * i] = pair.x;
+      values[2 * i + 1] = pair.y;
+    }
+  }
+};
+
+template <>
+struct Chunk<float, false> {
+  static constexpr int kCount = 1;
+  float value;
+  MICROSPEC_DEVICE void widen(float (&values)[kCount]) const { values[0] = value; }
+};
+
+template <class Source>
+struct Chunk<Source, false> {
+  static constexpr int kCount = 1;
+  uint16_t bits;
+  MICROSPEC_DEVICE void widen(float (&values)[kCount]) const { values[0] = widened(Source{}, bits).x; }
+};
+
+template <class Own>
+MICROSPEC_DEVICE Own load_chunk(const Own* chunk) {
+  if constexpr (sizeof(Own) == sizeof(uint4)) {
+    return {ptx::load_once16(chunk)};
+  } else {
+    return *chunk;
+  }
+}
+
+template <class Own>
+MICROSPEC_DEVICE uint32_t amax_bits(const Own& chunk) {
+  float values[Own::kCount];
+  chunk.widen(values);
+  uint32_t largest = 0;
+#pragma unroll
+  for (const float value : values) {
+    const uint32_t bits = __float_as_uint(value) & kMagnitude;
+    largest = bits > largest ? bits : largest;
+  }
+  return largest;
+}
+
+// q, four in a word, the first in the low byte; with one value, in the low byte.
+template <int count>
+struct Codes {
+  uint32_t word[count > 4 ? count / 4 : 1];
+};
+
+// Adding 1.5 * 2^23 rounds to an integer, half to even, and leaves it in the low bits in two's
+// complement. |value / scale| is at most 127 and its rounding error, so nothing is left to clamp.
+MICROSPEC_DEVICE uint32_t encode_pair(int8_t, float low, float high) {
+  constexpr float kRound = 12582912.0f;
+  return (__float_as_uint(low + kRound) & 0xff) | (__float_as_uint(high + kRound) & 0xff) << 8;
+}
+MICROSPEC_DEVICE uint32_t encode_pair(f8e4m3_t, float low, float high) {
+  return ptx::e4m3x2_of_floats(low, high);
+}
+
+template <class Target, int count>
+MICROSPEC_DEVICE Codes<count> encode(const float (&values)[count], float scale) {
+  Codes<count> codes{};
+#pragma unroll
+  for (int i = 0; i < count; i += 2) {
+    const float low = __fdiv_rn(values[i], scale);
+    const float high = i + 1 < count ? __fdiv_rn(values[i + 1 < count ? i + 1 : i], scale) : 0.0f;
+    codes.word[i / 4] |= encode_pair(Target{}, low, high) << (i % 4 * 8);
+  }
+  return codes;
+}
+
+MICROSPEC_DEVICE void store_codes(void* target, int64_t index, const Codes<8>& codes) {
+  static_cast<uint2*>(target)[index] = {codes.word[0], codes.word[1]};
+}
+MICROSPEC_DEVICE void store_codes(void* target, int64_t index, const Codes<4>& codes) {
+  static_cast<uint32_t*>(target)[index] = codes.word[0];
+}
+MICROSPEC_DEVICE void store_codes(void* target, int64_t index, const Codes<1>& codes) {
+  static_cast<uint8_t*>(target)[index] = static_cast<uint8_t>(codes.word[0]);
+}
+
+// The scale of a row from the bits of its largest magnitude: magnitudes order as their bits do,
+// infinity and NaN above all. A subnormal quotient has too few bits to divide by, or is zero.
+MICROSPEC_DEVICE float scale_of(uint32_t amax, float largest) {
+  if (amax >= kInfinityBits) return __uint_as_float(kNanBits);
+  const float quotient = __fdiv_rn(__uint_as_float(amax), largest);
+  return __float_as_uint(quotient) >= kSmallestNormalBits ? quotient : 1.0f;
+}
+
+// `staged`: the launch has shared memory for a row of the source.
+template <class Source, class Target, bool vector>
+MICROSPEC_KERNEL(kThreads, kResident)
+quantise_rows_kernel(GatherArgs args, int64_t slots, bool staged) {
+  using Own = Chunk<Source, vector>;
+  MICROSPEC_SHARED(uint32_t, warp_amax, 2 * kMaxWarps);
+  MICROSPEC_DYNAMIC_SHARED(dynamic);
+  ptx::wait_for_earlier_kernels();
+  ptx::let_next_kernel_start();
+  const int64_t chunks = args.dim / Own::kCount;
+  const float largest = std::is_same_v<Target, f8e4m3_t> ? kFloat8Max : kInt8Max;
+  Own* const stage = reinterpret_cast<Own*>(dynamic);
+  uint32_t* words = warp_amax;
+  for_each_changed(args, slots, [&](int64_t slot, int32_t id) {
+    const Own* const row =
+        reinterpret_cast<const Own*>(static_cast<const Source*>(args.weight) + id * args.weight_row_stride);
+    uint32_t amax = 0;
+    for (int64_t begin = threadIdx.x; begin < chunks; begin += kPass * kThreads) {
+      Own pass[kPass];
+#pragma unroll
+      for (int i = 0; i < kPass; ++i) {
+        const int64_t at = begin + i * kThreads;
+        pass[i] = at < chunks ? load_chunk(row + at) : Own{};
+      }
+#pragma unroll
+      for (int i = 0; i < kPass; ++i) {
+        const int64_t at = begin + i * kThreads;
+        if (staged && at < chunks) stage[at] = pass[i];
+        const uint32_t magnitude = amax_bits(pass[i]);
+        amax = magnitude > amax ? magnitude : amax;
+      }
+    }
+    amax = __reduce_max_sync(kAllLanes, amax);
+    if (lane_index() == 0) words[warp_index()] = amax;
+    __syncthreads();
+    amax = __reduce_max_sync(kAllLanes, word_of_warp(words, 0u));
+    // Two sets of words in turn: the next row's barrier lies between this read and the next write.
+    words = words == warp_amax ? warp_amax + kMaxWarps : warp_amax;
+
+    const float scale = scale_of(amax, largest);
+    if (threadIdx.x == 0) args.slab_scale[slot] = scale;
+    Target* const target = static_cast<Target*>(args.slab) + slot * args.dim;
+    for (int64_t i = threadIdx.x; i < chunks; i += kThreads) {
+      float values[Own::kCount];
+      (staged ? stage[i] : row[i]).widen(values);
+      Codes<Own::kCount> codes = encode<Target>(values, scale);
+      if (amax >= kInfinityBits) codes = {};
+      store_codes(target, i, codes);
+    }
+  });
+}
+
+}  // namespace microspec::gather

@@ -1,0 +1,313 @@
+// Many rows of hidden: tensor cores, weights as the operand with sixteen rows.
+//
+// Floor: as for few rows, the active rows' bytes over the memory's bandwidth. What is new is hidden:
+// 60 rows of 4096 are 480 KB, which every block needs and no shared memory holds. So
+//  - D is split over the block's eight warps, and over `splits` blocks where that is not enough: a
+//    warp keeps its part of hidden in registers (128 of them, kTiles tiles by kSteps steps) from
+//    first to last, and shared memory is all for weights on their way: up to 200 KB an SM;
+//  - the splits' partial sums meet in the second kernel, in their order, without another barrier;
+//  - within a block the warps' sums meet in shared memory, 16 slots at a time.
+//
+// The order in which a lane's elements are multiplied is free as long as weights and hidden agree.
+// So a lane takes 16 bytes of a row at a time, and calls the first four elements of them its part of
+// the first multiplication's sixteen, and so on: one 16-byte load instead of four 4-byte ones, in
+// shared memory as for hidden, and no ldmatrix.
+//
+// Versions: this is the first; not yet measured on a GPU.
+#include "cuda/elements.cuh"
+#include "project.h"
+#include "ring.cuh"
+#include "rows.cuh"
+#include "segments.cuh"
+
+namespace microspec {
+
+namespace {
+
+constexpr int kThreads = kRingWarps * kWarp;
+constexpr int kHiddenRegisters = 128;
+// Rows in a tile of hidden (mma's n), and of slots (mma's m) in shared memory: 4 floats of padding
+// let 32 lanes store to 32 banks.
+constexpr int kTile = 8;
+constexpr int kSlots = 2 * kRun;
+constexpr int kSlotsPitch = kSlots + 4;
+
+// What four lanes read at once of a row, in elements: two or four multiplications of sixteen.
+template <class Row>
+constexpr int kBlock = 4 * kVector<Row>;
+
+template <class Row, int kTiles>
+struct Shape {
+  static constexpr int kWidth = kTile * kTiles;    // rows of hidden
+  static constexpr int kWords = kVector<Row> / 2;  // of a lane's hidden in a block: two elements each
+  static constexpr int kBlocks = kHiddenRegisters / (kTiles * kWords);  // of a warp
+  static constexpr int kSums = kRingWarps * kWidth * kSlotsPitch;       // floats
+};
+
+struct Plan {
+  int splits;
+  int warp_dim;   // elements of D a warp, whole blocks of them
+  int row_pitch;  // bytes
+  int depth;      // runs in the ring
+  size_t shared_bytes;
+
+  MICROSPEC_DEVICE int dim() const { return warp_dim * kRingWarps; }
+};
+
+template <class Hidden>
+MICROSPEC_DEVICE void multiply_add(float (&sums)[4], const uint32_t (&weights)[4],
+                                   const uint32_t (&hidden)[2]) {
+  if constexpr (std::is_same_v<Hidden, bf16_t>) {
+    ptx::mma_bf16(sums, weights, hidden);
+  } else {
+    ptx::mma_f16(sums, weights, hidden);
+  }
+}
+
+// A lane's 16 bytes of a row as pairs in hidden's type. Exact: e4m3 and int8 have fewer bits.
+template <class Hidden, class Row>
+MICROSPEC_DEVICE void as_pairs(const uint4& words, uint32_t (&pairs)[kVector<Row> / 2]) {
+  if constexpr (sizeof(Row) == 2) {
+    pairs[0] = words.x;
+    pairs[1] = words.y;
+    pairs[2] = words.z;
+    pairs[3] = words.w;
+  } else {
+    float values[kVector<Row>];
+    unpack16<Row>(words, values);
+#pragma unroll
+    for (int i = 0; i < kVector<Row> / 2; ++i) {
+      pairs[i] = Elements<Hidden>::pack(values[2 * i], values[2 * i + 1]);
+    }
+  }
+}
+
+// One warp's work: its part of D for sixteen slots and kWidth rows of hidden.
+template <class Hidden, class Row, int kTiles>
+class WarpTile {
+  using S = Shape<Row, kTiles>;
+
+ public:
+  // Of elements [begin, begin + warp_dim) of D, those below `end`.
+  MICROSPEC_DEVICE WarpTile(int64_t begin, int warp_dim, int64_t end)
+      : begin_(begin), offset_(warp_index() * warp_dim * static_cast<int>(sizeof(Row))) {
+    const int64_t dim = min(static_cast<int64_t>(warp_dim), end - begin);
+    blocks_ = dim > 0 ? static_cast<int>(dim) / kBlock<Row> : 0;
+  }
+
+  MICROSPEC_DEVICE void load_hidden(const HeadArgs& args, const Segment& segment) {
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+      const int m = n * kTile + lane_index() / 4;
+      const bool is_row = m < segment.count;
+      const auto* row = static_cast<const Hidden*>(args.hidden) +
+                        (is_row ? segment.row(m) * args.hidden_row_stride : 0) + begin_ +
+                        lane_index() % 4 * kVector<Row>;
+#pragma unroll
+      for (int b = 0; b < S::kBlocks; ++b) {
+#pragma unroll
+        for (int w = 0; w < S::kWords; w += 4) {
+          uint4 words = make_uint4(0, 0, 0, 0);
+          if (is_row && b < blocks_) words = *reinterpret_cast<const uint4*>(row + b * kBlock<Row> + 2 * w);
+          hidden_[n][b][w] = words.x;
+          hidden_[n][b][w + 1] = words.y;
+          hidden_[n][b][w + 2] = words.z;
+          hidden_[n][b][w + 3] = words.w;
+        }
+      }
+    }
+  }
+
+  // low, high: runs in shared memory, the tile's first and last eight slots.
+  MICROSPEC_DEVICE void multiply(const unsigned char* low, const unsigned char* high, int row_pitch,
+                                 float (&dots)[kTiles][4]) const {
+    const int at = lane_index() / 4 * row_pitch + offset_ + lane_index() % 4 * 16;
+#pragma unroll
+    for (int b = 0; b < S::kBlocks; ++b) {
+      if (b >= blocks_) break;
+      constexpr int kBytes = kBlock<Row> * static_cast<int>(sizeof(Row));
+      uint32_t low_pairs[S::kWords], high_pairs[S::kWords];
+      as_pairs<Hidden, Row>(*reinterpret_cast<const uint4*>(low + at + b * kBytes), low_pairs);
+      as_pairs<Hidden, Row>(*reinterpret_cast<const uint4*>(high + at + b * kBytes), high_pairs);
+#pragma unroll
+      for (int w = 0; w < S::kWords; w += 2) {
+        const uint32_t weights[4] = {low_pairs[w], high_pairs[w], low_pairs[w + 1], high_pairs[w + 1]};
+#pragma unroll
+        for (int n = 0; n < kTiles; ++n) {
+          const uint32_t hidden[2] = {hidden_[n][b][w], hidden_[n][b][w + 1]};
+          multiply_add<Hidden>(dots[n], weights, hidden);
+        }
+      }
+    }
+  }
+
+  // sums: of this warp, [kWidth, kSlotsPitch].
+  MICROSPEC_DEVICE static void store(const float (&dots)[kTiles][4], float* sums) {
+    const int slot = lane_index() / 4;
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+      float* row = sums + (n * kTile + lane_index() % 4 * 2) * kSlotsPitch + slot;
+      row[0] = dots[n][0];
+      row[kSlotsPitch] = dots[n][1];
+      row[kRun] = dots[n][2];
+      row[kSlotsPitch + kRun] = dots[n][3];
+    }
+  }
+
+ private:
+  int64_t begin_;
+  int offset_;  // of the warp's part in a row in shared memory, in bytes
+  int blocks_;
+  uint32_t hidden_[kTiles][S::kBlocks][S::kWords];
+};
+
+// Adds up the warps' sums of a tile's two runs and writes them: four slots of one row a thread.
+template <int kWidth>
+MICROSPEC_DEVICE void store_tile(const float* sums, const Segment& segment, int low_run, int high_run,
+                                 int64_t row_base, const Partials& partials) {
+  constexpr int kQuads = kSlots / 4;
+  for (int o = threadIdx.x; o < segment.count * kQuads; o += kThreads) {
+    const int m = o / kQuads, quad = o % kQuads;
+    const int run = quad < kQuads / 2 ? low_run : high_run;
+    if (run < 0) continue;
+    const float* part = sums + m * kSlotsPitch + quad * 4;
+    float4 total = *reinterpret_cast<const float4*>(part);
+#pragma unroll
+    for (int w = 1; w < kRingWarps; ++w) {
+      const float4 more = *reinterpret_cast<const float4*>(part + w * kWidth * kSlotsPitch);
+      total.x += more.x;
+      total.y += more.y;
+      total.z += more.z;
+      total.w += more.w;
+    }
+    float* target = partials.data + (row_base + segment.row(m)) * partials.pitch + run * kRun + quad % 2 * 4;
+    *reinterpret_cast<float4*>(target) = total;
+  }
+}
+
+template <class Hidden, class Row, int kTiles>
+MICROSPEC_KERNEL(kThreads, 1)
+project_mma_kernel(HeadArgs args, Partials partials, Plan plan) {
+  using S = Shape<Row, kTiles>;
+  MICROSPEC_DYNAMIC_SHARED(shared);
+  MICROSPEC_SHARED(SegmentTable, table, 1);
+  MICROSPEC_SHARED(uint64_t, full, kMaxDepth);
+  ptx::wait_for_earlier_kernels();
+  ptx::let_next_kernel_start();
+  const Segments segments = Segments::of<S::kWidth>(args, table);
+  if (segments.count() == 0) return;
+
+  float* sums = reinterpret_cast<float*>(shared);
+  const int split = blockIdx.x % plan.splits, part = blockIdx.x / plan.splits;
+  const int parts = gridDim.x / plan.splits;
+  const int64_t begin = static_cast<int64_t>(split) * plan.dim();
+  const Slice slice{begin, static_cast<int>(min(static_cast<int64_t>(plan.dim()), args.dim - begin))};
+  Ring<Row> ring(args, slice, plan.depth, plan.row_pitch, full, shared + S::kSums * sizeof(float));
+  WarpTile<Hidden, Row, kTiles> tile(begin + warp_index() * plan.warp_dim, plan.warp_dim, args.dim);
+
+  const int runs = static_cast<int>(ceil_div(args.capacity, int64_t{kRun}));
+  const int shares = shares_of_a_segment(segments.count(), parts);
+  for (int item = part; item < segments.count() * shares; item += parts) {
+    const Segment segment = segments[item / shares];
+    const int share = item % shares;
+    const int count = runs > share ? (runs - share - 1) / shares + 1 : 0;
+    const int ahead = min(count, plan.depth);
+    for (int i = 0; i < ahead; ++i) ring.start(segment.group, share + i * shares);
+    tile.load_hidden(args, segment);
+    for (int i = 0; i < count; i += 2) {
+      const bool two = i + 1 < count;
+      const unsigned char* low = ring.take();
+      const unsigned char* high = two ? ring.take() : low;
+      float dots[kTiles][4] = {};
+      tile.multiply(low, high, plan.row_pitch, dots);
+      __syncthreads();  // the last tile's sums are read
+      tile.store(dots, sums + warp_index() * S::kWidth * kSlotsPitch);
+      __syncthreads();  // these are there, and the tile's two places in the ring are free
+      for (int next = i + plan.depth; next < min(i + plan.depth + 2, count); ++next) {
+        ring.start(segment.group, share + next * shares);
+      }
+      store_tile<S::kWidth>(sums, segment, share + i * shares, two ? share + (i + 1) * shares : -1,
+                            split * args.rows, partials);
+    }
+  }
+}
+
+template <class Row, int kTiles>
+Plan plan_for(const HeadArgs& args, const Device& device) {
+  using S = Shape<Row, kTiles>;
+  // The ring needs a tile's two runs and one on its way; more splits make the runs smaller.
+  constexpr int kMinDepth = 3;
+  constexpr int kMaxWarpDim = S::kBlocks * kBlock<Row>;
+  const size_t fixed = S::kSums * sizeof(float);
+  const size_t available = device.block_shared - sizeof(SegmentTable) - kMaxDepth * sizeof(uint64_t) - fixed;
+  const auto with = [&](int64_t splits) {
+    Plan plan{};
+    const int64_t unit = kRingWarps * kBlock<Row>;
+    plan.warp_dim = static_cast<int>(ceil_div(args.dim, splits * unit) * kBlock<Row>);
+    const int64_t slice = static_cast<int64_t>(plan.warp_dim) * kRingWarps;
+    plan.splits = static_cast<int>(ceil_div(args.dim, slice));
+    plan.row_pitch = static_cast<int>(slice * sizeof(Row)) + kRowPad;
+    const size_t run = static_cast<size_t>(kRun) * plan.row_pitch;
+    plan.depth = static_cast<int>(std::min<size_t>(kMaxDepth, available / run));
+    plan.shared_bytes = fixed + plan.depth * run;
+    return plan;
+  };
+  int64_t splits = ceil_div<int64_t>(args.dim, kMaxWarpDim * kRingWarps);
+  Plan plan = with(splits);
+  while (plan.depth < kMinDepth) plan = with(++splits);
+  return plan;
+}
+
+// Calls f(std::integral_constant) with the number of tiles that the call's rows need.
+template <class F>
+auto with_tiles(const HeadArgs& args, F&& f) {
+  const int64_t rows = expected_rows(args);
+  if (rows <= 2 * kTile) return f(std::integral_constant<int, 2>{});
+  if (rows <= 4 * kTile) return f(std::integral_constant<int, 4>{});
+  return f(std::integral_constant<int, 8>{});
+}
+
+template <class Hidden, class Row>
+Error start(const HeadArgs& args, const Partials& partials, const Device& device, void* stream) {
+  return with_tiles(args, [&](auto tiles) {
+    const Plan plan = plan_for<Row, tiles>(args, device);
+    Launch how{};
+    how.blocks = static_cast<unsigned>(std::max(1, device.sms / plan.splits) * plan.splits);
+    how.threads = kThreads;
+    how.shared_bytes = plan.shared_bytes;
+    how.stream = stream;
+    how.dependent = true;
+    return launch(project_mma_kernel<Hidden, Row, tiles>, how, args, partials, plan);
+  });
+}
+
+template <class Hidden>
+Error start(const HeadArgs& args, const Partials& partials, const Device& device, void* stream) {
+  switch (args.weight_type) {
+    case DType::i8: return start<Hidden, int8_t>(args, partials, device, stream);
+    case DType::f8e4m3: return start<Hidden, f8e4m3_t>(args, partials, device, stream);
+    default: return start<Hidden, Hidden>(args, partials, device, stream);
+  }
+}
+
+}  // namespace
+
+bool fits_mma(const HeadArgs& args) {
+  const int64_t block = 64 / element_size(args.weight_type);
+  return args.hidden_type != DType::f32 && args.dim > 0 && args.dim % block == 0 && aligned16(args);
+}
+
+int mma_splits(const HeadArgs& args, const Device& device) {
+  return with_tiles(args, [&](auto tiles) {
+    return (is_quantised(args.weight_type) ? plan_for<int8_t, tiles>(args, device)
+                                           : plan_for<bf16_t, tiles>(args, device))
+        .splits;
+  });
+}
+
+Error project_mma(const HeadArgs& args, const Partials& partials, const Device& device, void* stream) {
+  return args.hidden_type == DType::bf16 ? start<bf16_t>(args, partials, device, stream)
+                                         : start<f16_t>(args, partials, device, stream);
+}
+
+}  // namespace microspec

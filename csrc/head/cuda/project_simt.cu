@@ -1,0 +1,270 @@
+// Few rows of hidden: multiply-adds on weights that go from memory straight to registers.
+//
+// Floor: the active rows' bytes over the memory's bandwidth. What keeps a kernel from it is having
+// too little under way: at 3 TB/s and about 0.7 us, an H100's SM needs 16 KB of loads in flight, and
+// twice to four times that in practice. Here every lane holds kAhead rows' loads, 64 KB and more an
+// SM, with no barrier between them.
+//
+// The elements of a row are split over a block's warps, so that a lane's part of hidden stays in
+// registers for all rows; the slots are dealt to blocks one by one, so that a vocabulary whose first
+// slots alone are taken still keeps all blocks equally busy. Sums are made in one fixed order: lane,
+// warp, then block.
+//
+// Versions: this is the first; not yet measured on a GPU.
+#include "cuda/elements.cuh"
+#include "project.h"
+#include "rows.cuh"
+#include "segments.cuh"
+
+namespace microspec {
+
+namespace {
+
+// 512 threads of 128 registers fill an SM's register file, as one block or as several small ones.
+constexpr int kMaxWarps = 16;
+constexpr int kMaxThreads = kMaxWarps * kWarp;
+// Rows between two barriers: one id for each lane.
+constexpr int kRound = kWarp;
+
+// Of one row, by one lane: 32 elements of a narrow row would need too many registers for hidden.
+template <class Row>
+constexpr int kLoads = sizeof(Row) == 1 ? 1 : 2;
+template <class Row>
+constexpr int kLaneElements = kLoads<Row> * kVector<Row>;
+template <class Row>
+constexpr int kWarpElements = kWarp * kLaneElements<Row>;
+
+// Rows that a lane loads ahead: 64 registers beside one row of hidden, 32 beside four.
+template <int kRows>
+constexpr int kAhead = kRows == 1 ? 8 : 4;
+
+// The lane's part of a row, or of hidden.
+template <class Row, bool kAligned>
+class LanePart {
+ public:
+  MICROSPEC_DEVICE LanePart(int64_t dim, int pass) : dim_(dim) {
+    const int64_t slice = static_cast<int64_t>(pass) * blockDim.x / kWarp + warp_index();
+    begin_ = slice * kWarpElements<Row> + lane_index() * kVector<Row>;
+  }
+
+  MICROSPEC_DEVICE void load_row(const Row* row, uint4 (&words)[kLoads<Row>]) const {
+#pragma unroll
+    for (int i = 0; i < kLoads<Row>; ++i) words[i] = load16(row, element(i));
+  }
+
+  template <class Hidden>
+  MICROSPEC_DEVICE void load_hidden(const Hidden* hidden, float (&values)[kLaneElements<Row>]) const {
+#pragma unroll
+    for (int i = 0; i < kLaneElements<Row>; i += kVector<Hidden>) {
+      unpack16<Hidden>(load16(hidden, element(i / kVector<Row>) + i % kVector<Row>), values + i);
+    }
+  }
+
+ private:
+  // The first element of the lane's load i: the lanes of a warp read 512 bytes side by side.
+  MICROSPEC_DEVICE int64_t element(int i) const { return begin_ + i * kWarp * kVector<Row>; }
+
+  template <class Element>
+  MICROSPEC_DEVICE uint4 load16(const Element* source, int64_t at) const {
+    if (at >= dim_) return make_uint4(0, 0, 0, 0);
+    if constexpr (kAligned) return ptx::load_once16(source + at);
+    return load_elements(source + at, dim_ - at);
+  }
+
+  int64_t dim_;
+  int64_t begin_;
+};
+
+// The sum of values[lane / (32 / kCount)] over the warp, with kCount + 4 - log2(kCount) shuffles
+// instead of 5 kCount.
+template <int kCount>
+MICROSPEC_DEVICE float sums_over_warp(float (&values)[kCount]) {
+  int width = kWarp / 2;
+#pragma unroll
+  for (int half = kCount / 2; half > 0; half /= 2, width /= 2) {
+    const bool upper = lane_index() & width;
+#pragma unroll
+    for (int i = 0; i < half; ++i) {
+      const float sent = upper ? values[i] : values[i + half];
+      const float kept = upper ? values[i + half] : values[i];
+      values[i] = kept + __shfl_xor_sync(kAllLanes, sent, width);
+    }
+  }
+#pragma unroll
+  for (; width > 0; width /= 2) values[0] += __shfl_xor_sync(kAllLanes, values[0], width);
+  return values[0];
+}
+
+MICROSPEC_DEVICE int take_lowest(unsigned& set) {
+  const int lowest = __ffs(set) - 1;
+  set &= set - 1;
+  return lowest;
+}
+
+// One block's share of a segment's slots: share, share + shares, share + 2 shares, …
+struct Share {
+  int first;
+  int step;
+  int slots;  // K
+
+  MICROSPEC_DEVICE int count() const { return slots > first ? (slots - first - 1) / step + 1 : 0; }
+  MICROSPEC_DEVICE int slot(int i) const { return first + i * step; }
+};
+
+template <class Hidden, class Row, int kRows, bool kAligned>
+class Projector {
+ public:
+  // sums: [kRound, kRows, kMaxWarps] in shared memory
+  MICROSPEC_DEVICE Projector(const HeadArgs& args, const Partials& partials, float* sums)
+      : args_(args), partials_(partials), sums_(sums) {
+    const int64_t pass_elements = static_cast<int64_t>(blockDim.x) / kWarp * kWarpElements<Row>;
+    passes_ = static_cast<int>(max(int64_t{1}, ceil_div(args.dim, pass_elements)));
+  }
+
+  MICROSPEC_DEVICE void project(const Segment& segment, const Share& share) {
+    const int32_t* ids = ids_of(args_, segment.group);
+    const int count = share.count();
+    if (passes_ == 1) load_hidden(segment, 0);
+    for (int first = 0; first < count; first += kRound) {
+      const int i = first + lane_index();
+      const int32_t id = i < count ? __ldg(ids + share.slot(i)) : -1;
+      const unsigned active = __ballot_sync(kAllLanes, is_active(args_, id));
+      for (int pass = 0; pass < passes_; ++pass) {
+        if (passes_ > 1) load_hidden(segment, pass);
+        multiply(segment.group, share, first, id, active, pass);
+      }
+      __syncthreads();
+      store(segment, share, first, active);
+      __syncthreads();
+    }
+  }
+
+ private:
+  MICROSPEC_DEVICE void load_hidden(const Segment& segment, int pass) {
+    const LanePart<Row, kAligned> part(args_.dim, pass);
+#pragma unroll
+    for (int m = 0; m < kRows; ++m) {
+      if (m < segment.count) {
+        const auto* hidden = static_cast<const Hidden*>(args_.hidden);
+        part.load_hidden(hidden + segment.row(m) * args_.hidden_row_stride, hidden_[m]);
+      } else {
+#pragma unroll
+        for (float& value : hidden_[m]) value = 0.0f;
+      }
+    }
+  }
+
+  MICROSPEC_DEVICE void multiply(int group, const Share& share, int first, int32_t id, unsigned active,
+                                 int pass) {
+    const LanePart<Row, kAligned> part(args_.dim, pass);
+    uint4 ahead[kAhead<kRows>][kLoads<Row>];
+    unsigned to_load = active, to_use = active;
+    const auto load = [&](uint4(&words)[kLoads<Row>]) {
+      const int j = take_lowest(to_load);
+      const int32_t row_id = __shfl_sync(kAllLanes, id, j);
+      part.load_row(row_of<Row>(args_, group, share.slot(first + j), row_id), words);
+    };
+#pragma unroll
+    for (int a = 0; a < kAhead<kRows>; ++a) {
+      if (to_load) load(ahead[a]);
+    }
+    while (to_use) {
+#pragma unroll
+      for (int a = 0; a < kAhead<kRows>; ++a) {
+        if (!to_use) break;
+        const int j = take_lowest(to_use);
+        float dots[kRows] = {};
+#pragma unroll
+        for (int i = 0; i < kLoads<Row>; ++i) multiply_add(ahead[a][i], i, dots);
+        if (to_load) load(ahead[a]);
+        const float sum = sums_over_warp(dots);
+        constexpr int kLanes = kWarp / kRows;
+        if (lane_index() % kLanes == 0) {
+          float& place = sums_[(j * kRows + lane_index() / kLanes) * kMaxWarps + warp_index()];
+          place = pass == 0 ? sum : place + sum;
+        }
+      }
+    }
+  }
+
+  MICROSPEC_DEVICE void multiply_add(const uint4& words, int load, float (&dots)[kRows]) const {
+    float weights[kVector<Row>];
+    unpack16<Row>(words, weights);
+#pragma unroll
+    for (int e = 0; e < kVector<Row>; ++e) {
+#pragma unroll
+      for (int m = 0; m < kRows; ++m) {
+        dots[m] = fmaf(weights[e], hidden_[m][load * kVector<Row> + e], dots[m]);
+      }
+    }
+  }
+
+  MICROSPEC_DEVICE void store(const Segment& segment, const Share& share, int first, unsigned active) const {
+    const int warps = blockDim.x / kWarp;
+    for (int o = threadIdx.x; o < kRound * kRows; o += blockDim.x) {
+      const int j = o / kRows, m = o % kRows;
+      if (m >= segment.count || !(active >> j & 1)) continue;
+      float sum = 0.0f;
+      for (int w = 0; w < warps; ++w) sum += sums_[o * kMaxWarps + w];
+      partials_.data[segment.row(m) * partials_.pitch + share.slot(first + j)] = sum;
+    }
+  }
+
+  const HeadArgs& args_;
+  const Partials& partials_;
+  float* sums_;
+  int passes_;
+  float hidden_[kRows][kLaneElements<Row>];
+};
+
+template <class Hidden, class Row, int kRows, bool kAligned>
+MICROSPEC_KERNEL(kMaxThreads, 1)
+project_simt_kernel(HeadArgs args, Partials partials) {
+  MICROSPEC_SHARED(SegmentTable, table, 1);
+  MICROSPEC_SHARED(float, sums, kRound * kRows * kMaxWarps);
+  ptx::wait_for_earlier_kernels();
+  ptx::let_next_kernel_start();
+  const Segments segments = Segments::of<kRows>(args, table);
+  if (segments.count() == 0) return;
+  const int shares = shares_of_a_segment(segments.count(), gridDim.x);
+  Projector<Hidden, Row, kRows, kAligned> projector(args, partials, sums);
+  for (int item = blockIdx.x; item < segments.count() * shares; item += gridDim.x) {
+    projector.project(segments[item / shares], {item % shares, shares, static_cast<int>(args.capacity)});
+  }
+}
+
+template <class Hidden, class Row>
+Error start(const HeadArgs& args, const Partials& partials, const Device& device, void* stream) {
+  const int64_t warps =
+      std::min<int64_t>(kMaxWarps, std::max<int64_t>(1, ceil_div<int64_t>(args.dim, kWarpElements<Row>)));
+  Launch how{};
+  how.threads = static_cast<unsigned>(warps * kWarp);
+  how.blocks = static_cast<unsigned>(device.sms * (kMaxWarps / warps));
+  how.stream = stream;
+  how.dependent = true;
+  if (!aligned16(args))
+    return launch(project_simt_kernel<Hidden, Row, kMaxSimtRows, false>, how, args, partials);
+  if (expected_rows(args) == 1) return launch(project_simt_kernel<Hidden, Row, 1, true>, how, args, partials);
+  return launch(project_simt_kernel<Hidden, Row, kMaxSimtRows, true>, how, args, partials);
+}
+
+template <class Hidden>
+Error start(const HeadArgs& args, const Partials& partials, const Device& device, void* stream) {
+  switch (args.weight_type) {
+    case DType::i8: return start<Hidden, int8_t>(args, partials, device, stream);
+    case DType::f8e4m3: return start<Hidden, f8e4m3_t>(args, partials, device, stream);
+    default: return start<Hidden, Hidden>(args, partials, device, stream);
+  }
+}
+
+}  // namespace
+
+Error project_simt(const HeadArgs& args, const Partials& partials, const Device& device, void* stream) {
+  switch (args.hidden_type) {
+    case DType::bf16: return start<bf16_t>(args, partials, device, stream);
+    case DType::f16: return start<f16_t>(args, partials, device, stream);
+    default: return start<float>(args, partials, device, stream);
+  }
+}
+
+}  // namespace microspec

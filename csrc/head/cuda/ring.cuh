@@ -1,0 +1,126 @@
+// Weights on their way to the tensor cores: a ring of runs of rows in shared memory, filled by
+// asynchronous copies several runs ahead of their use.
+//
+// A run is the block's part of kRun consecutive slots' rows. Its copies arrive on the run's barrier:
+// from sm_90 on one bulk copy a row, started by one lane and announced in bytes; before, cp.async of
+// 16 bytes by all threads, one row a warp. Rows of empty slots are not copied; what lies there in
+// shared memory stays, and spoils only results that nobody reads.
+#pragma once
+
+#include "cuda/ptx.cuh"
+#include "project.h"
+#include "rows.cuh"
+
+namespace microspec {
+
+constexpr int kRingWarps = 8;  // in a block: as many as rows in a run
+constexpr int kMaxDepth = 32;  // runs in the ring
+static_assert(kRingWarps == kRun);
+
+// Beside each row, so that eight lanes reading 16 bytes each from two rows hit all banks once: the
+// distance between rows is 64 bytes more than a multiple of 128.
+constexpr int kRowPad = 64;
+
+// A block's part of the rows: elements [begin, begin + dim) of D.
+struct Slice {
+  int64_t begin;
+  int dim;
+};
+
+// A place in the ring and how often it was used, as a barrier counts it.
+struct RingPlace {
+  int index = 0;
+  uint32_t parity = 0;
+
+  MICROSPEC_DEVICE void advance(int depth) {
+    if (++index == depth) {
+      index = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+template <class Row>
+class Ring {
+ public:
+  // full: [depth] barriers; data: [depth, kRun, row_pitch]. Ends with a barrier of the block.
+  MICROSPEC_DEVICE Ring(const HeadArgs& args, const Slice& slice, int depth, int row_pitch, uint64_t* full,
+                        unsigned char* data)
+      : args_(args), slice_(slice), depth_(depth), row_pitch_(row_pitch), full_(full), data_(data) {
+    if (threadIdx.x == 0) {
+      const int arrivals = bulk() ? 1 : kRingWarps * kWarp;
+      for (int i = 0; i < depth; ++i) ptx::mbarrier_init(full + i, arrivals);
+      ptx::mbarrier_init_fence();
+    }
+    __syncthreads();
+  }
+
+  // Starts to copy a run; called by the whole block, after all are done with the place's last run.
+  MICROSPEC_DEVICE void start(int group, int run) {
+    if (bulk()) {
+      // One warp each in turn, so that the runs' ids are fetched side by side.
+      if (run_count_++ % kRingWarps == warp_index()) start_bulk(group, run);
+    } else {
+      start_by_threads(group, run);
+    }
+    next_.advance(depth_);
+  }
+
+  // The oldest run that was not taken yet, as soon as it is there: its first row in shared memory.
+  MICROSPEC_DEVICE const unsigned char* take() {
+    ptx::mbarrier_wait(full_ + oldest_.index, oldest_.parity);
+    const unsigned char* run = place(oldest_.index);
+    oldest_.advance(depth_);
+    return run;
+  }
+
+ private:
+  MICROSPEC_DEVICE static bool bulk() { return MICROSPEC_ARCH >= 900; }
+  MICROSPEC_DEVICE unsigned char* place(int index) const {
+    return data_ + static_cast<int64_t>(index) * kRun * row_pitch_;
+  }
+  MICROSPEC_DEVICE int32_t id_of(int group, int slot) const {
+    return slot < args_.capacity ? __ldg(ids_of(args_, group) + slot) : -1;
+  }
+  MICROSPEC_DEVICE const Row* source(int group, int slot, int32_t id) const {
+    return row_of<Row>(args_, group, slot, id) + slice_.begin;
+  }
+
+  MICROSPEC_DEVICE void start_bulk(int group, int run) {
+    const uint32_t bytes = slice_.dim * sizeof(Row);
+    const int slot = run * kRun + lane_index();
+    const int32_t id = lane_index() < kRun ? id_of(group, slot) : -1;
+    const bool active = is_active(args_, id);
+    const uint32_t rows = __popc(__ballot_sync(kAllLanes, active));
+    if (lane_index() == 0) ptx::mbarrier_arrive_expect(full_ + next_.index, rows * bytes);
+    __syncwarp();
+    if (active) {
+      ptx::bulk_copy(place(next_.index) + lane_index() * row_pitch_, source(group, slot, id), bytes,
+                     full_ + next_.index);
+    }
+  }
+
+  MICROSPEC_DEVICE void start_by_threads(int group, int run) {
+    const int bytes = slice_.dim * static_cast<int>(sizeof(Row));
+    const int slot = run * kRun + warp_index();
+    const int32_t id = id_of(group, slot);
+    if (is_active(args_, id)) {
+      const auto* row = reinterpret_cast<const unsigned char*>(source(group, slot, id));
+      unsigned char* target = place(next_.index) + warp_index() * row_pitch_;
+      for (int at = lane_index() * 16; at < bytes; at += kWarp * 16) ptx::cp_async16(target + at, row + at);
+    }
+    ptx::cp_async_arrive(full_ + next_.index);
+  }
+
+  const HeadArgs& args_;
+  const Slice slice_;
+  const int depth_;
+  const int row_pitch_;
+  uint64_t* full_;
+  unsigned char* data_;
+  RingPlace next_;    // to be filled
+  RingPlace oldest_;  // to be taken
+  int run_count_ = 0;
+};
+
+}  // namespace microspec

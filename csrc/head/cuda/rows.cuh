@@ -1,0 +1,26 @@
+// Where a slot's row lies, and whether it has one.
+#pragma once
+
+#include "common/dtype.h"
+#include "cuda/platform.cuh"
+#include "head/args.h"
+
+namespace microspec {
+
+// A slot whose id is -1 or out of range is empty: nothing is read for it.
+MICROSPEC_DEVICE bool is_active(const HeadArgs& args, int32_t id) {
+  return static_cast<uint32_t>(id) < static_cast<uint64_t>(args.vocab_size);
+}
+
+MICROSPEC_DEVICE const int32_t* ids_of(const HeadArgs& args, int group) {
+  return args.active_ids + static_cast<int64_t>(group) * args.capacity;
+}
+
+template <class Row>
+MICROSPEC_DEVICE const Row* row_of(const HeadArgs& args, int group, int slot, int32_t id) {
+  const int64_t index = args.packed ? slot : id;
+  return static_cast<const Row*>(args.weight) + group * (args.packed ? args.weight_group_stride : 0) +
+         index * args.weight_row_stride;
+}
+
+}  // namespace microspec

@@ -1,0 +1,126 @@
+// Which rows of hidden are projected together, and how their slots are shared among blocks.
+#pragma once
+
+#include "cuda/platform.cuh"
+#include "head/args.h"
+#include "project.h"
+
+namespace microspec {
+
+// Up to kWidth rows of one group. Their slots are read once for all of them.
+struct Segment {
+  int group;
+  int count;
+  const int* rows;  // in shared memory; null: rows first, first + 1, …
+  int first;
+
+  MICROSPEC_DEVICE int row(int i) const { return rows ? rows[first + i] : first + i; }
+};
+
+// The rows of a call sorted by group, in shared memory: every block builds the same list for itself,
+// since the groups are known to the device only.
+struct SegmentTable {
+  int group_of[kMaxRows];      // by row
+  int row[kMaxRows];           // by place in the order
+  int sorted_group[kMaxRows];  // by place
+  int leads[kMaxRows];         // by place: whether a segment begins there
+  int first[kMaxRows + 1];     // by segment: its first place
+  int count;
+};
+
+class Segments {
+ public:
+  // Called by the whole block; ends with a barrier if the call has group ids.
+  template <int kWidth>
+  MICROSPEC_DEVICE static Segments of(const HeadArgs& args, SegmentTable* table) {
+    Segments segments;
+    segments.width_ = kWidth;
+    segments.total_rows_ = static_cast<int>(args.rows);
+    segments.table_ = args.group_ids ? table : nullptr;
+    segments.count_ = ceil_div(segments.total_rows_, kWidth);
+    if (args.group_ids) {
+      sort(args, table, kWidth);
+      segments.count_ = table->count;
+    }
+    return segments;
+  }
+
+  MICROSPEC_DEVICE int count() const { return count_; }
+
+  MICROSPEC_DEVICE Segment operator[](int i) const {
+    if (!table_) {
+      const int first = i * width_;
+      return {0, min(width_, total_rows_ - first), nullptr, first};
+    }
+    const int first = table_->first[i];
+    return {table_->sorted_group[first], table_->first[i + 1] - first, table_->row, first};
+  }
+
+ private:
+  static constexpr int kPadding = 0x7fffffff;  // a group after all others
+
+  MICROSPEC_DEVICE static void sort(const HeadArgs& args, SegmentTable* table, int width) {
+    const int rows = static_cast<int>(args.rows);
+    for (int r = threadIdx.x; r < rows; r += blockDim.x) {
+      const int64_t group = args.long_group_ids ? static_cast<const int64_t*>(args.group_ids)[r]
+                                                : static_cast<const int32_t*>(args.group_ids)[r];
+      table->group_of[r] = group >= 0 && group < args.groups ? static_cast<int>(group) : kPadding;
+    }
+    __syncthreads();
+    for (int r = threadIdx.x; r < rows; r += blockDim.x) {
+      const int group = table->group_of[r];
+      int before = 0, group_start = 0;
+      for (int other = 0; other < rows; ++other) {
+        const int other_group = table->group_of[other];
+        group_start += other_group < group;
+        before += other_group < group || (other_group == group && other < r);
+      }
+      table->row[before] = r;
+      table->sorted_group[before] = group;
+      table->leads[before] = group != kPadding && (before - group_start) % width == 0;
+    }
+    __syncthreads();
+    if (warp_index() == 0) {
+      int segments = 0, placed = 0;
+      for (int base = 0; base < rows; base += kWarp) {
+        const int place = base + lane_index();
+        const bool inside = place < rows;
+        const unsigned leads = __ballot_sync(kAllLanes, inside && table->leads[place]);
+        const unsigned real = __ballot_sync(kAllLanes, inside && table->sorted_group[place] != kPadding);
+        if (leads >> lane_index() & 1) {
+          table->first[segments + __popc(leads & ((1u << lane_index()) - 1))] = place;
+        }
+        segments += __popc(leads);
+        placed += __popc(real);
+      }
+      if (lane_index() == 0) {
+        table->first[segments] = placed;
+        table->count = segments;
+      }
+    }
+    __syncthreads();
+  }
+
+  SegmentTable* table_;
+  int count_;
+  int width_;
+  int total_rows_;
+};
+
+// A segment's slots are shared by `shares` blocks, so that `parts` blocks are as busy as can be. One
+// round of parts / segments shares each leaves up to half of the blocks idle when the segments are
+// nearly as many as the blocks; a few rounds of smaller shares do not.
+MICROSPEC_DEVICE int shares_of_a_segment(int segments, int parts) {
+  constexpr int kMaxRounds = 4;
+  int best_rounds = ceil_div(segments, parts), best_shares = 1;
+  for (int rounds = 1; rounds <= kMaxRounds; ++rounds) {
+    const int shares = rounds * parts / segments;
+    if (rounds * best_shares < best_rounds * shares) {
+      best_rounds = rounds;
+      best_shares = shares;
+    }
+  }
+  return best_shares;
+}
+
+}  // namespace microspec

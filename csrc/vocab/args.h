@@ -1,0 +1,29 @@
+// One call of vocab_update_ as raw pointers: what the CUDA kernel sees. Torch-free.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+
+namespace microspec {
+
+// A pinned slot carries the largest stamp, an empty one the smallest: so the n slots to give to
+// n newcomers are always the n smallest by (stamp, slot).
+constexpr int64_t kPinnedStamp = std::numeric_limits<int64_t>::max();
+constexpr int64_t kEmptyStamp = -1;
+
+struct VocabArgs {
+  int32_t* active_ids;       // [G, K], -1 is an empty slot
+  int64_t* slot_stamps;      // [G, K]
+  int32_t* token_slots;      // [G, V], -1 absent
+  int64_t* clock;            // [G]
+  const void* tokens;        // [G, N], or [N] beside token_groups; -1 is padding
+  const void* token_groups;  // [N]; null: tokens are [G, N]
+  bool long_tokens;          // int64 rather than int32
+  bool long_groups;
+  int64_t groups;      // G
+  int64_t capacity;    // K
+  int64_t vocab_size;  // V
+  int64_t count;       // N
+};
+
+}  // namespace microspec

@@ -1,0 +1,63 @@
+// vocab_update_ on CUDA: the grid, the memory, and which of the kernel's sizes serves.
+#include <algorithm>
+
+#include "vocab/vocab_cuda.h"
+#include "vocab/vocab_kernel.cuh"
+
+namespace microspec {
+
+namespace {
+
+using vocab::kThreads;
+
+// Slots a thread can keep in registers: two words each of the 128 that a thread of 512 has.
+constexpr int kMostSlots = 32;
+
+struct Plan {
+  vocab::Layout layout;
+  bool in_shared;  // that layout; else in the workspace, group by group
+};
+
+Error plan_of(const VocabArgs& args, Plan& plan) {
+  Device device;
+  if (const Error error = current_device(device)) return error;
+  plan.layout.newcomers = ceil_div<int64_t>(args.capacity, 2) * 2;
+  plan.layout.words = plan.layout.newcomers + 2 * std::min(args.capacity, args.count);
+  const int64_t available = device.block_shared - static_cast<int64_t>(sizeof(vocab::Shared));
+  plan.in_shared = args.capacity <= kMostSlots * kThreads && plan.layout.words * 4 <= available;
+  return cudaSuccess;
+}
+
+template <int slots>
+Error start(const VocabArgs& args, const Plan& plan, void* workspace, void* stream) {
+  const size_t shared_bytes = plan.in_shared ? plan.layout.words * 4 : 0;
+  const Launch how{static_cast<unsigned>(args.groups), kThreads, shared_bytes, stream, true};
+  return launch(vocab::vocab_update_kernel<slots>, how, args, plan.layout, static_cast<int32_t*>(workspace));
+}
+
+}  // namespace
+
+int vocab_cuda_workspace(const VocabArgs& args, size_t* bytes) {
+  Plan plan;
+  if (const Error error = plan_of(args, plan)) return error;
+  *bytes = plan.in_shared ? 0 : ceil_div<size_t>(plan.layout.words * 4 * args.groups, 256) * 256;
+  return cudaSuccess;
+}
+
+int run_vocab_update_cuda(const VocabArgs& args, void* workspace, void* stream) {
+  // In the kernel positions and slots are ints, with room for a tile's or a warp's slots beyond.
+  constexpr int64_t kMost = int64_t{1} << 30;
+  if (std::max({args.count, args.capacity, args.groups}) > kMost) return kInvalidValue;
+  if (args.groups == 0 || args.count == 0) return cudaSuccess;
+  Plan plan;
+  if (const Error error = plan_of(args, plan)) return error;
+  if (!plan.in_shared) return start<0>(args, plan, workspace, stream);
+  // 1024, 3072 (the usual capacity) and all the rest: more registers a thread cost nothing but the
+  // instructions for slots that are not there.
+  if (args.capacity <= 2 * kThreads) return start<2>(args, plan, workspace, stream);
+  if (args.capacity <= 6 * kThreads) return start<6>(args, plan, workspace, stream);
+  if (args.capacity <= 16 * kThreads) return start<16>(args, plan, workspace, stream);
+  return start<kMostSlots>(args, plan, workspace, stream);
+}
+
+}  // namespace microspec

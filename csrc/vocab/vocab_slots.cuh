@@ -1,0 +1,113 @@
+// How long each slot has been idle: what decides which of them newcomers take.
+#pragma once
+
+#include "vocab/vocab_state.cuh"
+
+namespace microspec::vocab {
+
+// How long a slot has been idle, in positions: the largest is evicted first. 0: not at all, as it is
+// pinned or was refreshed in this call. Distinct, for only empty slots share a stamp: those are older
+// than every token, the lowest slot the oldest.
+MICROSPEC_DEVICE uint64_t age_of(int64_t stamp, int slot, int64_t base, int capacity) {
+  const int64_t age = stamp < 0 ? base + capacity - slot : base - stamp;
+  return age > 0 ? static_cast<uint64_t>(age) : 0;
+}
+
+// The same order in 32 bits, which halves the registers and the work of every probe: exact as long as
+// no token's age is kTooOld, which is to say, as every token was seen among the latest two billion.
+// An empty slot's age is negative if read as an int.
+constexpr int kTooOld = 0x7fffffff;
+MICROSPEC_DEVICE uint32_t short_age_of(int64_t stamp, int slot, int64_t base) {
+  const int64_t age = base - stamp;
+  if (stamp < 0) return ~static_cast<uint32_t>(slot + 1);
+  return age <= 0 ? 0 : age < kTooOld ? static_cast<uint32_t>(age) : kTooOld;
+}
+
+// The slots of one thread: every 32nd of its warp's, which lie together, so that ballots taken one
+// after the other number them in ascending order. `count` of them, with their ages in registers.
+template <int count>
+struct Slots {
+  using Age = uint32_t;
+  static constexpr int kPerThread = count;
+  // Old ids are fetched with the stamps as long as that costs few registers.
+  static constexpr bool kKeepsIds = count <= 6;
+  const Group& group;
+  const int first;
+  int64_t stamp[count];
+  uint32_t age[count];
+  int32_t id[kKeepsIds ? count : 1];
+
+  MICROSPEC_DEVICE Slots(const Group& group)
+      : group(group), first(warp_index() * count * kWarp + lane_index()) {}
+
+  MICROSPEC_DEVICE int per_thread() const { return count; }
+  MICROSPEC_DEVICE int slot(int i) const { return first + i * kWarp; }
+  MICROSPEC_DEVICE bool exists(int i) const { return slot(i) < group.capacity; }
+
+  // In two steps, so that all loads can be under way before the first is waited for.
+  MICROSPEC_DEVICE void fetch() {
+#pragma unroll
+    for (int i = 0; i < count; ++i) {
+      stamp[i] = exists(i) ? group.slot_stamps[slot(i)] : kPinnedStamp;
+      if constexpr (kKeepsIds) id[i] = exists(i) ? group.active_ids[slot(i)] : kNone;
+    }
+  }
+  MICROSPEC_DEVICE void set_clock(int64_t clock) {
+#pragma unroll
+    for (int i = 0; i < count; ++i) age[i] = short_age_of(stamp[i], slot(i), clock);
+  }
+  MICROSPEC_DEVICE void refresh(int i) { age[i] = 0; }
+  MICROSPEC_DEVICE int32_t old_id(int i) const {
+    if constexpr (kKeepsIds) {
+      return id[i];
+    } else {
+      return group.active_ids[slot(i)];
+    }
+  }
+
+  // f(i, age) for each slot, also for those beyond the last, of age 0.
+  template <class F>
+  MICROSPEC_DEVICE void each(F&& f) const {
+#pragma unroll
+    for (int i = 0; i < count; ++i) f(i, age[i]);
+  }
+  template <class F>
+  MICROSPEC_DEVICE void visit(F&& f) const {
+    each([&](int, uint32_t key) { f(key); });
+  }
+};
+
+// Any number, computed from memory each time: for large capacities and for tokens of great age.
+template <>
+struct Slots<0> {
+  using Age = uint64_t;
+  static constexpr int kPerThread = 0;
+  const Group& group;
+  const int first;
+  int64_t base = 0;
+
+  MICROSPEC_DEVICE Slots(const Group& group)
+      : group(group), first(warp_index() * per_thread() * kWarp + lane_index()) {}
+
+  MICROSPEC_DEVICE int per_thread() const { return (group.capacity + kThreads - 1) / kThreads; }
+  MICROSPEC_DEVICE int slot(int i) const { return first + i * kWarp; }
+  MICROSPEC_DEVICE bool exists(int i) const { return slot(i) < group.capacity; }
+
+  MICROSPEC_DEVICE void fetch() {}
+  MICROSPEC_DEVICE void set_clock(int64_t clock) { base = clock; }
+  MICROSPEC_DEVICE void refresh(int) {}
+  MICROSPEC_DEVICE int32_t old_id(int i) const { return group.active_ids[slot(i)]; }
+
+  template <class F>
+  MICROSPEC_DEVICE void each(F&& f) const {
+    for (int i = 0; i < per_thread(); ++i) {
+      f(i, exists(i) ? age_of(group.slot_stamps[slot(i)], slot(i), base, group.capacity) : 0);
+    }
+  }
+  template <class F>
+  MICROSPEC_DEVICE void visit(F&& f) const {
+    each([&](int, uint64_t key) { f(key); });
+  }
+};
+
+}  // namespace microspec::vocab

@@ -1,0 +1,121 @@
+// The walk over a call's tokens, newest first: which residents it refreshes, who is new.
+#pragma once
+
+#include "vocab/vocab_state.cuh"
+
+namespace microspec::vocab {
+
+// Of an int32 or int64, the words: the high one of an int32 that is not negative is 0, and all others
+// are of no use here. So one can be fetched without a branch or a wait.
+struct Integer {
+  int32_t low = kNone, high = 0;
+
+  MICROSPEC_DEVICE void fetch(const void* data, bool is_long, int64_t index) {
+    const int32_t* const words = static_cast<const int32_t*>(data);
+    low = words[is_long ? 2 * index : index];
+    if (is_long) high = words[2 * index + 1];
+  }
+};
+
+// What a position holds, on its way.
+struct Entry {
+  Integer token, group;
+
+  MICROSPEC_DEVICE void fetch(const VocabArgs& args, int64_t position) {
+    token = group = Integer{};
+    if (position < 0) return;
+    const int64_t row = args.token_groups ? 0 : blockIdx.x * args.count;
+    token.fetch(args.tokens, args.long_tokens, row + position);
+    if (args.token_groups) group.fetch(args.token_groups, args.long_groups, position);
+  }
+  // The token if it is one and this group's, else kNone.
+  MICROSPEC_DEVICE int32_t own_token(const VocabArgs& args) const {
+    const bool own = !args.token_groups || (group.low == static_cast<int32_t>(blockIdx.x) && group.high == 0);
+    const bool exists = token.low >= 0 && token.low < args.vocab_size && token.high == 0;
+    return own && exists ? token.low : kNone;
+  }
+};
+
+// The token's slot, kListed, or kNone if it has none.
+MICROSPEC_DEVICE int32_t slot_of(const Group& group, int32_t token) {
+  if (token == kNone) return kNone;
+  const int32_t slot = group.token_slots[token];
+  return slot < group.capacity && slot >= kListed ? slot : kNone;
+}
+
+MICROSPEC_DEVICE void clear_table(Shared& shared) {
+#pragma unroll
+  for (int i = 0; i < kTable; i += kThreads) {
+    shared.table_tokens[i + threadIdx.x] = kNone;
+    shared.table_positions[i + threadIdx.x] = kNone;
+  }
+}
+
+// Notes a newcomer; returns its place.
+MICROSPEC_DEVICE int note_newcomer(Shared& shared, int32_t token, int32_t position) {
+  // Multiplicative hashing: the top bits of the product depend on all bits of the token.
+  int place = static_cast<int>(static_cast<uint32_t>(token) * 0x9e3779b1u >> (32 - kTableBits));
+  while (true) {
+    const int32_t before = atomicCAS(&shared.table_tokens[place], kNone, token);
+    if (before == kNone || before == token) break;
+    place = (place + 1) % kTable;
+  }
+  atomicMax(&shared.table_positions[place], position);
+  return place;
+}
+
+// The walk: fills `newcomers`, newest first, and last_use; cutoff and newcomers in `shared` are its
+// result after the next barrier. `token` is the thread's in the first tile and `slot` that token's.
+MICROSPEC_DEVICE void walk(const VocabArgs& args, const Group& group, Shared& shared, int32_t* last_use,
+                           Newcomer* newcomers, unsigned room, int32_t token, int32_t slot) {
+  unsigned distinct = 0, listed = 0;
+  int64_t tile_end = args.count;
+  int64_t position = tile_end - 1 - static_cast<int64_t>(threadIdx.x);
+  while (true) {
+    Entry next;
+    next.fetch(args, position - kThreads);
+    const int32_t own = static_cast<int32_t>(position);
+    int place = kNone;
+    if (slot >= 0) {
+      atomicMax(&last_use[slot], own);
+    } else if (token != kNone && slot != kListed) {
+      place = note_newcomer(shared, token, own);
+    }
+    __syncthreads();
+    // A pinned slot's last use is no position, and one of a newer tile is no position of this one.
+    const bool is_resident = slot >= 0 && last_use[slot] == own;
+    const bool is_newcomer = place >= 0 && shared.table_positions[place] == own;
+    const unsigned found = __ballot_sync(kAllLanes, is_resident || is_newcomer);
+    const unsigned fresh = __ballot_sync(kAllLanes, is_newcomer);
+    // Both counts in one word: at most kThreads each.
+    if (lane_index() == 0) shared.tile_counts[warp_index()] = __popc(found) | __popc(fresh) << 16;
+    __syncthreads();
+    const Prefix counts = sum_of_warps(shared.tile_counts);
+    const unsigned rank = distinct + (counts.before & 0xffff) + __popc(found & lanes_below());
+    const unsigned index = listed + (counts.before >> 16) + __popc(fresh & lanes_below());
+    tile_end -= kThreads;
+    distinct += counts.total & 0xffff;
+    listed += counts.total >> 16;
+    const bool last_tile = tile_end <= 0 || distinct >= room;
+    if (is_newcomer && rank < room) {
+      newcomers[index] = {token, own};
+      if (!last_tile) group.token_slots[token] = kListed;
+    }
+    if ((is_resident || is_newcomer) && rank + 1 == room) {
+      shared.cutoff = own;
+      shared.newcomers = index + is_newcomer;
+    }
+    if (last_tile) break;
+    clear_table(shared);
+    __syncthreads();
+    position -= kThreads;
+    token = next.own_token(args);
+    slot = slot_of(group, token);
+  }
+  if (threadIdx.x == 0 && distinct < room) {
+    shared.cutoff = 0;
+    shared.newcomers = listed;
+  }
+}
+
+}  // namespace microspec::vocab

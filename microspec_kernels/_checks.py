@@ -210,7 +210,9 @@ def gather(
     check.row_scale(weight_scale, "weight_scale", weight.dtype, (weight.size(0),))
     check.row_scale(slab_scale, "slab_scale", slab.dtype, ids_shape)
     check.unit_inner_stride(weight, "weight")
-    check.on_device(weight, "weight")
+    # Beside a slab on a GPU, pinned host memory will do; the compiled op knows whether it is.
+    if slab.device.type != "cuda" or weight.device.type != "cpu":
+        check.on_device(weight, "weight")
     for tensor, name in ((slab, "slab"), (slab_ids, "slab_ids"), (active_ids, "active_ids")):
         check.contiguous(tensor, name)
         check.on_device(tensor, name)

@@ -36,3 +36,11 @@ def instruction_set() -> str | None:
     function.restype = ctypes.c_char_p
     name: bytes | None = function()
     return None if name is None else name.decode()
+
+
+def cuda_architectures() -> str | None:
+    """The GPUs that the CUDA kernels were compiled for: "80-real 90a-real". None without them."""
+    function = ctypes.CDLL(str(PATH)).microspec_cuda_architectures
+    function.restype = ctypes.c_char_p
+    names: bytes | None = function()
+    return None if names is None else names.decode()

@@ -1,126 +1,164 @@
-"""Which code serves ``torch.ops.microspec.*``: the compiled library, or plain PyTorch.
+"""Which code serves ``torch.ops.microspec.*``: the compiled library, Triton, or plain PyTorch.
 
 The choice is made in the dispatcher, so engines that call the ops directly get it too.
 """
 
+import importlib
+import importlib.util
 import os
 import warnings
+from collections.abc import Callable
+from functools import cache
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import _checks, reference
+from . import _checks, _library, reference
 
-NATIVE = "cpu"
-NAMES = (NATIVE, "reference")
+NAMES = ("cpu", "cuda", "triton", "reference")
+_library.load()
+# Before anything is registered here: whether nvcc was there when the library was built.
+HAS_CUDA: bool = torch._C._dispatch_has_kernel_for_dispatch_key("microspec::sparse_head", "CUDA")
 
-_current = NATIVE
-_override: torch.library.Library | None = None
-
-
-def _sparse_head(
-    hidden: Tensor, weight: Tensor, active_ids: Tensor, k: int, **options: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    _check_head("sparse_head", hidden, weight, active_ids, options, k)
-    return reference.sparse_head(hidden, weight, active_ids, k, **options)
+_current = "cuda" if HAS_CUDA and torch.cuda.is_available() else "cpu"
+_override: list[torch.library.Library] = []
 
 
-def _sparse_logits(hidden: Tensor, weight: Tensor, active_ids: Tensor, **options: Any) -> Tensor:
-    _check_head("sparse_logits", hidden, weight, active_ids, options)
-    return reference.sparse_logits(hidden, weight, active_ids, **options)
+def _reference() -> ModuleType:
+    return reference
 
 
-def _check_head(
-    op: str,
-    hidden: Tensor,
-    weight: Tensor,
-    active_ids: Tensor,
-    options: dict[str, Any],
-    k: int | None = None,
-) -> None:
-    packed, group_ids = options.get("packed", False), options.get("group_ids")
-    scale, bias = options.get("weight_scale"), options.get("bias")
-    softcap = options.get("softcap", 0.0)
-    _checks.head(op, hidden, weight, active_ids, packed, group_ids, scale, bias, softcap, k)
-    _checks.head_ids(op, hidden, weight, active_ids, packed, group_ids, bias)
+@cache
+def _triton() -> ModuleType:
+    """Imported when it is first needed: that takes a quarter of a second."""
+    return importlib.import_module(".triton_kernels", __package__)
 
 
-def _gather_rows_(
-    slab: Tensor,
-    slab_ids: Tensor,
-    weight: Tensor,
-    active_ids: Tensor,
-    *,
-    slab_scale: Tensor | None = None,
-    weight_scale: Tensor | None = None,
-) -> None:
-    check = _checks.gather(slab, slab_ids, weight, active_ids, slab_scale, weight_scale)
-    check.ids(active_ids, "active_ids", weight.size(0), "ids", "flat position")
-    reference.gather_rows_(
-        slab, slab_ids, weight, active_ids, slab_scale=slab_scale, weight_scale=weight_scale
-    )
+def _implementations(code: Callable[[], ModuleType]) -> dict[str, Callable[..., Any]]:
+    """The ops of the module ``code()`` behind the checks of their arguments."""
+
+    def reads_ids(tensor: Tensor) -> bool:
+        """The reference needs valid ids; on a device, to look at them is to wait for it."""
+        on_host = code is _reference or tensor.device.type == "cpu"
+        return on_host or os.environ.get("MICROSPEC_VALIDATE") == "1"
+
+    def check_head(
+        op: str,
+        hidden: Tensor,
+        weight: Tensor,
+        active_ids: Tensor,
+        options: dict[str, Any],
+        k: int | None = None,
+    ) -> None:
+        packed, group_ids = options.get("packed", False), options.get("group_ids")
+        scale, bias = options.get("weight_scale"), options.get("bias")
+        softcap = options.get("softcap", 0.0)
+        _checks.head(op, hidden, weight, active_ids, packed, group_ids, scale, bias, softcap, k)
+        if reads_ids(hidden):
+            _checks.head_ids(op, hidden, weight, active_ids, packed, group_ids, bias)
+
+    def sparse_head(
+        hidden: Tensor, weight: Tensor, active_ids: Tensor, k: int, **options: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        check_head("sparse_head", hidden, weight, active_ids, options, k)
+        result: tuple[Tensor, Tensor, Tensor] = code().sparse_head(
+            hidden, weight, active_ids, k, **options
+        )
+        return result
+
+    def sparse_logits(hidden: Tensor, weight: Tensor, active_ids: Tensor, **options: Any) -> Tensor:
+        check_head("sparse_logits", hidden, weight, active_ids, options)
+        result: Tensor = code().sparse_logits(hidden, weight, active_ids, **options)
+        return result
+
+    def gather_rows_(
+        slab: Tensor,
+        slab_ids: Tensor,
+        weight: Tensor,
+        active_ids: Tensor,
+        *,
+        slab_scale: Tensor | None = None,
+        weight_scale: Tensor | None = None,
+    ) -> None:
+        check = _checks.gather(slab, slab_ids, weight, active_ids, slab_scale, weight_scale)
+        if reads_ids(slab):
+            check.ids(active_ids, "active_ids", weight.size(0), "ids", "flat position")
+        code().gather_rows_(
+            slab, slab_ids, weight, active_ids, slab_scale=slab_scale, weight_scale=weight_scale
+        )
+
+    def vocab_update_(
+        active_ids: Tensor,
+        slot_stamps: Tensor,
+        token_slots: Tensor,
+        clock: Tensor,
+        tokens: Tensor,
+        *,
+        token_groups: Tensor | None = None,
+    ) -> None:
+        check = _checks.vocab(active_ids, slot_stamps, token_slots, clock, tokens, token_groups)
+        if reads_ids(active_ids):
+            check.ids(tokens, "tokens", token_slots.size(1), "ids", "flat position")
+            if token_groups is not None:
+                check.ids(token_groups, "token_groups", clock.size(0), "groups", "position")
+        code().vocab_update_(
+            active_ids, slot_stamps, token_slots, clock, tokens, token_groups=token_groups
+        )
+
+    functions = (sparse_head, sparse_logits, gather_rows_, vocab_update_)
+    return {function.__name__: function for function in functions}
 
 
-def _vocab_update_(
-    active_ids: Tensor,
-    slot_stamps: Tensor,
-    token_slots: Tensor,
-    clock: Tensor,
-    tokens: Tensor,
-    *,
-    token_groups: Tensor | None = None,
-) -> None:
-    check = _checks.vocab(active_ids, slot_stamps, token_slots, clock, tokens, token_groups)
-    check.ids(tokens, "tokens", token_slots.size(1), "ids", "flat position")
-    if token_groups is not None:
-        check.ids(token_groups, "token_groups", clock.size(0), "groups", "position")
-    reference.vocab_update_(
-        active_ids, slot_stamps, token_slots, clock, tokens, token_groups=token_groups
-    )
-
-
-_REFERENCE = {
-    "sparse_head": _sparse_head,
-    "sparse_logits": _sparse_logits,
-    "gather_rows_": _gather_rows_,
-    "vocab_update_": _vocab_update_,
-}
-
-
-def _register(key: str) -> torch.library.Library:
+def _register(key: str, code: Callable[[], ModuleType]) -> torch.library.Library:
     library = torch.library.Library("microspec", "IMPL")
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", "Warning only once for all operators"
         )  # we mean to override
-        for name, function in _REFERENCE.items():
+        for name, function in _implementations(code).items():
             library.impl(name, function, key, allow_override=True)
     return library
 
 
-# The library has no CUDA kernels yet: tensors there are served by the reference.
-_cuda = _register("CUDA")
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+# Without CUDA kernels in the library, tensors there (ROCm's too) are served by Triton where it is
+# installed, else by the reference.
+_cuda = None if HAS_CUDA else _register("CUDA", _triton if _has_triton() else _reference)
 
 
 def backend(name: str | None = None) -> str:
     """The backend in use; with ``name``, switch to it first.
 
     Args:
-        name: "cpu" (compiled, vectorised; the default) or "reference" (plain PyTorch).
+        name: "cpu" or "cuda", both the compiled library, each tensor on its own device (the
+            default; CUDA tensors stay with Triton, or the reference, if the library was built
+            without nvcc); "triton" or "reference" (plain PyTorch), for tensors on every device. On
+            a CPU Triton needs its interpreter: ``TRITON_INTERPRET=1`` before the first import;
+            otherwise CPU tensors stay with "cpu".
 
     Raises:
-        ValueError: no backend has that name.
+        ValueError: no backend has that name, or it is not there.
     """
-    global _current, _override
+    global _current
     if name is not None:
         if name not in NAMES:
             raise ValueError(f"backend: name: expected one of {', '.join(NAMES)}, got {name!r}")
-        if _override is not None:
-            _override._destroy()
-            _override = None
+        if name == "cuda" and not HAS_CUDA:
+            raise ValueError("backend: cuda: the library was built without nvcc")
+        if name == "triton" and not _has_triton():
+            raise ValueError("backend: triton is not installed: `pip install triton`")
+        while _override:
+            _override.pop()._destroy()
         if name == "reference":
-            _override = _register("CPU")
+            _override.extend(_register(key, _reference) for key in ("CPU", "CUDA"))
+        elif name == "triton":
+            keys = ("CPU", "CUDA") if _triton().INTERPRETED else ("CUDA",)
+            _override.extend(_register(key, _triton) for key in keys)
         _current = name
     return _current
 

@@ -46,7 +46,7 @@ class _ActiveHead(nn.Module):
         self.slab: WeightSlab | None = None
         if mode == "packed":
             # On a CPU the refresh is synchronous: a second buffer would only be gathered twice.
-            count = buffers or (1 if weight.device.type == "cpu" else 2)
+            count = buffers or (1 if vocab.device.type == "cpu" else 2)
             self.slab = WeightSlab(
                 weight.detach(), vocab, dtype=slab_dtype, buffers=count, weight_scale=weight_scale
             )

@@ -141,7 +141,9 @@ def gather_rows_(
     tokens = active_ids.flatten()[changed].long()
     slots, tokens = changed[tokens >= 0], tokens[tokens >= 0]
     byte_rows = weight.dtype == torch.float8_e4m3fn  # PyTorch indexes fp8 only as bytes
-    rows = weight.view(torch.uint8)[tokens].view(weight.dtype) if byte_rows else weight[tokens]
+    at = tokens.to(weight.device)  # which may be the host's
+    rows = weight.view(torch.uint8)[at].view(weight.dtype) if byte_rows else weight[at]
+    rows = rows.to(slab.device)
     scale = None if weight_scale is None else weight_scale[tokens]
     if slab.dtype != weight.dtype:
         rows, scale = quantise_rows(rows, slab.dtype)

@@ -1,5 +1,7 @@
 """The slab: a packed copy of the active rows of the LM head."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -23,23 +25,65 @@ class SlabView(NamedTuple):
     group_ids: Tensor
 
 
+class _Beside:
+    """Work beside the current stream, on a stream of its own; on a CPU, work at once."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        # PyTorch's streams are non-blocking: the legacy stream does not wait for them.
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._done: torch.cuda.Event | None = None
+        self._captured = False
+
+    @contextmanager
+    def run(self, *tensors: Tensor) -> Iterator[None]:
+        """After all that the current stream has to do by now. ``tensors``: its own that are used."""
+        if self._stream is None:
+            yield
+            return
+        self._captured = torch.cuda.is_current_stream_capturing()
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._stream):
+            yield
+            self._done = self._stream.record_event()
+        for tensor in tensors:
+            tensor.record_stream(self._stream)
+
+    def wait(self) -> None:
+        """Let the current stream wait for the last run.
+
+        Nothing is to be waited for where one of the two is part of a captured graph and the other
+        is not: what happens at capture is not what happens at replay.
+        """
+        if self._done is not None and self._captured == torch.cuda.is_current_stream_capturing():
+            torch.cuda.current_stream(self._device).wait_event(self._done)
+
+
 class WeightSlab:
     """Keeps the rows of the active tokens side by side, copying only those that changed.
 
     The buffers are groups of one slab, and which of them is the front is a number on the device: so
     one captured graph serves every step. A slab carries its own ids: a head that reads it can never
-    disagree with the rows, whatever the vocabulary has done since. On a CPU, :meth:`refresh` is
-    synchronous and one buffer is enough.
+    disagree with the rows, whatever the vocabulary has done since.
+
+    On a GPU, :meth:`refresh` only enqueues the copying, on a stream of its own, and :meth:`front`
+    lets the current stream wait for it. On a CPU it is done at once, and one buffer is enough.
+
+    In a CUDA graph: capture both in one graph; or refresh outside, and then call :meth:`wait` before
+    each replay of the graph that has :meth:`front` in it.
 
     Args:
         weight: the LM head [V, D], bf16, fp16 or fp32; int8 or float8_e4m3fn with ``weight_scale``.
+            With the vocabulary on a GPU it may also lie in pinned host memory: only rows that
+            change cross the bus.
         vocab: whose rows to keep.
         dtype: of the slab: weight's (default), or int8 or float8_e4m3fn, quantised row by row.
         buffers: 2 lets a refresh overlap with a draft that reads the other; 1 where they never do.
-        weight_scale: fp32 [V] of a quantised weight.
+        weight_scale: fp32 [V] of a quantised weight, on vocab's device.
 
     Raises:
-        ValueError: weight does not have vocab's V rows, or another number of buffers.
+        ValueError: weight does not have vocab's V rows or lies on another device; another number of
+            buffers.
     """
 
     def __init__(
@@ -56,6 +100,9 @@ class WeightSlab:
             raise ValueError(f"WeightSlab: weight: expected {expected}, got {list(weight.shape)}")
         if buffers not in (1, 2):
             raise ValueError(f"WeightSlab: buffers: expected 1 or 2, got {buffers}")
+        if weight.device != vocab.device and not weight.is_pinned():
+            expected = f"a tensor on {vocab.device} or in pinned host memory"
+            raise ValueError(f"WeightSlab: weight: expected {expected}, got one on {weight.device}")
         self.weight, self.vocab, self.weight_scale = weight, vocab, weight_scale
         self.buffers = buffers
         dtype = dtype or weight.dtype
@@ -65,29 +112,38 @@ class WeightSlab:
         self.scale = torch.ones(slots, device=device) if dtype in QUANTISED else None
         self._front = torch.zeros(1, dtype=torch.int64, device=device)
         self._buffer = torch.arange(buffers, device=device)[:, None, None]
+        self._beside = _Beside(device)
 
     def refresh(self) -> None:
         """Bring the back buffer up to date with the vocabulary and make it the front."""
-        back = (self._front + 1) % self.buffers
-        held = self.ids.view(self.buffers, self.vocab.groups, -1)
-        wanted = torch.where(self._buffer == back, self.vocab.ids, held).view_as(self.ids)
-        gather_rows_(
-            self.rows,
-            self.ids,
-            self.weight,
-            wanted,
-            slab_scale=self.scale,
-            weight_scale=self.weight_scale,
-        )
-        self._front.copy_(back)
+        # Taken now: the vocabulary may change before the copying is over.
+        ids = self.vocab.ids.clone()
+        with self._beside.run(ids):
+            back = (self._front + 1) % self.buffers
+            held = self.ids.view(self.buffers, self.vocab.groups, -1)
+            wanted = torch.where(self._buffer == back, ids, held).view_as(self.ids)
+            gather_rows_(
+                self.rows,
+                self.ids,
+                self.weight,
+                wanted,
+                slab_scale=self.scale,
+                weight_scale=self.weight_scale,
+            )
+            self._front.copy_(back)
+
+    def wait(self) -> None:
+        """Let the current stream wait for the last refresh, as :meth:`front` does by itself."""
+        self._beside.wait()
 
     def front(self, group_ids: Tensor | None = None) -> SlabView:
-        """The newest buffer.
+        """The newest buffer; the current stream waits for it.
 
         Args:
             group_ids: int32 or int64 [M], each row's group of the vocabulary, -1 for padding.
                 Default: group 0, as one id to be expanded over the rows.
         """
+        self.wait()
         base = self._front * self.vocab.groups
         if group_ids is not None:
             group_ids = torch.where(group_ids >= 0, base + group_ids, -1)
@@ -95,4 +151,5 @@ class WeightSlab:
 
     def invalidate(self) -> None:
         """Forget every row, as after a change of the weight; refresh before the next use."""
+        self.wait()
         self.ids.fill_(-1)

@@ -1,10 +1,12 @@
 """Shared by all tests: the hypothesis profile, and each test leaves the process as it found it."""
 
 import os
+import zlib
 from collections.abc import Iterator
 
 import pytest
 import torch
+from backends_under_test import BACKENDS
 from hypothesis import HealthCheck, settings
 
 import microspec_kernels
@@ -19,6 +21,35 @@ settings.register_profile(
 # What fails in CI must fail again on the next push of the same code.
 settings.register_profile("ci", settings.get_profile("default"), derandomize=True, database=None)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "backends(*names): which of backends_under_test to run over")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    mark = metafunc.definition.get_closest_marker("backends")
+    if mark is not None:
+        metafunc.parametrize("backend", mark.args, indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
+def backend(request: pytest.FixtureRequest) -> str:
+    """The backend that serves the ops in this test."""
+    return getattr(request, "param", "cpu")
+
+
+@pytest.fixture(autouse=True)
+def _serving(request: pytest.FixtureRequest, backend: str) -> Iterator[None]:
+    under_test, test = BACKENDS[backend], request.function
+    given = getattr(test, "_hypothesis_internal_use_settings", None)
+    if given is not None and under_test.examples is not None:
+        few = settings(given, max_examples=min(under_test.examples, given.max_examples))
+        test._hypothesis_internal_use_settings = few
+    with under_test.serving(seed=zlib.crc32(request.node.nodeid.encode())):
+        yield
+    if given is not None:
+        test._hypothesis_internal_use_settings = given
 
 
 @pytest.fixture(autouse=True)

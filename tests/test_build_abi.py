@@ -103,6 +103,22 @@ def test_nothing_of_python_is_used(undefined):
     assert [symbol for symbol in undefined if re.match(r"_?Py", symbol)] == []
 
 
+def test_nothing_of_cuda_is_needed(undefined):
+    """With kernels for GPUs inside it must load where there is neither GPU, driver nor runtime."""
+    needed = subprocess.run(
+        ["readelf", "--dynamic", str(LIBRARY)], capture_output=True, text=True, check=True
+    )
+    libraries = re.findall(r"\(NEEDED\).*\[(.*)\]", needed.stdout)
+    assert "libtorch_cpu.so" in libraries
+    assert [name for name in libraries if "cu" in name and name != "libtorch_cpu.so"] == []
+    symbols = [
+        name
+        for name in undefined
+        if re.match(r"(__)?cu(da)?[A-Z]|aoti_torch_get_current_cuda", name)
+    ]
+    assert symbols == []
+
+
 def shims_newer_than_target(include: Path) -> tuple[set[str], set[str]]:
     """Names of the C shim that torch's headers show to our target, and those they hide from it."""
     shown, hidden = set(), set()

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from backends_under_test import ALL, COMPILED, CPU, CUDA, EMULATED
 from compare import assert_bitwise
 from generators import (
     FLOATS,
@@ -18,8 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-import microspec_kernels
 from microspec_kernels import gather_rows_, reference
+
+pytestmark = pytest.mark.backends(*COMPILED)
 
 # Every legal pair of weight and slab.
 PAIRS = [(f, s) for f in FLOATS for s in (f, *QUANTISED)] + [(q, q) for q in QUANTISED]
@@ -82,10 +84,9 @@ def gather_cases(draw: st.DrawFn) -> GatherCase:
     )
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.backends(*ALL)
 @given(case=gather_cases())
-def test_any_call(backend: str, case: GatherCase) -> None:
-    microspec_kernels.backend(backend)
+def test_any_call(case: GatherCase) -> None:
     check(case)
 
 
@@ -152,6 +153,7 @@ def test_two_groups_hold_their_own_copy_of_a_token() -> None:
     assert_bitwise(got.slab[2][filled], got.slab[0][filled])
 
 
+@pytest.mark.backends(*CPU)
 def test_weight_beyond_2_to_31_elements(tmp_path: Path) -> None:
     dim, vocab_size = 4096, 2**20 + 70_000
     flat = torch.from_file(
@@ -167,3 +169,58 @@ def test_weight_beyond_2_to_31_elements(tmp_path: Path) -> None:
     gather_rows_(slab, held, weight, ids, slab_scale=slab_scale, weight_scale=scale)
     assert_bitwise(slab, torch.arange(1, 5)[:, None].expand(4, dim).to(torch.int8).contiguous())
     assert_bitwise(slab_scale, torch.tensor([0.5, 1.0, 1.5, 2.0]))
+
+
+# Of 16-byte chunks and not; one thread's share of several passes; more than shared memory holds.
+@pytest.mark.parametrize("dim", [4096, 4104, 4097, 12_296, 120_000])
+@pytest.mark.parametrize(("dtype", "slab_dtype"), PAIRS, ids=str)
+def test_long_rows(dtype: torch.dtype, slab_dtype: torch.dtype, dim: int) -> None:
+    check(
+        gather_case(
+            5, dim=dim, vocab_size=4, capacity=4, dtype=dtype, slab_dtype=slab_dtype, same=0.2
+        )
+    )
+
+
+@pytest.mark.parametrize("offsets", [(1, 0), (0, 1), (4, 4), (2, 8)])
+@pytest.mark.parametrize(("dtype", "slab_dtype"), PAIRS, ids=str)
+def test_tables_that_start_anywhere(
+    dtype: torch.dtype, slab_dtype: torch.dtype, offsets: tuple[int, int]
+) -> None:
+    """Rows of a multiple of 16 bytes whose first is not aligned to that."""
+    case = gather_case(6, dim=64, dtype=dtype, slab_dtype=slab_dtype, same=0.2)
+
+    def moved(table: Tensor, offset: int) -> Tensor:
+        flat = torch.zeros(table.numel() + offset, dtype=table.dtype)
+        flat[offset:] = table.flatten()
+        return flat[offset:].view(table.shape)
+
+    object.__setattr__(case, "weight", moved(case.weight, offsets[0]))
+    got, want = case.copy(), case.copy()
+    object.__setattr__(got, "slab", moved(case.slab, offsets[1]))
+    gather_rows_(**got.arguments())
+    reference.gather_rows_(**want.arguments())
+    assert_bitwise(row_indexed(got.slab), row_indexed(want.slab), "slab")
+    assert_bitwise(got.slab_ids, want.slab_ids, "slab_ids")
+
+
+@pytest.mark.backends(*EMULATED, *CUDA)
+@pytest.mark.parametrize(("dtype", "slab_dtype"), PAIRS, ids=str)
+def test_ids_out_of_range_are_empty_slots_on_cuda(
+    dtype: torch.dtype, slab_dtype: torch.dtype
+) -> None:
+    """The slab notes them and has no row for them; nothing is read."""
+    case = gather_case(7, groups=2, dtype=dtype, slab_dtype=slab_dtype, same=0.3)
+    rng, size = torch.Generator().manual_seed(8), case.weight.size(0)
+    strange = torch.tensor([size, size + 1, 2**31 - 1, -2, -(2**31)], dtype=torch.int32)
+    where = torch.rand(case.active_ids.shape, generator=rng) < 0.3
+    drawn = strange[torch.randint(0, len(strange), where.shape, generator=rng)]
+    ids = torch.where(where, drawn, case.active_ids)
+    got, want = case.copy(), case.copy()
+    gather_rows_(**{**got.arguments(), "active_ids": ids})
+    clean = ids.masked_fill(where, -1)
+    reference.gather_rows_(**{**want.arguments(), "active_ids": clean})
+    assert_bitwise(got.slab_ids, ids, "slab_ids")
+    assert_bitwise(row_indexed(got.slab), row_indexed(want.slab), "slab")
+    if got.slab_scale is not None and want.slab_scale is not None:
+        assert_bitwise(got.slab_scale, want.slab_scale, "slab_scale")

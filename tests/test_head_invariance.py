@@ -2,12 +2,15 @@
 
 import pytest
 import torch
+from backends_under_test import COMPILED, CPU
 from compare import EPS, assert_bitwise
 from generators import FLOATS, QUANTISED, HeadCase, head_case
 from torch import Tensor
 
 from microspec_kernels import sparse_head, sparse_logits
 from microspec_kernels._library import instruction_set
+
+pytestmark = pytest.mark.backends(*COMPILED)
 
 
 def results(case: HeadCase, k: int = 10) -> tuple[Tensor, ...]:
@@ -27,6 +30,7 @@ def big_case(dtype: torch.dtype, rows: torch.dtype, m: int = 13) -> HeadCase:
     )
 
 
+@pytest.mark.backends(*CPU)
 @pytest.mark.parametrize(("dtype", "rows"), ROWS, ids=str)
 def test_runs_and_threads(dtype: torch.dtype, rows: torch.dtype) -> None:
     case = big_case(dtype, rows)
@@ -38,6 +42,7 @@ def test_runs_and_threads(dtype: torch.dtype, rows: torch.dtype) -> None:
             assert_bitwise(got, expected, f"with {threads} threads")
 
 
+@pytest.mark.backends(*CPU)
 @pytest.mark.parametrize("grouped", [False, True])
 @pytest.mark.parametrize(("dtype", "rows"), ROWS, ids=str)
 def test_a_row_does_not_know_its_batch(

@@ -4,12 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from backends_under_test import ALL, COMPILED, CPU
 from compare import assert_bitwise
 from generators import FLOATS, QUANTISED, HeadCase, head_case, poison, row_indexed
 from torch import Tensor
 
-import microspec_kernels
 from microspec_kernels import sparse_head, sparse_logits
+
+pytestmark = pytest.mark.backends(*COMPILED)
 
 
 def bitwise_equal_calls(one: HeadCase, other: HeadCase, k: int = 9) -> None:
@@ -36,9 +38,8 @@ def test_strides(dtype: torch.dtype, rows: torch.dtype | None, packed: bool, gap
     bitwise_equal_calls(loose, tight)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
-def test_groups_of_a_slab_may_lie_apart_and_rows_repeat(backend: str) -> None:
-    microspec_kernels.backend(backend)
+@pytest.mark.backends(*ALL)
+def test_groups_of_a_slab_may_lie_apart_and_rows_repeat() -> None:
     case = head_case(12, m=4, groups=3, packed=True)
     apart = torch.full((3, 2, 20, 24), float("nan"))
     apart[:, 1] = case.weight
@@ -68,11 +69,10 @@ def test_groups_without_rows_are_not_read() -> None:
     )
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.backends(*ALL)
 @pytest.mark.parametrize("rows", [None, *QUANTISED], ids=str)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_packed_equals_indexed(dtype: torch.dtype, rows: torch.dtype | None, backend: str) -> None:
-    microspec_kernels.backend(backend)
+def test_packed_equals_indexed(dtype: torch.dtype, rows: torch.dtype | None) -> None:
     options = {"m": 9, "dim": 37, "groups": 2, "bias": dtype, "logit_scale": 0.7, "softcap": 20.0}
     indexed = head_case(15, dtype=dtype, rows=rows, **options)
     packed = head_case(15, dtype=dtype, rows=rows, packed=True, **options)
@@ -89,6 +89,7 @@ def written_bytes(path: Path) -> int:
     return path.stat().st_blocks * 512
 
 
+@pytest.mark.backends(*CPU)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8], ids=str)
 def test_weight_beyond_2_to_31_elements(dtype: torch.dtype, tmp_path: Path) -> None:
     """Rows past 2^31 and 2^32 elements; a truncated offset would find zeros, or another's row."""
@@ -115,6 +116,7 @@ def test_weight_beyond_2_to_31_elements(dtype: torch.dtype, tmp_path: Path) -> N
     assert written_bytes(tmp_path / "weight") < 2**20  # and nothing was written into it
 
 
+@pytest.mark.backends(*CPU)
 def test_slab_beyond_2_to_31_elements(tmp_path: Path) -> None:
     dim, capacity = 4096, 300_000
     slab = lazy(tmp_path / "slab", (2, capacity, dim), torch.int8)

@@ -4,13 +4,15 @@ import math
 
 import pytest
 import torch
+from backends_under_test import ALL, COMPILED
 from compare import assert_bitwise, assert_close, ids_by_row, logits_in, logsumexp64, top_k
 from generators import FLOATS, HeadCase, head_case
 from hypothesis import given
 from hypothesis import strategies as st
 
-import microspec_kernels
 from microspec_kernels import sparse_head, sparse_logits
+
+pytestmark = pytest.mark.backends(*COMPILED)
 
 INF, NAN = math.inf, math.nan
 SPECIAL = [INF, -INF, NAN, 0.0, -0.0, 1.0, -1.0, 3.0e38, -3.0e38, 1e-30]
@@ -24,15 +26,14 @@ def one_dim(values: list[float], ids: list[int] | None = None) -> HeadCase:
     return HeadCase(torch.ones(1, 1), weight, at.int())
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.backends(*ALL)
 @given(
     values=st.lists(st.sampled_from(SPECIAL), min_size=1, max_size=70),
     k=st.integers(1, 80),
     seed=st.integers(0, 999),
 )
-def test_special_logits(backend: str, values: list[float], k: int, seed: int) -> None:
+def test_special_logits(values: list[float], k: int, seed: int) -> None:
     """The order is total: numbers, infinities among them, then NaN, then padding."""
-    microspec_kernels.backend(backend)
     ids = torch.randperm(len(values) + 5, generator=torch.Generator().manual_seed(seed))
     case = one_dim(values, ids[: len(values)].tolist())
     z = torch.tensor([values])
@@ -98,11 +99,10 @@ def test_an_infinite_activation() -> None:
     assert sparse_head(hidden, *case.tensors()[1:], 1)[2][1] == INF
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.backends(*ALL)
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("groups", [None, 2])
-def test_empty_vocabulary(packed: bool, groups: int | None, backend: str) -> None:
-    microspec_kernels.backend(backend)
+def test_empty_vocabulary(packed: bool, groups: int | None) -> None:
     for capacity in (0, 9):
         case = head_case(
             5, m=4, capacity=capacity, active=0, packed=packed, groups=groups, bias=torch.float32
@@ -115,9 +115,8 @@ def test_empty_vocabulary(packed: bool, groups: int | None, backend: str) -> Non
         assert_bitwise(z, torch.full((4, capacity), -INF))
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
-def test_padding_rows_and_one_empty_group(backend: str) -> None:
-    microspec_kernels.backend(backend)
+@pytest.mark.backends(*ALL)
+def test_padding_rows_and_one_empty_group() -> None:
     case = head_case(6, m=5, groups=3)
     ids = case.active_ids.clone()
     ids[1] = -1
@@ -144,10 +143,9 @@ def test_no_rows_or_no_elements(shape: tuple[int, int], dtype: torch.dtype) -> N
     assert_bitwise(logits, want.float())
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
-def test_scalars_arrive(backend: str) -> None:
+@pytest.mark.backends(*ALL)
+def test_scalars_arrive() -> None:
     """0.5 read as a float of the wrong width is 0 or noise."""
-    microspec_kernels.backend(backend)
     case = one_dim([1.0, 3.0, -7.0])
     z = torch.tensor([[1.0, 3.0, -7.0]])
     assert_bitwise(sparse_logits(*case.tensors(), logit_scale=0.5), z * 0.5)

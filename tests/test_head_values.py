@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from backends_under_test import ALL, COMPILED
 from compare import (
     EPS,
     assert_bitwise,
@@ -19,10 +20,9 @@ from generators import FLOATS, QUANTISED, HeadCase, head_case, head_cases
 from hypothesis import given
 from hypothesis import strategies as st
 
-import microspec_kernels
 from microspec_kernels import sparse_head, sparse_logits
 
-BACKENDS = ["cpu", "reference"]
+pytestmark = pytest.mark.backends(*COMPILED)
 
 
 def check_against_float64(case: HeadCase, k: int) -> None:
@@ -36,18 +36,16 @@ def check_against_float64(case: HeadCase, k: int) -> None:
     assert_close(logsumexp, want, allowed + 8 * EPS * max(1.0, size), "logsumexp")
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.backends(*ALL)
 @given(case=head_cases(), k=st.integers(1, 128))
-def test_any_call(backend: str, case: HeadCase, k: int) -> None:
-    microspec_kernels.backend(backend)
+def test_any_call(case: HeadCase, k: int) -> None:
     check_against_float64(case, k)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.backends(*ALL)
 @given(case=head_cases(exact=True), k=st.integers(1, 60))
-def test_exact_arithmetic_gives_exact_ids(backend: str, case: HeadCase, k: int) -> None:
+def test_exact_arithmetic_gives_exact_ids(case: HeadCase, k: int) -> None:
     """Small integers: true ties everywhere, and no rounding to excuse a wrong id."""
-    microspec_kernels.backend(backend)
     exact = logits_in(case, torch.float64)
     assert_bitwise(sparse_logits(*case.tensors(), **case.options()) + 0.0, exact.float() + 0.0)
     logits, ids, _ = sparse_head(*case.tensors(), k, **case.options())

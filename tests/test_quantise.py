@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from backends_under_test import COMPILED
 from compare import assert_bitwise, assert_close
 from generators import FLOATS, QUANTISED, normal, row_indexed
 from hypothesis import given
@@ -11,6 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from microspec_kernels import gather_rows_, reference, sparse_logits
+
+pytestmark = pytest.mark.backends(*COMPILED)
 
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 

@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from backends_under_test import COMPILED
 from compare import assert_bitwise
 from generators import QUANTISED, normal, row_indexed
 from hypothesis import given
@@ -11,6 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from microspec_kernels import ActiveVocab, SlabView, WeightSlab, reference, sparse_head
+
+pytestmark = pytest.mark.backends(*COMPILED)
 
 V, K, D = 30, 8, 5
 WEIGHT = normal(torch.Generator().manual_seed(0), (V, D), torch.float32)

@@ -92,15 +92,14 @@ const void* DeviceCall::data_of(const Tensor& tensor, const char* argument) cons
   return tensor.data_ptr();
 }
 
-HostValues::HostValues(const DeviceCall& call, const Tensor& tensor) : data_(nullptr) {
+HostValues::HostValues(const DeviceCall& call, const Tensor& tensor) {
   if (!call.on_cuda()) {
+    known_ = true;
     data_ = tensor.data_ptr();
   } else if (validates()) {
-    const size_t bytes = tensor.numel() * (tensor.scalar_type() == ScalarType::Long ? 8 : 4);
-    copy_.resize(bytes);
-    bool copied = false;
-    call.check(cuda_copy_to_host(copy_.data(), tensor.data_ptr(), bytes, call.stream(), &copied));
-    if (copied) data_ = copy_.data();
+    copy_.resize(tensor.numel() * (tensor.scalar_type() == ScalarType::Long ? 8 : 4));
+    call.check(cuda_copy_to_host(copy_.data(), tensor.data_ptr(), copy_.size(), call.stream(), &known_));
+    data_ = copy_.data();
   }
 }
 

@@ -46,14 +46,17 @@ class HostValues {
  public:
   HostValues(const DeviceCall& call, const Tensor& tensor);
 
-  // Null: not to be looked at.
+  // Whether they are to be looked at.
+  bool known() const { return known_; }
+
   template <class T>
   const T* data() const {
     return static_cast<const T*>(data_);
   }
 
  private:
-  const void* data_;
+  bool known_ = false;
+  const void* data_ = nullptr;
   std::vector<char> copy_;
 };
 

@@ -43,6 +43,10 @@ Error current_device(Device& device) {
   return cudaSuccess;
 }
 
+extern "C" __attribute__((visibility("default"))) const char* microspec_cuda_architectures() {
+  return MICROSPEC_CUDA_ARCHITECTURES;
+}
+
 const char* cuda_error_text(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }
 
 int cuda_arch(int* arch) {

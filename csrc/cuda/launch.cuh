@@ -45,6 +45,8 @@ Error launch(void (*kernel)(Parameters...), const Launch& how, Arguments... argu
                                                    static_cast<int>(how.shared_bytes));
     if (error != cudaSuccess) return error;
   }
+  Device device;
+  if (const Error error = current_device(device)) return error;
   cudaLaunchAttribute attribute;
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
@@ -54,7 +56,7 @@ Error launch(void (*kernel)(Parameters...), const Launch& how, Arguments... argu
   config.dynamicSmemBytes = how.shared_bytes;
   config.stream = static_cast<cudaStream_t>(how.stream);
   config.attrs = &attribute;
-  config.numAttrs = how.dependent ? 1 : 0;
+  config.numAttrs = how.dependent && device.arch >= 900 ? 1 : 0;
   return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
 }
 

@@ -6,6 +6,10 @@
 
 namespace microspec {
 
+// What nvcc compiled for, as CMake names it: "80-real;90a-real"; null without nvcc. C linkage, for
+// Python to call.
+extern "C" const char* microspec_cuda_architectures();
+
 const char* cuda_error_text(int error);
 
 // Compute capability of the current device times 100: 890.

@@ -11,6 +11,8 @@ namespace {
 constexpr int kNotSupported = 801;  // cudaErrorNotSupported
 }
 
+extern "C" __attribute__((visibility("default"))) const char* microspec_cuda_architectures() { return nullptr; }
+
 const char* cuda_error_text(int) { return "this library was built without CUDA"; }
 int cuda_arch(int*) { return kNotSupported; }
 int cuda_pinned_pointer(const void*, const void**) { return kNotSupported; }

@@ -123,18 +123,15 @@ void AsyncCopies::start(Transfer&& transfer) {
 }
 
 void AsyncCopies::deliver_one() {
+  const races::Unseen unseen;  // the copying itself is done by another line of execution
   size_t index = settings.copies == Copies::random ? random().below(under_way_.size()) : 0;
   // A thread's arrival waits for all that it copied before.
   const Thread* thread = under_way_[index].thread;
   for (size_t earlier = 0; thread && earlier < index; ++earlier) {
     if (under_way_[earlier].thread == thread) index = earlier;
   }
-  Transfer transfer;
-  {
-    const races::Unseen unseen;
-    transfer = std::move(under_way_[index]);
-    under_way_.erase(under_way_.begin() + static_cast<std::ptrdiff_t>(index));
-  }
+  const Transfer transfer = std::move(under_way_[index]);
+  under_way_.erase(under_way_.begin() + static_cast<std::ptrdiff_t>(index));
   MBarrier& barrier = *transfer.barrier;
   races::as(barrier.race_context, [&] {
     races::acquire(&barrier.issue_key);

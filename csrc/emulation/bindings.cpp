@@ -65,6 +65,7 @@ void bind_emulation(py::module_& module) {
   py::object base = py::exception<Failure>(module, "EmulationError", PyExc_RuntimeError);
   for (const char* name : kNames) exceptions().push_back(py::exception<Failure>(module, name, base));
   py::register_local_exception_translator(translate);
+  module.def("arch", [] { return settings.arch; });
   module.def(
       "configure", &configure,
       "arch, sms, block_shared, sm_shared (bytes), order ('in order', 'shuffled'), copies ('eager', 'late', "

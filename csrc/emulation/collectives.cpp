@@ -129,24 +129,33 @@ void execute(Warp& warp, WarpOp op, unsigned mask) {
   }
 }
 
-// Whether all lanes of the mask are there. A lane that waits for this one elsewhere is an error.
-bool all_arrived(const Warp& warp, const Thread& self) {
+// Two lanes that name each other must be at the same instruction.
+void check_same(const Thread& self, const Thread& other) {
   const WarpRequest& own = self.request;
-  bool arrived = true;
-  for_lanes(own.mask, [&](unsigned lane) {
-    const Thread& other = *warp.lanes[lane];
-    const WarpRequest& its = other.request;
-    const bool same_place = own.op == WarpOp::sync || other.site.line() == self.site.line();
-    if (its.op == own.op && its.mask == own.mask && same_place) return;
-    arrived = false;
-    if (its.op != WarpOp::none && (its.mask >> self.lane & 1)) {
-      fail(Kind::divergent_warp,
-           std::string(self.waits_at) + ", while " + place_of(other) + ", of the same mask, is at " +
-               other.waits_at + " (" + text_of(other.site) + ")",
-           self.site);
-    }
+  const WarpRequest& its = other.request;
+  const bool same_place = own.op == WarpOp::sync || other.site.line() == self.site.line();
+  if (!(its.mask >> self.lane & 1) || (its.op == own.op && its.mask == own.mask && same_place)) return;
+  fail(Kind::divergent_warp,
+       std::string(self.waits_at) + ", while " + place_of(other) + ", of the same mask, is at " +
+           other.waits_at + " (" + text_of(other.site) + ")",
+       self.site);
+}
+
+// Whether all lanes of the mask are there, at the same instruction.
+bool all_arrived(const Warp& warp, const Thread& self) {
+  const unsigned others = self.request.mask & ~(1u << self.lane);
+  const unsigned here = others & warp.waiting;
+  if (here != others) {
+    // The rest is checked with the last one.
+    if (here) check_same(self, *warp.lanes[__builtin_ctz(here)]);
+    return false;
+  }
+  bool same = true;
+  for_lanes(others, [&](unsigned lane) {
+    check_same(self, *warp.lanes[lane]);
+    same &= warp.lanes[lane]->request.mask == self.request.mask;
   });
-  return arrived;
+  return same;
 }
 
 }  // namespace
@@ -166,13 +175,14 @@ uint64_t warp_collective(const char* name, const WarpRequest& request, const Sit
   self.request = request;
   self.waits_at = name;
   self.site = site;
+  warp.waiting |= 1u << self.lane;
   if (!all_arrived(warp, self)) {
     wait_here(name, site);
     return self.result;
   }
   execute(warp, request.op, request.mask);
+  warp.waiting &= ~request.mask;
   for_lanes(request.mask, [&](unsigned lane) {
-    warp.lanes[lane]->request.op = WarpOp::none;
     if (warp.lanes[lane] != &self) wake(*warp.lanes[lane]);
   });
   self.waits_at = nullptr;

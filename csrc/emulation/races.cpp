@@ -5,6 +5,7 @@
 #include <sanitizer/tsan_interface.h>
 
 #include <unordered_set>
+#include <vector>
 
 #include "runtime.h"
 
@@ -24,17 +25,43 @@ constexpr unsigned kWithoutOrder = 1;  // __tsan_switch_to_fiber_no_sync
 // Addresses of atomics that some thread operated on after a fence.
 std::unordered_set<const void*> published;
 
+// ThreadSanitizer allows for 8128 in all.
+constexpr size_t kMostKept = 4096;
+
+// Lines of execution that are over: in this launch, and before.
+std::vector<void*> over, idle;
+
 char* key_of(const void* address) { return static_cast<char*>(const_cast<void*>(address)); }
 
 }  // namespace
 
 void* make_context(const char* name) {
-  void* context = __tsan_create_fiber(0);
+  const Unseen unseen;
+  void* context;
+  if (idle.empty()) {
+    context = __tsan_create_fiber(0);
+  } else {
+    context = idle.back();
+    idle.pop_back();
+    release(&idle);
+    as(context, [] { acquire(&idle); });
+  }
   __tsan_set_fiber_name(context, name);
   return context;
 }
 void end_context(void* context) {
-  if (context) __tsan_destroy_fiber(context);
+  if (!context) return;
+  const Unseen unseen;
+  if (over.size() + idle.size() < kMostKept) {
+    over.push_back(context);
+  } else {
+    abandon_context(context);
+  }
+}
+void abandon_context(void* context) { __tsan_destroy_fiber(context); }
+void end_launch() {
+  idle.insert(idle.end(), over.begin(), over.end());
+  over.clear();
 }
 void* this_context() { return __tsan_get_current_fiber(); }
 void switch_to(void* context) { __tsan_switch_to_fiber(context, kWithoutOrder); }

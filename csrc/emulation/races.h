@@ -16,9 +16,14 @@ namespace races {
 
 constexpr bool kDetected = true;
 
-// A line of execution, ordered after all that its maker did so far.
+// A line of execution, ordered after all that its maker did so far. Once it is over it serves again,
+// but not before the next launch: until then it would be ordered after what it was first.
 void* make_context(const char* name);
 void end_context(void* context);
+// Of a thread that was left in the middle of something.
+void abandon_context(void* context);
+// By the host, once all of a launch's threads are over.
+void end_launch();
 void* this_context();
 void switch_to(void* context);
 
@@ -53,6 +58,8 @@ constexpr bool kDetected = false;
 
 inline void* make_context(const char*) { return nullptr; }
 inline void end_context(void*) {}
+inline void abandon_context(void*) {}
+inline void end_launch() {}
 inline void* this_context() { return nullptr; }
 inline void switch_to(void*) {}
 inline void release(const void*) {}

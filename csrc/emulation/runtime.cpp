@@ -1,7 +1,7 @@
 #include "runtime.h"
 
 #include <algorithm>
-#include <deque>
+#include <bit>
 #include <optional>
 #include <utility>
 
@@ -15,20 +15,43 @@ dim3 grid_dim, block_dim;
 
 namespace {
 
-constexpr int kWarp = 32;
+constexpr unsigned kWarp = 32;
+
+constexpr unsigned ceil_div(unsigned a, unsigned b) { return (a + b - 1) / b; }
 // What orders a launch's threads before the host's next step.
 char launch_key = 0;
+
+// Warps in the order in which they became ready. Never reallocated, as it changes hands between
+// threads that ThreadSanitizer takes for unordered.
+class ReadyQueue {
+ public:
+  explicit ReadyQueue(size_t most) : slots_(most) {}
+
+  bool empty() const { return count_ == 0; }
+  size_t size() const { return count_; }
+  Warp*& operator[](size_t index) { return slots_[(first_ + index) % slots_.size()]; }
+  void push(Warp* warp) { (*this)[count_++] = warp; }
+  void pop() {
+    first_ = (first_ + 1) % slots_.size();
+    --count_;
+  }
+
+ private:
+  std::vector<Warp*> slots_;
+  size_t first_ = 0, count_ = 0;
+};
 
 // One launch: which blocks there are, who could go on, and what went wrong.
 class Scheduler {
  public:
-  explicit Scheduler(const Job& job) : job_(job), random(settings.seed++) {
+  explicit Scheduler(const Job& job)
+      : job_(job), ready_(settings.resident_blocks * ceil_div(job.threads, kWarp)), random(settings.seed++) {
     host_.race_context = races::this_context();
   }
 
   void run();
   void wake(Thread& thread) {
-    if (!thread.warp->ready) ready_.push_back(thread.warp);
+    if (!thread.warp->ready) ready_.push(thread.warp);
     thread.warp->ready |= 1u << thread.lane;
   }
   // Leaves the current thread for another, or for the host if no thread can go on.
@@ -51,7 +74,7 @@ class Scheduler {
 
   const Job& job_;
   Fiber host_;
-  std::deque<Warp*> ready_;
+  ReadyQueue ready_;
   std::vector<std::unique_ptr<Block>> resident_;
   Block* finished_ = nullptr;
   unsigned started_ = 0;
@@ -68,17 +91,13 @@ Thread* Scheduler::pick() {
   const bool shuffled = settings.order == Order::shuffled;
   // Mostly the same warp again: so that one gets far ahead of the others, which is what a missing
   // barrier takes to show.
-  if (shuffled && random.one_in(4)) std::swap(ready_.front(), ready_[random.below(ready_.size())]);
-  Warp& warp = *ready_.front();
-  unsigned lanes = warp.ready;
-  if (shuffled) {
-    for (uint64_t skip = random.below(static_cast<uint64_t>(__builtin_popcount(lanes))); skip > 0; --skip) {
-      lanes &= lanes - 1;
-    }
-  }
-  const int lane = __builtin_ctz(lanes);
+  if (shuffled && random.one_in(4)) std::swap(ready_[0], ready_[random.below(ready_.size())]);
+  Warp& warp = *ready_[0];
+  // The first lane that could go on, from a random one on.
+  const int from = shuffled ? static_cast<int>(random.below(kWarp)) : 0;
+  const int lane = (std::countr_zero(std::rotr(warp.ready, from)) + from) % static_cast<int>(kWarp);
   warp.ready &= ~(1u << lane);
-  if (!warp.ready) ready_.pop_front();
+  if (!warp.ready) ready_.pop();
   return warp.lanes[lane];
 }
 
@@ -114,11 +133,11 @@ void Scheduler::on_exit(Thread& thread) {
     fail(Kind::mbarrier, "the thread ended with a cp.async that no arrival follows", nowhere);
   thread.exited = true;
   thread.warp->exited |= 1u << thread.lane;
-  for (const Thread* other : thread.warp->lanes) {
-    if (other && other->request.op != WarpOp::none && (other->request.mask >> thread.lane & 1)) {
+  for (unsigned lanes = thread.warp->waiting; lanes; lanes &= lanes - 1) {
+    const Thread& other = *thread.warp->lanes[std::countr_zero(lanes)];
+    if (other.request.mask >> thread.lane & 1) {
       fail(Kind::wrong_mask,
-           "the thread has ended, and " + place_of(*other) + " waits for it at " + other->waits_at,
-           other->site);
+           "the thread has ended, and " + place_of(other) + " waits for it at " + other.waits_at, other.site);
     }
   }
   if (block.barrier.arrived > 0) {
@@ -183,16 +202,13 @@ void Scheduler::run() {
     if (finished_) retire(std::exchange(finished_, nullptr));
   }
   races::acquire(&launch_key);
+  races::end_launch();
 }
 
 }  // namespace
 
 Block::Block(unsigned number, unsigned count, size_t dynamic_bytes, void (*entry)())
-    : index{number, 0, 0},
-      live(count),
-      shared(dynamic_bytes),
-      warps((count + kWarp - 1) / kWarp),
-      threads(count) {
+    : index{number, 0, 0}, live(count), shared(dynamic_bytes), warps(ceil_div(count, kWarp)), threads(count) {
   for (Warp& warp : warps) warp.exited = ~0u;
   for (unsigned i = 0; i < count; ++i) {
     threads[i] = std::make_unique<Thread>();
@@ -210,8 +226,12 @@ Block::Block(unsigned number, unsigned count, size_t dynamic_bytes, void (*entry
 
 Block::~Block() {
   for (const auto& thread : threads) {
-    if (!thread->exited) races::finish(*thread);
-    races::end_context(thread->fiber.race_context);
+    if (thread->exited) {
+      races::end_context(thread->fiber.race_context);
+    } else {
+      races::finish(*thread);
+      races::abandon_context(thread->fiber.race_context);
+    }
   }
 }
 

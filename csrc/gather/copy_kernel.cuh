@@ -31,22 +31,20 @@ template <class Bring>
 MICROSPEC_DEVICE void for_each_changed(const GatherArgs& args, int64_t slots, Bring&& bring) {
   const int64_t stride = gridDim.x;
   for (int64_t first = blockIdx.x; first < slots; first += kWarp * stride) {
-    // Every warp compares for itself: no barrier before the rows can be fetched but the one below,
-    // where the warps have just had the same wait.
+    // Every warp compares for itself, so that no barrier stands before the rows.
     const int64_t slot = first + lane_index() * stride;
     const int32_t id = slot < slots ? args.active_ids[slot] : 0;
     const bool changed = slot < slots && args.slab_ids[slot] != id;
     const bool has_row = changed && id >= 0 && id < args.vocab_size;
     if (__ballot_sync(kAllLanes, changed) == 0) continue;
-    unsigned rows = __ballot_sync(kAllLanes, has_row);
-    __syncthreads();  // before the ids that were compared are overwritten
+    for (unsigned rows = __ballot_sync(kAllLanes, has_row); rows != 0; rows &= rows - 1) {
+      const int lane = __ffs(static_cast<int>(rows)) - 1;
+      bring(first + lane * stride, __shfl_sync(kAllLanes, id, lane));
+    }
+    __syncthreads();  // every warp has compared
     if (warp_index() == 0 && changed) {
       args.slab_ids[slot] = id;
       if (has_row && args.weight_scale) args.slab_scale[slot] = args.weight_scale[id];
-    }
-    for (; rows != 0; rows &= rows - 1) {
-      const int lane = __ffs(static_cast<int>(rows)) - 1;
-      bring(first + lane * stride, __shfl_sync(kAllLanes, id, lane));
     }
   }
 }
@@ -64,6 +62,7 @@ copy_rows_kernel(GatherArgs args, int64_t slots, int64_t words, int64_t weight_s
   for_each_changed(args, slots, [&](int64_t slot, int32_t id) {
     const Word* const source = static_cast<const Word*>(args.weight) + id * weight_stride;
     Word* const target = static_cast<Word*>(args.slab) + slot * words;
+#pragma unroll 1  // two passes at once mix loads and stores
     for (int64_t begin = threadIdx.x; begin < words; begin += kPass * kThreads) {
       Word pass[kPass];
 #pragma unroll

@@ -61,7 +61,7 @@ void gather_rows_(Tensor slab, Tensor slab_ids, Tensor weight, Tensor active_ids
   args.vocab_size = vocab_size;
   const int64_t slots = groups * capacity;
   const HostValues ids(call, active_ids);
-  if (ids.data<int32_t>()) check.ids(ids.data<int32_t>(), slots, vocab_size, "active_ids");
+  if (ids.known()) check.ids(ids.data<int32_t>(), slots, vocab_size, "active_ids");
   if (call.on_cuda()) return call.check(run_gather_rows_cuda(args, slots, call.stream()));
 
   // A quarter megabyte of rows is the least worth a thread; most slots, though, cost one compare.

@@ -14,12 +14,12 @@ namespace {
 void check_ids(const Checker& check, const DeviceCall& call, const HeadArgs& args, const Tensor& active_ids,
                const std::optional<Tensor>& group_ids) {
   const HostValues ids(call, active_ids);
-  if (ids.data<int32_t>()) {
+  if (ids.known()) {
     check.ids(ids.data<int32_t>(), args.groups * args.capacity, args.vocab_size, "active_ids");
   }
   if (!group_ids) return;
   const HostValues groups(call, *group_ids);
-  if (!groups.data<void>()) return;
+  if (!groups.known()) return;
   for (int64_t row = 0; row < args.rows; ++row) {
     const int64_t group = args.long_group_ids ? groups.data<int64_t>()[row] : groups.data<int32_t>()[row];
     if (group < -1 || group >= args.groups) {

@@ -122,11 +122,12 @@ void vocab_update_(Tensor active_ids, Tensor slot_stamps, Tensor token_slots, Te
 
   // Everything is read and checked before the first write.
   const HostValues token_values(call, tokens);
-  const HostValues group_values(call, ragged ? *token_groups : tokens);
+  std::optional<HostValues> group_values;
+  if (ragged) group_values.emplace(call, *token_groups);
   std::vector<GroupTokens> seen;
-  if (token_values.data<void>()) {
-    seen =
-        tokens_by_group(check, args, token_values.data<void>(), ragged ? group_values.data<void>() : nullptr);
+  if (token_values.known()) {
+    seen = tokens_by_group(check, args, token_values.data<void>(),
+                           ragged ? group_values->data<void>() : nullptr);
   }
   if (call.on_cuda()) {
     update_on_cuda(call, args);

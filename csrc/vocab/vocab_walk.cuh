@@ -69,9 +69,8 @@ MICROSPEC_DEVICE int note_newcomer(Shared& shared, int32_t token, int32_t positi
 MICROSPEC_DEVICE void walk(const VocabArgs& args, const Group& group, Shared& shared, int32_t* last_use,
                            Newcomer* newcomers, unsigned room, int32_t token, int32_t slot) {
   unsigned distinct = 0, listed = 0;
-  int64_t tile_end = args.count;
-  int64_t position = tile_end - 1 - static_cast<int64_t>(threadIdx.x);
-  while (true) {
+  int64_t position = args.count - 1 - static_cast<int64_t>(threadIdx.x);
+  for (int64_t left = args.count - kThreads;; left -= kThreads) {
     Entry next;
     next.fetch(args, position - kThreads);
     const int32_t own = static_cast<int32_t>(position);
@@ -81,33 +80,35 @@ MICROSPEC_DEVICE void walk(const VocabArgs& args, const Group& group, Shared& sh
     } else if (token != kNone && slot != kListed) {
       place = note_newcomer(shared, token, own);
     }
-    __syncthreads();
-    // A pinned slot's last use is no position, and one of a newer tile is no position of this one.
-    const bool is_resident = slot >= 0 && last_use[slot] == own;
-    const bool is_newcomer = place >= 0 && shared.table_positions[place] == own;
-    const unsigned found = __ballot_sync(kAllLanes, is_resident || is_newcomer);
-    const unsigned fresh = __ballot_sync(kAllLanes, is_newcomer);
-    // Both counts in one word: at most kThreads each.
-    if (lane_index() == 0) shared.tile_counts[warp_index()] = __popc(found) | __popc(fresh) << 16;
-    __syncthreads();
-    const Prefix counts = sum_of_warps(shared.tile_counts);
-    const unsigned rank = distinct + (counts.before & 0xffff) + __popc(found & lanes_below());
-    const unsigned index = listed + (counts.before >> 16) + __popc(fresh & lanes_below());
-    tile_end -= kThreads;
-    distinct += counts.total & 0xffff;
-    listed += counts.total >> 16;
-    const bool last_tile = tile_end <= 0 || distinct >= room;
-    if (is_newcomer && rank < room) {
-      newcomers[index] = {token, own};
-      if (!last_tile) group.token_slots[token] = kListed;
+    // Most tiles of a ragged batch hold other groups' tokens only.
+    if (__syncthreads_or(token != kNone)) {
+      // A pinned slot's last use is no position, and one of a newer tile is no position of this one.
+      const bool is_resident = slot >= 0 && last_use[slot] == own;
+      const bool is_newcomer = place >= 0 && shared.table_positions[place] == own;
+      const unsigned found = __ballot_sync(kAllLanes, is_resident || is_newcomer);
+      const unsigned fresh = __ballot_sync(kAllLanes, is_newcomer);
+      // Both counts in one word: at most kThreads each.
+      if (lane_index() == 0) shared.tile_counts[warp_index()] = __popc(found) | __popc(fresh) << 16;
+      __syncthreads();
+      const Prefix counts = sum_of_warps(shared.tile_counts);
+      const unsigned rank = distinct + (counts.before & 0xffff) + __popc(found & lanes_below());
+      const unsigned index = listed + (counts.before >> 16) + __popc(fresh & lanes_below());
+      distinct += counts.total & 0xffff;
+      listed += counts.total >> 16;
+      const bool is_last = left <= 0 || distinct >= room;
+      if (is_newcomer && rank < room) {
+        newcomers[index] = {token, own};
+        if (!is_last) group.token_slots[token] = kListed;
+      }
+      if ((is_resident || is_newcomer) && rank + 1 == room) {
+        shared.cutoff = own;
+        shared.newcomers = index + is_newcomer;
+      }
+      if (is_last) break;
+      clear_table(shared);
+      __syncthreads();
     }
-    if ((is_resident || is_newcomer) && rank + 1 == room) {
-      shared.cutoff = own;
-      shared.newcomers = index + is_newcomer;
-    }
-    if (last_tile) break;
-    clear_table(shared);
-    __syncthreads();
+    if (left <= 0) break;
     position -= kThreads;
     token = next.own_token(args);
     slot = slot_of(group, token);

@@ -16,7 +16,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from microspec_kernels import __version__, backend, backends
-    from microspec_kernels._library import PATH, instruction_set
+    from microspec_kernels._library import PATH, cuda_architectures, instruction_set
 
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     facts = {
@@ -29,6 +29,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "instructions": instruction_set(),
+        "cuda": cuda_architectures() or "built without nvcc",
         "library": str(PATH),
         "library_bytes": PATH.stat().st_size,
         "abi": "torch stable, 2.10",

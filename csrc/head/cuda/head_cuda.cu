@@ -76,7 +76,7 @@ int head_cuda_workspace(const HeadArgs& args, size_t* bytes) {
   const HeadArgs chunk = rows_from(args, 0);
   Plan plan;
   if (const Error error = make_plan(chunk, nullptr, plan)) return error;
-  *bytes = plan.partials_bytes + select_workspace(chunk.rows, chunk.capacity);
+  *bytes = plan.partials_bytes + select_workspace(chunk.rows, chunk.capacity, plan.device);
   return 0;
 }
 
@@ -86,7 +86,7 @@ int run_sparse_head_cuda(const HeadArgs& args, int64_t k, float* logits, int64_t
     const Selection selection{static_cast<int>(k), logits + first * k, token_ids + first * k,
                               logsumexp + first};
     void* keys = static_cast<char*>(workspace) + plan.partials_bytes;
-    return select(chunk, plan.partials, selection, keys, stream);
+    return select(chunk, plan.partials, selection, keys, plan.device, stream);
   });
 }
 

@@ -212,6 +212,7 @@ project_mma_kernel(HeadArgs args, Partials partials, Plan plan) {
     const int share = item % shares;
     const int count = runs > share ? (runs - share - 1) / shares + 1 : 0;
     const int ahead = min(count, plan.depth);
+#pragma unroll 1
     for (int i = 0; i < ahead; ++i) ring.start(segment.group, share + i * shares);
     tile.load_hidden(args, segment);
     for (int i = 0; i < count; i += 2) {
@@ -223,6 +224,7 @@ project_mma_kernel(HeadArgs args, Partials partials, Plan plan) {
       __syncthreads();  // the last tile's sums are read
       tile.store(dots, sums + warp_index() * S::kWidth * kSlotsPitch);
       __syncthreads();  // these are there, and the tile's two places in the ring are free
+#pragma unroll 1
       for (int next = i + plan.depth; next < min(i + plan.depth + 2, count); ++next) {
         ring.start(segment.group, share + next * shares);
       }

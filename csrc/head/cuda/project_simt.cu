@@ -34,9 +34,12 @@ constexpr int kLaneElements = kLoads<Row> * kVector<Row>;
 template <class Row>
 constexpr int kWarpElements = kWarp * kLaneElements<Row>;
 
-// Rows that a lane loads ahead: 64 registers beside one row of hidden, 32 beside four.
-template <int kRows>
-constexpr int kAhead = kRows == 1 ? 8 : 4;
+// Rows that a lane loads ahead: 64 registers beside one row of hidden, 32 beside four. Elements that
+// are loaded one by one take registers of their own.
+template <int kRows, bool kAligned>
+constexpr int kAhead = !kAligned    ? 1
+                       : kRows == 1 ? 8
+                                    : 4;
 
 // The lane's part of a row, or of hidden.
 template <class Row, bool kAligned>
@@ -157,7 +160,7 @@ class Projector {
   MICROSPEC_DEVICE void multiply(int group, const Share& share, int first, int32_t id, unsigned active,
                                  int pass) {
     const LanePart<Row, kAligned> part(args_.dim, pass);
-    uint4 ahead[kAhead<kRows>][kLoads<Row>];
+    uint4 ahead[kAhead<kRows, kAligned>][kLoads<Row>];
     unsigned to_load = active, to_use = active;
     const auto load = [&](uint4(&words)[kLoads<Row>]) {
       const int j = take_lowest(to_load);
@@ -165,12 +168,12 @@ class Projector {
       part.load_row(row_of<Row>(args_, group, share.slot(first + j), row_id), words);
     };
 #pragma unroll
-    for (int a = 0; a < kAhead<kRows>; ++a) {
+    for (int a = 0; a < kAhead<kRows, kAligned>; ++a) {
       if (to_load) load(ahead[a]);
     }
     while (to_use) {
 #pragma unroll
-      for (int a = 0; a < kAhead<kRows>; ++a) {
+      for (int a = 0; a < kAhead<kRows, kAligned>; ++a) {
         if (!to_use) break;
         const int j = take_lowest(to_use);
         float dots[kRows] = {};

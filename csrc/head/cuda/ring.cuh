@@ -49,6 +49,7 @@ class Ring {
       : args_(args), slice_(slice), depth_(depth), row_pitch_(row_pitch), full_(full), data_(data) {
     if (threadIdx.x == 0) {
       const int arrivals = bulk() ? 1 : kRingWarps * kWarp;
+#pragma unroll 1
       for (int i = 0; i < depth; ++i) ptx::mbarrier_init(full + i, arrivals);
       ptx::mbarrier_init_fence();
     }

@@ -70,6 +70,7 @@ class Segments {
     for (int r = threadIdx.x; r < rows; r += blockDim.x) {
       const int group = table->group_of[r];
       int before = 0, group_start = 0;
+#pragma unroll 4
       for (int other = 0; other < rows; ++other) {
         const int other_group = table->group_of[other];
         group_start += other_group < group;

@@ -1,150 +1,23 @@
 // From partial dot products to the head's results; one block a row of hidden.
 //
 // 3072 logits are 12 KB a row, from the second-level cache: what counts is the number of dependent
-// steps. A key is the logit's bits in an order of unsigned integers above the id's complement: so
-// the largest k keys are the answer, ties included, and no two are equal. They stay in registers;
-// block_threshold finds where the k-th lies, the keys above it go to shared memory in any order, and
-// each finds its rank by counting those above it.
+// steps. Keys (keys.cuh) stay in registers; block_threshold finds where the k-th lies, the keys above
+// it go to shared memory in any order, and each finds its rank by counting those above it.
 //
 // Started while project still runs; group, ids and scales are fetched before project's results are
 // waited for, which is safe, as project waits for earlier kernels before it lets this one start.
 //
 // Versions: this is the first; not yet measured on a GPU.
-#include "cuda/block_select.cuh"
-#include "cuda/elements.cuh"
-#include "rows.cuh"
+#include <algorithm>
+
+#include "keys.cuh"
 #include "select.h"
 
 namespace microspec {
 
 namespace {
 
-// Sixteen warps: 6 keys a thread at K = 3072. Fewer would add to each step of the selection, more to
-// the cost of its barrier.
-constexpr int kThreads = 512;
-constexpr int kWarps = kThreads / kWarp;
-
-// The high word of a key. 0 is an empty slot, 1 a NaN; every number is above them.
-constexpr uint32_t kNanOrder = 1;
-
-MICROSPEC_DEVICE uint32_t order_of(float logit) {
-  if (logit != logit) return kNanOrder;
-  const uint32_t bits = __float_as_uint(logit + 0.0f);  // -0 is equal to 0
-  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-}
-
-MICROSPEC_DEVICE float logit_of_order(uint32_t order) {
-  if (order == kNanOrder) return __uint_as_float(0x7fc00000u);
-  return __uint_as_float(order & 0x80000000u ? order ^ 0x80000000u : ~order);
-}
-
-MICROSPEC_DEVICE uint64_t key_of(float logit, int32_t id) {
-  return static_cast<uint64_t>(order_of(logit)) << 32 | ~static_cast<uint32_t>(id);
-}
-MICROSPEC_DEVICE uint32_t order_of(uint64_t key) { return static_cast<uint32_t>(key >> 32); }
-MICROSPEC_DEVICE int64_t id_of(uint64_t key) { return ~static_cast<uint32_t>(key); }
-
-// -1 for a padding row.
-MICROSPEC_DEVICE int group_of(const HeadArgs& args, int64_t row) {
-  if (!args.group_ids) return 0;
-  const int64_t group = args.long_group_ids ? static_cast<const int64_t*>(args.group_ids)[row]
-                                            : static_cast<const int32_t*>(args.group_ids)[row];
-  return group >= 0 && group < args.groups ? static_cast<int>(group) : -1;
-}
-
-// A slot's id and what turns its dot product into a logit.
-struct Slot {
-  int32_t id;
-  bool active;
-  float scale;
-  float bias;
-};
-
-MICROSPEC_DEVICE float bias_of(const HeadArgs& args, int32_t id) {
-  if (!args.bias) return 0.0f;
-  if (args.bias_type == DType::f32) return static_cast<const float*>(args.bias)[id];
-  const uint32_t bits = static_cast<const uint16_t*>(args.bias)[id];
-  float values[2];
-  if (args.bias_type == DType::bf16) {
-    Elements<bf16_t>::unpack(bits, values);
-  } else {
-    Elements<f16_t>::unpack(bits, values);
-  }
-  return values[0];
-}
-
-MICROSPEC_DEVICE Slot load_slot(const HeadArgs& args, int group, int slot) {
-  Slot result{-1, false, 1.0f, 0.0f};
-  if (slot >= args.capacity) return result;
-  result.id = ids_of(args, group)[slot];
-  result.active = is_active(args, result.id);
-  if (!result.active) return result;
-  if (args.weight_scale) {
-    const int64_t at = args.packed ? static_cast<int64_t>(group) * args.capacity + slot : result.id;
-    result.scale = args.weight_scale[at];
-  }
-  result.bias = bias_of(args, result.id);
-  return result;
-}
-
-// Of an active slot.
-MICROSPEC_DEVICE float logit_of(const HeadArgs& args, const Partials& partials, int64_t row, int slot,
-                                const Slot& what) {
-  float dot = 0.0f;
-  for (int s = 0; s < partials.splits; ++s) {
-    dot += partials.data[(s * args.rows + row) * partials.pitch + slot];
-  }
-  const float logit = args.logit_scale * (dot * what.scale + what.bias);
-  return args.softcap > 0.0f ? args.softcap * tanhf(logit / args.softcap) : logit;
-}
-
-// A row's keys in registers, kKeys a thread.
-template <int kKeys>
-struct RowKeys : RegisterKeys<kKeys> {
-  // Slots whose ids and scales are under way at once.
-  static constexpr int kAhead = 8;
-
-  MICROSPEC_DEVICE RowKeys(const HeadArgs& args, const Partials& partials, int64_t row, int group,
-                           uint64_t*) {
-#pragma unroll
-    for (int first = 0; first < kKeys; first += kAhead) {
-      Slot slots[kAhead];
-#pragma unroll
-      for (int i = 0; i < kAhead; ++i) slots[i] = load_slot(args, group, slot_of(first + i));
-      if (first == 0) ptx::wait_for_earlier_kernels();
-#pragma unroll
-      for (int i = 0; i < kAhead; ++i) {
-        const int slot = slot_of(first + i);
-        const float logit = slots[i].active ? logit_of(args, partials, row, slot, slots[i]) : 0.0f;
-        this->key[first + i] = slots[i].active ? key_of(logit, slots[i].id) : 0;
-      }
-    }
-  }
-
-  MICROSPEC_DEVICE static int slot_of(int i) { return i * kThreads + static_cast<int>(threadIdx.x); }
-};
-
-// More than registers hold: in memory, each thread's own.
-template <>
-struct RowKeys<0> {
-  MICROSPEC_DEVICE RowKeys(const HeadArgs& args, const Partials& partials, int64_t row, int group,
-                           uint64_t* memory)
-      : keys(memory + row * args.capacity), count(static_cast<int>(args.capacity)) {
-    ptx::wait_for_earlier_kernels();
-    for (int slot = threadIdx.x; slot < count; slot += kThreads) {
-      const Slot what = load_slot(args, group, slot);
-      keys[slot] = what.active ? key_of(logit_of(args, partials, row, slot, what), what.id) : 0;
-    }
-  }
-
-  template <class F>
-  MICROSPEC_DEVICE void visit(F&& f) const {
-    for (int slot = threadIdx.x; slot < count; slot += kThreads) f(keys[slot]);
-  }
-
-  uint64_t* keys;
-  int count;
-};
+constexpr int kWarps = kSelectThreads / kWarp;
 
 struct Scratch {
   SelectScratch select;
@@ -227,7 +100,7 @@ struct RowResult {
   float* logsumexp;
 
   MICROSPEC_DEVICE void pad(int first, int k) const {
-    for (int i = first + threadIdx.x; i < k; i += kThreads) {
+    for (int i = first + threadIdx.x; i < k; i += kSelectThreads) {
       logits[i] = -INFINITY;
       token_ids[i] = -1;
     }
@@ -235,7 +108,7 @@ struct RowResult {
 };
 
 MICROSPEC_DEVICE void store_ranked(const Scratch& scratch, int count, const RowResult& result) {
-  for (int i = threadIdx.x; i < count; i += kThreads) {
+  for (int i = threadIdx.x; i < count; i += kSelectThreads) {
     const uint64_t key = scratch.chosen[i];
     int rank = 0;
     for (int other = 0; other < count; ++other) {
@@ -246,8 +119,9 @@ MICROSPEC_DEVICE void store_ranked(const Scratch& scratch, int count, const RowR
   }
 }
 
-template <int kKeys>
-MICROSPEC_KERNEL(kThreads, 1)
+// memory: [rows, K] for keys that fit neither in registers nor in shared memory; else null.
+template <class Keys>
+MICROSPEC_KERNEL(kSelectThreads, 1)
 select_kernel(HeadArgs args, Partials partials, Selection selection, uint64_t* memory) {
   MICROSPEC_SHARED(Scratch, scratch, 1);
   const int64_t row = blockIdx.x;
@@ -260,7 +134,7 @@ select_kernel(HeadArgs args, Partials partials, Selection selection, uint64_t* m
     if (threadIdx.x == 0) *result.logsumexp = -INFINITY;
     return;
   }
-  const RowKeys<kKeys> keys(args, partials, row, group, memory);
+  const Keys keys(args, partials, row, group, memory);
   const Counts counts = count_row(keys, *scratch);
   const int count = min(selection.k, counts.active);
   if (count == 0) {
@@ -293,41 +167,42 @@ finish_logits_kernel(HeadArgs args, Partials partials, float* logits) {
     float logit = -INFINITY;
     if (group >= 0) {
       const Slot what = load_slot(args, group, slot);
-      if (what.active) logit = logit_of(args, partials, row, slot, what);
+      float dots[1];
+      load_dots(args, partials, row, slot, 1, dots);
+      if (what.active) logit = logit_of(args, dots[0], what);
     }
     logits[i] = logit;
   }
 }
 
-// Keys in registers, by the most a thread may have to hold: up to K = 4096 and 16384.
-constexpr int kFewKeys = 8, kManyKeys = 32;
-
-Launch one_block_a_row(const HeadArgs& args, void* stream) {
-  Launch how{};
-  how.blocks = static_cast<unsigned>(args.rows);
-  how.threads = kThreads;
-  how.stream = stream;
-  how.dependent = true;
-  return how;
+// Where a call's keys are kept.
+bool keys_in_registers(int64_t capacity) { return capacity <= kBatch * kSelectThreads; }
+bool keys_in_shared(int64_t capacity, const Device& device) {
+  return capacity * sizeof(uint64_t) + sizeof(Scratch) <= static_cast<size_t>(device.block_shared);
 }
 
 }  // namespace
 
-size_t select_workspace(int64_t rows, int64_t capacity) {
-  return capacity <= kManyKeys * kThreads ? 0 : static_cast<size_t>(rows * capacity) * sizeof(uint64_t);
+size_t select_workspace(int64_t rows, int64_t capacity, const Device& device) {
+  if (keys_in_registers(capacity) || keys_in_shared(capacity, device)) return 0;
+  return rows * capacity * sizeof(uint64_t);
 }
 
 Error select(const HeadArgs& args, const Partials& partials, const Selection& selection, void* workspace,
-             void* stream) {
-  const Launch how = one_block_a_row(args, stream);
-  auto* memory = static_cast<uint64_t*>(workspace);
-  if (args.capacity <= kFewKeys * kThreads) {
-    return launch(select_kernel<kFewKeys>, how, args, partials, selection, memory);
+             const Device& device, void* stream) {
+  Launch how{};
+  how.blocks = static_cast<unsigned>(args.rows);
+  how.threads = kSelectThreads;
+  how.stream = stream;
+  how.dependent = true;
+  if (keys_in_registers(args.capacity)) {
+    return launch(select_kernel<FewKeys>, how, args, partials, selection, nullptr);
   }
-  if (args.capacity <= kManyKeys * kThreads) {
-    return launch(select_kernel<kManyKeys>, how, args, partials, selection, memory);
+  if (keys_in_shared(args.capacity, device)) {
+    how.shared_bytes = args.capacity * sizeof(uint64_t);
+    return launch(select_kernel<ManyKeys>, how, args, partials, selection, nullptr);
   }
-  return launch(select_kernel<0>, how, args, partials, selection, memory);
+  return launch(select_kernel<ManyKeys>, how, args, partials, selection, static_cast<uint64_t*>(workspace));
 }
 
 Error finish_logits(const HeadArgs& args, const Partials& partials, float* logits, const Device& device,

@@ -18,10 +18,10 @@ struct Selection {
   float* logsumexp;
 };
 
-// Bytes of workspace for `rows` rows: 0 where the keys fit in registers.
-size_t select_workspace(int64_t rows, int64_t capacity);
+// Bytes of workspace for `rows` rows: 0 where their keys fit in registers or shared memory.
+size_t select_workspace(int64_t rows, int64_t capacity, const Device& device);
 Error select(const HeadArgs& args, const Partials& partials, const Selection& selection, void* workspace,
-             void* stream);
+             const Device& device, void* stream);
 
 // logits: [rows, K]
 Error finish_logits(const HeadArgs& args, const Partials& partials, float* logits, const Device& device,

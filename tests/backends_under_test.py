@@ -1,0 +1,116 @@
+"""The backends that the op tests run over, each serving ``torch.ops.microspec.*`` for CPU tensors.
+
+A test says which ones it means with ``@pytest.mark.backends(...)``, or its module does for all of
+its tests; it runs once for each. Without the mark it runs over the compiled CPU library alone.
+"""
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+
+import microspec_kernels
+
+CPU = ("cpu",)
+EMULATED = ("emulation-sm80", "emulation-sm90")
+CUDA = ("cuda",)
+# By kernels of this repository, and by all there is.
+COMPILED = (*CPU, *EMULATED, *CUDA)
+ALL = (*COMPILED, "reference")
+
+
+@dataclass(frozen=True)
+class Backend:
+    examples: int | None = None  # of a hypothesis test; None: as many as its settings say
+
+    @contextlib.contextmanager
+    def serving(self, seed: int) -> Iterator[None]:
+        """Within, it serves the ops. The seed is the test's own."""
+        yield
+
+
+@dataclass(frozen=True)
+class Named(Backend):
+    """One that users can choose too."""
+
+    name: str = "cpu"
+
+    @contextlib.contextmanager
+    def serving(self, seed: int) -> Iterator[None]:
+        before = microspec_kernels.backend()
+        microspec_kernels.backend(self.name)
+        try:
+            yield
+        finally:
+            microspec_kernels.backend(before)
+
+
+@dataclass(frozen=True)
+class Emulated(Backend):
+    """The CUDA kernels on an emulated device (csrc/emulation)."""
+
+    examples: int | None = 8
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def serving(self, seed: int) -> Iterator[None]:
+        import emulated_ops
+        from emulated import load
+
+        load().configure(seed=seed, **self.settings)
+        names = ("sparse_head", "sparse_logits", "gather_rows_", "vocab_update_")
+        with replaced({name: getattr(emulated_ops, name) for name in names}):
+            yield
+
+
+@dataclass(frozen=True)
+class OnDevice(Backend):
+    """The CUDA kernels on a GPU, where there is one; tests/gpu/conftest.py counts where not."""
+
+    @contextlib.contextmanager
+    def serving(self, seed: int) -> Iterator[None]:
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA device")
+        from gpu import on_device
+
+        with replaced(on_device.functions()):
+            yield
+
+
+@contextlib.contextmanager
+def replaced(functions: dict[str, Any]) -> Iterator[None]:
+    """Within, these serve the ops for CPU tensors."""
+    library = torch.library.Library("microspec", "IMPL")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Warning only once for all operators")
+        for name, function in functions.items():
+            library.impl(name, function, "CPU", allow_override=True)
+    try:
+        yield
+    finally:
+        library._destroy()
+
+
+BACKENDS: dict[str, Backend] = {
+    "cpu": Named(),
+    "reference": Named(name="reference"),
+    "cuda": OnDevice(),
+    # One block at a time, thread after thread, copies at once; cp.async.
+    "emulation-sm80": Emulated(
+        settings={
+            **{"arch": 800, "sms": 3, "block_shared": 163 * 1024, "sm_shared": 164 * 1024},
+            **{"order": "in order", "copies": "eager", "resident_blocks": 1},
+        }
+    ),
+    # Blocks and warps interleaved at random, copies as late as can be; the copy engine's.
+    "emulation-sm90": Emulated(
+        settings={
+            **{"arch": 900, "sms": 3, "block_shared": 227 * 1024, "sm_shared": 228 * 1024},
+            **{"order": "shuffled", "copies": "late", "resident_blocks": 3},
+        }
+    ),
+}

@@ -1,0 +1,91 @@
+"""``torch.ops.microspec.*`` over the emulation: checks, numpy views, outputs of a sentinel.
+
+Ids out of range are not an error here, as they are none on CUDA.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from emulated import load
+from torch import Tensor
+
+from microspec_kernels import _checks
+
+SENTINEL = 7.5e33  # in outputs: what is not written shows
+
+
+def as_array(value: Any) -> Any:
+    """The same memory; bf16 as uint16 and fp8 as uint8, which numpy has instead."""
+    if not isinstance(value, Tensor):
+        return value
+    if value.dtype == torch.bfloat16:
+        return value.view(torch.int16).numpy().view(np.uint16)
+    if value.dtype == torch.float8_e4m3fn:
+        return value.view(torch.uint8).numpy()
+    return value.numpy()
+
+
+def call(op: str, *tensors: Any, **options: Any) -> None:
+    emulation = load()
+    everything = [*tensors, *options.values()]
+    if any(isinstance(t, Tensor) and t.dtype == torch.float8_e4m3fn for t in everything):
+        emulation.configure(arch=max(emulation.arch(), 890))  # the first that converts e4m3
+    arrays = {name: as_array(value) for name, value in options.items()}
+    getattr(emulation, op)(*map(as_array, tensors), **arrays)
+
+
+def check_head(
+    op: str, hidden: Tensor, weight: Tensor, ids: Tensor, options: dict[str, Any], k: int | None
+) -> None:
+    packed, group_ids = options.get("packed", False), options.get("group_ids")
+    scale, bias = options.get("weight_scale"), options.get("bias")
+    softcap = options.get("softcap", 0.0)
+    _checks.head(op, hidden, weight, ids, packed, group_ids, scale, bias, softcap, k)
+
+
+def sparse_head(
+    hidden: Tensor, weight: Tensor, active_ids: Tensor, k: int, **options: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    check_head("sparse_head", hidden, weight, active_ids, options, k)
+    logits = torch.full((len(hidden), k), SENTINEL)
+    token_ids = torch.full((len(hidden), k), -77)
+    logsumexp = torch.full((len(hidden),), SENTINEL)
+    results = (logits, token_ids, logsumexp)
+    call("sparse_head", *results, hidden, weight, active_ids, k, **options)
+    return results
+
+
+def sparse_logits(hidden: Tensor, weight: Tensor, active_ids: Tensor, **options: Any) -> Tensor:
+    check_head("sparse_logits", hidden, weight, active_ids, options, None)
+    logits = torch.full((len(hidden), active_ids.size(-1)), SENTINEL)
+    call("sparse_logits", logits, hidden, weight, active_ids, **options)
+    return logits
+
+
+def gather_rows_(
+    slab: Tensor,
+    slab_ids: Tensor,
+    weight: Tensor,
+    active_ids: Tensor,
+    *,
+    slab_scale: Tensor | None = None,
+    weight_scale: Tensor | None = None,
+) -> None:
+    _checks.gather(slab, slab_ids, weight, active_ids, slab_scale, weight_scale)
+    scales = {"slab_scale": slab_scale, "weight_scale": weight_scale}
+    call("gather_rows_", slab, slab_ids, weight, active_ids, **scales)
+
+
+def vocab_update_(
+    active_ids: Tensor,
+    slot_stamps: Tensor,
+    token_slots: Tensor,
+    clock: Tensor,
+    tokens: Tensor,
+    *,
+    token_groups: Tensor | None = None,
+) -> None:
+    state = (active_ids, slot_stamps, token_slots, clock)
+    _checks.vocab(*state, tokens, token_groups)
+    call("vocab_update_", *state, tokens, token_groups=token_groups)

@@ -1,0 +1,50 @@
+"""Tests that need a CUDA device. Without one they are skipped, and the summary says how many."""
+
+import gc
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+NO_DEVICE = "no CUDA device"
+HERE = Path(__file__).parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--soak-seconds", type=float, default=20.0, help="of tests/gpu/test_soak.py")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: takes as long as it is told to")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.skip(reason=NO_DEVICE))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skipped = terminalreporter.getreports("skipped")
+    count = sum(NO_DEVICE in str(report.longrepr) for report in skipped)
+    if count:
+        terminalreporter.write_line(f"NOT RUN: {count} GPU tests ({NO_DEVICE})", red=True)
+
+
+@pytest.fixture(autouse=True)
+def device_memory() -> Iterator[None]:
+    """A test's memory is given back, and what it did to the device is over."""
+    yield
+    torch.cuda.synchronize()
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> torch.Generator:
+    """On the device, seeded by the test's name."""
+    return torch.Generator("cuda").manual_seed(zlib.crc32(request.node.nodeid.encode()))

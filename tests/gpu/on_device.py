@@ -1,0 +1,63 @@
+"""``torch.ops.microspec.*`` for CPU tensors, done on the GPU: there, and what was written back.
+
+A tensor takes its whole storage along, so strides, offsets and what lies between rows (poison, in
+these tests) are on the device as they are here.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+OPS = ("sparse_head", "sparse_logits", "gather_rows_", "vocab_update_")
+
+
+class Moved:
+    """The storages of one call, each once."""
+
+    def __init__(self, device: str = "cuda") -> None:
+        self._device = device
+        self._storages: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
+
+    def there(self, value: Any) -> Any:
+        """The same view of the storage's copy; anything but a tensor as it is."""
+        if not isinstance(value, Tensor):
+            return value
+        own = value.untyped_storage()
+        if own.data_ptr() not in self._storages:
+            copy = torch.UntypedStorage(own.nbytes(), device=self._device)
+            copy.copy_(own)
+            self._storages[own.data_ptr()] = (own, copy)
+        storage = self._storages[own.data_ptr()][1]
+        empty = torch.empty(0, dtype=value.dtype, device=self._device)
+        return empty.set_(storage, value.storage_offset(), value.size(), value.stride())
+
+    def back(self) -> None:
+        """Whatever the device wrote, here too."""
+        for own, copy in self._storages.values():
+            own.copy_(copy)
+
+
+def op_on_device(name: str, device: str = "cuda") -> Any:
+    op = getattr(torch.ops.microspec, name)
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        moved = Moved(device)
+        there = [moved.there(a) for a in arguments], {k: moved.there(v) for k, v in options.items()}
+        # PyTorch then fills new tensors with NaN: a result that is not written shows.
+        torch.use_deterministic_algorithms(True)
+        try:
+            results = op(*there[0], **there[1])
+        finally:
+            torch.use_deterministic_algorithms(False)
+        torch.cuda.synchronize()
+        if name.endswith("_"):
+            moved.back()
+            return None
+        return tuple(r.cpu() for r in results) if isinstance(results, tuple) else results.cpu()
+
+    return call
+
+
+def functions() -> dict[str, Any]:
+    return {name: op_on_device(name) for name in OPS}

@@ -1,0 +1,131 @@
+"""One captured graph serves every step: 10,000 replays, each compared with the reference."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from microspec_kernels import ActiveVocab, SparseHead, WeightSlab, sparse_head
+
+from .cases import MODELS, real_case, results
+from .lockstep import BEST, CAPACITY, PINNED, ROWS, VOCAB_SIZE, Lockstep
+
+STEPS = 10_000
+
+
+def captured(step: Callable[[], None]) -> Callable[[], None]:
+    """``step`` as a graph's replay, after the calls that capture asks for."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+class Static:
+    """The graph's own inputs and outputs."""
+
+    def __init__(self, lockstep: Lockstep) -> None:
+        self.all_tokens, self.all_hiddens = lockstep.tokens.cuda(), lockstep.hiddens.cuda()
+        self.order = lockstep.order
+        self.tokens, self.hidden = self.all_tokens[0].clone(), self.all_hiddens[0].clone()
+        self.results = (
+            torch.empty(ROWS, BEST, device="cuda"),
+            torch.empty(ROWS, BEST, dtype=torch.int64, device="cuda"),
+            torch.empty(ROWS, device="cuda"),
+        )
+
+    def load(self, index: int) -> None:
+        self.tokens.copy_(self.all_tokens[index])
+        self.hidden.copy_(self.all_hiddens[self.order[index]])
+        for result in self.results:
+            result.fill_(123)
+
+    def store(self, results: tuple[Tensor, ...]) -> None:
+        for result, value in zip(self.results, results, strict=True):
+            result.copy_(value)
+
+
+@pytest.mark.parametrize(
+    ("mode", "buffers"), [("indexed", None), ("packed", 1), ("packed", 2)], ids=str
+)
+def test_update_refresh_head(mode: str, buffers: int | None) -> None:
+    """Vocabulary, slab and head in one graph: the head of a step knows that step's tokens."""
+    lockstep = Lockstep(STEPS)
+    static = Static(lockstep)
+    vocab = ActiveVocab(VOCAB_SIZE, CAPACITY, pinned=PINNED, device="cuda")
+    head = SparseHead(lockstep.weight.cuda(), vocab, mode=mode, buffers=buffers)  # type: ignore[arg-type]
+
+    def step() -> None:
+        head.observe(static.tokens)
+        static.store(head(static.hidden, BEST))
+
+    replay = captured(step)
+    vocab.reset()
+    for index in range(STEPS):
+        static.load(index)
+        replay()
+        lockstep.step(index)
+        lockstep.check_vocab(index, vocab)
+        lockstep.check_head(index, lockstep.vocab.ids[0], static.results)
+    assert lockstep.evictions > STEPS
+
+
+def test_the_head_reads_the_front_while_the_back_is_refreshed() -> None:
+    """Side by side in one graph: the head of a step knows the tokens of the step before."""
+    lockstep = Lockstep(STEPS, seed=1)
+    static = Static(lockstep)
+    vocab = ActiveVocab(VOCAB_SIZE, CAPACITY, pinned=PINNED, device="cuda")
+    slab = WeightSlab(lockstep.weight.cuda(), vocab)
+
+    def step() -> None:
+        view = slab.front()
+        vocab.update(static.tokens)
+        slab.refresh()
+        groups = view.group_ids.repeat(ROWS)
+        static.store(
+            sparse_head(static.hidden, view.rows, view.ids, BEST, packed=True, group_ids=groups)
+        )
+        slab.wait()
+
+    replay = captured(step)
+    vocab.reset()
+    slab.invalidate()
+    slab.refresh()
+    torch.cuda.synchronize()
+    for index in range(STEPS):
+        static.load(index)
+        replay()
+        known = lockstep.vocab.ids[0].clone()
+        lockstep.step(index)
+        lockstep.check_vocab(index, vocab)
+        lockstep.check_head(index, known, static.results)
+    assert lockstep.evictions > STEPS
+
+
+def test_a_replay_does_what_the_call_did() -> None:
+    """Large and odd shapes, where several kernels and a workspace take part."""
+    rng = torch.Generator("cuda").manual_seed(0)
+    for m, capacity in ((1, 3072), (10, 3072), (60, 3072), (300, 3072), (4, 20000)):
+        case = real_case(rng, MODELS["llama"], m=m, capacity=capacity)
+        want = results(case, 10)
+        got = tuple(torch.empty_like(t) for t in want)
+
+        def step(case=case, got=got) -> None:  # type: ignore[no-untyped-def]
+            for target, value in zip(got, results(case, 10), strict=True):
+                target.copy_(value)
+
+        replay = captured(step)
+        for _ in range(5):
+            for target in got:
+                target.fill_(7)
+            replay()
+            for one, other in zip(got, want, strict=True):
+                assert torch.equal(one, other), (m, capacity)

@@ -1,0 +1,141 @@
+"""Tensors past 2^31 elements and 2^32 bytes: a truncated offset finds another row, or poison."""
+
+import pytest
+import torch
+from compare import assert_bitwise
+from generators import QUANTISED, integers, poison, row_indexed
+from torch import Tensor
+
+from microspec_kernels import gather_rows_, sparse_head, sparse_logits, vocab_update_
+
+DIM, VOCAB_SIZE = 4096, 2**20 + 70_000
+# Beyond 2^31 and 2^32 elements, on both sides of 2^31 bytes, at the ends.
+TOKENS = [VOCAB_SIZE - 1, 2**19 + 5, 2**20 + 5, 3, 2**19 - 1, 2**18 + 1, 0, 2**20 - 1]
+WEIGHTS = [torch.bfloat16, *QUANTISED]
+
+
+def need(gigabytes: float) -> None:
+    free = torch.cuda.mem_get_info()[0] / 1e9
+    if free < gigabytes:
+        pytest.skip(f"needs {gigabytes} GB of device memory, {free:.0f} are free")
+
+
+def small_rows(count: int, dtype: torch.dtype) -> Tensor:
+    return integers(torch.Generator().manual_seed(0), (count, DIM), dtype).cuda()
+
+
+def big_weight(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Poison but for the rows of TOKENS, which come second."""
+    weight = torch.empty(VOCAB_SIZE, DIM, dtype=dtype, device="cuda")
+    for chunk in weight.split(2**18):
+        row_indexed(chunk).fill_(row_indexed(poison((1,), dtype))[0])
+    rows = small_rows(len(TOKENS), dtype)
+    row_indexed(weight)[torch.tensor(TOKENS, device="cuda")] = row_indexed(rows)
+    return weight, rows
+
+
+def some_hidden(m: int) -> Tensor:
+    return integers(torch.Generator().manual_seed(m), (m, DIM), torch.bfloat16).cuda()
+
+
+def exact(hidden: Tensor, rows: Tensor) -> Tensor:
+    return (hidden.double() @ rows.to(torch.float32).double().T).float()
+
+
+@pytest.mark.parametrize("m", [1, 4, 10, 60])
+@pytest.mark.parametrize("dtype", WEIGHTS, ids=str)
+def test_indexed_head(dtype: torch.dtype, m: int) -> None:
+    need(14)
+    weight, rows = big_weight(dtype)
+    scale = torch.ones(VOCAB_SIZE, device="cuda") if dtype in QUANTISED else None
+    ids = torch.full((50,), -1, dtype=torch.int32, device="cuda")
+    ids[3 : 3 + len(TOKENS)] = torch.tensor(TOKENS, dtype=torch.int32, device="cuda")
+    hidden = some_hidden(m)
+    z = sparse_logits(hidden, weight, ids, weight_scale=scale)
+    assert_bitwise(z[:, ids >= 0], exact(hidden, rows))
+    logits, _, _ = sparse_head(hidden, weight, ids, len(TOKENS), weight_scale=scale)
+    assert_bitwise(logits, exact(hidden, rows).sort(descending=True).values)
+
+
+@pytest.mark.parametrize("slab_dtype", WEIGHTS, ids=str)
+def test_gather_from_a_big_weight(slab_dtype: torch.dtype) -> None:
+    need(14)
+    weight, rows = big_weight(torch.bfloat16)
+    tokens = torch.tensor(TOKENS, dtype=torch.int32, device="cuda")
+    slab = torch.zeros(len(TOKENS), DIM, dtype=slab_dtype, device="cuda")
+    held = torch.full_like(tokens, -1)
+    scale = torch.zeros(len(TOKENS), device="cuda") if slab_dtype in QUANTISED else None
+    gather_rows_(slab, held, weight, tokens, slab_scale=scale)
+    got = slab.float() if scale is None else slab.float() * scale[:, None]
+    # -3 to 3 over a step of 3/127 or 3/448: at most a sixteenth off, which tells the rows apart.
+    assert bool(((got - rows.float()).abs() <= rows.float().abs() / 16 + 3 / 254).all())
+
+
+@pytest.mark.parametrize("m", [2, 12])
+@pytest.mark.parametrize("dtype", WEIGHTS, ids=str)
+def test_slab_beyond_2_to_31_elements(dtype: torch.dtype, m: int) -> None:
+    """Two groups of 300,000 slots: filled by the gather at the far slots, then read by the head."""
+    need(14)
+    capacity = 300_000
+    slab = torch.empty(2, capacity, DIM, dtype=dtype, device="cuda")
+    row_indexed(slab).fill_(row_indexed(poison((1,), dtype))[0])
+    rows = small_rows(5, dtype)
+    slots = torch.tensor([0, capacity - 1, 0, 2**19 - capacity + 9, capacity - 1], device="cuda")
+    groups = torch.tensor([0, 0, 1, 1, 1], device="cuda")
+    ids = torch.full((2, capacity), -1, dtype=torch.int32, device="cuda")
+    ids[groups, slots] = torch.arange(5, dtype=torch.int32, device="cuda")
+    held = torch.full_like(ids, -1)
+    quantised = dtype in QUANTISED
+    weight_scale = torch.ones(5, device="cuda") if quantised else None
+    scale = torch.full((2, capacity), float("nan"), device="cuda") if quantised else None
+    gather_rows_(slab, held, rows, ids, slab_scale=scale, weight_scale=weight_scale)
+    assert_bitwise(held, ids)
+    hidden = some_hidden(m)
+    group_ids = torch.tensor([1, 0] * (m // 2), device="cuda")
+    logits, top, _ = sparse_head(
+        hidden, slab, ids, 3, packed=True, group_ids=group_ids, weight_scale=scale
+    )
+    z = exact(hidden, rows)
+    want = z[0::2, 2:].sort(descending=True).values
+    assert_bitwise(logits[0::2], want)
+    assert_bitwise(logits[1::2, :2], z[1::2, :2].sort(descending=True).values)
+    assert top[1::2, 2].eq(-1).all()
+
+
+def test_hidden_and_results_beyond_2_to_31_elements() -> None:
+    """600,000 rows of hidden; 8,000 × 300,000 logits."""
+    need(30)
+    m = 600_000
+    weight = small_rows(16, torch.bfloat16)
+    ids = torch.arange(16, dtype=torch.int32, device="cuda")
+    hidden = some_hidden(300).repeat(m // 300, 1)
+    want = exact(hidden[:300], weight).repeat(m // 300, 1)
+    assert_bitwise(sparse_logits(hidden, weight, ids), want)
+    del hidden, want
+
+    capacity, m, dim = 300_000, 8_000, 64
+    rng = torch.Generator().manual_seed(0)
+    weight = integers(rng, (1000, dim), torch.bfloat16).cuda()
+    hidden = integers(rng, (100, dim), torch.bfloat16).cuda().repeat(m // 100, 1)
+    ids = torch.arange(capacity, device="cuda").remainder(1000).int()
+    z = sparse_logits(hidden, weight, ids)
+    one = exact(hidden[:100], weight).repeat(1, capacity // 1000)
+    for first in (0, m // 2, m - 100):
+        assert_bitwise(z[first : first + 100], one, f"rows from {first}")
+
+
+def test_token_slots_beyond_2_to_31_entries() -> None:
+    need(20)
+    groups, size = 17, 2**27
+    slots = torch.empty(groups, size, dtype=torch.int32, device="cuda").fill_(-1)
+    tokens = torch.tensor([[size - 1, 5, 9], [9, size - 2, 5], [7, size - 1, 8]], device="cuda")
+    tokens = tokens.repeat(6, 1)[:groups]
+    ids = torch.full((groups, 2), -1, dtype=torch.int32, device="cuda")
+    stamps = torch.full((groups, 2), -1, dtype=torch.int64, device="cuda")
+    clock = torch.zeros(groups, dtype=torch.int64, device="cuda")
+    vocab_update_(ids, stamps, slots, clock, tokens)
+    want = [[5, 9], [size - 2, 5], [size - 1, 8]]
+    assert ids.tolist() == [want[group % 3] for group in range(groups)]
+    for group in (0, 1, groups - 2, groups - 1):
+        assert slots[group, tokens[group]].tolist() == [-1, 0, 1]
+        assert int((slots[group] >= 0).sum()) == 2

@@ -1,0 +1,165 @@
+"""The ops at the sizes of real models against float64 and the CPU, and bit by bit run to run."""
+
+import pytest
+import torch
+from compare import assert_bitwise
+from generators import FLOATS, QUANTISED, row_indexed, vocab_state
+from torch import Tensor
+
+from microspec_kernels import gather_rows_, reference, vocab_update_
+
+from .cases import MODELS, Model, check_head, expected, first_rows, normal, random_ids, real_case
+
+DTYPES = [(dtype, rows) for dtype in FLOATS for rows in (dtype, *QUANTISED)]
+ROWS = (1, 2, 3, 4, 5, 8, 10, 16, 17, 31, 32, 33, 60, 64, 100, 300)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["indexed", "packed"])
+@pytest.mark.parametrize(("dtype", "rows"), DTYPES, ids=str)
+@pytest.mark.parametrize("name", MODELS)
+def test_head(
+    name: str, dtype: torch.dtype, rows: torch.dtype, packed: bool, rng: torch.Generator
+) -> None:
+    options = {"dtype": dtype, "rows": rows, "packed": packed}
+    case = real_case(rng, MODELS[name], m=max(ROWS), capacity=3072, **options)
+    want = expected(case)
+    for m in ROWS:
+        check_head(*first_rows(case, want, m))
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["indexed", "packed"])
+@pytest.mark.parametrize("rows", [torch.bfloat16, *QUANTISED], ids=str)
+def test_every_number_of_rows_to_64(rows: torch.dtype, packed: bool, rng: torch.Generator) -> None:
+    case = real_case(
+        rng, MODELS["llama"], m=64, capacity=1001, rows=rows, packed=packed, bias=torch.float32
+    )
+    want = expected(case)
+    for m in range(1, 65):
+        check_head(*first_rows(case, want, m))
+
+
+CAPACITIES = (1, 7, 8, 9, 17, 511, 512, 1000, 4096, 4097, 8191, 16384, 16385, 20000)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["indexed", "packed"])
+@pytest.mark.parametrize("capacity", CAPACITIES)
+def test_capacities(capacity: int, packed: bool, rng: torch.Generator) -> None:
+    """With few, most and all slots taken; from one result a row to 128."""
+    for active in sorted({1, capacity // 3, capacity}):
+        case = real_case(
+            rng, MODELS["llama"], m=60, capacity=capacity, active=active, packed=packed,
+            bias=torch.bfloat16,
+        )  # fmt: skip
+        want = expected(case)
+        for m in (1, 10, 60):
+            for k in (1, 10, 128):
+                check_head(*first_rows(case, want, m), k)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 7, 32])
+@pytest.mark.parametrize(
+    ("dtype", "rows"), [(torch.bfloat16, r) for r in (torch.bfloat16, *QUANTISED)], ids=str
+)
+def test_groups_of_a_double_buffered_slab(
+    groups: int, dtype: torch.dtype, rows: torch.dtype, rng: torch.Generator
+) -> None:
+    case = real_case(
+        rng, MODELS["qwen"], m=300, capacity=512, groups=groups, slab_of=2, packed=True,
+        dtype=dtype, rows=rows,
+    )  # fmt: skip
+    want = expected(case)
+    for m in (1, 4, 10, 60, 300):
+        check_head(*first_rows(case, want, m))
+
+
+@pytest.mark.parametrize("dim", [1, 31, 33, 64, 100, 4088, 8192, 16384, 20000])
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_widths(dim: int, dtype: torch.dtype, rng: torch.Generator) -> None:
+    """Rows that are no multiple of 16 bytes, and rows longer than any block holds at once."""
+    for rows in (dtype, *QUANTISED):
+        case = real_case(rng, Model(5000, dim), m=33, capacity=300, dtype=dtype, rows=rows)
+        want = expected(case)
+        for m in (1, 4, 9, 33):
+            check_head(*first_rows(case, want, m))
+
+
+PAIRS = [(f, s) for f in FLOATS for s in (f, *QUANTISED)] + [(q, q) for q in QUANTISED]
+
+
+@pytest.mark.parametrize("changed", [0, 1, 128, 3072])
+@pytest.mark.parametrize(("dtype", "slab_dtype"), PAIRS, ids=str)
+def test_gather(
+    dtype: torch.dtype, slab_dtype: torch.dtype, changed: int, rng: torch.Generator
+) -> None:
+    model, capacity = MODELS["llama"], 3072
+    wanted = random_ids(rng, model.vocab_size, 1, capacity, capacity)[0]
+    held = wanted.clone()
+    slots = torch.randperm(capacity, generator=rng, device="cuda")[:changed]
+    held[slots] = -1
+    weight = normal(rng, (model.vocab_size, model.dim), dtype)
+    quantised = dtype in QUANTISED
+    weight_scale = torch.rand(model.vocab_size, generator=rng, device="cuda") if quantised else None
+    slab = normal(rng, (capacity, model.dim), slab_dtype)
+    scale = torch.rand(capacity, generator=rng, device="cuda") if slab_dtype in QUANTISED else None
+    before, scale_before = row_indexed(slab).clone(), None if scale is None else scale.clone()
+    ids = held.clone()
+    gather_rows_(slab, ids, weight, wanted, slab_scale=scale, weight_scale=weight_scale)
+    assert_bitwise(ids, wanted, "slab_ids")
+    # The CPU's arithmetic: PyTorch on a GPU divides by a number through its reciprocal.
+    tokens = wanted[slots].long()
+    rows = row_indexed(weight)[tokens].view(dtype).cpu()
+    row_scale = None if weight_scale is None else weight_scale[tokens].cpu()
+    if slab_dtype != dtype:
+        rows, row_scale = reference.quantise_rows(rows, slab_dtype)
+    before[slots] = row_indexed(rows.cuda())
+    assert_bitwise(row_indexed(slab), before, "slab")
+    if scale is not None and scale_before is not None and row_scale is not None:
+        scale_before[slots] = row_scale.cuda()
+        assert_bitwise(scale, scale_before, "slab_scale")
+
+
+def streams(rng: torch.Generator, vocab_size: int, count: int, groups: int) -> list[Tensor]:
+    """Few and many repetitions, padding, one token over and over."""
+    shape = (groups, count)
+    return [
+        torch.randint(-1, vocab_size, shape, generator=rng, device="cuda"),
+        torch.randint(-1, 400, shape, generator=rng, device="cuda").int(),
+        torch.randint(-1, vocab_size, shape, generator=rng, device="cuda").clamp(max=3000),
+        torch.full(shape, 77, device="cuda"),
+    ]
+
+
+@pytest.mark.parametrize("groups", [1, 5])
+@pytest.mark.parametrize("capacity", [1, 1000, 1024, 1025, 3072, 8192, 16384, 20000])
+@pytest.mark.parametrize("count", [1, 300, 513, 20_000, 1_000_000])
+def test_vocab_update(count: int, capacity: int, groups: int, rng: torch.Generator) -> None:
+    """Bit for bit what the CPU's op makes of the same stream, itself tested against an LRU."""
+    if count == 1_000_000 and groups > 1:
+        pytest.skip("one long prompt is enough")
+    vocab_size = MODELS["llama"].vocab_size
+    pinned = tuple(range(100, 100 + capacity // 8))
+    want = vocab_state(vocab_size, capacity, groups=groups, pinned=pinned, clock=2**40)
+    got = [tensor.cuda() for tensor in want.tensors()]
+    for tokens in streams(rng, vocab_size, count, groups):
+        vocab_update_(*got, tokens)
+        vocab_update_(*want.tensors(), tokens.cpu())
+        for name, one, other in zip(
+            ("active_ids", "slot_stamps", "token_slots", "clock"),
+            got,
+            want.tensors(),
+            strict=True,
+        ):
+            assert_bitwise(one.cpu(), other, name)
+
+
+def test_vocab_update_of_a_ragged_batch(rng: torch.Generator) -> None:
+    groups, vocab_size = 37, 5000
+    want = vocab_state(vocab_size, 512, groups=groups)
+    got = [tensor.cuda() for tensor in want.tensors()]
+    for count in (1, 40, 700, 5000):
+        tokens = torch.randint(-1, vocab_size, (count,), generator=rng, device="cuda")
+        token_groups = torch.randint(-1, groups, (count,), generator=rng, device="cuda").int()
+        vocab_update_(*got, tokens, token_groups=token_groups)
+        vocab_update_(*want.tensors(), tokens.cpu(), token_groups=token_groups.cpu())
+        for one, other in zip(got, want.tensors(), strict=True):
+            assert_bitwise(one.cpu(), other)

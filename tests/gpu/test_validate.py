@@ -1,0 +1,197 @@
+"""What is not valid: ids out of range, memory of another kind, another device."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from compare import assert_bitwise
+from generators import NAN, gather_case, head_case, row_indexed, vocab_state
+from torch import Tensor
+
+from microspec_kernels import (
+    ActiveVocab,
+    WeightSlab,
+    gather_rows_,
+    sparse_head,
+    sparse_logits,
+    vocab_update_,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+BAD = (2147480000, -2, -(2**31), 2**31 - 1)
+
+
+def there(value: object) -> object:
+    return value.cuda() if isinstance(value, Tensor) else value
+
+
+def spoilt(ids: Tensor, vocab_size: int) -> Tensor:
+    """Bad ids in place of every -1."""
+    bad = torch.tensor([*BAD, vocab_size], dtype=torch.int32).repeat(ids.numel())[: ids.numel()]
+    return torch.where(ids < 0, bad.view_as(ids), ids)
+
+
+@pytest.mark.parametrize("m", [1, 4, 10, 60])
+@pytest.mark.parametrize("packed", [False, True], ids=["indexed", "packed"])
+def test_bad_ids_of_the_head_are_empty_slots(packed: bool, m: int) -> None:
+    """The rows, scales and biases of all but the active tokens are NaN."""
+    case = head_case(
+        m, m=m, dim=256, vocab_size=300, capacity=200, active=120, groups=2, padding=True,
+        dtype=torch.bfloat16, packed=packed, bias=torch.float32,
+    )  # fmt: skip
+    hidden, weight, ids = (t.cuda() for t in case.tensors())
+    options = {name: there(value) for name, value in case.options().items()}
+    bad_ids = spoilt(case.active_ids, 300).cuda()
+    groups = case.group_ids
+    assert groups is not None
+    bad_groups = torch.where(
+        groups < 0, torch.tensor([2, -7, 2**40, 2**32])[torch.arange(m) % 4], groups
+    )
+    bad = {**options, "group_ids": bad_groups.cuda()}
+    calls = [(bad_ids, bad), (ids, options)]
+    heads = [sparse_head(hidden, weight, own, 9, **rest) for own, rest in calls]
+    logits = [sparse_logits(hidden, weight, own, **rest) for own, rest in calls]
+    for got, want in zip((*heads[0], logits[0]), (*heads[1], logits[1]), strict=True):
+        assert_bitwise(got, want)
+        assert not got.isnan().any()
+
+
+@pytest.mark.parametrize("slab_dtype", [torch.bfloat16, torch.int8, torch.float8_e4m3fn], ids=str)
+def test_bad_ids_of_the_gather_have_no_row(slab_dtype: torch.dtype) -> None:
+    case = gather_case(
+        5, dim=256, vocab_size=300, capacity=200, groups=2, dtype=torch.bfloat16,
+        slab_dtype=slab_dtype, same=0.3,
+    )  # fmt: skip
+    plain = {name: there(value) for name, value in case.copy().arguments().items()}
+    bad = {name: there(value) for name, value in case.copy().arguments().items()}
+    bad["active_ids"] = spoilt(case.active_ids, 300).cuda()
+    gather_rows_(**plain)  # type: ignore[arg-type]
+    gather_rows_(**bad)  # type: ignore[arg-type]
+    assert_bitwise(row_indexed(bad["slab"]), row_indexed(plain["slab"]), "slab")  # type: ignore[arg-type]
+    if bad["slab_scale"] is not None:
+        assert_bitwise(bad["slab_scale"], plain["slab_scale"], "slab_scale")  # type: ignore[arg-type]
+    held = bad["slab_ids"]
+    assert isinstance(held, Tensor)
+    good = case.active_ids >= 0
+    assert_bitwise(held.cpu()[good], case.active_ids[good], "slab_ids")
+
+
+def test_bad_tokens_of_the_update_are_padding() -> None:
+    """Among them ids whose low 32 bits are good ones."""
+    rng = torch.Generator().manual_seed(0)
+    tokens = torch.randint(-1, 500, (3, 400), generator=rng)
+    bad = torch.tensor([500, -2, 2**31 - 1, -(2**31), 2**32 + 5, 2**40, -(2**40), 2**32 - 1])
+    spoilt_tokens = torch.where(tokens < 0, bad[torch.arange(400) % 8], tokens)
+    spoilt_tokens[:, ::7] = bad[torch.arange(58) % 8]
+    tokens[:, ::7] = -1
+    flat_groups = torch.randint(-1, 3, (400,), generator=rng)
+    bad_groups = torch.tensor([3, -2, 2**32, 2**40])[torch.arange(400) % 4]
+    bad_groups = torch.where(flat_groups < 0, bad_groups, flat_groups)
+    calls = [
+        ((tokens, None), (spoilt_tokens, None)),
+        ((tokens[0], flat_groups), (spoilt_tokens[0], bad_groups)),
+    ]
+    for good, wrong in calls:
+        states = []
+        for stream, groups in (good, wrong):
+            state = [t.cuda() for t in vocab_state(500, 64, groups=3, pinned=(1, 2)).tensors()]
+            for _ in range(2):
+                token_groups = None if groups is None else groups.cuda()
+                vocab_update_(*state, stream.contiguous().cuda(), token_groups=token_groups)
+            states.append(state)
+        for got, want in zip(*states, strict=True):
+            assert_bitwise(got, want)
+
+
+MESSAGES = """
+import torch
+import microspec_kernels as mk
+from generators import vocab_state
+
+def message(call, device):
+    try:
+        call(lambda t: t.to(device))
+    except IndexError as error:
+        return str(error)
+    return f"nothing raised on {device}"
+
+def ids(*values, dtype=torch.int32):
+    return torch.tensor(values, dtype=dtype)
+
+hidden, weight, slab = torch.ones(2, 8), torch.ones(9, 8), torch.ones(2, 3, 8)
+good = ids(1, 2, 3)
+state = vocab_state(9, 3, groups=2)
+calls = {
+    "active_ids": lambda to: mk.sparse_head(to(hidden), to(weight), to(ids(1, 9, -5)), 2),
+    "negative": lambda to: mk.sparse_logits(to(hidden), to(weight), to(ids(1, -2, 3))),
+    "group_ids": lambda to: mk.sparse_head(
+        to(hidden), to(slab), to(ids(1, 2, 3, 4, 5, 6).view(2, 3)), 2, packed=True,
+        group_ids=to(ids(1, 2))),
+    "gather": lambda to: mk.gather_rows_(to(slab[0]), to(good), to(weight), to(ids(1, 2, 100))),
+    "tokens": lambda to: mk.vocab_update_(
+        *map(to, state.tensors()), to(ids(1, 2, 9, 4).view(2, 2))),
+    "long": lambda to: mk.vocab_update_(
+        *map(to, state.tensors()), to(ids(1, 2, 2**40, 4, dtype=torch.int64).view(2, 2))),
+    "token_groups": lambda to: mk.vocab_update_(
+        *map(to, state.tensors()), to(ids(1, 2)), token_groups=to(ids(0, 2))),
+}
+for name, call in calls.items():
+    on_cpu, on_gpu = message(call, "cpu"), message(call, "cuda")
+    assert on_gpu == on_cpu and "expected" in on_cpu, (name, on_cpu, on_gpu)
+print("same", len(calls))
+"""
+
+
+def test_validation_raises_what_the_cpu_does() -> None:
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "MICROSPEC_VALIDATE": "1", "PYTHONPATH": path}
+    result = subprocess.run(
+        [sys.executable, "-c", MESSAGES], capture_output=True, text=True, env=environment
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.stdout == "same 7\n"
+
+
+@pytest.mark.parametrize("slab_dtype", [torch.bfloat16, torch.int8, torch.float8_e4m3fn], ids=str)
+def test_weight_in_pinned_host_memory(slab_dtype: torch.dtype) -> None:
+    rng = torch.Generator().manual_seed(0)
+    weight = torch.randn(2000, 512, generator=rng).bfloat16().pin_memory()
+    slabs = []
+    for source in (weight, weight.cuda()):
+        vocab = ActiveVocab(2000, 300, device="cuda")
+        slab = WeightSlab(source, vocab, dtype=slab_dtype)
+        for seed in range(4):
+            tokens = torch.randint(2000, (150,), generator=torch.Generator().manual_seed(seed))
+            vocab.update(tokens.cuda())
+            slab.refresh()
+        slab.wait()
+        slabs.append(slab)
+    assert_bitwise(row_indexed(slabs[0].rows), row_indexed(slabs[1].rows))
+    assert_bitwise(slabs[0].ids, slabs[1].ids)
+    assert slabs[0].ids.ge(0).any()
+
+
+def test_pageable_host_memory_is_refused() -> None:
+    weight = torch.randn(20, 16)
+    ids = torch.tensor([3, 4], dtype=torch.int32, device="cuda")
+    slab, held = torch.full((2, 16), NAN, device="cuda"), torch.full_like(ids, -1)
+    with pytest.raises(ValueError, match=r"gather_rows_: weight: expected .*pinned"):
+        gather_rows_(slab, held, weight, ids)
+    assert held.eq(-1).all()
+    with pytest.raises(ValueError, match=r"weight: expected .*pinned"):
+        WeightSlab(weight, ActiveVocab(20, 4, device="cuda"))
+
+
+def test_tensors_on_several_devices_are_refused() -> None:
+    hidden, weight = torch.ones(1, 16, device="cuda"), torch.ones(9, 16, device="cuda")
+    ids = torch.tensor([1, 2], dtype=torch.int32, device="cuda")
+    others = ["cpu", *(f"cuda:{i}" for i in range(1, torch.cuda.device_count()))]
+    for other in others:
+        for argument in ("weight", "active_ids"):
+            tensors = {"hidden": hidden, "weight": weight, "active_ids": ids}
+            tensors[argument] = tensors[argument].to(other)
+            with pytest.raises(ValueError, match=f"sparse_head: {argument}: .*{other}"):
+                sparse_head(**tensors, k=1)

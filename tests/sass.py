@@ -1,0 +1,109 @@
+"""The compiled CUDA kernels as cuobjdump shows them: resources, and the instructions of their loops."""
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import microspec_kernels
+
+LIBRARY = Path(microspec_kernels.__file__).with_name("libmicrospec.so")
+# "        /*0a30*/                   HMMA.16816.F32.BF16 R4, R8, R2, R4 ;"
+INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?(\S+)(.*?);", re.MULTILINE)
+RESOURCES = re.compile(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
+
+
+@cache
+def cuobjdump() -> Path | None:
+    """NVIDIA's own, or the one that Triton's package carries."""
+    found = shutil.which("cuobjdump")
+    if found:
+        return Path(found)
+    try:
+        import triton
+    except ImportError:
+        return None
+    inside = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    return inside if inside.exists() else None
+
+
+def dump(*options: str) -> str:
+    command = [str(cuobjdump()), *options, str(LIBRARY)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def architectures() -> set[str]:
+    """Those with machine code in the library: {"sm_80", ...}."""
+    return set(re.findall(r"\.(sm_\w+)\.cubin", dump("--list-elf")))
+
+
+def ptx_architectures() -> set[str]:
+    """Those with PTX, from which a driver makes code for later GPUs."""
+    return set(re.findall(r"\.(sm_\w+)\.ptx", dump("--list-ptx")))
+
+
+@cache
+def readable(mangled: str) -> str:
+    """project_mma_kernel<bf16_t, bf16_t, 2>"""
+    name = subprocess.run(["c++filt", mangled], check=True, capture_output=True, text=True).stdout
+    name = re.sub(r"\(anonymous namespace\)::|\w+::|^void ", "", name.strip())
+    return name.split("(")[0]
+
+
+@dataclass(frozen=True)
+class Resources:
+    registers: int
+    stack: int
+    shared: int
+    local: int
+
+
+def resources(arch: str) -> dict[str, Resources]:
+    """By kernel."""
+    text = dump("--dump-resource-usage", "-arch", arch).replace(":\n", ": ")
+    return {
+        readable(name): Resources(*map(int, numbers)) for name, *numbers in RESOURCES.findall(text)
+    }
+
+
+@dataclass
+class Kernel:
+    """Instructions by address, in their order."""
+
+    name: str
+    addresses: list[int] = field(default_factory=list)
+    instructions: list[str] = field(default_factory=list)
+
+    def loops(self) -> Iterator[list[str]]:
+        """The instructions between each backward branch and its target: innermost loops and outer."""
+        for address, instruction in zip(self.addresses, self.instructions, strict=True):
+            target = re.match(r"BRA(?:\.\w+)*\s+.*?(0x[0-9a-f]+)", instruction)
+            if target and int(target[1], 16) < address:
+                start = self.addresses.index(int(target[1], 16))
+                yield self.instructions[start : self.addresses.index(address)]
+
+
+def innermost(kernel: Kernel, *opcodes: str) -> list[str]:
+    """The shortest loop that has instructions beginning with each of ``opcodes``."""
+    fitting = [
+        loop
+        for loop in kernel.loops()
+        if all(any(i.startswith(opcode) for i in loop) for opcode in opcodes)
+    ]
+    assert fitting, f"{kernel.name} has no loop with {opcodes}"
+    return min(fitting, key=len)
+
+
+@cache
+def kernels(arch: str) -> dict[str, Kernel]:
+    result = {}
+    for part in dump("--dump-sass", "-arch", arch).split("Function : ")[1:]:
+        kernel = Kernel(readable(part.split("\n", 1)[0].strip()))
+        for address, opcode, operands in INSTRUCTION.findall(part):
+            kernel.addresses.append(int(address, 16))
+            kernel.instructions.append(opcode + operands)
+        result[kernel.name] = kernel
+    return result

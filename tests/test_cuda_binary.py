@@ -1,0 +1,109 @@
+"""The compiled CUDA kernels, read rather than run: what nvcc made of them for each GPU."""
+
+import pytest
+import sass
+
+pytestmark = pytest.mark.skipif(
+    not sass.architectures() if sass.cuobjdump() else True,
+    reason="the library was built without nvcc, or there is no cuobjdump",
+)
+
+# One of each generation; the others differ from one of these in their limits only.
+READ = ("sm_80", "sm_90a", "sm_100")
+STATIC_SHARED_LIMIT = 48 * 1024
+
+
+def test_architectures() -> None:
+    assert sass.architectures() == {"sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120"}
+    assert sass.ptx_architectures() == {"sm_120"}
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120"])
+def test_everything_is_in_registers(arch: str) -> None:
+    resources = sass.resources(arch)
+    assert len(resources) > 50, "cuobjdump's report was not understood"
+    in_memory = {k: r for k, r in resources.items() if r.stack or r.local}
+    assert not in_memory
+    large = {k: r for k, r in resources.items() if r.shared > STATIC_SHARED_LIMIT}
+    assert not large
+    # A launch of more registers than a block may have fails; 512 threads of 128, 256 of 255.
+    for name, used in resources.items():
+        limit = 128 if name.startswith(("project_simt", "select")) else 255
+        assert used.registers <= limit, name
+
+
+@pytest.mark.parametrize("arch", READ)
+def test_no_local_memory(arch: str) -> None:
+    kernels = sass.kernels(arch)
+    assert len(kernels) > 50
+    for name, kernel in kernels.items():
+        used = {i.split()[0] for i in kernel.instructions}
+        assert not {o for o in used if o.startswith(("LDL", "STL"))}, name
+
+
+@pytest.mark.parametrize("arch", READ)
+@pytest.mark.parametrize("hidden", ["bf16_t", "f16_t"])
+@pytest.mark.parametrize("row", ["same", "f8e4m3_t", "signed char"])
+@pytest.mark.parametrize("tiles", [2, 4, 8])
+def test_matrix_loop(arch: str, hidden: str, row: str, tiles: int) -> None:
+    """Each part of a lane's 128 registers of hidden is multiplied once a tile of slots."""
+    rows = hidden if row == "same" else row
+    kernel = sass.kernels(arch)[f"project_mma_kernel<{hidden}, {rows}, {tiles}>"]
+    loop = sass.innermost(kernel, "HMMA")
+    matrix = [i for i in loop if i.startswith("HMMA.16816.F32")]
+    assert len(matrix) == 64, "128 registers of hidden are two an instruction"
+    assert all(("BF16" in i) == (hidden == "bf16_t") for i in matrix)
+    # Two 16-byte loads feed each block of 4 or 8 multiplications.
+    blocks = 64 // (tiles * (2 if row == "same" else 4))
+    wide = [i for i in loop if i.startswith("LDS.128") or i.startswith("LDS.U.128")]
+    assert len(wide) >= 2 * blocks
+    if arch == "sm_80":
+        copies = [i for i in loop if i.startswith("LDGSTS")]
+        assert copies and all(".128" in i for i in copies)
+    else:
+        assert any(i.startswith("UBLKCP") for i in loop)
+        assert any(i.startswith("SYNCS.PHASECHK") for i in loop)
+        assert not any(i.startswith("LDGSTS") for i in loop)
+    assert not any(i.startswith("LDG.") and ".128" in i for i in loop), "not through registers"
+    if row == "f8e4m3_t" and arch != "sm_80":
+        assert any("E4M3" in i for i in loop), "converted by the hardware"
+
+
+# fp8 rows are refused on sm_80, which cannot convert them.
+@pytest.mark.parametrize(
+    ("arch", "row"),
+    [
+        (arch, row)
+        for arch in READ
+        for row in ("same", "f8e4m3_t", "signed char")
+        if (arch, row) != ("sm_80", "f8e4m3_t")
+    ],
+)
+@pytest.mark.parametrize("hidden", ["bf16_t", "f16_t", "float"])
+@pytest.mark.parametrize("rows", [1, 4])
+def test_multiply_add_loop(arch: str, hidden: str, row: str, rows: int) -> None:
+    weights = hidden if row == "same" else row
+    kernel = sass.kernels(arch)[f"project_simt_kernel<{hidden}, {weights}, {rows}, true>"]
+    loop = sass.innermost(kernel, "FFMA", "LDG")
+    loads = [i for i in loop if i.startswith("LDG")]
+    ahead = 8 if rows == 1 else 4
+    assert len(loads) == ahead * (2 if row == "same" else 1)
+    assert all(".128" in i and ".CONSTANT" in i for i in loads)
+    assert not any(i.startswith("BAR") for i in loop)
+
+
+@pytest.mark.parametrize("arch", READ)
+def test_copy_loop(arch: str) -> None:
+    kernel = sass.kernels(arch)["copy_rows_kernel<uint4>"]
+    loop = sass.innermost(kernel, "LDG", "STG")
+    assert all(".128" in i for i in loop if i.startswith(("LDG", "STG")))
+    # Four of a thread's loads are under way before the first is stored.
+    assert [i[:3] for i in loop if i.startswith(("LDG", "STG"))][:4] == ["LDG"] * 4
+
+
+@pytest.mark.parametrize("arch", READ)
+def test_dependent_launch(arch: str) -> None:
+    """Every kernel waits for the ones before it, and only where the hardware can do other."""
+    for name, kernel in sass.kernels(arch).items():
+        waits = any(i.startswith("ACQBULK") for i in kernel.instructions)
+        assert waits == (arch != "sm_80"), name

@@ -1,0 +1,107 @@
+"""Shapes that send a call down each way through the CUDA kernels, on whatever backend.
+
+Which way a call takes depends on the rows to expect in a group (multiply-adds up to 4, then tiles of
+16, 32 and 64 rows), on D (whole blocks of 64 bytes for the tensor cores, in one split or several),
+on alignment, and on K (keys in registers up to 4096, in shared memory, in global memory).
+"""
+
+import pytest
+import torch
+from backends_under_test import COMPILED
+from compare import assert_bitwise, ids_by_row, top_k
+from generators import HeadCase, head_case
+from test_head_values import check_against_float64
+
+from microspec_kernels import sparse_head, sparse_logits
+
+pytestmark = pytest.mark.backends(*COMPILED)
+
+HALVES = (torch.bfloat16, torch.float16)
+
+
+@pytest.mark.parametrize("m", [1, 2, 4, 5, 16, 17, 32, 33, 64, 65])
+def test_numbers_of_rows(m: int) -> None:
+    check_against_float64(head_case(m, m=m, dim=128, capacity=37, dtype=torch.bfloat16), k=10)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("rows", [None, torch.int8, torch.float8_e4m3fn])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("m", [3, 10])
+def test_types(
+    backend: str, dtype: torch.dtype, rows: torch.dtype | None, packed: bool, m: int
+) -> None:
+    if backend == "emulation-sm80" and rows == torch.float8_e4m3fn:
+        pytest.skip("sm_80 has no e4m3 conversion; the op refuses it")
+    case = head_case(
+        7, m=m, dim=192, capacity=29, dtype=dtype, rows=rows, packed=packed, bias=torch.float32
+    )
+    check_against_float64(case, k=5)
+
+
+@pytest.mark.parametrize("dim", [32, 64, 96, 480, 544, 1056])
+def test_dims_in_whole_blocks(dim: int) -> None:
+    """Less than a block for each warp, as much as one, and a remainder for the last warps."""
+    check_against_float64(head_case(dim, m=9, dim=dim, capacity=21, dtype=torch.float16), k=3)
+
+
+@pytest.mark.parametrize(("m", "dim"), [(10, 4160), (20, 2112), (40, 1088), (40, 2144)])
+def test_several_splits_of_the_dimension(m: int, dim: int) -> None:
+    """More of hidden than a block's registers hold: two or three partial sums meet in the end."""
+    check_against_float64(head_case(dim, m=m, dim=dim, capacity=19, dtype=torch.bfloat16), k=4)
+
+
+@pytest.mark.parametrize("active", [200, 90, 3])
+def test_more_slots_than_the_ring_holds(active: int) -> None:
+    """Each place in shared memory is filled several times; runs without a row are in between."""
+    case = head_case(
+        active, m=6, dim=1024, vocab_size=300, capacity=200, active=active, dtype=torch.bfloat16
+    )
+    check_against_float64(case, k=10)
+
+
+@pytest.mark.parametrize("m", [3, 12, 40])
+@pytest.mark.parametrize("groups", [2, 5])
+@pytest.mark.parametrize("packed", [False, True])
+def test_rows_of_many_groups(m: int, groups: int, packed: bool) -> None:
+    """Rows lie in no order, some are padding, some groups have none, some more than a tile."""
+    case = head_case(
+        m, m=m, dim=64, capacity=25, groups=groups, dtype=torch.float16, packed=packed, padding=True
+    )
+    check_against_float64(case, k=6)
+    lopsided = case.changed(group_ids=torch.zeros(m, dtype=torch.int64))
+    finite = lopsided.changed(hidden=case.hidden.nan_to_num(0.5))
+    check_against_float64(finite, k=6)
+
+
+@pytest.mark.parametrize("groups", [None, 3])
+def test_more_rows_than_one_launch(groups: int | None) -> None:
+    """300 rows are two launches."""
+    case = head_case(
+        5, m=300, dim=32, capacity=9, groups=groups, dtype=torch.bfloat16, padding=groups == 3
+    )
+    check_against_float64(case, k=4)
+
+
+@pytest.mark.parametrize("capacity", [4096, 4097, 9000, 30000])
+def test_many_slots(capacity: int) -> None:
+    """K at which the keys move from registers to shared memory and to global memory."""
+    case = head_case(
+        capacity, m=2, dim=8, vocab_size=capacity + 5, capacity=capacity, dtype=torch.float32
+    )
+    check_largest_of_many(case, k=128)
+
+
+def check_largest_of_many(case: HeadCase, k: int) -> None:
+    """Selection against the backend's own logits: those have their tests at smaller sizes."""
+    z = sparse_logits(*case.tensors(), **case.options())
+    logits, ids, _ = sparse_head(*case.tensors(), k, **case.options())
+    want, want_ids = top_k(z, ids_by_row(case), k)
+    assert_bitwise(logits, want, "logits")
+    assert_bitwise(ids, want_ids, "token_ids")
+
+
+@pytest.mark.parametrize("gap", [1, 8])
+def test_rows_of_hidden_apart(gap: int) -> None:
+    """A gap of 8 elements keeps 16-byte accesses possible, one of 1 does not."""
+    check_against_float64(head_case(3, m=10, dim=64, capacity=20, dtype=torch.float16, gap=gap), k=3)

@@ -1,0 +1,17 @@
+"""The ops of :mod:`microspec_kernels.reference` as Triton kernels, one file per op.
+
+Same signatures and meaning; arguments are taken as valid (``microspec_kernels._checks`` has the
+checks), ids outside [0, V) count as empty. They run on CUDA and ROCm devices and, with
+``TRITON_INTERPRET=1`` set before the import, on CPU tensors. No call waits for the device; after
+one warm-up call of the same kind each can be captured in a CUDA graph.
+
+Imported only where Triton is: nothing else in the package needs it.
+"""
+
+from .common import INTERPRETED
+from .gather_rows import gather_rows_
+from .sparse_head import sparse_head
+from .sparse_logits import sparse_logits
+from .vocab_update import vocab_update_
+
+__all__ = ["INTERPRETED", "gather_rows_", "sparse_head", "sparse_logits", "vocab_update_"]

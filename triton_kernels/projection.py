@@ -1,0 +1,301 @@
+"""Active rows × hidden: the part of the head that reads the weight, shared by both head ops.
+
+The product is bound by the rows' bytes, so each active row is read once and as many bytes as the
+device needs are kept in flight: a program owns 64 slots of one group and a stretch of D, and
+streams their rows through ``tl.dot`` against all of the group's rows of hidden. The stretches are
+as many as fill the device at once. Their fp32 sums go to a scratch tensor and are added in order by
+``finish``, in the kernel that consumes them: no atomics, and the same bits every time.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .common import HIP, INTERPRETED, converts_float8, multiprocessors
+
+# Slots a program. 64 is one warpgroup's wgmma on Hopper, with the rows as its first operand;
+# hidden is then read once per 64 rows, at M <= 16 a quarter of the rows' bytes, and from L2.
+BLOCK_SLOTS = 64
+# D is cut at multiples of this, which every BLOCK_D divides: the cuts, and with them the result's
+# last bits, do not depend on the configuration that tuning picks.
+SPLIT_STEP = 128
+# Two programs of four warps and up to 255 registers fit on a multiprocessor, each with up to 48 KB
+# of rows in flight (3 stages of 64 x 128 x 2 bytes): on an H100 12 MB in all, four times the 3 MB
+# that 3 TB/s and 1 us of latency ask for.
+PROGRAMS_PER_MULTIPROCESSOR = 2
+# group_ids looked at in one go when a group's rows of hidden are searched.
+BLOCK_SEARCH = 32
+# NumPy, which the interpreter computes with, has no bf16.
+WIDEN = tl.constexpr(INTERPRETED)
+
+
+def _config(block_d: int, stages: int, warps: int = 4) -> triton.Config:
+    return triton.Config({"BLOCK_D": block_d}, num_stages=stages, num_warps=warps)
+
+
+# By BLOCK_M; none of them changes a bit of the result. With 64 rows of hidden a stage of 128 would
+# spill at four warps. HIP's stages are kept in 64 KB of LDS. fp32 has no tensor cores, and a thread
+# holds all of its BLOCK_D in registers.
+SMALL = (_config(128, 2), _config(64, 2)) if HIP else (_config(128, 4), _config(64, 6))
+LARGE = (_config(64, 2), _config(128, 2, 8)) if HIP else (_config(64, 4), _config(128, 3, 8))
+FP32 = (_config(32, 2 if HIP else 4),)
+
+
+def _usable(_: object, arguments: dict[str, Tensor], **constants: int) -> list[triton.Config]:
+    if arguments["hidden"].dtype == torch.float32:
+        return list(FP32)
+    return list(SMALL if constants["BLOCK_M"] == 16 else LARGE)
+
+
+@triton.jit
+def _e4m3(bits):
+    """float8_e4m3fn, given as uint8, in fp16, which holds all of its values.
+
+    Its exponent and mantissa in fp16's places are the value but for the bias, 2^8; a multiplication
+    also gets the subnormals right.
+    """
+    wide = bits.to(tl.uint16)
+    shifted = ((wide & 0x80) << 8) | ((wide & 0x7F) << 7)
+    value = shifted.to(tl.float16, bitcast=True) * 256.0
+    return tl.where((wide & 0x7F) == 0x7F, float("nan"), value)
+
+
+@triton.jit
+def _members(group_ids, group, first, m_rows, BLOCK_M: tl.constexpr, BLOCK: tl.constexpr):
+    """Positions of the group's rows number first, first + 1, … and how many rows it has in all."""
+    wanted = first + tl.arange(0, BLOCK_M)
+    rows = tl.zeros([BLOCK_M], tl.int32)
+    count = 0
+    for start in range(0, m_rows, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        member = tl.load(group_ids + at, mask=at < m_rows, other=-1) == group
+        number = count + tl.cumsum(member.to(tl.int32), 0) - 1
+        match = member[None, :] & (number[None, :] == wanted[:, None])
+        rows += tl.sum(tl.where(match, at[None, :], 0), 1)
+        count += tl.sum(member.to(tl.int32), 0)
+    return rows, count
+
+
+@triton.autotune(
+    # The interpreter has nothing to choose, and no clock to choose by.
+    configs=[_config(64, 1)] if INTERPRETED else [*SMALL, *LARGE, *FP32],
+    # Of M only its size class, BLOCK_M, of two values; never M, K or what is active.
+    key=["dim", "BLOCK_M"],
+    prune_configs_by={"early_config_prune": _usable},
+    cache_results=True,
+)
+@triton.jit(do_not_specialize=["m_rows", "capacity", "last_id", "splits", "steps"])
+def project_kernel(
+    hidden,  # [M, D]
+    weight,  # [V, D]; PACKED: [G, K, D]
+    active_ids,  # int32 [G, K]
+    group_ids,  # [M], when GROUPED
+    partial,  # fp32 [splits, M, K]; written at valid slots only
+    m_rows,
+    capacity,
+    dim,
+    last_id,  # V - 1
+    hidden_stride,
+    weight_stride,
+    weight_group_stride,
+    splits,
+    steps,  # of SPLIT_STEP elements, a split
+    PACKED: tl.constexpr,
+    GROUPED: tl.constexpr,
+    E4M3: tl.constexpr,  # weight is given as bytes
+    CONVERTS: tl.constexpr,  # in hardware
+    STEP: tl.constexpr,
+    BLOCK_SLOTS: tl.constexpr,
+    BLOCK_SEARCH: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    program = tl.program_id(0)
+    split = program % splits
+    tiles = tl.cdiv(capacity, BLOCK_SLOTS)
+    tile = program // splits % tiles
+    group = program // splits // tiles
+
+    slots = tile * BLOCK_SLOTS + tl.arange(0, BLOCK_SLOTS)
+    ids = tl.load(active_ids + group.to(tl.int64) * capacity + slots, slots < capacity, -1)
+    valid = (ids >= 0) & (ids <= last_id)
+    count = m_rows
+    if tl.max(valid.to(tl.int32), 0) == 0:
+        count = 0  # empty slots are nobody's to read or write
+    elif GROUPED:
+        _, count = _members(group_ids, group, 0, m_rows, BLOCK_M, BLOCK_SEARCH)
+
+    place = slots if PACKED else ids
+    row_start = weight + group.to(tl.int64) * weight_group_stride
+    row_start += tl.where(valid, place, 0).to(tl.int64)[:, None] * weight_stride
+    offsets = tl.arange(0, BLOCK_D)
+    begin = split * steps * STEP
+    end = tl.minimum(begin + steps * STEP, dim)
+    for first in range(0, count, BLOCK_M):
+        rows = first + tl.arange(0, BLOCK_M)
+        used = rows < count
+        if GROUPED:
+            rows, _ = _members(group_ids, group, first, m_rows, BLOCK_M, BLOCK_SEARCH)
+        x_start = hidden + rows.to(tl.int64)[:, None] * hidden_stride
+        total = tl.zeros([BLOCK_SLOTS, BLOCK_M], tl.float32)
+        for start in range(begin, end, BLOCK_D):
+            d = start + offsets
+            inside = d[None, :] < dim
+            row = tl.load(row_start + d[None, :], mask=valid[:, None] & inside, other=0)
+            x = tl.load(x_start + d[None, :], mask=used[:, None] & inside, other=0)
+            if E4M3:
+                row = row.to(tl.float8e4nv, bitcast=True) if CONVERTS else _e4m3(row)
+            if WIDEN:
+                x = x.to(tl.float32)
+            # int8 and e4m3 fit into any hidden's dtype; "ieee" is no TF32 for fp32.
+            total = tl.dot(row.to(x.dtype), tl.trans(x), total, input_precision="ieee")
+        target = (split.to(tl.int64) * m_rows + rows)[None, :] * capacity + slots[:, None]
+        tl.store(partial + target, total, mask=valid[:, None] & used[None, :])
+
+
+@triton.jit
+def _tanh(x):
+    """To an ulp or two: Cephes' polynomial near 0, where 1 - 2 / (e^2x + 1) cancels."""
+    size = tl.abs(x)
+    square = size * size
+    near = -5.70498872745e-3
+    near = near * square + 2.06390887954e-2
+    near = near * square - 5.37397155531e-2
+    near = near * square + 1.33314422036e-1
+    near = near * square - 3.33332819422e-1
+    near = near * square * size + size
+    far = 1.0 - tl.math.div_rn(2.0, tl.exp(2.0 * size) + 1.0)
+    result = tl.where(size < 0.625, near, tl.where(size < 40.0, far, 1.0))
+    result = tl.where(x < 0, -result, result)
+    return tl.where(x == x, result, x)
+
+
+@triton.jit
+def finish(
+    partial,
+    ids,
+    valid,
+    slots,
+    row,
+    group,
+    weight_scale,
+    bias,
+    m_rows,
+    capacity,
+    splits,
+    logit_scale,
+    softcap,
+    PACKED: tl.constexpr,
+    SCALED: tl.constexpr,
+    BIASED: tl.constexpr,
+    CAPPED: tl.constexpr,
+):
+    """The logits of one row of hidden at some slots: -inf where not valid."""
+    at = partial + row.to(tl.int64) * capacity + slots
+    step = m_rows.to(tl.int64) * capacity
+    z = tl.zeros_like(slots).to(tl.float32)
+    for split in range(0, splits):
+        z += tl.load(at + split * step, mask=valid, other=0.0)
+    if SCALED:
+        place = group.to(tl.int64) * capacity + slots if PACKED else ids
+        z *= tl.load(weight_scale + place, mask=valid, other=0.0)
+    if BIASED:
+        z += tl.load(bias + ids, mask=valid, other=0.0).to(tl.float32)
+    z *= logit_scale
+    if CAPPED:
+        z = softcap * _tanh(tl.math.div_rn(z, softcap))
+    return tl.where(valid, z, float("-inf"))
+
+
+class Projection:
+    """Launches the projection; holds what ``finish`` takes.
+
+    partial: fp32 [splits, M, K]. weight_scale and bias, which an op may lack, are then any tensor:
+    the kernels' constants say that they are not read.
+    """
+
+    def __init__(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        active_ids: Tensor,
+        *,
+        packed: bool = False,
+        group_ids: Tensor | None = None,
+        weight_scale: Tensor | None = None,
+        bias: Tensor | None = None,
+        logit_scale: float = 1.0,
+        softcap: float = 0.0,
+    ) -> None:
+        m_rows, dim = hidden.shape
+        capacity = active_ids.size(-1)
+        groups = active_ids.size(0) if active_ids.dim() == 2 else 1
+        if packed:
+            last_id = 2**31 - 1 if bias is None else bias.size(0) - 1
+        else:
+            last_id = weight.size(0) - 1
+        tiles = groups * triton.cdiv(capacity, BLOCK_SLOTS)
+        steps, splits = self._cut(dim, tiles, hidden.device)
+        self.partial = hidden.new_empty((splits, m_rows, capacity), dtype=torch.float32)
+        self.grouped = group_ids is not None
+        self.group_ids = active_ids if group_ids is None else group_ids
+        self.active_ids, self.last_id = active_ids, last_id
+        # The arguments of ``finish`` from weight_scale on, and its constants.
+        self.arguments = (
+            hidden if weight_scale is None else weight_scale,
+            hidden if bias is None else bias,
+            m_rows,
+            capacity,
+            splits,
+            logit_scale,
+            softcap,
+        )
+        self.constants = {
+            "PACKED": packed,
+            "SCALED": weight_scale is not None,
+            "BIASED": bias is not None,
+            "CAPPED": softcap > 0,
+            "GROUPED": self.grouped,
+        }
+        if not m_rows or not tiles:
+            return
+        e4m3 = weight.dtype == torch.float8_e4m3fn
+        # Two sizes: a tree's node or level, and a whole tree or batch. fp32 has no tensor cores,
+        # for which more rows would only be more registers.
+        small = m_rows <= 16 or hidden.dtype == torch.float32
+        project_kernel[(tiles * splits,)](
+            hidden,
+            weight.view(torch.uint8) if e4m3 else weight,
+            active_ids,
+            self.group_ids,
+            self.partial,
+            m_rows,
+            capacity,
+            dim,
+            last_id,
+            hidden.stride(0),
+            weight.stride(-2),
+            weight.stride(0) if weight.dim() == 3 else 0,
+            splits,
+            steps,
+            PACKED=packed,
+            GROUPED=self.grouped,
+            E4M3=e4m3,
+            CONVERTS=e4m3 and converts_float8(hidden.device),
+            STEP=SPLIT_STEP,
+            BLOCK_SLOTS=BLOCK_SLOTS,
+            BLOCK_SEARCH=BLOCK_SEARCH,
+            BLOCK_M=16 if small else 64,
+        )
+
+    @staticmethod
+    def _cut(dim: int, tiles: int, device: torch.device) -> tuple[int, int]:
+        """Steps a split and splits of D, so that all programs run at once if they can.
+
+        Neither depends on M: a row's logits are the same bits alone or in a batch.
+        """
+        steps = max(1, triton.cdiv(dim, SPLIT_STEP))
+        room = PROGRAMS_PER_MULTIPROCESSOR * multiprocessors(device)
+        each = triton.cdiv(steps, max(1, min(steps, room // max(1, tiles))))
+        return each, triton.cdiv(steps, each)

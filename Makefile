@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/microspec.stamp
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc)
 
-.PHONY: build demo test lint bench clean
+.PHONY: build demo test test-triton test-triton-range lint bench clean
 
 build: $(STAMP)
 
@@ -31,8 +31,24 @@ $(STAMP): $(BIN)/python $(SOURCES)
 demo: build
 	$(BIN)/microspec generate --pair examples/tiny_pair --compare --prompt '$(subst ','\'',$(PROMPT))'
 
-test: build
+test: build test-triton
 	$(BIN)/pytest
+
+# The op tests once more, over the Triton kernels. A process has Triton's interpreter from its first
+# import on or not at all. Left out is what calls an op hundreds of times.
+TRITON_TESTS := head_values head_special head_memory head_invariance gather quantise vocab_update triton_tiles
+test-triton: build
+	TRITON_INTERPRET=1 $(BIN)/pytest -W ignore::RuntimeWarning \
+		-k 'triton and not every_short_stream and not one_by_one' $(TRITON_TESTS:%=tests/test_%.py)
+
+# The oldest Triton that is supported (`make test` has the newest), in an environment of its own. Its
+# interpreter relies on what NumPy 2.4 took away.
+OLDEST := $(VENV)-triton34
+test-triton-range:
+	$(MAKE) VENV=$(OLDEST) build
+	$(OLDEST)/bin/pip install --quiet triton==3.4.0 'numpy<2.4'
+	$(MAKE) VENV=$(OLDEST) test-triton
+	$(OLDEST)/bin/pytest tests/test_triton_compile.py
 
 lint: build
 	$(BIN)/ruff check

@@ -22,82 +22,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import microspec_kernels as mk
-from microspec_kernels import reference
 from microspec_kernels.timing import time_arms
 
 from . import report
+from .head_arms import arms_for, make_weight, validate
 
-K_BEST = 10
 SETS = 32  # of active ids, in turn: 32 × 25 MB for Llama-3-8B's shape
-Arm = Callable[[], tuple[Tensor, Tensor]]
-
-
-def make_weight(vocab_size: int, dim: int) -> Tensor:
-    """Random bf16 rows of about unit scale over sqrt(dim), made without an fp32 copy."""
-    weight = torch.empty(vocab_size, dim, dtype=torch.bfloat16)
-    for chunk in weight.split(8192):
-        chunk.copy_(torch.randn(chunk.shape) * dim**-0.5)
-    return weight
-
-
-def arms_for(weight: Tensor, sets: list[Tensor], hidden: Tensor) -> dict[str, Arm]:
-    """Every way to do the job; each call takes the next set of active ids."""
-    slabs = [weight.index_select(0, ids) for ids in sets]
-    turns = {
-        name: itertools.cycle(range(len(sets))) for name in ("sparse", "packed", "select", "slab")
-    }
-
-    def best(logits: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor]:
-        value, index = logits.log_softmax(-1).topk(K_BEST)
-        return value, index if ids is None else ids[index]
-
-    def sparse() -> tuple[Tensor, Tensor]:
-        ids = sets[next(turns["sparse"])]
-        logits, tokens, logsumexp = mk.sparse_head(hidden, weight, ids, K_BEST)
-        return logits - logsumexp[:, None], tokens
-
-    def packed() -> tuple[Tensor, Tensor]:
-        turn = next(turns["packed"])
-        logits, tokens, logsumexp = mk.sparse_head(
-            hidden, slabs[turn], sets[turn], K_BEST, packed=True
-        )
-        return logits - logsumexp[:, None], tokens
-
-    def select() -> tuple[Tensor, Tensor]:
-        ids = sets[next(turns["select"])]
-        return best(F.linear(hidden, weight.index_select(0, ids)), ids)
-
-    def slab() -> tuple[Tensor, Tensor]:
-        turn = next(turns["slab"])
-        return best(F.linear(hidden, slabs[turn]), sets[turn])
-
-    def dense() -> tuple[Tensor, Tensor]:
-        return best(F.linear(hidden, weight), None)
-
-    return {
-        "sparse_head indexed": sparse,
-        "sparse_head packed": packed,
-        "index_select + linear + log_softmax + topk": select,
-        "linear on a packed slab + log_softmax + topk": slab,
-        "dense linear + log_softmax + topk": dense,
-    }
-
-
-def validate(arms: dict[str, Arm], weight: Tensor, ids: Tensor, hidden: Tensor) -> None:
-    """Each arm's log-probabilities against fp64; bf16 results may be off by their own rounding."""
-    everything = torch.arange(weight.size(0), dtype=torch.int32)
-    for name, arm in arms.items():
-        active = everything if name.startswith("dense") else ids
-        logits, tokens, logsumexp = reference.sparse_head(
-            hidden[:1], weight, active, K_BEST, dtype=torch.float64
-        )
-        expected = logits - logsumexp[:, None]
-        got, got_tokens = arm()
-        rounding = 2**-7 * expected.abs().max() if got.dtype == torch.bfloat16 else 1e-5
-        assert (got[:1] - expected).abs().max() <= rounding, name
-        if got.dtype != torch.bfloat16:
-            assert torch.equal(got_tokens[:1], tokens), name
 
 
 def bandwidth_arm(weight: Tensor) -> tuple[Callable[[], Tensor], int]:
@@ -127,10 +57,10 @@ def measure(weight: Tensor, capacity: int, rows: int, rounds: int) -> list[dict[
     vocab_size, dim = weight.shape
     hidden = torch.randn(rows, dim).to(weight.dtype)
     sets = [torch.randperm(vocab_size)[:capacity].int() for _ in range(SETS)]
-    validate(arms_for(weight, sets, hidden), weight, sets[0], hidden)
     arms = arms_for(weight, sets, hidden)
+    validate(arms, hidden)
     read, read_bytes = bandwidth_arm(weight)
-    timed = {**arms, "read": read}
+    timed = {**{name: arm.call for name, arm in arms.items()}, "read": read}
     layer = draft_layer(dim, rows)
     floor = capacity * dim * weight.element_size()
     table = []

@@ -2,6 +2,7 @@
 
 import csv
 import datetime
+import os
 import re
 import subprocess
 from collections.abc import Sequence
@@ -25,21 +26,37 @@ def device() -> str:
     return f"{cpu_name()}, {threads} threads, {_library.instruction_set()}"
 
 
+def _output(*command: str) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, cwd=RESULTS.parent)
+    except OSError:  # no such program
+        return ""
+    return done.stdout.strip()
+
+
 def facts() -> dict[str, str]:
-    """What every row of figures carries, so that a CSV file stands for itself."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        capture_output=True,
-        text=True,
-        cwd=RESULTS.parent,
-    )
+    """What every row of figures carries, so that a CSV file stands for itself.
+
+    MICROSPEC_COMMIT names the commit where the sources are a copy without their repository.
+    """
+    commit = os.environ.get("MICROSPEC_COMMIT") or _output("git", "describe", "--always", "--dirty")
     return {
         "device": device(),
+        **(_gpu() if torch.cuda.is_available() else {}),
         "torch": torch.__version__,
         "microspec": microspec_kernels.__version__,
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": commit or "unknown",
         "date": datetime.date.today().isoformat(),
     }
+
+
+def _gpu() -> dict[str, str]:
+    """Clocks as they are now, so to be asked for right after a measurement, and as they can be."""
+    fields = ("clocks.sm", "clocks.max.sm", "clocks.mem", "driver_version")
+    told = _output("nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits")
+    values = told.splitlines()[0].split(", ") if told else [""] * len(fields)
+    names = ("sm_MHz", "max_sm_MHz", "memory_MHz", "driver")
+    return {**dict(zip(names, values, strict=True)), "cuda": str(torch.version.cuda)}
 
 
 def folder() -> Path:

@@ -135,6 +135,8 @@ def gather_rows_(
 ) -> None:
     """Bring a slab up to date: afterwards slab_ids == active_ids, and each row is its token's.
 
+    (On a GPU, where ids are not checked, one out of range becomes -1 in slab_ids.)
+
     A row whose id did not change is neither read nor written. Rows of a float weight are
     quantised on the way into an int8 or float8_e4m3fn slab: q = round(row / scale),
     scale = amax / 127 or amax / 448 (see :func:`microspec_kernels.reference.quantise_rows`).

@@ -5,6 +5,7 @@ its tests; it runs once for each. Without the mark it runs over the compiled CPU
 """
 
 import contextlib
+import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,8 +17,11 @@ import torch
 import microspec_kernels
 
 CPU = ("cpu",)
-EMULATED = ("emulation-sm80", "emulation-sm90")
-CUDA = ("cuda",)
+# Triton runs on CPU tensors where its interpreter was chosen before the import. `make test-triton`
+# does, and has it stand for the other kernels that are written for a device.
+TRITON = ("triton",) if os.environ.get("TRITON_INTERPRET") == "1" else ()
+EMULATED = TRITON or ("emulation-sm80", "emulation-sm90")
+CUDA = () if TRITON else ("cuda",)
 # By kernels of this repository, and by all there is.
 COMPILED = (*CPU, *EMULATED, *CUDA)
 ALL = (*COMPILED, "reference")
@@ -68,6 +72,25 @@ class Emulated(Backend):
 
 
 @dataclass(frozen=True)
+class Interpreted(Backend):
+    """The Triton kernels in Triton's interpreter, without the checks of ids, as on a device."""
+
+    examples: int | None = 8
+
+    @contextlib.contextmanager
+    def serving(self, seed: int) -> Iterator[None]:
+        from triton.runtime.interpreter import GridExecutor
+
+        from microspec_kernels import triton_kernels
+
+        # It copies every storage back from the host, here to itself: 12 GB in some tests.
+        GridExecutor._restore_args_dev = lambda *_: None
+        names = ("sparse_head", "sparse_logits", "gather_rows_", "vocab_update_")
+        with replaced({name: getattr(triton_kernels, name) for name in names}):
+            yield
+
+
+@dataclass(frozen=True)
 class OnDevice(Backend):
     """The CUDA kernels on a GPU, where there is one; tests/gpu/conftest.py counts where not."""
 
@@ -99,6 +122,7 @@ BACKENDS: dict[str, Backend] = {
     "cpu": Named(),
     "reference": Named(name="reference"),
     "cuda": OnDevice(),
+    "triton": Interpreted(),
     # One block at a time, thread after thread, copies at once; cp.async.
     "emulation-sm80": Emulated(
         settings={

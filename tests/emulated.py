@@ -7,6 +7,7 @@ beside ``_emulation`` is the module of tests/emulation/planted: small kernels, e
 import fcntl
 import functools
 import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,10 @@ PRELOAD = {"address": "libasan.so", "thread": "libtsan.so"}
 
 
 def _run(*command: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True)
+    # cmake and ninja may have been installed beside this Python, which need not be in the path.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-8000:]}{done.stderr[-8000:]}"
 
 
@@ -30,13 +34,14 @@ def build(sanitizer: str = "") -> Path:
     """The folder with the modules; ``sanitizer`` is "address", "thread" or none."""
     folder = ROOT / "build" / "emulation" / (sanitizer or "plain")
     folder.mkdir(parents=True, exist_ok=True)
+    folder, source = folder.resolve(), (ROOT / "csrc" / "emulation").resolve()
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         _run(
             "cmake",
-            *("-S", str(ROOT / "csrc" / "emulation"), "-B", str(folder), "-G", "Ninja"),
+            *("-S", str(source), "-B", str(folder), "-G", "Ninja"),
             f"-DMICROSPEC_SANITIZE={sanitizer}",
-            f"-DMICROSPEC_MODULES={PLANTED}",
+            f"-DMICROSPEC_MODULES={PLANTED.resolve()}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DPython_EXECUTABLE={sys.executable}",
         )

@@ -34,8 +34,11 @@ def run(*command: str | Path, cwd: Path) -> None:
 
 
 def sources() -> set[str]:
-    """Python files of the package in this checkout."""
-    return {str(path.relative_to(ROOT)) for path in ROOT.glob("microspec_kernels/**/*.py")}
+    """Python files of the package in this checkout, and where they are installed."""
+    package = {str(path.relative_to(ROOT)) for path in ROOT.glob("microspec_kernels/**/*.py")}
+    kernels = {str(path.relative_to(ROOT)) for path in ROOT.glob("triton_kernels/*.py")}
+    assert len(kernels) > 4
+    return package | {f"microspec_kernels/{path}" for path in kernels}
 
 
 @pytest.fixture(scope="module")

@@ -45,9 +45,9 @@ def test_dims_in_whole_blocks(dim: int) -> None:
     check_against_float64(head_case(dim, m=9, dim=dim, capacity=21, dtype=torch.float16), k=3)
 
 
-@pytest.mark.parametrize(("m", "dim"), [(10, 4160), (20, 2112), (40, 1088), (40, 2144)])
+@pytest.mark.parametrize(("m", "dim"), [(10, 4160), (20, 2112), (40, 1088), (40, 2144), (40, 4128)])
 def test_several_splits_of_the_dimension(m: int, dim: int) -> None:
-    """More of hidden than a block's registers hold: two or three partial sums meet in the end."""
+    """More of hidden than a block's registers hold: two to five partial sums meet in the end."""
     check_against_float64(head_case(dim, m=m, dim=dim, capacity=19, dtype=torch.bfloat16), k=4)
 
 

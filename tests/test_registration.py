@@ -152,7 +152,7 @@ def step_arguments(dtype: torch.dtype) -> tuple[Any, ...]:
 )
 def test_compiled_step(compiler: str, dtype: torch.dtype) -> None:
     torch.compiler.reset()
-    compiled: Callable[..., Any] = torch.compile(one_step, fullgraph=True, compiler=compiler)
+    compiled: Callable[..., Any] = torch.compile(one_step, fullgraph=True, backend=compiler)
     eager_arguments, arguments = step_arguments(dtype), step_arguments(dtype)
     rng = torch.Generator().manual_seed(6)
     for n in (7, 7, 20):
@@ -171,7 +171,7 @@ def test_compiled_step(compiler: str, dtype: torch.dtype) -> None:
 def test_compiled_wrong_call_is_an_error() -> None:
     torch.compiler.reset()
     case = head_case(33)
-    compiled = torch.compile(sparse_head, fullgraph=True, compiler="aot_eager")
+    compiled = torch.compile(sparse_head, fullgraph=True, backend="aot_eager")
     with pytest.raises(Exception, match="k: expected 1 <= k <= 128, got 129"):
         compiled(*case.tensors(), 129)
 
@@ -179,19 +179,19 @@ def test_compiled_wrong_call_is_an_error() -> None:
 @pytest.mark.parametrize("rows", [torch.float32, *QUANTISED], ids=str)
 def test_reference_backend_serves_the_ops_themselves(rows: torch.dtype) -> None:
     """The choice is the dispatcher's: engines that call torch.ops get it too."""
-    microspec_kernels.compiler("cpu")
+    microspec_kernels.backend("cpu")
     case = head_case(34, rows=rows, groups=2, packed=True)
     want = torch.ops.microspec.sparse_head(*case.tensors(), 5, **case.options())
-    assert microspec_kernels.compiler("reference") == "reference"
+    assert microspec_kernels.backend("reference") == "reference"
     for _ in range(2):  # twice: choosing again is harmless
-        microspec_kernels.compiler("reference")
+        microspec_kernels.backend("reference")
     called = []
     original = microspec_kernels.reference.sparse_head
     microspec_kernels.reference.sparse_head = lambda *a, **k: called.append(1) or original(*a, **k)
     try:
         got = torch.ops.microspec.sparse_head(*case.tensors(), 5, **case.options())
         assert called
-        microspec_kernels.compiler("cpu")
+        microspec_kernels.backend("cpu")
         again = torch.ops.microspec.sparse_head(*case.tensors(), 5, **case.options())
         assert len(called) == 1
     finally:
@@ -202,18 +202,18 @@ def test_reference_backend_serves_the_ops_themselves(rows: torch.dtype) -> None:
 
 
 def test_unknown_backend() -> None:
-    before = microspec_kernels.compiler()
+    before = microspec_kernels.backend()
     with pytest.raises(
-        ValueError, match=r"compiler: name: expected one of .*reference.*, got 'abacus'"
+        ValueError, match=r"backend: name: expected one of .*reference.*, got 'abacus'"
     ):
-        microspec_kernels.compiler("abacus")
-    assert microspec_kernels.compiler() == before
+        microspec_kernels.backend("abacus")
+    assert microspec_kernels.backend() == before
 
 
 @pytest.mark.parametrize("name", ["cpu", "reference"])
 def test_backend_from_the_environment(name: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", "import microspec_kernels as m; print(m.compiler())"],
+        [sys.executable, "-c", "import microspec_kernels as m; print(m.backend())"],
         env={**os.environ, "MICROSPEC_BACKEND": name},
         capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip

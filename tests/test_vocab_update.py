@@ -208,7 +208,7 @@ CAPACITIES = [1023, 1024, 1025, 3072, 3073, 8192, 8193, 16384, 16385]
 
 @pytest.mark.parametrize("capacity", CAPACITIES)
 def test_every_capacity(capacity: int) -> None:
-    """Filled, filled up, and turned over in part; pinned tokens; batches of one to several tiles."""
+    """Filled, filled up, turned over in part; pinned tokens; batches of one to several tiles."""
     rng = torch.Generator().manual_seed(capacity)
     size, pinned = capacity + 700, (3, 4, 5)
     state, cache = vocab_state(size, capacity, pinned=pinned), Lru(capacity, pinned)
@@ -228,7 +228,7 @@ def test_a_token_again_and_again_over_a_long_batch(spread: int) -> None:
         step(state, [cache], torch.randint(-1, spread, (1, count), generator=rng))
 
 
-@pytest.mark.parametrize("gap", [2**20, 2**31 - 30, 2**31 - 2, 2**31, 2**33 + 5])
+@pytest.mark.parametrize("gap", [2**20, 2**31 - 30, 2**31 - 8, 2**31 - 2, 2**31, 2**33 + 5])
 def test_tokens_of_any_age(gap: int) -> None:
     """The order holds between tokens that were seen long apart, and empty slots come first."""
     rng = torch.Generator().manual_seed(8)
@@ -237,6 +237,23 @@ def test_tokens_of_any_age(gap: int) -> None:
         for count in (5, 9, 20, 3, 30, 6):
             step(state, [cache], torch.randint(0, V, (1, count), generator=rng))
             state.clock.add_(gap)
+
+
+def test_one_eviction_at_a_time_among_tokens_of_successive_ages() -> None:
+    """The least recent goes, though the next is only one position younger and in a lower slot."""
+    order = [5, 2, 7, 0, 3, 6, 1, 4]
+    state, cache = vocab_state(V, 8), Lru(8)
+    for tokens in (range(8), order, *([token] for token in range(8, 30))):
+        step(state, [cache], torch.tensor([list(tokens)]))
+
+
+def test_as_many_evictions_as_newcomers_though_stamps_are_equal() -> None:
+    """Which no sequence of calls leads to; the lowest slots go."""
+    state = vocab_state(V, 8)
+    vocab_update_(*state.tensors(), torch.arange(8)[None])
+    state.slot_stamps.fill_(3)
+    vocab_update_(*state.tensors(), torch.tensor([[30, 31]]))
+    assert state.active_ids.tolist() == [[30, 31, 2, 3, 4, 5, 6, 7]]
 
 
 OUT_OF_RANGE = [-2, -(2**31), V, V + 1, 2**31 - 1, 2**32, 2**32 + 3, -(2**32) + 3, 2**63 - 1]
@@ -280,7 +297,7 @@ def test_tokens_and_groups_out_of_range_are_padding_on_cuda(ragged: bool) -> Non
 @pytest.mark.backends(*EMULATED, *CUDA)
 @pytest.mark.parametrize("table", ["active_ids", "slot_stamps", "token_slots"])
 def test_a_broken_table_breaks_nothing_beside_it_on_cuda(table: str) -> None:
-    """Anything in the state's tables: no result is promised, but nobody else's memory is touched."""
+    """Anything in the tables: no result is promised, but nobody else's memory is touched."""
     rng = torch.Generator().manual_seed(10)
     for _ in range(10):
         plain = vocab_state(V, 6, groups=2)
@@ -294,5 +311,8 @@ def test_a_broken_table_breaks_nothing_beside_it_on_cuda(table: str) -> None:
             at = torch.randint(0, len(entries), (5,), generator=rng)
             near = torch.randint(-3, V + 3, (5,), generator=rng)
             far = torch.randint(-(2**31), 2**31, (5,), generator=rng)
-            entries[at] = torch.where(torch.rand(5, generator=rng) < 0.5, near, far).to(entries.dtype)
+            entries[at] = torch.where(torch.rand(5, generator=rng) < 0.5, near, far).to(
+                entries.dtype
+            )
+            entries[at[2:]] = int(entries[at[1]])  # stamps that are equal too
         assert all(bool((wide[0] == 77).all() and (wide[-1] == 77).all()) for wide in outer)

@@ -46,7 +46,7 @@ def _e4m3(x):
 @triton.jit
 def _quantise(source, target, scale, dim, E4M3: tl.constexpr, BLOCK: tl.constexpr):
     """One row: scale = amax / largest, 1 where that is subnormal; NaN, and q = 0, if not finite."""
-    largest = 0
+    largest = tl.full((), 0, tl.int32)
     for start in range(0, dim, BLOCK):
         d = start + tl.arange(0, BLOCK)
         x = tl.load(source + d, mask=d < dim, other=0.0).to(tl.float32)
@@ -93,12 +93,12 @@ def gather_rows_kernel(
     mine = tl.program_id(0) + tl.arange(0, BLOCK_SLOTS) * tl.num_programs(0)
     held = tl.load(slab_ids + mine, mask=mine < slots, other=-1)
     wanted = tl.load(active_ids + mine, mask=mine < slots, other=-1)
-    # An id out of range is an empty slot here too, or a head over the slab would take its old row
-    # for that token's.
+    # Out of range is empty, and noted as such: a head that reads the slab need not know V.
     wanted = tl.where((wanted >= 0) & (wanted <= last_id), wanted, -1)
-    tl.store(slab_ids + mine, wanted, mask=(mine < slots) & (held != wanted))
+    changed = (held != wanted) & (mine < slots)
+    tl.store(slab_ids + mine, wanted, mask=changed)
 
-    to_move = ((held != wanted) & (wanted >= 0)).to(tl.int32)
+    to_move = (changed & (wanted >= 0)).to(tl.int32)
     number = tl.cumsum(to_move, 0)
     for moved in range(0, tl.sum(to_move, 0)):
         this = (to_move != 0) & (number == moved + 1)

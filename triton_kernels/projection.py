@@ -30,22 +30,29 @@ BLOCK_SEARCH = 32
 WIDEN = tl.constexpr(INTERPRETED)
 
 
-def _config(block_d: int, stages: int, warps: int = 4) -> triton.Config:
-    return triton.Config({"BLOCK_D": block_d}, num_stages=stages, num_warps=warps)
+def _config(block_d: int, stages: int, warps: int, hip: bool) -> triton.Config:
+    # ptxas stops at 168 registers otherwise, for a third program on a multiprocessor, and spills.
+    limit = None if hip else 255
+    return triton.Config({"BLOCK_D": block_d}, num_stages=stages, num_warps=warps, maxnreg=limit)
 
 
-# By BLOCK_M; none of them changes a bit of the result. With 64 rows of hidden a stage of 128 would
-# spill at four warps. HIP's stages are kept in 64 KB of LDS. fp32 has no tensor cores, and a thread
-# holds all of its BLOCK_D in registers.
-SMALL = (_config(128, 2), _config(64, 2)) if HIP else (_config(128, 4), _config(64, 6))
-LARGE = (_config(64, 2), _config(128, 2, 8)) if HIP else (_config(64, 4), _config(128, 3, 8))
-FP32 = (_config(32, 2 if HIP else 4),)
+def configs(fp32: bool, block_m: int, hip: bool = HIP) -> list[triton.Config]:
+    """What tuning tries; the order of summation is the same in all of them.
+
+    With 64 rows of hidden a stage of 128 would spill at four warps. HIP's stages are kept in 64 KB
+    of LDS. fp32 has no tensor cores, and a thread holds all of its BLOCK_D in registers.
+    """
+    if fp32:
+        shapes = [(32, 2 if hip else 4, 4)]
+    elif block_m == 16:
+        shapes = [(128, 2, 4), (64, 2, 4)] if hip else [(128, 4, 4), (64, 6, 4)]
+    else:
+        shapes = [(64, 2, 4), (128, 2, 8)] if hip else [(64, 4, 4), (128, 3, 8)]
+    return [_config(*shape, hip) for shape in shapes]
 
 
 def _usable(_: object, arguments: dict[str, Tensor], **constants: int) -> list[triton.Config]:
-    if arguments["hidden"].dtype == torch.float32:
-        return list(FP32)
-    return list(SMALL if constants["BLOCK_M"] == 16 else LARGE)
+    return configs(arguments["hidden"].dtype == torch.float32, constants["BLOCK_M"])
 
 
 @triton.jit
@@ -79,7 +86,7 @@ def _members(group_ids, group, first, m_rows, BLOCK_M: tl.constexpr, BLOCK: tl.c
 
 @triton.autotune(
     # The interpreter has nothing to choose, and no clock to choose by.
-    configs=[_config(64, 1)] if INTERPRETED else [*SMALL, *LARGE, *FP32],
+    configs=[_config(64, 1, 4, HIP)] if INTERPRETED else configs(False, 16) + configs(False, 64),
     # Of M only its size class, BLOCK_M, of two values; never M, K or what is active.
     key=["dim", "BLOCK_M"],
     prune_configs_by={"early_config_prune": _usable},
@@ -154,65 +161,17 @@ def project_kernel(
         tl.store(partial + target, total, mask=valid[:, None] & used[None, :])
 
 
-@triton.jit
-def _tanh(x):
-    """To an ulp or two: Cephes' polynomial near 0, where 1 - 2 / (e^2x + 1) cancels."""
-    size = tl.abs(x)
-    square = size * size
-    near = -5.70498872745e-3
-    near = near * square + 2.06390887954e-2
-    near = near * square - 5.37397155531e-2
-    near = near * square + 1.33314422036e-1
-    near = near * square - 3.33332819422e-1
-    near = near * square * size + size
-    far = 1.0 - tl.math.div_rn(2.0, tl.exp(2.0 * size) + 1.0)
-    result = tl.where(size < 0.625, near, tl.where(size < 40.0, far, 1.0))
-    result = tl.where(x < 0, -result, result)
-    return tl.where(x == x, result, x)
-
-
-@triton.jit
-def finish(
-    partial,
-    ids,
-    valid,
-    slots,
-    row,
-    group,
-    weight_scale,
-    bias,
-    m_rows,
-    capacity,
-    splits,
-    logit_scale,
-    softcap,
-    PACKED: tl.constexpr,
-    SCALED: tl.constexpr,
-    BIASED: tl.constexpr,
-    CAPPED: tl.constexpr,
-):
-    """The logits of one row of hidden at some slots: -inf where not valid."""
-    at = partial + row.to(tl.int64) * capacity + slots
-    step = m_rows.to(tl.int64) * capacity
-    z = tl.zeros_like(slots).to(tl.float32)
-    for split in range(0, splits):
-        z += tl.load(at + split * step, mask=valid, other=0.0)
-    if SCALED:
-        place = group.to(tl.int64) * capacity + slots if PACKED else ids
-        z *= tl.load(weight_scale + place, mask=valid, other=0.0)
-    if BIASED:
-        z += tl.load(bias + ids, mask=valid, other=0.0).to(tl.float32)
-    z *= logit_scale
-    if CAPPED:
-        z = softcap * _tanh(tl.math.div_rn(z, softcap))
-    return tl.where(valid, z, float("-inf"))
-
-
 class Projection:
-    """Launches the projection; holds what ``finish`` takes.
+    """Launches the projection, and holds what the kernels that finish it take.
 
-    partial: fp32 [splits, M, K]. weight_scale and bias, which an op may lack, are then any tensor:
-    the kernels' constants say that they are not read.
+    Attributes:
+        partial: fp32 [splits, M, K].
+        group_ids: [M]; any tensor where there is none, as for weight_scale and bias below: the
+            kernels' constants say that they are not read.
+        groups: G.
+        last_id: the largest id that is not out of range.
+        arguments: of ``finish``, from weight_scale on.
+        constants: of ``finish``, and GROUPED.
     """
 
     def __init__(
@@ -238,10 +197,8 @@ class Projection:
         tiles = groups * triton.cdiv(capacity, BLOCK_SLOTS)
         steps, splits = self._cut(dim, tiles, hidden.device)
         self.partial = hidden.new_empty((splits, m_rows, capacity), dtype=torch.float32)
-        self.grouped = group_ids is not None
         self.group_ids = active_ids if group_ids is None else group_ids
-        self.active_ids, self.last_id = active_ids, last_id
-        # The arguments of ``finish`` from weight_scale on, and its constants.
+        self.groups, self.last_id = groups, last_id
         self.arguments = (
             hidden if weight_scale is None else weight_scale,
             hidden if bias is None else bias,
@@ -256,7 +213,7 @@ class Projection:
             "SCALED": weight_scale is not None,
             "BIASED": bias is not None,
             "CAPPED": softcap > 0,
-            "GROUPED": self.grouped,
+            "GROUPED": group_ids is not None,
         }
         if not m_rows or not tiles:
             return
@@ -280,7 +237,7 @@ class Projection:
             splits,
             steps,
             PACKED=packed,
-            GROUPED=self.grouped,
+            GROUPED=group_ids is not None,
             E4M3=e4m3,
             CONVERTS=e4m3 and converts_float8(hidden.device),
             STEP=SPLIT_STEP,

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from .._checks import MAX_TOP_K
 from .common import on_device_of
-from .projection import Projection, finish
+from .finish import finish, group_of
+from .projection import Projection
 
 # Slots looked at in one go, at most. Eight a thread of sixteen warps: with all that the logits take
 # to finish, more would spill. A usual capacity of 3072 is then one round, whose logits stay in
@@ -78,7 +79,7 @@ def _units(z, top):
     return tl.sum((share * UNITS).to(tl.int64), 0)
 
 
-@triton.jit(do_not_specialize=["last_id", "m_rows", "capacity", "splits", "k"])
+@triton.jit(do_not_specialize=["groups", "last_id", "m_rows", "capacity", "splits", "k"])
 def sparse_head_kernel(
     logits,  # fp32 [M, k]
     token_ids,  # int64 [M, k]
@@ -86,6 +87,7 @@ def sparse_head_kernel(
     partial,  # fp32 [splits, M, K]
     active_ids,  # int32 [G, K]
     group_ids,  # [M], when GROUPED
+    groups,  # G
     last_id,  # V - 1
     k,
     weight_scale,
@@ -104,7 +106,7 @@ def sparse_head_kernel(
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0)
-    group = tl.load(group_ids + row).to(tl.int32) if GROUPED else row * 0
+    group = group_of(group_ids, row, groups) if GROUPED else row * 0
     in_use = tl.where(group >= 0, capacity, 0)
     group_active = active_ids + group.to(tl.int64) * capacity
     lanes = tl.arange(0, BLOCK)
@@ -160,6 +162,11 @@ def sparse_head_kernel(
     tl.store(logsumexp + row, tl.where(broken != 0, float("nan"), result))
 
 
+def warps(block: int) -> int:
+    """For so many slots at a time."""
+    return min(16, max(4, block // SLOTS_PER_WARP))
+
+
 def sparse_head(
     hidden: Tensor,
     weight: Tensor,
@@ -192,13 +199,14 @@ def sparse_head(
                 product.partial,
                 active_ids,
                 product.group_ids,
+                product.groups,
                 product.last_id,
                 k,
                 *product.arguments,
                 **product.constants,
                 TOP=MAX_TOP_K,
                 BLOCK=block,
-                num_warps=min(16, max(4, block // SLOTS_PER_WARP)),
+                num_warps=warps(block),
                 enable_fp_fusion=False,
             )
     return logits, token_ids, logsumexp

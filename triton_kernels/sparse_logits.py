@@ -6,18 +6,20 @@ import triton.language as tl
 from torch import Tensor
 
 from .common import on_device_of
-from .projection import Projection, finish
+from .finish import finish, group_of
+from .projection import Projection
 
 # Slots a program: eight for each thread of four warps, two 16-byte stores.
 BLOCK = 1024
 
 
-@triton.jit(do_not_specialize=["last_id", "m_rows", "capacity", "splits"])
+@triton.jit(do_not_specialize=["groups", "last_id", "m_rows", "capacity", "splits"])
 def sparse_logits_kernel(
     logits,  # fp32 [M, K]
     partial,  # fp32 [splits, M, K]
     active_ids,  # int32 [G, K]
     group_ids,  # [M], when GROUPED
+    groups,  # G
     last_id,  # V - 1
     weight_scale,
     bias,
@@ -35,7 +37,7 @@ def sparse_logits_kernel(
 ):
     row = tl.program_id(0)
     slots = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    group = tl.load(group_ids + row).to(tl.int32) if GROUPED else row * 0
+    group = group_of(group_ids, row, groups) if GROUPED else row * 0
     in_use = tl.where(group >= 0, capacity, 0)
     group_active = active_ids + group.to(tl.int64) * capacity
     ids = tl.load(group_active + slots, mask=slots < in_use, other=-1)
@@ -73,6 +75,7 @@ def sparse_logits(
                 product.partial,
                 active_ids,
                 product.group_ids,
+                product.groups,
                 product.last_id,
                 *product.arguments,
                 **product.constants,

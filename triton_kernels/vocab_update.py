@@ -12,6 +12,7 @@ unpinned slots, whatever order the evictions happened in. Three kernels:
 
 Kernels, and not phases of one with barriers between them, because on AMD a barrier waits for shared
 memory only. The atomics are integer maxima and minima: their result does not depend on their order.
+No index is taken from a table without a look at its range.
 """
 
 import triton
@@ -28,7 +29,7 @@ PINNED = tl.constexpr(2**63 - 1)
 
 @triton.jit
 def _look_up(tokens, token_groups, token_slots, group, at, count, vocab_size, RAGGED: tl.constexpr):
-    """Tokens at some positions, whether they are this group's, and their entries in token_slots."""
+    """Tokens at some positions, which of them are the group's, and their entries in token_slots."""
     there = (at >= 0) & (at < count)
     token = tl.load(tokens + at, mask=there, other=-1)
     there = there & (token >= 0) & (token < vocab_size)
@@ -95,7 +96,8 @@ def mark_kernel(
     )
     # Pinned slots carry the largest stamp there is, and keep it.
     stamp = tl.load(clock + group) + at
-    tl.atomic_max(slot_stamps + slot, stamp, mask=mine & (slot >= 0), sem="relaxed")
+    resident = mine & (slot >= 0) & (slot < capacity)
+    tl.atomic_max(slot_stamps + slot, stamp, mask=resident, sem="relaxed")
     tl.atomic_min(token_slots + token, -2 - at, mask=mine & (slot < 0), sem="relaxed")
 
 
@@ -128,7 +130,7 @@ def choose_kernel(
         token, mine, slot = _look_up(
             tokens, token_groups, token_slots, group, at, count, vocab_size, RAGGED
         )
-        resident = mine & (slot >= 0)
+        resident = mine & (slot >= 0) & (slot < capacity)
         stamp = tl.load(slot_stamps + slot, mask=resident, other=-1)
         new = mine & (slot == -2 - at)
         last = (new | (resident & (stamp == base + at))).to(tl.int32)
@@ -179,10 +181,11 @@ def seat_kernel(
             rank = equals + tl.cumsum(equal.to(tl.int32), 0)
             freed = (stamp < threshold) | (equal & (rank <= at_threshold))
             number = seated + tl.cumsum(freed.to(tl.int32), 0) - 1
+            freed = freed & (number < wanted)
             at = tl.load(newcomers + wanted - 1 - number, mask=freed, other=0)
             token = tl.load(tokens + at, mask=freed, other=0).to(tl.int32)
             gone = tl.load(active_ids + slot, mask=freed, other=-1)
-            tl.store(token_slots + gone, -1, mask=gone >= 0)
+            tl.store(token_slots + gone, -1, mask=(gone >= 0) & (gone < vocab_size))
             tl.store(token_slots + token, slot, mask=freed)
             tl.store(active_ids + slot, token, mask=freed)
             tl.store(slot_stamps + slot, base + at, mask=freed)

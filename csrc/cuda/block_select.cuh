@@ -3,10 +3,12 @@
 // Bisection over the keys' values, not over the keys: nothing is moved or sorted, and a step is one
 // compare a key, one warp reduction, one add to a counter in shared memory and one __syncthreads.
 // It ends as soon as a probe has exactly n keys at or above it, which the gap between the n-th key
-// and the next decides: about log2(range / gap) steps, some 6 to 14 for keys that spread over their
-// range, at most 64. Per step: 2 instructions a key (4 for keys of 64 bits) and about 30 more in every
-// warp, then the latencies of the reduction, the shared add, the barrier and one shared load. (Not yet
-// measured; counted from the latencies known for these instructions, 60 to 100 ns with 16 warps.)
+// and the next decides: about log2(range / gap) steps. Of 3072 normal logits with the bounds below,
+// the top 10 take 5 steps on average, 64 take 8, 128 take 9; 120 evictions from 3072 slots of a
+// Zipfian stream take 11 (simulated). At most 64.
+// Per step: 2 instructions a key (4 for keys of 64 bits) and about 30 more in every warp, then the
+// latencies of the reduction, the shared add, the barrier and one shared load: expected, not yet
+// measured, 60 to 100 ns with 16 warps.
 //
 // Keys are uint64_t or uint32_t: the larger the better, 0 for "no key", none with all bits set. They
 // should differ. They come through a visitor, an object with

@@ -86,7 +86,7 @@ void AsyncCopies::add(void* shared, const void* global) {
     own.push_back({shared, global});
   }
   if (settings.copies == Copies::eager) copy_as_kernel(shared, global, 16);
-  // Some come before those before them, and once more with the rest, which nobody is to notice.
+  // Some come at once. (And again with the rest: until its arrival a copy's target is undefined.)
   if (settings.copies == Copies::random && random().one_in(4)) copy_as_kernel(shared, global, 16);
 }
 

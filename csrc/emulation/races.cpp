@@ -43,8 +43,9 @@ void* make_context(const char* name) {
   } else {
     context = idle.back();
     idle.pop_back();
-    release(&idle);
-    as(context, [] { acquire(&idle); });
+    const char key = 0;  // on the maker's own stack: no other's order comes with it
+    release(&key);
+    as(context, [&] { acquire(&key); });
   }
   __tsan_set_fiber_name(context, name);
   return context;

@@ -76,9 +76,9 @@ struct Thread {
 
 struct Warp {
   std::array<Thread*, 32> lanes{};
-  unsigned ready = 0;    // lanes that could go on
-  unsigned waiting = 0;  // lanes at a collective
-  unsigned exited = 0;   // or never there
+  unsigned ready = 0;                 // lanes that could go on
+  unsigned waiting = 0;               // lanes at a collective
+  unsigned exited = 0;                // or never there
   std::array<char, 32> order_keys{};  // for races: one per lowest lane of a mask
 };
 

@@ -26,16 +26,17 @@ constexpr int kResident = 12;
 
 // Calls bring(slot, id), in the whole block, for each of the block's slots that has a new row to
 // hold. Also writes the slab's ids, and the scales of rows that are copied with theirs. Ids outside
-// [0, V) are empty slots: the slab notes them, as it does -1, and has no row for them.
+// [0, V) are empty slots, and noted as such: a head that reads the slab need not know V.
 template <class Bring>
-MICROSPEC_DEVICE void for_each_changed(const GatherArgs& args, int64_t slots, Bring&& bring) {
-  const int64_t stride = gridDim.x;
-  for (int64_t first = blockIdx.x; first < slots; first += kWarp * stride) {
+MICROSPEC_DEVICE void for_each_changed(const GatherArgs& args, int slots, Bring&& bring) {
+  const int stride = static_cast<int>(gridDim.x);
+  for (int first = static_cast<int>(blockIdx.x); first < slots; first += kWarp * stride) {
     // Every warp compares for itself, so that no barrier stands before the rows.
-    const int64_t slot = first + lane_index() * stride;
-    const int32_t id = slot < slots ? args.active_ids[slot] : 0;
+    const int slot = first + lane_index() * stride;
+    const int32_t wanted = slot < slots ? args.active_ids[slot] : -1;
+    const int32_t id = wanted >= 0 && wanted < args.vocab_size ? wanted : -1;
     const bool changed = slot < slots && args.slab_ids[slot] != id;
-    const bool has_row = changed && id >= 0 && id < args.vocab_size;
+    const bool has_row = changed && id >= 0;
     if (__ballot_sync(kAllLanes, changed) == 0) continue;
     for (unsigned rows = __ballot_sync(kAllLanes, has_row); rows != 0; rows &= rows - 1) {
       const int lane = __ffs(static_cast<int>(rows)) - 1;
@@ -56,24 +57,25 @@ MICROSPEC_DEVICE uint8_t load_word(const uint8_t* word) { return *word; }
 // Rows are `words` long, and `weight_stride` words apart in the weight.
 template <class Word>
 MICROSPEC_KERNEL(kThreads, kResident)
-copy_rows_kernel(GatherArgs args, int64_t slots, int64_t words, int64_t weight_stride) {
+copy_rows_kernel(GatherArgs args, int slots, int words, int64_t weight_stride) {
   ptx::wait_for_earlier_kernels();
   ptx::let_next_kernel_start();
-  for_each_changed(args, slots, [&](int64_t slot, int32_t id) {
+  for_each_changed(args, slots, [&](int slot, int32_t id) {
     const Word* const source = static_cast<const Word*>(args.weight) + id * weight_stride;
-    Word* const target = static_cast<Word*>(args.slab) + slot * words;
+    Word* const target = static_cast<Word*>(args.slab) + int64_t{slot} * words;
 #pragma unroll 1  // two passes at once mix loads and stores
-    for (int64_t begin = threadIdx.x; begin < words; begin += kPass * kThreads) {
+    for (int begin = threadIdx.x; begin < words; begin += kPass * kThreads) {
+      const Word* const from = source + begin;
+      Word* const to = target + begin;
+      const int left = words - begin;
       Word pass[kPass];
 #pragma unroll
       for (int i = 0; i < kPass; ++i) {
-        const int64_t at = begin + i * kThreads;
-        if (at < words) pass[i] = load_word(source + at);
+        if (i * kThreads < left) pass[i] = load_word(from + i * kThreads);
       }
 #pragma unroll
       for (int i = 0; i < kPass; ++i) {
-        const int64_t at = begin + i * kThreads;
-        if (at < words) target[at] = pass[i];
+        if (i * kThreads < left) to[i * kThreads] = pass[i];
       }
     }
   });

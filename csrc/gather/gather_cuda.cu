@@ -24,20 +24,20 @@ bool aligned(const GatherArgs& args, int64_t source_bytes, int64_t target_bytes)
          args.dim * target_size % target_bytes == 0;
 }
 
-Launch grid(const Device& device, int64_t slots, int64_t resident, size_t shared_bytes, void* stream) {
-  const int64_t blocks = std::min(slots, device.sms * resident);
+Launch grid(const Device& device, int slots, int64_t resident, size_t shared_bytes, void* stream) {
+  const int64_t blocks = std::min<int64_t>(slots, device.sms * resident);
   return {static_cast<unsigned>(blocks), kThreads, shared_bytes, stream, true};
 }
 
 template <class Word>
-Error copy(const Device& device, const GatherArgs& args, int64_t slots, void* stream) {
+Error copy(const Device& device, const GatherArgs& args, int slots, void* stream) {
   const int64_t size = element_size(args.weight_type), word = sizeof(Word);
   return launch(gather::copy_rows_kernel<Word>, grid(device, slots, kResident, 0, stream), args, slots,
-                args.dim * size / word, args.weight_row_stride * size / word);
+                static_cast<int>(args.dim * size / word), args.weight_row_stride * size / word);
 }
 
 template <class Source, class Target>
-Error quantise(const Device& device, const GatherArgs& args, int64_t slots, void* stream) {
+Error quantise(const Device& device, const GatherArgs& args, int slots, void* stream) {
   // What the kernel and the system need of a block's shared memory besides the row.
   constexpr int64_t kOwn = 2 * 4 * kMaxWarps, kSystem = 1024;
   const int64_t row_bytes = args.dim * element_size(args.weight_type);
@@ -52,7 +52,7 @@ Error quantise(const Device& device, const GatherArgs& args, int64_t slots, void
 }
 
 template <class Target>
-Error quantise_to(const Device& device, const GatherArgs& args, int64_t slots, void* stream) {
+Error quantise_to(const Device& device, const GatherArgs& args, int slots, void* stream) {
   switch (args.weight_type) {
     case DType::f32: return quantise<float, Target>(device, args, slots, stream);
     case DType::f16: return quantise<f16_t, Target>(device, args, slots, stream);
@@ -65,17 +65,21 @@ Error quantise_to(const Device& device, const GatherArgs& args, int64_t slots, v
 
 int run_gather_rows_cuda(const GatherArgs& args, int64_t slots, void* stream) {
   if (slots == 0) return cudaSuccess;
+  // In the kernels slots, and what they count in a row, are ints, with room for a warp's slots beyond.
+  constexpr int64_t kMost = int64_t{1} << 30;
+  if (std::max(slots, args.dim * element_size(args.weight_type)) > kMost) return kInvalidValue;
   Device device;
   if (const Error error = current_device(device)) return error;
+  const int count = static_cast<int>(slots);
   if (args.slab_type == args.weight_type) {
-    if (aligned(args, 16, 16)) return copy<uint4>(device, args, slots, stream);
-    if (aligned(args, 4, 4)) return copy<uint32_t>(device, args, slots, stream);
-    return copy<uint8_t>(device, args, slots, stream);
+    if (aligned(args, 16, 16)) return copy<uint4>(device, args, count, stream);
+    if (aligned(args, 4, 4)) return copy<uint32_t>(device, args, count, stream);
+    return copy<uint8_t>(device, args, count, stream);
   }
-  if (args.slab_type == DType::i8) return quantise_to<int8_t>(device, args, slots, stream);
+  if (args.slab_type == DType::i8) return quantise_to<int8_t>(device, args, count, stream);
   if (args.slab_type != DType::f8e4m3) return kInvalidValue;
   // The instruction that rounds to e4m3 came with sm_89.
-  return device.arch < 890 ? kNotSupported : quantise_to<f8e4m3_t>(device, args, slots, stream);
+  return device.arch < 890 ? kNotSupported : quantise_to<f8e4m3_t>(device, args, count, stream);
 }
 
 }  // namespace microspec

@@ -143,13 +143,13 @@ MICROSPEC_DEVICE Codes<count> encode(const float (&values)[count], const Quotien
   return codes;
 }
 
-MICROSPEC_DEVICE void store_codes(void* target, int64_t index, const Codes<8>& codes) {
+MICROSPEC_DEVICE void store_codes(void* target, int index, const Codes<8>& codes) {
   static_cast<uint2*>(target)[index] = {codes.word[0], codes.word[1]};
 }
-MICROSPEC_DEVICE void store_codes(void* target, int64_t index, const Codes<4>& codes) {
+MICROSPEC_DEVICE void store_codes(void* target, int index, const Codes<4>& codes) {
   static_cast<uint32_t*>(target)[index] = codes.word[0];
 }
-MICROSPEC_DEVICE void store_codes(void* target, int64_t index, const Codes<1>& codes) {
+MICROSPEC_DEVICE void store_codes(void* target, int index, const Codes<1>& codes) {
   static_cast<uint8_t*>(target)[index] = static_cast<uint8_t>(codes.word[0]);
 }
 
@@ -164,32 +164,32 @@ MICROSPEC_DEVICE float scale_of(uint32_t amax, float largest) {
 // `staged`: the launch has shared memory for a row of the source.
 template <class Source, class Target, bool vector>
 MICROSPEC_KERNEL(kThreads, kResident)
-quantise_rows_kernel(GatherArgs args, int64_t slots, bool staged) {
+quantise_rows_kernel(GatherArgs args, int slots, bool staged) {
   using Own = Chunk<Source, vector>;
   MICROSPEC_SHARED(uint32_t, warp_amax, 2 * kMaxWarps);
   MICROSPEC_DYNAMIC_SHARED(dynamic);
   ptx::wait_for_earlier_kernels();
   ptx::let_next_kernel_start();
-  const int64_t chunks = args.dim / Own::kCount;
+  const int chunks = static_cast<int>(args.dim / Own::kCount);
   const float largest = std::is_same_v<Target, f8e4m3_t> ? kFloat8Max : kInt8Max;
   Own* const stage = reinterpret_cast<Own*>(dynamic);
   uint32_t* words = warp_amax;
-  for_each_changed(args, slots, [&](int64_t slot, int32_t id) {
+  for_each_changed(args, slots, [&](int slot, int32_t id) {
     const Own* const row =
         reinterpret_cast<const Own*>(static_cast<const Source*>(args.weight) + id * args.weight_row_stride);
     uint32_t amax = 0;
 #pragma unroll 1
-    for (int64_t begin = threadIdx.x; begin < chunks; begin += kPass * kThreads) {
+    for (int begin = threadIdx.x; begin < chunks; begin += kPass * kThreads) {
+      const Own* const from = row + begin;
+      const int left = chunks - begin;
       Own pass[kPass];
 #pragma unroll
       for (int i = 0; i < kPass; ++i) {
-        const int64_t at = begin + i * kThreads;
-        pass[i] = at < chunks ? load_chunk(row + at) : Own{};
+        pass[i] = i * kThreads < left ? load_chunk(from + i * kThreads) : Own{};
       }
 #pragma unroll
       for (int i = 0; i < kPass; ++i) {
-        const int64_t at = begin + i * kThreads;
-        if (staged && at < chunks) stage[at] = pass[i];
+        if (staged && i * kThreads < left) stage[begin + i * kThreads] = pass[i];
         const uint32_t magnitude = amax_bits(pass[i]);
         amax = magnitude > amax ? magnitude : amax;
       }
@@ -205,14 +205,14 @@ quantise_rows_kernel(GatherArgs args, int64_t slots, bool staged) {
     if (threadIdx.x == 0) args.slab_scale[slot] = scale;
     Target* const target = static_cast<Target*>(args.slab) + slot * args.dim;
     const auto write = [&](const auto& quotient) {
-      for (int64_t i = threadIdx.x; i < chunks; i += kThreads) {
+      for (int i = threadIdx.x; i < chunks; i += kThreads) {
         float values[Own::kCount];
         (staged ? stage[i] : row[i]).widen(values);
         store_codes(target, i, encode<Target>(values, quotient));
       }
     };
     if (amax >= kInfinityBits) {
-      for (int64_t i = threadIdx.x; i < chunks; i += kThreads) store_codes(target, i, Codes<Own::kCount>{});
+      for (int i = threadIdx.x; i < chunks; i += kThreads) store_codes(target, i, Codes<Own::kCount>{});
     } else if (__float_as_uint(scale) >= FastDivision::kSmallestScaleBits) {
       write(FastDivision{scale, __frcp_rn(scale)});
     } else {

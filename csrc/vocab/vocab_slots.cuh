@@ -18,8 +18,8 @@ MICROSPEC_DEVICE uint64_t age_of(int64_t stamp, int slot, int64_t base, int capa
 // An empty slot's age is negative if read as an int.
 constexpr int kTooOld = 0x7fffffff;
 MICROSPEC_DEVICE uint32_t short_age_of(int64_t stamp, int slot, int64_t base) {
-  const int64_t age = base - stamp;
   if (stamp < 0) return ~static_cast<uint32_t>(slot + 1);
+  const int64_t age = base - stamp;
   return age <= 0 ? 0 : age < kTooOld ? static_cast<uint32_t>(age) : kTooOld;
 }
 
@@ -28,12 +28,13 @@ MICROSPEC_DEVICE uint32_t short_age_of(int64_t stamp, int slot, int64_t base) {
 template <int count>
 struct Slots {
   using Age = uint32_t;
-  static constexpr int kPerThread = count;
-  // Old ids are fetched with the stamps as long as that costs few registers.
+  // What is fetched before the clock is known, as long as there are registers for it: the stamps, and
+  // the old ids too.
+  static constexpr bool kAhead = count <= 16;
   static constexpr bool kKeepsIds = count <= 6;
   const Group& group;
   const int first;
-  int64_t stamp[count];
+  int64_t stamp[kAhead ? count : 1];
   uint32_t age[count];
   int32_t id[kKeepsIds ? count : 1];
 
@@ -44,17 +45,28 @@ struct Slots {
   MICROSPEC_DEVICE int slot(int i) const { return first + i * kWarp; }
   MICROSPEC_DEVICE bool exists(int i) const { return slot(i) < group.capacity; }
 
+  MICROSPEC_DEVICE int64_t read_stamp(int i) const {
+    return exists(i) ? group.slot_stamps[slot(i)] : kPinnedStamp;
+  }
+
   // In two steps, so that all loads can be under way before the first is waited for.
   MICROSPEC_DEVICE void fetch() {
 #pragma unroll
     for (int i = 0; i < count; ++i) {
-      stamp[i] = exists(i) ? group.slot_stamps[slot(i)] : kPinnedStamp;
+      if constexpr (kAhead) stamp[i] = read_stamp(i);
       if constexpr (kKeepsIds) id[i] = exists(i) ? group.active_ids[slot(i)] : kNone;
     }
   }
   MICROSPEC_DEVICE void set_clock(int64_t clock) {
 #pragma unroll
-    for (int i = 0; i < count; ++i) age[i] = short_age_of(stamp[i], slot(i), clock);
+    for (int i = 0; i < count; ++i) {
+      if constexpr (kAhead) {
+        age[i] = short_age_of(stamp[i], slot(i), clock);
+      } else {
+        age[i] = short_age_of(read_stamp(i), slot(i), clock);
+        if (i % 8 == 7) __syncwarp();  // no more under way at once, or registers would be spilled
+      }
+    }
   }
   MICROSPEC_DEVICE void refresh(int i) { age[i] = 0; }
   MICROSPEC_DEVICE int32_t old_id(int i) const {
@@ -81,7 +93,6 @@ struct Slots {
 template <>
 struct Slots<0> {
   using Age = uint64_t;
-  static constexpr int kPerThread = 0;
   const Group& group;
   const int first;
   int64_t base = 0;

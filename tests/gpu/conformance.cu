@@ -20,8 +20,8 @@ __global__ void map_kernel(const In* in, Out* out, int64_t count, F f) {
 template <class In, class Out, class F>
 int map(const void* in, void* out, int64_t count, void* stream, F f) {
   const auto blocks = static_cast<unsigned>(ceil_div<int64_t>(count, kThreads));
-  map_kernel<<<blocks, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-      static_cast<const In*>(in), static_cast<Out*>(out), count, f);
+  map_kernel<<<blocks, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(static_cast<const In*>(in),
+                                                                         static_cast<Out*>(out), count, f);
   return cudaGetLastError();
 }
 

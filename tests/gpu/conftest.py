@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from microspec_kernels import backends
+
 NO_DEVICE = "no CUDA device"
 HERE = Path(__file__).parent
 
@@ -33,6 +35,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     count = sum(NO_DEVICE in str(report.longrepr) for report in skipped)
     if count:
         terminalreporter.write_line(f"NOT RUN: {count} GPU tests ({NO_DEVICE})", red=True)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def compiled_kernels() -> None:
+    """These tests are of the compiled kernels, not of what serves where they are missing."""
+    assert backends.HAS_CUDA, "the library was built without nvcc: it has no CUDA kernels"
+    assert backends.backend() == "cuda", f"the backend is {backends.backend()!r}, not 'cuda'"
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from microspec_kernels import backends
+
 OPS = ("sparse_head", "sparse_logits", "gather_rows_", "vocab_update_")
 
 
@@ -60,4 +62,5 @@ def op_on_device(name: str, device: str = "cuda") -> Any:
 
 
 def functions() -> dict[str, Any]:
+    assert backends.HAS_CUDA, "the library was built without nvcc: it has no CUDA kernels"
     return {name: op_on_device(name) for name in OPS}

@@ -60,14 +60,12 @@ MICROSPEC_KERNEL(kTile, 1) copied_sums_kernel(float* out, const float* in, int t
   };
   float sum = 0;
   start(0);
+  __syncthreads();
   for (int t = 0; t < tiles; ++t) {
     if (t + 1 < tiles) start(t + 1);
-    if (bug != kNoWait) ptx::mbarrier_wait(&full[t % 2], t / 2 % 2);
+    if (bug != kNoWait || i < kWarp) ptx::mbarrier_wait(&full[t % 2], t / 2 % 2);
     sum += reinterpret_cast<const float*>(places)[t % 2 * kTile + (i + 1) % kTile];
     __syncthreads();
-  }
-  if (bug == kNoWait) {  // so that nothing is under way at the end
-    for (int t = tiles - 2; t < tiles; ++t) ptx::mbarrier_wait(&full[t % 2], t / 2 % 2);
   }
   out[i] = sum;
 }
@@ -81,7 +79,7 @@ grid_sum_kernel(int* out, int* partials, unsigned* ticket, const int* in, int bu
   atomicAdd(&total[0], in[blockIdx.x * kWarp + threadIdx.x]);
   if (bug != kNoBarrierBeforeTicket) __syncthreads();
   if (threadIdx.x == 0) {
-    partials[blockIdx.x] = bug == kNoBarrierBeforeTicket ? atomicAdd(&total[0], 0) : total[0];
+    partials[blockIdx.x] = total[0];
     if (bug != kNoFence) __threadfence();
     drawn[0] = atomicAdd(ticket, 1u);
     if (bug != kNoFenceAfterTicket) __threadfence();
@@ -112,8 +110,8 @@ MICROSPEC_KERNEL(kWarp, 1) warp_sums_kernel(int* out, const int* in, int bug) {
   }
   int sum = in[i];
   for (int distance = 16; distance > 0; distance /= 2) {
-    const unsigned mask =
-        bug == kMaskWithoutCaller || (bug == kLaneOutsideMask && i < 16) ? 0xffffu : kAllLanes;
+    const bool outside = bug == kMaskWithoutCaller && i == 3;
+    const unsigned mask = outside ? ~(1u << 3) : bug == kLaneOutsideMask && i < 16 ? 0xffffu : kAllLanes;
     if (bug == kLaneOutsideMask && i >= 16) break;
     sum += __shfl_xor_sync(mask, sum, distance);
   }

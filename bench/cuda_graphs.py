@@ -1,0 +1,110 @@
+"""Timing on a GPU: many calls in one captured graph, the graphs of all arms replayed in turn.
+
+A call's time is a replay's, by device events, over its calls: with the launches of its kernels as a
+graph does them, and without Python or PyTorch, as an engine that captures its step sees it.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from microspec_kernels.timing import Percentiles, percentiles
+
+WAIT = 300_000  # cycles: 0.15 to 0.2 ms
+COLD = 4  # caches' worth of data between two uses of the same
+
+
+@dataclass(frozen=True)
+class Replay:
+    run: Callable[[], object]
+    calls: int
+    last: Any  # what the last call gave: the replays write there
+
+
+def l2_bytes() -> int:
+    return int(torch.cuda.get_device_properties(0).L2_cache_size)
+
+
+def sets_for_cold(bytes_of_a_call: int) -> int:
+    """Of operands to go round, so that none is still in the cache when its turn comes again."""
+    return COLD * l2_bytes() // bytes_of_a_call + 2
+
+
+def capture(call: Callable[[], object], calls: int) -> Replay:
+    """``calls`` of it as one graph. It is called as often before, as capture requires."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(calls):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(calls):
+            last = call()
+    return Replay(graph.replay, calls, last)
+
+
+def time_replays(
+    replays: Mapping[str, Replay], rounds: int = 31, warmup: int = 3
+) -> dict[str, Percentiles]:
+    """Seconds a call of each; every round replays all of them, and begins with another."""
+    seconds: dict[str, list[float]] = {name: [] for name in replays}
+    order = list(replays)
+    for index in range(warmup + rounds):
+        shift = index % len(order)
+        for name in order[shift:] + order[:shift]:
+            took = _seconds(replays[name])
+            if index >= warmup:
+                seconds[name].append(took)
+    return {name: percentiles(taken) for name, taken in seconds.items()}
+
+
+def _seconds(replay: Replay) -> float:
+    began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    # The device waits while the host enqueues the graph, whose launch is then no part of the time.
+    torch.cuda._sleep(WAIT)
+    began.record()
+    replay.run()
+    ended.record()
+    torch.cuda.synchronize()
+    return float(began.elapsed_time(ended)) / 1e3 / replay.calls
+
+
+class CopyBandwidth:
+    """Bytes read and written a second by PyTorch's own copy of a gigabyte, as one of the arms."""
+
+    NAME = "copy"
+
+    def __init__(self, device: str = "cuda", size: int = 2**30) -> None:
+        self._source = torch.ones(size, dtype=torch.uint8, device=device)
+        self._target = torch.empty_like(self._source)
+
+    def replay(self) -> Replay:
+        return capture(lambda: self._target.copy_(self._source), 2)
+
+    def of(self, times: Mapping[str, Percentiles]) -> float:
+        return 2 * self._source.nbytes / times[self.NAME].p50
+
+
+def row(
+    shape: dict[str, Any], situation: str, arm: str, time: Percentiles, least: int, copy: float
+) -> dict[str, Any]:
+    """One line of figures. ``least``: the bytes a call has to move; ``copy``: bytes a second."""
+    floor = least / copy
+    return {
+        **shape,
+        "situation": situation,
+        "arm": arm,
+        "p20_us": time.p20 * 1e6,
+        "p50_us": time.p50 * 1e6,
+        "p80_us": time.p80 * 1e6,
+        "bytes": least,
+        "floor_us": floor * 1e6,
+        "over_floor": time.p50 / floor,
+        "copy_GBps": copy / 1e9,
+    }

@@ -1,0 +1,129 @@
+"""The ops under sanitizers, on small shapes: no report, and the results of a plain build."""
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from emulated import load
+from emulated_ops import as_array
+from generators import FLOATS, QUANTISED, gather_case, head_case, vocab_state
+from sanitized import Call, run
+
+DEVICES = {800: 163 * 1024, 900: 227 * 1024}
+BF16, FP8 = torch.bfloat16, torch.float8_e4m3fn
+
+
+def device(arch: int, *tensors: Any, **settings: Any) -> dict[str, Any]:
+    fp8 = any(getattr(t, "dtype", None) == FP8 for t in tensors)
+    arch = max(arch, 890) if fp8 else arch
+    return {"arch": arch, "block_shared": DEVICES.get(arch, DEVICES[800]), **settings}
+
+
+def head(name: str, arch: int, k: int, case: Any, settings: dict[str, Any]) -> Iterator[Call]:
+    tensors, options = case.tensors(), case.options()
+    arrays = [as_array(t) for t in tensors]
+    options = {name: as_array(value) for name, value in options.items()}
+    rows, capacity = len(case.hidden), case.active_ids.size(-1)
+    on = device(arch, *tensors, **settings)
+    top = [
+        np.zeros((rows, k), np.float32),
+        np.zeros((rows, k), np.int64),
+        np.zeros(rows, np.float32),
+    ]
+    yield Call(f"head {name}", "_emulation", "sparse_head", [*top, *arrays, k], options, on)
+    logits = np.zeros((rows, capacity), np.float32)
+    yield Call(f"logits {name}", "_emulation", "sparse_logits", [logits, *arrays], options, on)
+
+
+def heads(
+    arch: int, settings: dict[str, Any], shapes: list[tuple[int, int, int]]
+) -> Iterator[Call]:
+    kinds = itertools.cycle(
+        (dtype, rows, packed, groups)
+        for rows, dtype, packed, groups in itertools.product(
+            (None, *QUANTISED), FLOATS, (False, True), (None, 2)
+        )
+    )
+    for number, (m, dim, capacity) in enumerate(shapes):
+        # 7 and 36 share no factor: every kind in turn, if there are shapes enough.
+        dtype, rows, packed, groups = next(itertools.islice(kinds, 7 * (number > 0), None))
+        options = {"packed": packed, "groups": groups, "bias": dtype, "gap": 16 * (number % 2)}
+        case = head_case(
+            number, m=m, dim=dim, vocab_size=2 * capacity, capacity=capacity,
+            dtype=dtype, rows=rows, softcap=9.0 * (number % 2), **options,
+        )  # fmt: skip
+        name = f"{number}: M {m}, D {dim}, K {capacity}, {dtype}, {rows}, {options}"
+        yield from head(name, arch, 5, case, settings)
+
+
+def gathers(arch: int, settings: dict[str, Any]) -> Iterator[Call]:
+    pairs = [(f, s) for f in FLOATS for s in (f, *QUANTISED)] + [(q, q) for q in QUANTISED]
+    for number, (dtype, slab_dtype) in enumerate(pairs):
+        for dim in (7, 64):
+            case = gather_case(
+                number, dim=dim, vocab_size=20, capacity=9, groups=2,
+                dtype=dtype, slab_dtype=slab_dtype, gap=dim % 3,
+            )  # fmt: skip
+            tensors = case.arguments()
+            arrays = {name: as_array(value) for name, value in tensors.items()}
+            name = f"gather {dtype}, {slab_dtype}, D {dim}"
+            on = device(arch, *tensors.values(), **settings)
+            yield Call(name, "_emulation", "gather_rows_", [], arrays, on)
+
+
+def vocabs(arch: int, settings: dict[str, Any]) -> Iterator[Call]:
+    rng = torch.Generator().manual_seed(0)
+    for capacity, n, groups in ((5, 9, 2), (40, 30, 1), (40, 700, 1), (40, 13, 3)):
+        state = [
+            as_array(t) for t in vocab_state(90, capacity, groups=groups, pinned=(3, 4)).tensors()
+        ]
+        tokens = torch.randint(-1, 90, (groups, n), generator=rng).numpy()
+        name = f"vocab K {capacity}, N {n}, G {groups}"
+        on = device(arch, **settings)
+        yield Call(name, "_emulation", "vocab_update_", [*map(as_array, state), tokens], {}, on)
+
+
+def plain_results(calls: list[Call]) -> list[list[Any]]:
+    emulation, results = load(), []
+    for call in calls:
+        emulation.configure(**call.settings, order="in order", copies="eager", resident_blocks=1)
+        arguments = [a.copy() if isinstance(a, np.ndarray) else a for a in call.arguments]
+        options = {n: v.copy() if isinstance(v, np.ndarray) else v for n, v in call.options.items()}
+        getattr(emulation, call.function)(*arguments, **options)
+        results.append(arguments + list(options.values()))
+    return results
+
+
+def check(sanitizer: str, calls: list[Call], **settings: Any) -> None:
+    under_test = [
+        Call(c.name, c.module, c.function, c.arguments, c.options, {**c.settings, **settings})
+        for c in calls
+    ]
+    outcome = run(sanitizer, under_test)
+    for name, report in outcome.reports.items():
+        assert report == "", f"{name}\n{report[:6000]}"
+    assert len(outcome.arrays) == len(calls)
+    for call, got, want in zip(calls, outcome.arrays, plain_results(calls), strict=True):
+        for one, other in zip(got, want, strict=True):
+            if isinstance(one, np.ndarray):
+                np.testing.assert_array_equal(one.view(np.uint8), other.view(np.uint8), call.name)
+
+
+@pytest.mark.parametrize("arch", DEVICES)
+def test_address_and_undefined(arch: int) -> None:
+    shapes = [(1, 40, 30), (1, 256, 70), (2, 7, 33), (3, 128, 65), (6, 64, 40), (9, 192, 40)]
+    shapes += [(10, 64, 20), (17, 320, 17), (4, 1, 3), (13, 33, 20), (40, 64, 9), (8, 512, 16)]
+    settings = {"sms": 2}
+    calls = [*heads(arch, settings, shapes), *gathers(arch, settings), *vocabs(arch, settings)]
+    check("address", calls, order="shuffled", copies="late", resident_blocks=3)
+
+
+@pytest.mark.parametrize("arch", DEVICES)
+def test_races(arch: int) -> None:
+    settings = {"sms": 2}
+    shapes = [(1, 64, 20), (3, 40, 20), (9, 128, 20), (10, 64, 33), (20, 64, 9)]
+    calls = [*heads(arch, settings, shapes), *gathers(arch, settings), *vocabs(arch, settings)]
+    check("thread", calls, order="shuffled", copies="late", resident_blocks=4)

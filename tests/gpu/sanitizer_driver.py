@@ -1,0 +1,166 @@
+"""Calls every kernel in all its variants once, at small shapes: to be run under compute-sanitizer.
+
+    PYTHONPATH=.:tests compute-sanitizer python tests/gpu/sanitizer_driver.py [--list] [--only TEXT]
+
+Prints a line a case and, last, how many of them it came to within ``--seconds``. Results are
+compared with the CPU's, so that a case that calls nothing, or something else, does not pass.
+"""
+
+import argparse
+import itertools
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from generators import FLOATS, QUANTISED, gather_case, head_case, row_indexed, vocab_state
+from torch import Tensor
+
+import microspec_kernels as mk
+
+Case = tuple[str, Callable[[str], None]]
+
+
+def there(value: object, device: str) -> object:
+    return value.to(device) if isinstance(value, Tensor) else value
+
+
+def head(**options: object) -> Callable[[str], None]:
+    """sparse_head and sparse_logits: small integers, so device and CPU agree in every bit."""
+
+    def run(device: str) -> None:
+        case = head_case(1, exact=True, **options)  # type: ignore[arg-type]
+        own = [t.to(device) for t in case.tensors()]
+        rest = {name: there(value, device) for name, value in case.options().items()}
+        k = 7
+        got = (*mk.sparse_head(*own, k, **rest), mk.sparse_logits(*own, **rest))
+        want = (
+            *mk.sparse_head(*case.tensors(), k, **case.options()),
+            mk.sparse_logits(*case.tensors(), **case.options()),
+        )
+        for index, (one, other) in enumerate(zip(got, want, strict=True)):
+            if index == 2:  # logsumexp rounds
+                torch.testing.assert_close(one.cpu(), other, rtol=1e-5, atol=1e-5)
+            else:
+                assert torch.equal(one.cpu(), other), ("logits", "token_ids", "", "z")[index]
+
+    return run
+
+
+def gather(**options: object) -> Callable[[str], None]:
+    def run(device: str) -> None:
+        want = gather_case(1, **options)  # type: ignore[arg-type]
+        got = {name: there(value, device) for name, value in want.copy().arguments().items()}
+        mk.gather_rows_(**want.arguments())
+        mk.gather_rows_(**got)  # type: ignore[arg-type]
+        assert torch.equal(got["slab_ids"].cpu(), want.slab_ids)  # type: ignore[union-attr]
+        own, other = row_indexed(got["slab"]).cpu(), row_indexed(want.slab)  # type: ignore[arg-type]
+        assert torch.equal(own.view(torch.uint8), other.view(torch.uint8))
+
+    return run
+
+
+def update(
+    capacity: int, counts: tuple[int, ...], groups: int = 1, ragged: bool = False
+) -> Callable[[str], None]:
+    def run(device: str) -> None:
+        vocab_size = 3 * capacity + 7
+        pinned = tuple(range(min(3, capacity - 1)))
+        want = vocab_state(vocab_size, capacity, groups=groups, pinned=pinned, clock=2**33)
+        got = [tensor.to(device) for tensor in want.tensors()]
+        rng = torch.Generator().manual_seed(capacity)
+        for count in counts:
+            shape = (count,) if ragged else (groups, count)
+            tokens = torch.randint(-1, vocab_size, shape, generator=rng)
+            owners = torch.randint(-1, groups, (count,), generator=rng) if ragged else None
+            mk.vocab_update_(*want.tensors(), tokens, token_groups=owners)
+            mk.vocab_update_(*got, tokens.to(device), token_groups=there(owners, device))  # type: ignore[arg-type]
+            for one, other in zip(got, want.tensors(), strict=True):
+                assert torch.equal(one.cpu(), other)
+
+    return run
+
+
+def short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def head_cases() -> Iterator[Case]:
+    shape = {"vocab_size": 300, "capacity": 203, "active": 150}
+    for dtype, rows in ((d, r) for d in FLOATS for r in (d, *QUANTISED)):
+        name = f"head {short(dtype)} {short(rows)}"
+        options = {**shape, "dtype": dtype, "rows": rows}
+        yield f"{name} simt one row", head(m=1, dim=320, **options)
+        yield f"{name} simt four rows", head(m=4, dim=320, bias=dtype, **options)
+        yield f"{name} simt unaligned", head(m=3, dim=333, gap=1, **options)
+        yield f"{name} simt several passes", head(m=2, dim=17 * 1024, **options)
+        if dtype == torch.float32:
+            continue
+        for m in (10, 30, 60):
+            yield f"{name} mma {m} rows", head(m=m, dim=640, bias=torch.float32, **options)
+        yield f"{name} mma split", head(m=60, dim=8192, packed=True, **options)
+        yield (
+            f"{name} mma groups",
+            head(m=70, dim=256, groups=3, padding=True, packed=True, **options),
+        )
+    bf16 = {"dtype": torch.bfloat16, "dim": 64}
+    for capacity, m in itertools.product((1, 8, 9, 4096, 4097, 16384, 17000), (1, 6)):
+        sizes = {"vocab_size": capacity + 50, "capacity": capacity, "active": capacity}
+        yield f"head select {capacity} keys, {m} rows", head(m=m, **sizes, **bf16)
+    yield "head in two launches", head(m=300, **shape, **bf16)
+    yield "head nothing active", head(m=5, vocab_size=9, capacity=9, active=0, **bf16)
+
+
+def gather_cases() -> Iterator[Case]:
+    shape = {"vocab_size": 200, "capacity": 150, "groups": 2}
+    for dtype in (*FLOATS, *QUANTISED):
+        for dim, gap in ((512, 0), (36, 0), (33, 1)):
+            name = f"gather copy {short(dtype)} {dim}+{gap}"
+            yield name, gather(dtype=dtype, dim=dim, gap=gap, **shape)
+    for dtype, target in itertools.product(FLOATS, QUANTISED):
+        for dim in (512, 33, 70_000):
+            sizes = shape if dim < 1000 else {"vocab_size": 20, "capacity": 12, "groups": 1}
+            name = f"gather {short(dtype)} to {short(target)} {dim}"
+            yield name, gather(dtype=dtype, slab_dtype=target, dim=dim, **sizes)
+
+
+def update_cases() -> Iterator[Case]:
+    for capacity in (1, 600, 1024, 3072, 8000, 16384, 17000):
+        yield f"vocab {capacity} slots", update(capacity, (1, 300, 513, 2 * capacity + 5))
+    yield "vocab long prompt", update(3072, (20_000,))
+    yield "vocab groups", update(200, (1, 50, 700), groups=9)
+    yield "vocab ragged", update(200, (1, 50, 700), groups=9, ragged=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--list", action="store_true", help="the cases' names, and nothing else")
+    parser.add_argument("--only", default="", help="cases with this in their name")
+    parser.add_argument("--seconds", type=float, default=1e9, help="start no case after that")
+    parser.add_argument("--device", default="cuda")
+    args = parser.parse_args()
+    cases = [*head_cases(), *gather_cases(), *update_cases()]
+    cases = [case for case in cases if args.only in case[0]]
+    if args.list:
+        print(*(name for name, _ in cases), sep="\n")
+        return 0
+    # In turn from all families, so that a run that is cut off has seen some of each.
+    order = sorted(range(len(cases)), key=lambda i: (i * 7919) % max(1, len(cases)))
+    end, done, failed = time.monotonic() + args.seconds, 0, 0
+    for index in order:
+        if time.monotonic() > end:
+            break
+        name, run = cases[index]
+        try:
+            run(args.device)
+            print(f"ok      {name}", flush=True)
+        except Exception as error:
+            failed += 1
+            print(f"FAILED  {name}: {error!r}"[:400], flush=True)
+        done += 1
+    print(f"cases {done} of {len(cases)}, {failed} failed", flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""What an op puts on the device: the kernels it should, and nothing else."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from generators import FLOATS, QUANTISED, gather_case, head_case, vocab_state
+from torch import Tensor
+
+from microspec_kernels import gather_rows_, sparse_head, sparse_logits, vocab_update_
+
+KERNELS = (
+    *("project_simt", "project_mma", "select", "finish_logits"),
+    *("copy_rows", "quantise_rows", "vocab_update"),
+)
+
+
+def enqueued(call: Callable[[], object]) -> list[str]:
+    """What the call puts on the device, in order: its kernels' plain names; others as they are."""
+    call()  # loads the kernels, fills PyTorch's memory pool
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        call()
+        torch.cuda.synchronize()
+    events = [e for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    if not events:
+        pytest.skip("the profiler sees nothing on this device")
+    names = [event.name for event in sorted(events, key=lambda e: e.time_range.start)]
+    return [
+        next((k for k in KERNELS if "microspec" in name and f"{k}_kernel" in name), name)
+        for name in names
+    ]
+
+
+def there(options: dict[str, object]) -> dict[str, object]:
+    return {k: v.cuda() if isinstance(v, Tensor) else v for k, v in options.items()}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "m", "kernels"),
+    [
+        *((dtype, m, ["project_simt"]) for dtype in FLOATS for m in (1, 4)),
+        *((dtype, m, ["project_mma"]) for dtype in FLOATS[:2] for m in (5, 10, 60, 256)),
+        (torch.float32, 60, ["project_simt"]),
+    ],
+    ids=str,
+)
+def test_head_is_two_kernels(dtype: torch.dtype, m: int, kernels: list[str]) -> None:
+    for rows in (dtype, *QUANTISED):
+        case = head_case(1, m=m, dim=256, vocab_size=400, capacity=300, dtype=dtype, rows=rows)
+        own, options = [t.cuda() for t in case.tensors()], there(case.options())
+        assert enqueued(lambda: sparse_head(*own, 9, **options)) == [*kernels, "select"]  # noqa: B023
+        assert enqueued(lambda: sparse_logits(*own, **options)) == [*kernels, "finish_logits"]  # noqa: B023
+
+
+def test_large_capacities_are_two_kernels() -> None:
+    case = head_case(1, m=10, dim=64, vocab_size=25_000, capacity=20_000, dtype=torch.bfloat16)
+    own, options = [t.cuda() for t in case.tensors()], there(case.options())
+    assert enqueued(lambda: sparse_head(*own, 9, **options)) == ["project_mma", "select"]
+
+
+@pytest.mark.parametrize("slab_dtype", [torch.bfloat16, *QUANTISED], ids=str)
+def test_gather_is_one_kernel(slab_dtype: torch.dtype) -> None:
+    case = gather_case(1, dim=256, dtype=torch.bfloat16, slab_dtype=slab_dtype)
+    own = there(case.arguments())
+    kernel = "copy_rows" if slab_dtype == torch.bfloat16 else "quantise_rows"
+    assert enqueued(lambda: gather_rows_(**own)) == [kernel]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("capacity", [64, 3072, 20_000])
+def test_update_is_one_kernel(capacity: int) -> None:
+    state = [t.cuda() for t in vocab_state(50_000, capacity, groups=2).tensors()]
+    tokens = torch.randint(50_000, (2, 300), device="cuda")
+    assert enqueued(lambda: vocab_update_(*state, tokens)) == ["vocab_update"]

@@ -1,0 +1,101 @@
+"""Which code a tensor's device leads to, as far as that can be seen without a GPU."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import microspec_kernels
+from microspec_kernels import _library, backends
+
+OPS = ("sparse_head", "sparse_logits", "gather_rows_", "vocab_update_")
+built_with_nvcc = pytest.mark.skipif(
+    not backends.HAS_CUDA, reason="the library was built without nvcc"
+)
+
+
+def served_by(op: str, key: str) -> str:
+    """Where the code was registered that serves a dispatch key."""
+    table = torch._C._dispatch_dump_table(f"microspec::{op}")
+    (line,) = (line for line in table.splitlines() if line.startswith(f"{key}: "))
+    return line
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_library_serves_the_cpu(op: str) -> None:
+    assert "registration.cpp" in served_by(op, "CPU")
+
+
+@built_with_nvcc
+@pytest.mark.parametrize("op", OPS)
+def test_library_serves_gpus_if_it_can(op: str) -> None:
+    assert "registration.cpp" in served_by(op, "CUDA")
+
+
+@pytest.mark.parametrize("key", ["CPU", "CUDA"])
+@pytest.mark.parametrize("op", OPS)
+def test_reference_serves_both_and_leaves_no_trace(op: str, key: str) -> None:
+    before = served_by(op, key)
+    microspec_kernels.backend("reference")
+    assert "backends.py" in served_by(op, key)
+    microspec_kernels.backend("cpu")
+    assert served_by(op, key) == before
+
+
+def test_cuda_is_a_backend_only_if_it_is_there() -> None:
+    assert (_library.cuda_architectures() is not None) == backends.HAS_CUDA
+    if backends.HAS_CUDA:
+        assert microspec_kernels.backend("cuda") == "cuda"
+    else:
+        with pytest.raises(ValueError, match="built without nvcc"):
+            microspec_kernels.backend("cuda")
+
+
+def on(device: str, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device=device)
+
+
+def vocab_on(device: str) -> tuple[Tensor, ...]:
+    return (
+        on(device, 2, 5, dtype=torch.int32),
+        on(device, 2, 5, dtype=torch.int64),
+        on(device, 2, 20, dtype=torch.int32),
+        on(device, 2, dtype=torch.int64),
+    )
+
+
+@pytest.mark.parametrize("device", ["cuda:0", "meta"])
+def test_fakes_say_shape_dtype_and_device(device: str) -> None:
+    with FakeTensorMode():
+        hidden, weight = on(device, 3, 8), on(device, 20, 8)
+        ids = on(device, 5, dtype=torch.int32)
+        logits, token_ids, logsumexp = torch.ops.microspec.sparse_head(hidden, weight, ids, 2)
+        dense = torch.ops.microspec.sparse_logits(hidden, weight, ids)
+        results = [logits, token_ids, logsumexp, dense]
+        assert [tuple(r.shape) for r in results] == [(3, 2), (3, 2), (3,), (3, 5)]
+        assert [r.dtype for r in results] == [torch.float32, torch.int64, *[torch.float32] * 2]
+        assert {str(r.device) for r in results} == {device}
+        slab = on(device, 5, 8)
+        assert torch.ops.microspec.gather_rows_(slab, ids.clone(), weight, ids) is None
+        tokens = on(device, 2, 7, dtype=torch.int64)
+        assert torch.ops.microspec.vocab_update_(*vocab_on(device), tokens) is None
+
+
+def test_fakes_know_that_devices_differ() -> None:
+    with FakeTensorMode():
+        ids = on("cuda", 5, dtype=torch.int32)
+        with pytest.raises(ValueError, match="weight: expected a tensor on cuda:0, got one on cpu"):
+            microspec_kernels.sparse_head(on("cuda", 3, 8), on("cpu", 20, 8), ids, 2)
+        with pytest.raises(ValueError, match="tokens: expected a tensor on cuda:0, got one on cpu"):
+            tokens = on("cpu", 2, 7, dtype=torch.int64)
+            microspec_kernels.vocab_update_(*vocab_on("cuda"), tokens)
+
+
+def test_a_slab_on_a_gpu_may_come_from_host_memory() -> None:
+    with FakeTensorMode():
+        ids = on("cuda", 5, dtype=torch.int32)
+        slab = on("cuda", 5, 8)
+        microspec_kernels.gather_rows_(slab, ids.clone(), on("cpu", 20, 8), ids)
+        with pytest.raises(ValueError, match="weight: expected a tensor on cpu, got one on cuda"):
+            held = on("cpu", 5, dtype=torch.int32)
+            microspec_kernels.gather_rows_(on("cpu", 5, 8), held, on("cuda", 20, 8), held)

@@ -1,0 +1,216 @@
+"""Every Triton kernel, compiled for the devices it is meant for, without one at hand.
+
+Registers, spills and shared memory are read from the binaries; what they say about speed is for a
+GPU to confirm. Each case is one that the launchers ask for.
+"""
+
+import importlib
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+triton = pytest.importorskip("triton")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("interpreted kernels cannot be compiled", allow_module_level=True)
+
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+TARGETS = {
+    "sm80": GPUTarget("cuda", 80, 32),
+    "sm90": GPUTarget("cuda", 90, 32),
+    "sm100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+# Bytes a block may have; two programs of the projection are to share a multiprocessor's.
+SHARED_LIMIT = {"sm80": 163 * 1024, "sm90": 227 * 1024, "sm100": 227 * 1024, "gfx942": 64 * 1024}
+# The largest K and BLOCK of the other kernels is one variant; smaller ones need less.
+SCALARS = {"logit_scale": "fp32", "softcap": "fp32"}
+POINTERS = {
+    "partial": "*fp32", "active_ids": "*i32", "group_ids": "*i64", "weight_scale": "*fp32",
+    "bias": "*bf16", "logits": "*fp32", "token_ids": "*i64", "logsumexp": "*fp32",
+    "slab_ids": "*i32", "slab_scale": "*fp32", "slot_stamps": "*i64", "token_slots": "*i32",
+    "clock": "*i64", "tokens": "*i64", "token_groups": "*i64", "newcomers": "*i32",
+}  # fmt: skip
+
+
+def module(name: str) -> Any:
+    """By name: the package's attributes of these names are the ops."""
+    return importlib.import_module(f"microspec_kernels.triton_kernels.{name}")
+
+
+def compiled(kernel: Any, target: str, types: dict[str, str], **constants: Any) -> Any:
+    """With 16-byte pointers and strides, as a model's are. Upper case: the kernel's constants."""
+    while not isinstance(kernel, triton.runtime.jit.JITFunction):
+        kernel = kernel.fn  # beneath the autotuner
+    values = {name: value for name, value in constants.items() if name.isupper()}
+    options = {name: value for name, value in constants.items() if not name.isupper()}
+    known = POINTERS | SCALARS | types
+    signature = {name: known.get(name, "i32") for name in kernel.arg_names}
+    signature |= dict.fromkeys(values, "constexpr")
+    even = [name for name, kind in signature.items() if kind[0] == "*" or "stride" in name] + [
+        name for name in signature if name == "dim"
+    ]
+    attributes = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in even}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=values, attrs=attributes)
+    try:
+        return triton.compile(source, target=TARGETS[target], options=options)
+    except Exception as error:
+        if "ROCm linker" in str(error):
+            pytest.skip("this Triton has no linker for ROCm of its own")
+        raise
+
+
+def resources(binary: Any, target: str, folder: Path) -> dict[str, int]:
+    if target == "gfx942":
+        names = {"registers": "vgpr_count", "spilled": "vgpr_spill_count"}
+        names["local"] = "private_segment_fixed_size"
+        text = binary.asm["amdgcn"]
+        return {
+            key: int(re.search(rf"\.{name}:\s+(\d+)", text)[1]) for key, name in names.items()
+        } | {"shared": binary.metadata.shared}
+    file = folder / "kernel.cubin"
+    file.write_bytes(binary.asm["cubin"])
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    done = subprocess.run([tool, "-res-usage", file], capture_output=True, text=True, check=True)
+    # STACK is what was spilled: nothing here has an array of its own.
+    registers, stack, local = re.search(
+        r"REG:(\d+) STACK:(\d+) .* LOCAL:(\d+)", done.stdout
+    ).groups()
+    found = {"registers": registers, "spilled": stack, "local": local}
+    return {key: int(value) for key, value in found.items()} | {"shared": binary.metadata.shared}
+
+
+def check(binary: Any, target: str, folder: Path, *, warps: int, blocks: int = 1) -> dict[str, int]:
+    """No spills, and ``blocks`` of it fit on a multiprocessor."""
+    used = resources(binary, target, folder)
+    assert used["spilled"] == used["local"] == 0, used
+    # Registers come in eights a thread; 64 Ki on a multiprocessor, 512 of 64 lanes on a SIMD of 4.
+    if target == "gfx942":
+        assert used["registers"] <= 512 * 4 // (warps * blocks), used
+    else:
+        assert blocks * warps * 32 * -(-used["registers"] // 8) * 8 <= 65536, used
+    assert used["shared"] <= SHARED_LIMIT[target], used
+    assert blocks * (used["shared"] + 1024) <= SHARED_LIMIT[target] + 1024, used
+    return used
+
+
+# Row types with the branches that they take: e4m3 taken apart, and where the hardware converts it.
+ROWS = {
+    "bf16": {},
+    "i8": {},
+    "u8": {"E4M3": True},
+    "u8 converted": {"E4M3": True, "CONVERTS": True},
+}
+PROJECTIONS = [
+    ("bf16", "bf16", 16), ("bf16", "bf16", 64), ("bf16", "i8", 16), ("bf16", "i8", 64),
+    ("bf16", "u8", 16), ("bf16", "u8", 64), ("bf16", "u8 converted", 16),
+    ("bf16", "u8 converted", 64), ("fp16", "u8", 16), ("fp32", "fp32", 16), ("fp32", "i8", 16),
+    ("fp32", "u8", 16),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(("hidden", "rows", "block_m"), PROJECTIONS)
+def test_projection(target: str, hidden: str, rows: str, block_m: int, tmp_path: Path) -> None:
+    if rows == "u8 converted" and target not in ("sm90", "sm100"):
+        pytest.skip("no conversion in hardware")
+    projection = module("projection")
+    hip = target == "gfx942"
+    # Of packed and grouped, which change a line each, every combination is met.
+    turn = PROJECTIONS.index((hidden, rows, block_m))
+    for config in projection.configs(hidden == "fp32", block_m, hip):
+        binary = compiled(
+            projection.project_kernel,
+            target,
+            {"hidden": f"*{hidden}", "weight": f"*{rows.split()[0]}"},
+            PACKED=turn % 2 == 0,
+            GROUPED=turn % 4 < 2 or block_m == 64,
+            **{"E4M3": False, "CONVERTS": False} | ROWS.get(rows, {}),
+            STEP=projection.SPLIT_STEP,
+            BLOCK_SLOTS=projection.BLOCK_SLOTS,
+            BLOCK_SEARCH=projection.BLOCK_SEARCH,
+            BLOCK_M=block_m,
+            **config.kwargs,
+            num_warps=config.num_warps,
+            num_stages=config.num_stages,
+            **({} if hip else {"maxnreg": config.maxnreg}),
+        )
+        check(binary, target, tmp_path, warps=config.num_warps)
+        if target == "sm90" and hidden != "fp32":
+            assert "wgmma" in binary.asm["ptx"], "not on Hopper's tensor cores"
+        if target == "sm80" and hidden != "fp32":
+            assert "mma.sync" in binary.asm["ptx"], "not on tensor cores"
+        if not hip:
+            assert "cp.async" in binary.asm["ptx"], "rows are not fetched ahead"
+            assert "tf32" not in binary.asm["ptx"]
+
+
+FINISHING = {"PACKED": True, "SCALED": True, "BIASED": True, "CAPPED": True, "GROUPED": True}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("block", [128, 1024, 2048, 4096])
+def test_selection(target: str, block: int, tmp_path: Path) -> None:
+    head = module("sparse_head")
+    assert block <= head.BLOCK
+    for finishing in (FINISHING, dict.fromkeys(FINISHING, False)):
+        warps = head.warps(block)
+        binary = compiled(
+            head.sparse_head_kernel, target, {}, **finishing, TOP=128, BLOCK=block,
+            num_warps=warps, enable_fp_fusion=False,
+        )  # fmt: skip
+        check(binary, target, tmp_path, warps=warps)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_logits(target: str, tmp_path: Path) -> None:
+    logits = module("sparse_logits")
+    binary = compiled(
+        logits.sparse_logits_kernel, target, {}, **FINISHING, BLOCK=logits.BLOCK,
+        enable_fp_fusion=False,
+    )  # fmt: skip
+    check(binary, target, tmp_path, warps=4)
+
+
+GATHERS = {
+    "copy": ("i16", "i16", {"COPY_SCALE": False, "QUANTISE": False, "E4M3": False}),
+    "copy with scales": ("u8", "u8", {"COPY_SCALE": True, "QUANTISE": False, "E4M3": True}),
+    "int8": ("bf16", "i8", {"COPY_SCALE": False, "QUANTISE": True, "E4M3": False}),
+    "e4m3": ("fp32", "u8", {"COPY_SCALE": False, "QUANTISE": True, "E4M3": True}),
+}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("kind", GATHERS)
+def test_gather(target: str, kind: str, tmp_path: Path) -> None:
+    gather = module("gather_rows")
+    weight, slab, constants = GATHERS[kind]
+    types = {"weight": f"*{weight}", "slab": f"*{slab}"}
+    size = {"i16": 2, "bf16": 2, "fp32": 4, "u8": 1}[weight]
+    for slots in (2, 64):
+        binary = compiled(
+            gather.gather_rows_kernel, target, types, **constants, BLOCK_SLOTS=slots,
+            BLOCK=gather.BLOCK_BYTES // size, enable_fp_fusion=False,
+        )  # fmt: skip
+        check(binary, target, tmp_path, warps=4, blocks=4)
+    if target != "gfx942":
+        assert re.search(r"ld\.global.*\.v4\.b32", binary.asm["ptx"]), "not 16 bytes a load"
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("kernel", ["mark", "choose", "seat"])
+def test_vocab(target: str, kernel: str, tmp_path: Path) -> None:
+    vocab = module("vocab_update")
+    for ragged, tokens in ((True, "*i64"), (False, "*i32")):
+        binary = compiled(
+            getattr(vocab, f"{kernel}_kernel"), target, {"tokens": tokens, "token_groups": tokens},
+            RAGGED=ragged, BLOCK=vocab.BLOCK, num_warps=8,
+        )  # fmt: skip
+        check(binary, target, tmp_path, warps=8)
+        if target == "gfx942":  # its barriers do not wait for other waves' writes to memory
+            assert "debug_barrier" not in Path(vocab.__file__).read_text()

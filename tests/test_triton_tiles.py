@@ -1,0 +1,79 @@
+"""What small shapes do not reach in the Triton kernels: several tiles of everything.
+
+Tiles are made small, as the interpreter is too slow for large shapes.
+"""
+
+import importlib
+from typing import Any
+
+import pytest
+import torch
+from backends_under_test import TRITON
+from compare import assert_bitwise, assert_close, assert_top_k, ids_by_row, logits_in, tolerance
+from generators import head_case, vocab_state
+
+from microspec_kernels import reference, sparse_head, sparse_logits, vocab_update_
+
+if not TRITON:
+    pytest.skip("for a process with TRITON_INTERPRET=1", allow_module_level=True)
+pytestmark = pytest.mark.backends(*TRITON)
+
+
+def module(name: str) -> Any:
+    return importlib.import_module(f"microspec_kernels.triton_kernels.{name}")
+
+
+@pytest.mark.parametrize("k", [1, 10, 128])
+def test_selection_over_several_rounds(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first 128 slots, then what is better among the rest; a NaN in a later round."""
+    monkeypatch.setattr(module("sparse_head"), "BLOCK", 128)
+    options = {"dim": 20, "capacity": 500, "vocab_size": 900, "active": 450, "groups": 2}
+    case = head_case(3, m=3, padding=True, **options)
+    spoilt = case.weight.clone()
+    spoilt[case.active_ids[0, 400:][case.active_ids[0, 400:] >= 0][0].long()] = float("nan")
+    for these in (case, case.changed(weight=spoilt)):
+        got = sparse_head(*these.tensors(), k, **these.options())
+        want = reference.sparse_head(*these.tensors(), k, **these.options())
+        assert_bitwise(got[1], want[1])
+        assert_close(got[0], want[0], tolerance(case))
+        assert_close(got[2], want[2], tolerance(case))
+
+
+def test_a_row_that_only_the_last_round_fills(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module("sparse_head"), "BLOCK", 128)
+    ids = torch.full((300,), -1, dtype=torch.int32)
+    ids[[150, 290, 299]] = torch.tensor([5, 2, 9], dtype=torch.int32)
+    weight = torch.arange(10.0)[:, None] * -1
+    _, token_ids, logsumexp = sparse_head(torch.ones(1, 1), weight, ids, 4)
+    assert token_ids.tolist() == [[2, 5, 9, -1]]
+    assert_close(logsumexp, torch.tensor([-2.0, -5.0, -9.0]).logsumexp(0)[None], 1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_more_rows_of_hidden_than_a_program_takes(dtype: torch.dtype) -> None:
+    """Members of a group all over the batch, several blocks of them, several stretches of D."""
+    case = head_case(
+        4, m=150, dim=300, capacity=70, vocab_size=90, groups=2, padding=True, dtype=dtype
+    )
+    exact = logits_in(case, torch.float64)
+    assert_close(sparse_logits(*case.tensors(), **case.options()), exact, tolerance(case))
+    got = sparse_head(*case.tensors(), 5, **case.options())
+    assert_top_k(got[:2], exact, ids_by_row(case), tolerance(case))
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("clock", [0, 2**62])
+def test_vocabulary_of_several_tiles(
+    ragged: bool, clock: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module("vocab_update"), "BLOCK", 16)
+    rng = torch.Generator().manual_seed(0)
+    got = vocab_state(80, 33, groups=2, pinned=(5, 6), clock=clock)
+    want = got.copy()
+    for count in (7, 50, 3, 90):
+        tokens = torch.randint(-1, 80, (count,) if ragged else (2, count), generator=rng)
+        groups = torch.randint(-1, 2, (count,), generator=rng) if ragged else None
+        vocab_update_(*got.tensors(), tokens, token_groups=groups)
+        reference.vocab_update_(*want.tensors(), tokens, token_groups=groups)
+        for one, other in zip(got.tensors(), want.tensors(), strict=True):
+            assert_bitwise(one, other)

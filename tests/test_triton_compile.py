@@ -138,7 +138,7 @@ def test_projection(target: str, hidden: str, rows: str, block_m: int, tmp_path:
             **config.kwargs,
             num_warps=config.num_warps,
             num_stages=config.num_stages,
-            **({} if hip else {"maxnreg": config.maxnreg}),
+            **({"maxnreg": config.maxnreg} if config.maxnreg else {}),
         )
         check(binary, target, tmp_path, warps=config.num_warps)
         if target == "sm90" and hidden != "fp32":

@@ -1,4 +1,5 @@
-"""What small shapes do not reach in the Triton kernels: several tiles of everything.
+"""What the shared tests do not reach in the Triton kernels: several tiles of everything, and the
+arithmetic that is written by hand there.
 
 Tiles are made small, as the interpreter is too slow for large shapes.
 """
@@ -10,7 +11,7 @@ import pytest
 import torch
 from backends_under_test import TRITON
 from compare import assert_bitwise, assert_close, assert_top_k, ids_by_row, logits_in, tolerance
-from generators import head_case, vocab_state
+from generators import FLOATS, head_case, vocab_state
 
 from microspec_kernels import reference, sparse_head, sparse_logits, vocab_update_
 
@@ -77,3 +78,27 @@ def test_vocabulary_of_several_tiles(
         reference.vocab_update_(*want.tensors(), tokens, token_groups=groups)
         for one, other in zip(got.tensors(), want.tensors(), strict=True):
             assert_bitwise(one, other)
+
+
+def test_zeros_of_either_sign_are_equal() -> None:
+    """-0 and +0, by underflow: the lower id is first."""
+    weight, ids = torch.tensor([[-1e-30], [1e-30]]), torch.tensor([1, 0], dtype=torch.int32)
+    _, token_ids, _ = sparse_head(torch.ones(1, 1), weight, ids, 2, logit_scale=1e-30)
+    assert token_ids.tolist() == [[0, 1]]
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_every_e4m3_row_value(dtype: torch.dtype) -> None:
+    """Taken apart bit by bit: subnormals and both NaN among them."""
+    weight = torch.arange(256).to(torch.uint8)[:, None].view(torch.float8_e4m3fn)
+    ids = torch.arange(256, dtype=torch.int32)
+    z = sparse_logits(torch.ones(1, 1, dtype=dtype), weight, ids, weight_scale=torch.ones(256))
+    assert_bitwise(z + 0.0, weight.float().T.contiguous() + 0.0)
+
+
+def test_tanh_keeps_the_digits_of_small_numbers() -> None:
+    values = torch.tensor([2.0**-20, -1e-6, 1e-3, -0.1, 1.0, 18.7, -18.8, 30.0, -400.0, 0.0])
+    ids = torch.arange(len(values), dtype=torch.int32)
+    z = sparse_logits(torch.ones(1, 1), values[:, None], ids, softcap=30.0)[0].double()
+    want = 30 * torch.tanh(values.double() / 30)
+    assert bool(((z - want).abs() <= 4 * 2.0**-24 * want.abs()).all()), (z, want)

@@ -219,6 +219,13 @@ def test_every_capacity(capacity: int) -> None:
     step(state, [cache], torch.cat([everyone, everyone.flip(1)], dim=1))
 
 
+def test_groups_beyond_shared_memory_have_each_their_own_workspace() -> None:
+    rng = torch.Generator().manual_seed(11)
+    state, caches = vocab_state(17_000, 16_385, groups=3), [Lru(16_385) for _ in range(3)]
+    for _ in range(2):
+        step(state, caches, torch.randint(-1, 17_000, (3, 900), generator=rng))
+
+
 @pytest.mark.parametrize("spread", [5, 40, 700, 3000])
 def test_a_token_again_and_again_over_a_long_batch(spread: int) -> None:
     """Its last occurrence counts, however far from the others, resident or new."""

@@ -30,25 +30,26 @@ BLOCK_SEARCH = 32
 WIDEN = tl.constexpr(INTERPRETED)
 
 
-def _config(block_d: int, stages: int, warps: int, hip: bool) -> triton.Config:
-    # ptxas stops at 168 registers otherwise, for a third program on a multiprocessor, and spills.
-    limit = None if hip else 255
-    return triton.Config({"BLOCK_D": block_d}, num_stages=stages, num_warps=warps, maxnreg=limit)
+def _config(block_d: int, stages: int, warps: int, registers: int | None) -> triton.Config:
+    return triton.Config(
+        {"BLOCK_D": block_d}, num_stages=stages, num_warps=warps, maxnreg=registers
+    )
 
 
 def configs(fp32: bool, block_m: int, hip: bool = HIP) -> list[triton.Config]:
     """What tuning tries; the order of summation is the same in all of them.
 
     With 64 rows of hidden a stage of 128 would spill at four warps. HIP's stages are kept in 64 KB
-    of LDS. fp32 has no tensor cores, and a thread holds all of its BLOCK_D in registers.
+    of LDS. fp32 has no tensor cores, and a thread holds all of its BLOCK_D in registers. Not told
+    that it may have 255 registers, ptxas stops at 168, for a third program, and spills.
     """
     if fp32:
-        shapes = [(32, 2 if hip else 4, 4)]
-    elif block_m == 16:
+        return [_config(32, 2 if hip else 4, 4, None)]
+    if block_m == 16:
         shapes = [(128, 2, 4), (64, 2, 4)] if hip else [(128, 4, 4), (64, 6, 4)]
     else:
         shapes = [(64, 2, 4), (128, 2, 8)] if hip else [(64, 4, 4), (128, 3, 8)]
-    return [_config(*shape, hip) for shape in shapes]
+    return [_config(*shape, None if hip else 255) for shape in shapes]
 
 
 def _usable(_: object, arguments: dict[str, Tensor], **constants: int) -> list[triton.Config]:
@@ -86,7 +87,7 @@ def _members(group_ids, group, first, m_rows, BLOCK_M: tl.constexpr, BLOCK: tl.c
 
 @triton.autotune(
     # The interpreter has nothing to choose, and no clock to choose by.
-    configs=[_config(64, 1, 4, HIP)] if INTERPRETED else configs(False, 16) + configs(False, 64),
+    configs=[_config(64, 1, 4, None)] if INTERPRETED else configs(False, 16) + configs(False, 64),
     # Of M only its size class, BLOCK_M, of two values; never M, K or what is active.
     key=["dim", "BLOCK_M"],
     prune_configs_by={"early_config_prune": _usable},

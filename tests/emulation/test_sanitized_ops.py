@@ -49,7 +49,7 @@ def heads(
     )
     for number, (m, dim, capacity) in enumerate(shapes):
         # 7 and 36 share no factor: every kind in turn, if there are shapes enough.
-        dtype, rows, packed, groups = next(itertools.islice(kinds, 7 * (number > 0), None))
+        dtype, rows, packed, groups = next(itertools.islice(kinds, 6, None))
         options = {"packed": packed, "groups": groups, "bias": dtype, "gap": 16 * (number % 2)}
         case = head_case(
             number, m=m, dim=dim, vocab_size=2 * capacity, capacity=capacity,

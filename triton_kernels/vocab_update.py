@@ -166,21 +166,16 @@ def seat_kernel(
     if not RAGGED:
         tokens += group.to(tl.int64) * count
     base = tl.load(clock + group)
-    tl.store(clock + group, base + count)
     wanted = tl.load(newcomers + capacity)
     if wanted > 0:
         threshold = _eviction_threshold(slot_stamps, capacity, wanted, base + count, BLOCK)
-        # Only empty slots share a stamp; the lowest of them go first.
-        at_threshold = wanted - _count_at_most(slot_stamps, capacity, threshold - 1, BLOCK)
         seated = 0
-        equals = 0
         for start in range(0, capacity, BLOCK):
             slot = start + tl.arange(0, BLOCK)
             stamp = tl.load(slot_stamps + slot, mask=slot < capacity, other=PINNED)
-            equal = stamp == threshold
-            rank = equals + tl.cumsum(equal.to(tl.int32), 0)
-            freed = (stamp < threshold) | (equal & (rank <= at_threshold))
+            freed = stamp <= threshold
             number = seated + tl.cumsum(freed.to(tl.int32), 0) - 1
+            # Only empty slots share a stamp; the lowest of them go first.
             freed = freed & (number < wanted)
             at = tl.load(newcomers + wanted - 1 - number, mask=freed, other=0)
             token = tl.load(tokens + at, mask=freed, other=0).to(tl.int32)
@@ -189,8 +184,9 @@ def seat_kernel(
             tl.store(token_slots + token, slot, mask=freed)
             tl.store(active_ids + slot, token, mask=freed)
             tl.store(slot_stamps + slot, base + at, mask=freed)
-            equals += tl.sum(equal.to(tl.int32), 0)
             seated += tl.sum(freed.to(tl.int32), 0)
+    # Last: by then every warp that needs it has read the old one.
+    tl.store(clock + group, base + count)
 
 
 def vocab_update_(

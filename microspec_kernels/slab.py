@@ -37,7 +37,7 @@ class _Beside:
 
     @contextmanager
     def run(self, *tensors: Tensor) -> Iterator[None]:
-        """After all that the current stream has to do by now. ``tensors``: its own that are used."""
+        """After all that the current stream has to do by now; ``tensors`` of its own are used."""
         if self._stream is None:
             yield
             return
@@ -67,7 +67,7 @@ class WeightSlab:
     disagree with the rows, whatever the vocabulary has done since.
 
     On a GPU, :meth:`refresh` only enqueues the copying, on a stream of its own, and :meth:`front`
-    lets the current stream wait for it. On a CPU it is done at once, and one buffer is enough.
+    lets the current stream wait for it. On a CPU it is done at once; one buffer is enough there.
 
     In a CUDA graph: capture both in one graph; or refresh outside, and then call :meth:`wait` before
     each replay of the graph that has :meth:`front` in it.

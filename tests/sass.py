@@ -1,4 +1,4 @@
-"""The compiled CUDA kernels as cuobjdump shows them: resources, and the instructions of their loops."""
+"""The compiled CUDA kernels as cuobjdump shows them: resources, and their loops' instructions."""
 
 import re
 import shutil
@@ -78,7 +78,7 @@ class Kernel:
     instructions: list[str] = field(default_factory=list)
 
     def loops(self) -> Iterator[list[str]]:
-        """The instructions between each backward branch and its target: innermost loops and outer."""
+        """The instructions from each backward branch's target to it: inner loops and outer."""
         for address, instruction in zip(self.addresses, self.instructions, strict=True):
             target = re.match(r"BRA(?:\.\w+)*\s+.*?(0x[0-9a-f]+)", instruction)
             if target and int(target[1], 16) < address:

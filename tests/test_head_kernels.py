@@ -1,8 +1,8 @@
 """Shapes that send a call down each way through the CUDA kernels, on whatever backend.
 
-Which way a call takes depends on the rows to expect in a group (multiply-adds up to 4, then tiles of
-16, 32 and 64 rows), on D (whole blocks of 64 bytes for the tensor cores, in one split or several),
-on alignment, and on K (keys in registers up to 4096, in shared memory, in global memory).
+Which way a call takes depends on the rows to expect in a group (multiply-adds up to 4, then tiles
+of 16, 32 and 64 rows), on D (whole blocks of 64 bytes for the tensor cores, in one split or
+several), on alignment, and on K (keys in registers up to 4096, in shared memory, in global memory).
 """
 
 import pytest
@@ -104,4 +104,6 @@ def check_largest_of_many(case: HeadCase, k: int) -> None:
 @pytest.mark.parametrize("gap", [1, 8])
 def test_rows_of_hidden_apart(gap: int) -> None:
     """A gap of 8 elements keeps 16-byte accesses possible, one of 1 does not."""
-    check_against_float64(head_case(3, m=10, dim=64, capacity=20, dtype=torch.float16, gap=gap), k=3)
+    check_against_float64(
+        head_case(3, m=10, dim=64, capacity=20, dtype=torch.float16, gap=gap), k=3
+    )

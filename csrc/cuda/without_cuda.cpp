@@ -11,7 +11,9 @@ namespace {
 constexpr int kNotSupported = 801;  // cudaErrorNotSupported
 }
 
-extern "C" __attribute__((visibility("default"))) const char* microspec_cuda_architectures() { return nullptr; }
+extern "C" __attribute__((visibility("default"))) const char* microspec_cuda_architectures() {
+  return nullptr;
+}
 
 const char* cuda_error_text(int) { return "this library was built without CUDA"; }
 int cuda_arch(int*) { return kNotSupported; }

@@ -69,8 +69,8 @@ class WeightSlab:
     On a GPU, :meth:`refresh` only enqueues the copying, on a stream of its own, and :meth:`front`
     lets the current stream wait for it. On a CPU it is done at once; one buffer is enough there.
 
-    In a CUDA graph: capture both in one graph; or refresh outside, and then call :meth:`wait` before
-    each replay of the graph that has :meth:`front` in it.
+    In a CUDA graph: capture both in one graph; or refresh outside, and then call :meth:`wait`
+    before each replay of the graph that has :meth:`front` in it.
 
     Args:
         weight: the LM head [V, D], bf16, fp16 or fp32; int8 or float8_e4m3fn with ``weight_scale``.

@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/microspec.stamp
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc)
 
-.PHONY: build demo test test-triton test-triton-range lint bench clean
+.PHONY: build demo test test-triton test-triton-range test-gpu lint bench bench-gpu clean
 
 build: $(STAMP)
 
@@ -50,6 +50,10 @@ test-triton-range:
 	$(MAKE) VENV=$(OLDEST) test-triton
 	$(OLDEST)/bin/pytest tests/test_triton_compile.py
 
+# On a machine with a GPU: all tests, then compute-sanitizer over every kernel; a report in bench/results.
+test-gpu: build
+	$(BIN)/python tests/gpu/run.py
+
 lint: build
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -60,6 +64,9 @@ lint: build
 bench: build
 	$(BIN)/python -m bench.head
 	$(BIN)/python -m bench.vocab
+
+bench-gpu: build
+	$(BIN)/python -m bench.gpu
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info microspec_kernels/*.so

@@ -12,6 +12,8 @@ from emulated_ops import as_array
 from generators import FLOATS, QUANTISED, gather_case, head_case, vocab_state
 from sanitized import Call, run
 
+from microspec_kernels import reference
+
 DEVICES = {800: 163 * 1024, 900: 227 * 1024}
 BF16, FP8 = torch.bfloat16, torch.float8_e4m3fn
 
@@ -76,14 +78,17 @@ def gathers(arch: int, settings: dict[str, Any]) -> Iterator[Call]:
 
 def vocabs(arch: int, settings: dict[str, Any]) -> Iterator[Call]:
     rng = torch.Generator().manual_seed(0)
-    for capacity, n, groups in ((5, 9, 2), (40, 30, 1), (40, 700, 1), (40, 13, 3)):
-        state = [
-            as_array(t) for t in vocab_state(90, capacity, groups=groups, pinned=(3, 4)).tensors()
-        ]
-        tokens = torch.randint(-1, 90, (groups, n), generator=rng).numpy()
-        name = f"vocab K {capacity}, N {n}, G {groups}"
-        on = device(arch, **settings)
-        yield Call(name, "_emulation", "vocab_update_", [*map(as_array, state), tokens], {}, on)
+    shapes = [(5, 9, 2, 0), (40, 30, 1, 0), (40, 700, 1, 0), (40, 13, 3, 0), (1100, 700, 1, 2**40)]
+    for capacity, n, groups, gap in shapes:
+        size = 2 * capacity + 10
+        state = vocab_state(size, capacity, groups=groups, pinned=(3, 4))
+        before = torch.randint(-1, size, (groups, capacity), generator=rng)
+        reference.vocab_update_(*state.tensors(), before)
+        state.clock.add_(gap)  # tokens of an age that only a slower way can sort
+        tokens = torch.randint(-1, size, (groups, n), generator=rng)
+        arrays = [as_array(t) for t in (*state.tensors(), tokens)]
+        name = f"vocab K {capacity}, N {n}, G {groups}, gap {gap}"
+        yield Call(name, "_emulation", "vocab_update_", arrays, {}, device(arch, **settings))
 
 
 def plain_results(calls: list[Call]) -> list[list[Any]]:

@@ -4,6 +4,7 @@ A call's time is a replay's, by device events, over its calls: with the launches
 graph does them, and without Python or PyTorch, as an engine that captures its step sees it.
 """
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,8 @@ COLD = 4  # caches' worth of data between two uses of the same
 class Replay:
     run: Callable[[], object]
     calls: int
-    last: Any  # what the last call gave: the replays write there
+    last: Any  # what the last call gave: the replays of a graph write there
+    captured: bool = True
 
 
 def l2_bytes() -> int:
@@ -33,7 +35,12 @@ def sets_for_cold(bytes_of_a_call: int) -> int:
 
 
 def capture(call: Callable[[], object], calls: int) -> Replay:
-    """``calls`` of it as one graph. It is called as often before, as capture requires."""
+    """``calls`` of it as one graph. It is called as often before, as capture requires.
+
+    Without a GPU, where only the logic can be tried, the calls are made one by one.
+    """
+    if not torch.cuda.is_available():
+        return uncaptured(call, calls)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -48,10 +55,28 @@ def capture(call: Callable[[], object], calls: int) -> Replay:
     return Replay(graph.replay, calls, last)
 
 
+def uncaptured(call: Callable[[], object], calls: int) -> Replay:
+    """``calls`` of it from Python, one by one: what a host that captures nothing pays."""
+
+    def run() -> None:
+        for _ in range(calls):
+            call()
+
+    return Replay(run, calls, call(), captured=False)
+
+
 def time_replays(
     replays: Mapping[str, Replay], rounds: int = 31, warmup: int = 3
 ) -> dict[str, Percentiles]:
     """Seconds a call of each; every round replays all of them, and begins with another."""
+    taken = time_rounds(replays, rounds, warmup)
+    return {name: percentiles(seconds) for name, seconds in taken.items()}
+
+
+def time_rounds(
+    replays: Mapping[str, Replay], rounds: int = 31, warmup: int = 3
+) -> dict[str, list[float]]:
+    """Seconds a call of each, round by round: what was timed side by side may be subtracted."""
     seconds: dict[str, list[float]] = {name: [] for name in replays}
     order = list(replays)
     for index in range(warmup + rounds):
@@ -60,10 +85,19 @@ def time_replays(
             took = _seconds(replays[name])
             if index >= warmup:
                 seconds[name].append(took)
-    return {name: percentiles(taken) for name, taken in seconds.items()}
+    return seconds
+
+
+def difference(whole: list[float], without: list[float]) -> Percentiles:
+    """What was left out of ``without``, from rounds of both."""
+    return percentiles([a - b for a, b in zip(whole, without, strict=True)])
 
 
 def _seconds(replay: Replay) -> float:
+    if not torch.cuda.is_available():
+        start = time.perf_counter()
+        replay.run()
+        return (time.perf_counter() - start) / replay.calls
     began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
     # The device waits while the host enqueues the graph, whose launch is then no part of the time.

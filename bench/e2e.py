@@ -1,12 +1,13 @@
 """The demonstration pair from prompt to text, with every head, on prompts it was not trained on.
 
-    python -m bench.e2e corpus.jsonl.xz [--prompts 32] [--new 128]
+    python -m bench.e2e [--quick] [--device cpu|cuda] [--out DIR] [--corpus corpus.jsonl.xz]
+                        [--prompts 32] [--new 128]
 
-Greedy text of a small model falls into loops, which any draft predicts: τ is therefore also given
-for the steps before the loop alone.
+Without the corpus, whose split "test" the pair has not seen, the few prompts below serve. Greedy
+text of a small model falls into loops, which any draft predicts: τ is therefore also given for the
+steps before the loop alone.
 """
 
-import argparse
 import json
 import lzma
 from dataclasses import dataclass, field
@@ -20,12 +21,22 @@ import torch
 from microspec_kernels.cli.text import Tekken, target_alone
 from microspec_kernels.speculative import Generation, generate, load_draft, load_target
 
-from . import report
+from . import options, report
 
 PAIR = Path(__file__).parent.parent / "examples" / "tiny_pair"
 HEADS = {"dense": 131072, "static": 32768, "sparse": 3072}
 LONGEST_PROMPT = 256  # tokens; the pair was trained on texts of 512
 LONGEST_PERIOD = 64
+PROMPTS = (
+    "A train leaves at 14:20 and arrives at 17:05. How long is the journey?",
+    "Write a Python function that returns the three longest words of a text.",
+    "Explain to a child why the moon seems to change its shape.",
+    "Solve for x: 3x + 7 = 2x - 5.",
+    "List four things to check before renting a flat, with a reason for each.",
+    "A jar holds 24 red and 36 blue marbles. What share of them is red?",
+    "What does this shell command do? find . -name '*.log' -mtime +7 -delete",
+    "Write a short letter that asks a library for a later return date.",
+)
 
 
 @dataclass
@@ -68,8 +79,10 @@ def before_loop(tokens: list[int]) -> int:
     return start
 
 
-def unseen_prompts(corpus: Path, tokenizer: Tekken, count: int) -> list[list[int]]:
-    """Prompts of split "test" as token ids, evenly from all of it."""
+def unseen_prompts(corpus: Path | None, tokenizer: Tekken, count: int) -> list[list[int]]:
+    """Prompts of split "test" as token ids, evenly from all of it; or those of this file."""
+    if corpus is None:
+        return [tokenizer.encode(prompt) for prompt in PROMPTS[:count]]
     with lzma.open(corpus, "rt") as lines:
         texts = [row["prompt"] for row in map(json.loads, lines) if row["split"] == "test"]
     prompts = [
@@ -88,7 +101,7 @@ def row(head: str, total: Total, depth: int) -> dict[str, Any]:
         "tokens": total.tokens,
         "tokens_per_s": total.tokens / total.seconds["total"],
         "tau": 1.0 if alone else fmean(total.lengths),
-        "tau_before_loops": 1.0 if alone else fmean(total.fresh_lengths),
+        "tau_before_loops": 1.0 if alone else fmean(total.fresh_lengths or [float("nan")]),
         "steps_before_loops": len(total.fresh_lengths),
         "coverage": 1.0 if alone else total.covered / sum(total.lengths),
         "active_mean": "" if alone else fmean(total.active),
@@ -101,31 +114,34 @@ def row(head: str, total: Total, depth: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("corpus", type=Path)
-    parser.add_argument("--prompts", type=int, default=32)
-    parser.add_argument("--new", type=int, default=128, help="tokens a text")
+    parser = options.parser(__doc__)
+    parser.add_argument("--corpus", type=Path, help="to take prompts of its split test from")
+    parser.add_argument("--prompts", type=int, help="default 32, of --quick 2")
+    parser.add_argument("--new", type=int, help="tokens a text; default 128, of --quick 24")
     parser.add_argument("--depth", type=int, default=6)
     parser.add_argument("--top-k", type=int, default=10)
     parser.add_argument("--tree-size", type=int, default=60)
-    args = parser.parse_args()
-    target = load_target(PAIR / "target")
+    args = options.parsed(parser)
+    new = args.new or (24 if args.quick else 128)
+    target = load_target(PAIR / "target", device=args.device)
     draft = load_draft(PAIR / "draft", target)
-    frequency = torch.from_numpy(np.load(PAIR / "frequency_rank.npy"))
+    frequency = torch.from_numpy(np.load(PAIR / "frequency_rank.npy")).to(args.device)
     totals = {head: Total() for head in ("target alone", *HEADS)}
     shape = {"depth": args.depth, "top_k": args.top_k, "tree_size": args.tree_size}
-    prompts = unseen_prompts(args.corpus, Tekken(), args.prompts)
+    count = args.prompts or (2 if args.quick else 32)
+    prompts = unseen_prompts(args.corpus, Tekken(), count)
     # The first text is run twice, and its first run not counted: it pays for what comes but once.
     for index, ids in enumerate([prompts[0], *prompts]):
-        alone = target_alone(target, torch.tensor(ids), args.new)
+        prompt = torch.tensor(ids, device=args.device)
+        alone = target_alone(target, prompt, new)
         own = alone.tokens.tolist()
         made = {"target alone": alone}
         for head, capacity in HEADS.items():
             made[head] = generate(
                 target,
                 draft,
-                torch.tensor(ids),
-                args.new,
+                prompt,
+                new,
                 head=head,  # type: ignore[arg-type]
                 capacity=capacity,
                 frequency=frequency,
@@ -137,7 +153,8 @@ def main() -> None:
     rows = [{**row(head, total, args.depth), **shape} for head, total in totals.items()]
     print(f"{report.device()}, {len(prompts)} prompts\n\n{report.table(rows)}")
     name = f"e2e-depth{args.depth}-top{args.top_k}-tree{args.tree_size}.csv"
-    report.write_csv(report.folder() / name, [{"prompts": len(prompts), **r} for r in rows])
+    facts = {"source": args.corpus.name if args.corpus else "built in", "prompts": len(prompts)}
+    options.save(args, name, [{**facts, **r} for r in rows])
 
 
 if __name__ == "__main__":

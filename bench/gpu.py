@@ -1,11 +1,11 @@
 """The ops on a GPU against PyTorch's own, by replays of CUDA graphs.
 
-    python -m bench.gpu [--quick] [--parts head,vocab] [--only TEXT] [--rows 1,10,60]
+    python -m bench.gpu [--quick] [--parts head,vocab,gather] [--only TEXT] [--rows 1,10,60]
     python -m bench.gpu --library A.so --library B.so [--repeats 3] [...]
 
-The first writes CSV files to bench/results/<gpu>/ (or ``--out``); with ``--only`` or ``--quick``
-it only prints. The second compares builds of the library: each is measured in processes of its own,
-in turn, and the table shows the best median of each.
+The first writes CSV files to bench/results/<gpu>/ (or ``--out``, with ``--quick`` only there); with
+``--only`` it only prints. The second compares builds of the library: each is measured in processes
+of its own, in turn, and the table shows the best median of each.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from typing import Any
 
 from . import library
 
-PARTS = ("head", "vocab")
+PARTS = ("head", "vocab", "gather")
 ROWS = "1,4,10,16,32,60"
 KEY = ("M", "situation", "arm")
 
@@ -26,7 +26,7 @@ def measured(args: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
     """Lines of figures by part."""
     import torch
 
-    from . import gpu_head, gpu_vocab
+    from . import gpu_gather, gpu_head, gpu_vocab
 
     torch.manual_seed(0)
     rounds = 9 if args.quick else args.rounds
@@ -35,7 +35,9 @@ def measured(args: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
         rows = [int(m) for m in args.rows.split(",")]
         tables["head"] = gpu_head.measure(rows, rounds, args.only, args.quick)
     if "vocab" in args.parts:
-        tables["vocab"] = gpu_vocab.measure(rounds, args.only, args.quick)
+        tables["vocab"] = gpu_vocab.measure(args.quick, rounds, args.only)
+    if "gather" in args.parts:
+        tables["gather"] = gpu_gather.measure(args.quick, rounds, args.only)
     return {part: table for part, table in tables.items() if table}
 
 
@@ -52,7 +54,7 @@ def save(tables: dict[str, list[dict[str, Any]]], out: Path | None) -> None:
     from . import report
 
     for part, table in tables.items():
-        report.write_csv((out or report.folder()) / f"gpu-{part}.csv", table)
+        report.write_csv((out or report.folder()) / f"{part}.csv", table)
 
 
 def child(args: argparse.Namespace, path: Path) -> list[dict[str, Any]]:
@@ -92,7 +94,7 @@ def compare(
 
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a small model, few rounds, no file")
+    parser.add_argument("--quick", action="store_true", help="a small model, few rounds; no file")
     parser.add_argument("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
     parser.add_argument("--only", default="", help="arms with this in their name; no file")
     parser.add_argument("--rows", default=ROWS, help=f"of hidden; default {ROWS}")
@@ -128,7 +130,7 @@ def main() -> None:
         return
     show(tables)
     # Another library is no result of this checkout.
-    if not (args.quick or args.only or args.library):
+    if not (args.only or args.library) and (args.out or not args.quick):
         save(tables, args.out)
 
 

@@ -12,18 +12,9 @@ from typing import Any
 import torch
 
 import microspec_kernels
-from microspec_kernels import _library
-from microspec_kernels.cli.info import cpu_name
+from microspec_kernels.cli.info import device_name as device
 
 RESULTS = Path(__file__).parent / "results"
-
-
-def device() -> str:
-    """What the figures are of: the GPU's name, or the CPU's with its threads and instructions."""
-    if torch.cuda.is_available():
-        return str(torch.cuda.get_device_name())
-    threads = torch.get_num_threads()
-    return f"{cpu_name()}, {threads} threads, {_library.instruction_set()}"
 
 
 def _output(*command: str) -> str:

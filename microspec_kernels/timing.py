@@ -20,6 +20,10 @@ class Percentiles(NamedTuple):
     p50: float
     p80: float
 
+    def in_us(self) -> dict[str, float]:
+        """Microseconds, named as a column of figures is."""
+        return {f"{name}_us": value * 1e6 for name, value in self._asdict().items()}
+
 
 def percentiles(seconds: list[float]) -> Percentiles:
     """The 20th, 50th and 80th percentile, each a time that was measured (nearest rank)."""

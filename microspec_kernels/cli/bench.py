@@ -37,8 +37,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise ValueError("expected rounds >= 15 and k <= capacity <= vocab-size")
     device = usable_device(args.device)
     with torch.inference_mode():
-        arms = _arms(args, device)
-        _validate(arms, 1e-3 if args.dtype == "float32" else 0.05)
+        dtype = getattr(torch, args.dtype)
+        weight, hidden = operands(args.vocab_size, args.dim, args.rows, device, dtype)
+        arms = arms_for(weight, hidden, args.capacity, args.k)
+        validate(arms, 1e-3 if args.dtype == "float32" else 0.05)
         times = time_arms(arms, rounds=args.rounds)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
     print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}")
@@ -68,37 +70,41 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _arms(args: argparse.Namespace, device: Any) -> dict[str, Callable[[], Any]]:
+def operands(vocab_size: int, dim: int, rows: int, device: Any, dtype: Any) -> tuple[Any, Any]:
+    """A random head [V, D] and hidden [M, D], the same at every run."""
+    import torch
+
+    random = torch.Generator(device).manual_seed(0)
+    weight = torch.randn(vocab_size, dim, generator=random, device=device, dtype=dtype)
+    weight /= dim**0.5
+    return weight, torch.randn(rows, dim, generator=random, device=device, dtype=dtype)
+
+
+def arms_for(weight: Any, hidden: Any, capacity: int, k: int) -> dict[str, Callable[[], Any]]:
+    """What is to be timed, over random active tokens."""
     import torch
     import torch.nn.functional as F
 
     from microspec_kernels import ActiveVocab, SparseHead
 
-    random = torch.Generator(device).manual_seed(0)
-    options: dict[str, Any] = {
-        "generator": random,
-        "device": device,
-        "dtype": getattr(torch, args.dtype),
-    }
-    weight = torch.randn(args.vocab_size, args.dim, **options) / args.dim**0.5
-    hidden = torch.randn(args.rows, args.dim, **options)
-    vocab = ActiveVocab(args.vocab_size, args.capacity, device=device)
-    ids = torch.randperm(args.vocab_size, generator=random, device=device)[: args.capacity]
-    vocab.update(ids)
+    vocab = ActiveVocab(weight.size(0), capacity, device=weight.device)
+    random = torch.Generator(weight.device).manual_seed(0)
+    ids = torch.randperm(weight.size(0), generator=random, device=weight.device)
+    vocab.update(ids[:capacity])
     active = vocab.ids[0].long()
     indexed = SparseHead(weight, vocab, mode="indexed")
     packed = SparseHead(weight, vocab, mode="packed")
 
     def dense() -> Any:
-        return F.linear(hidden, weight).float().log_softmax(-1).topk(args.k)
+        return F.linear(hidden, weight).float().log_softmax(-1).topk(k)
 
     def select() -> Any:
         logits = F.linear(hidden, weight.index_select(0, active)).float()
-        best = logits.log_softmax(-1).topk(args.k)
+        best = logits.log_softmax(-1).topk(k)
         return best.values, active[best.indices]
 
     def sparse(head: SparseHead) -> Any:
-        logits, tokens, logsumexp = head(hidden, args.k)
+        logits, tokens, logsumexp = head(hidden, k)
         return logits - logsumexp[:, None], tokens
 
     return {
@@ -109,7 +115,7 @@ def _arms(args: argparse.Namespace, device: Any) -> dict[str, Callable[[], Any]]
     }
 
 
-def _validate(arms: dict[str, Callable[[], Any]], tolerance: float) -> None:
+def validate(arms: dict[str, Callable[[], Any]], tolerance: float) -> None:
     """The sparse arms give select's log-probabilities, but for rounding of its dtype."""
     import torch
 

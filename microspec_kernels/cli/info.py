@@ -1,4 +1,4 @@
-"""What is installed here, and what it runs on."""
+"""What is installed here, and what it runs on; --advise says when a dense head serves better."""
 
 import argparse
 import os
@@ -9,10 +9,24 @@ from typing import Any
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    del parser  # nothing beyond what every command takes
+    from .advise import SHAPES
+
+    parser.add_argument(
+        "--advise", metavar="MODEL", help=f"by measured figures; one of {', '.join(SHAPES)}"
+    )
+    parser.add_argument(
+        "--results", type=Path, metavar="DIR", help="of figures; default: the checkout's"
+    )
+    parser.add_argument("--run", action="store_true", help="measure now, a minute, for --advise")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    if args.advise is not None:
+        from . import advise
+
+        return advise.run(args)
+    if args.run or args.results is not None:
+        raise ValueError("--run and --results are of --advise MODEL")
     import torch
 
     from microspec_kernels import __version__, backend, backends
@@ -39,6 +53,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         text = ", ".join(value) if isinstance(value, list) else value
         print(f"{name:<{width}}  {text}")
     return facts
+
+
+def device_name() -> str:
+    """What figures measured here are of: the GPU, or the CPU with its threads and instructions."""
+    import torch
+
+    from microspec_kernels._library import instruction_set
+
+    if torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    return f"{cpu_name()}, {torch.get_num_threads()} threads, {instruction_set()}"
 
 
 def cpu_name() -> str:

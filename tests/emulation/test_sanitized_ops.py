@@ -53,6 +53,7 @@ def heads(
         # 7 and 36 share no factor: every kind in turn, if there are shapes enough.
         dtype, rows, packed, groups = next(itertools.islice(kinds, 6, None))
         options = {"packed": packed, "groups": groups, "bias": dtype, "gap": 16 * (number % 2)}
+        options["padding"] = groups is not None
         case = head_case(
             number, m=m, dim=dim, vocab_size=2 * capacity, capacity=capacity,
             dtype=dtype, rows=rows, softcap=9.0 * (number % 2), **options,

@@ -1,0 +1,192 @@
+"""When the dense head is the better one for a model, by figures measured on this device.
+
+Figures are the CSV files that the benchmarks of the checkout write: RESULTS/<device>/head.csv, and
+draft_step.csv for the share. An installed package has none of its own.
+"""
+
+import argparse
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .common import table
+from .measured import Row, draft_shares, read
+
+# Model → V and D of its LM head. bench/models.py has the rest of the shapes, and the sources.
+SHAPES = {
+    "Llama-3.1-8B": (128256, 4096),
+    "Llama-3.2-1B": (128256, 2048),
+    "Qwen2.5-7B": (152064, 3584),
+    "Qwen3-8B": (151936, 4096),
+    "Gemma-3-4B": (262144, 2560),
+}
+RUN_SIZES = {"K": (1024, 3072, 8192), "M": (1, 10, 60)}
+ALIKE = 0.4  # of the words in the names of two devices, at least, have to be the same
+COMMON_WORDS = {"r", "tm", "cpu", "processor", "family", "model", "threads"}
+SITUATIONS = ("in situ", "cold")  # by how well they tell what an engine will see
+
+
+class Point(NamedTuple):
+    """Medians in µs at one K and M."""
+
+    capacity: int
+    rows: int
+    sparse: float
+    dense: float
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    from .info import device_name
+
+    names = {name.lower(): name for name in SHAPES}
+    model = names.get(args.advise.lower())
+    if model is None:
+        raise ValueError(f"--advise: no model {args.advise}; there are {', '.join(SHAPES)}")
+    here = device_name()
+    rows = measure(model, here) if args.run else _stored(args.results, model)
+    device = nearest(here, {row["device"] for row in rows})
+    advice: dict[str, Any] = {"model": model, "device": here, "measured_on": device}
+    if device != here:
+        print(f"{model}: not measured on this device ({here})")
+    if device is None:
+        print("`--run` measures now; `python -m bench.run` in a checkout does it thoroughly.")
+        return advice
+    rows = [row for row in rows if row["device"] == device]
+    situation, found = points(rows)
+    shares = {} if args.run else draft_shares(_folder(args.results), model, device)
+    advice |= {"situation": situation, "points": [p._asdict() for p in found]}
+    advice |= {"dense_from": dense_from(found), "head_share_of_draft": shares}
+    vocab_size, dim = SHAPES[model]
+    print(f"{model}, V = {vocab_size}, D = {dim}, {situation}, on {device}")
+    print(table([_line(point) for point in found]), end="\n\n")
+    print(*verdicts(found), sep="\n")
+    told = [f"{arm} {share:.0%}" for arm, share in shares.items()]
+    print("Head's share of the draft: " + (", ".join(told) or "not measured"))
+    return advice
+
+
+def _line(point: Point) -> dict[str, object]:
+    return {
+        "K": point.capacity,
+        "M": point.rows,
+        "sparse µs": round(point.sparse, 1),
+        "dense µs": round(point.dense, 1),
+        "dense/sparse": point.dense / point.sparse,
+    }
+
+
+def _folder(given: Path | None) -> Path:
+    if given is not None and not given.is_dir():
+        raise FileNotFoundError(f"--results: no folder {given}")
+    return given or Path(__file__).resolve().parents[2] / "bench" / "results"
+
+
+def _stored(given: Path | None, model: str) -> list[Row]:
+    """Figures of heads of the model's shape, of any device."""
+    shape = tuple(map(str, SHAPES[model]))
+    rows = read(_folder(given), "head.csv")
+    return [row for row in rows if (row["V"], row["D"]) == shape and _kind(row["arm"])]
+
+
+def nearest(here: str, devices: Iterable[str]) -> str | None:
+    """This device, or the one whose name has most words in common with its name."""
+
+    def words(name: str) -> set[str]:
+        return set(re.findall(r"[a-z0-9]+", name.lower())) - COMMON_WORDS
+
+    def alike(name: str) -> float:
+        return len(words(name) & words(here)) / len(words(name) | words(here))
+
+    near = [name for name in devices if alike(name) >= ALIKE]
+    return max(sorted(near), key=lambda name: (name == here, alike(name)), default=None)
+
+
+def _kind(arm: str) -> str | None:
+    """Quantised rows give other figures, and other arms are not what the package offers."""
+    if arm.startswith("sparse_head") and not re.search("fp8|int8", arm):
+        return "sparse"
+    return "dense" if arm.startswith("dense") else None
+
+
+def points(rows: list[Row]) -> tuple[str, list[Point]]:
+    """The situation that the figures are of, and the best of each head in it."""
+    present = [row["situation"] for row in rows]
+    situation = next((name for name in SITUATIONS if name in present), present[0])
+    sparse: dict[tuple[int, int], float] = {}
+    dense: dict[int, float] = {}  # by M: it is the same for every K
+    for row in rows:
+        if row["situation"] != situation:
+            continue
+        took, m = float(row["p50_us"]), int(row["M"])
+        if _kind(row["arm"]) == "dense":
+            dense[m] = min(took, dense.get(m, took))
+        else:
+            key = int(row["K"]), m
+            sparse[key] = min(took, sparse.get(key, took))
+    found = [Point(k, m, took, dense[m]) for (k, m), took in sorted(sparse.items()) if m in dense]
+    return situation, found
+
+
+def dense_from(found: list[Point]) -> dict[int, int | None]:
+    """M → the smallest K measured from which on the dense head is no slower, if there is one."""
+    result: dict[int, int | None] = {}
+    for m in sorted({point.rows for point in found}):
+        result[m] = None
+        for point in sorted((p for p in found if p.rows == m), reverse=True):
+            if point.sparse < point.dense:
+                break
+            result[m] = point.capacity
+    return result
+
+
+def verdicts(found: list[Point]) -> list[str]:
+    """A sentence for all M with the same answer."""
+    groups: dict[int | None, list[int]] = {}
+    for m, capacity in dense_from(found).items():
+        groups.setdefault(capacity, []).append(m)
+    sentences = []
+    for capacity, of in groups.items():
+        sizes = sorted({point.capacity for point in found if point.rows in of})
+        smaller = [k for k in sizes if capacity is not None and k < capacity]
+        if capacity is None:
+            said = f"the sparse head, at every K measured ({_range(sizes)})"
+        elif smaller:
+            said = f"the dense head from K = {capacity} on; the sparse one up to {smaller[-1]}"
+        else:
+            said = f"the dense head, at every K measured ({_range(sizes)})"
+        sentences.append(f"M = {', '.join(map(str, of))}: {said}")
+    return sentences
+
+
+def _range(sizes: list[int]) -> str:
+    return str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+
+
+def measure(
+    model: str, device: str, sizes: Mapping[str, tuple[int, ...]] = RUN_SIZES
+) -> list[Row]:
+    """A quick run: calls from Python, repeated, with whatever then lies in the caches."""
+    import torch
+
+    from microspec_kernels.timing import time_arms
+
+    from .bench import arms_for, operands, validate
+    from .common import usable_device
+
+    rows = []
+    with torch.inference_mode():
+        weight, hidden = operands(
+            *SHAPES[model], max(sizes["M"]), usable_device(None), torch.bfloat16
+        )
+        for capacity in sizes["K"]:
+            for m in sizes["M"]:
+                arms = arms_for(weight, hidden[:m], capacity, 10)
+                validate(arms, 0.05)
+                arms.pop("select")
+                names = {name: name.replace("sparse", "sparse_head") for name in arms}
+                shape = {"K": str(capacity), "M": str(m), "situation": "a quick run"}
+                for name, took in time_arms(arms, 15).items():
+                    figures = {"arm": names[name], "p50_us": str(took.p50 * 1e6), "device": device}
+                    rows.append({**shape, **figures})
+    return rows

@@ -95,15 +95,15 @@ def test_int8_rounds_half_to_even(source: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", QUANTISED, ids=str)
 def test_every_half_precision_value(dtype: torch.dtype) -> None:
-    """All finite bf16 and fp16 numbers, beside an amax that makes the scale 1."""
+    """All bf16 and fp16 numbers up to an amax that makes the scale 1."""
     for source in (torch.bfloat16, torch.float16):
         values = torch.arange(65536).to(torch.int16).view(source)
         values = values[values.float().abs() <= LARGEST[dtype]]
-        weight = torch.stack([values, torch.full_like(values, LARGEST[dtype])], dim=1)
-        slab, scale = check(weight, dtype)
-        assert bool((scale == 1).all())
+        assert LARGEST[dtype] in values
+        slab, scale = check(values[None], dtype)
+        assert scale.item() == 1
         if dtype == torch.float8_e4m3fn:
-            assert_bitwise(row_indexed(slab[:, 0]), row_indexed(values.float().to(dtype)))
+            assert_bitwise(row_indexed(slab[0]), row_indexed(values.float().to(dtype)))
 
 
 @pytest.mark.parametrize("dtype", QUANTISED, ids=str)

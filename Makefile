@@ -35,11 +35,12 @@ test: build test-triton
 	$(BIN)/pytest
 
 # The op tests once more, over the Triton kernels. A process has Triton's interpreter from its first
-# import on or not at all. Left out is what calls an op hundreds of times.
-TRITON_TESTS := head_values head_special head_memory head_invariance gather quantise vocab_update triton_tiles
+# import on or not at all.
+TRITON_TESTS := head_values head_special head_memory head_invariance head_kernels head_ids gather quantise \
+	vocab_update weight_slab triton_tiles
 test-triton: build
 	TRITON_INTERPRET=1 $(BIN)/pytest -W ignore::RuntimeWarning \
-		-k 'triton and not every_short_stream and not one_by_one' $(TRITON_TESTS:%=tests/test_%.py)
+		-k triton $(TRITON_TESTS:%=tests/test_%.py)
 
 # The oldest Triton that is supported (`make test` has the newest), in an environment of its own. Its
 # interpreter relies on what NumPy 2.4 took away.
@@ -62,11 +63,10 @@ lint: build
 		| xargs $(BIN)/clang-format --dry-run -Werror
 
 bench: build
-	$(BIN)/python -m bench.head
-	$(BIN)/python -m bench.vocab
+	$(BIN)/python -m bench.run
 
 bench-gpu: build
-	$(BIN)/python -m bench.gpu
+	$(BIN)/python -m bench.run --device cuda
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info microspec_kernels/*.so

@@ -7,13 +7,15 @@ graph does them, and without Python or PyTorch, as an engine that captures its s
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import Any, TypeVar
 
 import torch
 
 from microspec_kernels.timing import Percentiles, percentiles
 
-WAIT = 300_000  # cycles: 0.15 to 0.2 ms
+WAIT = 1_000_000  # cycles, half a millisecond: a graph of 500 kernels is enqueued by then
+Name = TypeVar("Name")
 COLD = 4  # caches' worth of data between two uses of the same
 
 
@@ -26,12 +28,24 @@ class Replay:
 
 
 def l2_bytes() -> int:
+    if not torch.cuda.is_available():
+        return 0
     return int(torch.cuda.get_device_properties(0).L2_cache_size)
 
 
 def sets_for_cold(bytes_of_a_call: int) -> int:
     """Of operands to go round, so that none is still in the cache when its turn comes again."""
     return COLD * l2_bytes() // bytes_of_a_call + 2
+
+
+@cache
+def streams() -> tuple[torch.cuda.Stream, torch.cuda.Stream]:
+    """One to capture on, and one for what runs beside it.
+
+    PyTorch has 32 and hands them out in turn: of streams asked for again and again, two may be the
+    same, and what should overlap would not.
+    """
+    return torch.cuda.Stream(), torch.cuda.Stream()
 
 
 def capture(call: Callable[[], object], calls: int) -> Replay:
@@ -41,15 +55,15 @@ def capture(call: Callable[[], object], calls: int) -> Replay:
     """
     if not torch.cuda.is_available():
         return uncaptured(call, calls)
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
+    own, _ = streams()
+    own.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(own):
         for _ in range(calls):
             call()
-    torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.current_stream().wait_stream(own)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=own):
         for _ in range(calls):
             last = call()
     return Replay(graph.replay, calls, last)
@@ -74,10 +88,10 @@ def time_replays(
 
 
 def time_rounds(
-    replays: Mapping[str, Replay], rounds: int = 31, warmup: int = 3
-) -> dict[str, list[float]]:
+    replays: Mapping[Name, Replay], rounds: int = 31, warmup: int = 3
+) -> dict[Name, list[float]]:
     """Seconds a call of each, round by round: what was timed side by side may be subtracted."""
-    seconds: dict[str, list[float]] = {name: [] for name in replays}
+    seconds: dict[Name, list[float]] = {name: [] for name in replays}
     order = list(replays)
     for index in range(warmup + rounds):
         shift = index % len(order)
@@ -100,8 +114,10 @@ def _seconds(replay: Replay) -> float:
         return (time.perf_counter() - start) / replay.calls
     began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
-    # The device waits while the host enqueues the graph, whose launch is then no part of the time.
-    torch.cuda._sleep(WAIT)
+    # The device waits while the host enqueues the graph, whose launch is then no part of the time;
+    # of calls from Python it is.
+    if replay.captured:
+        torch.cuda._sleep(WAIT)
     began.record()
     replay.run()
     ended.record()

@@ -116,19 +116,19 @@ def row(head: str, total: Total, depth: int) -> dict[str, Any]:
 def main() -> None:
     parser = options.parser(__doc__)
     parser.add_argument("--corpus", type=Path, help="to take prompts of its split test from")
-    parser.add_argument("--prompts", type=int, help="default 32, of --quick 2")
-    parser.add_argument("--new", type=int, help="tokens a text; default 128, of --quick 24")
+    parser.add_argument("--prompts", type=int, help="default 32, of --quick 1")
+    parser.add_argument("--new", type=int, help="tokens a text; default 128, of --quick 16")
     parser.add_argument("--depth", type=int, default=6)
     parser.add_argument("--top-k", type=int, default=10)
     parser.add_argument("--tree-size", type=int, default=60)
     args = options.parsed(parser)
-    new = args.new or (24 if args.quick else 128)
+    new = args.new or (16 if args.quick else 128)
     target = load_target(PAIR / "target", device=args.device)
     draft = load_draft(PAIR / "draft", target)
     frequency = torch.from_numpy(np.load(PAIR / "frequency_rank.npy")).to(args.device)
     totals = {head: Total() for head in ("target alone", *HEADS)}
     shape = {"depth": args.depth, "top_k": args.top_k, "tree_size": args.tree_size}
-    count = args.prompts or (2 if args.quick else 32)
+    count = args.prompts or (1 if args.quick else 32)
     prompts = unseen_prompts(args.corpus, Tekken(), count)
     # The first text is run twice, and its first run not counted: it pays for what comes but once.
     for index, ids in enumerate([prompts[0], *prompts]):

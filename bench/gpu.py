@@ -3,9 +3,9 @@
     python -m bench.gpu [--quick] [--parts head,vocab,gather] [--only TEXT] [--rows 1,10,60]
     python -m bench.gpu --library A.so --library B.so [--repeats 3] [...]
 
-The first writes CSV files to bench/results/<gpu>/ (or ``--out``, with ``--quick`` only there); with
-``--only`` it only prints. The second compares builds of the library: each is measured in processes
-of its own, in turn, and the table shows the best median of each.
+While working on the kernels: the head at one shape, and no files (``--out`` writes CSV); bench.run
+measures what is kept. The second compares builds of the library: each is measured in processes of
+its own, in turn, and the table shows the best median of each.
 """
 
 import argparse
@@ -50,11 +50,11 @@ def show(tables: dict[str, list[dict[str, Any]]]) -> None:
         print(report.table([{k: v for k, v in r.items() if k not in sizes} for r in table]))
 
 
-def save(tables: dict[str, list[dict[str, Any]]], out: Path | None) -> None:
+def save(tables: dict[str, list[dict[str, Any]]], out: Path) -> None:
     from . import report
 
     for part, table in tables.items():
-        report.write_csv((out or report.folder()) / f"{part}.csv", table)
+        report.write_csv(out / f"{part}.csv", table)
 
 
 def child(args: argparse.Namespace, path: Path) -> list[dict[str, Any]]:
@@ -94,9 +94,9 @@ def compare(
 
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a small model, few rounds; no file")
+    parser.add_argument("--quick", action="store_true", help="a small model, few rounds")
     parser.add_argument("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
-    parser.add_argument("--only", default="", help="arms with this in their name; no file")
+    parser.add_argument("--only", default="", help="arms with this in their name")
     parser.add_argument("--rows", default=ROWS, help=f"of hidden; default {ROWS}")
     parser.add_argument("--rounds", type=int, default=31)
     parser.add_argument("--out", type=Path, help="folder of the CSV files")
@@ -129,8 +129,7 @@ def main() -> None:
         print(json.dumps(tables))
         return
     show(tables)
-    # Another library is no result of this checkout.
-    if not (args.only or args.library) and (args.out or not args.quick):
+    if args.out:
         save(tables, args.out)
 
 

@@ -26,18 +26,19 @@ class Gather:
         vocab_size, dim = weight.shape
         self.weight = weight
         count = max(2, min(sets_for_cold(changed * dim * 2), vocab_size // changed - 1))
-        slots = torch.randperm(capacity, device="cuda")[:changed]
-        rest = id_sets(vocab_size, capacity, 1, "cuda")[0]
+        device = weight.device.type
+        slots = torch.randperm(capacity, device=device)[:changed]
+        rest = id_sets(vocab_size, capacity, 1, device)[0]
         self.wanted = []
-        for fresh in id_sets(vocab_size, changed, count, "cuda"):
+        for fresh in id_sets(vocab_size, changed, count, device):
             ids = rest.clone()
             ids[slots] = fresh
             self.wanted.append(ids)
         self.changed = changed
-        self.slab = torch.zeros(capacity, dim, dtype=dtype, device="cuda")
+        self.slab = torch.zeros(capacity, dim, dtype=dtype, device=device)
         self.held = torch.full_like(rest, -1)
         quantised = dtype != weight.dtype
-        self.scale = torch.zeros(capacity, device="cuda") if quantised else None
+        self.scale = torch.zeros(capacity, device=device) if quantised else None
         self.turn = itertools.cycle(self.wanted)
         self.slots = slots
 
@@ -47,6 +48,7 @@ class Gather:
     def check(self, replay: Replay) -> None:
         """What a replay leaves: the rows of the last wanted ids, bit for bit."""
         self.slab.view(torch.uint8).fill_(77)
+        self.turn = itertools.cycle(self.wanted)  # as a graph does: it begins with the first
         replay.run()
         ids = self.wanted[-1]
         want, scale = self.weight[ids[self.slots].long()].cpu(), None
@@ -66,7 +68,7 @@ class Gather:
 
 def plain_copy(weight: Tensor, changed: int, calls: int) -> Callable[[], object]:
     """``copy_`` of as many rows that lie side by side, from another place at every call."""
-    target = torch.empty(changed, weight.size(1), dtype=weight.dtype, device="cuda")
+    target = torch.empty(changed, weight.size(1), dtype=weight.dtype, device=weight.device)
     places = itertools.cycle(range(min(calls, weight.size(0) // changed)))
 
     def copy() -> None:
@@ -76,13 +78,15 @@ def plain_copy(weight: Tensor, changed: int, calls: int) -> Callable[[], object]
     return copy
 
 
-def measure(quick: bool = False, rounds: int = 31, only: str = "") -> list[dict[str, Any]]:
+def measure(
+    quick: bool = False, rounds: int = 31, only: str = "", device: str = "cuda"
+) -> list[dict[str, Any]]:
     vocab_size, dim, capacity = (32000, 1024, 3072) if quick else (128256, 4096, 3072)
-    weight = make_weight(vocab_size, dim, "cuda")
+    weight = make_weight(vocab_size, dim, device)
     replays: dict[str, Replay] = {}
     least: dict[str, int] = {}
     dtypes = {weight.dtype: "bf16", **NAMES}
-    if torch.cuda.get_device_capability() < (8, 9):
+    if device == "cuda" and torch.cuda.get_device_capability() < (8, 9):
         dtypes.pop(torch.float8_e4m3fn)
     for changed in CHANGED:
         for dtype, label in dtypes.items():
@@ -97,7 +101,7 @@ def measure(quick: bool = False, rounds: int = 31, only: str = "") -> list[dict[
             calls = sets_for_cold(changed * dim * 2)
             replays[name] = capture(plain_copy(weight, changed, calls), calls)
             least[name] = 2 * changed * dim * 2
-    bandwidth = CopyBandwidth()
+    bandwidth = CopyBandwidth(device, 2**30 if device == "cuda" else 2**20)
     times = time_replays({**replays, bandwidth.NAME: bandwidth.replay()}, rounds)
     shape = {"V": vocab_size, "D": dim, "K": capacity}
     copy = bandwidth.of(times)

@@ -1,109 +1,110 @@
-"""The head alone: sparse_head against what PyTorch can do, at Llama-3-8B's shape.
+"""The head alone, over models, sizes of the vocabulary and rows: ours against everybody's.
 
-    python -m bench.head [--quick]
+    python -m bench.head [--quick]                        a few minutes on an H100
+    python -m bench.head --model Qwen3-8B,Gemma-3-4B --k 1024,3072 --rows 1 --arms NanoSpec,packed
+    python -m bench.head --model all --k all --rows all   everything, half an hour or more
 
 Every arm does the whole job (projection, log-probabilities, the k best with their token ids), is
-validated against the fp64 reference, and then timed in two situations, with other active ids at
-every call, from all over the weight:
-
-in situ     an EAGLE draft layer of the same model runs before each call, as it does in an engine:
-            the rows, and on a CPU the code of the call itself, come from memory
-repeated    the same arm ran three times just before: what the kernel does once it is called
-
-Reading bandwidth is measured in the same rounds.
+validated against the fp64 reference, and is then timed in the situations that cpu_head.py and
+gpu_head.py describe. By default: the first model at every K with M = 10 and every M with K = 3072,
+the others at K = 3072 with M = 1 and 10; on a CPU the first model alone, with M = 1, 10 and 60.
+With ``--arms`` an arm needs one of the texts in its name.
 """
 
 import argparse
-import itertools
-from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from microspec_kernels.timing import time_arms
+from . import cpu_head, gpu_head, models, options, report
 
-from . import report
-from .head_arms import arms_for, make_weight, validate
+CAPACITIES = (1024, 2048, 3072, 8192)
+ROWS = (1, 4, 10, 16, 32, 60)
+CAPACITY, LEVEL = 3072, 10  # the papers' capacity; the rows of a level of EAGLE-2's tree
 
-SETS = 32  # of active ids, in turn: 32 × 25 MB for Llama-3-8B's shape
+QUICK_ROUNDS = 3
 
-
-def bandwidth_arm(weight: Tensor) -> tuple[Callable[[], Tensor], int]:
-    """Sums a quarter of the weight, another one each time; and how many bytes that reads."""
-    quarters = weight.view(torch.float32).chunk(4)
-    turn = itertools.cycle(quarters)
-    return lambda: next(turn).sum(), quarters[0].numel() * 4
+Shapes = list[tuple[int, int]]  # (K, M)
 
 
-def draft_layer(dim: int, rows: int) -> Callable[[], None]:
-    """The products of an EAGLE draft step in a Llama's proportions: fc, attention, gated MLP."""
-    shapes = [(dim, 2 * dim), (dim * 3 // 2, dim), (dim, dim), (dim * 7, dim), (dim, dim * 7 // 2)]
-    products = [
-        (torch.ones(rows, columns).bfloat16(), torch.ones(size, columns, dtype=torch.bfloat16))
-        for size, columns in shapes
-    ]
+def plan(
+    device: str, names: str | None = None, k: str | None = None, rows: str | None = None
+) -> dict[models.Model, Shapes]:
+    """What to measure: the product of what is asked for, else the default above."""
 
-    def run() -> None:
-        for x, weight in products:
-            F.linear(x, weight)
+    def numbers(text: str | None, every: tuple[int, ...]) -> list[int]:
+        return list(every) if text == "all" else [int(n) for n in (text or "").split(",") if n]
 
-    return run
-
-
-def measure(weight: Tensor, capacity: int, rows: int, rounds: int) -> list[dict[str, Any]]:
-    """Every arm at one shape, with what it saves and the share of the bandwidth it reaches."""
-    vocab_size, dim = weight.shape
-    hidden = torch.randn(rows, dim).to(weight.dtype)
-    sets = [torch.randperm(vocab_size)[:capacity].int() for _ in range(SETS)]
-    arms = arms_for(weight, sets, hidden)
-    validate(arms, hidden)
-    read, read_bytes = bandwidth_arm(weight)
-    timed = {**{name: arm.call for name, arm in arms.items()}, "read": read}
-    layer = draft_layer(dim, rows)
-    floor = capacity * dim * weight.element_size()
-    table = []
-    for situation, before in (
-        ("in situ", lambda name: layer()),
-        ("repeated", lambda name: [timed[name]() for _ in range(3)]),
-    ):
-        times = time_arms(timed, rounds, before=before)
-        peak = read_bytes / times["read"].p50
-        ours = times["sparse_head indexed"].p50
-        table += [
-            {
-                "V": vocab_size,
-                "D": dim,
-                "K": capacity,
-                "M": rows,
-                "situation": situation,
-                "arm": name,
-                "p20_ms": times[name].p20 * 1e3,
-                "p50_ms": times[name].p50 * 1e3,
-                "p80_ms": times[name].p80 * 1e3,
-                "over_indexed": times[name].p50 / ours,
-                "share_of_read_bandwidth": floor / times[name].p50 / peak
-                if "sparse" in name
-                else "",
-                "read_GBps": peak / 1e9,
-            }
-            for name in arms
+    asked = models.chosen(names) if names else []
+    if k or rows:
+        shapes = [
+            (capacity, m)
+            for capacity in numbers(k, CAPACITIES) or [CAPACITY]
+            for m in numbers(rows, ROWS) or [LEVEL]
         ]
+        return dict.fromkeys(asked or models.chosen(models.DEFAULT), shapes)
+    if device == "cpu":
+        shapes = [(CAPACITY, m) for m in (1, LEVEL, 60)]
+        return dict.fromkeys(asked or models.chosen(models.DEFAULT), shapes)
+    full = [(capacity, LEVEL) for capacity in CAPACITIES if capacity != CAPACITY]
+    full += [(CAPACITY, m) for m in ROWS]
+    short = [(CAPACITY, m) for m in (1, LEVEL)]
+    first = models.MODELS[models.DEFAULT]
+    return {
+        model: full if model == first or names else short for model in asked or models.chosen("all")
+    }
+
+
+def has_triton() -> bool:
+    """Whether the package's Triton kernels and `torch.compile` can run on this GPU."""
+    from torch.utils._triton import has_triton as triton_runs
+
+    return bool(triton_runs())
+
+
+def measured(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """All lines of figures; kept after each model, in case the next one takes too long."""
+    work = plan(args.device, args.model, args.k, args.rows)
+    if args.quick and not (args.model or args.k or args.rows):
+        work = {models.TOY: [(300, 1), (300, 4)]}
+    rounds = QUICK_ROUNDS if args.quick else args.rounds
+    chosen = [text for text in args.situations.split(",") if text]
+    on_gpu = args.device == "cuda"
+    triton = on_gpu and has_triton()
+    table = []
+    for model, shapes in work.items():
+        options_of = {
+            "only": args.arms.split(","),
+            "situations": chosen or (gpu_head if on_gpu else cpu_head).SITUATIONS,
+        }
+        if on_gpu:
+            # To compile takes longer than to measure.
+            usual = (1, LEVEL) if model.name == models.DEFAULT else ()
+            rows = [m for _, m in shapes] if args.compile else usual
+            options_of |= {"triton": triton, "compile_rows": rows if triton else ()}
+            table += gpu_head.measure_model(model, shapes, rounds, **options_of)
+        else:
+            table += cpu_head.measure(model, shapes, rounds, **options_of)
+        options.save(args, "head.csv", table)
     return table
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a small model, few rounds, no file")
-    quick = parser.parse_args().quick
+    parser = options.parser(__doc__)
+    parser.add_argument("--model", help="names of bench/models.py, or all")
+    parser.add_argument("--k", help=f"sizes of the active vocabulary, or all: {CAPACITIES}")
+    parser.add_argument("--rows", help=f"of hidden, or all: {ROWS}")
+    parser.add_argument("--arms", default="", help="texts of which an arm's name has one")
+    parser.add_argument("--situations", default="", help="cold, warm, in situ; CPU: repeated")
+    parser.add_argument("--compile", action="store_true", help="compiled arms everywhere")
+    parser.add_argument("--rounds", type=int, default=31)
+    args = options.parsed(parser)
     torch.manual_seed(0)
-    vocab_size, dim, rounds = (32000, 512, 5) if quick else (128256, 4096, 31)
-    weight = make_weight(vocab_size, dim)
-    rows = [row for m in (1, 10, 60) for row in measure(weight, 3072, m, rounds)]
+    try:
+        rows = measured(args)
+    except ValueError as error:
+        parser.error(str(error))
     print(f"{report.device()}\n\n{report.table(rows)}")
-    if not quick:
-        report.write_csv(report.folder() / "head.csv", rows)
 
 
 if __name__ == "__main__":

@@ -109,21 +109,22 @@ def sparse_arms(
 def validate(arms: dict[str, Arm], hidden: Tensor, allowed: float = 1e-5) -> None:
     """Each arm's first call against fp64."""
     for name, arm in arms.items():
-        with serving(arm):
+        with serving_backend(arm.backend):
             check(name, arm, hidden, arm.call(), allowed)
 
 
 @contextmanager
-def serving(arm: Arm) -> Iterator[None]:
-    """The arm's backend serves the ops. A graph captured here replays that backend's kernels."""
+def serving_backend(name: str | None) -> Iterator[None]:
+    """That backend serves the ops. A graph captured here replays its kernels ever after."""
     before = mk.backend()
+    if name is None or name == before:
+        yield
+        return
     try:
-        if arm.backend is not None:
-            mk.backend(arm.backend)
+        mk.backend(name)
         yield
     finally:
-        if arm.backend is not None:
-            mk.backend(before)
+        mk.backend(before)
 
 
 def check(
@@ -142,9 +143,9 @@ def check(
     got, tokens, *rest = (tensor[rows] for tensor in result)
     got = got - rest[0][:, None] if rest else got
     rounded = arm.rounded or got.dtype == torch.bfloat16
-    # Two steps of bf16: of the logit, and of the log-probability where that is rounded as well.
+    # Up to four roundings to bf16: logit, log-probability, and the cap's own steps.
     largest = max(logits.abs().max().item(), exact.topk(K_BEST).values.abs().max().item())
-    rounding = 2**-7 * largest if rounded else allowed
+    rounding = 2**-6 * largest if rounded else allowed
     found = tokens[:, :, None] == arm.operands["active_ids"].view(1, 1, -1)
     assert found.any(-1).all(), (name, "a token that is not active", tokens)
     assert len(set(tokens[0].tolist())) == K_BEST, (name, "a token twice", tokens)

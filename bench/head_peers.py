@@ -10,6 +10,7 @@ NanoSpec    what the public code of arXiv 2605.26444 does, written anew: cuBLAS 
 """
 
 import importlib.util
+import sys
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
@@ -72,14 +73,22 @@ def compiled(job: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(job, dynamic=False)
 
 
+@cache
 def flashinfer_top_k() -> Select | None:
-    """FlashInfer's radix selection where it is installed, a version that has it."""
+    """FlashInfer's radix selection, where a version that has it is installed and can build it."""
     if importlib.util.find_spec("flashinfer") is None:
         return None
     import flashinfer
 
-    top_k = getattr(flashinfer, "top_k", None)
-    return None if top_k is None else lambda logits, k: top_k(logits, k, sorted=True)
+    def select(logits: Tensor, k: int) -> Any:
+        return flashinfer.top_k(logits, k, sorted=True)
+
+    try:
+        select(torch.rand(1, 4096, device="cuda"), K_BEST)
+    except (AttributeError, RuntimeError, OSError) as error:
+        print(f"no FlashInfer top-k: {error}", file=sys.stderr)
+        return None
+    return select
 
 
 def peers(

@@ -28,26 +28,28 @@ class SlabView(NamedTuple):
 class _Beside:
     """Work beside the current stream, on a stream of its own; on a CPU, work at once."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, stream: torch.cuda.Stream | None) -> None:
         self._device = device
         # PyTorch's streams are non-blocking: the legacy stream does not wait for them.
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        if stream is None and device.type == "cuda":
+            stream = torch.cuda.Stream(device)
+        self.stream = stream
         self._done: torch.cuda.Event | None = None
         self._captured = False
 
     @contextmanager
     def run(self, *tensors: Tensor) -> Iterator[None]:
         """After all that the current stream has to do by now; ``tensors`` of its own are used."""
-        if self._stream is None:
+        if self.stream is None:
             yield
             return
         self._captured = torch.cuda.is_current_stream_capturing()
-        self._stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(self._stream):
+        self.stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self.stream):
             yield
-            self._done = self._stream.record_event()
+            self._done = self.stream.record_event()
         for tensor in tensors:
-            tensor.record_stream(self._stream)
+            tensor.record_stream(self.stream)
 
     def wait(self) -> None:
         """Let the current stream wait for the last run.
@@ -80,6 +82,8 @@ class WeightSlab:
         dtype: of the slab: weight's (default), or int8 or float8_e4m3fn, quantised row by row.
         buffers: 2 lets a refresh overlap with a draft that reads the other; 1 where they never do.
         weight_scale: fp32 [V] of a quantised weight, on vocab's device.
+        stream: on a GPU, where :meth:`refresh` copies. By default one of the 32 that PyTorch hands
+            out in turn; should that be the caller's own, nothing overlaps.
 
     Raises:
         ValueError: weight does not have vocab's V rows or lies on another device; another number of
@@ -94,6 +98,7 @@ class WeightSlab:
         dtype: torch.dtype | None = None,
         buffers: int = 2,
         weight_scale: Tensor | None = None,
+        stream: torch.cuda.Stream | None = None,
     ) -> None:
         if weight.dim() != 2 or weight.size(0) != vocab.vocab_size:
             expected = f"shape [{vocab.vocab_size}, D]"
@@ -112,7 +117,7 @@ class WeightSlab:
         self.scale = torch.ones(slots, device=device) if dtype in QUANTISED else None
         self._front = torch.zeros(1, dtype=torch.int64, device=device)
         self._buffer = torch.arange(buffers, device=device)[:, None, None]
-        self._beside = _Beside(device)
+        self._beside = _Beside(device, stream)
 
     def refresh(self) -> None:
         """Bring the back buffer up to date with the vocabulary and make it the front."""

@@ -6,7 +6,7 @@ draft_step.csv for the share. An installed package has none of its own.
 
 import argparse
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,10 +70,14 @@ def _line(point: Point) -> dict[str, object]:
     return {
         "K": point.capacity,
         "M": point.rows,
-        "sparse µs": round(point.sparse, 1),
-        "dense µs": round(point.dense, 1),
+        "sparse µs": _shown(point.sparse),
+        "dense µs": _shown(point.dense),
         "dense/sparse": point.dense / point.sparse,
     }
+
+
+def _shown(took: float) -> float:
+    return round(took) if took >= 100 else took
 
 
 def _folder(given: Path | None) -> Path:
@@ -111,6 +115,7 @@ def _kind(arm: str) -> str | None:
 
 def points(rows: list[Row]) -> tuple[str, list[Point]]:
     """The situation that the figures are of, and the best of each head in it."""
+    rows = [row for row in rows if _kind(row["arm"])]
     present = [row["situation"] for row in rows]
     situation = next((name for name in SITUATIONS if name in present), present[0])
     sparse: dict[tuple[int, int], float] = {}
@@ -163,9 +168,7 @@ def _range(sizes: list[int]) -> str:
     return str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
 
 
-def measure(
-    model: str, device: str, sizes: Mapping[str, tuple[int, ...]] = RUN_SIZES
-) -> list[Row]:
+def measure(model: str, device: str) -> list[Row]:
     """A quick run: calls from Python, repeated, with whatever then lies in the caches."""
     import torch
 
@@ -177,10 +180,10 @@ def measure(
     rows = []
     with torch.inference_mode():
         weight, hidden = operands(
-            *SHAPES[model], max(sizes["M"]), usable_device(None), torch.bfloat16
+            *SHAPES[model], max(RUN_SIZES["M"]), usable_device(None), torch.bfloat16
         )
-        for capacity in sizes["K"]:
-            for m in sizes["M"]:
+        for capacity in RUN_SIZES["K"]:
+            for m in RUN_SIZES["M"]:
                 arms = arms_for(weight, hidden[:m], capacity, 10)
                 validate(arms, 0.05)
                 arms.pop("select")

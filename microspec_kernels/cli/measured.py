@@ -23,5 +23,11 @@ def read(results: Path, name: str) -> list[Row]:
 
 
 def draft_shares(results: Path, model: str, device: str) -> dict[str, float]:
-    """The head's share of the draft, by arm, where whole drafts were measured."""
-    return {}
+    """The head's share of a whole draft by arm, at the shortest context that was measured."""
+    rows = [
+        row
+        for row in read(results, "draft_step.csv")
+        if (row["model"], row["device"], row["part"]) == (model, device, "head")
+    ]
+    shortest = min((int(row["context"]) for row in rows), default=0)
+    return {row["arm"]: float(row["share"]) for row in rows if int(row["context"]) == shortest}

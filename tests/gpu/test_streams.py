@@ -22,12 +22,6 @@ def delay(rng: random.Random) -> None:
         torch.cuda._sleep(rng.randrange(length))
 
 
-def side_stream(slab: WeightSlab) -> torch.cuda.Stream:
-    stream = slab._beside._stream
-    assert stream is not None
-    return stream
-
-
 @pytest.mark.parametrize("seed", range(3))
 def test_refresh_races_with_the_head(seed: int) -> None:
     """A step's first head reads the old front during the refresh, its second the new one.
@@ -38,7 +32,8 @@ def test_refresh_races_with_the_head(seed: int) -> None:
     lockstep, rng = Lockstep(STEPS, seed=seed), random.Random(seed)
     tokens, hiddens = lockstep.tokens.cuda(), lockstep.hiddens.cuda()
     vocab = ActiveVocab(VOCAB_SIZE, CAPACITY, pinned=PINNED, device="cuda")
-    slab = WeightSlab(lockstep.weight.cuda(), vocab)
+    beside = torch.cuda.Stream()
+    slab = WeightSlab(lockstep.weight.cuda(), vocab, stream=beside)
     slab.refresh()
 
     def head(index: int, view: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -51,7 +46,7 @@ def test_refresh_races_with_the_head(seed: int) -> None:
         old = slab.front()
         delay(rng)
         vocab.update(tokens[index])
-        with torch.cuda.stream(side_stream(slab)):
+        with torch.cuda.stream(beside):
             delay(rng)
         slab.refresh()
         delay(rng)

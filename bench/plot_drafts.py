@@ -1,0 +1,114 @@
+"""Plots of whole drafts: time by part, and when each part ran."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from microspec_kernels.cli.measured import Row, read_csv
+
+from .plot_data import Missing, in_order, rows_of
+
+DRAFT, TIMELINE = "draft_step.csv", "draft_timeline.csv"
+WHOLE, ALONE, REST = "draft", "gather, alone", "rest"  # beside the parts of a draft
+MAIN_ARMS = ("dense", "static 32k", "NanoSpec", "indexed", "packed")
+COLOURS = {"layer": "C0", "head": "C1", "tree": "C2", "gather": "C3", "vocabulary": "C4"}
+OTHER = "lightgrey"
+LANE = {"draft": "", "side": ", side stream"}
+
+Bars = dict[str, dict[str, float]]  # arm → part → time, the whole among them
+
+
+def stacked(axes: Axes, bars: Bars, parts: Sequence[str]) -> None:
+    """A bar an arm, the first on top, with the whole's time at its end.
+
+    Differences of medians may add up to somewhat more
+    than the whole; what they leave of it is drawn as a part.
+    """
+    left = dict.fromkeys(bars, 0.0)
+    for part in [*parts, REST]:
+        times = [own.get(part, 0.0) for own in bars.values()]
+        if part == REST:
+            rest = zip(bars.values(), left.values(), strict=True)
+            times = [max(0.0, own[WHOLE] - drawn) for own, drawn in rest]
+        axes.barh(
+            list(bars), times, left=list(left.values()), label=part, color=COLOURS.get(part, OTHER)
+        )
+        left = {arm: left[arm] + time for arm, time in zip(bars, times, strict=True)}
+    for place, (arm, own) in enumerate(bars.items()):
+        axes.text(left[arm], place, f" {own[WHOLE]:.4g}", va="center", fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.1 * max(left.values()))
+
+
+def draft_bars(rows: list[Row]) -> dict[str, Bars]:
+    """Title → bars; a part that adds nothing measurable counts 0."""
+    panels: dict[str, Bars] = {}
+    for row in rows:
+        if row["part"] != ALONE:
+            bars = panels.setdefault(f"{row['model']}, context {row['context']}", {})
+            bars.setdefault(row["arm"], {})[row["part"]] = max(0.0, float(row["p50_us"]))
+    return panels
+
+
+def pair_bars(folder: Path) -> Bars:
+    """A draft step of the demonstration pair, of the largest tree that was measured."""
+    files = [read_csv(path) for path in sorted(folder.glob("e2e-*.csv"))]
+    if not files:
+        raise Missing("neither draft_step.csv nor e2e-*.csv")
+    rows = max(files, key=lambda rows: int(rows[0]["tree_size"]))
+    bars = {}
+    for row in rows:
+        if row["head_ms_per_draft_step"]:
+            head = float(row["head_ms_per_draft_step"])
+            whole = float(row["draft_ms_per_draft_step"])
+            bars[row["head"]] = {"head": head, WHOLE: whole}
+    return bars
+
+
+def draft(folder: Path) -> Figure:
+    """A panel for each model and context, or for the pair where no whole drafts were measured."""
+    if (folder / DRAFT).is_file():
+        panels, unit = draft_bars(read_csv(folder / DRAFT)), "µs a draft, median"
+    else:
+        panels, unit = {"demonstration pair": pair_bars(folder)}, "ms a draft step"
+    arms = [arm for bars in panels.values() for arm in bars.values()]
+    parts = in_order([part for arm in arms for part in arm if part != WHOLE])
+    heights = [0.6 + 0.3 * len(bars) for bars in panels.values()]
+    figure, axes = pyplot.subplots(
+        len(panels), 1, figsize=(7.5, 1 + sum(heights)), height_ratios=heights, squeeze=False
+    )
+    for own, (title, bars) in zip(axes[:, 0], panels.items(), strict=True):
+        stacked(own, bars, parts)
+        own.set_title(title)
+    axes[-1, 0].set_xlabel(unit)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
+    return figure
+
+
+def timeline(folder: Path) -> Figure:
+    """One draft of each of the main arms, of the first model and context that were measured."""
+    rows = rows_of(folder, TIMELINE)
+    first = rows[0]
+    rows = [row for row in rows if all(row[name] == first[name] for name in ("model", "context"))]
+    arms = in_order([row["arm"] for row in rows])
+    lanes = in_order([row["arm"] + LANE[row["stream"]] for row in rows if row["arm"] in MAIN_ARMS])
+    if not lanes:
+        raise Missing(f"{TIMELINE} has other arms alone: {', '.join(arms)}")
+    figure, axes = pyplot.subplots(figsize=(9, 1.2 + 0.4 * len(lanes)))
+    for part in in_order([row["part"] for row in rows]):
+        colour = COLOURS.get(part, OTHER)
+        for row in rows:
+            if row["part"] == part and row["arm"] in MAIN_ARMS:
+                start, end = float(row["start_us"]), float(row["end_us"])
+                place = lanes.index(row["arm"] + LANE[row["stream"]])
+                axes.broken_barh([(start, end - start)], (place - 0.4, 0.8), color=colour)
+        axes.plot([], [], color=colour, linewidth=6, label=part)
+    axes.set_yticks(range(len(lanes)), lanes)
+    axes.invert_yaxis()
+    title = f"one draft, {first['model']}, context {first['context']}"
+    axes.set(xlabel="µs since its start", title=title)
+    figure.legend(loc="outside lower center", ncols=6)
+    return figure

@@ -1,0 +1,117 @@
+"""Plots of head.csv: time against bytes, and speed-up by model."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+
+from matplotlib import pyplot
+from matplotlib.figure import Figure
+
+from microspec_kernels.cli.advise import Point, points
+from microspec_kernels.cli.measured import Row
+
+from . import models
+from .plot_data import Missing, in_order, rows_of
+
+K = 3072  # where one has to be chosen: the papers' capacity
+ROWS = (1, 10, 60)
+HEIGHT = 3.2  # inches a panel
+KIND_COLOURS = {
+    "sparse_head": "tab:blue",
+    "dense": "tab:red",
+    "static": "tab:orange",
+    "NanoSpec": "tab:green",
+}
+OTHER_COLOURS = ("tab:purple", "tab:brown", "tab:pink", "tab:olive", "tab:cyan")
+MARKERS = "os^Dv<>P*X"
+
+
+def model_name(row: Row) -> str:
+    """As the figures have it, or the first known model with a head of that shape."""
+    shape = int(row["V"]), int(row["D"])
+    known = (m.name for m in models.MODELS.values() if (m.vocab_size, m.dim) == shape)
+    return row.get("model") or next(known, f"{shape[0]} rows of {shape[1]}")
+
+
+def styles(arms: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Colour by the kind of head, marker by arm."""
+    others = iter(OTHER_COLOURS * len(arms))
+    result = {}
+    for index, arm in enumerate(arms):
+        kind = next((own for own in KIND_COLOURS if arm.startswith(own)), None)
+        colour = KIND_COLOURS[kind] if kind else next(others)
+        result[arm] = {"color": colour, "marker": MARKERS[index % len(MARKERS)]}
+    return result
+
+
+def bytes_read(row: Row) -> float:
+    """By the arm's own account, or else by the rows of the head that it works on."""
+    if row.get("bytes"):
+        return float(row["bytes"])
+    return int(row["V"] if row["arm"].startswith("dense") else row["K"]) * int(row["D"]) * 2.0
+
+
+def against_bytes(folder: Path) -> Figure:
+    rows = rows_of(folder, "head.csv")
+    situation, _ = points(rows)
+    rows = [row for row in rows if row["situation"] == situation]
+    present = sorted({int(row["M"]) for row in rows})
+    chosen = [m for m in ROWS if m in present] or present[:3]
+    look = styles(in_order([row["arm"] for row in rows]))
+    speed = median(float(row.get("copy_GBps") or row["read_GBps"]) for row in rows)
+    figure, panels = pyplot.subplots(
+        1,
+        len(chosen),
+        figsize=(max(7, 1 + 3 * len(chosen)), HEIGHT + 1),
+        sharey=True,
+        squeeze=False,
+    )
+    for axes, m in zip(panels[0], chosen, strict=True):
+        for arm, style in look.items():
+            own = [row for row in rows if row["arm"] == arm and int(row["M"]) == m]
+            x, y = [bytes_read(row) / 1e6 for row in own], [float(row["p50_us"]) for row in own]
+            axes.plot(x, y, linestyle="", label=arm, markersize=5, **style)
+        ends = [edge([bytes_read(row) / 1e6 for row in rows]) for edge in (min, max)]
+        floor = [megabytes * 1e3 / speed for megabytes in ends]
+        axes.plot(ends, floor, color="black", linewidth=1, label=f"floor, {speed:.4g} GB/s")
+        axes.set(xscale="log", yscale="log", xlabel="MB that a call reads", title=f"M = {m}")
+    panels[0][0].set_ylabel(f"µs a call, median, {situation}")
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure
+
+
+def speedup(folder: Path) -> Figure:
+    rows = rows_of(folder, "head.csv")
+    all_points = {}
+    for name in in_order([model_name(row) for row in rows]):
+        situation, all_points[name] = points([row for row in rows if model_name(row) == name])
+    sizes = {point.capacity for found in all_points.values() for point in found}
+    if not sizes:
+        raise Missing("head.csv has no dense head beside a sparse one")
+    capacity = K if K in sizes else max(sizes)
+    by_model = {
+        name: {point.rows: point for point in found if point.capacity == capacity}
+        for name, found in all_points.items()
+    }
+    present = sorted({m for own in by_model.values() for m in own})
+    chosen = [m for m in ROWS if m in present] or present[:3]
+    figure, axes = pyplot.subplots(figsize=(4 + 1.2 * len(by_model), HEIGHT))
+    width = 0.8 / len(chosen)
+    for index, m in enumerate(chosen):
+        places = [place for place, own in enumerate(by_model.values()) if m in own]
+        ratios = [ratio(own[m]) for own in by_model.values() if m in own]
+        offset = (index - (len(chosen) - 1) / 2) * width
+        bars = axes.bar([place + offset for place in places], ratios, width, label=f"M = {m}")
+        axes.bar_label(bars, fmt="%.3g", fontsize=7)
+    axes.axhline(1, color="black", linewidth=1)
+    axes.set_xticks(range(len(by_model)), list(by_model))
+    axes.set(
+        title=f"dense head over sparse head, K = {capacity}, {situation}", ylabel="times faster"
+    )
+    axes.margins(y=0.1)
+    figure.legend(loc="outside right upper")
+    return figure
+
+
+def ratio(point: Point) -> float:
+    return point.dense / point.sparse

@@ -1,0 +1,121 @@
+"""The head's benchmark: every arm agrees with the reference, and a wrong one is not timed."""
+
+import csv
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import microspec_kernels as mk
+from bench import cuda_graphs, gpu_head, head, models
+from bench.head_arms import Arm, check, id_sets, make_weight, serving_backend, validate
+from bench.head_peers import PADDED, arms_for, padded
+
+QUANTISED = (torch.int8, torch.float8_e4m3fn)
+
+
+@pytest.fixture(scope="module")
+def weight() -> Tensor:
+    return make_weight(models.TOY.vocab_size, models.TOY.dim)
+
+
+def arms(weight: Tensor, rows: int, softcap: float = 0.0) -> tuple[dict[str, Arm], Tensor]:
+    hidden = torch.randn(rows, weight.size(1)).bfloat16()
+    sets = id_sets(len(weight), 300, 3)
+    return arms_for(weight, sets, hidden, QUANTISED, softcap), hidden
+
+
+@pytest.mark.parametrize("softcap", [0.0, 3.0])
+@pytest.mark.parametrize("rows", [1, 4, 60])
+def test_every_arm_agrees_with_the_reference(weight: Tensor, rows: int, softcap: float) -> None:
+    made, hidden = arms(weight, rows, softcap)
+    assert {"sparse_head indexed", "sparse_head packed fp8", "NanoSpec", "static 32k"} < set(made)
+    validate(made, hidden)
+
+
+@pytest.mark.parametrize("name", ["sparse_head packed", "NanoSpec", "dense linear"])
+@pytest.mark.parametrize("wrong", ["id", "value", "nan", "last row", "twice"])
+def test_a_wrong_arm_is_refused(weight: Tensor, name: str, wrong: str) -> None:
+    made, hidden = arms(weight, 4)
+    arm = next(arm for own, arm in made.items() if own.startswith(name))
+    value, tokens, *rest = (tensor.clone() for tensor in arm.call())
+    check(name, arm, hidden, (value, tokens, *rest))
+    if wrong == "id":
+        tokens[0, 3] = 3999 if 3999 not in tokens[0] else 3998
+    elif wrong == "twice":
+        tokens[0, 1], value[0, 1] = tokens[0, 0], value[0, 0]
+    elif wrong == "last row":
+        value[3], tokens[3] = value[1].clone(), tokens[1].clone()
+    else:
+        value[0, 5] += 1 if wrong == "value" else torch.nan
+    with pytest.raises(AssertionError, match=name):
+        check(name, arm, hidden, (value, tokens, *rest))
+
+
+def test_padding_leaves_the_rows() -> None:
+    hidden = torch.randn(10, 8)
+    assert padded(hidden).shape == (PADDED, 8)
+    assert torch.equal(padded(hidden)[:10], hidden)
+    assert padded(hidden.repeat(8, 1)).shape == (80, 8)
+
+
+def test_a_backend_serves_only_inside() -> None:
+    before = mk.backend()
+    with pytest.raises(KeyError), serving_backend("reference"):
+        assert mk.backend() == "reference"
+        raise KeyError
+    assert mk.backend() == before
+
+
+def test_what_is_measured() -> None:
+    every = head.plan("cuda")
+    assert [model.name for model in every] == list(models.MODELS)
+    first, *others = every.values()
+    assert {m for _, m in first} == set(head.ROWS)
+    assert {k for k, _ in first} == set(head.CAPACITIES)
+    assert all(shapes == [(3072, 1), (3072, 10)] for shapes in others)
+    named = head.plan("cuda", "Qwen3-8B", "all", "1,60")
+    assert [len(shapes) for shapes in named.values()] == [8]
+    assert list(head.plan("cpu")) == [models.MODELS[models.DEFAULT]]
+    with pytest.raises(ValueError, match=r"GPT-9.*Llama"):
+        head.plan("cuda", "GPT-9")
+
+
+def test_draft_layer_bytes_are_those_of_the_papers_model() -> None:
+    products = models.MODELS["Llama-3.1-8B"].draft_products()
+    assert sum(out * size for out, size in products) * 2 == pytest.approx(503e6, rel=1e-3)
+
+
+def test_the_gpu_path_runs_without_one() -> None:
+    """Every situation and arm; what is in situ has the layer's own time subtracted."""
+    rows = gpu_head.measure_model(models.TOY, [(300, 4)], 2, device="cpu")
+    assert {row["situation"] for row in rows} == set(gpu_head.SITUATIONS)
+    in_situ = [row["arm"] for row in rows if row["situation"] == "in situ"]
+    assert gpu_head.LAYER not in in_situ
+    assert "dense, eager" in in_situ
+    assert all(row["model"] == "toy" and row["bytes"] > 0 for row in rows)
+
+
+def test_differences_are_taken_round_by_round() -> None:
+    """The machine slowed down in the second round: no difference may come of that."""
+    found = cuda_graphs.difference([3.0, 13.0, 4.0], [2.0, 12.0, 2.0])
+    assert (found.p20, found.p50, found.p80) == (1.0, 1.0, 2.0)
+
+
+def test_a_quick_run_writes_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words: list[Any] = ["head", "--quick", "--out", tmp_path, "--arms", "sparse,NanoSpec"]
+    monkeypatch.setattr(sys, "argv", list(map(str, words)))
+    head.main()
+    rows = list(csv.DictReader((tmp_path / "head.csv").open()))
+    assert {row["arm"].split()[0] for row in rows} == {"sparse_head", "NanoSpec"}
+    assert {"p20_us", "p50_us", "p80_us", "device", "commit"} < set(rows[0])
+    assert all(float(row["p50_us"]) > 0 for row in rows)
+
+
+def test_models_are_told_apart() -> None:
+    """Sizes of one kind are not all the same, or a mix-up would not show."""
+    for name in ("vocab_size", "dim", "inner", "head_dim"):
+        assert len({getattr(model, name) for model in models.MODELS.values()}) > 2, name

@@ -24,6 +24,8 @@ EMULATED = TRITON or ("emulation-sm80", "emulation-sm90")
 CUDA = () if TRITON else ("cuda",)
 # By kernels of this repository, and by all there is.
 COMPILED = (*CPU, *EMULATED, *CUDA)
+# With less shared memory than the other two, as on GPUs for desktops.
+SMALL = () if TRITON else ("emulation-sm89",)
 ALL = (*COMPILED, "reference")
 
 
@@ -128,6 +130,12 @@ BACKENDS: dict[str, Backend] = {
         settings={
             **{"arch": 800, "sms": 3, "block_shared": 163 * 1024, "sm_shared": 164 * 1024},
             **{"order": "in order", "copies": "eager", "resident_blocks": 1},
+        }
+    ),
+    "emulation-sm89": Emulated(
+        settings={
+            **{"arch": 890, "sms": 3, "block_shared": 99 * 1024, "sm_shared": 100 * 1024},
+            **{"order": "shuffled", "copies": "random", "resident_blocks": 1},
         }
     ),
     # Blocks and warps interleaved at random, copies as late as can be; the copy engine's.

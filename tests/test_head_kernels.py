@@ -7,7 +7,7 @@ several), on alignment, and on K (keys in registers up to 4096, in shared memory
 
 import pytest
 import torch
-from backends_under_test import COMPILED
+from backends_under_test import COMPILED, SMALL
 from compare import assert_bitwise, ids_by_row, top_k
 from generators import HeadCase, head_case
 from test_head_values import check_against_float64
@@ -41,12 +41,14 @@ def test_dims_in_whole_blocks(dim: int) -> None:
     check_against_float64(head_case(dim, m=9, dim=dim, capacity=21, dtype=torch.float16), k=3)
 
 
+@pytest.mark.backends(*COMPILED, *SMALL)
 @pytest.mark.parametrize(("m", "dim"), [(10, 4160), (20, 2112), (40, 1088), (40, 2144), (40, 4128)])
 def test_several_splits_of_the_dimension(m: int, dim: int) -> None:
     """More of hidden than a block's registers hold: two to five partial sums meet in the end."""
     check_against_float64(head_case(dim, m=m, dim=dim, capacity=19, dtype=torch.bfloat16), k=4)
 
 
+@pytest.mark.backends(*COMPILED, *SMALL)
 @pytest.mark.parametrize("active", [200, 90, 3])
 def test_more_slots_than_the_ring_holds(active: int) -> None:
     """Each place in shared memory is filled several times; runs without a row are in between."""
@@ -79,6 +81,7 @@ def test_more_rows_than_one_launch(groups: int | None) -> None:
     check_against_float64(case, k=4)
 
 
+@pytest.mark.backends(*COMPILED, *SMALL)
 @pytest.mark.parametrize("capacity", [4096, 4097, 9000, 30000])
 def test_many_slots(capacity: int) -> None:
     """K at which the keys move from registers to shared memory and to global memory."""

@@ -41,6 +41,14 @@ def test_dims_in_whole_blocks(dim: int) -> None:
     check_against_float64(head_case(dim, m=9, dim=dim, capacity=21, dtype=torch.float16), k=3)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "dim"), [(torch.float32, 4100), (torch.float32, 8197), (torch.bfloat16, 8200)]
+)
+def test_few_rows_of_a_long_dimension(dtype: torch.dtype, dim: int) -> None:
+    """More than a block's lanes hold at once: several passes, whose sums add up."""
+    check_against_float64(head_case(dim, m=2, dim=dim, capacity=11, dtype=dtype), k=4)
+
+
 @pytest.mark.backends(*COMPILED, *SMALL)
 @pytest.mark.parametrize(("m", "dim"), [(10, 4160), (20, 2112), (40, 1088), (40, 2144), (40, 4128)])
 def test_several_splits_of_the_dimension(m: int, dim: int) -> None:

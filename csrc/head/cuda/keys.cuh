@@ -34,15 +34,6 @@ MICROSPEC_DEVICE uint64_t key_of(float logit, int32_t id) {
 }
 MICROSPEC_DEVICE uint32_t order_of(uint64_t key) { return static_cast<uint32_t>(key >> 32); }
 MICROSPEC_DEVICE int64_t id_of(uint64_t key) { return ~static_cast<uint32_t>(key); }
-
-// -1 for a padding row.
-MICROSPEC_DEVICE int group_of(const HeadArgs& args, int64_t row) {
-  if (!args.group_ids) return 0;
-  const int64_t group = args.long_group_ids ? static_cast<const int64_t*>(args.group_ids)[row]
-                                            : static_cast<const int32_t*>(args.group_ids)[row];
-  return group >= 0 && group < args.groups ? static_cast<int>(group) : -1;
-}
-
 // A slot's id and what turns its dot product into a logit.
 struct Slot {
   int32_t id;

@@ -209,11 +209,11 @@ project_mma_kernel(HeadArgs args, Partials partials, Plan plan) {
   const int shares = shares_of_a_segment(segments.count(), parts);
   for (int item = part; item < segments.count() * shares; item += parts) {
     const Segment segment = segments[item / shares];
-    const int share = item % shares;
-    const int count = runs > share ? (runs - share - 1) / shares + 1 : 0;
+    const Share share{item % shares, shares, runs};
+    const int count = share.count();
     const int ahead = min(count, plan.depth);
 #pragma unroll 1
-    for (int i = 0; i < ahead; ++i) ring.start(segment.group, share + i * shares);
+    for (int i = 0; i < ahead; ++i) ring.start(segment.group, share.at(i));
     tile.load_hidden(args, segment);
     for (int i = 0; i < count; i += 2) {
       const bool two = i + 1 < count;
@@ -226,10 +226,10 @@ project_mma_kernel(HeadArgs args, Partials partials, Plan plan) {
       __syncthreads();  // these are there, and the tile's two places in the ring are free
 #pragma unroll 1
       for (int next = i + plan.depth; next < min(i + plan.depth + 2, count); ++next) {
-        ring.start(segment.group, share + next * shares);
+        ring.start(segment.group, share.at(next));
       }
-      store_tile<S::kWidth>(sums, segment, share + i * shares, two ? share + (i + 1) * shares : -1,
-                            split * args.rows, partials);
+      store_tile<S::kWidth>(sums, segment, share.at(i), two ? share.at(i + 1) : -1, split * args.rows,
+                            partials);
     }
   }
 }

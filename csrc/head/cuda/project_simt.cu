@@ -104,16 +104,6 @@ MICROSPEC_DEVICE int take_lowest(unsigned& set) {
   return lowest;
 }
 
-// One block's share of a segment's slots: share, share + shares, share + 2 shares, …
-struct Share {
-  int first;
-  int step;
-  int slots;  // K
-
-  MICROSPEC_DEVICE int count() const { return slots > first ? (slots - first - 1) / step + 1 : 0; }
-  MICROSPEC_DEVICE int slot(int i) const { return first + i * step; }
-};
-
 template <class Hidden, class Row, int kRows, bool kAligned>
 class Projector {
  public:
@@ -130,7 +120,7 @@ class Projector {
     if (passes_ == 1) load_hidden(segment, 0);
     for (int first = 0; first < count; first += kRound) {
       const int i = first + lane_index();
-      const int32_t id = i < count ? __ldg(ids + share.slot(i)) : -1;
+      const int32_t id = i < count ? __ldg(ids + share.at(i)) : -1;
       const unsigned active = __ballot_sync(kAllLanes, is_active(args_, id));
       for (int pass = 0; pass < passes_; ++pass) {
         if (passes_ > 1) load_hidden(segment, pass);
@@ -165,7 +155,7 @@ class Projector {
     const auto load = [&](uint4(&words)[kLoads<Row>]) {
       const int j = take_lowest(to_load);
       const int32_t row_id = __shfl_sync(kAllLanes, id, j);
-      part.load_row(row_of<Row>(args_, group, share.slot(first + j), row_id), words);
+      part.load_row(row_of<Row>(args_, group, share.at(first + j), row_id), words);
     };
 #pragma unroll
     for (int a = 0; a < kAhead<kRows, kAligned>; ++a) {
@@ -209,7 +199,7 @@ class Projector {
       if (m >= segment.count || !(active >> j & 1)) continue;
       float sum = 0.0f;
       for (int w = 0; w < warps; ++w) sum += sums_[o * kMaxWarps + w];
-      partials_.data[segment.row(m) * partials_.pitch + share.slot(first + j)] = sum;
+      partials_.data[segment.row(m) * partials_.pitch + share.at(first + j)] = sum;
     }
   }
 

@@ -1,4 +1,4 @@
-// Where a slot's row lies, and whether it has one.
+// Which group a row of hidden belongs to, where a slot's row lies, and whether it has one.
 #pragma once
 
 #include "common/dtype.h"
@@ -14,6 +14,14 @@ MICROSPEC_DEVICE bool is_active(const HeadArgs& args, int32_t id) {
 
 MICROSPEC_DEVICE const int32_t* ids_of(const HeadArgs& args, int group) {
   return args.active_ids + static_cast<int64_t>(group) * args.capacity;
+}
+
+// -1 for a padding row.
+MICROSPEC_DEVICE int group_of(const HeadArgs& args, int64_t row) {
+  if (!args.group_ids) return 0;
+  const int64_t group = args.long_group_ids ? static_cast<const int64_t*>(args.group_ids)[row]
+                                            : static_cast<const int32_t*>(args.group_ids)[row];
+  return group >= 0 && group < args.groups ? static_cast<int>(group) : -1;
 }
 
 template <class Row>

@@ -4,6 +4,7 @@
 #include "cuda/platform.cuh"
 #include "head/args.h"
 #include "project.h"
+#include "rows.cuh"
 
 namespace microspec {
 
@@ -62,9 +63,8 @@ class Segments {
   MICROSPEC_DEVICE static void sort(const HeadArgs& args, SegmentTable* table, int width) {
     const int rows = static_cast<int>(args.rows);
     for (int r = threadIdx.x; r < rows; r += blockDim.x) {
-      const int64_t group = args.long_group_ids ? static_cast<const int64_t*>(args.group_ids)[r]
-                                                : static_cast<const int32_t*>(args.group_ids)[r];
-      table->group_of[r] = group >= 0 && group < args.groups ? static_cast<int>(group) : kPadding;
+      const int group = group_of(args, r);
+      table->group_of[r] = group >= 0 ? group : kPadding;
     }
     __syncthreads();
     for (int r = threadIdx.x; r < rows; r += blockDim.x) {
@@ -106,6 +106,16 @@ class Segments {
   int count_;
   int width_;
   int total_rows_;
+};
+
+// One block's share of a segment's slots, or runs of them: first, first + step, … below `end`.
+struct Share {
+  int first;
+  int step;
+  int end;
+
+  MICROSPEC_DEVICE int count() const { return end > first ? (end - first - 1) / step + 1 : 0; }
+  MICROSPEC_DEVICE int at(int i) const { return first + i * step; }
 };
 
 // A segment's slots are shared by `shares` blocks, so that `parts` blocks are as busy as can be. One

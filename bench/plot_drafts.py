@@ -17,6 +17,7 @@ MAIN_ARMS = ("dense", "static 32k", "NanoSpec", "indexed", "packed")
 COLOURS = {"layer": "C0", "head": "C1", "tree": "C2", "gather": "C3", "vocabulary": "C4"}
 OTHER = "lightgrey"
 LANE = {"draft": "", "side": ", side stream"}
+MILLISECONDS = 1e4  # µs from which on an axis is in ms
 
 Bars = dict[str, dict[str, float]]  # arm → part → time, the whole among them
 
@@ -24,8 +25,8 @@ Bars = dict[str, dict[str, float]]  # arm → part → time, the whole among the
 def stacked(axes: Axes, bars: Bars, parts: Sequence[str]) -> None:
     """A bar an arm, the first on top, with the whole's time at its end.
 
-    Differences of medians may add up to somewhat more
-    than the whole; what they leave of it is drawn as a part.
+    Differences of medians may add up to somewhat more than the whole; what they leave of it is
+    drawn as a part.
     """
     left = dict.fromkeys(bars, 0.0)
     for part in [*parts, REST]:
@@ -43,14 +44,20 @@ def stacked(axes: Axes, bars: Bars, parts: Sequence[str]) -> None:
     axes.set_xlim(0, 1.1 * max(left.values()))
 
 
-def draft_bars(rows: list[Row]) -> dict[str, Bars]:
-    """Title → bars; a part that adds nothing measurable counts 0."""
+def readable(longest: float) -> tuple[str, float]:
+    """The unit for times up to ``longest`` µs, and how many µs it has."""
+    return ("ms", 1e3) if longest >= MILLISECONDS else ("µs", 1.0)
+
+
+def draft_bars(rows: list[Row]) -> tuple[dict[str, Bars], str]:
+    """Title → bars, and their unit; a part that adds nothing measurable counts 0."""
     panels: dict[str, Bars] = {}
+    unit, size = readable(max(float(row["p50_us"]) for row in rows))
     for row in rows:
         if row["part"] != ALONE:
             bars = panels.setdefault(f"{row['model']}, context {row['context']}", {})
-            bars.setdefault(row["arm"], {})[row["part"]] = max(0.0, float(row["p50_us"]))
-    return panels
+            bars.setdefault(row["arm"], {})[row["part"]] = max(0.0, float(row["p50_us"])) / size
+    return panels, f"{unit} a draft, median"
 
 
 def pair_bars(folder: Path) -> Bars:
@@ -71,7 +78,7 @@ def pair_bars(folder: Path) -> Bars:
 def draft(folder: Path) -> Figure:
     """A panel for each model and context, or for the pair where no whole drafts were measured."""
     if (folder / DRAFT).is_file():
-        panels, unit = draft_bars(read_csv(folder / DRAFT)), "µs a draft, median"
+        panels, unit = draft_bars(read_csv(folder / DRAFT))
     else:
         panels, unit = {"demonstration pair": pair_bars(folder)}, "ms a draft step"
     arms = [arm for bars in panels.values() for arm in bars.values()]
@@ -98,17 +105,18 @@ def timeline(folder: Path) -> Figure:
     if not lanes:
         raise Missing(f"{TIMELINE} has other arms alone: {', '.join(arms)}")
     figure, axes = pyplot.subplots(figsize=(9, 1.2 + 0.4 * len(lanes)))
+    unit, size = readable(max(float(row["end_us"]) for row in rows))
     for part in in_order([row["part"] for row in rows]):
         colour = COLOURS.get(part, OTHER)
         for row in rows:
             if row["part"] == part and row["arm"] in MAIN_ARMS:
-                start, end = float(row["start_us"]), float(row["end_us"])
+                start, end = float(row["start_us"]) / size, float(row["end_us"]) / size
                 place = lanes.index(row["arm"] + LANE[row["stream"]])
                 axes.broken_barh([(start, end - start)], (place - 0.4, 0.8), color=colour)
         axes.plot([], [], color=colour, linewidth=6, label=part)
     axes.set_yticks(range(len(lanes)), lanes)
     axes.invert_yaxis()
     title = f"one draft, {first['model']}, context {first['context']}"
-    axes.set(xlabel="µs since its start", title=title)
+    axes.set(xlabel=f"{unit} since its start", title=title)
     figure.legend(loc="outside lower center", ncols=6)
     return figure

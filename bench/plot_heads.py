@@ -95,7 +95,7 @@ def speedup(folder: Path) -> Figure:
     }
     present = sorted({m for own in by_model.values() for m in own})
     chosen = [m for m in ROWS if m in present] or present[:3]
-    figure, axes = pyplot.subplots(figsize=(4 + 1.2 * len(by_model), HEIGHT))
+    figure, axes = pyplot.subplots(figsize=(4 + 1.2 * len(by_model), HEIGHT + 0.5))
     width = 0.8 / len(chosen)
     for index, m in enumerate(chosen):
         places = [place for place, own in enumerate(by_model.values()) if m in own]
@@ -109,7 +109,7 @@ def speedup(folder: Path) -> Figure:
         title=f"dense head over sparse head, K = {capacity}, {situation}", ylabel="times faster"
     )
     axes.margins(y=0.1)
-    figure.legend(loc="outside right upper")
+    figure.legend(loc="outside lower center", ncols=len(chosen))
     return figure
 
 

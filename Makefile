@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/microspec.stamp
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc)
 
-.PHONY: build demo test test-triton test-triton-range test-gpu lint bench bench-gpu clean
+.PHONY: build demo test test-triton test-triton-range test-gpu lint bench bench-gpu bench-variants clean
 
 build: $(STAMP)
 
@@ -67,6 +67,12 @@ bench: build
 
 bench-gpu: build
 	$(BIN)/python -m bench.run --device cuda
+
+# Choices of the CUDA head against each other (for an H100 or H200; needs nvcc).
+bench-variants: build
+	$(BIN)/python -m bench.variants build
+	$(BIN)/python -m bench.variants run
+	$(BIN)/python -m bench.gpu_l2
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info microspec_kernels/*.so

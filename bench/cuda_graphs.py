@@ -48,8 +48,14 @@ def streams() -> tuple[torch.cuda.Stream, torch.cuda.Stream]:
     return torch.cuda.Stream(), torch.cuda.Stream()
 
 
-def capture(call: Callable[[], object], calls: int) -> Replay:
+def capture(
+    call: Callable[[], object],
+    calls: int,
+    edit: Callable[[torch.cuda.CUDAGraph], None] | None = None,
+) -> Replay:
     """``calls`` of it as one graph. It is called as often before, as capture requires.
+
+    ``edit`` may change the captured graph's nodes before it is instantiated.
 
     Without a GPU, where only the logic can be tried, the calls are made one by one.
     """
@@ -62,10 +68,13 @@ def capture(call: Callable[[], object], calls: int) -> Replay:
             call()
     torch.cuda.current_stream().wait_stream(own)
     torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
+    graph = torch.cuda.CUDAGraph(keep_graph=edit is not None)
     with torch.cuda.graph(graph, stream=own):
         for _ in range(calls):
             last = call()
+    if edit is not None:
+        edit(graph)
+        graph.instantiate()
     return Replay(graph.replay, calls, last)
 
 

@@ -57,12 +57,17 @@ def save(tables: dict[str, list[dict[str, Any]]], out: Path) -> None:
         report.write_csv(out / f"{part}.csv", table)
 
 
-def child(args: argparse.Namespace, path: Path) -> list[dict[str, Any]]:
-    """All lines of figures of one build, measured by another process."""
+def child(
+    args: argparse.Namespace, path: Path, timeout: float | None = None
+) -> list[dict[str, Any]]:
+    """All lines of figures of one build, measured by another process.
+
+    Raises subprocess.SubprocessError: it failed, or took longer than ``timeout`` seconds.
+    """
     command = [sys.executable, "-m", "bench.gpu", "--json", "--library", str(path)]
     command += ["--parts", ",".join(args.parts), "--rows", args.rows, "--only", args.only]
     command += ["--rounds", str(args.rounds), *(["--quick"] if args.quick else [])]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=timeout)
     tables = json.loads(done.stdout.splitlines()[-1])
     return [line for table in tables.values() for line in table]
 

@@ -37,11 +37,11 @@ class Part:
 
 PARTS = {
     "head": Part("bench.head", 270),
-    "draft_step": Part("bench.draft_step", 150),
+    "draft_step": Part("bench.draft_step", 200),
     "vocab": Part("bench.vocab", 20),
-    "gather": Part("bench.gather", 30),
-    "e2e": Part("bench.e2e", 90, ("--prompts", "8")),
-    "plots": Part("bench.plots", 30),
+    "gather": Part("bench.gather", 25),
+    "e2e": Part("bench.e2e", 60, ("--prompts", "8")),
+    "plots": Part("bench.plots", 20),
 }
 
 

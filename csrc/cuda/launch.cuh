@@ -3,6 +3,11 @@
 
 #include "platform.cuh"
 
+// Whether a kernel that may start before the one ahead of it is over does so.
+#ifndef MICROSPEC_DEPENDENT_LAUNCH
+#define MICROSPEC_DEPENDENT_LAUNCH 1
+#endif
+
 namespace microspec {
 
 // A cudaError_t; 0 is success. (An int, so that callers need no CUDA header.)
@@ -56,7 +61,7 @@ Error launch(void (*kernel)(Parameters...), const Launch& how, Arguments... argu
   config.dynamicSmemBytes = how.shared_bytes;
   config.stream = static_cast<cudaStream_t>(how.stream);
   config.attrs = &attribute;
-  config.numAttrs = how.dependent && device.arch >= 900 ? 1 : 0;
+  config.numAttrs = MICROSPEC_DEPENDENT_LAUNCH && how.dependent && device.arch >= 900 ? 1 : 0;
   return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
 }
 

@@ -11,9 +11,12 @@ namespace microspec {
 
 // Sixteen warps a row: 6 keys a thread at K = 3072. Fewer would add to each step of the selection,
 // more to the cost of its barrier.
-constexpr int kSelectThreads = 512;
+#ifndef MICROSPEC_SELECT_THREADS
+#define MICROSPEC_SELECT_THREADS 512
+#endif
+constexpr int kSelectThreads = MICROSPEC_SELECT_THREADS;
 // Keys that a thread loads at once, and may hold in registers: those of K = 4096.
-constexpr int kBatch = 8;
+constexpr int kBatch = 4096 / kSelectThreads;
 
 // The high word of a key. 0 is an empty slot, 1 a NaN; every number is above them.
 constexpr uint32_t kNanOrder = 1;

@@ -24,9 +24,13 @@ constexpr int kMaxRows = 256;
 // Slots that one block takes at a time in project_mma: eight fp32 results are one 32-byte sector.
 constexpr int kRun = 8;
 
-// Rows of one group that project_simt takes at once. Beyond it tensor cores do the work: FMAs would
-// then take longer than the weights need to arrive.
-constexpr int kMaxSimtRows = 4;
+// Rows of one group that project_simt takes at once.
+constexpr int kSimtRows = 4;
+// Beyond it tensor cores do the work: FMAs would then take longer than the weights need to arrive.
+#ifndef MICROSPEC_MAX_SIMT_ROWS
+#define MICROSPEC_MAX_SIMT_ROWS kSimtRows
+#endif
+constexpr int kMaxSimtRows = MICROSPEC_MAX_SIMT_ROWS;
 
 // Rows of a group to expect. A group that has more is projected in several turns.
 int64_t expected_rows(const HeadArgs& args);

@@ -26,6 +26,10 @@ namespace {
 
 constexpr int kThreads = kRingWarps * kWarp;
 constexpr int kHiddenRegisters = 128;
+// Parts of D, also where hidden would fit in the registers with fewer.
+#ifndef MICROSPEC_MIN_SPLITS
+#define MICROSPEC_MIN_SPLITS 1
+#endif
 // Rows in a tile of hidden (mma's n), and of slots (mma's m) in shared memory: 4 floats of padding
 // let 32 lanes store to 32 banks.
 constexpr int kTile = 8;
@@ -254,7 +258,8 @@ Plan plan_for(const HeadArgs& args, const Device& device) {
     plan.shared_bytes = fixed + plan.depth * run;
     return plan;
   };
-  int64_t splits = ceil_div<int64_t>(args.dim, kMaxWarpDim * kRingWarps);
+  const int64_t needed = ceil_div<int64_t>(args.dim, kMaxWarpDim * kRingWarps);
+  int64_t splits = std::max<int64_t>(MICROSPEC_MIN_SPLITS, needed);
   Plan plan = with(splits);
   while (plan.depth < kMinDepth) plan = with(++splits);
   return plan;

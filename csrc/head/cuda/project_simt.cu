@@ -236,9 +236,9 @@ Error start(const HeadArgs& args, const Partials& partials, const Device& device
   how.stream = stream;
   how.dependent = true;
   if (!aligned16(args))
-    return launch(project_simt_kernel<Hidden, Row, kMaxSimtRows, false>, how, args, partials);
+    return launch(project_simt_kernel<Hidden, Row, kSimtRows, false>, how, args, partials);
   if (expected_rows(args) == 1) return launch(project_simt_kernel<Hidden, Row, 1, true>, how, args, partials);
-  return launch(project_simt_kernel<Hidden, Row, kMaxSimtRows, true>, how, args, partials);
+  return launch(project_simt_kernel<Hidden, Row, kSimtRows, true>, how, args, partials);
 }
 
 template <class Hidden>

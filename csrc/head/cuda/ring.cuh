@@ -13,6 +13,11 @@
 
 namespace microspec {
 
+// 0: cp.async on every GPU. A bulk copy is one lane's instruction, cp.async is every thread's.
+#ifndef MICROSPEC_BULK_COPIES
+#define MICROSPEC_BULK_COPIES 1
+#endif
+
 constexpr int kRingWarps = 8;  // in a block: as many as rows in a run
 constexpr int kMaxDepth = 32;  // runs in the ring
 static_assert(kRingWarps == kRun);
@@ -76,7 +81,7 @@ class Ring {
   }
 
  private:
-  MICROSPEC_DEVICE static bool bulk() { return MICROSPEC_ARCH >= 900; }
+  MICROSPEC_DEVICE static bool bulk() { return MICROSPEC_BULK_COPIES && MICROSPEC_ARCH >= 900; }
   MICROSPEC_DEVICE unsigned char* place(int index) const {
     return data_ + static_cast<int64_t>(index) * kRun * row_pitch_;
   }

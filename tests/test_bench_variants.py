@@ -1,0 +1,216 @@
+"""Variants of the CUDA head: each is another program, and the right one of them wins."""
+
+import argparse
+import csv
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import draft, draft_heads, gpu, gpu_gather, library, modes, variants
+from bench.winners import MARGIN, winners
+
+ROOT = Path(__file__).resolve().parents[1]
+CSRC = ROOT / "csrc"
+OVERRIDABLE = re.compile(r"#ifndef (MICROSPEC_\w+)\n#define \1 (\w+)\n#endif")
+
+
+def overridable() -> dict[str, str]:
+    """The constants that a build may override, and their defaults."""
+    texts = [path.read_text() for path in CSRC.rglob("*") if path.suffix in (".h", ".cuh", ".cu")]
+    return {name: value for text in texts for name, value in OVERRIDABLE.findall(text)}
+
+
+@pytest.fixture(scope="module")
+def empty_headers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All system headers that the sources include, with nothing in them."""
+    folder = tmp_path_factory.mktemp("headers")
+    for path in CSRC.rglob("*"):
+        if path.suffix in (".h", ".cuh", ".cu"):
+            for name in re.findall(r"#include <(.*?)>", path.read_text()):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).touch()
+    return folder
+
+
+def program(headers: Path, definition: str = "") -> str:
+    """The head's and the launches' CUDA sources behind the preprocessor."""
+    compiler = shutil.which("g++") or pytest.skip("needs g++")
+    command = [compiler, "-E", "-P", "-x", "c++", "-nostdinc", "-nostdinc++"]
+    command += [f"-I{CSRC}", f"-I{headers}", *([f"-D{definition}"] if definition else [])]
+    sources = map(str, sorted(CSRC.glob("head/cuda/*.cu")))
+    return subprocess.run([*command, *sources], check=True, capture_output=True, text=True).stdout
+
+
+def test_every_variant_is_another_program(empty_headers: Path) -> None:
+    programs = {v.name: program(empty_headers, v.definition) for v in variants.VARIANTS}
+    assert "project_mma_kernel" in programs["default"]
+    assert len(set(programs.values())) == len(variants.VARIANTS)
+    assert len(programs) == len(variants.VARIANTS), "a name twice"
+
+
+def test_a_definition_with_the_default_changes_nothing(empty_headers: Path) -> None:
+    default = program(empty_headers)
+    for name, value in overridable().items():
+        assert program(empty_headers, f"{name}={value}") == default, name
+
+
+def test_what_can_be_overridden_is_compared() -> None:
+    """And nothing else: an option that nobody measures is a second way to do the same."""
+    compared = {v.definition.partition("=")[0] for v in variants.VARIANTS} - {""}
+    assert compared == set(overridable())
+    assert set(gpu.ROWS.split(",")) == {str(m) for m in variants.DEFAULT.rows}
+    assert all(set(v.rows) <= set(variants.DEFAULT.rows) for v in variants.VARIANTS)
+
+
+def line(p50: float, m: int = 10, situation: str = "cold", arm: str = "packed") -> dict[str, Any]:
+    return {"M": m, "situation": situation, "arm": arm, "p50_us": p50, "floor_us": 8.0}
+
+
+def won(table: list[dict[str, Any]], m: int = 10) -> str:
+    (name,) = [row["variant"] for row in table if row["winner"] and row["M"] == m]
+    return name
+
+
+def test_the_fastest_by_its_best_process_wins() -> None:
+    runs = {
+        "default": [[line(10.0)], [line(10.1)]],
+        "a": [[line(12.0)], [line(9.0)]],
+        "b": [[line(9.5)], [line(9.4)]],
+    }
+    table = winners(runs, {"a": "why?"})
+    assert won(table) == "a"
+    (row,) = [row for row in table if row["variant"] == "a"]
+    assert (row["p50_us"], row["over_default"], row["question"]) == (9.0, 0.9, "why?")
+
+
+def test_the_default_stays_within_the_margin_and_its_own_spread() -> None:
+    barely = 10 * (1 - MARGIN)
+    assert won(winners({"default": [[line(10.0)]], "a": [[line(barely + 0.01)]]}, {})) == "default"
+    assert won(winners({"default": [[line(10.0)]], "a": [[line(barely - 0.01)]]}, {})) == "a"
+    unsteady = [[line(10.0)], [line(11.0)]]
+    assert won(winners({"default": unsteady, "a": [[line(9.1)]]}, {})) == "default"
+    assert won(winners({"default": unsteady, "a": [[line(8.9)]]}, {})) == "a"
+
+
+def test_a_variant_has_winners_only_where_it_was_measured() -> None:
+    runs = {"default": [[line(10.0), line(20.0, m=60)]], "a": [[line(5.0, m=60), line(1.0, m=4)]]}
+    table = winners(runs, {})
+    assert won(table, 10) == "default"
+    assert won(table, 60) == "a"
+    assert not [row for row in table if row["M"] == 4], "nothing to compare it with"
+
+
+HEAD = {"model": "Llama-3.1-8B", "K": 3072, "floor_us": 8}
+
+
+def kept_figures(folder: Path, packed: float, gather: float) -> None:
+    head = [
+        {**HEAD, "situation": situation, "arm": arm, "M": m, "p50_us": factor * took}
+        for situation, factor in (("cold", 1), ("in situ", 2))
+        for arm, took in (("sparse_head indexed", 10.0), ("sparse_head packed", packed))
+        for m in (1, 10)
+    ]
+    copies = [{"arm": "gather_rows_ of 128 rows, bf16 to bf16", "p50_us": gather}]
+    for name, rows in (("head", head), ("gather", copies)):
+        with (folder / f"{name}.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def test_packed_has_to_win_with_its_gather(tmp_path: Path) -> None:
+    """Six calls a draft: indexed 60 cold; packed 54, and the gather behind it."""
+    kept_figures(tmp_path, packed=9.0, gather=4.0)
+    table = {(row["situation"], row["variant"]): row for row in modes.modes(tmp_path)}
+    assert table["cold", "indexed"]["p50_us"] == 60
+    assert table["cold", "packed, gather counted"]["p50_us"] == 58
+    assert table["cold", "packed, gather hidden"]["p50_us"] == 54
+    assert table["in situ", "packed, gather counted"]["p50_us"] == 112
+    assert [key for key, row in table.items() if row["winner"]] == [
+        ("cold", "packed, gather counted"),
+        ("in situ", "packed, gather counted"),
+    ]
+    kept_figures(tmp_path, packed=9.0, gather=7.0)
+    table = {(row["situation"], row["variant"]): row for row in modes.modes(tmp_path)}
+    assert table["cold", "indexed"]["winner"] and table["cold", "indexed"]["floor_us"] == 48
+
+
+def test_modes_follow_the_benchmarks() -> None:
+    assert sum(modes.CALLS.values()) == draft.Shape().depth
+    assert draft_heads.Observed().new in gpu_gather.CHANGED
+
+
+def test_modes_say_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no head.csv.*bench.run"):
+        modes.modes(tmp_path)
+    kept_figures(tmp_path, 9.0, 4.0)
+    (tmp_path / "gather.csv").write_text("arm,p50_us\ncopy_,1\n")
+    with pytest.raises(ValueError, match=r"no figure.*gather_rows_ of 128"):
+        modes.modes(tmp_path)
+
+
+@pytest.fixture
+def libraries(tmp_path: Path) -> Path:
+    for name in ("default", "splits-2", "cp-async"):
+        (tmp_path / f"{name}.so").touch()
+    return tmp_path
+
+
+def test_a_run_alternates_and_goes_on_where_one_fails(
+    libraries: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    called = []
+
+    def child(args: argparse.Namespace, path: Path, timeout: float) -> list[dict[str, Any]]:
+        called.append(path.stem)
+        if path.stem == "cp-async":
+            raise subprocess.CalledProcessError(7, "bench.gpu")
+        took = 9.0 if path.stem == "splits-2" else 10.0
+        return [line(took, int(m), s) for m in args.rows.split(",") for s in ("cold", "warm")]
+
+    monkeypatch.setattr(gpu, "child", child)
+    monkeypatch.setattr(library, "use", lambda path: None)
+    out = libraries / "out"
+    words = ["run", "--libraries", libraries, "--out", out, "--figures", out]
+    assert variants.main([str(word) for word in words]) == 1, "one has failed"
+    assert called == ["default", "splits-2", "cp-async", "default", "splits-2"]
+    told = capsys.readouterr()
+    assert "FAILED: cp-async" in told.out and "run python -m bench.run first" in told.err
+    rows = list(csv.DictReader((out / "variants.csv").open()))
+    assert {row["situation"] for row in rows} == {"cold"}
+    won = {row["M"]: row["variant"] for row in rows if row["winner"]}
+    default = dict.fromkeys(["1", "4", "32", "60"], "default")
+    assert won == {**default, "10": "splits-2", "16": "splits-2"}
+
+
+def test_the_child_takes_what_it_is_given(libraries: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a sweep asks of bench.gpu is what bench.gpu understands."""
+    commands: list[list[str]] = []
+
+    def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0, 'log\n{"head": []}\n')
+
+    monkeypatch.setattr(subprocess, "run", run)
+    there = variants.found(libraries, variants.VARIANTS)
+    assert next(iter(there)) == variants.DEFAULT and len(there) == 3
+    variants.Sweep(there, rounds=5, quick=True).measure(variants.DEFAULT)
+    monkeypatch.setattr(sys, "argv", ["gpu", *commands[0][3:]])
+    args = gpu.parsed()
+    assert (args.parts, args.rows, args.only) == (["head"], gpu.ROWS, "sparse_head")
+    assert (args.rounds, args.quick, args.library) == (5, True, [libraries / "default.so"])
+
+
+def test_refusals(libraries: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (libraries / "default.so").unlink()
+    words = ["run", "--libraries", str(libraries), "--out", str(libraries)]
+    assert variants.main(words) == 2
+    assert "default.so" in capsys.readouterr().err
+    for words in (["dance"], ["build", "--only", "dance"]):
+        with pytest.raises(SystemExit):
+            variants.main(words)

@@ -1,11 +1,11 @@
 """The demonstration pair from prompt to text, with every head, on prompts it was not trained on.
 
     python -m bench.e2e [--quick] [--device cpu|cuda] [--out DIR] [--corpus corpus.jsonl.xz]
-                        [--prompts 32] [--new 128]
+                        [--prompts 32] [--new 128] [--temperature 1]
 
 Without the corpus, whose split "test" the pair has not seen, the few prompts below serve. Greedy
 text of a small model falls into loops, which any draft predicts: τ is therefore also given for the
-steps before the loop alone.
+steps before the loop alone, and a text that is drawn at a temperature has none.
 """
 
 import json
@@ -19,12 +19,20 @@ import numpy as np
 import torch
 
 from microspec_kernels.cli.text import Tekken, target_alone
-from microspec_kernels.speculative import Generation, generate, load_draft, load_target
+from microspec_kernels.policy import MICROSPEC, Policy
+from microspec_kernels.speculative import Generation, Sampling, generate, load_draft, load_target
 
 from . import options, report
 
 PAIR = Path(__file__).parent.parent / "examples" / "tiny_pair"
-HEADS = {"dense": 131072, "static": 32768, "sparse": 3072}
+# Head and capacity of each arm; "MicroSpec" follows the paper's sources and begins empty.
+ARMS = {
+    "dense": ("dense", 131072),
+    "static": ("static", 32768),
+    "sparse": ("sparse", 3072),
+    "sparse, K = 1024": ("sparse", 1024),
+    "MicroSpec": ("sparse", 3072),
+}
 LONGEST_PROMPT = 256  # tokens; the pair was trained on texts of 512
 LONGEST_PERIOD = 64
 PROMPTS = (
@@ -41,7 +49,7 @@ PROMPTS = (
 
 @dataclass
 class Total:
-    """What one head did over all prompts."""
+    """What one arm did over all prompts."""
 
     tokens: int = 0
     covered: int = 0
@@ -91,13 +99,13 @@ def unseen_prompts(corpus: Path | None, tokenizer: Tekken, count: int) -> list[l
     return prompts[:: max(1, len(prompts) // count)][:count]
 
 
-def row(head: str, total: Total, depth: int) -> dict[str, Any]:
+def row(arm: str, total: Total, depth: int) -> dict[str, Any]:
     steps = max(1, len(total.lengths))
     parts = ("draft_layer", "head", "vocabulary", "tree")
     draft = sum(total.seconds.get(part, 0.0) for part in parts)
-    alone = head == "target alone"
+    alone = arm == "target alone"
     return {
-        "head": head,
+        "head": arm,
         "tokens": total.tokens,
         "tokens_per_s": total.tokens / total.seconds["total"],
         "tau": 1.0 if alone else fmean(total.lengths),
@@ -121,39 +129,48 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=6)
     parser.add_argument("--top-k", type=int, default=10)
     parser.add_argument("--tree-size", type=int, default=60)
+    parser.add_argument("--temperature", type=float, default=0.0, help="0: greedy")
     args = options.parsed(parser)
     new = args.new or (16 if args.quick else 128)
     target = load_target(PAIR / "target", device=args.device)
     draft = load_draft(PAIR / "draft", target)
     frequency = torch.from_numpy(np.load(PAIR / "frequency_rank.npy")).to(args.device)
-    totals = {head: Total() for head in ("target alone", *HEADS)}
+    totals = {arm: Total() for arm in ("target alone", *ARMS)}
     shape = {"depth": args.depth, "top_k": args.top_k, "tree_size": args.tree_size}
     count = args.prompts or (1 if args.quick else 32)
     prompts = unseen_prompts(args.corpus, Tekken(), count)
     # The first text is run twice, and its first run not counted: it pays for what comes but once.
     for index, ids in enumerate([prompts[0], *prompts]):
         prompt = torch.tensor(ids, device=args.device)
-        alone = target_alone(target, prompt, new)
+        sampling = Sampling(args.temperature, seed=index)
+        alone = target_alone(target, prompt, new, sampling)
         own = alone.tokens.tolist()
         made = {"target alone": alone}
-        for head, capacity in HEADS.items():
-            made[head] = generate(
+        for arm, (head, capacity) in ARMS.items():
+            made[arm] = generate(
                 target,
                 draft,
                 prompt,
                 new,
-                head=head,  # type: ignore[arg-type]
+                head=head,
                 capacity=capacity,
                 frequency=frequency,
+                policy=Policy(MICROSPEC) if arm == "MicroSpec" else None,
+                sampling=sampling,
                 **shape,
             )
         if index:
-            for head, total in totals.items():
-                total.add(made[head], own, before_loop(own))
-    rows = [{**row(head, total, args.depth), **shape} for head, total in totals.items()]
+            for arm, total in totals.items():
+                total.add(made[arm], own, before_loop(own))
+    rows = [{**row(arm, total, args.depth), **shape} for arm, total in totals.items()]
     print(f"{report.device()}, {len(prompts)} prompts\n\n{report.table(rows)}")
-    name = f"e2e-depth{args.depth}-top{args.top_k}-tree{args.tree_size}.csv"
-    facts = {"source": args.corpus.name if args.corpus else "built in", "prompts": len(prompts)}
+    drawn = f"-temperature{args.temperature:g}" if args.temperature else ""
+    name = f"e2e-depth{args.depth}-top{args.top_k}-tree{args.tree_size}{drawn}.csv"
+    facts = {
+        "source": args.corpus.name if args.corpus else "built in",
+        "prompts": len(prompts),
+        "temperature": args.temperature,
+    }
     options.save(args, name, [{**facts, **r} for r in rows])
 
 

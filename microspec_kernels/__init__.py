@@ -3,8 +3,10 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from .backends import backend
+from .coverage import Coverage
 from .head import SparseHead, SparseLMHead
 from .ops import gather_rows_, sparse_head, sparse_logits, vocab_update_
+from .parallel import ParallelSparseHead, parallel_sparse_head
 from .slab import SlabView, WeightSlab
 from .vocab import ActiveVocab
 
@@ -15,6 +17,8 @@ except PackageNotFoundError:  # run from a source tree that was never installed
 
 __all__ = [
     "ActiveVocab",
+    "Coverage",
+    "ParallelSparseHead",
     "SlabView",
     "SparseHead",
     "SparseLMHead",
@@ -22,6 +26,7 @@ __all__ = [
     "__version__",
     "backend",
     "gather_rows_",
+    "parallel_sparse_head",
     "sparse_head",
     "sparse_logits",
     "vocab_update_",

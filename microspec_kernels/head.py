@@ -58,6 +58,16 @@ class _ActiveHead(nn.Module):
         if self.slab is not None:
             self.slab.refresh()
 
+    def logits(self, hidden: Tensor, group_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """hidden [M, D] to logits fp32 [M, K] and token_ids int64 [M, K], slot by slot.
+
+        An empty slot has -inf and -1. group_ids and errors as in :func:`~.ops.sparse_logits`.
+        """
+        operands = self._operands(hidden, group_ids)
+        ids, groups = operands["active_ids"].long(), operands["group_ids"]
+        ids = ids.expand(len(hidden), -1) if groups is None else ids[groups.clamp(min=0).long()]
+        return ops.sparse_logits(hidden, **operands), ids
+
     def _operands(self, hidden: Tensor, group_ids: Tensor | None) -> dict[str, Any]:
         shared = {"bias": self.bias, "logit_scale": self.logit_scale, "softcap": self.softcap}
         if self.slab is None:
@@ -110,12 +120,9 @@ class SparseLMHead(_ActiveHead):
         group_ids: int32 or int64, one for each row of hidden, flattened; needed when G > 1.
         """
         flat = hidden.reshape(-1, hidden.size(-1))
-        operands = self._operands(flat, group_ids)
-        logits = ops.sparse_logits(flat, **operands).to(hidden.dtype)
-        ids, groups = operands["active_ids"].long(), operands["group_ids"]
-        ids = ids.expand(len(flat), -1) if groups is None else ids[groups.clamp(min=0).long()]
+        logits, ids = self.logits(flat, group_ids)
         # One column more than V takes what empty slots would write.
         size = self.vocab.vocab_size
-        dense = logits.new_full((len(flat), size + 1), float("-inf"))
-        dense.scatter_(1, torch.where(ids >= 0, ids, size), logits)
+        dense = hidden.new_full((len(flat), size + 1), float("-inf"))
+        dense.scatter_(1, torch.where(ids >= 0, ids, size), logits.to(hidden.dtype))
         return dense[:, :size].view(*hidden.shape[:-1], size)

@@ -21,6 +21,8 @@ class ActiveVocab:
         capacity: K, slots a group.
         groups: G.
         pinned: tokens that are never evicted, at most K; they take the first slots of every group.
+        initial: tokens that every group begins with, the likeliest first, which is the last of them
+            to be evicted; as many as there is room for beside the pinned ones.
         device: where the state lives.
 
     Attributes:
@@ -30,7 +32,7 @@ class ActiveVocab:
         clock: int64 [G], positions seen.
 
     Raises:
-        ValueError: a size below 1; too many, repeated or out-of-range pinned tokens.
+        ValueError: a size below 1; too many, repeated or out-of-range pinned or initial tokens.
     """
 
     def __init__(
@@ -40,13 +42,22 @@ class ActiveVocab:
         *,
         groups: int = 1,
         pinned: Tensor | Sequence[int] | None = None,
+        initial: Tensor | Sequence[int] | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         for name, size in (("vocab_size", vocab_size), ("capacity", capacity), ("groups", groups)):
             if size < 1:
                 raise ValueError(f"ActiveVocab: {name}: expected at least 1, got {size}")
         self.vocab_size, self.capacity, self.groups = vocab_size, capacity, groups
-        self.pinned = _checked_pinned(pinned, vocab_size, capacity, device)
+        self.pinned = _checked("pinned", pinned, vocab_size, device)
+        if len(self.pinned) > capacity:
+            raise ValueError(
+                f"ActiveVocab: pinned: expected at most capacity = {capacity} tokens, "
+                f"got {len(self.pinned)}"
+            )
+        initial = _checked("initial", initial, vocab_size, device)
+        others = initial[~torch.isin(initial, self.pinned)]
+        self.initial = others[: capacity - len(self.pinned)]
         self.ids = torch.empty(groups, capacity, dtype=torch.int32, device=device)
         self.slot_stamps = torch.empty(groups, capacity, dtype=torch.int64, device=device)
         self.token_slots = torch.empty(groups, vocab_size, dtype=torch.int32, device=device)
@@ -81,30 +92,39 @@ class ActiveVocab:
             token_groups=token_groups,
         )
 
-    def contains(self, tokens: Tensor) -> Tensor:
-        """Which tokens are active: bool, shaped as ``tokens``, [G, ...], or any shape when G = 1.
+    def contains(self, tokens: Tensor, *, token_groups: Tensor | None = None) -> Tensor:
+        """Which tokens are active: bool, shaped as ``tokens``.
 
-        -1 is not active. Ids must be below V.
+        Args:
+            tokens: int32 or int64 [G, ...], or any shape when G = 1 or with ``token_groups``; -1 is
+                not active. Ids must be below V.
+            token_groups: int32 or int64, shaped as ``tokens``: the group of each token of a ragged
+                batch, -1 for none, where nothing is active. Groups must be below G.
         """
-        flat = tokens.reshape(self.groups, -1)
-        slots = self.token_slots.gather(1, flat.clamp(min=0).long())
-        return ((slots >= 0) & (flat >= 0)).view(tokens.shape)
+        if token_groups is None:
+            flat = tokens.reshape(self.groups, -1)
+            slots = self.token_slots.gather(1, flat.clamp(min=0).long())
+            return ((slots >= 0) & (flat >= 0)).view(tokens.shape)
+        groups = token_groups.long()
+        slots = self.token_slots[groups.clamp(min=0), tokens.clamp(min=0).long()]
+        return (slots >= 0) & (tokens >= 0) & (groups >= 0)
 
     def reset(self, groups: Tensor | Sequence[int] | None = None) -> None:
-        """Forget everything but the pinned tokens, in the given groups (default: in all)."""
+        """Go back to the pinned and the initial tokens, in the given groups (default: in all)."""
         which = (
             slice(None) if groups is None else torch.as_tensor(groups, device=self.device).long()
         )
-        pinned = self.pinned
-        count = len(pinned)
+        first, later = len(self.pinned), len(self.initial)
+        known = torch.cat((self.pinned, self.initial))
         ids = torch.full((self.capacity,), -1, dtype=torch.int32, device=self.device)
-        ids[:count] = pinned
+        ids[: len(known)] = known
         stamps = torch.full((self.capacity,), EMPTY_STAMP, device=self.device)
-        stamps[:count] = PINNED_STAMP
+        stamps[:first] = PINNED_STAMP
+        stamps[first : len(known)] = torch.arange(later, device=self.device).flip(0)
         slots = torch.full((self.vocab_size,), -1, dtype=torch.int32, device=self.device)
-        slots[pinned.long()] = torch.arange(count, dtype=torch.int32, device=self.device)
+        slots[known.long()] = torch.arange(len(known), dtype=torch.int32, device=self.device)
         self.ids[which], self.slot_stamps[which], self.token_slots[which] = ids, stamps, slots
-        self.clock[which] = 0
+        self.clock[which] = later
 
     def state_dict(self) -> dict[str, Tensor]:
         """The whole state, as copies."""
@@ -134,22 +154,19 @@ class ActiveVocab:
         }
 
 
-def _checked_pinned(
-    pinned: Tensor | Sequence[int] | None,
+def _checked(
+    name: str,
+    ids: Tensor | Sequence[int] | None,
     vocab_size: int,
-    capacity: int,
     device: torch.device | str,
 ) -> Tensor:
-    tokens = torch.as_tensor([] if pinned is None else pinned).to(device, torch.int32).flatten()
-    if len(tokens) > capacity:
-        raise ValueError(
-            f"ActiveVocab: pinned: expected at most capacity = {capacity} tokens, got {len(tokens)}"
-        )
+    """Distinct token ids, int32 [n]."""
+    tokens = torch.as_tensor([] if ids is None else ids).to(device, torch.int32).flatten()
     if len(tokens) and (int(tokens.min()) < 0 or int(tokens.max()) >= vocab_size):
         outside = tokens[(tokens < 0) | (tokens >= vocab_size)][0]
         raise ValueError(
-            f"ActiveVocab: pinned: expected ids in [0, {vocab_size}), got {int(outside)}"
+            f"ActiveVocab: {name}: expected ids in [0, {vocab_size}), got {int(outside)}"
         )
     if len(tokens.unique()) != len(tokens):
-        raise ValueError("ActiveVocab: pinned: expected distinct ids, got repeated ones")
+        raise ValueError(f"ActiveVocab: {name}: expected distinct ids, got repeated ones")
     return tokens

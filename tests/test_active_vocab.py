@@ -54,6 +54,35 @@ def test_pinned_take_the_first_slots_and_stay() -> None:
     assert vocab.pinned.tolist() == [40, 30]
 
 
+@given(
+    capacity=st.integers(1, 9),
+    pin=st.integers(0, 3),
+    initial=st.lists(st.integers(0, 19), unique=True),
+    seed=st.integers(0, 999),
+)
+def test_begins_as_if_it_had_seen_the_initial_tokens(
+    capacity: int, pin: int, initial: list[int], seed: int
+) -> None:
+    """The likeliest last; what has no room, or is pinned, is passed over."""
+    pinned = [11, 2, 7][: min(pin, capacity)]
+    vocab = ActiveVocab(20, capacity, groups=2, pinned=pinned, initial=initial)
+    fresh = vocab.state_dict()
+    room = capacity - len(pinned)
+    fits = [token for token in initial if token not in pinned][:room]
+    assert vocab.initial.tolist() == fits
+    assert vocab.ids[1].tolist() == [*pinned, *fits, *[-1] * (room - len(fits))]
+    cache = Lru(capacity, pinned)
+    cache.see(fits[::-1])
+    assert_holds(state_of(vocab), 1, cache)
+    tokens = torch.randint(0, 20, (6,), generator=torch.Generator().manual_seed(seed))
+    vocab.update(tokens, token_groups=torch.ones(6, dtype=torch.int64))
+    cache.see(tokens.tolist())
+    assert_holds(state_of(vocab), 1, cache)
+    vocab.reset()
+    for name, tensor in vocab.state_dict().items():
+        assert_bitwise(tensor, fresh[name], name)
+
+
 def test_types_and_shapes() -> None:
     vocab = ActiveVocab(100, 4, groups=2)
     for tensor, dtype, shape in [
@@ -124,6 +153,8 @@ def test_state_dict_round_trip() -> None:
         ({"groups": -1}, "groups: expected at least 1, got -1"),
         ({"pinned": [1, 2, 3, 4, 5, 6]}, "pinned: expected at most capacity = 5 tokens, got 6"),
         ({"pinned": [1, 20]}, "pinned: expected ids in [0, 20), got 20"),
+        ({"initial": [1, 20]}, "initial: expected ids in [0, 20), got 20"),
+        ({"initial": [3, 3]}, "initial: expected distinct ids, got repeated ones"),
         ({"pinned": [-1]}, "pinned: expected ids in [0, 20), got -1"),
         ({"pinned": torch.tensor([4, 4])}, "pinned: expected distinct ids, got repeated ones"),
     ],

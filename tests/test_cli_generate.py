@@ -88,6 +88,31 @@ def test_a_difference_is_said(pair, tmp_path, monkeypatch, capsys):
     assert "DOES NOT EQUAL" in capsys.readouterr().out
 
 
+def test_a_sampled_text_is_the_targets_own_too(pair, tmp_path, capsys):
+    drawn = ["--compare", "--temperature", "2"]
+    first, again, other = (run(pair, tmp_path, *drawn, "--seed", seed) for seed in ("5", "5", "6"))
+    assert {row["identical"] for row in first["rows"]} == {"yes"}
+    assert first["tokens"] == again["tokens"]
+    assert first["tokens"]["none"] != other["tokens"]["none"]
+    assert "every output equals the target's own" in capsys.readouterr().out
+    greedy = run(pair, tmp_path, "--head", "none")["text"]
+    assert first["text"] != greedy
+    for only_one in (["--sampled-top-k", "1"], ["--top-p", "1e-9"]):
+        assert (
+            run(pair, tmp_path, "--head", "none", "--temperature", "2", *only_one)["text"] == greedy
+        )
+
+
+def test_chains_are_compared_where_their_text_is_certain(pair, tmp_path, capsys):
+    data = run(pair, tmp_path, "--compare", "--chain")
+    assert {row["identical"] for row in data["rows"]} == {"yes"}
+    capsys.readouterr()
+    data = run(pair, tmp_path, "--compare", "--chain", "--temperature", "2")
+    assert {row["identical"] for row in data["rows"]} == {"-"}
+    assert len({tuple(tokens) for tokens in data["tokens"].values()}) > 1
+    assert "target's own" not in capsys.readouterr().out
+
+
 def test_one_head(pair, tmp_path):
     (row,) = run(pair, tmp_path, "--head", "static", "--static-capacity", "100")["rows"]
     assert row["head"] == "static" and row["active"] == 100 and row["identical"] == "-"

@@ -10,6 +10,7 @@ import torch
 
 from microspec_kernels import replay
 from microspec_kernels.cli import main
+from microspec_kernels.policy import TEXT, ContextSuccessors, Policy
 
 VOCAB, CAPACITY, STEP = 50, 12, 3
 
@@ -18,12 +19,24 @@ def slots_changed(before: dict[int, int], after: dict[int, int]) -> int:
     return sum(1 for slot, token in after.items() if before.get(slot) != token)
 
 
-def plain_replay(tokens, generated, offsets, capacity, step, pinned=()):
+def as_they_come(batch, wrote):
+    return batch
+
+
+def plain_replay(
+    tokens, generated, offsets, capacity, step, *, pinned=(), initial=(), keep=False,
+    entering=as_they_come,
+):  # fmt: skip
     """The definition in Python: an ordered dict is the LRU; slots are a second dict."""
-    judged, early, sizes, gathered = [], [], [], []
+    present = [*pinned, *(t for t in initial if t not in pinned)][:capacity]
+    judged, early, late, windows, shares, sizes, gathered = [], [], [], [], [], [], []
     for begin, end in pairwise(offsets):
-        lru, slots, pending = OrderedDict(), dict(enumerate(pinned)), []
-        shown, known, seen, left = dict(slots), set(), 0, 0
+        own, turn = [], []
+        if not keep or begin == 0:
+            lru = OrderedDict.fromkeys(present[: len(pinned) - 1 if pinned else None : -1])
+            slots = dict(enumerate(present))
+            shown = dict(slots)
+        pending, known, seen, left = [], set(), 0, 0
         free_room = capacity - len(pinned)
 
         def enter(batch, lru=lru, slots=slots, free_room=free_room):
@@ -45,22 +58,30 @@ def plain_replay(tokens, generated, offsets, capacity, step, pinned=()):
         for i in range(begin, end):
             token, wrote = int(tokens[i]), bool(generated[i])
             if wrote == given or (wrote and left == 0):  # another kind of token, or a new step
-                enter(pending)
+                enter(entering(pending, not given))
                 pending, left, given = [], step, not wrote
                 if wrote:
                     gathered.append(slots_changed(shown, slots))
                     shown, known = dict(slots), set(slots.values())
                     sizes.append(len(known))
             pending.append(token)
+            turn = [*turn, token in known] if wrote else []
             if wrote:
-                judged.append(token in known)
-                early += [token in known] if seen < 64 else []
+                own.append(token in known)
+                (early if seen < 64 else late).append(token in known)
+                windows += [all(turn[-5:])] if len(turn) >= 5 else []
                 seen, left = seen + 1, left - 1
+        enter(entering(pending, not given))
+        judged += own
+        shares += [np.mean(own)] if own else []
     return {
         "steps": len(sizes),
         "tokens": len(judged),
         "coverage": np.mean(judged),
         "coverage_first64": np.mean(early),
+        "coverage_rest": np.mean(late),
+        "coverage_runs5": np.mean(windows),
+        "coverage_p10": np.quantile(shares, 0.1),
         "mean_active": np.mean(sizes),
         "max_active": max(sizes),
     }, np.mean(gathered)
@@ -100,21 +121,120 @@ def test_figures_are_those_of_the_definition(trace, tmp_path, step, pinned):
     assert first == second and first["trace"] == "made"
     assert first["policy"] == "prompt+generated" + ("+floor5" if pinned else "")
     floor = tuple(ranked[:pinned])
-    expected, gathered = plain_replay(tokens, generated, offsets, CAPACITY, step, floor)
+    expected, gathered = plain_replay(tokens, generated, offsets, CAPACITY, step, pinned=floor)
     assert {key: first[key] for key in expected} == pytest.approx(expected)
     assert 0 < expected["coverage"] < 1
     assert first["rows_gathered_per_step"] == pytest.approx(gathered)
 
 
-def test_table_and_default_vocab_size(trace, capsys):
-    assert main(["replay", str(trace[0])]) == 0
-    heading, row = capsys.readouterr().out.splitlines()
-    assert heading.split()[:2] == ["trace", "policy"] and row.split()[0] == "made"
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("pinned", [0, 4])
+@pytest.mark.parametrize("ranked", [[4, 1, 40, 2, 33, 0], [*range(20)]], ids=["few", "full"])
+def test_filled_and_kept(trace, tmp_path, ranked, pinned, keep):
+    path, tokens, generated, offsets = trace
+    rank, file = tmp_path / "rank.npy", tmp_path / "out.json"
+    np.save(rank, np.array(ranked))
+    options = ["--capacity", str(CAPACITY), "--step", str(STEP), "--vocab-size", str(VOCAB)]
+    options += ["--frequency-rank", str(rank), "--floor", str(pinned), "--fill"]
+    options += ["--keep"] * keep
+    assert main(["replay", str(path), *options, "--json", str(file)]) == 0
+    (result,) = json.loads(file.read_text())
+    start = {"pinned": tuple(ranked[:pinned]), "initial": tuple(ranked)}
+    of_trace = tokens, generated, offsets, CAPACITY, STEP
+    expected, gathered = plain_replay(*of_trace, **start, keep=keep)
+    assert {key: result[key] for key in expected} == pytest.approx(expected)
+    assert result["rows_gathered_per_step"] == pytest.approx(gathered)
+    assert result["keep"] == keep and "filled" in result["policy"]
+    assert expected != pytest.approx(plain_replay(*of_trace, pinned=start["pinned"])[0])
+    assert expected != pytest.approx(plain_replay(*of_trace, **start, keep=not keep)[0])
+
+
+def test_sources_tables_and_budgets(trace, tmp_path):
+    """Three successors a pass, before the text of their row; of a prompt, the newest four."""
+    path, tokens, generated, offsets = trace
+    table, file, out = np.full((VOCAB, 2), -1), tmp_path / "table.npy", tmp_path / "out.json"
+    table[:9, 0], table[:5, 1] = np.arange(20, 29), 3
+    np.save(file, table)
+    options = ["--capacity", str(CAPACITY), "--step", str(STEP), "--json", str(out)]
+    sources = ["--source", "successors=3", "--source", "prompt=4", "--source", "generated"]
+    assert main(["replay", str(path), *options, *sources, "--successors", str(file)]) == 0
+
+    def entering(batch, wrote):
+        left, newest_first = {"text": len(batch) if wrote else 4, "successors": 3}, []
+        for token in reversed(batch):
+            relatives = [("successors", t) for t in table[token] if t >= 0]
+            for source, taken in [("text", token), *relatives]:
+                newest_first += [taken] if left[source] > 0 else []
+                left[source] -= 1
+        return newest_first[::-1]
+
+    expected, gathered = plain_replay(tokens, generated, offsets, CAPACITY, STEP, entering=entering)
+    (result,) = json.loads(out.read_text())
+    assert result["policy"] == "successors=3+prompt=4+generated"
+    assert {key: result[key] for key in expected} == pytest.approx(expected)
+    assert result["rows_gathered_per_step"] == pytest.approx(gathered)
+    plain, _ = plain_replay(tokens, generated, offsets, CAPACITY, STEP)
+    assert plain != pytest.approx(expected)
+
+
+def test_a_sequence_begins_without_the_context_of_another(trace):
+    """A policy that has just seen another text covers a trace as a new one does."""
+    whole = replay.load_trace(trace[0])
+    tokens = torch.tensor([1, 2, 10, 11, 12, 1, 2, 13, 14, 15, 1, 2]).repeat(6)
+    other = replay.Trace("other", tokens, torch.ones(72, dtype=torch.bool), [0, 72])
+    options = {"vocab_size": VOCAB, "capacity": 4, "step": STEP}
+    sources = (*TEXT, *ContextSuccessors(VOCAB, order=2, ahead=3).sources)
+    first = replay.replay(whole, Policy(sources), **options)
+    replay.replay(other, Policy(sources), **options)
+    assert replay.replay(whole, Policy(sources), **options) == first
+    without = replay.replay(whole, Policy(TEXT), **options)
+    assert first.coverage != without.coverage
+
+
+def test_table_capacities_and_default_vocab_size(trace, capsys):
+    assert main(["replay", str(trace[0]), "--capacity", "4,9"]) == 0
+    heading, *rows = capsys.readouterr().out.splitlines()
+    assert heading.split()[:3] == ["trace", "policy", "K"]
+    assert [row.split()[:3] for row in rows] == [["made", "prompt+generated", k] for k in "49"]
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--source", "variants"], "--source variants: expected its table, --variants FILE"),
+        (["--source", "prompt", "--successors", "TABLE"], "--successors: expected --source"),
+        (["--successors", "TABLE", "--vocab-size", "60"], "expected at least 60 rows, got 50"),
+        (["--successors", "RANK"], "expected an .npy of integers in 2 dimension"),
+        (["--successors", __file__], "expected an .npy of integers in 2 dimension"),
+        (["--floor", "3", "--frequency-rank", "TABLE"], "integers in 1 dimension"),
+        (["--floor", "-1", "--frequency-rank", "RANK"], "--floor: expected at least 0, got -1"),
+        (["--fill"], "--fill: expected a --frequency-rank, got none"),
+        (["--floor", "3", "--frequency-rank", "RANK"], "of 2 ranked and a capacity of 3072"),
+    ],
+)
+def test_what_does_not_fit_is_refused(options, reason, trace, tmp_path, capsys):
+    files = {"TABLE": tmp_path / "table.npy", "RANK": tmp_path / "rank.npy"}
+    np.save(files["TABLE"], np.zeros((VOCAB, 1), dtype=np.int32))
+    np.save(files["RANK"], np.array([3, 1]))
+    assert main(["replay", str(trace[0]), *(str(files.get(o, o)) for o in options)]) == 2
+    assert reason in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("source", ["tree", "prompt=0", "prompt=x", "prompt="])
+def test_a_source_that_is_none_is_refused(source, trace, capsys):
+    with pytest.raises(SystemExit):
+        main(["replay", str(trace[0]), "--source", source])
+    assert "--source" in capsys.readouterr().err
+
+
+def test_nothing_to_replay_is_refused(capsys):
+    assert main(["replay"]) == 2
+    assert "expected a TRACE.npz or a --text" in capsys.readouterr().err
 
 
 def test_nothing_generated_is_no_division_by_zero(tmp_path):
     none = replay.Trace("none", torch.arange(4), torch.zeros(4, dtype=torch.bool), [0, 4])
-    result = replay.replay(none, replay.Policy(replay.TEXT_SOURCES), vocab_size=9)
+    result = replay.replay(none, Policy(TEXT), vocab_size=9)
     assert result.tokens == result.steps == 0 and result.coverage == 0
 
 

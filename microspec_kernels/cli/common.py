@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from microspec_kernels._extras import require
+
 DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -42,16 +44,30 @@ def frequency_rank(path: Path) -> list[int]:
         OSError: no such file, or not readable.
         ValueError: not a list of ids.
     """
-    import numpy as np
-
-    try:
-        ids = np.load(path)
-    except ValueError as error:
-        raise ValueError(f"{path}: not an .npy of token ids") from error
-    if not isinstance(ids, np.ndarray) or ids.ndim != 1 or ids.dtype.kind not in "iu":
-        raise ValueError(f"{path}: expected an .npy of integers [N]")
-    ranked: list[int] = ids.tolist()
+    ranked: list[int] = integers(path, 1).tolist()
     return ranked
+
+
+def integers(path: Path, dimensions: int) -> Any:
+    """The integers of an .npy file, a numpy array of so many dimensions.
+
+    Raises:
+        OSError: no such file, or not readable.
+        ValueError: something else.
+    """
+    np = require("numpy", "replay")
+    expected = f"{path}: expected an .npy of integers in {dimensions} dimension(s)"
+    try:
+        array = np.load(path)
+    except ValueError as error:
+        raise ValueError(expected) from error
+    if (
+        not isinstance(array, np.ndarray)
+        or array.ndim != dimensions
+        or array.dtype.kind not in "iu"
+    ):
+        raise ValueError(expected)
+    return array
 
 
 def usable_device(name: str | None) -> Any:

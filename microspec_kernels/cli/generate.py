@@ -34,6 +34,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--depth", type=positive, default=6)
     parser.add_argument("--top-k", type=positive, default=10)
     parser.add_argument("--tree-size", type=positive, default=60)
+    parser.add_argument("--temperature", type=float, default=0.0, help="0: the likeliest token")
+    parser.add_argument("--top-p", type=float, default=1.0, help="of the target's probabilities")
+    parser.add_argument("--sampled-top-k", type=int, default=0, help="of the target's; 0: all")
+    parser.add_argument("--seed", type=int, default=0, help="equal seeds give equal texts")
+    parser.add_argument(
+        "--chain",
+        action="store_true",
+        help="draft a chain of --depth drawn tokens, no tree: the target's law, another text",
+    )
     parser.add_argument("--floor", type=int, help="pin the N most frequent tokens")
     parser.add_argument("--frequency-rank", type=Path, metavar="FILE", help=".npy of token ids")
     parser.add_argument("--dtype", choices=DTYPES, help="default: the checkpoint's")
@@ -64,12 +73,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         head: _generate(args, head, target, draft, input_ids, frequency, args.max_new_tokens)
         for head in heads
     }
-    own = runs["none"].tokens.tolist() if "none" in runs else None
+    # A chain's text follows the law of the target's, and is that text only where all is certain.
+    comparable = "none" in runs and not (args.chain and args.temperature)
+    own = runs["none"].tokens.tolist() if comparable else None
     text = tokenizer.decode(next(iter(runs.values())).tokens.tolist())
     print(text, end="\n\n")
     rows = [_row(head, result, args.depth, own) for head, result in runs.items()]
     print(table(rows))
-    if args.compare:
+    if args.compare and own is not None:
         same = all(row["identical"] == "yes" for row in rows)
         print("\nevery output " + ("equals" if same else "DOES NOT EQUAL") + " the target's own")
     figures = {head: result.stats.as_dict() for head, result in runs.items()}
@@ -101,24 +112,34 @@ def _generate(
     new: int,
 ) -> Any:
     """A Generation by the head of that name; "none" is the target alone."""
-    from microspec_kernels.speculative import generate
+    from microspec_kernels.policy import Policy, default
+    from microspec_kernels.speculative import Sampling, generate
 
     from .text import target_alone
 
+    sampling = Sampling(args.temperature, args.top_p, args.sampled_top_k, args.seed)
     if head == "none":
-        return target_alone(target, input_ids, new)
+        return target_alone(target, input_ids, new, sampling)
+    policy = None  # the default
+    if args.floor is not None:
+        if args.floor and frequency is None:
+            raise ValueError("--floor takes a number of tokens and a --frequency-rank")
+        floor = () if frequency is None else frequency[: args.floor]
+        policy = Policy(default().sources, pinned=floor)
     return generate(
         target,
         draft,
         input_ids,
         new,
-        head=head,  # type: ignore[arg-type]  # one of HEADS
+        head=head,
         depth=args.depth,
         top_k=args.top_k,
         tree_size=args.tree_size,
         capacity=args.static_capacity if head == "static" else args.capacity,
         frequency=frequency,
-        pinned=args.floor if head == "sparse" else None,
+        policy=policy,
+        sampling=sampling,
+        chain=args.chain,
     )
 
 

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any, Protocol
 
-from microspec_kernels.speculative import CausalModel, Generation, Stats
+from microspec_kernels.speculative import CausalModel, Generation, Sampling, Stats
 from microspec_kernels.speculative.extra import require
+from microspec_kernels.speculative.sampling import choose, uniforms
 from microspec_kernels.speculative.stats import Clock
 
 BOS, INST, INST_END = 1, 3, 4  # Tekken's <s>, [INST] and [/INST]
@@ -56,8 +57,10 @@ def load_tokenizer(name: str) -> Tokenizer:
     return Tekken() if name == "tekken" else HuggingFace(name)
 
 
-def target_alone(target: CausalModel, input_ids: Any, max_new_tokens: int) -> Generation:
-    """Greedy text of the target without a draft, a token a pass, through the same cache."""
+def target_alone(
+    target: CausalModel, input_ids: Any, max_new_tokens: int, sampling: Sampling
+) -> Generation:
+    """The target's text without a draft, a token a pass, through the same cache."""
     import torch
 
     from microspec_kernels.speculative.cache import causal
@@ -66,10 +69,11 @@ def target_alone(target: CausalModel, input_ids: Any, max_new_tokens: int) -> Ge
     clock = Clock(target.device, stats.seconds)
     cache = target.new_cache()
     with torch.no_grad(), clock("total"):
-        hidden = target.prefill(input_ids, cache)[-1:]
+        hidden = target.prefill(input_ids, cache)[0][-1:]
         while True:
-            new = target.logits(hidden).argmax(-1)
+            place = torch.tensor(cache.lengths, device=target.device)
+            new = choose(target.logits(hidden), uniforms(sampling.seed, place), sampling)
             tokens.append(int(new))
             if len(tokens) == max_new_tokens or tokens[-1] in target.eos:
                 return Generation(torch.tensor(tokens), stats.acceptance_lengths, stats)
-            hidden = target.forward(new, causal(1, target.device), cache)
+            hidden = target.forward(new[None], causal(1, target.device), cache)[0][0]

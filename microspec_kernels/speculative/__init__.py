@@ -10,25 +10,32 @@
 Models come from `transformers`: `pip install 'microspec-kernels[speculative]'`.
 """
 
+from .batch import Batch
 from .checkpoint import load_draft, load_target
-from .draft import Draft, EagleDraft, ModelDraft
+from .draft import Draft, ModelDraft
+from .eagle import EagleDraft
+from .eagle3 import Eagle3Draft
 from .heads import Dense, Head, Sparse, Static
+from .lm_head import LMHead
 from .loop import generate
 from .model import CausalModel
-from .sources import SOURCES, Seen, Source
+from .request import Request
+from .sampling import Sampling
 from .stats import Generation, Stats
 
 __all__ = [
-    "SOURCES",
+    "Batch",
     "CausalModel",
     "Dense",
     "Draft",
+    "Eagle3Draft",
     "EagleDraft",
     "Generation",
     "Head",
+    "LMHead",
     "ModelDraft",
-    "Seen",
-    "Source",
+    "Request",
+    "Sampling",
     "Sparse",
     "Static",
     "Stats",

@@ -1,88 +1,137 @@
-"""The KV cache of one sequence, into which a tree can be written and mostly taken out again."""
+"""The KV cache of a batch of texts, into which trees can be written and mostly taken out again."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+SMALLEST_ROOM = 256
+
 
 class KVCache:
-    """Keys and values of every layer in one tensor `[layers, 2, 1, heads, room, head_dim]`.
+    """Keys and values of every layer in one tensor `[layers, 2, B, heads, room, head_dim]`.
 
     A forward pass appends entries layer by layer (`update`, the method Hugging Face's attention
-    calls) and then moves the end (`advance`). Verification appends a whole tree; `keep` then
-    moves the accepted entries to the front of it and forgets the others, so that no pass ever
-    copies what was there before. The room doubles when it runs out.
+    calls) and then moves the ends (`advance`). Verification appends whole trees; `keep` then moves
+    the accepted entries to the front of them and forgets the others, so that no pass ever copies
+    what was there before. The room doubles when it runs out.
+
+    `lengths`: entries of each of the B texts.
     """
 
-    def __init__(self, layers: int) -> None:
-        self.length = 0
+    def __init__(self, layers: int, batch: int = 1) -> None:
+        self.lengths = [0] * batch
         self._layers = layers
         self._entries: Tensor | None = None
 
     def update(
         self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
-        """Write one layer's new entries `[1, heads, n, head_dim]` behind the end.
+        """Write one layer's new entries `[B, heads, n, head_dim]`, each text's behind its end.
 
-        Returns that layer's keys and values `[1, heads, length + n, head_dim]`, as views.
+        Returns that layer's keys and values `[B, heads, longest + n, head_dim]`, as views, with
+        zeros behind what a shorter text has.
         """
-        end = self.length + keys.shape[-2]
+        count, longest = keys.shape[-2], max(self.lengths)
+        end = longest + count
         if self._entries is None or end > self._entries.shape[-2]:
-            self._grow(keys, end)
+            self._make_room(keys, max(2 * longest, end, SMALLEST_ROOM))
         assert self._entries is not None
+        for stored, new in zip(self._entries[layer], (keys, values), strict=True):
+            if min(self.lengths) == longest:
+                stored[..., longest:end, :] = new
+            else:
+                for text, begin in enumerate(self.lengths):
+                    stored[text, :, begin : begin + count] = new[text]
+                    # What a mask hides still is multiplied, by zero, and NaN would survive that.
+                    stored[text, :, begin + count : end] = 0
         stored_keys, stored_values = self._entries[layer]
-        stored_keys[..., self.length : end, :] = keys
-        stored_values[..., self.length : end, :] = values
         return stored_keys[..., :end, :], stored_values[..., :end, :]
 
-    def advance(self, count: int) -> None:
-        """Make the last `count` entries, written by every layer, part of the cache."""
-        self.length += count
+    def advance(self, counts: int | Sequence[int]) -> None:
+        """Make the first entries that every layer wrote behind each text's end part of it.
 
-    def keep(self, base: int, nodes: list[int]) -> None:
-        """Of the entries behind `base`, keep `base + node` for each node, in this order.
-
-        `nodes` is ascending, so an entry only ever moves towards the front.
+        `counts`: how many of them, of every text or of each.
         """
-        if self._entries is not None and nodes != list(range(len(nodes))):
-            source = torch.tensor(nodes, device=self._entries.device) + base
-            # Indexing copies before the assignment writes: source and place may overlap.
-            self._entries[..., base : base + len(nodes), :] = self._entries[..., source, :]
-        self.length = base + len(nodes)
+        counts = [counts] * len(self.lengths) if isinstance(counts, int) else counts
+        self.lengths = [old + new for old, new in zip(self.lengths, counts, strict=True)]
+
+    def keep(self, bases: Sequence[int], nodes: Sequence[Sequence[int]]) -> None:
+        """Of each text's entries behind `base`, keep `base + node` for its nodes, in this order.
+
+        A text's `nodes` are ascending, so an entry only ever moves towards the front.
+        """
+        for text, (base, own) in enumerate(zip(bases, nodes, strict=True)):
+            if self._entries is not None and list(own) != list(range(len(own))):
+                entries = self._entries[:, :, text]
+                source = torch.tensor(own, device=entries.device) + base
+                # Indexing copies before the assignment writes: source and place may overlap.
+                entries[..., base : base + len(own), :] = entries[..., source, :]
+        self.lengths = [base + len(own) for base, own in zip(bases, nodes, strict=True)]
+
+    def append(self, other: "KVCache") -> None:
+        """Take in the texts of `other`, a cache of the same model, behind one's own."""
+        if other._entries is not None:
+            like = other._entries[0, 0]
+            room = max(cache._room() for cache in (self, other))
+            for cache in (self, other):
+                cache._make_room(like, room)
+            assert self._entries is not None
+            self._entries = torch.cat((self._entries, other._entries), dim=2)
+        self.lengths = self.lengths + other.lengths
+
+    def select(self, texts: Sequence[int]) -> None:
+        """Keep these of the B texts, in this order."""
+        if self._entries is not None:
+            self._entries = self._entries[:, :, list(texts)]
+        self.lengths = [self.lengths[text] for text in texts]
 
     def get_seq_length(self, layer: int = 0) -> int:
         """The number of entries, under the name that Hugging Face's models ask for."""
-        return self.length
+        return max(self.lengths)
 
-    def _grow(self, like: Tensor, needed: int) -> None:
+    def _room(self) -> int:
+        return 0 if self._entries is None else self._entries.shape[-2]
+
+    def _make_room(self, like: Tensor, room: int) -> None:
+        """Room for so many entries a text, with heads as in `like` `[.., heads, n, head_dim]`."""
+        if room == self._room():
+            return
         heads, _, head_dim = like.shape[-3:]
-        room = max(2 * self.length, needed, 256)
-        grown = like.new_empty(self._layers, 2, 1, heads, room, head_dim)
+        grown = like.new_empty(self._layers, 2, len(self.lengths), heads, room, head_dim)
         if self._entries is not None:
-            grown[..., : self.length, :] = self._entries[..., : self.length, :]
+            longest = max(self.lengths, default=0)
+            grown[..., :longest, :] = self._entries[..., :longest, :]
         self._entries = grown
 
 
 def causal(count: int, device: torch.device) -> Tensor:
-    """The lineage (see `visible`) of `count` tokens in a row: bool [count, count]."""
-    return torch.ones(count, count, dtype=torch.bool, device=device).tril_()
+    """The lineage (see `visible`) of `count` tokens in a row: bool [1, count, count]."""
+    return torch.ones(1, count, count, dtype=torch.bool, device=device).tril_()
 
 
-def visible(lineage: Tensor, length: int, window: int | None = None) -> tuple[Tensor, Tensor]:
+def visible(
+    lineage: Tensor, lengths: Sequence[int], window: int | None = None
+) -> tuple[Tensor, Tensor]:
     """What new entries may attend to, and where they stand.
 
-    `lineage` bool [n, m]: which of the cache's last m entries, the n new ones included, are
-    ancestors of each new entry or itself; everything before those m is an ancestor of all.
-    `length` is the number of entries with the new ones.
+    `lineage` bool [B, n, m] or [1, n, m] for all: which of a text's last m entries, the n new ones
+    included, are ancestors of each new entry or itself; everything before those m is an ancestor of
+    all. `lengths`: entries of each text without the new ones.
 
-    Returns the mask bool [n, length] and the positions int64 [n]. An entry sees exactly the text
-    that leads to it, so its position is the number of entries it sees, less itself, and within a
-    sliding window it sees the last `window` of those.
+    Returns the mask bool [B, n, longest + n] and the positions int64 [B, n]. An entry sees exactly
+    the text that leads to it, so its position is the number of entries it sees, less itself, and
+    within a sliding window it sees the last `window` of those.
     """
-    rows, described = lineage.shape
-    mask = torch.cat((lineage.new_ones(rows, length - described), lineage), dim=1)
-    positions = length - described - 1 + lineage.sum(1)
-    if window is not None and length > window:
-        mask &= mask.flip(1).cumsum(1).flip(1) <= window
+    _, new, described = lineage.shape
+    lineage = lineage.expand(len(lengths), -1, -1)
+    begin = torch.tensor(lengths, device=lineage.device)[:, None] + new - described
+    column = torch.arange(max(lengths) + new, device=lineage.device) - begin
+    of_lineage = column.clamp(0, described - 1)[:, None].expand(-1, new, -1)
+    inside = ((column >= 0) & (column < described))[:, None]
+    mask = (column < 0)[:, None] | (inside & lineage.gather(2, of_lineage))
+    positions = begin - 1 + lineage.sum(-1)
+    if window is not None and mask.shape[-1] > window:
+        mask &= mask.flip(-1).cumsum(-1).flip(-1) <= window
     return mask, positions

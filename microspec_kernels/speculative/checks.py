@@ -1,11 +1,14 @@
 """What `generate` refuses, and how it says so."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from microspec_kernels.policy import Policy
+
 from .draft import Draft
 from .model import CausalModel
-from .tree import TreeShape
 
 
 def checked_prompt(input_ids: Tensor, target: CausalModel) -> Tensor:
@@ -28,17 +31,20 @@ def checked_prompt(input_ids: Tensor, target: CausalModel) -> Tensor:
     return prompt
 
 
-def check_counts(max_new_tokens: int, shape: TreeShape, capacity: int, pinned: int | None) -> None:
-    """Every count is an int within its bounds."""
-    bounds = {
-        "max_new_tokens": (max_new_tokens, 0, None),
-        "depth": (shape.depth, 1, None),
-        "top_k": (shape.top_k, 1, 128),
-        "tree_size": (shape.size, 1, None),
-        "capacity": (capacity, 1, None),
-        "pinned": (0 if pinned is None else pinned, 0, capacity),
-    }
-    for name, (value, low, high) in bounds.items():
+LIMITS = {
+    "max_new_tokens": (0, None),
+    "depth": (1, None),
+    "top_k": (1, 128),
+    "tree_size": (1, None),
+    "capacity": (1, None),
+    "groups": (1, None),
+}
+
+
+def check_counts(**counts: int) -> None:
+    """Every count is an int within its limits."""
+    for name, value in counts.items():
+        low, high = LIMITS[name]
         if not isinstance(value, int):
             raise TypeError(f"generate: {name}: expected an int, got {type(value).__name__}")
         if value < low or (high is not None and value > high):
@@ -60,17 +66,48 @@ def check_frequency(frequency: Tensor, vocab_size: int) -> None:
         )
 
 
-def check_fit(target: CausalModel, draft: Draft, length: int) -> None:
-    """The draft speaks the target's vocabulary beside it, and `length` positions are in reach."""
-    size, device = len(draft.head_weight), draft.head_weight.device
+def check_fit(target: CausalModel, draft: Draft) -> None:
+    """The draft speaks the target's vocabulary, and lies beside it."""
+    size, device = draft.lm_head.vocab_size, draft.lm_head.weight.device
     if size != target.vocab_size:
         raise ValueError(
             f"generate: draft: expected the target's vocabulary of {target.vocab_size}, got {size}"
         )
     if device != target.device:
         raise ValueError(f"generate: draft: expected device {target.device}, got {device}")
+
+
+def check_length(target: CausalModel, length: int) -> None:
+    """A text of so many tokens, with a tree behind it, is in the target's reach."""
     if target.longest is not None and length > target.longest:
         raise ValueError(
             "generate: max_new_tokens: this target's rotary embedding changes with the text's "
             f"length; expected prompt, new tokens and depth within {target.longest}, got {length}"
+        )
+
+
+def check_policy(policy: Policy, others: int) -> None:
+    """A policy that remembers its text has no `others` beside it."""
+    remembers = [source.name for source in policy.sources if source.reset is not None]
+    if remembers and others:
+        raise ValueError(
+            f"generate: policy: expected sources without a memory for more than one text at a "
+            f"time, got {', '.join(remembers)}"
+        )
+
+
+def check_room(free: Sequence[int], groups: int) -> None:
+    """Of the `groups`, some are free for a text."""
+    if not free:
+        raise ValueError(
+            f"generate: groups: expected at most {groups} requests, one a group, got {groups + 1}"
+        )
+
+
+def check_seed(seed: int, others: Sequence[int]) -> None:
+    """A text's chains are not drawn by numbers that have taught their vocabulary something."""
+    if seed in others:
+        raise ValueError(
+            "generate: seed: expected one each for sampled chains that share a vocabulary, "
+            f"got {seed} again"
         )

@@ -3,141 +3,183 @@
 from typing import Literal, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from microspec_kernels import ActiveVocab, SparseHead
+from microspec_kernels.policy import Policy
+
+from .lm_head import LMHead
 
 HeadName = Literal["dense", "static", "sparse"]
 
 
 class Head(Protocol):
-    """A draft's LM head.
+    """How a draft's next tokens are ranked, for the texts of a batch.
 
     `follows` says whether it learns from what the target shows; where it does not, the loop does
-    not gather that.
+    not gather that. `groups`: how many texts may have a vocabulary of their own; with 1, all share
+    the one there is.
     """
 
     follows: bool
+    groups: int
 
-    def topk(self, hidden: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    def topk(self, hidden: Tensor, k: int, groups: Tensor) -> tuple[Tensor, Tensor]:
         """Of features [M, D]: log-probabilities fp32 [M, <= k], falling, and token ids int64.
 
-        Probabilities are over the tokens that this head knows. Where a row has fewer than k, the
-        result is narrower or the rest is (-inf, -1).
+        `groups` int64 [M]: each row's vocabulary. Probabilities are over the tokens that this head
+        knows. Where a row has fewer than k, the result is narrower or the rest is (-inf, -1).
         """
         ...
 
-    def observe(self, tokens: Tensor) -> None:
-        """Learn tokens int64 [N], the newest last."""
+    def logits(self, hidden: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
+        """Of features [M, D]: logits [M, c] of the tokens it knows, and their ids int64 [M, c].
+
+        `groups` as for `topk`. What is none has (-inf, -1).
+        """
         ...
 
-    def contains(self, tokens: Tensor) -> Tensor:
-        """Which of tokens int64 [N] it can propose now: bool [N]."""
+    def observe(self, tokens: Tensor, groups: Tensor) -> None:
+        """Learn tokens int64 [N], each in its group int64 [N], the newest last; -1 is none."""
         ...
 
-    def active(self) -> int:
-        """How many tokens it can propose now."""
+    def contains(self, tokens: Tensor, groups: Tensor) -> Tensor:
+        """Which of tokens int64 [N] it can propose now in their groups int64 [N]: bool [N]."""
+        ...
+
+    def active(self) -> Tensor:
+        """How many tokens it can propose now in each group, int [groups]."""
+        ...
+
+    def reset(self, group: int) -> None:
+        """Forget what a group has learned: another text begins there."""
         ...
 
 
 class Dense:
-    """The whole LM head: weight [V, D], bias [V] or None."""
+    """All rows that the LM head has."""
 
     follows = False
+    groups = 1
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self.weight, self.bias = weight, bias
+    def __init__(self, lm_head: LMHead) -> None:
+        self.lm_head = lm_head
 
-    def topk(self, hidden: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        logits = F.linear(hidden, self.weight, self.bias)
-        best = logits.float().log_softmax(-1).topk(min(k, len(self.weight)))
-        return best.values, best.indices
+    def topk(self, hidden: Tensor, k: int, groups: Tensor) -> tuple[Tensor, Tensor]:
+        logits, tokens = self.logits(hidden, groups)
+        best = logits.float().log_softmax(-1).topk(min(k, logits.shape[-1]))
+        return best.values, tokens.gather(1, best.indices)
 
-    def observe(self, tokens: Tensor) -> None:
-        """Nothing: it knows every token."""
+    def logits(self, hidden: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.lm_head.logits(hidden)
+        return logits, self.lm_head.ids.expand_as(logits)
 
-    def contains(self, tokens: Tensor) -> Tensor:
-        return torch.ones_like(tokens, dtype=torch.bool)
+    def observe(self, tokens: Tensor, groups: Tensor) -> None:
+        """Nothing: what it knows is fixed."""
 
-    def active(self) -> int:
-        return len(self.weight)
+    def contains(self, tokens: Tensor, groups: Tensor) -> Tensor:
+        return self.lm_head.rows(tokens) >= 0
+
+    def active(self) -> Tensor:
+        return torch.tensor([len(self.lm_head.weight)])
+
+    def reset(self, group: int) -> None:
+        """Nothing: it learns nothing."""
 
 
 class Static(Dense):
     """The rows of `ids` int64 [S] alone, as FR-Spec (arXiv 2502.14856) takes the most frequent."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, ids: Tensor) -> None:
-        super().__init__(weight[ids], None if bias is None else bias[ids])
-        self.ids = ids
-        self.known = torch.zeros(len(weight), dtype=torch.bool, device=weight.device)
-        self.known[ids] = True
-
-    def topk(self, hidden: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        log_probs, rows = super().topk(hidden, k)
-        return log_probs, self.ids[rows]
-
-    def contains(self, tokens: Tensor) -> Tensor:
-        return self.known[tokens]
+    def __init__(self, lm_head: LMHead, ids: Tensor) -> None:
+        super().__init__(lm_head.only(ids))
 
 
 class Sparse:
-    """An active vocabulary that follows the text and the target (arXiv 2605.26444)."""
+    """An active vocabulary that follows the text and the target (arXiv 2605.26444).
+
+    `vocab` is over the rows of the LM head. Tokens without a row it cannot learn.
+    """
 
     follows = True
 
     def __init__(
         self,
-        weight: Tensor,
-        bias: Tensor | None,
+        lm_head: LMHead,
         vocab: ActiveVocab,
         mode: Literal["indexed", "packed"] = "indexed",
     ) -> None:
+        self.lm_head = lm_head
         self.vocab = vocab
-        self.head = SparseHead(weight, vocab, mode=mode, bias=bias)
+        self.groups = vocab.groups
+        self.head = SparseHead(
+            lm_head.weight,
+            vocab,
+            mode=mode,
+            bias=lm_head.bias,
+            logit_scale=lm_head.scale,
+            softcap=lm_head.softcap,
+        )
 
-    def topk(self, hidden: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        logits, tokens, logsumexp = self.head(hidden, k)
-        return logits - logsumexp[:, None], tokens
+    def topk(self, hidden: Tensor, k: int, groups: Tensor) -> tuple[Tensor, Tensor]:
+        logits, rows, logsumexp = self.head(hidden, k, groups if self.groups > 1 else None)
+        return logits - logsumexp[:, None], self.lm_head.tokens(rows)
 
-    def observe(self, tokens: Tensor) -> None:
-        self.head.observe(tokens)
+    def logits(self, hidden: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
+        logits, rows = self.head.logits(hidden, groups if self.groups > 1 else None)
+        return logits, self.lm_head.tokens(rows)
 
-    def contains(self, tokens: Tensor) -> Tensor:
-        return self.vocab.contains(tokens)
+    def observe(self, tokens: Tensor, groups: Tensor) -> None:
+        rows = self.lm_head.rows(tokens)
+        self.head.observe(rows, token_groups=groups if self.groups > 1 else None)
 
-    def active(self) -> int:
-        return int(self.vocab.size.sum())
+    def contains(self, tokens: Tensor, groups: Tensor) -> Tensor:
+        return self.vocab.contains(self.lm_head.rows(tokens), token_groups=groups)
+
+    def active(self) -> Tensor:
+        return self.vocab.size
+
+    def reset(self, group: int) -> None:
+        self.vocab.reset([group])
 
 
 def make_head(
     name: HeadName,
-    weight: Tensor,
-    bias: Tensor | None,
+    lm_head: LMHead,
     capacity: int,
     frequency: Tensor | None,
-    pinned: int | None,
+    policy: Policy,
     mode: Literal["indexed", "packed"],
+    groups: int = 1,
 ) -> Head:
-    """The head called `name`; the arguments are those of `generate`."""
+    """The head called `name`.
+
+    capacity, mode, groups: of the sparse head's vocabulary, which `policy` begins.
+    The static head takes the first `capacity` ids of `frequency`. Both pass over tokens that the
+    LM head has no row for.
+    """
     if name == "dense":
-        return Dense(weight, bias)
-    device = weight.device
-    capacity = min(capacity, len(weight))
-    ranked = None if frequency is None else frequency.to(device=device, dtype=torch.int64)
+        return Dense(lm_head)
+    size, device = len(lm_head.weight), lm_head.weight.device
+    capacity = min(capacity, size)
     if name == "static":
-        if ranked is None:
+        if frequency is None:
             raise ValueError(
                 "generate: frequency: head='static' takes token ids by falling frequency, got None"
             )
-        return Static(weight, bias, ranked[:capacity])
+        ranked = lm_head.known(frequency.to(device=device, dtype=torch.int64))
+        if len(ranked) == 0:
+            raise ValueError(
+                "generate: frequency: expected tokens that the draft's LM head has rows for, got "
+                f"none among {len(frequency)}"
+            )
+        return Static(lm_head, ranked[:capacity])
     if name != "sparse":
         raise ValueError(f"generate: head: expected 'dense', 'static' or 'sparse', got {name!r}")
-    if pinned is None:
-        pinned = 0 if ranked is None else capacity // 3
-    if pinned and ranked is None:
-        raise ValueError(f"generate: frequency: pinned={pinned} takes token ids, got None")
-    floor = None if ranked is None or pinned == 0 else ranked[:pinned]
-    return Sparse(
-        weight, bias, ActiveVocab(len(weight), capacity, pinned=floor, device=device), mode
+    pinned, initial = (
+        lm_head.rows(lm_head.known(torch.as_tensor(ids, dtype=torch.int64, device=device)))
+        for ids in (policy.pinned, policy.initial)
     )
+    vocab = ActiveVocab(
+        size, capacity, groups=groups, pinned=pinned, initial=initial, device=device
+    )
+    return Sparse(lm_head, vocab, mode)

@@ -1,4 +1,4 @@
-"""EAGLE-2's dynamic draft tree (arXiv 2406.16858): grown by probability, cut to the best nodes."""
+"""EAGLE-2's dynamic draft trees (arXiv 2406.16858): grown by probability, cut to the best nodes."""
 
 from dataclasses import dataclass
 
@@ -23,101 +23,118 @@ class TreeShape:
 
 @dataclass(frozen=True)
 class Tree:
-    """Node 0 is the root, the newest token of the text; a parent comes before its children.
+    """One tree for each of B texts, in n nodes; what a smaller one lacks are pads behind the rest.
 
-    `tokens` int64 [n] and `parents` int64 [n] (the root's is itself) lie on the device;
-    `lineage` bool [n, n] says which nodes are ancestors of a node, or itself.
+    Node 0 is the root, the newest token of the text; a parent comes before its children. `tokens`
+    int64 [B, n], -1 for a pad, and `parents` int64 [B, n] (the root's is itself) lie on the device;
+    `lineage` bool [B, n, n] says which nodes are ancestors of a node, or itself. `sizes`: each
+    tree's nodes, pads apart.
     """
 
     tokens: Tensor
     parents: Tensor
     lineage: Tensor
-
-    def walk(self, choices: list[int]) -> list[int]:
-        """The path from the root along the target's choices [n], one after each node.
-
-        The nodes on it were drafted right (the root by definition); the choice after the last is
-        the bonus token.
-        """
-        edges = zip(self.parents.tolist()[1:], self.tokens.tolist()[1:], strict=True)
-        children = {edge: node for node, edge in enumerate(edges, start=1)}
-        path = [0]
-        while (child := children.get((path[-1], choices[path[-1]]))) is not None:
-            path.append(child)
-        return path
+    sizes: list[int]
 
 
 def grow(
-    root: Tensor,
-    feature: Tensor,
+    roots: Tensor,
+    features: Tensor,
+    groups: Tensor,
     draft: Draft,
     cache: KVCache,
     head: Head,
     shape: TreeShape,
     clock: Clock,
 ) -> Tree:
-    """Draft a tree below the token `root` int64 [1], whose draft feature is `feature` [1, D].
+    """Draft a tree below each root int64 [B], whose draft features are [B, D].
 
-    Each level asks the head what follows the frontier, and the best `top_k` of the answers, by the
-    log-probability of the whole path, are the next frontier. All answers of all levels compete
-    for the tree. What the draft cached for nodes rests on guessed features and is dropped again.
+    `groups` int64 [B]: each text's group of the head's vocabulary. Each level asks the head what
+    follows the frontier, and the best `top_k` of the answers, by the log-probability of the whole
+    path, are the next frontier. All answers of all levels compete for the tree. What the draft
+    cached for nodes rests on guessed features and is dropped again.
     """
-    base = cache.length
+    bases = list(cache.lengths)
     # The frontier: nodes (as places in the pool) whose features are known and whose children are
-    # not. The pool: every node there is, in the order found, the root first.
-    frontier, features = root.new_zeros(1), feature
-    path_scores = torch.zeros(1, device=root.device)
-    lineage = torch.ones(1, 0, dtype=torch.bool, device=root.device)
-    pool_tokens, pool_parents, pool_scores = [root], [frontier], [path_scores]
+    # not. The pool: every node there is, in the order found, the root first. A node that a head
+    # with few tokens could not fill has token -1 and score -inf, and so have its descendants.
+    frontier = torch.zeros_like(roots)[:, None]
+    path_scores = torch.zeros(frontier.shape, device=roots.device)
+    lineage = torch.ones(len(roots), 1, 0, dtype=torch.bool, device=roots.device)
+    features = features[:, None]
+    pool_tokens, pool_parents, pool_scores = [roots[:, None]], [frontier], [path_scores]
     drafted = 1
     for level in range(shape.depth):
+        width = frontier.shape[1]
         with clock("head"):
-            log_probs, tokens = head.topk(features, shape.top_k)
+            log_probs, tokens = head.topk(
+                draft.head_input(features).flatten(0, 1),
+                shape.top_k,
+                groups.repeat_interleave(width),
+            )
         with clock("tree"):
-            # A head that knows few tokens pads with (-inf, -1); and a path's score must not rise
-            # by rounding, or a node would outrank its parent.
-            scores = path_scores[:, None] + log_probs.clamp(max=0)
-            rows, columns = ((tokens >= 0) & (scores > -torch.inf)).nonzero(as_tuple=True)
-            scores, tokens = scores[rows, columns], tokens[rows, columns]
+            answers = tokens.shape[1]
+            # A path's score must not rise by rounding, or a node would outrank its parent.
+            scores = path_scores.flatten()[:, None] + log_probs.clamp(max=0)
+            known = (tokens >= 0) & (scores > -torch.inf)
+            scores = scores.where(known, -torch.inf).view(len(roots), -1)
+            tokens = tokens.where(known, -1).view(len(roots), -1)
             pool_tokens.append(tokens)
-            pool_parents.append(frontier[rows])
+            pool_parents.append(frontier.repeat_interleave(answers, dim=1))
             pool_scores.append(scores)
-            best = ranked(scores)[: shape.top_k]
-            if level == shape.depth - 1 or len(best) == 0:
+            if level == shape.depth - 1:
                 break
-            rows, tokens, path_scores = rows[best], tokens[best], scores[best]
-            frontier, drafted = drafted + best, drafted + len(scores)
-            itself = torch.eye(len(best), dtype=torch.bool, device=root.device)
-            lineage = torch.cat((lineage[rows], itself), dim=1)
+            best = ranked(scores)[:, : shape.top_k]
+            rows = best // answers
+            path_scores, frontier = scores.gather(1, best), drafted + best
+            drafted += tokens.shape[1]
+            tokens = tokens.gather(1, best).clamp(min=0)
+            itself = torch.eye(best.shape[1], dtype=torch.bool, device=roots.device)
+            itself = itself.expand(len(roots), -1, -1)
+            lineage = torch.cat((of_rows(lineage, rows), itself), dim=2)
         with clock("draft_layer"):
-            features = draft.step(tokens, features[rows], lineage, cache)
-    cache.keep(base, [])
+            features = draft.step(tokens, of_rows(features, rows), lineage, cache)
+    cache.keep(bases, [[]] * len(bases))
     with clock("tree"):
-        return best_nodes(
-            torch.cat(pool_tokens), torch.cat(pool_parents), torch.cat(pool_scores), shape.size
+        tokens, parents, scores = (
+            torch.cat(part, dim=1) for part in (pool_tokens, pool_parents, pool_scores)
         )
+        return best_nodes(tokens, parents, scores, shape)
 
 
-def best_nodes(tokens: Tensor, parents: Tensor, scores: Tensor, size: int) -> Tree:
-    """The tree of the root (node 0) and the `size` best others.
+def best_nodes(tokens: Tensor, parents: Tensor, scores: Tensor, shape: TreeShape) -> Tree:
+    """The trees of the root (node 0) and the `shape.size` best others of pools [B, N].
 
     A parent comes before its children and scores no less. So in a stable order by score an
     ancestor comes first, even at equal scores, and the best nodes always form a tree.
     """
-    chosen = ranked(scores)[: size + 1].sort().values
-    place = torch.zeros_like(parents)
-    place[chosen] = torch.arange(len(chosen), device=chosen.device)
-    parents = place[parents[chosen]]
-    lineage = torch.eye(len(chosen), dtype=torch.bool, device=chosen.device)
+    chosen = ranked(scores)[:, : shape.size + 1]
+    known = scores.gather(1, chosen) > -torch.inf
+    sizes: list[int] = known.sum(1).tolist()
+    chosen, known = chosen[:, : max(sizes)], known[:, : max(sizes)]
+    # In the order found; pads last, at a place of their own behind the pool.
+    pad = scores.shape[1]
+    chosen = chosen.where(known, pad).sort(1).values
+    known = chosen < pad
+    place = chosen.new_zeros(len(chosen), pad + 1)
+    place.scatter_(1, chosen, torch.arange(max(sizes), device=place.device).expand_as(chosen))
+    chosen = chosen.clamp(max=pad - 1)
+    parents = place.gather(1, parents.gather(1, chosen)).where(known, 0)
+    lineage = torch.eye(chosen.shape[1], dtype=torch.bool, device=chosen.device)
+    lineage = lineage.repeat(len(chosen), 1, 1)
     ancestor = parents
     # One generation a turn; the root is its own parent, so it is where every line ends.
-    while bool(ancestor.any()):
-        lineage.scatter_(1, ancestor[:, None], True)
-        ancestor = parents[ancestor]
-    lineage[:, 0] = True
-    return Tree(tokens[chosen], parents, lineage)
+    for _ in range(shape.depth):
+        lineage.scatter_(2, ancestor[:, :, None], True)
+        ancestor = parents.gather(1, ancestor)
+    return Tree(tokens.gather(1, chosen).where(known, -1), parents, lineage, sizes)
+
+
+def of_rows(table: Tensor, rows: Tensor) -> Tensor:
+    """Rows int64 [B, n] of a table [B, N, c], text by text: [B, n, c]."""
+    return table.gather(1, rows[:, :, None].expand(-1, -1, table.shape[2]))
 
 
 def ranked(scores: Tensor) -> Tensor:
-    """Indices [n] of fp32 scores [n], falling; equal scores in their order."""
-    return scores.sort(descending=True, stable=True).indices
+    """Indices [B, n] of fp32 scores [B, n], falling; equal scores in their order."""
+    return scores.sort(dim=1, descending=True, stable=True).indices

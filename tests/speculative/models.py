@@ -1,14 +1,16 @@
 """Every model of these tests: small, random, in fp32, and not given to repeating itself."""
 
 import copy
+from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
 from torch import Tensor, nn
 
-from microspec_kernels.speculative import CausalModel, EagleDraft
+from microspec_kernels import ActiveVocab
+from microspec_kernels.speculative import CausalModel, EagleDraft, LMHead, Sparse
 
 KINDS = ("llama", "mistral", "qwen2", "qwen3")
 VOCAB = 199
@@ -94,19 +96,24 @@ def example(kind: str, length: int = 24, count: int = 32) -> tuple[Any, Tensor, 
 class Scrambled:
     """A draft that answers with the same features for everything: wrong, or not even numbers."""
 
+    taps = ()
+
     def __init__(self, target: CausalModel, value: float) -> None:
-        self.head_weight, self.head_bias = target.head_weight, target.head_bias
+        self.lm_head = target.lm_head
         self.value = value
         self._target = target
 
     def new_cache(self) -> Any:
         return self._target.new_cache()
 
-    def extend(self, tokens: Tensor, hidden: Tensor, cache: Any) -> Tensor:
-        return torch.full_like(hidden[-1:], self.value)
+    def head_input(self, features: Tensor) -> Tensor:
+        return features
+
+    def extend(self, tokens: Tensor, hidden: Tensor, counts: Any, cache: Any) -> Tensor:
+        return torch.full_like(hidden[:, -1], self.value)
 
     def step(self, tokens: Tensor, parents: Tensor, lineage: Tensor, cache: Any) -> Tensor:
-        cache.advance(len(tokens))
+        cache.advance(tokens.shape[1])
         return torch.full_like(parents, self.value)
 
 
@@ -120,3 +127,43 @@ def head_bias(model: Any, seed: int = 3) -> Any:
     nn.init.normal_(new.bias, std=2.0)
     twin.set_output_embeddings(new)
     return twin
+
+
+class Spy(Sparse):
+    """Notes which tokens each group had active at every call, what was proposed and learned."""
+
+    def __init__(
+        self,
+        lm_head: LMHead,
+        capacity: int,
+        groups: int = 1,
+        pinned: Tensor | Sequence[int] = (),
+        mode: Literal["indexed", "packed"] = "indexed",
+    ) -> None:
+        vocab = ActiveVocab(len(lm_head.weight), capacity, groups=groups, pinned=pinned)
+        super().__init__(lm_head, vocab, mode)
+        self.at_call: list[list[set[int]]] = []
+        self.proposed: list[list[set[int]]] = []
+        self.told: list[Tensor] = []
+        self.told_groups: list[Tensor] = []
+        self.resets: list[int] = []
+
+    def active_sets(self) -> list[set[int]]:
+        return [set(ids) - {-1} for ids in self.vocab.ids.tolist()]
+
+    def topk(self, hidden: Tensor, k: int, groups: Tensor) -> tuple[Tensor, Tensor]:
+        self.at_call.append(self.active_sets())
+        log_probs, tokens = super().topk(hidden, k, groups)
+        self.proposed.append(
+            [set(tokens[groups == group].flatten().tolist()) - {-1} for group in range(self.groups)]
+        )
+        return log_probs, tokens
+
+    def observe(self, tokens: Tensor, groups: Tensor) -> None:
+        self.told.append(tokens)
+        self.told_groups.append(groups)
+        super().observe(tokens, groups)
+
+    def reset(self, group: int) -> None:
+        self.resets.append(group)
+        super().reset(group)

@@ -1,72 +1,42 @@
 """The drafts: EAGLE's layer against its formula, and what the loop tells a draft."""
 
-import math
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from microspec_kernels.speculative import CausalModel, EagleDraft, ModelDraft, generate
-from microspec_kernels.speculative.cache import causal
+from microspec_kernels.speculative import (
+    CausalModel,
+    Eagle3Draft,
+    EagleDraft,
+    ModelDraft,
+    generate,
+)
 
-from .models import SIZE, VOCAB, eagle, example, prompt, tiny
+from .formula import Formula
+from .models import SIZE, VOCAB, eagle, eagle_config, example, prompt, tiny
 
 
 def plain_eagle(draft: EagleDraft, tokens: Tensor, features: Tensor) -> Tensor:
-    """EAGLE's forward pass over one text, written down head by head in fp64, without a cache.
-
-    Row i of `features` is that of the token before `tokens[i]`.
-    """
-    config = draft_config(draft)
-    state = {name: weight.double() for name, weight in draft.state_dict().items()}
-
-    def linear(name: str, x: Tensor) -> Tensor:
-        bias = state.get(f"{name}.bias", torch.zeros(()).double())
-        return x @ state[f"{name}.weight"].T + bias
-
-    def turned(x: Tensor, position: int) -> Tensor:
-        half = len(x) // 2
-        out = x.clone()
-        for i in range(half):
-            angle = position / config["theta"] ** (2 * i / len(x))
-            out[i] = x[i] * math.cos(angle) - x[i + half] * math.sin(angle)
-            out[i + half] = x[i + half] * math.cos(angle) + x[i] * math.sin(angle)
-        return out
-
-    x = linear("fc", torch.cat((draft.embedding[tokens], features), dim=-1).double())
-    layer, dim = "layers.0", config["head_dim"]
-    q, k, v = (linear(f"{layer}.self_attn.{name}_proj", x) for name in "qkv")
-    attended = []
-    for row in range(len(tokens)):
-        heads = []
-        for head in range(config["heads"]):
-            group = head // (config["heads"] // config["groups"])
-            own = slice(head * dim, (head + 1) * dim)
-            shared = slice(group * dim, (group + 1) * dim)
-            query = turned(q[row, own], row)
-            keys = torch.stack([turned(k[other, shared], other) for other in range(row + 1)])
-            weights = (keys @ query / math.sqrt(dim)).softmax(0)
-            heads.append(weights @ v[: row + 1, shared])
-        attended.append(torch.cat(heads))
-    x = x + linear(f"{layer}.self_attn.o_proj", torch.stack(attended))
-    norm = x / (x.square().mean(-1, keepdim=True) + config["eps"]).sqrt()
-    norm = norm * state[f"{layer}.post_attention_layernorm.weight"]
-    gate = linear(f"{layer}.mlp.gate_proj", norm)
-    inner = gate * gate.sigmoid() * linear(f"{layer}.mlp.up_proj", norm)
-    return (x + linear(f"{layer}.mlp.down_proj", inner)).float()
-
-
-def draft_config(draft: EagleDraft) -> dict[str, Any]:
+    """EAGLE's forward pass over one text; row i of `features` is of the token before `tokens[i]`"""
     attention: Any = draft.layers[0].self_attn
     dim = attention.head_dim
-    return {
-        "head_dim": dim,
-        "heads": attention.q_proj.out_features // dim,
-        "groups": attention.k_proj.out_features // dim,
-        "eps": 1e-5,
-        "theta": 10000.0,
+    config = {
+        "num_attention_heads": attention.q_proj.out_features // dim,
+        "num_key_value_heads": attention.k_proj.out_features // dim,
+        "rms_norm_eps": 1e-5,
     }
+    formula = Formula(draft.state_dict(), config)
+    joined = torch.cat((draft.embedding[tokens], features), dim=-1).double()
+    x = formula.linear("fc", joined)
+    return formula.layer("layers.0", x, x).float()
+
+
+def read(draft: Any, tokens: Tensor, hidden: Tensor, cache: Any) -> Tensor:
+    """`extend` for one text: tokens [n], features [m, F] to [1, D]."""
+    feature: Tensor = draft.extend(tokens[None], hidden[None], [len(tokens)], cache)
+    return feature
 
 
 @torch.inference_mode()
@@ -87,17 +57,17 @@ def test_eagle_equals_its_formula(changes: dict[str, Any]) -> None:
     draft = eagle(target, **changes)
     text, hidden = prompt(9)[0], torch.randn(8, SIZE)
     cache = draft.new_cache()
-    draft.extend(text[:6], hidden[:5], cache)
-    feature = draft.extend(text[6:], hidden[5:], cache)
+    read(draft, text[:6], hidden[:5], cache)
+    feature = read(draft, text[6:], hidden[5:], cache)
     expected = plain_eagle(draft, text[1:], hidden)
     torch.testing.assert_close(feature, expected[-1:], rtol=1e-3, atol=1e-4)
 
     # Two nodes below the text, then a child of the second and one of the first.
     first, second = torch.tensor([3, 4]), torch.tensor([5, 6])
-    features = draft.step(first, feature.expand(2, -1), torch.eye(2).bool(), cache)
-    rows = torch.tensor([1, 0])
-    lineage = torch.cat((torch.eye(2).bool()[rows], torch.eye(2).bool()), dim=1)
-    deeper = draft.step(second, features[rows], lineage, cache)
+    own, rows = torch.eye(2).bool(), torch.tensor([1, 0])
+    features = draft.step(first[None], feature.expand(1, 2, -1), own[None], cache)[0]
+    lineage = torch.cat((own[rows], own), dim=1)
+    deeper = draft.step(second[None], features[None, rows], lineage[None], cache)[0]
     for node, parent in ((0, 1), (1, 0)):
         path = torch.cat((text[1:], first[parent : parent + 1], second[node : node + 1]))
         inputs = torch.cat((hidden, feature, features[parent : parent + 1]))
@@ -106,9 +76,9 @@ def test_eagle_equals_its_formula(changes: dict[str, Any]) -> None:
         torch.testing.assert_close(deeper[node], whole[-1], rtol=1e-3, atol=1e-4)
 
     # The guesses dropped, the text goes on as if they had never been.
-    cache.keep(8, [])
+    cache.keep([8], [[]])
     more, true = torch.tensor([1, 2]), torch.randn(2, SIZE)
-    after = draft.extend(more, true, cache)
+    after = read(draft, more, true, cache)
     path, inputs = torch.cat((text[1:], more)), torch.cat((hidden, true))
     torch.testing.assert_close(after, plain_eagle(draft, path, inputs)[-1:], rtol=1e-3, atol=1e-4)
 
@@ -135,9 +105,9 @@ def test_a_second_eagle_layer_has_a_norm_before_its_attention() -> None:
     assert "layers.0.input_layernorm.weight" not in names
     text, hidden = prompt(9)[0], torch.randn(8, SIZE)
     parts, whole = draft.new_cache(), draft.new_cache()
-    draft.extend(text[:4], hidden[:3], parts)
+    read(draft, text[:4], hidden[:3], parts)
     torch.testing.assert_close(
-        draft.extend(text[4:], hidden[3:], parts), draft.extend(text, hidden, whole)
+        read(draft, text[4:], hidden[3:], parts), read(draft, text, hidden, whole)
     )
 
 
@@ -146,45 +116,73 @@ class Recorder:
 
     def __init__(self, draft: Any) -> None:
         self.draft = draft
-        self.head_weight, self.head_bias = draft.head_weight, draft.head_bias
+        self.lm_head, self.taps = draft.lm_head, draft.taps
+        self.head_input, self.step, self.new_cache = draft.head_input, draft.step, draft.new_cache
         self.tokens: list[Tensor] = []
         self.hidden: list[Tensor] = []
         self.lengths: list[int] = []
 
-    def new_cache(self) -> Any:
-        return self.draft.new_cache()
-
-    def extend(self, tokens: Tensor, hidden: Tensor, cache: Any) -> Tensor:
-        self.tokens.append(tokens)
-        self.hidden.append(hidden)
-        feature: Tensor = self.draft.extend(tokens, hidden, cache)
-        self.lengths.append(cache.length)
+    def extend(self, tokens: Tensor, hidden: Tensor, counts: Any, cache: Any) -> Tensor:
+        (count,) = counts
+        self.tokens.append(tokens[0, :count])
+        self.hidden.append(hidden[0, : count - tokens.shape[1] + hidden.shape[1]])
+        feature: Tensor = self.draft.extend(tokens, hidden, counts, cache)
+        self.lengths += cache.lengths
         return feature
 
-    def step(self, tokens: Tensor, parents: Tensor, lineage: Tensor, cache: Any) -> Tensor:
-        features: Tensor = self.draft.step(tokens, parents, lineage, cache)
-        return features
 
-
-@pytest.mark.parametrize("kind", ["model", "eagle"])
+@pytest.mark.parametrize("kind", ["model", "eagle", "eagle3"])
 def test_a_draft_hears_the_text_and_the_targets_true_features(kind: str) -> None:
     model, text, truth = example("qwen2")
     target = CausalModel(model)
-    draft = Recorder(ModelDraft(model) if kind == "model" else eagle(target))
+    config = eagle_config(eagle_aux_hidden_state_layer_ids=[1, 0])
+    drafts = {
+        "model": lambda: ModelDraft(model),
+        "eagle": lambda: eagle(target),
+        "eagle3": lambda: Eagle3Draft(config, target),
+    }
+    draft = Recorder(drafts[kind]())
     result = generate(target, draft, text, len(truth), head="dense", depth=3, top_k=3)
 
     told = torch.cat(draft.tokens)
     whole = torch.cat((text[0], result.tokens))
     assert told.tolist() == whole[: len(told)].tolist()
+    # The last step's tokens are nobody's concern any more.
     assert len(told) == len(whole) - result.acceptance_lengths[-1]
     with torch.inference_mode():
-        true = target.forward(whole, causal(len(whole), whole.device), target.new_cache())
+        out = model.model(whole[None], output_hidden_states=True)
+    true = out.last_hidden_state[0]
+    if kind == "eagle3":
+        true = torch.cat((out.hidden_states[1], out.hidden_states[0]), dim=-1)[0]
     features = torch.cat(draft.hidden)
     assert len(features) == len(told) - 1
     torch.testing.assert_close(features, true[: len(features)], rtol=1e-3, atol=1e-3)
     # Guessed entries never outlive a tree: one entry a token heard, or a feature.
     heard = torch.tensor([len(t) for t in draft.tokens]).cumsum(0)
-    assert draft.lengths == (heard - int(kind == "eagle")).tolist()
+    assert draft.lengths == (heard - int(kind != "model")).tolist()
+
+
+@torch.inference_mode()
+def test_texts_of_different_lengths_are_read_side_by_side() -> None:
+    """What pads a shorter text reaches neither its feature nor its cache."""
+    target = CausalModel(tiny())
+    config = eagle_config(eagle_aux_hidden_state_layer_ids=[1, 0])
+    tokens, counts = torch.stack([prompt(6, seed=seed)[0] for seed in (1, 2)]), [6, 3]
+    for draft in (ModelDraft(target), eagle(target), Eagle3Draft(config, target)):
+        width = SIZE * max(1, len(draft.taps))
+        hidden = torch.randn(2, 6, width)
+        both = draft.new_cache()
+        both.append(draft.new_cache())
+        first = draft.extend(tokens, hidden, counts, both)
+        second = draft.extend(tokens.flip(0), hidden, [2, 2], both)
+        for text, count in enumerate(counts):
+            alone = draft.new_cache()
+            one, other = tokens[text, :count], tokens.flip(0)[text, :2]
+            torch.testing.assert_close(
+                read(draft, one, hidden[text, :count], alone)[0], first[text]
+            )
+            torch.testing.assert_close(read(draft, other, hidden[text, :2], alone)[0], second[text])
+        assert both.lengths == [8, 5]
 
 
 @torch.inference_mode()
@@ -193,8 +191,8 @@ def test_a_model_draft_is_that_model() -> None:
     draft = ModelDraft(model)
     text = prompt(9)[0]
     cache = draft.new_cache()
-    draft.extend(text[:5], torch.zeros(4, SIZE), cache)
-    feature = draft.extend(text[5:], torch.zeros(4, SIZE), cache)
-    logits = feature @ draft.head_weight.T
+    read(draft, text[:5], torch.zeros(4, SIZE), cache)
+    feature = read(draft, text[5:], torch.zeros(4, SIZE), cache)
+    logits = draft.lm_head.logits(draft.head_input(feature))
     torch.testing.assert_close(logits, model(text[None]).logits[0, -1:], rtol=1e-4, atol=1e-4)
     assert logits.shape == (1, VOCAB)

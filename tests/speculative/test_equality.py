@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from microspec_kernels.speculative import SOURCES, CausalModel, generate
+from microspec_kernels.policy import MICROSPEC, Policy
+from microspec_kernels.speculative import CausalModel, generate
 
 from .models import (
     KINDS,
@@ -94,9 +95,10 @@ def test_a_broken_draft_costs_time_and_nothing_else(value: float, head: Any) -> 
     count=st.integers(0, 12),
     shape=st.tuples(st.integers(1, 5), st.integers(1, 12), st.integers(1, 50)),
     capacity=st.integers(1, 250),
-    pinned=st.none() | st.integers(0, 8),
+    pinned=st.integers(0, 8),
+    initial=st.integers(0, VOCAB),
     mode=st.sampled_from(["indexed", "packed"]),
-    sources=st.sets(st.sampled_from(SOURCES)),
+    sources=st.sets(st.sampled_from(MICROSPEC)),
 )
 def test_equals_transformers_under_any_settings(
     kind: str,
@@ -104,7 +106,8 @@ def test_equals_transformers_under_any_settings(
     count: int,
     shape: tuple[int, int, int],
     capacity: int,
-    pinned: int | None,
+    pinned: int,
+    initial: int,
     mode: Any,
     sources: set[Any],
 ) -> None:
@@ -114,15 +117,15 @@ def test_equals_transformers_under_any_settings(
     depth, top_k, size = shape
     result = generate(
         model, noisy(model), text, count, head="sparse", depth=depth, top_k=top_k, tree_size=size,
-        capacity=capacity, pinned=None if pinned is None else min(pinned, capacity),
-        frequency=RANKING, mode=mode, sources=sorted(sources, key=SOURCES.index),
+        capacity=capacity, mode=mode,
+        policy=Policy(tuple(sources), RANKING[:initial], RANKING[: min(pinned, capacity)]),
     )  # fmt: skip
     assert result.tokens.tolist() == truth
 
 
 def test_a_prompt_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Prefill in pieces of 7 gives what one pass gives, for the target, a draft and EAGLE."""
-    for module in ("model", "draft", "loop"):
+    for module in ("model", "draft", "observer"):
         monkeypatch.setattr(f"microspec_kernels.speculative.{module}.CHUNK", 7)
     model, text, truth = example("llama")
     target = CausalModel(model)

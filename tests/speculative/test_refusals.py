@@ -1,5 +1,6 @@
 """Bad input is refused before anything runs, by an error that names the argument."""
 
+import dataclasses
 import logging
 import sys
 from types import SimpleNamespace
@@ -8,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from microspec_kernels.speculative import CausalModel, ModelDraft, generate, load_target
+from microspec_kernels.policy import MICROSPEC, ContextSuccessors, Policy
+from microspec_kernels.speculative import Batch, CausalModel, ModelDraft, generate, load_target
 
 from .models import VOCAB, example, prompt, tiny
 
@@ -31,8 +33,12 @@ RANKING = torch.arange(VOCAB)
         (ValueError, r"top_k: expected in \[1, 128\], got 129", {"top_k": 129}),
         (ValueError, "tree_size: expected >= 1, got 0", {"tree_size": 0}),
         (ValueError, "capacity: expected >= 1, got 0", {"capacity": 0}),
-        (ValueError, r"pinned: expected in \[0, 8\]", {"capacity": 8, "pinned": 9}),
-        (ValueError, "frequency: pinned=2", {"pinned": 2}),
+        (ValueError, "groups: expected >= 1, got 0", {"groups": 0}),
+        (
+            ValueError,
+            "pinned: expected at most capacity = 8 tokens, got 9",
+            {"capacity": 8, "policy": Policy(MICROSPEC, pinned=RANKING[:9])},
+        ),
         (ValueError, "frequency: head='static'", {"head": "static"}),
         (TypeError, "frequency: .*got list", {"frequency": [1, 2]}),
         (TypeError, r"frequency: .*float32 \[2\]", {"frequency": torch.ones(2)}),
@@ -57,14 +63,63 @@ def test_refused(error: type[Exception], message: str, changes: dict[str, Any]) 
 
 def test_a_draft_elsewhere_is_refused() -> None:
     draft = ModelDraft(tiny())
-    draft.head_weight = draft.head_weight.to("meta")
+    elsewhere = draft.lm_head.weight.to("meta")
+    draft.lm_head = dataclasses.replace(draft.lm_head, weight=elsewhere)
     with pytest.raises(ValueError, match="draft: expected device cpu, got meta"):
         generate(MODEL, draft, prompt(5), 4)
 
 
+@pytest.mark.parametrize(
+    ("error", "message", "changes"),
+    [
+        (TypeError, "input_ids: .*got list", {"input_ids": [1, 2]}),
+        (ValueError, r"input_ids: .*\[0, 199\), got 199", {"input_ids": torch.tensor([199])}),
+        (ValueError, "max_new_tokens: expected >= 0, got -1", {"max_new_tokens": -1}),
+        (ValueError, r"seed: expected in \[0, 2\^64\), got -1", {"seed": -1}),
+        (ValueError, r"seed: expected in \[0, 2\^64\), got 1844", {"seed": 2**64}),
+        (TypeError, "seed: expected an int, got float", {"seed": 1.0}),
+    ],
+    ids=str,
+)
+def test_a_refused_text_changes_nothing(
+    error: type[Exception], message: str, changes: dict[str, Any]
+) -> None:
+    batch = Batch(MODEL, MODEL, groups=2)
+    first = batch.join(prompt(5), 9)
+    with pytest.raises(error, match=message):
+        batch.join(**{"input_ids": prompt(5), "max_new_tokens": 4, **changes})
+    assert batch.requests == [first]
+    second = batch.join(prompt(7), 9)
+    while batch.requests:
+        batch.step()
+    for request, length in ((first, 5), (second, 7)):
+        assert request.tokens == generate(MODEL, MODEL, prompt(length), 9).tokens.tolist()
+
+
+def test_more_texts_than_groups() -> None:
+    batch = Batch(MODEL, MODEL, groups=2)
+    for length in (4, 5):
+        batch.join(prompt(length), 9)
+    with pytest.raises(ValueError, match="groups: expected at most 2 requests, one a group, got 3"):
+        batch.join(prompt(6), 9)
+    assert len(batch.requests) == 2
+
+
+def test_a_policy_that_remembers_takes_one_text_at_a_time() -> None:
+    context = ContextSuccessors(VOCAB)
+    for groups in (1, 2):
+        batch = Batch(MODEL, MODEL, policy=Policy((*MICROSPEC, *context.sources)), groups=groups)
+        batch.join(prompt(5), 4)
+        with pytest.raises(ValueError, match=r"policy: .*a memory .*got context1x1"):
+            batch.join(prompt(6), 4)
+        while batch.requests:
+            batch.step()
+        batch.join(prompt(6), 4)
+
+
 def test_models_that_cannot_be_given_a_tree() -> None:
-    with pytest.raises(ValueError, match=r"model_type of llama, .* got 'gemma2'"):
-        config = SimpleNamespace(model_type="gemma2")
+    with pytest.raises(ValueError, match=r"model_type of llama, .* got 'gpt2'"):
+        config = SimpleNamespace(model_type="gpt2")
         CausalModel(SimpleNamespace(config=config, get_output_embeddings=None))
     model = tiny()
     model.config._attn_implementation = "flash_attention_2"

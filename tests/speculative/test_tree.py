@@ -1,12 +1,12 @@
-"""EAGLE-2's tree against brute force: every path enumerated and scored by itself."""
+"""EAGLE-2's trees against brute force: every path of every text enumerated and scored by itself."""
 
-from itertools import pairwise
-
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from microspec_kernels.speculative import LMHead
 from microspec_kernels.speculative.cache import KVCache
 from microspec_kernels.speculative.heads import Dense
 from microspec_kernels.speculative.stats import Clock
@@ -17,56 +17,63 @@ SIZE, ROOT = 8, 5
 
 
 class PathDraft:
-    """Features that depend on the whole path in a known way, and on nothing else.
+    """Features that depend on a text's whole path in a known way, and on nothing else.
 
     It checks what it is given: a node's lineage must name the nodes of its own path.
     """
 
-    def __init__(self, vocab: int, seed: int, sharpness: float) -> None:
+    taps = ()
+
+    def __init__(self, vocab: int, seed: int, sharpness: float, batch: int = 1) -> None:
         random = torch.Generator().manual_seed(seed)
         self.embedding = torch.randn(vocab, SIZE, generator=random)
         self.mix = torch.randn(SIZE, SIZE, generator=random)
-        self.head_weight = sharpness * torch.randn(vocab, SIZE, generator=random)
-        self.head_bias = None
-        self.first = torch.randn(1, SIZE, generator=random)
-        self.read: list[int] = []
+        self.lm_head = LMHead(sharpness * torch.randn(vocab, SIZE, generator=random))
+        self.first = torch.randn(batch, SIZE, generator=random)
+        self.read = torch.empty(batch, 0, dtype=torch.int64)
         self.steps = 0
 
     def new_cache(self) -> KVCache:
-        return KVCache(1)
+        return KVCache(1, len(self.first))
 
-    def extend(self, tokens: Tensor, hidden: Tensor, cache: KVCache) -> Tensor:
+    def head_input(self, features: Tensor) -> Tensor:
+        return features
+
+    def extend(self, tokens: Tensor, hidden: Tensor, counts: list[int], cache: KVCache) -> Tensor:
         return self.first
 
     def step(self, tokens: Tensor, parents: Tensor, lineage: Tensor, cache: KVCache) -> Tensor:
         self.steps += 1
-        self.read += tokens.tolist()
-        cache.advance(len(tokens))
+        self.read = torch.cat((self.read, tokens), dim=1)
+        cache.advance(tokens.shape[1])
         features = torch.tanh(parents @ self.mix + self.embedding[tokens])
-        for feature, seen in zip(features, lineage, strict=True):
-            path = tuple(token for token, is_seen in zip(self.read, seen, strict=True) if is_seen)
-            assert torch.allclose(feature, self.feature(path)[0], atol=1e-5)
+        for text, read in enumerate(self.read):
+            for feature, seen in zip(features[text], lineage[text], strict=True):
+                expected = self.feature(text, tuple(read[seen].tolist()))
+                assert torch.allclose(feature, expected, atol=1e-5)
         return features
 
-    def feature(self, path: Path) -> Tensor:
-        """The feature after a path below the root, [1, SIZE], from the beginning."""
-        feature = self.first
+    def feature(self, text: int, path: Path) -> Tensor:
+        """The feature after a path below the text's root, [SIZE], from the beginning."""
+        feature = self.first[text]
         for token in path:
             feature = torch.tanh(feature @ self.mix + self.embedding[token])
         return feature
 
-    def next_log_probs(self, path: Path) -> list[float]:
-        return (self.feature(path) @ self.head_weight.T).log_softmax(-1)[0].tolist()
+    def next_log_probs(self, text: int, path: Path) -> list[float]:
+        return self.lm_head.logits(self.feature(text, path)).log_softmax(-1).tolist()
 
 
-def eagle2(draft: PathDraft, vocab: int, shape: TreeShape) -> tuple[set[Path], dict[Path, float]]:
+def eagle2(
+    draft: PathDraft, text: int, vocab: int, shape: TreeShape
+) -> tuple[set[Path], dict[Path, float]]:
     """The best paths by brute force, and the scores of all that were considered."""
     scores: dict[Path, float] = {(): 0.0}
     frontier: list[Path] = [()]
     for _ in range(shape.depth):
         level = {}
         for path in frontier:
-            answers = draft.next_log_probs(path)
+            answers = draft.next_log_probs(text, path)
             for token in sorted(range(vocab), key=lambda t: -answers[t])[: shape.top_k]:
                 level[(*path, token)] = scores[path] + answers[token]
         frontier = sorted(level, key=lambda p: -level[p])[: shape.top_k]
@@ -75,30 +82,40 @@ def eagle2(draft: PathDraft, vocab: int, shape: TreeShape) -> tuple[set[Path], d
     return set(drafted[: shape.size]), scores
 
 
-def paths(tree: Tree) -> list[Path]:
+def paths(tree: Tree, text: int = 0) -> list[Path]:
     """The path to every node, along its parents."""
     found: list[Path] = [()]
-    for node in range(1, len(tree.tokens)):
-        found.append((*found[tree.parents[node]], int(tree.tokens[node])))
+    for node in range(1, tree.sizes[text]):
+        found.append((*found[tree.parents[text, node]], int(tree.tokens[text, node])))
     return found
 
 
 def check_shape(tree: Tree) -> None:
-    """Parents first, and the lineage is what the parents say."""
-    parents = tree.parents.tolist()
-    assert parents[0] == 0
-    for node, parent in enumerate(parents[1:], start=1):
-        assert parent < node
-    for node in range(len(parents)):
-        ancestors, at = {node}, node
-        while at:
-            at = parents[at]
-            ancestors.add(at)
-        assert set(tree.lineage[node].nonzero().flatten().tolist()) == ancestors
+    """Parents first, the lineage is what the parents say, pads are behind and nobody's parents."""
+    assert tree.tokens.shape[1] == max(tree.sizes)
+    for size, tokens, parents, lineage in zip(
+        tree.sizes, tree.tokens, tree.parents.tolist(), tree.lineage, strict=True
+    ):
+        assert (tokens[:size] >= 0).all() and (tokens[size:] == -1).all()
+        assert parents[0] == 0
+        for node, parent in enumerate(parents[:size]):
+            assert parent < node or node == 0
+        for node in range(len(parents)):
+            ancestors, at = {node}, node
+            while at:
+                at = parents[at]
+                assert at < size
+                ancestors.add(at)
+            assert set(lineage[node].nonzero().flatten().tolist()) == ancestors
 
 
-@settings(max_examples=60, deadline=None)
+def clock() -> Clock:
+    return Clock(torch.device("cpu"), {})
+
+
+@settings(max_examples=50, deadline=None)
 @given(
+    batch=st.integers(1, 3),
     vocab=st.integers(1, 12),
     depth=st.integers(1, 5),
     top_k=st.integers(1, 6),
@@ -107,127 +124,133 @@ def check_shape(tree: Tree) -> None:
     seed=st.integers(0, 2**31),
 )
 def test_grow_equals_brute_force(
-    vocab: int, depth: int, top_k: int, size: int, sharpness: float, seed: int
+    batch: int, vocab: int, depth: int, top_k: int, size: int, sharpness: float, seed: int
 ) -> None:
-    draft = PathDraft(vocab, seed, sharpness)
+    draft = PathDraft(vocab, seed, sharpness, batch)
     cache = draft.new_cache()
-    cache.advance(3)
+    lengths = [3 + 2 * text for text in range(batch)]
+    cache.advance(lengths)
     shape = TreeShape(depth, top_k, size)
-    head = Dense(draft.head_weight, None)
-    tree = grow(
-        torch.tensor([ROOT]), draft.first, draft, cache, head, shape, Clock(torch.device("cpu"), {})
-    )
+    roots = ROOT + torch.arange(batch)
+    groups = torch.zeros_like(roots)
+    tree = grow(roots, draft.first, groups, draft, cache, Dense(draft.lm_head), shape, clock())
     check_shape(tree)
-    assert int(tree.tokens[0]) == ROOT
-    assert cache.length == 3, "the draft's guesses stay in its cache"
+    assert torch.equal(tree.tokens[:, 0], roots)
+    assert cache.lengths == lengths, "the draft's guesses stay in its cache"
     assert draft.steps == depth - 1, "the last level's features have no use"
-    found = paths(tree)[1:]
-    assert len(set(found)) == len(found)
-    expected, scores = eagle2(draft, vocab, shape)
-    assert len(found) == len(expected)
-    # fp32 may order a near tie otherwise than the brute force's doubles: compare by score.
-    for got, want in zip(
-        sorted(scores[p] for p in found), sorted(scores[p] for p in expected), strict=True
-    ):
-        assert abs(got - want) < 1e-4
+    for text in range(batch):
+        found = paths(tree, text)[1:]
+        assert len(set(found)) == len(found)
+        expected, scores = eagle2(draft, text, vocab, shape)
+        assert len(found) == len(expected)
+        # fp32 may order a near tie otherwise than the brute force's doubles: compare by score.
+        for got, want in zip(
+            sorted(scores[p] for p in found), sorted(scores[p] for p in expected), strict=True
+        ):
+            assert abs(got - want) < 1e-4
 
 
 class Answers:
-    """A head that gives the same answer to every row."""
+    """A head that gives every row of a group the same answer."""
 
     follows = False
 
-    def __init__(self, log_probs: list[float], tokens: list[int]) -> None:
-        self.log_probs, self.tokens = torch.tensor(log_probs), torch.tensor(tokens)
+    def __init__(self, *answers: tuple[list[float], list[int]]) -> None:
+        self.groups = len(answers)
+        self.log_probs = torch.tensor([log_probs for log_probs, _ in answers])
+        self.tokens = torch.tensor([tokens for _, tokens in answers])
 
-    def topk(self, hidden: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        rows = len(hidden)
-        return self.log_probs[:k].expand(rows, -1), self.tokens[:k].expand(rows, -1)
-
-    def observe(self, tokens: Tensor) -> None: ...
-
-    def contains(self, tokens: Tensor) -> Tensor:
-        return torch.isin(tokens, self.tokens)
-
-    def active(self) -> int:
-        return len(self.tokens)
+    def topk(self, hidden: Tensor, k: int, groups: Tensor) -> tuple[Tensor, Tensor]:
+        assert hidden.shape == (len(groups), SIZE)
+        return self.log_probs[groups, :k], self.tokens[groups, :k]
 
 
 def grow_with(head: Answers, shape: TreeShape) -> Tree:
-    draft = PathDraft(16, 0, 1.0)
-    clock = Clock(torch.device("cpu"), {})
-    root = torch.tensor([ROOT])
-    return grow(root, draft.first, draft, draft.new_cache(), head, shape, clock)
+    draft = PathDraft(16, 0, 1.0, head.groups)
+    groups = torch.arange(head.groups)
+    roots = torch.full_like(groups, ROOT)
+    tree = grow(roots, draft.first, groups, draft, draft.new_cache(), head, shape, clock())
+    check_shape(tree)
+    return tree
+
+
+NOTHING = -torch.inf
+TWO = ([-0.1, -2.5, NOTHING, NOTHING], [3, 7, -1, -1])
+ONE = ([0.0, NOTHING, NOTHING, NOTHING], [9, -1, -1, -1])
+NONE = ([NOTHING] * 4, [-1] * 4)
 
 
 def test_padding_never_enters_the_tree() -> None:
-    nothing = -torch.inf
-    shape = TreeShape(4, 4, 50)
-    tree = grow_with(Answers([-0.1, -2.5, nothing, nothing], [3, 7, -1, -1]), shape)
-    check_shape(tree)
+    tree = grow_with(Answers(TWO), TreeShape(4, 4, 50))
     # Two children for each of at most four expanded nodes a level: 2 + 4 + 8 + 8.
-    assert len(tree.tokens) == 1 + 22
-    assert set(tree.tokens[1:].tolist()) == {3, 7}
+    assert tree.sizes == [1 + 22]
+    assert set(tree.tokens[0, 1:].tolist()) == {3, 7}
 
 
-def test_what_is_no_token_or_has_no_probability_is_no_node() -> None:
-    for answer, token in ((-torch.inf, 3), (torch.nan, 3), (-0.5, -1)):
-        tree = grow_with(Answers([answer, answer], [token, token]), TreeShape(4, 2, 50))
-        assert tree.tokens.tolist() == [ROOT]
-        assert tree.lineage.tolist() == [[True]]
-        assert tree.walk([3]) == [0]
+def test_trees_of_several_sizes_side_by_side() -> None:
+    """What one text's head cannot fill is padded, and is what it would be alone."""
+    shape = TreeShape(4, 4, 50)
+    tree = grow_with(Answers(TWO, NONE, ONE), shape)
+    assert tree.sizes == [23, 1, 5]
+    for text, answer in enumerate((TWO, NONE, ONE)):
+        alone = grow_with(Answers(answer), shape)
+        size = tree.sizes[text]
+        assert torch.equal(tree.tokens[text, :size], alone.tokens[0])
+        assert torch.equal(tree.parents[text, :size], alone.parents[0])
+        assert torch.equal(tree.lineage[text, :size, :size], alone.lineage[0])
+
+
+@pytest.mark.parametrize(
+    ("log_prob", "token"), [(-torch.inf, 3), (torch.nan, 3), (-0.5, -1)], ids=str
+)
+def test_what_is_no_token_or_has_no_probability_is_no_node(log_prob: float, token: int) -> None:
+    answer = ([log_prob] * 4, [token] * 4)
+    tree = grow_with(Answers(answer), TreeShape(4, 2, 50))
+    assert tree.tokens.tolist() == [[ROOT]]
+    assert tree.lineage.tolist() == [[[True]]]
+    assert grow_with(Answers(answer, ONE), TreeShape(4, 2, 50)).sizes == [1, 5]
 
 
 def test_one_certain_token_makes_a_chain() -> None:
     """A vocabulary of one: every score is 0, so ancestors tie with their descendants."""
-    tree = grow_with(Answers([0.0, -torch.inf], [9, -1]), TreeShape(6, 2, 4))
-    assert tree.parents.tolist() == [0, 0, 1, 2, 3]
-    check_shape(tree)
+    tree = grow_with(Answers(ONE), TreeShape(6, 2, 4))
+    assert tree.parents.tolist() == [[0, 0, 1, 2, 3]]
 
 
 def test_a_probability_rounded_above_one_outranks_no_ancestor() -> None:
-    tree = grow_with(Answers([1e-7, -3.0], [9, 2]), TreeShape(6, 2, 3))
+    tree = grow_with(Answers(([1e-7, -3.0], [9, 2])), TreeShape(6, 2, 3))
     assert paths(tree)[1:] == [(9,), (9, 9), (9, 9, 9)]
-    assert tree.tokens.tolist() == [ROOT, 9, 9, 9]
+    assert tree.tokens.tolist() == [[ROOT, 9, 9, 9]]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(data=st.data(), count=st.integers(1, 30), size=st.integers(1, 40))
 def test_best_nodes_are_the_best_and_a_tree(data: st.DataObject, count: int, size: int) -> None:
-    """Over arbitrary trees, with scores that tie all the time."""
-    parents = [0] + [data.draw(st.integers(0, node)) for node in range(count)]
-    steps = data.draw(st.lists(st.sampled_from([0.0, -0.5, -1.0]), min_size=count, max_size=count))
-    scores = [0.0]
-    for parent, step in zip(parents[1:], steps, strict=True):
-        scores.append(scores[parent] + step)
+    """Over two arbitrary trees at a time, with scores that tie all the time and known nothings."""
+    parents, scores = [], []
+    for _ in range(2):
+        own = [0] + [data.draw(st.integers(0, node)) for node in range(count)]
+        steps = data.draw(
+            st.lists(st.sampled_from([0.0, -0.5, -1.0, NOTHING]), min_size=count, max_size=count)
+        )
+        path_scores = [0.0]
+        for parent, step in zip(own[1:], steps, strict=True):
+            path_scores.append(path_scores[parent] + step)
+        parents.append(own)
+        scores.append(path_scores)
+    tokens = torch.arange(100, 101 + count).repeat(2, 1)
     tree = best_nodes(
-        torch.arange(100, 101 + count), torch.tensor(parents), torch.tensor(scores), size
+        tokens, torch.tensor(parents), torch.tensor(scores), TreeShape(count, 1, size)
     )
     check_shape(tree)
-    chosen = [token - 100 for token in tree.tokens.tolist()]
-    assert chosen[0] == 0
-    assert len(chosen) == 1 + min(size, count)
-    left_out = set(range(count + 1)) - set(chosen)
-    assert all(scores[node] >= scores[other] for node in chosen for other in left_out)
-    assert [chosen[parent] for parent in tree.parents] == [parents[node] for node in chosen]
-
-
-@settings(max_examples=100, deadline=None)
-@given(data=st.data(), count=st.integers(0, 12))
-def test_walk_follows_the_choices(data: st.DataObject, count: int) -> None:
-    parents = [0] + [data.draw(st.integers(0, node)) for node in range(count)]
-    tokens: list[int] = [ROOT]
-    for node in range(1, count + 1):
-        siblings = [t for t, p in zip(tokens[1:], parents[1:], strict=False) if p == parents[node]]
-        tokens.append(data.draw(st.integers(0, 30).filter(lambda t, s=siblings: t not in s)))
-    choices = [data.draw(st.sampled_from([*tokens, 31])) for _ in tokens]
-    tree = best_nodes(
-        torch.tensor(tokens), torch.tensor(parents), -torch.arange(count + 1.0), count + 1
-    )
-    path = tree.walk(choices)
-    assert path[0] == 0
-    for before, after in pairwise(path):
-        assert parents[after] == before
-        assert tokens[after] == choices[before]
-    children = [node for node in range(1, count + 1) if parents[node] == path[-1]]
-    assert choices[path[-1]] not in [tokens[node] for node in children]
+    for text in range(2):
+        chosen = [token - 100 for token in tree.tokens[text, : tree.sizes[text]].tolist()]
+        known = {node for node in range(count + 1) if scores[text][node] > NOTHING}
+        assert chosen[0] == 0
+        assert set(chosen) <= known
+        assert len(chosen) == min(size + 1, len(known))
+        left_out = known - set(chosen)
+        own = scores[text]
+        assert all(own[node] >= own[other] for node in chosen for other in left_out)
+        found = tree.parents[text, : len(chosen)].tolist()
+        assert [chosen[parent] for parent in found] == [parents[text][node] for node in chosen]

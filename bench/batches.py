@@ -1,0 +1,157 @@
+"""One active vocabulary for all requests of a batch, or one for each: the demonstration pair's.
+
+    python -m bench.batches [--quick] [--device cpu|cuda] [--out DIR] [--corpus corpus.jsonl.xz]
+                            [--prompts 16] [--new 64]
+
+B texts are drafted together; when one ends, the next prompt joins. A vocabulary of its own begins
+anew then: filled with the most frequent tokens, as is the package's default, or empty. A shared one
+remembers what the texts before have left. With the corpus the prompts are of its split "test",
+which the pair has not seen: of several tasks by turns, or all of one; without it, the few of
+`bench.e2e`.
+"""
+
+import argparse
+import json
+import lzma
+from dataclasses import dataclass, field
+from itertools import chain, product
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from microspec_kernels.cli.text import Tekken, target_alone
+from microspec_kernels.policy import MICROSPEC, Policy, default
+from microspec_kernels.speculative import Batch, Request, Sampling, load_draft, load_target
+
+from . import options, report
+from .e2e import LONGEST_PROMPT, PAIR, PROMPTS
+
+TASKS = ("mmlu-pro", "gsm", "crux", "math-l5")  # by turns in the mixed batch
+ALONE = ("gsm",)  # also measured alone
+CAPACITY = 3072
+
+
+@dataclass
+class Run:
+    """What one arm did: over all its texts, and at the steps with a full batch."""
+
+    requests: list[Request]
+    rows: list[int] = field(default_factory=list)  # that a call of the head reads
+    gathered: list[int] = field(default_factory=list)  # slots with another token than before
+    head: list[float] = field(default_factory=list)  # seconds a step
+    vocabulary: list[float] = field(default_factory=list)
+
+
+def prompts_by_task(corpus: Path | None, tokenizer: Tekken, count: int) -> dict[str, list[Tensor]]:
+    """`count` prompts for each kind of batch; every prompt once, though many models answered it."""
+    if corpus is None:
+        return {"mixed": [torch.tensor(tokenizer.encode(text)) for text in PROMPTS[:count]]}
+    texts: dict[str, dict[str, None]] = {task: {} for task in TASKS}
+    with lzma.open(corpus, "rt") as lines:
+        for row in map(json.loads, lines):
+            task = row["source"].removeprefix("zeroeval/").split("/")[0]
+            if row["split"] == "test" and row["prompt"] and task in texts:
+                texts[task][row["prompt"]] = None
+    encoded = {task: [tokenizer.encode(text) for text in texts[task]] for task in TASKS}
+    short = {
+        task: [torch.tensor(ids) for ids in prompts if len(ids) <= LONGEST_PROMPT][:count]
+        for task, prompts in encoded.items()
+    }
+    mixed = list(chain.from_iterable(zip(*short.values(), strict=False)))[:count]
+    return {"mixed": mixed, **{task: short[task] for task in ALONE}}
+
+
+def run(batch: Batch, prompts: list[Tensor], size: int, new: int) -> Run:
+    """Continue all the prompts, `size` of them at a time."""
+    waiting = list(reversed(prompts))
+    done = Run([])
+    vocab = batch.head.vocab  # type: ignore[attr-defined]
+    held = vocab.ids.clone()
+    while waiting or batch.requests:
+        while waiting and len(batch.requests) < size:
+            done.requests.append(batch.join(waiting.pop(), new))
+        full = len(batch.requests) == size
+        groups = [request.group for request in batch.requests]
+        rows = int(vocab.size[sorted(set(groups))].sum())
+        changed = int(((vocab.ids != held) & (vocab.ids >= 0)).sum())
+        held = vocab.ids.clone()
+        before = dict(batch.seconds)
+        batch.step()
+        if full:
+            done.rows.append(rows)
+            done.gathered.append(changed)
+            for part, seconds in (("head", done.head), ("vocabulary", done.vocabulary)):
+                seconds.append(batch.seconds[part] - before.get(part, 0.0))
+    return done
+
+
+def row(done: Run, own: list[list[int]], depth: int, row_bytes: int) -> dict[str, Any]:
+    stats = [request.stats for request in done.requests]
+    lengths = [n for one in stats for n in one.acceptance_lengths]
+    return {
+        "coverage": sum(one.covered for one in stats) / sum(lengths),
+        "tau": fmean(lengths),
+        "active_mean": fmean(n for one in stats for n in one.active_sizes),
+        "active_max": max(n for one in stats for n in one.active_sizes),
+        "rows_read_per_head_call": fmean(done.rows),
+        "MB_read_per_head_call": fmean(done.rows) * row_bytes / 1e6,
+        "rows_gathered_per_step": fmean(done.gathered),
+        "head_ms_per_draft_step": median(done.head) / depth * 1e3,
+        "vocabulary_ms_per_step": median(done.vocabulary) * 1e3,
+        "full_steps": len(done.rows),
+        "identical_outputs": sum(
+            request.tokens == tokens for request, tokens in zip(done.requests, own, strict=True)
+        ),
+    }
+
+
+def measure(args: argparse.Namespace) -> options.Rows:
+    target = load_target(PAIR / "target", device=args.device)
+    draft = load_draft(PAIR / "draft", target)
+    frequency = torch.from_numpy(np.load(PAIR / "frequency_rank.npy"))
+    policies = {"filled": default(frequency), "empty": Policy(MICROSPEC)}
+    weight = draft.lm_head.weight
+    row_bytes = weight.shape[1] * weight.element_size()
+    new = args.new or (8 if args.quick else 64)
+    count = args.prompts or (3 if args.quick else 16)
+    rows = []
+    for tasks, prompts in prompts_by_task(args.corpus, Tekken(), count).items():
+        prompts = [prompt.to(args.device) for prompt in prompts]
+        own = [target_alone(target, ids, new, Sampling()).tokens.tolist() for ids in prompts]
+        for begins, size in product(policies, (1, 2) if args.quick else (1, 2, 4, 8)):
+            # Two groups at least: the only one there is would be shared by text after text.
+            for groups in (1, max(size, 2)):
+                batch = Batch(
+                    target, draft, capacity=CAPACITY, policy=policies[begins], groups=groups
+                )
+                done = run(batch, prompts, size, new)
+                rows.append(
+                    {
+                        "tasks": tasks,
+                        "begins": begins,
+                        "requests": size,
+                        "vocabulary": "shared" if groups == 1 else "one a request",
+                        **row(done, own, batch.shape.depth, row_bytes),
+                    }
+                )
+    return rows
+
+
+def main() -> None:
+    parser = options.parser(__doc__)
+    parser.add_argument("--corpus", type=Path, help="to take prompts of its split test from")
+    parser.add_argument("--prompts", type=int, help="a kind; default 16, of --quick 3")
+    parser.add_argument("--new", type=int, help="tokens a text; default 64, of --quick 8")
+    args = options.parsed(parser)
+    rows = measure(args)
+    print(f"{report.device()}\n\n{report.table(rows)}")
+    source = args.corpus.name if args.corpus else "built in"
+    options.save(args, "batches.csv", [{"source": source, **row} for row in rows])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""What the study of policies reads: recorded traces, and texts that lists may be counted on.
+
+Every trace is split for good: policies are judged on sequences of its one half, and what is counted
+on its own requests is counted on the other. "Others" shares no task, no suite of tasks and no model
+with the judged trace. A name reads suite-task__model.
+"""
+
+import json
+import lzma
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from microspec_kernels.replay import Trace
+
+JUDGED = 84  # sequences of a trace at most, evenly from its half; as many texts of others
+# A suite's name in a trace, and what its texts are called in the corpus.
+SUITES = {"lcb": {"livecodebench"}, "mmlu": {"mmlu-pro"}, "zero": {"zeroeval", "gsm8k-train"}}
+
+
+@dataclass(frozen=True, eq=False)
+class Halves:
+    """judged: the trace to replay; counted: what the model wrote in the other half, int64 each."""
+
+    judged: Trace
+    counted: list[Tensor]
+
+
+def halves(trace: Trace) -> Halves:
+    sequences = list(trace.sequences())
+    judged = evenly(sequences[::2], JUDGED)
+    counted = [tokens[written] for tokens, written in sequences[1::2]]
+    return Halves(joined(trace.name, judged), counted)
+
+
+def joined(name: str, sequences: Sequence[tuple[Tensor, Tensor]]) -> Trace:
+    """Sequences of tokens int64 [n] and flags bool [n] as one trace."""
+    tokens, written = zip(*sequences, strict=True)
+    offsets = [0, *accumulate(map(len, tokens))]
+    return Trace(name, torch.cat(tokens), torch.cat(written), offsets)
+
+
+def evenly(items: Sequence[Any], count: int) -> list[Any]:
+    """At most `count` of them, from all of their order."""
+    if len(items) <= count:
+        return list(items)
+    return [items[i * len(items) // count] for i in range(count)]
+
+
+def others(name: str, traces: dict[str, Halves]) -> list[Tensor]:
+    """Texts of the traces that have nothing in common with this one, equally many of each."""
+    suite, model = suite_of(name), model_of(name)
+    apart = [t for n, t in traces.items() if suite_of(n) != suite and model_of(n) != model]
+    return [text for trace in apart for text in evenly(trace.counted, JUDGED)]
+
+
+def suite_of(name: str) -> str:
+    return name.partition("__")[0].partition("-")[0]
+
+
+def model_of(name: str) -> str:
+    return name.partition("__")[2].replace("_", ".")
+
+
+def load_corpus(path: Path, tokenizer: Any) -> dict[str, list[Tensor]]:
+    """Responses as token ids, by the suite that their source names.
+
+    path: of an .xz of JSON lines {source, prompt, response, ...}, source "suite/…".
+    """
+    texts: dict[str, list[Tensor]] = defaultdict(list)
+    with lzma.open(path, "rt", encoding="utf-8") as lines:
+        for row in map(json.loads, lines):
+            ids = tokenizer.encode(row["response"], add_special_tokens=False).ids
+            texts[row["source"].partition("/")[0]].append(torch.tensor(ids))
+    return dict(texts)
+
+
+def unrelated(name: str, corpus: dict[str, list[Tensor]], count: int | None = None) -> list[Tensor]:
+    """The corpus without the suite of a trace; at most `count` texts of each other suite."""
+    own = SUITES.get(suite_of(name), set())
+    kept = [texts for suite, texts in corpus.items() if suite not in own]
+    return [text for texts in kept for text in evenly(texts, count or len(texts))]

@@ -1,0 +1,16 @@
+"""Hugging Face's `generate`: a sparse LM head in its assisted generation, or the reference loop.
+
+    from microspec_kernels.integrations.transformers import microspec_generate, sparse_assistant
+
+    with sparse_assistant(assistant, target):
+        target.generate(input_ids, assistant_model=assistant)
+
+    target.generate(input_ids, custom_generate=microspec_generate(draft, head="sparse"))
+
+For transformers 4.56 and later. Nothing of it is patched: hooks on the two models, and a callable.
+"""
+
+from .assistant import sparse_assistant
+from .custom import microspec_generate
+
+__all__ = ["microspec_generate", "sparse_assistant"]

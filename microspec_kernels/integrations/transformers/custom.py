@@ -1,0 +1,147 @@
+"""The reference loop as transformers' `custom_generate`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from microspec_kernels.speculative import Batch, CausalModel, Sampling
+from microspec_kernels.speculative.extra import require
+
+# Transformers' own, in the order in which it and `Sampling` apply them, and what they read.
+WARPERS = {
+    "TemperatureLogitsWarper": "temperature",
+    "TopKLogitsWarper": "top_k",
+    "TopPLogitsWarper": "top_p",
+}
+OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
+# What transformers prepares for every decoding method: the loop has its own, or checks it here.
+PREPARED = ("attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep")
+
+
+def microspec_generate(draft: Any, **options: Any) -> Callable[..., Any]:
+    """A callable for `target.generate(input_ids, custom_generate=…, max_new_tokens=…)`.
+
+    draft: `load_draft`'s result, or a causal LM of `transformers` with the target's vocabulary.
+    options: of :class:`microspec_kernels.speculative.Batch`: `head`, `capacity`, `groups`, ….
+
+    Called by transformers, it continues input_ids int64 [B, P], padded on the left, by the
+    reference loop. It gives what every decoding method gives: int64 [B, P + n], padded on the right
+    or, with `return_dict_in_generate`, a `GenerateDecoderOnlyOutput`; its `stats` are a list of
+    this package's, one for each text. Of the call and its generation config it honours the
+    end-of-text and padding ids, `max_new_tokens`, `max_length` and, with `do_sample`,
+    `temperature`, `top_k`, `top_p` and `num_return_sequences`. Seeds are then drawn from PyTorch's
+    default generator, so `torch.manual_seed` decides the texts.
+
+    Raises ValueError, by name: whatever else the call asks for that this loop cannot do (beams,
+    other logits processors or stopping criteria, a used cache, scores, …). Not a `streamer`:
+    transformers 5 does not hand it to a callable, and gives it the prompt alone.
+    """
+
+    def custom_generate(
+        model: Any,
+        input_ids: Tensor,
+        logits_processor: Any,
+        stopping_criteria: Any,
+        generation_config: Any,
+        **model_kwargs: Any,
+    ) -> Any:
+        _check_config(generation_config)
+        prompts = _prompts(input_ids, model_kwargs)
+        sampling = _sampling(generation_config, logits_processor)
+        longest, eos = _ends(stopping_criteria)
+        target = CausalModel(model)
+        target.eos = frozenset(eos)
+
+        batch = Batch(target, draft, sampling=sampling, **options)
+        room = longest - input_ids.shape[1]
+        seeds = torch.randint(2**63 - 1, (len(prompts),)) if generation_config.do_sample else None
+        requests = [
+            batch.join(prompt, room, seed=None if seeds is None else int(seeds[text]))
+            for text, prompt in enumerate(prompts)
+        ]
+        while batch.requests:
+            batch.step()
+
+        # Where texts differ in length there is an end of text; it pads as in transformers.
+        pad = generation_config.pad_token_id
+        pad = pad if pad is not None else eos[0] if eos else 0
+        new = [request.result().tokens for request in requests]
+        padded = pad_sequence(new, batch_first=True, padding_value=pad).to(input_ids)
+        sequences = torch.cat((input_ids, padded), dim=1)
+        if not generation_config.return_dict_in_generate:
+            return sequences
+        output = require("transformers.generation").GenerateDecoderOnlyOutput(sequences=sequences)
+        output["stats"] = [request.stats for request in requests]
+        return output
+
+    return custom_generate
+
+
+def _refusal(argument: str, expected: object, got: object) -> ValueError:
+    return ValueError(f"microspec_generate: {argument}: expected {expected}, got {got}")
+
+
+def _check_config(config: Any) -> None:
+    """Texts searched greedily or sampled, and nothing but their tokens wanted."""
+    if config.num_beams not in (None, 1):
+        raise _refusal("num_beams", 1, config.num_beams)
+    if (mode := config.get_generation_mode().value) not in ("greedy_search", "sample"):
+        raise _refusal("generation_config", "greedy search or sampling", mode)
+    for name in OUTPUTS if config.return_dict_in_generate else ():
+        if getattr(config, name):
+            raise _refusal(name, False, True)
+
+
+def _prompts(input_ids: Tensor, model_kwargs: dict[str, Any]) -> list[Tensor]:
+    """Each text from its beginning, int64 [<= P], and nothing else for the model to read."""
+    mask = model_kwargs.get("attention_mask")
+    kept = torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask.bool()
+    if bool((kept[:, :-1] & ~kept[:, 1:]).any()):
+        raise _refusal("attention_mask", "padding on the left alone", "some behind a token")
+    positions = model_kwargs.get("position_ids")
+    if positions is not None and bool(((kept.cumsum(1) - 1 != positions) & kept).any()):
+        raise _refusal("position_ids", "those of the text", positions.tolist())
+    cache = model_kwargs.get("past_key_values")
+    if cache is not None and cache.get_seq_length() > 0:
+        raise _refusal("past_key_values", "an empty cache", f"{cache.get_seq_length()} entries")
+    for name, value in model_kwargs.items():
+        # Transformers 4 names a streamer and synced_gpus whether there are any or not.
+        if name not in PREPARED and value is not None and value is not False:
+            raise _refusal(name, None, type(value).__name__)
+    return [row[own] for row, own in zip(input_ids, kept, strict=True)]
+
+
+def _sampling(config: Any, processors: Any) -> Sampling:
+    """How the target's tokens are drawn: no processor but the known ones, each once, in order."""
+    module = require("transformers.generation.logits_process")
+    kinds = [getattr(module, name) for name in WARPERS] if config.do_sample else []
+    known = ", ".join(kind.__name__ for kind in kinds)
+    settings: dict[str, Any] = {"temperature": 1.0} if config.do_sample else {}
+    for processor in processors:
+        kind = type(processor)
+        if kind not in kinds or getattr(processor, "min_tokens_to_keep", 1) != 1:
+            raise _refusal("logits_processor", known or "none", kind.__name__)
+        kinds = kinds[kinds.index(kind) + 1 :]
+        name = WARPERS[kind.__name__]
+        settings[name] = getattr(processor, name)
+    return Sampling(**settings)
+
+
+def _ends(criteria: Any) -> tuple[int, list[int]]:
+    """The longest a text may get, prompt and padding included, and the ids that end it."""
+    module = require("transformers.generation.stopping_criteria")
+    lengths: list[int] = []
+    eos: list[int] = []
+    for criterion in criteria:
+        if type(criterion) is module.MaxLengthCriteria:
+            lengths.append(criterion.max_length)
+        elif type(criterion) is module.EosTokenCriteria:
+            eos += criterion.eos_token_id.tolist()
+        else:
+            raise _refusal("stopping_criteria", "length and end of text", type(criterion).__name__)
+    if not lengths:
+        raise _refusal("max_length", "a number", None)
+    return min(lengths), eos

@@ -1,0 +1,49 @@
+"""Vocabulary policies: which tokens the draft may propose, and why.
+
+A policy is a short list of sources, and the tokens that a vocabulary begins with. After every pass
+of the target it says what enters the active vocabulary:
+
+    policy = default(frequency)
+    vocab = ActiveVocab(vocab_size, 3072, initial=policy.initial, pinned=policy.pinned)
+    vocab.update(policy.take(Seen("step", tree_tokens, best, chosen)))
+
+The same policy runs in the speculative loop, over recorded traces (:mod:`..replay`) and, captured
+in a CUDA graph, in an engine: :meth:`Policy.take` never reads a value back to the host.
+"""
+
+from .context import ContextSuccessors
+from .policy import Policy, Rows, Seen, Source, Stage
+from .sources import (
+    MICROSPEC,
+    TEXT,
+    default,
+    draft_tree,
+    expanded,
+    generated,
+    prompt,
+    prompt_top_k,
+    top_k,
+)
+from .tables import frequency_rank, neighbours, successors, variants
+
+__all__ = [
+    "MICROSPEC",
+    "TEXT",
+    "ContextSuccessors",
+    "Policy",
+    "Rows",
+    "Seen",
+    "Source",
+    "Stage",
+    "default",
+    "draft_tree",
+    "expanded",
+    "frequency_rank",
+    "generated",
+    "neighbours",
+    "prompt",
+    "prompt_top_k",
+    "successors",
+    "top_k",
+    "variants",
+]

@@ -1,0 +1,257 @@
+"""Texts that one draft and one target continue together: the reference speculative loop."""
+
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from microspec_kernels.policy import Policy, default
+
+from .chain import Chain, chain_numbers, sample_chain
+from .checks import (
+    check_counts,
+    check_fit,
+    check_frequency,
+    check_length,
+    check_policy,
+    check_room,
+    check_seed,
+    checked_prompt,
+)
+from .draft import Draft, ModelDraft
+from .heads import Head, HeadName, make_head
+from .model import CausalModel
+from .observer import Observer
+from .request import Request
+from .sampling import Sampling, choose, uniforms
+from .stats import Clock, Stats
+from .tree import Tree, TreeShape, grow, of_rows
+from .verify import Verified, follow, verify_chain
+
+
+class Batch:
+    """Texts that are drafted and verified together; they join and leave at any step.
+
+        batch = Batch(target, draft, groups=8)
+        requests = [batch.join(prompt, 256) for prompt in prompts]
+        while batch.requests:
+            batch.step()
+
+    Each text is what the target alone would write: token by token its greedy choices or, with
+    `sampling`, what it draws with the request's seed (chains: a text of the same law). Draft, head,
+    trees and the other texts only decide how many tokens one pass of the target yields. (In fp32.
+    In fp16 and bf16 a pass over 61 rows rounds otherwise than 61 passes, which may turn a choice at
+    a near tie.) Of the target's generation config only the end-of-text ids count.
+
+    target: `load_target`'s result or a Hugging Face causal LM (see `CausalModel`).
+    draft: `load_draft`'s result, or such a model with the target's vocabulary.
+    head: "dense" ranks the draft's next tokens over the vocabulary, "static" over the first
+        `capacity` ids of `frequency`, "sparse" over an active vocabulary of `capacity` that follows
+        `policy`. Or a `Head` of your own, which then keeps what it has learned.
+    depth, top_k, tree_size: calls of the head for an EAGLE-2 tree (arXiv 2406.16858), rows and
+        candidates in each, nodes verified.
+    frequency: int64 or int32 [S], distinct token ids by falling frequency.
+    policy: what the active vocabulary learns from, and what it never forgets; None:
+        `policy.default(frequency)`.
+    mode: whether the sparse head reads rows of the whole weight or packs them into a slab.
+    groups: how many texts have an active vocabulary of their own; 1: all share one.
+    sampling: how tokens are drawn; None: greedily.
+    chain: draft no tree but a chain of `depth` tokens, drawn by the draft's law under `sampling`
+        (arXiv 2211.17192). Texts that share what a head learns then need a seed each.
+
+    Raises TypeError or ValueError for anything else, naming the argument.
+    """
+
+    def __init__(
+        self,
+        target: Any,
+        draft: Any,
+        *,
+        head: HeadName | Head = "sparse",
+        depth: int = 6,
+        top_k: int = 10,
+        tree_size: int = 60,
+        capacity: int = 3072,
+        frequency: Tensor | None = None,
+        policy: Policy | None = None,
+        mode: Literal["indexed", "packed"] = "indexed",
+        groups: int = 1,
+        sampling: Sampling | None = None,
+        chain: bool = False,
+    ) -> None:
+        self.target = target if isinstance(target, CausalModel) else CausalModel(target)
+        self.draft: Draft
+        self.draft = draft if hasattr(draft, "extend") else ModelDraft(draft)
+        check_counts(
+            depth=depth, top_k=top_k, tree_size=tree_size, capacity=capacity, groups=groups
+        )
+        check_fit(self.target, self.draft)
+        if frequency is not None:
+            check_frequency(frequency, self.target.vocab_size)
+        self.policy = policy or default(() if frequency is None else frequency)
+        self.shape = TreeShape(depth, top_k, tree_size)
+        self.sampling = sampling or Sampling()
+        self.chain = chain
+        if isinstance(head, str):
+            head = make_head(
+                head, self.draft.lm_head, capacity, frequency, self.policy, mode, groups
+            )
+        elif not hasattr(head, "topk"):
+            raise TypeError(f"generate: head: expected a name or a Head, got {type(head).__name__}")
+        self.head = head
+        self._observer = Observer(head, self.policy)
+        self.requests: list[Request] = []
+        self.seconds: dict[str, float] = {}
+        self._clock = Clock(self.target.device, self.seconds)
+        # Of each text: what the models have read, its newest token, which they have not, and the
+        # draft's features of that.
+        self._cache, self._draft_cache = self.target.new_cache(), self.draft.new_cache()
+        for cache in (self._cache, self._draft_cache):
+            cache.select([])
+        weight = self.draft.lm_head.weight
+        self._newest = torch.empty(0, dtype=torch.int64, device=weight.device)
+        self._features = weight.new_empty(0, weight.shape[1])
+
+    @property
+    def free_groups(self) -> list[int]:
+        """Those that a text may join: of several, those without one; a shared one always."""
+        taken = {request.group for request in self.requests} if self.head.groups > 1 else set()
+        return [group for group in range(self.head.groups) if group not in taken]
+
+    @torch.no_grad()
+    def join(self, input_ids: Tensor, max_new_tokens: int, *, seed: int | None = None) -> Request:
+        """Read a prompt and choose its first token; `step` goes on from there.
+
+        input_ids: int64 or int32 [P] or [1, P], P >= 1.
+        max_new_tokens: how many tokens to add at most; end of text ends it sooner and is included.
+        seed: of what is drawn, in [0, 2^64); None: the sampling's own. Texts with equal seeds are
+            not independent.
+
+        Raises TypeError or ValueError: not such a prompt or count, no group left, or a policy that
+        remembers one text at a time.
+        """
+        prompt = checked_prompt(input_ids, self.target)
+        check_counts(max_new_tokens=max_new_tokens)
+        check_length(self.target, len(prompt) + max_new_tokens + self.shape.depth)
+        check_policy(self.policy, len(self.requests))
+        check_room(self.free_groups, self.head.groups)
+        seed = self.sampling.seed if seed is None else replace(self.sampling, seed=seed).seed
+        if self.chain and self.sampling.temperature and self.head.follows and self.head.groups == 1:
+            check_seed(seed, [request.seed for request in self.requests])
+        stats = Stats(seconds=self.seconds)
+        request = Request(max_new_tokens, self.target.eos, seed, self.free_groups[0], stats)
+        with self._clock("total"):
+            if not request.done:
+                self._begin(request, prompt)
+        return request
+
+    def _begin(self, request: Request, prompt: Tensor) -> None:
+        clock, target, draft = self._clock, self.target, self.draft
+        cache, draft_cache = target.new_cache(), draft.new_cache()
+        with clock("prefill"):
+            hidden, features = target.prefill(prompt, cache, draft.taps)
+            logits = target.logits(hidden[-1:])
+            place = torch.tensor([len(prompt)], device=target.device)
+            first = choose(logits, uniforms(self._seeds([request]), place), self.sampling)
+            best = self._observer.best_in_prompt(target, hidden, logits)
+            request.take(first.tolist())
+        if request.done:
+            return
+        with clock("vocabulary"):
+            self._observer.begin(request, prompt, best, first)
+        with clock("draft_layer"):
+            text = torch.cat((prompt, first))[None]
+            feature = draft.extend(text, features[None], [text.shape[1]], draft_cache)
+        self._cache.append(cache)
+        self._draft_cache.append(draft_cache)
+        self._newest = torch.cat((self._newest, first))
+        self._features = torch.cat((self._features, feature))
+        self.requests.append(request)
+
+    @torch.no_grad()
+    def step(self) -> list[Request]:
+        """Draft and verify one tree for each text. Returns those done with it; they have left."""
+        if not self.requests:
+            return []
+        clock, target, draft = self._clock, self.target, self.draft
+        with clock("total"):
+            groups = torch.tensor([r.group for r in self.requests], device=target.device)
+            seeds = self._seeds(self.requests)
+            bases = list(self._cache.lengths)
+            places = torch.tensor(bases, device=target.device)
+            tree = self._draft(groups, seeds, places)
+            with clock("verify"):
+                nodes = tree.tokens.clamp(min=0)
+                hidden, features = target.forward(nodes, tree.lineage, self._cache, draft.taps)
+                logits = target.logits(hidden)
+                verified = self._verify(tree, logits, seeds, places)
+                best = self._observer.best(logits, "step")
+                counts: list[int] = verified.counts.tolist()
+                paths = zip(verified.paths.tolist(), counts, strict=True)
+                self._cache.keep(bases, [path[:count] for path, count in paths])
+            with clock("vocabulary"):
+                self._emit(verified.tokens, counts, groups)
+                self._observer.step(self.requests, tree, best, verified)
+            left = [request for request in self.requests if request.done]
+            with clock("draft_layer"):
+                self._go_on(verified, counts, features)
+        return left
+
+    def _draft(self, groups: Tensor, seeds: Tensor, places: Tensor) -> Tree:
+        shared = self._newest, self._features, groups, self.draft, self._draft_cache, self.head
+        if not self.chain:
+            return grow(*shared, self.shape, self._clock)
+        numbers = chain_numbers(seeds, places, self.shape.depth).draft
+        return sample_chain(*shared, self.sampling, numbers, self._clock)
+
+    def _verify(self, tree: Tree, logits: Tensor, seeds: Tensor, places: Tensor) -> Verified:
+        """What the target keeps of trees below `places` [B], by its logits [B, n, V]."""
+        if isinstance(tree, Chain):
+            numbers = chain_numbers(seeds, places, self.shape.depth)
+            p = self.sampling.probabilities(logits)
+            drafted = tree.tokens[:, 1:]
+            return verify_chain(p, tree.laws, drafted, numbers.accept, numbers.final)
+        depths = tree.lineage.sum(-1)
+
+        def choice(texts: Tensor, nodes: Tensor) -> Tensor:
+            numbers = uniforms(seeds[texts], places[texts] + depths[texts, nodes])
+            return choose(logits[texts, nodes], numbers, self.sampling)
+
+        return follow(tree, choice)
+
+    def _seeds(self, requests: list[Request]) -> Tensor:
+        """As int64 [B], of the same bits."""
+        bits = [(request.seed ^ 2**63) - 2**63 for request in requests]
+        return torch.tensor(bits, device=self.target.device)
+
+    def _emit(self, new: Tensor, counts: list[int], groups: Tensor) -> None:
+        """Continue the texts by the first `counts` [B] of the tokens new [B, m], and keep score."""
+        known = self.head.contains(new.flatten(), groups.repeat_interleave(new.shape[1]))
+        hits = known.view_as(new).tolist()
+        active = self.head.active().tolist()
+        for text, request in enumerate(self.requests):
+            emitted = request.take(new[text, : counts[text]].tolist())
+            request.stats.acceptance_lengths.append(emitted)
+            request.stats.active_sizes.append(active[request.group])
+            request.stats.covered += sum(hits[text][:emitted])
+
+    def _go_on(self, verified: Verified, counts: list[int], features: Tensor) -> None:
+        """Let go of texts that are done; of the others the draft reads the new tokens [B, m].
+
+        `counts` [B] of them are a text's; the target's features [B, n, F] are its trees'.
+        """
+        going = [text for text, request in enumerate(self.requests) if not request.done]
+        if len(going) < len(self.requests):
+            self._cache.select(going)
+            self._draft_cache.select(going)
+            self.requests = [self.requests[text] for text in going]
+        self._newest = verified.tokens[going, verified.counts[going] - 1]
+        if not going:
+            self._features = self._features[:0]
+            return
+        new = verified.tokens.clamp(min=0)[going]
+        read = of_rows(features, verified.paths.clamp(min=0))[going]
+        self._features = self.draft.extend(
+            new, read, [counts[text] for text in going], self._draft_cache
+        )

@@ -1,0 +1,129 @@
+"""What may come next, and which of it does: by numbers that only the text's positions decide."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+WORD = 0xFFFFFFFF
+# Threefry-2x32-20's rotations, and the constant that its third key word starts from.
+ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+PARITY = 0x1BD11BDA
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen from logits.
+
+    temperature: the logits' divisor; 0 takes the likeliest token, whatever the rest says.
+    top_p: keep the fewest likeliest tokens whose probabilities reach this sum, in (0, 1].
+    top_k: keep the k likeliest (and those equal to the last of them); 0 keeps all.
+    seed: in [0, 2^64). Equal seeds give equal texts, so texts that are to be independent take
+        different ones.
+
+    Raises TypeError or ValueError, naming the argument.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("temperature", "top_p", "top_k", "seed"):
+            got, whole = getattr(self, name), name in ("top_k", "seed")
+            if not isinstance(got, int if whole else (int, float)) or isinstance(got, bool):
+                expected = "an int" if whole else "a number"
+                raise TypeError(f"Sampling: {name}: expected {expected}, got {type(got).__name__}")
+        bounds = {
+            "temperature": (0 <= self.temperature < math.inf, ">= 0 and finite"),
+            "top_p": (0 < self.top_p <= 1, "in (0, 1]"),
+            "top_k": (self.top_k >= 0, ">= 0"),
+            "seed": (0 <= self.seed < 2**64, "in [0, 2^64)"),
+        }
+        for name, (fits, expected) in bounds.items():
+            if not fits:
+                raise ValueError(
+                    f"Sampling: {name}: expected {expected}, got {getattr(self, name)}"
+                )
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Of logits [..., V]: the law of the next token, fp64 [..., V].
+
+        As `transformers` warps logits: temperature, then top-k, then top-p. Of equal logits top-k
+        keeps all or none, and top-p the lower ids, where its edge runs among them. Temperature 0
+        is certain of the first of the largest logits (NaN is largest, as in `torch.argmax`).
+
+        Raises ValueError: at a temperature, a row's largest logit is NaN or infinite.
+        """
+        if self.temperature == 0:
+            certain = torch.zeros(logits.shape, dtype=torch.float64, device=logits.device)
+            return certain.scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
+        largest = logits.amax(-1, keepdim=True).double()
+        if not bool(largest.isfinite().all()):
+            raise ValueError(
+                "Sampling: logits: expected a finite largest logit in every row, "
+                f"got {largest[~largest.isfinite()][0].item()}"
+            )
+        # The difference first: it cannot overflow, however low the temperature.
+        scores = (logits.double() - largest) / self.temperature
+        if 0 < self.top_k < scores.shape[-1]:
+            scores[scores < scores.topk(self.top_k).values[..., -1:]] = -math.inf
+        if self.top_p < 1:
+            rising, tokens = (part.flip(-1) for part in scores.sort(descending=True, stable=True))
+            unlikely = rising.softmax(-1).cumsum(-1) <= 1 - self.top_p
+            unlikely[..., -1] = False
+            scores[unlikely.scatter(-1, tokens, unlikely)] = -math.inf
+        return scores.softmax(-1)
+
+
+def choose(logits: Tensor, numbers: Tensor, sampling: Sampling) -> Tensor:
+    """The token that follows each row: logits [..., V], numbers fp64 [...] in [0, 1).
+
+    Returns int64 [...]. See `Sampling.probabilities` and `draw`; errors are theirs.
+    """
+    if sampling.temperature == 0:
+        return logits.argmax(-1)
+    return draw(sampling.probabilities(logits), numbers)
+
+
+def draw(probabilities: Tensor, numbers: Tensor) -> Tensor:
+    """Inverse CDF in the order of token ids: the token whose share of [0, 1) a number falls into.
+
+    probabilities [..., V] >= 0, of any positive sum; numbers fp64 [...] in [0, 1). Returns
+    int64 [...], never a token of probability 0.
+
+    Shares are cut to whole multiples of 2^-52 of the sum. Their running sums are exact integers,
+    the same in whatever order a device adds them up; a share of nothing stays nothing.
+    """
+    shares = probabilities.double()
+    ends = (shares * (2.0**52 / shares.sum(-1, keepdim=True))).long().cumsum(-1)
+    # For a whole n <= 2^53 and u <= 1 - 2^-53, u * n rounds to less than n.
+    at = (numbers[..., None] * ends[..., -1:].double()).long()
+    return torch.searchsorted(ends, at, right=True)[..., 0]
+
+
+def uniforms(seed: int | Tensor, positions: Tensor, stream: int | Tensor = 0) -> Tensor:
+    """One number in [0, 1) for each (seed, position, stream): fp64, a multiple of 2^-53.
+
+    positions: int64 [...] in [0, 2^32). seed, in [0, 2^64), and stream, in [0, 2^32): ints, or
+    int64 tensors that broadcast with `positions`. The stream tells apart the numbers that one
+    position needs.
+
+    Threefry-2x32 with 20 rounds (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
+    SC 2011; JAX's default generator): a keyed bijection of the counter (position, stream) that
+    passes BigCrush over counters and keys in a row. So a number depends on nothing but these
+    three: not on the device, the batch or how many were drawn before.
+    """
+    keys = [seed & WORD, (seed >> 32) & WORD]
+    keys.append(PARITY ^ keys[0] ^ keys[1])
+    left, right = (positions + keys[0]) & WORD, (keys[1] + stream) & WORD
+    for turn in range(1, 6):
+        for rotation in ROTATIONS[(turn - 1) % 2]:
+            left = (left + right) & WORD
+            right = ((right << rotation | right >> (32 - rotation)) & WORD) ^ left
+        left = (left + keys[turn % 3]) & WORD
+        right = (right + keys[(turn + 1) % 3] + turn) & WORD
+    # 32 bits of one word and 21 of the other: as many as a double's mantissa holds.
+    return (left << 21 | right >> 11).double() * 2.0**-53

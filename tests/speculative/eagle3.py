@@ -1,0 +1,176 @@
+"""EAGLE-3 checkpoints with the names and configs of the public ones, and what they compute."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from microspec_kernels.speculative import CausalModel
+
+from .formula import Formula
+from .models import SIZE, VOCAB
+
+ROWS = 60
+INNER = 40
+HEADS, GROUPS = 4, 2
+
+# As published for yuhuili/EAGLE3-LLaMA3.1-Instruct-8B, whose file is a pytorch_model.bin.
+OFFICIAL: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"], "bos_token_id": 128000, "eos_token_id": 128001,
+    "hidden_act": "silu", "hidden_size": SIZE, "initializer_range": 0.02,
+    "intermediate_size": INNER, "max_position_embeddings": 2048, "model_type": "llama",
+    "num_attention_heads": HEADS, "num_key_value_heads": GROUPS, "num_hidden_layers": 1,
+    "pad_token_id": 0, "rms_norm_eps": 1e-05, "tie_word_embeddings": False,
+    "torch_dtype": "float16", "transformers_version": "4.28.1", "use_cache": True,
+    "vocab_size": VOCAB, "draft_vocab_size": ROWS,
+}  # fmt: skip
+
+# As SpecForge publishes its drafts for Qwen3: its layers are those whose outputs are read.
+SPECFORGE: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLMEagle3"],
+    "eagle_config": {
+        "eagle_aux_hidden_state_layer_ids": [0, 3, 4], "use_aux_hidden_state": True,
+    },
+    "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 151643,
+    "draft_vocab_size": ROWS, "eos_token_id": 151645, "head_dim": 6, "hidden_act": "silu",
+    "hidden_size": SIZE, "initializer_range": 0.02, "intermediate_size": INNER,
+    "max_position_embeddings": 40960, "model_type": "llama", "num_attention_heads": HEADS,
+    "num_hidden_layers": 1, "num_key_value_heads": GROUPS, "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000.0, "rope_scaling": None, "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16", "transformers_version": "4.51.0", "use_cache": True,
+    "vocab_size": VOCAB,
+}  # fmt: skip
+
+# As `speculators` writes them, for instance RedHatAI's: its layers are those that are entered.
+SPECULATORS: dict[str, Any] = {
+    "architectures": ["Eagle3DraftModel"], "draft_vocab_size": ROWS, "dtype": "bfloat16",
+    "eagle_aux_hidden_state_layer_ids": [2, 3, 5], "embed_requires_grad": False,
+    "norm_before_fc": False, "norm_before_residual": True,
+    "speculators_config": {
+        "algorithm": "eagle3", "default_proposal_method": "greedy",
+        "proposal_methods": [{
+            "accept_tolerance": 0.0, "proposal_type": "greedy", "speculative_tokens": 3,
+            "verifier_accept_k": 1,
+        }],
+        "verifier": {"architectures": [], "name_or_path": "google/gemma-4-31B-it"},
+    },
+    "speculators_model_type": "eagle3", "speculators_version": "0.5.0", "target_hidden_size": None,
+    "tie_word_embeddings": False,
+    "transformer_layer_config": {
+        "attention_bias": False, "head_dim": 6, "hidden_act": "silu", "hidden_size": SIZE,
+        "intermediate_size": INNER, "max_position_embeddings": 262144, "model_type": "llama",
+        "num_attention_heads": HEADS, "num_hidden_layers": 1, "num_key_value_heads": GROUPS,
+        "rms_norm_eps": 1e-06, "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
+        "tie_word_embeddings": False, "vocab_size": VOCAB,
+    },
+}  # fmt: skip
+
+# A format: its config, the name of its layer, the layers of a target of 7 whose inputs it reads.
+FORMATS: dict[str, tuple[dict[str, Any], str, list[int]]] = {
+    "official": (OFFICIAL, "midlayer", [2, 3, 4]),
+    "specforge": (SPECFORGE, "midlayer", [1, 4, 5]),
+    "specforge-3.1": ({**SPECFORGE, "fc_norm": True, "norm_output": True}, "midlayer", [1, 4, 5]),
+    "speculators": (SPECULATORS, "layers.0", [2, 3, 5]),
+    "speculators-plain": (
+        {**SPECULATORS, "norm_before_residual": False, "norm_before_fc": True},
+        "layers.0",
+        [2, 3, 5],
+    ),
+}
+
+
+def tensors(name: str, seed: int = 0, size: int = SIZE) -> dict[str, Tensor]:
+    """A random checkpoint of that format for a target of width SIZE, the draft's being `size`."""
+    config, layer, taps = FORMATS[name]
+    dim = config.get("transformer_layer_config", config).get("head_dim", size // HEADS)
+    shapes: dict[str, tuple[int, ...]] = {
+        f"{layer}.self_attn.q_proj": (HEADS * dim, 2 * size),
+        f"{layer}.self_attn.k_proj": (GROUPS * dim, 2 * size),
+        f"{layer}.self_attn.v_proj": (GROUPS * dim, 2 * size),
+        f"{layer}.self_attn.o_proj": (size, HEADS * dim),
+        f"{layer}.mlp.gate_proj": (INNER, size),
+        f"{layer}.mlp.up_proj": (INNER, size),
+        f"{layer}.mlp.down_proj": (size, INNER),
+        f"{layer}.hidden_norm": (size,),
+        f"{layer}.input_layernorm": (size,),
+        f"{layer}.post_attention_layernorm": (size,),
+        "norm": (size,),
+        "fc": (size, len(taps) * SIZE),
+        "lm_head": (ROWS, size),
+    }
+    if config.get("norm_before_fc"):
+        shapes["input_norm"] = (len(taps) * SIZE,)
+    if config.get("fc_norm"):
+        shapes |= {f"fc_norm.{i}": (SIZE,) for i in range(len(taps))}
+    if name.startswith("speculators"):
+        shapes["embed_tokens"] = (VOCAB, size)
+    values = torch.Generator().manual_seed(seed)
+    state = {
+        f"{part}.weight": 0.3 * torch.randn(shape, generator=values) + ("norm" in part)
+        for part, shape in shapes.items()
+    }
+    tokens = torch.randperm(VOCAB, generator=values)[:ROWS].sort().values
+    known = torch.zeros(VOCAB, dtype=torch.bool)
+    known[tokens] = True
+    return state | {"d2t": tokens - torch.arange(ROWS), "t2d": known}
+
+
+def write(folder: Path, name: str, state: dict[str, Tensor], **changes: Any) -> Path:
+    """The checkpoint in `folder`, in the format's kind of file; `changes` of its config."""
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({**FORMATS[name][0], **changes}))
+    if name == "official":
+        torch.save(state, folder / "pytorch_model.bin")
+    else:
+        save_file(state, folder / "model.safetensors")
+    return folder
+
+
+class Plain:
+    """What a checkpoint computes, by its own tensors and config, in fp64."""
+
+    def __init__(self, name: str, state: dict[str, Tensor], target: CausalModel) -> None:
+        self.config, self.layer, self.taps = FORMATS[name]
+        fields = self.config.get("transformer_layer_config", self.config)
+        self.formula = Formula(state, fields)
+        self.state = state
+        self.embedding = state.get("embed_tokens.weight", target.embedding).double()
+        self.tokens = torch.arange(ROWS) + state["d2t"]
+
+    def fused(self, hidden_states: Any) -> Tensor:
+        """Of `transformers`' hidden states [1, n, SIZE] a layer, the draft's features [n, D]."""
+        parts = [hidden_states[tap][0].double() for tap in self.taps]
+        if self.config.get("fc_norm"):
+            parts = [self.formula.norm(f"fc_norm.{i}", part) for i, part in enumerate(parts)]
+        x = torch.cat(parts, dim=-1)
+        if self.config.get("norm_before_fc"):
+            x = self.formula.norm("input_norm", x)
+        return self.formula.linear("fc", x)
+
+    def features(self, tokens: Tensor, before: Tensor) -> Tensor:
+        """Features [n, D] of tokens int64 [n], from those of the tokens before each, as handed."""
+        normed = self.formula.norm(f"{self.layer}.hidden_norm", before)
+        embedded = self.formula.norm(f"{self.layer}.input_layernorm", self.embedding[tokens])
+        residual = normed if self.config.get("norm_before_residual") else before
+        x = self.formula.layer(self.layer, torch.cat((embedded, normed), dim=-1), residual)
+        return self.formula.norm("norm", x) if self.config.get("norm_output") else x
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Logits [n, ROWS] of the tokens `self.tokens`."""
+        behind = self.config.get("norm_output")
+        return self.formula.linear(
+            "lm_head", features if behind else self.formula.norm("norm", features)
+        )
+
+    def chain(self, text: Tensor, before: Tensor, depth: int) -> list[int]:
+        """The tokens it finds likeliest behind text int64 [n], one after the other."""
+        chain = []
+        for _ in range(depth):
+            features = self.features(text, before)
+            token = self.tokens[self.logits(features)[-1].argmax()]
+            chain.append(int(token))
+            text, before = torch.cat((text, token[None])), torch.cat((before, features[-1:]))
+        return chain

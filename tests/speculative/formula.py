@@ -1,0 +1,60 @@
+"""EAGLE's layers written down head by head in fp64, without a cache, on a checkpoint's tensors."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Formula:
+    """`state`: the tensors of one checkpoint. `config`: the Llama fields that its layers need."""
+
+    state: Mapping[str, Tensor]
+    config: Mapping[str, Any]
+
+    def linear(self, name: str, x: Tensor) -> Tensor:
+        bias = self.state.get(f"{name}.bias", torch.zeros(()))
+        return x @ self.state[f"{name}.weight"].double().T + bias.double()
+
+    def norm(self, name: str, x: Tensor) -> Tensor:
+        scale = (x.square().mean(-1, keepdim=True) + self.config["rms_norm_eps"]).sqrt()
+        return x / scale * self.state[f"{name}.weight"].double()
+
+    def layer(self, name: str, inputs: Tensor, residual: Tensor) -> Tensor:
+        """A Llama layer whose attention reads `inputs` [n, ..] and adds to `residual` [n, D]."""
+        x = residual + self.attention(f"{name}.self_attn", inputs)
+        normed = self.norm(f"{name}.post_attention_layernorm", x)
+        gate = self.linear(f"{name}.mlp.gate_proj", normed)
+        inner = gate * gate.sigmoid() * self.linear(f"{name}.mlp.up_proj", normed)
+        return x + self.linear(f"{name}.mlp.down_proj", inner)
+
+    def attention(self, name: str, x: Tensor) -> Tensor:
+        heads, groups = self.config["num_attention_heads"], self.config["num_key_value_heads"]
+        q, k, v = (self.linear(f"{name}.{part}_proj", x) for part in "qkv")
+        dim = q.shape[1] // heads
+        attended = []
+        for row in range(len(x)):
+            outs = []
+            for head in range(heads):
+                group = head // (heads // groups)
+                own = slice(head * dim, (head + 1) * dim)
+                shared = slice(group * dim, (group + 1) * dim)
+                query = self.turned(q[row, own], row)
+                keys = torch.stack([self.turned(k[i, shared], i) for i in range(row + 1)])
+                weights = (keys @ query / math.sqrt(dim)).softmax(0)
+                outs.append(weights @ v[: row + 1, shared])
+            attended.append(torch.cat(outs))
+        return self.linear(f"{name}.o_proj", torch.stack(attended))
+
+    def turned(self, x: Tensor, position: int) -> Tensor:
+        half, theta = len(x) // 2, self.config.get("rope_theta", 10000.0)
+        out = x.clone()
+        for i in range(half):
+            angle = position / theta ** (2 * i / len(x))
+            out[i] = x[i] * math.cos(angle) - x[i + half] * math.sin(angle)
+            out[i + half] = x[i + half] * math.cos(angle) + x[i] * math.sin(angle)
+        return out

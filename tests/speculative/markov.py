@@ -1,0 +1,133 @@
+"""A target and a draft whose next token depends on the newest alone: laws that can be written down.
+
+Many independent texts are speculated at once, by the loop's own parts but without its models.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from microspec_kernels import ActiveVocab
+from microspec_kernels.speculative import Dense, Head, LMHead, Sampling, Sparse, Static, chain
+from microspec_kernels.speculative import verify as rules
+from microspec_kernels.speculative.sampling import choose, uniforms
+from microspec_kernels.speculative.stats import Clock
+from microspec_kernels.speculative.tree import Tree, TreeShape, grow
+
+VOCAB, SIZE, ROOT = 12, 8, 3
+SHAPE = TreeShape(depth=2, top_k=2, size=4)
+# Fewer than a tree and its choices can show: it evicts at every step.
+CAPACITY = 3
+HEADS = ("dense", "static", "sparse")
+
+random = torch.Generator().manual_seed(2)
+WEIGHT = torch.randn(VOCAB, SIZE, generator=random)
+FEATURES = torch.randn(VOCAB, SIZE, generator=random)
+# Half of what the draft knows of a token is wrong.
+GUESSES = FEATURES + 0.5 * torch.randn(VOCAB, SIZE, generator=random)
+LOGITS = 0.7 * (FEATURES @ WEIGHT.T).double()
+
+
+class MarkovDraft:
+    """A draft without a memory; features [.., SIZE] of a token are a row of a table."""
+
+    lm_head = LMHead(0.7 * WEIGHT)
+    taps = ()
+
+    def head_input(self, features: Tensor) -> Tensor:
+        return features
+
+    def step(self, tokens: Tensor, parents: Tensor, lineage: Tensor, cache: Any) -> Tensor:
+        return GUESSES[tokens]
+
+
+@dataclass
+class NoCache:
+    lengths: list[int]
+
+    def keep(self, bases: Any, nodes: Any) -> None:
+        """Nothing was kept."""
+
+
+def make_head(name: str, texts: int) -> Head:
+    if name == "dense":
+        return Dense(MarkovDraft.lm_head)
+    if name == "static":
+        return Static(MarkovDraft.lm_head, torch.tensor([7, 0, 3, 9, 4]))
+    vocab = ActiveVocab(VOCAB, CAPACITY, groups=texts)
+    vocab.update(torch.tensor([1, ROOT, 5]).repeat(texts, 1))
+    return Sparse(MarkovDraft.lm_head, vocab)
+
+
+def law_of_texts(sampling: Sampling, length: int) -> Tensor:
+    """The target's law of the `length` tokens after ROOT, fp64 [VOCAB ** length]."""
+    steps = sampling.probabilities(LOGITS)
+    law = steps[ROOT]
+    for _ in range(length - 1):
+        law = (law.view(-1, VOCAB, 1) * steps).flatten()
+    return law
+
+
+def numbered(texts: Tensor) -> Tensor:
+    """The cell of each text int64 [n, length] in such a law, int64 [n]."""
+    cells = torch.zeros_like(texts[:, 0])
+    for column in texts.unbind(1):
+        cells = cells * VOCAB + column
+    return cells
+
+
+def speculate(
+    kind: str, head: Head, sampling: Sampling, seeds: Tensor, length: int
+) -> tuple[Tensor, float]:
+    """Texts int64 [B, length] after ROOT, one for each seed int64 [B], by trees or chains.
+
+    Also returns the mean number of tokens a step.
+    """
+    batch = len(seeds)
+    groups = torch.arange(batch) % head.groups
+    written, steps = torch.zeros(batch, dtype=torch.int64), 0
+    texts = torch.full((batch, length + SHAPE.depth + 1), ROOT)
+    newest = texts[:, 0]
+    while int(written.min()) < length:
+        tree, verified = one_step(kind, head, sampling, seeds, groups, newest, written)
+        tokens, counts = verified.tokens, verified.counts
+        # What was drafted is learned though it may be rejected, and the sparse head forgets for it.
+        shown = torch.cat((tree.tokens, tokens), dim=1)
+        head.observe(shown.flatten(), groups.repeat_interleave(shown.shape[1]))
+        going = written < length
+        for column in range(tokens.shape[1]):
+            row = (going & (column < counts)).nonzero().flatten()
+            texts[row, written[row] + column] = tokens[row, column]
+        written = torch.where(going, written + counts, written)
+        newest = texts[torch.arange(batch), written - 1]
+        steps += int(going.sum())
+    return texts[:, :length], int(written.sum()) / steps
+
+
+def one_step(
+    kind: str,
+    head: Head,
+    sampling: Sampling,
+    seeds: Tensor,
+    groups: Tensor,
+    newest: Tensor,
+    places: Tensor,
+) -> tuple[Tree, Any]:
+    clock = Clock(torch.device("cpu"), {})
+    drafted_by = (newest, GUESSES[newest], groups, MarkovDraft(), NoCache([0] * len(seeds)), head)
+    if kind == "chain":
+        numbers = chain.chain_numbers(seeds, places, SHAPE.depth)
+        drafted = chain.sample_chain(*drafted_by, sampling, numbers.draft, clock)
+        p = sampling.probabilities(LOGITS[drafted.tokens.clamp(min=0)])
+        tokens = drafted.tokens[:, 1:]
+        return drafted, rules.verify_chain(p, drafted.laws, tokens, numbers.accept, numbers.final)
+    tree = grow(*drafted_by, SHAPE, clock)
+    depths = tree.lineage.sum(-1)
+
+    def choice(texts: Tensor, nodes: Tensor) -> Tensor:
+        numbers = uniforms(seeds[texts], places[texts] + depths[texts, nodes])
+        return choose(LOGITS[tree.tokens[texts, nodes]], numbers, sampling)
+
+    return tree, rules.follow(tree, choice)

@@ -1,0 +1,178 @@
+"""Texts side by side: each is what it would be alone, whoever joins, leaves or breaks beside it."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from microspec_kernels.policy import MICROSPEC, ContextSuccessors, Policy, generated
+from microspec_kernels.speculative import Batch, Request, Sampling
+from microspec_kernels.speculative import batch as loop
+
+from .models import KINDS, VOCAB, Spy, eagle, prompt
+from .schedule import LONGEST, SHAPE, Text, figures, pair, run, truth
+from .test_cache import poison
+
+RANKING = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(7))
+LENGTHS = (9, 21, 4, 14)
+
+a_text = st.builds(
+    Text,
+    length=st.sampled_from(LENGTHS),
+    count=st.integers(0, LONGEST),
+    joins=st.integers(0, 4),
+    seed=st.sampled_from([0, 1, 2**64 - 1]),
+)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    kind=st.sampled_from(KINDS),
+    texts=st.lists(a_text, min_size=1, max_size=4),
+    head=st.sampled_from(["dense", "static", "sparse", "sparse"]),
+    groups=st.integers(1, 4),
+    capacity=st.integers(8, VOCAB),
+    mode=st.sampled_from(["indexed", "packed"]),
+    temperature=st.sampled_from([0.0, 0.0, 1.5]),
+    chain=st.booleans(),
+    ends=st.sets(st.integers(0, VOCAB - 1), max_size=20),
+)
+def test_any_schedule_gives_the_texts_that_each_has_alone(
+    kind: str,
+    texts: list[Text],
+    head: Any,
+    groups: int,
+    capacity: int,
+    mode: Any,
+    temperature: float,
+    chain: bool,
+    ends: set[int],
+) -> None:
+    target, draft = pair(kind, ends)
+    options = {
+        **SHAPE, "head": head, "capacity": capacity, "frequency": RANKING, "mode": mode,
+        # At a temperature a chain gives texts of the target's law, but not its own draws.
+        "sampling": Sampling(temperature), "chain": chain and temperature == 0,
+    }  # fmt: skip
+    texts = sorted(texts, key=lambda text: text.joins)
+    requests = run(Batch(target, draft, groups=groups, **options), texts)
+    for text, request in zip(texts, requests, strict=True):
+        own = truth(kind, text.length, Sampling(temperature, seed=text.seed))[: text.count]
+        end = next((place for place, token in enumerate(own) if token in ends), len(own))
+        assert request.tokens == own[: end + 1]
+        assert request.done and request.result().tokens.tolist() == request.tokens
+        if head == "sparse" and groups == 1:
+            continue  # a shared vocabulary knows of all the texts
+        own_batch = Batch(target, draft, groups=2, **options)
+        (alone,) = run(own_batch, [replace(text, joins=0)])
+        assert figures(request) == figures(alone)
+
+
+class Witness:
+    """Notes of each text, at every step, the tree, the draft's features and the vocabulary."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.notes: dict[Request, list[tuple[Any, Tensor]]] = {}
+        self.batch: Batch
+        grow = loop.grow
+
+        def noted(roots: Tensor, features: Tensor, *rest: Any) -> Any:
+            tree = grow(roots, features, *rest)
+            sets = self.batch.head.active_sets()  # type: ignore[attr-defined]
+            for text, request in enumerate(self.batch.requests):
+                size = tree.sizes[text]
+                exact = (
+                    tree.tokens[text, :size].tolist(),
+                    tree.parents[text, :size].tolist(),
+                    tree.lineage[text, :size, :size].tolist(),
+                    sets[request.group],
+                )
+                self.notes.setdefault(request, []).append((exact, features[text].clone()))
+            return tree
+
+        monkeypatch.setattr(loop, "grow", noted)
+
+    def run(self, batch: Batch, texts: list[Text], **options: Any) -> list[Request]:
+        self.batch = batch
+        return run(batch, texts, **options)
+
+    def check_alike(self, one: Request, other: Request) -> None:
+        assert figures(one) == figures(other)
+        for got, expected in zip(self.notes[one], self.notes[other], strict=True):
+            assert got[0] == expected[0]
+            torch.testing.assert_close(got[1], expected[1], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("drafts", ["model", "eagle"])
+def test_neighbours_change_nothing(drafts: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even one whose draft makes NaN of everything, or NaN wherever nothing may be read."""
+    witness = Witness(monkeypatch)
+    target, draft = pair()
+    draft = draft if drafts == "model" else eagle(target)
+
+    def batch() -> Batch:
+        head = Spy(loop.Batch(target, draft).draft.lm_head, 60, groups=4, pinned=RANKING[:5])
+        return Batch(target, draft, head=head, policy=Policy(MICROSPEC), **SHAPE)
+
+    texts = [Text(9, 12), Text(21, 12), Text(4, 12), Text(14, 11, joins=2)]
+    alone = [witness.run(batch(), [Text(text.length, text.count)])[0] for text in texts]
+    together = batch()
+
+    def break_the_second(there: dict[Request, Text]) -> None:
+        for stored in (together._cache, together._draft_cache):
+            poison(stored)
+        broken = [i for i, request in enumerate(there) if request.group == 1]
+        assert together._draft_cache._entries is not None
+        together._draft_cache._entries[:, :, broken] = torch.nan
+        together._features[broken] = torch.nan
+
+    requests = witness.run(together, texts, before=break_the_second)
+    assert [request.group for request in requests] == [0, 1, 2, 3]
+    for place in (0, 2, 3):
+        witness.check_alike(requests[place], alone[place])
+    assert requests[1].tokens == alone[1].tokens
+    assert requests[1].stats.acceptance_lengths == [1] * 11
+
+
+def test_a_policy_that_remembers_forgets_between_texts() -> None:
+    target, draft = pair()
+    text, results = Text(14, 12), []
+    for before in ([], [Text(21, 12)]):
+        context = ContextSuccessors(VOCAB, ahead=2)
+        policy = Policy((*context.sources, generated(4)))
+        batch = Batch(target, draft, policy=policy, groups=2, capacity=30, **SHAPE)
+        for one in before:
+            run(batch, [one])
+        results.append(figures(run(batch, [text])[0]))
+    assert results[0] == results[1]
+
+
+def test_texts_without_a_step_take_no_group() -> None:
+    target, draft = pair(ends=truth("llama", 9, Sampling())[:1])
+    batch = Batch(target, draft, groups=2, **SHAPE)
+    ended = [
+        batch.join(prompt(length, seed=length), count)
+        for length, count in ((9, 14), (21, 1), (21, 0))
+    ]
+    assert [len(request.tokens) for request in ended] == [1, 1, 0]
+    assert all(request.done for request in ended)
+    assert batch.requests == batch.step() == []
+    assert batch.free_groups == [0, 1]
+    assert ended[0].stats.steps == 0
+
+
+def test_the_seed_is_the_samplings_own_unless_given() -> None:
+    target, draft = pair()
+    sampling = Sampling(1.5, seed=5)
+    batch = Batch(target, draft, sampling=sampling, **SHAPE)
+    text = prompt(9, seed=9)
+    requests = [batch.join(text, LONGEST, seed=seed) for seed in (None, 6)]
+    while batch.requests:
+        batch.step()
+    own = [truth("llama", 9, Sampling(1.5, seed=seed)) for seed in (5, 6)]
+    assert [request.tokens for request in requests] == own
+    assert own[0] != own[1]

@@ -1,0 +1,154 @@
+"""What is wrong with an EAGLE-3 checkpoint is said, and drafts of other methods are named."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from microspec_kernels.speculative import CausalModel, load_draft
+
+from .eagle3 import ROWS, SPECULATORS, tensors, write
+from .models import SIZE, tiny
+
+State = dict[str, Tensor]
+
+
+@pytest.fixture(scope="module")
+def target() -> CausalModel:
+    return CausalModel(tiny("llama", num_hidden_layers=7))
+
+
+def changed(name: str, change: Callable[[Tensor], Any]) -> Callable[[State], State]:
+    def apply(state: State) -> State:
+        tensor = state[name].clone()
+        given = change(tensor)
+        return state | {name: tensor if given is None else given}
+
+    return apply
+
+
+def put(place: int, value: Any) -> Callable[[Tensor], None]:
+    return lambda tensor: tensor.__setitem__(place, value)
+
+
+def without(*names: str) -> Callable[[State], State]:
+    return lambda state: {name: t for name, t in state.items() if name not in names}
+
+
+KEYS = ["midlayer.self_attn.q_norm.weight", "midlayer.self_attn.k_norm.weight"]
+
+
+@pytest.mark.parametrize(
+    ("message", "change"),
+    [
+        (r"missing tensors \['d2t'\]: .* has 60 rows for 199 tokens", without("d2t", "t2d")),
+        (r"missing tensors \['lm_head.weight'\], whose rows d2t", without("lm_head.weight")),
+        (r"missing tensors \['norm.weight'\], unknown tensors \[\]", without("norm.weight")),
+        (r"missing tensors \['layers.0.hidden_norm", without("midlayer.hidden_norm.weight")),
+        (
+            r"unknown tensors \['layers.0.self_attn.k_norm.weight', 'layers.0.self_attn.q_norm",
+            lambda state: state | {key: torch.ones(6) for key in KEYS},
+        ),
+        (
+            r"unknown tensors \['layers.0.self_attn.q_proj.bias'\]",
+            lambda state: state | {"midlayer.self_attn.q_proj.bias": torch.ones(24)},
+        ),
+        (
+            r"fc.weight: expected shape \[32, 96\], got \[32, 64\]",
+            changed("fc.weight", lambda weight: weight[:, :64].clone()),
+        ),
+        (
+            r"embed_tokens.weight: expected shape \[199, 32\], got \[60, 32\]",
+            lambda state: state | {"embed_tokens.weight": torch.ones(ROWS, SIZE)},
+        ),
+        (
+            r"lm_head.weight: expected shape \[60, 32\], got \[59, 32\]",
+            changed("lm_head.weight", lambda weight: weight[1:].clone()),
+        ),
+        (r"d2t: expected shape \[60\], got \[59\]", changed("d2t", lambda d2t: d2t[1:].clone())),
+        (r"d2t: expected int64, got torch.float32", changed("d2t", lambda d2t: d2t.float())),
+        (r"d2t: expected offsets .* \[0, 199\), got 500 for row 3", changed("d2t", put(3, 500))),
+        (r"d2t: expected offsets .* \[0, 199\), got -9 for row 3", changed("d2t", put(3, -9))),
+        (
+            r"d2t: expected another token for each of 60 rows, got 59",
+            lambda state: changed("d2t", put(4, int(state["d2t"][3]) - 1))(state),
+        ),
+        (r"t2d: expected shape \[199\], got \[198\]", changed("t2d", lambda t2d: t2d[1:].clone())),
+        (r"t2d: expected True for .* no other", changed("t2d", lambda t2d: ~t2d)),
+        (
+            r"t2d: .* got False for token",
+            lambda state: changed("t2d", put(int(state["d2t"][0]), False))(state),
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_checkpoint_is_said(
+    message: str, change: Callable[[State], State], tmp_path: Path, target: CausalModel
+) -> None:
+    write(tmp_path, "specforge", change(tensors("specforge")))
+    with pytest.raises(ValueError, match=rf"load_draft: .*{message}"):
+        load_draft(tmp_path, target)
+
+
+def test_a_vocabulary_that_is_not_the_targets(tmp_path: Path, target: CausalModel) -> None:
+    layer = {**SPECULATORS["transformer_layer_config"], "vocab_size": 200}
+    write(tmp_path, "speculators", tensors("speculators"), transformer_layer_config=layer)
+    with pytest.raises(ValueError, match="vocab_size: expected the target's 199, got 200"):
+        load_draft(tmp_path, target)
+
+
+def test_t2d_adds_nothing_and_may_be_missing(tmp_path: Path, target: CausalModel) -> None:
+    state = tensors("official")
+    whole = load_draft(write(tmp_path, "official", state), target).lm_head.ids
+    del state["t2d"]
+    state["d2t"] = state["d2t"].int()
+    assert torch.equal(load_draft(write(tmp_path, "official", state), target).lm_head.ids, whole)
+
+
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_a_prefix_and_rotary_buffers_are_passed_over(
+    prefix: str, tmp_path: Path, target: CausalModel
+) -> None:
+    state = {prefix + name: tensor for name, tensor in tensors("specforge").items()}
+    state[prefix + "midlayer.self_attn.rotary_emb.inv_freq"] = torch.ones(3)
+    loaded = load_draft(write(tmp_path, "specforge", state), target)
+    plain = load_draft(write(tmp_path, "specforge", tensors("specforge")), target)
+    for name, weight in plain.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], weight)
+
+
+OTHERS: list[tuple[str, dict[str, Any], list[str]]] = [
+    ("Medusa heads .by 'medusa_num_heads'", {"medusa_num_heads": 5, "medusa_num_layers": 1}, []),
+    ("Medusa heads .by 'MedusaModel'", {"architectures": ["MedusaModel"]}, []),
+    ("Hydra heads", {"hydra_num_heads": 4}, []),
+    ("an MLP speculator", {"architectures": ["MLPSpeculatorPreTrainedModel"]}, []),
+    ("an MLP speculator", {"model_type": "mlp_speculator"}, []),
+    ("a multi-token-prediction module .by 'deepseek_mtp'", {
+        "architectures": ["DeepSeekMTPModel"], "model_type": "deepseek_mtp",
+    }, []),
+    ("a multi-token-prediction module", {"architectures": ["DeepseekV3ForCausalLMNextN"]}, []),
+    ("a multi-token-prediction module", {}, ["model.layers.61.eh_proj.weight"]),
+    ("a multi-token-prediction module", {}, ["mtp.fc.weight"]),
+    ("DFlash", {"architectures": ["DFlashDraftModel"], "speculators_model_type": "dflash"}, []),
+    ("EAGLE for parallel drafting", {"speculators_model_type": "peagle"}, []),
+    ("EAGLE for parallel drafting", {}, ["mask_hidden"]),
+    ("speculators_model_type: expected 'eagle3', .* got 'eagle'", {
+        "speculators_model_type": "eagle", "architectures": ["EagleSpeculator"],
+    }, ["fusion_fc.weight"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("message", "config", "names"), OTHERS, ids=str)
+def test_another_methods_draft_is_named(
+    message: str, config: dict[str, Any], names: list[str], tmp_path: Path, target: CausalModel
+) -> None:
+    """By its config alone, for not all have safetensors; or by its tensors."""
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    if names:
+        save_file({name: torch.ones(2) for name in names}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=rf"load_draft: .*{message}"):
+        load_draft(tmp_path, target)

@@ -1,0 +1,221 @@
+"""What is speculated follows the target's law, for every head; and a broken rule would be seen."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from microspec_kernels.speculative import Sampling, chain
+from microspec_kernels.speculative import verify as rules
+from microspec_kernels.speculative.chain import Numbers
+from microspec_kernels.speculative.sampling import uniforms
+
+from . import markov
+from .law import check
+from .markov import HEADS, VOCAB, law_of_texts, make_head, numbered, speculate
+
+TEXTS, LENGTH = 100_000, 3
+WARPED = Sampling(temperature=0.8, top_p=0.9, top_k=8)
+
+
+def check_lossless(kind: str, head: str, sampling: Sampling) -> None:
+    """Every token's law, that of the pairs and that of all three are the target's."""
+    texts, per_step = speculate(kind, make_head(head, TEXTS), sampling, torch.arange(TEXTS), LENGTH)
+    assert per_step > 1.1, "hardly a draft was accepted: the test would say little"
+    law = law_of_texts(sampling, LENGTH).view((VOCAB,) * LENGTH)
+    for columns in ((0,), (1,), (2,), (0, 1), (1, 2), (0, 1, 2)):
+        others = [column for column in range(LENGTH) if column not in columns]
+        check(numbered(texts[:, columns]), law.sum(others).flatten() if others else law.flatten())
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("kind", ["tree", "chain"])
+def test_the_law_is_the_targets(kind: str, head: str) -> None:
+    check_lossless(kind, head, Sampling(1.0))
+
+
+@pytest.mark.parametrize("kind", ["tree", "chain"])
+def test_the_law_is_the_targets_warped(kind: str) -> None:
+    check_lossless(kind, "sparse", WARPED)
+
+
+def test_trees_and_chains_of_nothing_give_the_text_of_the_target_alone() -> None:
+    """Token by token: the number of a position decides, whatever was drafted."""
+    seeds = torch.arange(1000)
+    alone = torch.full((1000, LENGTH + 1), markov.ROOT)
+    for place in range(LENGTH):
+        numbers = uniforms(seeds, torch.full_like(seeds, place + 1))
+        alone[:, place + 1] = markov.choose(markov.LOGITS[alone[:, place]], numbers, WARPED)
+    for head in HEADS:
+        texts, _ = speculate("tree", make_head(head, 1000), WARPED, seeds, LENGTH)
+        assert torch.equal(texts, alone[:, 1:])
+    empty = make_head("sparse", 1000)
+    empty.vocab.reset()
+    empty.observe = lambda tokens, groups: None
+    texts, per_step = speculate("chain", empty, WARPED, seeds, LENGTH)
+    assert torch.equal(texts, alone[:, 1:]) and per_step == 1
+
+
+Broken = Callable[[pytest.MonkeyPatch], None]
+BROKEN: dict[str, Broken] = {}
+
+
+def broken(kind: str, head: str = "dense") -> Callable[[Broken], Broken]:
+    def keep(rule: Broken) -> Broken:
+        BROKEN[f"{kind}-{head}-{rule.__name__}"] = rule
+        return rule
+
+    return keep
+
+
+@broken("chain")
+def accepts_everything(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(rules, "accepted", lambda p, q, numbers: q > 0)
+
+
+@broken("chain")
+def inverts_the_ratio(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(rules, "accepted", lambda p, q, numbers: numbers * p < q)
+
+
+@broken("chain")
+def subtracts_nothing(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(rules, "residual", lambda p, q: p)
+
+
+@broken("chain")
+def does_not_renormalise(patch: pytest.MonkeyPatch) -> None:
+    """What the residual lacks of 1 falls to the last token."""
+
+    def residual(p: Tensor, q: Tensor) -> Tensor:
+        over = (p - q).clamp(min=0)
+        over[:, -1] += 1 - over.sum(1)
+        return over
+
+    patch.setattr(rules, "residual", residual)
+
+
+@broken("chain")
+def draws_the_bonus_from_the_draft(patch: pytest.MonkeyPatch) -> None:
+    verify_chain = rules.verify_chain
+
+    def verify(p: Tensor, q: Tensor, *rest: Any) -> rules.Verified:
+        return verify_chain(torch.cat((p[:, :-1], q[:, -1:]), dim=1), q, *rest)
+
+    patch.setattr(rules, "verify_chain", verify)
+
+
+def renumber(patch: pytest.MonkeyPatch, change: Callable[[Numbers], Numbers]) -> None:
+    right = chain.chain_numbers
+    patch.setattr(chain, "chain_numbers", lambda *key: change(right(*key)))
+
+
+@broken("chain")
+def draws_the_rest_by_the_number_that_rejected(patch: pytest.MonkeyPatch) -> None:
+    renumber(patch, lambda n: n._replace(final=torch.cat((n.accept, n.final[:, -1:]), dim=1)))
+
+
+@broken("chain")
+def accepts_by_the_number_that_drafted(patch: pytest.MonkeyPatch) -> None:
+    renumber(patch, lambda n: n._replace(accept=n.draft))
+
+
+@broken("chain")
+def drafts_by_the_number_of_the_final_token(patch: pytest.MonkeyPatch) -> None:
+    renumber(patch, lambda n: n._replace(draft=n.final[:, :-1]))
+
+
+@broken("chain")
+def accepts_every_level_by_one_number(patch: pytest.MonkeyPatch) -> None:
+    renumber(patch, lambda n: n._replace(accept=n.accept[:, :1].expand_as(n.accept)))
+
+
+@broken("chain", "sparse")
+def redrafts_by_numbers_that_taught_the_vocabulary(patch: pytest.MonkeyPatch) -> None:
+    """A drafted token's number is that of its own place, which a later chain visits again."""
+
+    def numbers(seeds: Tensor, places: Tensor, depth: int) -> Numbers:
+        own = (places[:, None] + torch.arange(1, depth + 2)).contiguous()
+        draws = (uniforms(seeds[:, None], own, stream) for stream in (1, 2, 0))
+        draft, accept, final = draws
+        return Numbers(draft[:, :-1], accept[:, :-1], final)
+
+    patch.setattr(chain, "chain_numbers", numbers)
+
+
+@broken("chain")
+def forgets_what_the_drafts_law_was(patch: pytest.MonkeyPatch) -> None:
+    """As where the draft draws at one temperature and is judged by another."""
+    propose = chain.propose
+
+    def flatter(*arguments: Any) -> tuple[Tensor, Tensor]:
+        tokens, law = propose(*arguments)
+        return tokens, law.sqrt() / law.sqrt().sum(1, keepdim=True)
+
+    patch.setattr(chain, "propose", flatter)
+
+
+def rechoose(
+    patch: pytest.MonkeyPatch, change: Callable[[Any, Tensor, Tensor, Tensor], Tensor]
+) -> None:
+    """`change(tree, texts, nodes, chosen)` is what the target chooses."""
+    right = rules.follow
+
+    def follow(tree: Any, choose: Callable[[Tensor, Tensor], Tensor]) -> rules.Verified:
+        return right(tree, lambda texts, nodes: change(tree, texts, nodes, choose(texts, nodes)))
+
+    patch.setattr(rules, "follow", follow)
+
+
+def children(tree: Any, texts: Tensor, nodes: Tensor) -> Tensor:
+    """Which nodes [a, n] are children of these nodes [a]."""
+    below = (tree.parents[texts] == nodes[:, None]) & (tree.tokens[texts] >= 0)
+    below[:, 0] = False
+    return below
+
+
+@broken("tree")
+def chooses_among_children_only(patch: pytest.MonkeyPatch) -> None:
+    def among(tree: Any, texts: Tensor, nodes: Tensor, chosen: Tensor) -> Tensor:
+        below = children(tree, texts, nodes)
+        hit = (below & (tree.tokens[texts] == chosen[:, None])).any(1)
+        first = tree.tokens[texts, below.int().argmax(1)]
+        return chosen.where(hit | ~below.any(1), first)
+
+    rechoose(patch, among)
+
+
+@broken("tree")
+def tries_again_where_no_child_fits(patch: pytest.MonkeyPatch) -> None:
+    def again(tree: Any, texts: Tensor, nodes: Tensor, chosen: Tensor) -> Tensor:
+        hit = (children(tree, texts, nodes) & (tree.tokens[texts] == chosen[:, None])).any(1)
+        law = Sampling(1.0).probabilities(markov.LOGITS[tree.tokens[texts, nodes]])
+        return chosen.where(hit, torch.multinomial(law, 1)[:, 0])
+
+    rechoose(patch, again)
+
+
+@broken("tree")
+def numbers_by_the_depth_in_the_tree(patch: pytest.MonkeyPatch) -> None:
+    """Each pass then draws its first token by the same number."""
+    one_step = markov.one_step
+    patch.setattr(
+        markov, "one_step", lambda *given: one_step(*given[:-1], torch.zeros_like(given[-1]))
+    )
+
+
+@broken("tree")
+def has_one_number_for_all_places(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(
+        markov, "uniforms", lambda seeds, places: uniforms(seeds, torch.zeros_like(places))
+    )
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_rule_is_seen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind, head, _ = name.split("-")
+    BROKEN[name](monkeypatch)
+    with pytest.raises(AssertionError, match="total variation"):
+        check_lossless(kind, head, Sampling(1.0))

@@ -1,0 +1,200 @@
+"""Sampled texts of the whole loop: trees give the target's own text, chains its law."""
+
+from dataclasses import replace
+from functools import cache
+from statistics import fmean
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from microspec_kernels.speculative import Batch, CausalModel, Sampling, generate, verify
+from microspec_kernels.speculative.request import Request
+from microspec_kernels.speculative.sampling import choose, uniforms
+from microspec_kernels.speculative.stats import Stats
+
+from .law import check
+from .models import KINDS, VOCAB, Scrambled, eagle, noisy, prompt, tiny
+
+RANKING = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(7))
+SAMPLINGS = (
+    Sampling(0.3, seed=1),
+    Sampling(1.0, seed=2),
+    Sampling(0.8, top_p=0.9, top_k=40, seed=2**64 - 1),
+)
+
+
+@cache
+def model(kind: str, **changes: Any) -> Any:
+    """Its law is spread over some tens of tokens."""
+    return tiny(kind, initializer_range=0.2, **changes)
+
+
+def alone(target: Any, text: Tensor, count: int, sampling: Sampling) -> list[int]:
+    """What `target` writes after text [1, P], read from the beginning for every token."""
+    for _ in range(count):
+        number = uniforms(sampling.seed, torch.tensor([text.shape[1]]))
+        with torch.no_grad():
+            logits = target(text, use_cache=False).logits[:, -1]
+        text = torch.cat((text, choose(logits, number, sampling)[None]), dim=1)
+    return text[0, -count:].tolist()
+
+
+@pytest.mark.parametrize("head", ["dense", "static", "sparse"])
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=["cool", "plain", "warped"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_tree_gives_the_targets_own_text(kind: str, sampling: Sampling, head: Any) -> None:
+    target = model(kind)
+    truth = alone(target, prompt(12), 16, sampling)
+    assert truth != alone(target, prompt(12), 16, Sampling())
+    for shape in ({"depth": 1, "top_k": 1, "tree_size": 1}, {"depth": 4, "top_k": 6}):
+        for draft in (noisy(target), eagle(CausalModel(target))):
+            result = generate(
+                target, draft, prompt(12), 16, head=head, capacity=60, frequency=RANKING,
+                sampling=sampling, **shape,
+            )  # fmt: skip
+            assert result.tokens.tolist() == truth
+
+
+def test_a_tree_gives_it_in_double_precision() -> None:
+    target = tiny(initializer_range=0.2).double()
+    for sampling in SAMPLINGS:
+        result = generate(
+            target, noisy(target).float(), prompt(12), 16, capacity=60, sampling=sampling
+        )
+        assert result.tokens.tolist() == alone(target, prompt(12), 16, sampling)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_every_text_of_a_batch_has_its_seed(groups: int) -> None:
+    target, sampling = model("llama"), Sampling(1.0, 0.95)
+    texts = [(prompt(length, seed=length), seed) for length, seed in ((5, 0), (12, 1), (5, 2**63))]
+    batch = Batch(target, noisy(target), capacity=60, groups=groups, sampling=sampling)
+    requests = [batch.join(text, 12, seed=seed) for text, seed in texts]
+    while batch.requests:
+        batch.step()
+    for request, (text, seed) in zip(requests, texts, strict=True):
+        assert request.tokens == alone(target, text, 12, Sampling(1.0, 0.95, seed=seed))
+
+
+@pytest.mark.parametrize("head", ["dense", "static", "sparse"])
+def test_a_greedy_chain_gives_the_targets_greedy_text(head: Any) -> None:
+    target = model("qwen3")
+    truth = alone(target, prompt(12), 16, Sampling())
+    result = generate(
+        target, noisy(target), prompt(12), 16, head=head, capacity=60, frequency=RANKING, chain=True
+    )
+    assert result.tokens.tolist() == truth
+    assert result.stats.tau > 1
+
+
+def test_a_chain_of_the_target_itself_is_accepted() -> None:
+    target = model("llama")
+    result = generate(
+        target, target, prompt(12), 22, head="dense", depth=6, chain=True, temperature=1.0
+    )
+    assert result.acceptance_lengths == [7, 7, 7]
+
+
+@pytest.mark.parametrize("head", ["dense", "static", "sparse"])
+@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
+def test_a_broken_draft_of_chains_costs_time_and_nothing_else(value: float, head: Any) -> None:
+    target = CausalModel(model("llama"))
+    options = {"head": head, "capacity": 60, "frequency": RANKING, "chain": True}
+    draft = Scrambled(target, value)
+    greedy = generate(target, draft, prompt(12), 8, **options)
+    assert greedy.tokens.tolist() == alone(target.model, prompt(12), 8, Sampling())
+    drawn = generate(target, draft, prompt(12), 8, sampling=SAMPLINGS[2], **options)
+    if value != 0:
+        assert drawn.tokens.tolist() == alone(target.model, prompt(12), 8, SAMPLINGS[2])
+
+
+def test_end_of_text_in_a_chain() -> None:
+    target, sampling = tiny(initializer_range=0.2), Sampling(1.0, seed=3)
+    options = {"head": "dense", "depth": 6, "chain": True, "sampling": sampling}
+    whole = generate(target, target, prompt(12), 20, **options).tokens.tolist()
+    target.generation_config.eos_token_id = whole[9]
+    ended = generate(target, target, prompt(12), 20, **options).tokens.tolist()
+    assert ended == whole[: whole.index(whole[9]) + 1]
+
+
+def test_chains_that_share_a_vocabulary_take_a_seed_each() -> None:
+    target = model("llama")
+    for groups, head, temperature, refused in (
+        (1, "sparse", 1.0, True), (2, "sparse", 1.0, False), (1, "dense", 1.0, False),
+        (1, "sparse", 0.0, False),
+    ):  # fmt: skip
+        batch = Batch(
+            target, target, head=head, groups=groups, chain=True, sampling=Sampling(temperature)
+        )
+        batch.join(prompt(5), 4)
+        if refused:
+            with pytest.raises(ValueError, match=r"generate: seed: .*one each.* got 0 again"):
+                batch.join(prompt(5), 4)
+            batch.join(prompt(5), 4, seed=1)
+        elif head == "sparse" and groups == 2:
+            batch.join(prompt(5), 4)
+
+
+def test_a_sampling_has_its_own_temperature() -> None:
+    target = model("llama")
+    plain = generate(target, target, prompt(5), 8, temperature=0.7)
+    assert plain.tokens.tolist() == alone(target, prompt(5), 8, Sampling(0.7))
+    with pytest.raises(ValueError, match=r"generate: temperature: expected the sampling's own"):
+        generate(target, target, prompt(5), 8, temperature=0.7, sampling=Sampling(0.7))
+    with pytest.raises(ValueError, match="Sampling: seed"):
+        Batch(target, target).join(prompt(5), 8, seed=-1)
+
+
+FEW, COPIES = 12, 2**13
+
+
+def copied(batch: Batch, only: Request) -> list[Request]:
+    """Put COPIES copies of a batch's only text in its place, each with a seed of its own.
+
+    As though each had joined with the same prompt, which would take minutes.
+    """
+    batch.requests = [
+        replace(only, seed=seed, group=seed % batch.head.groups, stats=Stats(), tokens=[])
+        for seed in range(COPIES)
+    ]
+    for kept in (batch._cache, batch._draft_cache):
+        kept.select([0] * COPIES)
+    batch._newest = batch._newest.repeat(COPIES)
+    batch._features = batch._features.repeat(COPIES, 1)
+    groups = torch.arange(batch.head.groups)
+    batch.head.observe(torch.full_like(groups, 5), groups)
+    return list(batch.requests)
+
+
+def texts_of_chains(head: Any) -> tuple[Tensor, Tensor]:
+    """The first two tokens of many texts of one batch, int64 [COPIES], and their law."""
+    target = tiny(vocab_size=FEW, initializer_range=0.4, num_hidden_layers=1)
+    batch = Batch(
+        target, noisy(target, 0.25), head=head, capacity=6, frequency=torch.arange(FEW),
+        groups=COPIES if head == "sparse" else 1, depth=2, chain=True, sampling=Sampling(1.0),
+    )  # fmt: skip
+    text = prompt(4) % FEW
+    first = batch.join(text, 3)
+    requests, text = copied(batch, first), torch.cat((text, torch.tensor([first.tokens])), dim=1)
+    while batch.requests:
+        batch.step()
+    assert fmean(request.stats.tau for request in requests) > 1.1, "hardly a draft was accepted"
+    got = torch.tensor([request.tokens[:2] for request in requests])
+    with torch.no_grad():
+        one = target(text).logits[0, -1].double().softmax(-1)
+        ahead = torch.cat((text.repeat(FEW, 1), torch.arange(FEW)[:, None]), dim=1)
+        two = target(ahead).logits[:, -1].double().softmax(-1)
+    return got[:, 0] * FEW + got[:, 1], (one[:, None] * two).flatten()
+
+
+@pytest.mark.parametrize("head", ["dense", "static", "sparse"])
+def test_chains_of_a_batch_follow_the_targets_law(
+    head: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("microspec_kernels.speculative.cache.SMALLEST_ROOM", 12)
+    check(*texts_of_chains(head))
+    monkeypatch.setattr(verify, "accepted", lambda p, q, numbers: q > 0)
+    with pytest.raises(AssertionError, match="total variation"):
+        check(*texts_of_chains(head))

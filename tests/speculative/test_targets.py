@@ -1,0 +1,121 @@
+"""Targets whose logits are more than an LM head's rows, or whose layers are not all of one kind."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from microspec_kernels.speculative import CausalModel, generate, load_target
+from microspec_kernels.speculative.cache import causal
+
+from .models import VOCAB, eagle, greedy, head_bias, noisy, prompt, tiny
+
+LAYERS = ["full_attention", "sliding_attention"]
+WINDOW: dict[str, Any] = {"sliding_window": 9, "layer_types": LAYERS}
+# Some settings are the kinds' defaults made small, so that they matter at this size.
+TARGETS: dict[str, dict[str, Any]] = {
+    "gemma": {},
+    "gemma2": {
+        "query_pre_attn_scalar": 8, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0,
+        **WINDOW,
+    },
+    "gemma3_text": {"query_pre_attn_scalar": 8, "final_logit_softcapping": 4.0, **WINDOW},
+    "granite": {
+        "logits_scaling": 6.0, "embedding_multiplier": 12.0, "residual_multiplier": 0.7,
+        "attention_multiplier": 0.2,
+    },
+    "cohere": {"logit_scale": 0.0625},
+    "cohere2": {"logit_scale": 0.25, **WINDOW},
+}  # fmt: skip
+KINDS = [*TARGETS, "llama"]
+RANKING = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(7))
+
+
+def target_of(kind: str, **changes: Any) -> Any:
+    """A tiny model, its norms random, too; a tied head must not just repeat what was read."""
+    model = tiny(kind, **{"initializer_range": 0.3, **TARGETS.get(kind, {}), **changes})
+    values = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "norm" in name:
+                weight += 0.2 * torch.randn(weight.shape, generator=values)
+        if model.config.tie_word_embeddings:
+            model.get_input_embeddings().weight *= 0.05
+    return model
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_lm_head_gives_the_models_logits(kind: str, tied: bool) -> None:
+    model = head_bias(target_of(kind, tie_word_embeddings=tied))
+    target, text = CausalModel(model), prompt(24)
+    with torch.no_grad():
+        expected = model(text).logits
+        lineage = causal(24, text.device)
+        hidden, _ = target.forward(text, lineage, target.new_cache())
+        logits = target.logits(hidden)
+        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+        some = torch.tensor([7, 3, 150])
+        torch.testing.assert_close(target.lm_head.only(some).logits(hidden), logits[..., some])
+    plain = hidden @ target.lm_head.weight.T + target.lm_head.bias
+    assert torch.equal(plain, logits) is (kind in ("llama", "gemma"))
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_equals_transformers(kind: str, tied: bool) -> None:
+    model, text = target_of(kind, tie_word_embeddings=tied), prompt(24)
+    truth = greedy(model, text, 24)
+    assert len(set(truth.tolist())) > 6, "a degenerate example tests nothing"
+    target = CausalModel(model)
+    for draft in (noisy(model, 0.01), eagle(target)):
+        for head in ("dense", "static", "sparse"):
+            result = generate(
+                target, draft, text, 24, head=head, capacity=VOCAB, frequency=RANKING, depth=4,
+                top_k=4,
+            )  # fmt: skip
+            assert result.tokens.tolist() == truth.tolist(), head
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_a_perfect_copy_reaches_the_greatest_acceptance(kind: str) -> None:
+    """As draft, the same kind has the same windows and the same caps."""
+    model, text = target_of(kind), prompt(24)
+    result = generate(model, model, text, 21, head="dense", depth=4, top_k=1, tree_size=4)
+    assert result.tokens.tolist() == greedy(model, text, 21).tolist()
+    assert result.acceptance_lengths == [5] * 4
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "gemma3_text", "cohere2"])
+def test_the_window_matters_in_these_tests(kind: str) -> None:
+    text = prompt(24)
+    without = greedy(target_of(kind, sliding_window=99), text, 24).tolist()
+    assert without != greedy(target_of(kind), text, 24).tolist()
+
+
+def test_attention_that_leaves_out_a_soft_cap_is_refused(tmp_path: Path) -> None:
+    model = target_of("gemma2")
+    model.save_pretrained(tmp_path)
+    assert load_target(tmp_path).config._attn_implementation == "eager"
+    model.config._attn_implementation = "sdpa"
+    with pytest.raises(ValueError, match=r"'eager', the one that applies attn_logit_soft.* 'sdpa'"):
+        CausalModel(model)
+    uncapped = tiny("gemma3_text")
+    assert uncapped.config._attn_implementation == "sdpa"
+    assert CausalModel(uncapped).lm_head.softcap == 0
+
+
+def test_a_target_with_eyes_is_refused() -> None:
+    """Gemma 3 from 4B up; its language model alone is of the kind gemma3_text."""
+    model = SimpleNamespace(config=SimpleNamespace(model_type="gemma3"), get_output_embeddings=None)
+    with pytest.raises(ValueError, match=r"gemma3_text.*, got 'gemma3'"):
+        CausalModel(model)
+
+
+def test_one_of_two_rotary_embeddings_depends_on_the_length() -> None:
+    model = target_of("gemma3_text")
+    assert CausalModel(model).longest is None
+    model.config.rope_parameters["full_attention"] = {"rope_type": "dynamic", "factor": 2.0}
+    assert CausalModel(model).longest == 512

@@ -1,0 +1,119 @@
+"""What is accepted of trees and of chains, against the rules written row by row."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from microspec_kernels.speculative.sampling import draw
+from microspec_kernels.speculative.tree import Tree
+from microspec_kernels.speculative.verify import accepted, follow, residual, verify_chain
+
+# Any node may have the root's token; no node has OTHER.
+ROOT, TOKENS, OTHER = 9, range(14), 30
+
+
+@st.composite
+def small_tree(draw_one: st.DrawFn) -> tuple[list[int], list[int]]:
+    """Parents and tokens; siblings differ, cousins need not."""
+    count = draw_one(st.integers(0, 12))
+    parents = [0] + [draw_one(st.integers(0, node)) for node in range(count)]
+    tokens = [ROOT]
+    for node in range(1, count + 1):
+        taken = {t for t, p in zip(tokens[1:], parents[1:node], strict=True) if p == parents[node]}
+        tokens.append(draw_one(st.sampled_from([t for t in TOKENS if t not in taken])))
+    return parents, tokens
+
+
+@given(trees=st.lists(small_tree(), min_size=1, max_size=4), data=st.data())
+def test_follow_walks_as_far_as_the_choices_are_nodes(
+    trees: list[tuple[list[int], list[int]]], data: st.DataObject
+) -> None:
+    width = max(len(parents) for parents, _ in trees)
+    sizes = [len(parents) for parents, _ in trees]
+    parents = torch.tensor([p + [0] * (width - len(p)) for p, _ in trees])
+    tokens = torch.tensor([t + [-1] * (width - len(t)) for _, t in trees])
+    choice = st.sampled_from([*TOKENS, OTHER])
+    choices = torch.tensor([[data.draw(choice) for _ in range(width)] for _ in trees])
+    asked: list[tuple[int, int]] = []
+
+    def choose(texts: Tensor, nodes: Tensor) -> Tensor:
+        asked.extend(zip(texts.tolist(), nodes.tolist(), strict=True))
+        return choices[texts, nodes]
+
+    found = follow(Tree(tokens, parents, torch.empty(0), sizes), choose)
+    on_paths = []
+    for text, (own_parents, own_tokens) in enumerate(trees):
+        edges = enumerate(zip(own_parents[1:], own_tokens[1:], strict=True), start=1)
+        child = {edge: node for node, edge in edges}
+        path = [0]
+        while (node := child.get((path[-1], int(choices[text, path[-1]])))) is not None:
+            path.append(node)
+        pads = [-1] * (found.paths.shape[1] - len(path))
+        assert found.paths[text].tolist() == path + pads
+        assert found.tokens[text].tolist() == choices[text, path].tolist() + pads
+        assert int(found.counts[text]) == len(path)
+        on_paths += [(text, node) for node in path]
+    assert sorted(asked) == on_paths, "a token was chosen that is not emitted, or twice"
+
+
+def laws(*shape: int, seed: int) -> Tensor:
+    """Random laws fp64 [..., V] with zeros in them."""
+    random = torch.Generator().manual_seed(seed)
+    shares = torch.rand(shape, generator=random, dtype=torch.float64)
+    shares *= torch.rand(shape, generator=random) < 0.7
+    shares[..., 0] += 0.01
+    return shares / shares.sum(-1, keepdim=True)
+
+
+@given(
+    batch=st.integers(1, 5), depth=st.integers(0, 4), vocab=st.integers(1, 9),
+    seed=st.integers(0, 2**31), alike=st.booleans(),
+)  # fmt: skip
+def test_chains_row_by_row(batch: int, depth: int, vocab: int, seed: int, alike: bool) -> None:
+    random = torch.Generator().manual_seed(seed)
+    p, q = laws(batch, depth + 1, vocab, seed=seed), laws(batch, depth, vocab, seed=seed + 1)
+    if alike:
+        q = p[:, :-1].clone()
+    accept, final, by = (
+        torch.rand(batch, n, generator=random, dtype=torch.float64)
+        for n in (depth, depth + 1, depth)
+    )
+    drafted = draw(q, by)
+    none = torch.rand(batch, depth, generator=random) < 0.1
+    drafted[none], q[none] = -1, 0
+    found = verify_chain(p, q, drafted, accept, final)
+    for row in range(batch):
+        expected = []
+        for level in range(depth + 1):
+            rest = p[row, level]
+            if level < depth:
+                token = int(drafted[row, level])
+                if token >= 0 and accept[row, level] < p[row, level, token] / q[row, level, token]:
+                    expected.append(token)
+                    continue
+                rest = (rest - q[row, level]).clamp(min=0)
+            expected.append(int(draw(rest / rest.sum(), final[row, level])))
+            break
+        count = len(expected)
+        pads = [-1] * (depth + 1 - count)
+        assert found.tokens[row].tolist() == expected + pads
+        assert found.paths[row].tolist() == list(range(count)) + pads
+        assert int(found.counts[row]) == count
+        assert all(p[row, at, token] > 0 for at, token in enumerate(expected))
+
+
+def test_acceptance_at_the_edges() -> None:
+    tiny = 5e-324
+    p = torch.tensor([0.5, 0.5, 0.0, 1.0, tiny, 0.3], dtype=torch.float64)
+    q = torch.tensor([0.5, 1.0, 0.5, tiny, 1.0, 0.0], dtype=torch.float64)
+    largest = torch.full_like(p, 1 - 2.0**-53)
+    assert accepted(p, q, largest).tolist() == [True, False, False, True, False, False]
+    assert accepted(p, q, largest * 0).tolist() == [True, True, False, True, True, False]
+
+
+def test_the_residual_of_equal_laws_is_the_targets() -> None:
+    p = torch.tensor([[0.2, 0.8], [0.2, 0.8], [0.2, 0.8]])
+    q = torch.tensor([[0.2, 0.8], [0.5, 0.5], [0.0, 0.0]])
+    expected = torch.tensor([[0.2, 0.8], [0.0, 0.3], [0.2, 0.8]])
+    torch.testing.assert_close(residual(p, q), expected)

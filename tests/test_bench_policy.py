@@ -1,0 +1,182 @@
+"""The study of policies: nothing is judged on what was counted, and plots show what was written."""
+
+import csv
+import json
+import lzma
+import sys
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+matplotlib.use("svg")
+
+from bench import plot_policy, policy, policy_pair
+from bench.policy_data import evenly, halves, joined, load_corpus, others, unrelated
+from microspec_kernels.replay import Trace
+from microspec_kernels.speculative import Generation
+from microspec_kernels.speculative.stats import Stats
+
+PUBLIC = torch.tensor([0, 1])
+LLAMA = "Meta-Llama-3.1-8B-Instruct"
+SEQUENCES = 6
+
+
+def recorded(name: str, first: int) -> Trace:
+    """Sequence i: given token 0, then token 1 and a token of its own, first + i, three times."""
+    written = torch.tensor([False, *[True] * 6])
+    return joined(
+        name,
+        [(torch.tensor([0, *[1, first + i] * 3]), written) for i in range(SEQUENCES)],
+    )
+
+
+@pytest.fixture
+def study() -> policy.Study:
+    names = (f"zero-gsm__{LLAMA}", "zero-crux__Qwen2", "mmlu-pro__Meta-Llama-3_1-8B-Instruct")
+    traces = [recorded(name, 10 * i + 10) for i, name in enumerate((*names, "proofs__Other"))]
+    return policy.Study(64, PUBLIC, {trace.name: halves(trace) for trace in traces})
+
+
+def words(texts: list[torch.Tensor]) -> set[int]:
+    return set(torch.cat(texts).tolist())
+
+
+def test_one_half_is_judged_and_the_other_counted(study: policy.Study) -> None:
+    half = study.traces[f"zero-gsm__{LLAMA}"]
+    assert words([half.judged.tokens]) == {0, 1, 10, 12, 14}
+    assert words(half.counted) == {1, 11, 13, 15}  # of these, what was given is left out
+    assert half.judged.generated.tolist() == [False, *[True] * 6] * 3
+
+
+def test_a_long_trace_is_judged_evenly(monkeypatch) -> None:
+    assert evenly(range(10), 3) == [0, 3, 6]
+    assert evenly(range(3), 3) == evenly(range(3), 9) == [0, 1, 2]
+    monkeypatch.setattr("bench.policy_data.JUDGED", 1)
+    assert words([halves(recorded("a__b", 10)).judged.tokens]) == {0, 1, 10}
+
+
+def test_others_share_no_suite_and_no_model(study: policy.Study) -> None:
+    assert words(others(f"zero-gsm__{LLAMA}", study.traces)) == {1, 41, 43, 45}
+    assert words(others("zero-crux__Qwen2", study.traces)) == {1, 31, 33, 35, 41, 43, 45}
+    assert len(others("proofs__Other", study.traces)) == 9
+
+
+def test_no_arm_has_seen_what_it_is_judged_on(study: policy.Study) -> None:
+    for name, half in study.traces.items():
+        secret = words([half.judged.tokens]) - {0, 1}
+        arms = list(study.arms(name))
+        assert {"other tasks", "own half", "10 own requests"} < {arm.list for arm in arms}
+        for arm in arms:
+            known = {*torch.as_tensor(arm.policy.initial).tolist()}
+            assert not secret & (known | {*torch.as_tensor(arm.policy.pinned).tolist()}), arm.name
+    assert not any(
+        {10, 12, 14} & {*torch.as_tensor(arm.policy.initial).tolist()} for arm in study.mixed()[1]
+    )
+
+
+def test_each_arm_is_what_it_is_called(study: policy.Study) -> None:
+    """Steps of 4: of a sequence's six, the third and fourth may be known only from a list."""
+    name = "proofs__Other"
+    judged = study.traces[name].judged
+    figures = {
+        (arm.name, arm.list): study.judge(judged, arm)
+        for arm in study.arms(name)
+        if arm.capacity == policy.K
+    }
+    assert figures["text", ""]["coverage"] == pytest.approx(2 / 6)  # the second step's
+    assert figures["text, floor 1024", "public"]["coverage"] == pytest.approx(4 / 6)
+    assert figures["filled", "public"]["coverage"] == pytest.approx(4 / 6)
+    assert figures["filled", "own half"]["mean_active"] > 5  # 0, 1 and three of the other half
+    assert figures["text, kept", ""]["coverage"] == pytest.approx((2 + 4 + 4) / 18)
+    two = study.judge(judged, policy.Arm("filled", policy.Policy(policy.TEXT, PUBLIC), "", 2))
+    assert (two["capacity"], two["max_active"]) == (2, 2)
+    stream, arms = study.mixed()
+    assert sorted(stream.tokens.tolist()) == sorted(
+        token for half in study.traces.values() for token in half.judged.tokens.tolist()
+    )
+    assert [arm.keep for arm in arms].count(True) == 2
+
+
+def test_the_corpus_without_a_trace_s_own_suite(tmp_path: Path) -> None:
+    made = Tokenizer(models.WordLevel({"a": 0, "b": 1, "c": 2, "?": 3}, unk_token="?"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    path = tmp_path / "corpus.xz"
+    sources = ("zeroeval/gsm/M", "gsm8k-train", "wildbench/M", "mmlu-pro/M")
+    rows = zip(sources, ("a", "a a", "b b", "c"), strict=True)
+    with lzma.open(path, "wt") as file:
+        file.writelines(json.dumps({"source": s, "response": r}) + "\n" for s, r in rows)
+    corpus = load_corpus(path, made)
+    assert words(unrelated(f"zero-gsm__{LLAMA}", corpus)) == {1, 2}
+    assert words(unrelated("mmlu-pro__M", corpus)) == {0, 1}
+    assert len(unrelated("proofs__M", {"wildbench": [torch.zeros(1)] * 9}, count=4)) == 4
+
+
+def test_relatives_are_older_than_their_token() -> None:
+    table = torch.tensor([[1], [2], [-1]], dtype=torch.int32)
+    taken = policy.Policy(policy.with_relatives(table, "variants")).take(
+        policy.policy.Seen("prompt", torch.tensor([0, 1]), torch.empty(2, 0), torch.full((2,), -1))
+    )
+    assert taken.tolist() == [1, 0, 2, 1]
+
+
+def test_a_whole_run(tmp_path: Path, monkeypatch, capsys) -> None:
+    paths = []
+    for trace in (recorded(f"zero-gsm__{LLAMA}", 10), recorded("tau-airline__Other", 20)):
+        paths.append(tmp_path / f"{trace.name}.npz")
+        np.savez(paths[-1], tokens=trace.tokens, generated=trace.generated, offsets=trace.offsets)
+    np.save(tmp_path / "rank.npy", PUBLIC.numpy())
+    options = ["--frequency-rank", str(tmp_path / "rank.npy"), "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["policy", *map(str, paths), *options])
+    monkeypatch.setattr(policy, "CAPACITIES", (policy.K, 1))
+    policy.main()
+    assert "| tau-airline__Other | filled | own half | 3072 |" in capsys.readouterr().out
+    rows = list(csv.DictReader((tmp_path / "policy.csv").open()))
+    assert {row["trace"] for row in rows} == {path.stem for path in paths}
+    assert len(list(csv.DictReader((tmp_path / "mixed.csv").open()))) == 5
+    assert {"capacity.svg", "policies.svg"} <= {path.name for path in tmp_path.iterdir()}
+    figure = plot_policy.capacity(rows)
+    for axes, path in zip(figure.axes, paths, strict=True):
+        lines = {line.get_label(): line for line in axes.get_lines()}
+        for (arm, counted), label in plot_policy.CURVES.items():
+            own = [
+                r for r in rows if (r["trace"], r["arm"], r["list"]) == (path.stem, arm, counted)
+            ]
+            drawn = sorted((int(r["capacity"]), float(r["coverage"])) for r in own)
+            assert list(zip(*lines[label].get_data(), strict=True)) == drawn
+    axes = plot_policy.policies(rows).axes[0]
+    marks = {line.get_label(): line.get_data() for line in axes.get_lines()}
+    for row in rows:
+        if (row["arm"], row["list"], row["capacity"]) == ("filled", "own half", "3072"):
+            x, y = marks[row["trace"]]
+            assert x[list(y).index("filled (own half)")] == float(row["coverage"])
+
+
+def test_the_pair_s_figures_are_over_all_texts() -> None:
+    """Two texts; the second loops from its fifth token on."""
+    made = [
+        Generation(torch.arange(1 + sum(lengths)), lengths, Stats(lengths, sizes, covered))
+        for lengths, sizes, covered in (([2, 4], [10, 20], 5), ([3, 3, 6], [10, 30, 30], 9))
+    ]
+    arm = policy_pair.Arm("text", policy.Policy(policy.TEXT), 40)
+    figures = policy_pair.row(arm, 1.0, made, loops=[6, 4])
+    assert figures["tau"] == pytest.approx(18 / 5)
+    assert figures["tau_before_loops"] == pytest.approx((2 + 3) / 2)  # the first token has no step
+    assert figures["coverage"] == pytest.approx(14 / 18)
+    assert (figures["active_mean"], figures["active_max"]) == (20, 30)
+    assert (figures["steps"], figures["prompts"], figures["capacity"]) == (5, 2, 40)
+
+
+def test_the_pair_is_tried_with_every_policy_once() -> None:
+    greedy, drawn = (list(policy_pair.arms(torch.arange(4), t)) for t in (0.0, 1.0))
+    for arms in (greedy, drawn):
+        assert len({(arm.name, arm.capacity) for arm in arms}) == len(arms)
+        assert arms[0].policy is None and arms[0].name == "dense"
+        for arm in arms[1:]:
+            assert arm.policy is not None
+            assert ("filled" in arm.name) == bool(len(arm.policy.initial))
+            assert ("floor" in arm.name) == bool(len(arm.policy.pinned))
+    assert {arm.name for arm in drawn} < {arm.name for arm in greedy}

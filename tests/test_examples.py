@@ -1,0 +1,40 @@
+"""The examples run offline, and say what they are there to show."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("transformers")
+pytest.importorskip("mistral_common")
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(name: str, *options: str) -> str:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / name), "Add 2 and 3.", *options],
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_assisted_generation() -> None:
+    out = run("assisted_generation.py", "--max-new-tokens", "16")
+    heads = re.findall(
+        r"^(\w+): (\d+) passes of the target, .* s, the target's own text$", out, re.M
+    )
+    assert [name for name, _ in heads] == ["dense", "sparse"]
+    assert all(int(passes) < 16 for _, passes in heads)
+
+
+def test_custom_generate() -> None:
+    out = run("custom_generate.py", "--max-new-tokens", "16")
+    assert re.search(r"^16 tokens in [1-9] passes of the target", out, re.M)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 # Below the order of every logit: see keys_of.
 _NAN_ORDER, _EMPTY_ORDER = -(2**31) + 1, -(2**31)
+_START = "microspec_kernels.parallel: start"  # what errors name
 
 
 def local_ids(active_ids: Tensor, start: int, rows: int) -> Tensor:
@@ -57,15 +58,16 @@ def keys_of(logits: Tensor, token_ids: Tensor) -> Tensor:
 
 def check_start(start: int, rows: int) -> None:
     if not isinstance(start, int):
-        raise TypeError(f"parallel head: start: expected an int, got {type(start).__name__}")
+        raise TypeError(f"{_START}: expected an int, got {type(start).__name__}")
     if not 0 <= start < 2**31 - rows:
-        raise ValueError(f"parallel head: start: expected 0 <= start < 2^31 - {rows}, got {start}")
+        raise ValueError(f"{_START}: expected 0 <= start < 2^31 - {rows}, got {start}")
 
 
 def check_ranges(ranges: list[list[int]], vocab_size: int) -> None:
-    held = sorted([first, end] for first, end in ranges if first < end)
+    """``ranges``: [start, end) of each rank; together all of [0, vocab_size), in any order."""
+    held = sorted([start, end] for start, end in ranges if start < end)
     edges = [0, *(edge for pair in held for edge in pair), vocab_size]
     if edges[::2] != edges[1::2]:
         expected = f"shards that have each row of [0, {vocab_size}) once"
-        got = ", ".join(f"[{first}, {end})" for first, end in ranges)
-        raise ValueError(f"parallel head: start: expected {expected}, got {got}")
+        got = ", ".join(f"[{start}, {end})" for start, end in ranges)
+        raise ValueError(f"{_START}: expected {expected}, got {got}")

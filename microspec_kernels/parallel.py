@@ -151,7 +151,7 @@ class ParallelSparseHead(nn.Module):
     ) -> None:
         super().__init__()
         check_start(start, shard.size(0))
-        own = torch.tensor([[start, start + shard.size(0)]], device=shard.device)
+        own = torch.tensor([[start, start + shard.size(0)]], device=vocab.device)
         ranges = own.new_empty(_size_of(group), 2)
         _all_gather(ranges, own, group=group)
         check_ranges(ranges.tolist(), vocab.vocab_size)
@@ -173,9 +173,10 @@ class ParallelSparseHead(nn.Module):
 
 def _size_of(group: "dist.ProcessGroup | None") -> int:
     """The number of ranks."""
+    where = "microspec_kernels.parallel: group"
     if not (dist.is_available() and dist.is_initialized()):
         expected = "an initialised one (torch.distributed.init_process_group)"
-        raise ValueError(f"parallel head: group: expected {expected}, got none")
+        raise ValueError(f"{where}: expected {expected}, got none")
     if dist.get_rank(group) < 0:
-        raise ValueError("parallel head: group: expected one with this rank in it, got another")
+        raise ValueError(f"{where}: expected one with this rank in it, got another")
     return dist.get_world_size(group)

@@ -172,5 +172,5 @@ def test_processes(ranks: int, tmp_path: Path) -> None:
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout}{done.stderr}"
-    assert "Warning" not in done.stderr, done.stderr
+    assert "FutureWarning" not in done.stderr, done.stderr
     assert done.stdout.split() == [str(ranks)] * ranks

@@ -37,7 +37,7 @@ test: build test-triton
 # The op tests once more, over the Triton kernels. A process has Triton's interpreter from its first
 # import on or not at all.
 TRITON_TESTS := head_values head_special head_memory head_invariance head_kernels head_ids gather quantise \
-	vocab_update weight_slab triton_tiles
+	vocab_update weight_slab parallel triton_tiles
 test-triton: build
 	TRITON_INTERPRET=1 $(BIN)/pytest -W ignore::RuntimeWarning \
 		-k triton $(TRITON_TESTS:%=tests/test_%.py)

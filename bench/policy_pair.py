@@ -2,8 +2,10 @@
 
     python -m bench.policy_pair --corpus corpus.jsonl.xz [--prompts 16] [--new 128] [--out DIR]
 
-Greedy, and at temperature 1, where a text does not fall into loops; with equal seeds every policy
-continues the same texts. Writes pair.csv. EAGLE-2's tree: depth 6, top-k 10, 60 nodes.
+Greedy, and at temperature 1, where a text does not fall into loops. Every policy continues the same
+texts, but for fp32's rounding: that may move a drawn number across the edge of a token's share of
+the law, so texts that equal the dense head's are counted. Writes pair.csv. EAGLE-2's tree: depth 6,
+top-k 10, 60 nodes.
 """
 
 import argparse
@@ -20,7 +22,13 @@ from tqdm import tqdm
 
 from microspec_kernels.cli.text import Tekken
 from microspec_kernels.policy import MICROSPEC, TEXT, Policy, draft_tree, prompt_top_k, top_k
-from microspec_kernels.speculative import Generation, generate, load_draft, load_target
+from microspec_kernels.speculative import (
+    Generation,
+    Sampling,
+    generate,
+    load_draft,
+    load_target,
+)
 
 from . import report
 from .e2e import PAIR, before_loop, unseen_prompts
@@ -94,7 +102,8 @@ def main() -> None:
     draft = load_draft(PAIR / "draft", target)
     frequency = torch.from_numpy(np.load(PAIR / "frequency_rank.npy")).long()
     prompts = unseen_prompts(args.corpus, Tekken(), args.prompts)
-    rows, texts = [], {}
+    rows: list[dict[str, Any]] = []
+    texts: dict[float, list[list[int]]] = {}
     for temperature in (0.0, 1.0):
         for arm in tqdm(list(arms(frequency, temperature)), desc=f"temperature {temperature}"):
             head = {"head": "dense"} if arm.policy is None else {"policy": arm.policy}
@@ -104,17 +113,18 @@ def main() -> None:
                     draft,
                     torch.tensor(ids),
                     args.new,
-                    temperature=temperature,
+                    sampling=Sampling(temperature, seed=seed),
                     capacity=arm.capacity,
                     **head,
                 )
-                for ids in prompts
+                for seed, ids in enumerate(prompts)
             ]
             own = [text.tokens.tolist() for text in made]
-            if own != texts.setdefault(temperature, own):
-                raise AssertionError(f"{arm.name}: other texts than with the dense head")
-            rows.append(row(arm, temperature, made, [before_loop(text) for text in own]))
-    report.write_csv(args.out / "pair.csv", rows)
+            dense = texts.setdefault(temperature, own)
+            same = sum(a == b for a, b in zip(own, dense, strict=True))
+            figures = row(arm, temperature, made, [before_loop(text) for text in own])
+            rows.append({**figures, "as_with_dense_head": same})
+            report.write_csv(args.out / "pair.csv", rows)
     print(report.table(rows))
 
 

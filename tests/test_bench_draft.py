@@ -47,36 +47,37 @@ def test_the_tree_is_the_loops(weight: Tensor, layer: DraftLayer) -> None:
     features = torch.zeros(PADDED, TOY.dim).bfloat16()
     levels = iter(range(SHAPE.depth))
 
-    def topk(hidden: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    def topk(hidden: Tensor, k: int, groups: Tensor) -> tuple[Tensor, Tensor]:
         features[: len(hidden)] = hidden
         return head.best(features, len(hidden))
 
     def step(own: Tensor, above: Tensor, seen: Tensor, cache: Any) -> Tensor:
         level = next(levels)
-        mask = torch.full((len(own), SHAPE.own), -torch.inf)
+        mask = torch.full((own.size(1), SHAPE.own), -torch.inf)
         mask[:, : SHAPE.accepted] = 0
-        mask[:, SHAPE.accepted :][:, : seen.size(1)].masked_fill_(seen, 0)
-        out = torch.zeros(len(own), TOY.dim).bfloat16()
+        mask[:, SHAPE.accepted :][:, : seen.size(2)].masked_fill_(seen[0], 0)
+        out = torch.zeros(own.size(1), TOY.dim).bfloat16()
         first = SHAPE.accepted + level * K_BEST
-        layer(own, above, first, SHAPE.accepted + level, mask, out)
-        return out
+        layer(own[0], above[0], first, SHAPE.accepted + level, mask, out)
+        return out[None]
 
     text = torch.zeros(SHAPE.accepted, TOY.dim).bfloat16()
     layer(draft.text, draft.text_features, 0, 0, draft.text_mask, text)
-    cache: Any = SimpleNamespace(length=0, keep=lambda base, kept: None)
+    cache: Any = SimpleNamespace(lengths=[0], keep=lambda bases, kept: None)
     tree = grow(
         draft.root,
         text[-1:],
-        SimpleNamespace(step=step),  # type: ignore[arg-type]
+        torch.tensor([0]),
+        SimpleNamespace(step=step, head_input=lambda own: own),  # type: ignore[arg-type]
         cache,
         SimpleNamespace(topk=topk),  # type: ignore[arg-type]
         TreeShape(SHAPE.depth, K_BEST, SHAPE.size),
         lambda part: nullcontext(),  # type: ignore[arg-type,return-value]
     )
     assert len(tokens) == SHAPE.size + 1
-    assert torch.equal(tokens, tree.tokens)
-    assert torch.equal(parents, tree.parents)
-    assert torch.equal(lineage, tree.lineage)
+    assert torch.equal(tokens, tree.tokens[0])
+    assert torch.equal(parents, tree.parents[0])
+    assert torch.equal(lineage, tree.lineage[0])
 
 
 def test_the_layer_is_attention_over_context_and_tree(layer: DraftLayer) -> None:

@@ -95,7 +95,7 @@ def test_a_quick_run_on_the_cpu(tmp_path: Path) -> None:
             assert 0 < float(row["p20_us"]) <= float(row["p50_us"]) <= float(row["p80_us"])
             assert row["device"] and row["torch"] and row["microspec"] and row["commit"]
     texts = list(csv.DictReader((tmp_path / "e2e-depth6-top10-tree60.csv").open()))
-    assert [row["head"] for row in texts] == ["target alone", "dense", "static", "sparse"]
+    assert {"target alone", "dense", "static", "sparse"} <= {row["head"] for row in texts}
     assert {row["identical_outputs"] for row in texts} == {"1"}
     drafts = list(csv.DictReader((tmp_path / "draft_step.csv").open()))
     assert {"dense", "static 32k", "packed"} <= {row["arm"] for row in drafts}

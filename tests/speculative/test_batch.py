@@ -29,7 +29,7 @@ a_text = st.builds(
 )
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     kind=st.sampled_from(KINDS),
     texts=st.lists(a_text, min_size=1, max_size=4),

@@ -40,9 +40,10 @@ class Batch:
 
     Each text is what the target alone would write: token by token its greedy choices or, with
     `sampling`, what it draws with the request's seed (chains: a text of the same law). Draft, head,
-    trees and the other texts only decide how many tokens one pass of the target yields. (In fp32.
-    In fp16 and bf16 a pass over 61 rows rounds otherwise than 61 passes, which may turn a choice at
-    a near tie.) Of the target's generation config only the end-of-text ids count.
+    trees and the other texts only decide how many tokens one pass of the target yields. But for
+    rounding: a pass over 61 rows rounds otherwise than 61 passes, which turns a choice at a near
+    tie, or a number drawn at the edge between two tokens; seldom in fp32, sooner in fp16 and bf16.
+    Of the target's generation config only the end-of-text ids count.
 
     target: `load_target`'s result or a Hugging Face causal LM (see `CausalModel`).
     draft: `load_draft`'s result, or such a model with the target's vocabulary.
@@ -109,9 +110,8 @@ class Batch:
         self._cache, self._draft_cache = self.target.new_cache(), self.draft.new_cache()
         for cache in (self._cache, self._draft_cache):
             cache.select([])
-        weight = self.draft.lm_head.weight
-        self._newest = torch.empty(0, dtype=torch.int64, device=weight.device)
-        self._features = weight.new_empty(0, weight.shape[1])
+        self._newest = torch.empty(0, dtype=torch.int64, device=self.target.device)
+        self._features = torch.empty(0)
 
     @property
     def free_groups(self) -> list[int]:
@@ -166,7 +166,9 @@ class Batch:
         self._cache.append(cache)
         self._draft_cache.append(draft_cache)
         self._newest = torch.cat((self._newest, first))
-        self._features = torch.cat((self._features, feature))
+        # How wide they are is the draft's affair: a first text's stand alone.
+        others = [self._features] if self.requests else []
+        self._features = torch.cat((*others, feature))
         self.requests.append(request)
 
     @torch.no_grad()
@@ -248,7 +250,6 @@ class Batch:
             self.requests = [self.requests[text] for text in going]
         self._newest = verified.tokens[going, verified.counts[going] - 1]
         if not going:
-            self._features = self._features[:0]
             return
         new = verified.tokens.clamp(min=0)[going]
         read = of_rows(features, verified.paths.clamp(min=0))[going]

@@ -33,7 +33,7 @@ class Numbers(NamedTuple):
 def chain_numbers(seeds: Tensor, places: Tensor, depth: int) -> Numbers:
     """For texts with seeds int64 [B], whose chains begin below the places int64 [B].
 
-    The target's own token takes the number of its place in the text, as in a tree. A draft's are
+    The target's own token takes the number of its place in the text. A draft's are
     those of its root's place, level by level, and not of its own: a token that is rejected may
     have taught the vocabulary something, so that the next chain's laws depend on the numbers that
     drew it, which therefore may not draw from these laws. No two chains of a text have one root.

@@ -10,6 +10,9 @@ WORD = 0xFFFFFFFF
 # Threefry-2x32-20's rotations, and the constant that its third key word starts from.
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 PARITY = 0x1BD11BDA
+# SplitMix64's, as int64 of the same bits.
+GAMMA = 0x9E3779B97F4A7C15 - 2**64
+MIX = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
 
 
 @dataclass(frozen=True)
@@ -81,11 +84,45 @@ class Sampling:
 def choose(logits: Tensor, numbers: Tensor, sampling: Sampling) -> Tensor:
     """The token that follows each row: logits [..., V], numbers fp64 [...] in [0, 1).
 
-    Returns int64 [...]. See `Sampling.probabilities` and `draw`; errors are theirs.
+    Returns int64 [...]. See `Sampling.probabilities` and `race`; errors are theirs.
     """
     if sampling.temperature == 0:
         return logits.argmax(-1)
-    return draw(sampling.probabilities(logits), numbers)
+    return race(sampling.probabilities(logits), numbers)
+
+
+def race(probabilities: Tensor, numbers: Tensor) -> Tensor:
+    """The first of tokens that take exponential times, each at its own rate.
+
+    probabilities [..., V] of sum 1; numbers fp64 [...], multiples of 2^-53 in [0, 1), of which
+    each stands for times of its own. Returns int64 [...], never a token of probability 0.
+
+    The first comes with its share of the rates (the Gumbel-max trick, taken to times). Rounding of
+    the probabilities turns it only where two times are as close as that, so two passes that round
+    otherwise choose alike: the edges of a CDF over 10^5 tokens lie much closer.
+    """
+    keys = splitmix64((numbers * 2.0**53).long(), torch.zeros_like(numbers, dtype=torch.int64))
+    tokens = torch.arange(probabilities.shape[-1], device=probabilities.device)
+    # 52 bits and a half: never 0 or 1, so that no time is infinite or 0.
+    words = logical_shift(splitmix64(keys[..., None], tokens), 12)
+    uniform = (words.double() + 0.5) * 2.0**-52
+    return (-uniform.log() / probabilities).argmin(-1)
+
+
+def splitmix64(state: Tensor, index: Tensor) -> Tensor:
+    """Output `index` (from 0) of SplitMix64 begun at `state`: int64 as 64 bits, broadcast.
+
+    Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
+    """
+    word = state + (index + 1) * GAMMA
+    for shift, factor in MIX:
+        word = (word ^ logical_shift(word, shift)) * factor
+    return word ^ logical_shift(word, 31)
+
+
+def logical_shift(words: Tensor, bits: int) -> Tensor:
+    """int64 as 64 bits, shifted to the right with zeros behind."""
+    return words >> bits & (1 << 64 - bits) - 1
 
 
 def draw(probabilities: Tensor, numbers: Tensor) -> Tensor:

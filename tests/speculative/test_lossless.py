@@ -10,7 +10,7 @@ from torch import Tensor
 from microspec_kernels.speculative import Sampling, chain
 from microspec_kernels.speculative import verify as rules
 from microspec_kernels.speculative.chain import Numbers
-from microspec_kernels.speculative.sampling import uniforms
+from microspec_kernels.speculative.sampling import draw, uniforms
 
 from . import markov
 from .law import check
@@ -41,21 +41,28 @@ def test_the_law_is_the_targets_warped(kind: str) -> None:
     check_lossless(kind, "sparse", WARPED)
 
 
+def alone(seeds: Tensor, rule: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """The target's texts by `rule` over logits and the numbers of their positions."""
+    texts = torch.full((len(seeds), LENGTH + 1), markov.ROOT)
+    for place in range(LENGTH):
+        numbers = uniforms(seeds, torch.full_like(seeds, place + 1))
+        texts[:, place + 1] = rule(markov.LOGITS[texts[:, place]], numbers)
+    return texts[:, 1:]
+
+
 def test_trees_and_chains_of_nothing_give_the_text_of_the_target_alone() -> None:
     """Token by token: the number of a position decides, whatever was drafted."""
     seeds = torch.arange(1000)
-    alone = torch.full((1000, LENGTH + 1), markov.ROOT)
-    for place in range(LENGTH):
-        numbers = uniforms(seeds, torch.full_like(seeds, place + 1))
-        alone[:, place + 1] = markov.choose(markov.LOGITS[alone[:, place]], numbers, WARPED)
+    chosen = alone(seeds, lambda logits, numbers: markov.choose(logits, numbers, WARPED))
     for head in HEADS:
         texts, _ = speculate("tree", make_head(head, 1000), WARPED, seeds, LENGTH)
-        assert torch.equal(texts, alone[:, 1:])
+        assert torch.equal(texts, chosen)
     empty = make_head("sparse", 1000)
     empty.vocab.reset()
     empty.observe = lambda tokens, groups: None
     texts, per_step = speculate("chain", empty, WARPED, seeds, LENGTH)
-    assert torch.equal(texts, alone[:, 1:]) and per_step == 1
+    drawn = alone(seeds, lambda logits, numbers: draw(WARPED.probabilities(logits), numbers))
+    assert torch.equal(texts, drawn) and per_step == 1
 
 
 Broken = Callable[[pytest.MonkeyPatch], None]

@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from microspec_kernels.speculative.sampling import Sampling, choose, draw, uniforms
+from microspec_kernels.speculative.sampling import (
+    Sampling,
+    choose,
+    draw,
+    race,
+    splitmix64,
+    uniforms,
+)
 
 from .law import check
 
@@ -155,11 +162,40 @@ def test_the_last_number_never_draws_from_nothing(vocab: int) -> None:
     assert bool((law.gather(1, drawn[:, None]) > 0).all())
 
 
-def test_draws_follow_the_law() -> None:
+@pytest.mark.parametrize("rule", [draw, race])
+def test_draws_follow_the_law(rule: Any) -> None:
     sampling = Sampling(0.8, 0.95, 20)
-    logits = 2 * torch.randn(30)
+    law = sampling.probabilities(2 * torch.randn(30))
     numbers = uniforms(5, torch.arange(2**18))
-    check(choose(logits.expand(2**18, -1), numbers, sampling), sampling.probabilities(logits))
+    drawn = rule(law.expand(2**18, -1), numbers)
+    check(drawn, law)
+    # Of neighbouring positions, too: their numbers are independent.
+    pairs = drawn.view(-1, 2)
+    check(pairs[:, 0] * 30 + pairs[:, 1], torch.outer(law, law).flatten())
+
+
+def test_splitmix64_known_answers() -> None:
+    """The first outputs of the authors' generator from states 0 and 1234567."""
+    words = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
+    got = splitmix64(torch.tensor(0), torch.arange(3))
+    assert [word % 2**64 for word in got.tolist()] == words
+    assert int(splitmix64(torch.tensor(1234567), torch.tensor(0))) == 6457827717110365317
+
+
+def test_a_race_is_never_won_by_nothing() -> None:
+    """Numbers on the edge included, and beside a probability that is all but nothing."""
+    law = torch.tensor([0.0, 0.75, 0.0, 0.25, 1e-320, 0.0]).double()
+    numbers = torch.cat((torch.tensor([0.0, LAST]).double(), uniforms(9, torch.arange(5000))))
+    won = race(law.expand(len(numbers), -1), numbers)
+    assert set(won.tolist()) == {1, 3}
+
+
+def test_choices_survive_rounding() -> None:
+    """Two passes that round otherwise choose alike over 10^5 tokens, where a CDF's edges do not."""
+    logits = 2 * torch.randn(400, 50_000)
+    rounded = logits * (1 + 1e-6 * torch.randn_like(logits))
+    numbers, sampling = uniforms(3, torch.arange(400)), Sampling(1.0)
+    assert torch.equal(choose(logits, numbers, sampling), choose(rounded, numbers, sampling))
 
 
 @pytest.mark.parametrize(

@@ -41,8 +41,8 @@ class Batch:
     Each text is what the target alone would write: token by token its greedy choices or, with
     `sampling`, what it draws with the request's seed (chains: a text of the same law). Draft, head,
     trees and the other texts only decide how many tokens one pass of the target yields. But for
-    rounding: a pass over 61 rows rounds otherwise than 61 passes, which turns a choice at a near
-    tie, or a number drawn at the edge between two tokens; seldom in fp32, sooner in fp16 and bf16.
+    rounding: a pass over 61 rows rounds otherwise than 61 passes, which may turn a choice at a near
+    tie; hardly ever in fp32, sooner in fp16 and bf16.
     Of the target's generation config only the end-of-text ids count.
 
     target: `load_target`'s result or a Hugging Face causal LM (see `CausalModel`).

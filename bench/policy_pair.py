@@ -3,8 +3,7 @@
     python -m bench.policy_pair --corpus corpus.jsonl.xz [--prompts 16] [--new 128] [--out DIR]
 
 Greedy, and at temperature 1, where a text does not fall into loops. Every policy continues the same
-texts, but for fp32's rounding: that may move a drawn number across the edge of a token's share of
-the law, so texts that equal the dense head's are counted. Writes pair.csv. EAGLE-2's tree: depth 6,
+texts; those that equal the dense head's are counted. Writes pair.csv. EAGLE-2's tree: depth 6,
 top-k 10, 60 nodes.
 """
 

@@ -43,7 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="draft a chain of --depth drawn tokens, no tree: the target's law, another text",
     )
-    parser.add_argument("--floor", type=int, help="pin the N most frequent tokens")
+    parser.add_argument(
+        "--floor", type=int, help="pin the N most frequent tokens, and begin with no others"
+    )
     parser.add_argument("--frequency-rank", type=Path, metavar="FILE", help=".npy of token ids")
     parser.add_argument("--dtype", choices=DTYPES, help="default: the checkpoint's")
     parser.add_argument("--device", help="default: the GPU if there is one")

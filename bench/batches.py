@@ -19,16 +19,15 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from microspec_kernels.cli.text import Tekken, target_alone
 from microspec_kernels.policy import MICROSPEC, Policy, default
-from microspec_kernels.speculative import Batch, Request, Sampling, load_draft, load_target
+from microspec_kernels.speculative import Batch, Request, Sampling
 
 from . import options, report
-from .e2e import LONGEST_PROMPT, PAIR, PROMPTS
+from .e2e import LONGEST_PROMPT, PROMPTS, load_pair
 
 TASKS = ("mmlu-pro", "gsm", "crux", "math-l5")  # by turns in the mixed batch
 ALONE = ("gsm",)  # also measured alone
@@ -110,9 +109,7 @@ def row(done: Run, own: list[list[int]], depth: int, row_bytes: int) -> dict[str
 
 
 def measure(args: argparse.Namespace) -> options.Rows:
-    target = load_target(PAIR / "target", device=args.device)
-    draft = load_draft(PAIR / "draft", target)
-    frequency = torch.from_numpy(np.load(PAIR / "frequency_rank.npy"))
+    target, draft, frequency = load_pair(args.device)
     policies = {"filled": default(frequency), "empty": Policy(MICROSPEC)}
     weight = draft.lm_head.weight
     row_bytes = weight.shape[1] * weight.element_size()

@@ -20,7 +20,15 @@ import torch
 
 from microspec_kernels.cli.text import Tekken, target_alone
 from microspec_kernels.policy import MICROSPEC, Policy
-from microspec_kernels.speculative import Generation, Sampling, generate, load_draft, load_target
+from microspec_kernels.speculative import (
+    CausalModel,
+    Draft,
+    Generation,
+    Sampling,
+    generate,
+    load_draft,
+    load_target,
+)
 
 from . import options, report
 
@@ -45,6 +53,13 @@ PROMPTS = (
     "What does this shell command do? find . -name '*.log' -mtime +7 -delete",
     "Write a short letter that asks a library for a later return date.",
 )
+
+
+def load_pair(device: str = "cpu") -> tuple[CausalModel, Draft, torch.Tensor]:
+    """Target, draft, and token ids by falling frequency in what they were trained on."""
+    target = load_target(PAIR / "target", device=device)
+    frequency = torch.from_numpy(np.load(PAIR / "frequency_rank.npy")).to(device)
+    return target, load_draft(PAIR / "draft", target), frequency
 
 
 @dataclass
@@ -132,9 +147,7 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=0.0, help="0: greedy")
     args = options.parsed(parser)
     new = args.new or (16 if args.quick else 128)
-    target = load_target(PAIR / "target", device=args.device)
-    draft = load_draft(PAIR / "draft", target)
-    frequency = torch.from_numpy(np.load(PAIR / "frequency_rank.npy")).to(args.device)
+    target, draft, frequency = load_pair(args.device)
     totals = {arm: Total() for arm in ("target alone", *ARMS)}
     shape = {"depth": args.depth, "top_k": args.top_k, "tree_size": args.tree_size}
     count = args.prompts or (1 if args.quick else 32)

@@ -21,16 +21,10 @@ from tqdm import tqdm
 
 from microspec_kernels.cli.text import Tekken
 from microspec_kernels.policy import MICROSPEC, TEXT, Policy, draft_tree, prompt_top_k, top_k
-from microspec_kernels.speculative import (
-    Generation,
-    Sampling,
-    generate,
-    load_draft,
-    load_target,
-)
+from microspec_kernels.speculative import Generation, Sampling, generate
 
 from . import report
-from .e2e import PAIR, before_loop, unseen_prompts
+from .e2e import before_loop, load_pair, unseen_prompts
 
 K = 3072
 FLOOR = 1024
@@ -97,9 +91,7 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=128, help="tokens a text")
     parser.add_argument("--out", type=Path, default=report.RESULTS / "policy", metavar="DIR")
     args = parser.parse_args()
-    target = load_target(PAIR / "target")
-    draft = load_draft(PAIR / "draft", target)
-    frequency = torch.from_numpy(np.load(PAIR / "frequency_rank.npy")).long()
+    target, draft, frequency = load_pair()
     prompts = unseen_prompts(args.corpus, Tekken(), args.prompts)
     rows: list[dict[str, Any]] = []
     texts: dict[float, list[list[int]]] = {}

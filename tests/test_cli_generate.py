@@ -117,3 +117,22 @@ def test_one_head(pair, tmp_path):
     (row,) = run(pair, tmp_path, "--head", "static", "--static-capacity", "100")["rows"]
     assert row["head"] == "static" and row["active"] == 100 and row["identical"] == "-"
     assert row["head ms"] > 0 and row["draft ms"] > row["head ms"]
+
+
+def test_a_floor_is_all_that_the_vocabulary_begins_with(pair, tmp_path):
+    """Without it it begins filled: 64 slots of a larger vocabulary."""
+    whole, floored = (
+        run(pair, tmp_path, "--head", "sparse", "--max-new-tokens", "2", *options)
+        for options in ((), ("--floor", "5"))
+    )
+    assert whole["stats"]["sparse"]["active_mean"] == 64
+    assert 5 <= floored["stats"]["sparse"]["active_mean"] < 64
+    assert whole["tokens"] == floored["tokens"]
+
+
+@pytest.mark.parametrize(("floor", "ranked"), [("-5", True), ("5", False)])
+def test_a_floor_that_cannot_be_is_refused_before_anything_is_loaded(pair, floor, ranked, capsys):
+    models = ["--target", "nowhere/at-all", "--draft", "nowhere/at-all"]
+    rank = ["--frequency-rank", str(pair / "frequency_rank.npy")] if ranked else []
+    assert main(["generate", "--prompt", "hello", *models, *rank, "--floor", floor]) == 2
+    assert "--floor takes a number of tokens" in capsys.readouterr().err

@@ -60,6 +60,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     _fill_from_pair(args)
     ranked = None if args.frequency_rank is None else frequency_rank(args.frequency_rank)
+    policy = _policy(args.floor, ranked)
     heads = [h for h in HEADS if h != "static" or ranked] if args.compare else [args.head]
     dtype = None if args.dtype is None else getattr(torch, args.dtype)
     tokenizer = load_tokenizer(args.tokenizer or args.target)
@@ -70,9 +71,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     # One short run each before any is timed: the first calls pay for caches and allocations.
     for head in heads if args.compare else []:
-        _generate(args, head, target, draft, input_ids, frequency, new=8)
+        _generate(args, head, target, draft, input_ids, frequency, policy, new=8)
     runs = {
-        head: _generate(args, head, target, draft, input_ids, frequency, args.max_new_tokens)
+        head: _generate(
+            args, head, target, draft, input_ids, frequency, policy, args.max_new_tokens
+        )
         for head in heads
     }
     # A chain's text follows the law of the target's, and is that text only where all is certain.
@@ -104,6 +107,17 @@ def _fill_from_pair(args: argparse.Namespace) -> None:
         raise ValueError("give a --draft, or --head none for the target alone")
 
 
+def _policy(floor: int | None, ranked: list[int] | None) -> Any:
+    """The default's sources over a pinned floor; None, which is the default, without one."""
+    from microspec_kernels.policy import Policy, default
+
+    if floor is None:
+        return None
+    if floor < 0 or (floor and ranked is None):
+        raise ValueError("--floor takes a number of tokens and a --frequency-rank")
+    return Policy(default().sources, pinned=(ranked or [])[:floor])
+
+
 def _generate(
     args: argparse.Namespace,
     head: str,
@@ -111,10 +125,10 @@ def _generate(
     draft: Any,
     input_ids: Any,
     frequency: Any,
+    policy: Any,
     new: int,
 ) -> Any:
     """A Generation by the head of that name; "none" is the target alone."""
-    from microspec_kernels.policy import Policy, default
     from microspec_kernels.speculative import Sampling, generate
 
     from .text import target_alone
@@ -122,12 +136,6 @@ def _generate(
     sampling = Sampling(args.temperature, args.top_p, args.sampled_top_k, args.seed)
     if head == "none":
         return target_alone(target, input_ids, new, sampling)
-    policy = None  # the default
-    if args.floor is not None:
-        if args.floor and frequency is None:
-            raise ValueError("--floor takes a number of tokens and a --frequency-rank")
-        floor = () if frequency is None else frequency[: args.floor]
-        policy = Policy(default().sources, pinned=floor)
     return generate(
         target,
         draft,

@@ -128,6 +128,8 @@ def logical_shift(words: Tensor, bits: int) -> Tensor:
 def draw(probabilities: Tensor, numbers: Tensor) -> Tensor:
     """Inverse CDF in the order of token ids: the token whose share of [0, 1) a number falls into.
 
+    A third of a `race`'s time, for tokens that no other pass has to choose alike: those of chains.
+
     probabilities [..., V] >= 0, of any positive sum; numbers fp64 [...] in [0, 1). Returns
     int64 [...], never a token of probability 0.
 

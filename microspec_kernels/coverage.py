@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ._host_copy import HostCopy
 from .vocab import ActiveVocab
 
 
@@ -51,8 +52,7 @@ class Coverage:
         self.misses = torch.zeros(groups, dtype=torch.int64, device=device)
         self._fading = torch.zeros(2, groups, device=device)  # hits and tokens, each fading
         self._each_group = torch.arange(groups, device=device)[:, None]
-        self._host: Tensor | None = None
-        self._arriving: tuple[Tensor, torch.cuda.Event] | None = None
+        self._host_copy = HostCopy()
 
     @property
     def share(self) -> Tensor:
@@ -116,18 +116,7 @@ class Coverage:
         Never waits: it looks whether the copy that the last call began has arrived, and begins the
         next. Not to be captured.
         """
-        if self.vocab.device.type == "cpu":
-            return self.recent
-        if self._arriving is None:
-            self._arriving = (torch.empty(len(self.hits), pin_memory=True), torch.cuda.Event())
-        elif not self._arriving[1].query():
-            return self._host
-        else:
-            self._host = self._arriving[0].clone()
-        pinned, arrival = self._arriving
-        pinned.copy_(self.recent, non_blocking=True)
-        arrival.record()
-        return self._host
+        return self._host_copy.poll(self.recent)
 
     def reset(self, groups: Tensor | Sequence[int] | None = None) -> None:
         """Count anew in the given groups (default: in all)."""

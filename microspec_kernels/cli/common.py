@@ -2,10 +2,7 @@
 
 import argparse
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
-
-from microspec_kernels._extras import require
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -35,39 +32,6 @@ def positive(text: str) -> int:
     if (value := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"expected at least 1, got {value}")
     return value
-
-
-def frequency_rank(path: Path) -> list[int]:
-    """Token ids, most frequent first, of an .npy file.
-
-    Raises:
-        OSError: no such file, or not readable.
-        ValueError: not a list of ids.
-    """
-    ranked: list[int] = integers(path, 1).tolist()
-    return ranked
-
-
-def integers(path: Path, dimensions: int) -> Any:
-    """The integers of an .npy file, a numpy array of so many dimensions.
-
-    Raises:
-        OSError: no such file, or not readable.
-        ValueError: something else.
-    """
-    np = require("numpy", "replay")
-    expected = f"{path}: expected an .npy of integers in {dimensions} dimension(s)"
-    try:
-        array = np.load(path)
-    except ValueError as error:
-        raise ValueError(expected) from error
-    if (
-        not isinstance(array, np.ndarray)
-        or array.ndim != dimensions
-        or array.dtype.kind not in "iu"
-    ):
-        raise ValueError(expected)
-    return array
 
 
 def usable_device(name: str | None) -> Any:

@@ -8,7 +8,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .common import DTYPES, frequency_rank, positive, table, usable_device
+from microspec_kernels._npy import token_ids
+
+from .common import DTYPES, positive, table, usable_device
 
 HEADS = ("none", "dense", "static", "sparse")
 
@@ -59,7 +61,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from .text import load_tokenizer
 
     _fill_from_pair(args)
-    ranked = None if args.frequency_rank is None else frequency_rank(args.frequency_rank)
+    ranked = None if args.frequency_rank is None else token_ids(args.frequency_rank)
     policy = _policy(args.floor, ranked)
     heads = [h for h in HEADS if h != "static" or ranked] if args.compare else [args.head]
     dtype = None if args.dtype is None else getattr(torch, args.dtype)

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from microspec_kernels import policy, replay
+from microspec_kernels._npy import integers, token_ids
 from microspec_kernels.policy import ContextSuccessors, Source
-
-from .common import frequency_rank, integers
 
 TEXT: dict[str, Callable[[int | None], Source]] = {
     "prompt": policy.prompt,
@@ -105,7 +104,7 @@ def load_ranked(args: argparse.Namespace) -> tuple[list[int], list[int]]:
     if args.frequency_rank is None:
         name = "--floor" if args.floor else "--fill"
         raise ValueError(f"{name}: expected a --frequency-rank, got none")
-    ranked, least = frequency_rank(args.frequency_rank), min(args.capacity)
+    ranked, least = token_ids(args.frequency_rank), min(args.capacity)
     if args.floor > min(len(ranked), least):
         raise ValueError(
             f"--floor: {args.floor} tokens asked for, of {len(ranked)} ranked and a capacity of "

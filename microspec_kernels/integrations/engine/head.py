@@ -1,0 +1,217 @@
+"""The draft's LM head over an active vocabulary, as an engine's plugin or an own engine uses it."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from microspec_kernels import ActiveVocab, Coverage, ParallelSparseHead, SparseHead, WeightSlab
+from microspec_kernels._host_copy import HostCopy
+
+from .settings import Settings
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The rows of the draft's LM head that this rank of a tensor-parallel group holds.
+
+    vocab_size: rows on all ranks together. start: the first one here. group: the ranks (None: all).
+    """
+
+    vocab_size: int
+    start: int
+    group: "torch.distributed.ProcessGroup | None" = None
+
+
+class Figures(NamedTuple):
+    """Since the start: tokens of the text that the draft could and could not have proposed, and
+    rows that entered; active: tokens now, over all groups."""
+
+    hits: int
+    misses: int
+    rows: int
+    active: int
+
+    @property
+    def coverage(self) -> float | None:
+        """The share that it could have proposed; None before any."""
+        judged = self.hits + self.misses
+        return self.hits / judged if judged else None
+
+
+class EngineHead:
+    """Attach once, observe in eager code, call in a captured graph.
+
+        head = EngineHead(draft.lm_head.weight, Settings(frequency="rank.npy"))  # before capture
+        head.judge(accepted)                      # optional: coverage
+        head.observe(torch.cat((step_tokens, target_logits.argmax(-1))))  # between two replays
+        tokens = head.argmax(hidden)              # in the graph of the draft's steps
+
+    All state has fixed addresses and lies on the weight's device. The engine speaks of the target's
+    tokens; rows of the draft's LM head, which EAGLE-3 may have fewer of, stay in here.
+
+    Args:
+        weight: [rows, D] the draft's LM head, without the padding at the end of V; this rank's rows
+            with `shard`.
+        settings: see :class:`Settings`.
+        groups: how many vocabularies: 1 where the requests share it, else as many as may run.
+        target_vocab_size: tokens of the target; default: as many as rows.
+        row_tokens: int64 [rows], the target's token of each row of the whole head; None where row i
+            is token i.
+        bias: [rows].
+        logit_scale, softcap: see :func:`~microspec_kernels.sparse_head`.
+        shard: where ranks hold a part each. To make a head and to call it are then collectives, and
+            each rank observes the same tokens.
+
+    Raises:
+        ValueError, TypeError, OSError: as :class:`SparseHead` and :meth:`Settings.initial` do; a
+            frequency list without any token of the draft.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        settings: Settings,
+        *,
+        groups: int = 1,
+        target_vocab_size: int | None = None,
+        row_tokens: Tensor | None = None,
+        bias: Tensor | None = None,
+        logit_scale: float = 1.0,
+        softcap: float = 0.0,
+        shard: Shard | None = None,
+    ) -> None:
+        device = weight.device
+        rows = weight.size(0) if shard is None else shard.vocab_size
+        self.target_vocab_size = target_vocab_size or rows
+        token_rows = None
+        if row_tokens is not None:
+            row_tokens = row_tokens.to(device, torch.int64)
+            token_rows = torch.full((self.target_vocab_size,), -1, device=device)
+            token_rows[row_tokens] = torch.arange(rows, device=device)
+        self._row_tokens, self._token_rows = row_tokens, token_rows
+        initial = self._rows(torch.tensor(settings.initial(), dtype=torch.int64, device=device))
+        initial = initial[initial >= 0]
+        if settings.frequency is not None and len(initial) == 0:
+            expected = "at least one token that the draft has a row for"
+            raise ValueError(f"microspec: frequency: expected {expected}, got none")
+        self.settings = settings
+        self.vocab = ActiveVocab(
+            rows, min(settings.capacity, rows), groups=groups, initial=initial, device=device
+        )
+        self.coverage = Coverage(self.vocab)
+        options = {
+            "mode": settings.mode,
+            "slab_dtype": settings.slab_torch_dtype,
+            "bias": bias,
+            "logit_scale": logit_scale,
+            "softcap": softcap,
+        }
+        self.head: SparseHead | ParallelSparseHead
+        if shard is None:
+            self.head = SparseHead(weight, self.vocab, **options)  # type: ignore[arg-type]
+        else:
+            self.head = ParallelSparseHead(
+                weight, self.vocab, start=shard.start, group=shard.group, **options
+            )
+        self._entered = torch.zeros((), dtype=torch.int64, device=device)
+        self._host_copy = HostCopy()
+
+    @property
+    def capacity(self) -> int:
+        """K: the setting, or all rows where the head has fewer."""
+        return self.vocab.capacity
+
+    def observe(self, tokens: Tensor, groups: Tensor | None = None) -> None:
+        """Let the target's tokens in, before the draft's next step; eager.
+
+        Args:
+            tokens: int32 or int64 [N], the newest last. Those without a row, and -1, are ignored.
+            groups: int32 or int64 [N], each token's vocabulary, -1 to ignore it; None with one.
+        """
+        before = self.vocab.ids.clone()
+        self.head.observe(self._rows(tokens), token_groups=groups)
+        self._entered += (self.vocab.ids != before).sum()
+        slab = self._slab
+        if slab is not None:
+            slab.wait()  # so that a captured graph, which cannot, finds the rows in place
+
+    def judge(self, tokens: Tensor, groups: Tensor | None = None) -> None:
+        """Count how many of the tokens by which texts went on are active; call before observe.
+
+        Args:
+            tokens, groups: as for :meth:`observe`. Those without a row are misses.
+        """
+        known = (tokens >= 0) & (tokens < self.target_vocab_size)
+        if groups is not None:
+            known &= groups >= 0
+        rows = self._rows(tokens)
+        self.coverage.count(rows, token_groups=groups)
+        absent = known & (rows < 0)
+        if groups is None:
+            self.coverage.misses += absent.sum()
+        else:
+            self.coverage.misses.index_add_(0, groups.clamp(min=0).long(), absent.long())
+
+    def begin(self, groups: list[int]) -> None:
+        """Other requests begin in these groups: each vocabulary as at the start. Eager."""
+        if self.vocab.groups > 1 and groups:
+            self.vocab.reset(groups)
+            slab = self._slab
+            if slab is not None:
+                slab.refresh()
+                slab.wait()
+
+    def top_k(
+        self, hidden: Tensor, k: int, groups: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The draft's best tokens; may be captured.
+
+        Args:
+            hidden: [M, D], what the LM head would get.
+            groups: int32 or int64 [M], each row's vocabulary, -1 for padding; None with one.
+
+        Returns:
+            logits fp32 [M, k]; the target's token ids int64 [M, k]; logsumexp fp32 [M] over the
+            active tokens. -inf and -1 where a vocabulary has fewer, or a row is padding.
+        """
+        logits, rows, logsumexp = self.head(hidden, k, groups)
+        return logits, self._tokens(rows), logsumexp
+
+    def argmax(self, hidden: Tensor, groups: Tensor | None = None) -> Tensor:
+        """The draft's best token of each row, int64 [M]: 0 where there is none (it has to be a
+        token, and a wrong one is rejected). May be captured."""
+        return self.top_k(hidden, 1, groups)[1][:, 0].clamp(min=0)
+
+    def figures(self) -> Figures | None:
+        """The newest figures that have reached the host; None before the first. Never waits."""
+        coverage = self.coverage
+        counts = (coverage.hits.sum(), coverage.misses.sum(), self._entered, self.vocab.size.sum())
+        newest = self._host_copy.poll(torch.stack(counts))
+        return None if newest is None else Figures(*newest.tolist())
+
+    def reload(self) -> None:
+        """The weight has changed in place: gather the slab's rows anew. Eager."""
+        slab = self._slab
+        if slab is not None:
+            slab.invalidate()
+            slab.refresh()
+            slab.wait()
+
+    @property
+    def _slab(self) -> WeightSlab | None:
+        head = self.head.local if isinstance(self.head, ParallelSparseHead) else self.head
+        return head.slab
+
+    def _rows(self, tokens: Tensor) -> Tensor:
+        """Rows of the LM head, -1 for what has none."""
+        inside = (tokens >= 0) & (tokens < self.target_vocab_size)
+        if self._token_rows is None:
+            return torch.where(inside, tokens, -1)
+        return torch.where(inside, self._token_rows[tokens.where(inside, 0).long()], -1)
+
+    def _tokens(self, rows: Tensor) -> Tensor:
+        if self._row_tokens is None:
+            return rows
+        return torch.where(rows >= 0, self._row_tokens[rows.clamp(min=0)], -1)

@@ -1,0 +1,91 @@
+"""The places of an engine that a plugin stands on, checked by their source before they are used.
+
+By the syntax tree, so that it costs no import (engines' modules may need a GPU) and the same check
+reads an installed engine and an unpacked wheel.
+"""
+
+import ast
+import importlib.util
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from .refused import Refused
+
+
+@dataclass(frozen=True)
+class Seam:
+    """A function or method that is called or replaced.
+
+    module: "package.module". name: "function" or "Class.method". arguments: their names in order,
+    `self` included and defaults left out, as far as the plugin relies on them: others may follow.
+    """
+
+    module: str
+    name: str
+    arguments: tuple[str, ...]
+
+    def problem(self, root: Path) -> str | None:
+        """What is wrong with it in the package whose folder is root; None where nothing is."""
+        path = root.joinpath(*self.module.split(".")[1:])
+        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        if not path.is_file():
+            return "no such module"
+        scope: ast.AST = _tree(path)
+        for part in self.name.split("."):
+            found = [
+                node
+                for node in ast.iter_child_nodes(scope)
+                if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name == part
+            ]
+            if not found:
+                return f"no {part!r} there"
+            scope = found[-1]
+        if not isinstance(scope, ast.FunctionDef):
+            return "not a function"
+        given = scope.args
+        names = [argument.arg for argument in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
+        absent = [name for name in self.arguments if name not in names]
+        return f"has no {', '.join(absent)} among {', '.join(names)}" if absent else None
+
+    def __str__(self) -> str:
+        return f"{self.module}:{self.name}({', '.join(self.arguments)})"
+
+
+def problems(seams: Iterable[Seam], root: Path) -> list[str]:
+    """What is wrong with each of the seams that is not as it should be."""
+    found = ((seam, seam.problem(root)) for seam in seams)
+    return [f"{seam}: {problem}" for seam, problem in found if problem is not None]
+
+
+def check_seams(engine: str, version: str, tested: str, seams: Iterable[Seam]) -> None:
+    """Refuse an engine in which a seam is missing.
+
+    Args:
+        engine: the name of its package. version: of it. tested: the versions that were tested.
+
+    Raises:
+        Refused: names every seam that is not there.
+    """
+    wrong = problems(seams, package_root(engine))
+    if wrong:
+        expected = f"the seams of {engine} {tested}"
+        raise Refused(engine, expected, f"version {version} where\n  " + "\n  ".join(wrong))
+
+
+def package_root(package: str) -> Path:
+    """The folder of an installed package, which is not imported.
+
+    Raises:
+        Refused: it is not there.
+    """
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise Refused(package, "an installed package", "none")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+@cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))

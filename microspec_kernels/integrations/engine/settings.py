@@ -1,0 +1,104 @@
+"""What a user sets, in every engine alike: one switch, and what it may be made of."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+
+from microspec_kernels._checks import QUANTISED
+from microspec_kernels._npy import token_ids
+
+SWITCH = "MICROSPEC"
+"""The environment variable: 1, or the settings as a JSON object; 0 or empty is off."""
+
+Vocabulary = Literal["shared", "request"]
+Mode = Literal["indexed", "packed"]
+_SLAB_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in QUANTISED}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the draft's LM head is made small.
+
+    Attributes:
+        capacity: K, tokens that a draft may propose at a time.
+        vocabulary: "shared" by all requests, or one for each "request" that is running.
+        top_k: of the target's likeliest tokens after each verified row, how many enter. The first
+            is nearly free; more cost a top-k over V in every step.
+        frequency: .npy of token ids by falling frequency, best counted on one's own outputs
+            (:func:`microspec_kernels.policy.frequency_rank`): a vocabulary begins filled with them.
+        mode: "indexed" reads rows of the draft's LM head, "packed" a slab beside it.
+        slab_dtype: of the slab: None for the head's own, or "int8" or "float8_e4m3fn".
+
+    Raises:
+        ValueError, TypeError: a value of another kind, by name.
+    """
+
+    capacity: int = 3072
+    vocabulary: Vocabulary = "shared"
+    top_k: int = 1
+    frequency: str | None = None
+    mode: Mode = "indexed"
+    slab_dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("capacity", "top_k"):
+            value = getattr(self, name)
+            if type(value) is not int:
+                raise TypeError(f"microspec: {name}: expected an int, got {value!r}")
+            if value < 1:
+                raise ValueError(f"microspec: {name}: expected at least 1, got {value}")
+        _one_of("vocabulary", self.vocabulary, get_args(Vocabulary))
+        _one_of("mode", self.mode, get_args(Mode))
+        _one_of("slab_dtype", self.slab_dtype, (None, *_SLAB_DTYPES))
+        if self.frequency is not None and not isinstance(self.frequency, str):
+            got = type(self.frequency).__name__
+            raise TypeError(f"microspec: frequency: expected the path of an .npy, got {got}")
+        if self.slab_dtype is not None and self.mode != "packed":
+            raise ValueError(f"microspec: slab_dtype: expected mode 'packed', got {self.mode!r}")
+
+    @classmethod
+    def parse(cls, value: str | bool | Mapping[str, Any] | None) -> "Settings | None":
+        """Of :data:`SWITCH`'s text, or of an engine's own configuration; None where it is off.
+
+        Raises:
+            ValueError, TypeError: neither a switch nor an object with these names.
+        """
+        if isinstance(value, str):
+            try:
+                value = json.loads(value) if value.strip() else None
+            except json.JSONDecodeError as error:
+                expected = "expected 0, 1 or a JSON object of settings"
+                raise ValueError(f"microspec: {SWITCH}: {expected}, got {value!r}") from error
+        if value is None or value is False or value == 0:
+            return None
+        if value is True or value == 1:
+            return cls()
+        if not isinstance(value, Mapping):
+            expected = "expected true, false or an object of settings"
+            raise TypeError(f"microspec: {expected}, got {value!r}")
+        known = [field.name for field in fields(cls)]
+        for name in value:
+            if name not in known:
+                raise ValueError(f"microspec: expected settings among {known}, got {name!r}")
+        return cls(**value)
+
+    @property
+    def slab_torch_dtype(self) -> torch.dtype | None:
+        return None if self.slab_dtype is None else _SLAB_DTYPES[self.slab_dtype]
+
+    def initial(self) -> list[int]:
+        """The token ids of :attr:`frequency`.
+
+        Raises:
+            OSError, ValueError: no file, or none of token ids.
+        """
+        return [] if self.frequency is None else token_ids(Path(self.frequency))
+
+
+def _one_of(name: str, value: object, choices: tuple[object, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"microspec: {name}: expected one of {list(choices)}, got {value!r}")

@@ -170,6 +170,18 @@ class ParallelSparseHead(nn.Module):
         top = self.local(hidden, k, group_ids)
         return all_gather_top_k(*top, start=self.start, group=self.group)
 
+    def logits(self, hidden: Tensor, group_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As SparseHead: hidden [M, D] to logits fp32 and token_ids int64 [M, K], slot by slot.
+
+        A collective. The logits are those of one rank bit for bit: each rank fills in the slots
+        whose rows it holds, and the others of it are -inf.
+        """
+        logits, _ = self.local.logits(hidden, group_ids)
+        dist.all_reduce(logits, op=dist.ReduceOp.MAX, group=self.group)
+        ids = self.vocab.ids.long()
+        rows = 0 if group_ids is None else group_ids.clamp(min=0).long()
+        return logits, ids[rows].expand(len(hidden), -1)
+
 
 def _size_of(group: "dist.ProcessGroup | None") -> int:
     """The number of ranks."""

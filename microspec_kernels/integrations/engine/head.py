@@ -1,5 +1,6 @@
 """The draft's LM head over an active vocabulary, as an engine's plugin or an own engine uses it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ from torch import Tensor
 from microspec_kernels import ActiveVocab, Coverage, ParallelSparseHead, SparseHead, WeightSlab
 from microspec_kernels._host_copy import HostCopy
 
+from .rows import DraftRows
 from .settings import Settings
 
 
@@ -84,14 +86,8 @@ class EngineHead:
     ) -> None:
         device = weight.device
         rows = weight.size(0) if shard is None else shard.vocab_size
-        self.target_vocab_size = target_vocab_size or rows
-        token_rows = None
-        if row_tokens is not None:
-            row_tokens = row_tokens.to(device, torch.int64)
-            token_rows = torch.full((self.target_vocab_size,), -1, device=device)
-            token_rows[row_tokens] = torch.arange(rows, device=device)
-        self._row_tokens, self._token_rows = row_tokens, token_rows
-        initial = self._rows(torch.tensor(settings.initial(), dtype=torch.int64, device=device))
+        self.rows = DraftRows(rows, target_vocab_size, row_tokens, device)
+        initial = self.rows.of(torch.tensor(settings.initial(), dtype=torch.int64, device=device))
         initial = initial[initial >= 0]
         if settings.frequency is not None and len(initial) == 0:
             expected = "at least one token that the draft has a row for"
@@ -104,6 +100,8 @@ class EngineHead:
         options = {
             "mode": settings.mode,
             "slab_dtype": settings.slab_torch_dtype,
+            # observe waits for the gather, so that a second buffer would only be gathered twice.
+            "buffers": 1 if settings.mode == "packed" else None,
             "bias": bias,
             "logit_scale": logit_scale,
             "softcap": softcap,
@@ -131,7 +129,7 @@ class EngineHead:
             groups: int32 or int64 [N], each token's vocabulary, -1 to ignore it; None with one.
         """
         before = self.vocab.ids.clone()
-        self.head.observe(self._rows(tokens), token_groups=groups)
+        self.head.observe(self.rows.of(tokens), token_groups=groups)
         self._entered += (self.vocab.ids != before).sum()
         slab = self._slab
         if slab is not None:
@@ -142,26 +140,33 @@ class EngineHead:
 
         Args:
             tokens, groups: as for :meth:`observe`. Those without a row are misses.
-        """
-        known = (tokens >= 0) & (tokens < self.target_vocab_size)
-        if groups is not None:
-            known &= groups >= 0
-        rows = self._rows(tokens)
-        self.coverage.count(rows, token_groups=groups)
-        absent = known & (rows < 0)
-        if groups is None:
-            self.coverage.misses += absent.sum()
-        else:
-            self.coverage.misses.index_add_(0, groups.clamp(min=0).long(), absent.long())
 
-    def begin(self, groups: list[int]) -> None:
-        """Other requests begin in these groups: each vocabulary as at the start. Eager."""
-        if self.vocab.groups > 1 and groups:
+        Raises:
+            ValueError: no groups where there are several.
+        """
+        if groups is None and self.vocab.groups > 1:
+            expected = f"each token's, as there are {self.vocab.groups}"
+            raise ValueError(f"microspec: judge: groups: expected {expected}, got None")
+        judged = self.rows.known(tokens)
+        self.coverage.count(self.rows.of(tokens), token_groups=groups, judged=judged)
+
+    def begin(self, groups: Tensor | Sequence[int]) -> None:
+        """Other requests begin in these groups: each vocabulary as at the start. Eager.
+
+        Args:
+            groups: integers [n]; a tensor on the weight's device is not waited for.
+        """
+        if self.vocab.groups > 1 and len(groups):
             self.vocab.reset(groups)
-            slab = self._slab
-            if slab is not None:
-                slab.refresh()
-                slab.wait()
+            self._gather()
+
+    def restart(self) -> None:
+        """All vocabularies and figures as at the start. Eager."""
+        self.vocab.reset()
+        self.coverage.reset()
+        self._entered.zero_()
+        self._host_copy = HostCopy()  # what is still on its way is of before
+        self._gather()
 
     def top_k(
         self, hidden: Tensor, k: int, groups: Tensor | None = None
@@ -177,12 +182,27 @@ class EngineHead:
             active tokens. -inf and -1 where a vocabulary has fewer, or a row is padding.
         """
         logits, rows, logsumexp = self.head(hidden, k, groups)
-        return logits, self._tokens(rows), logsumexp
+        return logits, self.rows.tokens(rows), logsumexp
 
     def argmax(self, hidden: Tensor, groups: Tensor | None = None) -> Tensor:
         """The draft's best token of each row, int64 [M]: 0 where there is none (it has to be a
         token, and a wrong one is rejected). May be captured."""
         return self.top_k(hidden, 1, groups)[1][:, 0].clamp(min=0)
+
+    def slot_logits(self, hidden: Tensor) -> Tensor:
+        """For an engine that chooses among the slots itself; of a shared vocabulary.
+
+        Args:
+            hidden: [M, D], what the LM head would get.
+
+        Returns:
+            fp32 [M, K], slot by slot, -inf for empty ones. May be captured.
+        """
+        return self.head.logits(hidden)[0]
+
+    def slot_tokens(self) -> Tensor:
+        """The target's token in each slot: int64 [G, K], -1 for empty ones."""
+        return self.rows.tokens(self.vocab.ids.long())
 
     def figures(self) -> Figures | None:
         """The newest figures that have reached the host; None before the first. Never waits."""
@@ -196,22 +216,15 @@ class EngineHead:
         slab = self._slab
         if slab is not None:
             slab.invalidate()
+            self._gather()
+
+    def _gather(self) -> None:
+        slab = self._slab
+        if slab is not None:
             slab.refresh()
-            slab.wait()
+            slab.wait()  # so that a captured graph, which cannot, finds the rows in place
 
     @property
     def _slab(self) -> WeightSlab | None:
         head = self.head.local if isinstance(self.head, ParallelSparseHead) else self.head
         return head.slab
-
-    def _rows(self, tokens: Tensor) -> Tensor:
-        """Rows of the LM head, -1 for what has none."""
-        inside = (tokens >= 0) & (tokens < self.target_vocab_size)
-        if self._token_rows is None:
-            return torch.where(inside, tokens, -1)
-        return torch.where(inside, self._token_rows[tokens.where(inside, 0).long()], -1)
-
-    def _tokens(self, rows: Tensor) -> Tensor:
-        if self._row_tokens is None:
-            return rows
-        return torch.where(rows >= 0, self._row_tokens[rows.clamp(min=0)], -1)

@@ -18,8 +18,9 @@ from .refused import Refused
 class Seam:
     """A function or method that is called or replaced.
 
-    module: "package.module". name: "function" or "Class.method". arguments: their names in order,
-    `self` included and defaults left out, as far as the plugin relies on them: others may follow.
+    module: "package.module". name: "function" or "Class.method", where it is defined and on no
+    condition. arguments: the names that the plugin relies on, `self` among them; there may be
+    others.
     """
 
     module: str
@@ -32,7 +33,10 @@ class Seam:
         path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
         if not path.is_file():
             return "no such module"
-        scope: ast.AST = _tree(path)
+        try:
+            scope: ast.AST = _tree(path)
+        except SyntaxError as error:
+            return f"not readable as Python, line {error.lineno}"
         for part in self.name.split("."):
             found = [
                 node
@@ -44,6 +48,8 @@ class Seam:
             scope = found[-1]
         if not isinstance(scope, ast.FunctionDef):
             return "not a function"
+        if any(isinstance(by, ast.Name) and by.id == "property" for by in scope.decorator_list):
+            return "a property, not a function"
         given = scope.args
         names = [argument.arg for argument in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
         absent = [name for name in self.arguments if name not in names]

@@ -1,0 +1,173 @@
+"""SGLang's EAGLE draft worker with its LM head over an active vocabulary.
+
+SGLang chooses among a row of logits and looks the chosen up in the worker's `hot_token_id`. So its
+LM head gives K logits here, slot by slot, and `hot_token_id` says which token is in which slot.
+What draft-extend has chosen SGLang looks up only when the request drafts next, and until then the
+slots may have other tokens: so it is looked up at once (:meth:`ActiveDraft.keep`), and the tokens
+are kept as places K + token behind the slots, where `hot_token_id` has every token for itself.
+"""
+
+import logging
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from microspec_kernels.integrations.engine import EngineHead, Refused, Settings, Shard
+
+from .metrics import Metrics
+from .refusals import check_head
+
+logger = logging.getLogger(__name__)
+
+
+class ActiveDraft:
+    """Made right after the worker has its LM head, before its CUDA graphs are captured.
+
+    Args:
+        worker: an EagleDraftWorker; its `hot_token_id` and its logits processor are replaced.
+        settings: the user's.
+
+    Raises:
+        Refused: an LM head that is not served, or settings that do not fit it.
+    """
+
+    def __init__(self, worker: Any, settings: Settings) -> None:
+        runner = worker.draft_runner
+        self._lm_head, processor = runner.model.lm_head, runner.model.logits_processor
+        vocab_size = worker.target_worker.model_config.vocab_size
+        rows = vocab_size if worker.hot_token_id is None else len(worker.hot_token_id)
+        check_head(runner.model, rows, runner.dtype)
+        shards = self._lm_head.shard_indices
+        start, end = shards.org_vocab_start_index, shards.org_vocab_end_index
+        self._weight = self._lm_head.weight.detach()[: end - start]
+        try:
+            self.head = EngineHead(
+                self._weight,
+                settings,
+                target_vocab_size=vocab_size,
+                row_tokens=worker.hot_token_id,
+                shard=_shard(self._lm_head, rows, start),
+            )
+        except (ValueError, TypeError, OSError) as error:
+            raise Refused("sglang: EagleDraftWorker", "settings for it", error) from error
+        capacity = self.head.capacity
+        if capacity < worker.topk:
+            expected = f"at least speculative_eagle_topk, {worker.topk}"
+            raise Refused("sglang: capacity", expected, capacity)
+        self.places = torch.arange(-capacity, vocab_size, device=self._weight.device)
+        self._place()
+        self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._metrics = Metrics(self.head)
+        worker.hot_token_id = self.places
+        runner.model_config.hf_config.hot_vocab_size = capacity  # the width of SGLang's buffers
+        processor._compute_lm_head = self.logits
+        processor.do_tensor_parallel_all_gather = False
+        _announce(worker, self.head)
+
+    def logits(
+        self,
+        hidden_states: Tensor,
+        lm_head: Any,
+        embedding_bias: Tensor | None = None,
+        *,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """For LogitsProcessor._compute_lm_head: [M, D] to fp32 [M, K]; may be captured."""
+        if lm_head is not self._lm_head or embedding_bias is not None:
+            other = type(lm_head).__name__
+            raise Refused("sglang: the draft's LM head", "the one that was attached to", other)
+        return self.head.slot_logits(hidden_states.to(self._weight.dtype))
+
+    def keep(self, chosen: Tensor) -> Tensor:
+        """What was chosen just now, int64 of any shape, as places whose tokens stay."""
+        return self.places[chosen] + self.head.capacity
+
+    def prompts(self, batch: Any, next_token_ids: Tensor) -> None:
+        """The target has read a part of each prompt of a batch; before the draft does.
+
+        next_token_ids: [B], its tokens behind them. Other parts are read in other batches, except
+        what was cached: no batch has those tokens, but the request does.
+        """
+        cached: list[int] = []
+        for request, length in zip(batch.reqs, batch.prefix_lens, strict=True):
+            if request not in self._seen:
+                self._seen.add(request)
+                cached += [*request.origin_input_ids, *request.output_ids][:length]
+        self._observe(torch.cat((self._to_device(cached), batch.input_ids, next_token_ids)))
+
+    def verified(self, tree: Tensor, result: Any) -> None:
+        """The target has verified the trees of a batch; before the draft goes on.
+
+        Args:
+            tree: [B · nodes], their tokens.
+            result: SGLang's GenerationBatchResult: accept_lens [B], next_token_ids [B · nodes]
+                with each request's accepted tokens in front, and logits [B · nodes, V].
+        """
+        logits = result.logits_output.next_token_logits
+        if logits.shape != (len(tree), self.head.rows.target_vocab_size):
+            expected = f"shape [{len(tree)}, {self.head.rows.target_vocab_size}]"
+            raise Refused("sglang: the target's logits", expected, list(logits.shape))
+        lengths = result.accept_lens
+        accepted = result.next_token_ids.view(len(lengths), -1)
+        column = torch.arange(accepted.size(1), device=accepted.device)
+        accepted = accepted.masked_fill(column >= lengths[:, None], -1).flatten()
+        k = self.head.settings.top_k
+        likeliest = logits.argmax(-1) if k == 1 else logits.topk(k).indices.flip(1).flatten()
+        self.head.judge(accepted)
+        self._observe(torch.cat((tree, likeliest, accepted)))
+        self._metrics.tick()
+
+    def reload(self) -> None:
+        """Weights have changed.
+
+        Raises:
+            Refused: the LM head's lie elsewhere now.
+        """
+        if self._lm_head.weight.data_ptr() != self._weight.data_ptr():
+            raise Refused("sglang: update_weights", "the draft's LM head at its old address", "not")
+        self.head.reload()
+
+    def _observe(self, tokens: Tensor) -> None:
+        self.head.observe(tokens)
+        self._place()
+
+    def _place(self) -> None:
+        # An empty slot is never the best of a row, but a tree may run out of others: token 0 then,
+        # as it has to be one.
+        tokens = self.head.slot_tokens()[0].clamp(min=0)
+        self.places[: self.head.capacity] = tokens
+
+    def _to_device(self, tokens: list[int]) -> Tensor:
+        pinned = torch.tensor(tokens, dtype=torch.int64, pin_memory=self._weight.is_cuda)
+        return pinned.to(self._weight.device, non_blocking=True)
+
+
+def _shard(lm_head: Any, rows: int, start: int) -> Shard | None:
+    if lm_head.tp_size == 1:
+        return None
+    from sglang.srt.runtime_context import get_parallel
+
+    return Shard(rows, start, get_parallel().tp_group.device_group)
+
+
+def _announce(worker: Any, head: EngineHead) -> None:
+    import sglang
+
+    settings, vocab = head.settings, head.vocab
+    logger.info(
+        "MicroSpec: attached to %s: %s, LM head [%d, %d] %s, K = %d, vocabulary %s, target's "
+        "top-%d, mode %s%s, SGLang %s",
+        type(worker).__name__,
+        type(worker.draft_runner.model).__name__,
+        vocab.vocab_size,
+        worker.draft_runner.model.lm_head.weight.size(1),
+        str(worker.draft_runner.dtype).removeprefix("torch."),
+        head.capacity,
+        settings.vocabulary,
+        settings.top_k,
+        settings.mode,
+        f" {settings.slab_dtype}" if settings.slab_dtype else "",
+        sglang.__version__,
+    )

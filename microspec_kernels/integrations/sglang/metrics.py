@@ -1,0 +1,28 @@
+"""Figures in SGLang's own way: a line in the log at its interval, and Prometheus."""
+
+import logging
+
+from microspec_kernels.integrations.engine import EngineHead
+from microspec_kernels.integrations.engine.metrics import Report
+
+logger = logging.getLogger(__name__)
+
+
+class Metrics:
+    """Of one draft; of a tensor-parallel group's ranks the first one tells them."""
+
+    def __init__(self, head: EngineHead) -> None:
+        from sglang.srt.runtime_context import get_observability, get_parallel
+
+        observability = get_observability()
+        self._head, self._tells = head, get_parallel().tp_rank == 0
+        self._interval, self._steps = observability.decode_log_interval, 0
+        self._report = Report(head, logger, bool(observability.enable_metrics))
+
+    def tick(self) -> None:
+        """In every verified step. Never waits: a GPU's figures are those of the interval before."""
+        self._steps += 1
+        if self._tells and self._steps % self._interval == 0:
+            figures = self._head.figures()
+            if figures is not None:
+                self._report.tell(figures)

@@ -1,0 +1,112 @@
+"""The switch, and what is done where it is on: at the seams of SGLang's EAGLE worker."""
+
+import functools
+import importlib.metadata
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from microspec_kernels.integrations.engine import SWITCH, Refused, Settings, check_seams
+from microspec_kernels.integrations.engine.wrap import Original, wrap
+
+from .draft import ActiveDraft
+from .refusals import check_config, check_settings
+from .seams import TESTED, UPDATES, seams
+
+_ATTRIBUTE = "microspec_draft"
+
+
+def install() -> None:
+    """Stand before each scheduler that is made; nothing is touched where the switch is off.
+
+    Raises:
+        Refused: the switch is on and cannot be read, or this SGLang is not served.
+    """
+    try:
+        settings = Settings.parse(os.environ.get(SWITCH))
+    except (ValueError, TypeError) as error:
+        raise Refused(SWITCH, "settings", error) from error
+    if settings is None:
+        return
+    check_settings(settings)
+    version = importlib.metadata.version("sglang")
+    check_seams("sglang", version, ", ".join(TESTED), seams(version))
+    from sglang.srt.managers.scheduler import Scheduler
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    # The rest waits for the scheduler's own process: other processes need no draft worker.
+    target = f"{Scheduler.__module__}.{Scheduler.__qualname__}.__init__"
+    HookRegistry.register(target, functools.partial(_make_scheduler, settings), HookType.AROUND)
+
+
+def _make_scheduler(settings: Settings, original: Any, *args: Any, **kwargs: Any) -> None:
+    check_config()
+    _patch(settings)
+    original(*args, **kwargs)
+    worker = args[0].draft_worker
+    if draft_of(worker.draft_worker) is None:
+        raise Refused("sglang: Scheduler.draft_worker", "a draft attached", type(worker).__name__)
+
+
+def _patch(settings: Settings) -> None:
+    """By hand, as SGLang's registry would only log that a place to patch is not there."""
+    from sglang.srt.managers.scheduler_components.weight_updater import (
+        SchedulerWeightUpdaterManager,
+    )
+    from sglang.srt.speculative.eagle_worker_v2 import EagleDraftWorker, EAGLEWorkerV2
+
+    wrap(EagleDraftWorker, "init_lm_head", functools.partial(_attach, settings))
+    wrap(EagleDraftWorker, "_draft_extend_for_prefill", _extend_for_prefill)
+    wrap(EagleDraftWorker, "_draft_extend_for_decode", _extend_for_decode)
+    wrap(EAGLEWorkerV2, "verify", _verify)
+    for source in UPDATES:
+        wrap(SchedulerWeightUpdaterManager, f"update_weights_from_{source}", _update_weights)
+
+
+def draft_of(worker: Any) -> ActiveDraft | None:
+    """What was attached to a draft worker."""
+    draft: ActiveDraft | None = getattr(worker, _ATTRIBUTE, None)
+    return draft
+
+
+def _attached(worker: Any) -> ActiveDraft:
+    draft = draft_of(worker)
+    if draft is None:
+        raise Refused("sglang: EAGLEWorkerV2", "a draft attached", type(worker).__name__)
+    return draft
+
+
+def _attach(settings: Settings, original: Original, given: Mapping[str, Any]) -> None:
+    original()
+    setattr(given["self"], _ATTRIBUTE, ActiveDraft(given["self"], settings))
+
+
+def _extend_for_prefill(original: Original, given: Mapping[str, Any]) -> Any:
+    draft, batch = _attached(given["self"]), given["batch"]
+    if not batch.forward_mode.is_idle():
+        draft.prompts(batch, given["next_token_ids"])
+    draft_input = original()
+    draft_input.topk_index = draft.keep(draft_input.topk_index)
+    return draft_input
+
+
+def _extend_for_decode(original: Original, given: Mapping[str, Any]) -> Any:
+    extended = original()
+    draft_input = given["batch_result"].next_draft_input
+    draft_input.topk_index = _attached(given["self"]).keep(draft_input.topk_index)
+    return extended
+
+
+def _verify(original: Original, given: Mapping[str, Any]) -> Any:
+    draft, batch = _attached(given["self"].draft_worker), given["batch"]
+    tree = batch.spec_info.draft_token
+    result = original()
+    if not batch.forward_mode.is_idle():
+        draft.verified(tree, result)
+    return result
+
+
+def _update_weights(original: Original, given: Mapping[str, Any]) -> Any:
+    updated = original()
+    _attached(given["self"].draft_worker.draft_worker).reload()
+    return updated

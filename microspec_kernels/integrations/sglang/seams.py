@@ -1,0 +1,49 @@
+"""The places of SGLang that the plugin stands on, by version."""
+
+from microspec_kernels.integrations.engine import Refused, Seam
+
+TESTED: tuple[str, ...] = ("0.5.20", "0.5.21", "0.5.22", "0.5.23")
+"""Versions that are served."""
+
+_WORKER = "sglang.srt.speculative.eagle_worker_v2"
+_UPDATER = "sglang.srt.managers.scheduler_components.weight_updater"
+UPDATES = ("disk", "distributed", "tensor", "ipc")
+"""Where new weights may come from."""
+
+_SEAMS = (
+    Seam("sglang.srt.managers.scheduler", "Scheduler.__init__", ("self", "server_args")),
+    Seam(_WORKER, "EagleDraftWorker.init_lm_head", ("self",)),
+    Seam(_WORKER, "EagleDraftWorker.draft_forward", ("self", "forward_batch")),
+    Seam(
+        _WORKER,
+        "EagleDraftWorker._draft_extend_for_prefill",
+        ("self", "batch", "next_token_ids"),
+    ),
+    Seam(_WORKER, "EagleDraftWorker._draft_extend_for_decode", ("self", "batch", "batch_result")),
+    Seam(_WORKER, "EAGLEWorkerV2.verify", ("self", "batch")),
+    Seam(
+        "sglang.srt.layers.logits_processor",
+        "LogitsProcessor._compute_lm_head",
+        ("self", "hidden_states", "lm_head", "embedding_bias"),
+    ),
+    Seam("sglang.srt.plugins.hook_registry", "HookRegistry.register", ("target", "hook")),
+    *(
+        Seam(_UPDATER, f"SchedulerWeightUpdaterManager.update_weights_from_{source}", ("self",))
+        for source in UPDATES
+    ),
+    *(
+        Seam("sglang.srt.runtime_context", f"get_{group}", ())
+        for group in ("spec", "parallel", "disagg", "lora", "observability", "serving")
+    ),
+)
+
+
+def seams(version: str) -> tuple[Seam, ...]:
+    """What has to be there in SGLang's version.
+
+    Raises:
+        Refused: a version that is not served.
+    """
+    if ".".join(version.split(".")[:3]) not in TESTED:
+        raise Refused("sglang", f"a version among {', '.join(TESTED)}", version)
+    return _SEAMS

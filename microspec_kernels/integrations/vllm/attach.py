@@ -1,0 +1,104 @@
+"""From a draft model that vLLM has loaded to a :class:`Drafter`."""
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from microspec_kernels.integrations.engine import EngineHead, Refused, Settings, Shard
+
+from .draft_lm_head import DraftLMHead, Handed
+from .drafter import Drafter
+from .metrics import Metrics
+from .refusals import check_head
+
+logger = logging.getLogger(f"vllm.{__name__}")  # vLLM shows its own loggers only
+
+
+def attach(name: str, model: Any, vllm_config: Any, settings: Settings, slots: int) -> Drafter:
+    """Right after the draft model was loaded: so that the buffers made here count in the memory
+    profile, and a graph captured later finds them at fixed addresses.
+
+    Args:
+        name: the drafter's, for the log. model: the draft model.
+        vllm_config: the engine's. settings: the user's.
+        slots: how many requests may run: so many vocabularies with `vocabulary="request"`.
+
+    Raises:
+        Refused: an LM head that is not served.
+    """
+    lm_head = DraftLMHead(model)
+    size = vllm_config.speculative_config.draft_model_config.get_hidden_size()
+    device = next(model.parameters()).device
+    hidden = torch.zeros(1, size, dtype=vllm_config.model_config.dtype, device=device)
+    handed = lm_head.handed(hidden)
+    layer = handed.lm_head
+    check_head(layer, handed.processor, handed.hidden.dtype)
+    rows = min(layer.org_vocab_size, handed.processor.org_vocab_size)
+    tokens = _row_tokens(model, rows, lm_head.tokens(hidden))
+    held = layer.shard_indices
+    start, end = (min(at, rows) for at in (held.org_vocab_start_index, held.org_vocab_end_index))
+    weight = layer.weight.detach()[: end - start]
+    try:
+        head = EngineHead(
+            weight,
+            settings,
+            # One alone would be taken for a shared one, that goes on from request to request.
+            groups=max(2, slots) if settings.vocabulary == "request" else 1,
+            target_vocab_size=vllm_config.model_config.get_vocab_size(),
+            row_tokens=tokens,
+            bias=None if handed.bias is None else handed.bias[: end - start],
+            shard=_shard(layer, rows, start),
+        )
+    except (ValueError, TypeError, OSError) as error:
+        raise Refused(f"vllm: {name}", "settings for this draft", error) from error
+    _announce(name, model, handed, head)
+    return Drafter(lm_head, layer, weight, head, Metrics(head, layer.tp_rank == 0))
+
+
+def _row_tokens(model: Any, rows: int, known: Tensor) -> Tensor | None:
+    """The target's token of each row; None where row i is token i.
+
+    known: the tokens that the model's own logits know: they have to be these.
+    """
+    offsets = getattr(model, "draft_id_to_target_id", None)
+    tokens = torch.arange(rows, device=known.device)
+    if offsets is not None:
+        tokens += offsets.detach()[:rows]
+    if not torch.equal(tokens.sort().values, known):
+        where = f"vllm: {type(model).__name__}.compute_logits"
+        raise Refused(where, f"logits of the {rows} tokens of its LM head", f"of {len(known)}")
+    return None if offsets is None else tokens
+
+
+def _shard(layer: Any, rows: int, start: int) -> Shard | None:
+    if layer.tp_size == 1:
+        return None
+    from vllm.distributed.parallel_state import get_tp_group
+
+    group = getattr(layer, "parallel_group", None) or get_tp_group()
+    return Shard(rows, start, group.device_group)
+
+
+def _announce(name: str, model: Any, handed: Handed, head: EngineHead) -> None:
+    import vllm
+
+    settings, vocab = head.settings, head.vocab
+    logger.info(
+        "MicroSpec: attached to %s: %s, LM head [%d, %d] %s, K = %d, %d vocabular%s (%s), "
+        "target's top-%d, mode %s%s, vLLM %s",
+        name,
+        type(model).__name__,
+        vocab.vocab_size,
+        handed.hidden.size(-1),
+        str(handed.hidden.dtype).removeprefix("torch."),
+        head.capacity,
+        vocab.groups,
+        "y" if vocab.groups == 1 else "ies",
+        settings.vocabulary,
+        settings.top_k,
+        settings.mode,
+        f" {settings.slab_dtype}" if settings.slab_dtype else "",
+        vllm.__version__,
+    )

@@ -1,0 +1,85 @@
+"""Where a draft model's LM head is, and what it is handed: asked of the model itself.
+
+`compute_logits` of EAGLE's, EAGLE-3's, MTP's and standalone drafts differ: norms before the head,
+one head of several, a map to the target's tokens behind it. All of them call a LogitsProcessor with
+the head and the hidden states; there they are stopped.
+"""
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from microspec_kernels.integrations.engine import Refused
+
+
+@dataclass(frozen=True)
+class Handed:
+    """What a LogitsProcessor was called with."""
+
+    processor: Any
+    lm_head: Any
+    hidden: Tensor
+    bias: Tensor | None
+
+
+class DraftLMHead:
+    """Runs a draft model's `compute_logits` up to its LM head.
+
+    In a graph's capture this costs nothing afterwards: Python runs once, and what is captured is
+    what the model itself does before its head.
+
+    Raises:
+        Refused: the model does not call any LogitsProcessor.
+    """
+
+    def __init__(self, model: Any) -> None:
+        from vllm.model_executor.layers.logits_processor import LogitsProcessor
+
+        self._model = model
+        self._where = f"vllm: {type(model).__name__}.compute_logits"
+        self._stops = False
+        processors = [part for part in model.modules() if isinstance(part, LogitsProcessor)]
+        for processor in processors:
+            processor.register_forward_pre_hook(self._stop, with_kwargs=True)
+        self._signature = inspect.signature(LogitsProcessor.forward)
+
+    def handed(self, hidden: Tensor) -> Handed:
+        """For the draft's hidden states [N, H]: what its head gets for them."""
+        self._stops = True
+        try:
+            self._model.compute_logits(hidden)
+        except _Stopped as stopped:
+            return stopped.handed
+        finally:
+            self._stops = False
+        raise Refused(self._where, "a call of the model's LogitsProcessor", "none")
+
+    def tokens(self, like: Tensor) -> Tensor:
+        """The target's tokens that the model's own logits know, ascending, int64; waits.
+
+        Args:
+            like: any hidden state [1, H].
+        """
+        logits: Tensor = self._model.compute_logits(torch.zeros_like(like))
+        return logits[0].isfinite().nonzero()[:, 0]
+
+    def _stop(self, processor: nn.Module, args: Any, kwargs: Any) -> None:
+        if self._stops:
+            given = self._signature.bind(processor, *args, **kwargs).arguments
+            raise _Stopped(
+                Handed(
+                    processor,
+                    given["lm_head"],
+                    given["hidden_states"],
+                    given.get("embedding_bias"),
+                )
+            )
+
+
+class _Stopped(Exception):
+    def __init__(self, handed: Handed) -> None:
+        super().__init__("at the LM head")
+        self.handed = handed

@@ -1,0 +1,102 @@
+"""Model runner V1 (vllm/v1/worker/gpu_model_runner.py): where its drafter takes and gives.
+
+Its draft's LM head is always run eagerly. Its rows of requests move within a step's batch, so that
+there is one vocabulary for all of them. `GPUModelRunner._sample` is run in real steps only, after
+the target and before the draft; there the vocabulary learns.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from microspec_kernels.integrations.engine import Refused
+
+from .attach import attach
+from .drafter import drafter_of, hold
+from .plugin import settings_of
+from .wrap import Original, wrap
+
+
+def install() -> None:
+    """Put the plugin into model runner V1's classes; without effect where the switch is off."""
+    from vllm.v1.spec_decode.llm_base_proposer import SpecDecodeBaseProposer
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    wrap(SpecDecodeBaseProposer, "__init__", _make_proposer)
+    wrap(SpecDecodeBaseProposer, "load_model", _load_draft_model)
+    wrap(SpecDecodeBaseProposer, "_greedy_sample", _greedy_sample)
+    wrap(GPUModelRunner, "_update_states", _update_states)
+    wrap(GPUModelRunner, "_sample", _sample)
+
+
+def _make_proposer(original: Original, given: Mapping[str, Any]) -> None:
+    original()
+    given["self"].microspec_runner = given["runner"]
+
+
+def _load_draft_model(original: Original, given: Mapping[str, Any]) -> None:
+    original()
+    proposer = given["self"]
+    config = proposer.vllm_config
+    settings = settings_of(config)
+    if settings is None:
+        return
+    if settings.vocabulary != "shared":
+        where = "vllm: vocabulary"
+        raise Refused(where, "'shared' with model runner V1", repr(settings.vocabulary))
+    drafter = attach(type(proposer).__name__, proposer.model, config, settings, slots=1)
+    for holder in (proposer, proposer.microspec_runner):
+        hold(holder, drafter)
+
+
+def _greedy_sample(original: Original, given: Mapping[str, Any]) -> Any:
+    drafter, hidden = drafter_of(given["self"]), given["hidden_states"]
+    return original() if drafter is None else drafter.draft(hidden, _slots(hidden, len(hidden)))
+
+
+def _update_states(original: Original, given: Mapping[str, Any]) -> Any:
+    """Requests join, also those that come back after preemption."""
+    updated = original()
+    runner, scheduled = given["self"], given["scheduler_output"]
+    drafter = drafter_of(runner)
+    if drafter is not None:
+        joined = [request.req_id for request in scheduled.scheduled_new_reqs]
+        joined += scheduled.scheduled_cached_reqs.resumed_req_ids
+        if joined:
+            prefixes = [_cached(runner.requests[request_id]) for request_id in joined]
+            drafter.begin([0] * len(joined), prefixes)
+    return updated
+
+
+def _cached(request: Any) -> list[int]:
+    """Tokens whose keys and values are there before the request's first step."""
+    prompt = request.prompt_token_ids or []  # None where the prompt is given as embeddings
+    tokens: list[int] = [*prompt, *request.output_token_ids][: request.num_computed_tokens]
+    return tokens
+
+
+def _sample(original: Original, given: Mapping[str, Any]) -> Any:
+    """A step's target tokens are known: the vocabulary learns them before the draft goes on."""
+    runner, logits, verified = given["self"], given["logits"], given["spec_decode_metadata"]
+    drafter = drafter_of(runner)
+    if drafter is None:
+        return original()
+    drafter.keep(logits, _slots(logits, len(logits)))
+    output = original()
+    requests = runner.input_batch.num_reqs
+    text = runner.input_ids.gpu[: int(runner.query_start_loc.np[requests])]
+    sampled = output.sampled_token_ids  # -1 behind the accepted ones
+    if verified is None:
+        drafted = torch.zeros(requests, dtype=torch.bool, device=sampled.device)
+    else:
+        drafts = verified.cu_num_draft_tokens
+        drafted = drafts.diff(prepend=drafts.new_zeros(1)) > 0
+    slots = _slots(sampled, requests)
+    drafter.observe(text, _slots(text, len(text)), sampled, slots, drafted)
+    return output
+
+
+def _slots(like: torch.Tensor, count: int) -> torch.Tensor:
+    """The one vocabulary's for each of count rows."""
+    return torch.zeros((), dtype=torch.int32, device=like.device).expand(count)

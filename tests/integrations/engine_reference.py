@@ -1,0 +1,112 @@
+"""What EngineHead must do, in Python and float64: an LRU over rows, and the logits of those."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from generators import integers
+from lru import Lru
+from torch import Tensor
+
+from microspec_kernels.integrations.engine import EngineHead
+
+V, ROWS, DIM = 60, 41, 16
+# No tokens of the target, and not to be found in any table.
+STRANGE = (-1, -7, V, V + 1, 2**31 - 1, -(2**31))
+# A head of fewer rows than the target has tokens, in no order.
+ROW_TOKENS = torch.randperm(V, generator=torch.Generator().manual_seed(5))[:ROWS]
+
+LARGEST = {"int8": 127.0, "float8_e4m3fn": 448.0}
+
+
+def weight_of(dtype: torch.dtype, slab: str | None = None, rows: int = V, seed: int = 1) -> Tensor:
+    """Small integers, so that every logit is exact and many are equal.
+
+    Also in a slab of this dtype: each row's largest value, which `hidden_of` multiplies by nothing,
+    makes its scale 1.
+    """
+    weight = integers(torch.Generator().manual_seed(seed), (rows, DIM), dtype)
+    if slab is not None:
+        weight[:, 0] = LARGEST[slab]
+    return weight
+
+
+def hidden_of(rng: torch.Generator, count: int, dtype: torch.dtype) -> Tensor:
+    hidden = integers(rng, (count, DIM), dtype)
+    hidden[:, 0] = 0
+    return hidden
+
+
+class Wanted:
+    """One vocabulary a group, and the counts."""
+
+    def __init__(
+        self,
+        weight: Tensor,
+        capacity: int,
+        *,
+        groups: int = 1,
+        row_tokens: Tensor | None = None,
+        initial: Sequence[int] = (),
+    ) -> None:
+        tokens = range(len(weight)) if row_tokens is None else row_tokens.tolist()
+        self.token_of = dict(enumerate(tokens))
+        self.row_of = {token: row for row, token in self.token_of.items()}
+        self.weight, self.capacity = weight.double(), min(capacity, len(weight))
+        rows = [self.row_of[token] for token in initial if token in self.row_of]
+        self.initial = rows[: self.capacity][::-1]  # the likeliest is the last to be evicted
+        self.lru = [self.fresh() for _ in range(groups)]
+        self.hits = self.misses = self.entered = 0
+
+    def fresh(self) -> Lru:
+        lru = Lru(self.capacity)
+        lru.see(self.initial)
+        return lru
+
+    def step(self, tokens: Sequence[int], groups: Sequence[int]) -> None:
+        pairs = [(t, g) for t, g in zip(tokens, groups, strict=True) if g >= 0]
+        before = [set(lru.tokens) for lru in self.lru]
+        for token, group in pairs:
+            hit = self.row_of.get(token, -1) in before[group]
+            self.hits += hit
+            self.misses += not hit and 0 <= token < V
+        for token, group in pairs:
+            self.lru[group].see([self.row_of.get(token, -1)])
+        self.entered += sum(
+            len(set(lru.tokens) - old) for lru, old in zip(self.lru, before, strict=True)
+        )
+
+    def begin(self, groups: Sequence[int]) -> None:
+        for group in groups:
+            self.lru[group] = self.fresh()
+
+    def top_k(self, hidden: Tensor, k: int, group: int) -> tuple[list[float], list[int], float]:
+        """Of one row of hidden: logits, tokens and logsumexp; equal logits by row of the head."""
+        if group < 0:
+            return [-math.inf] * k, [-1] * k, -math.inf
+        logits = self.weight @ hidden.double()
+        rows = sorted(self.lru[group].tokens, key=lambda row: (-float(logits[row]), row))
+        everything = logits[torch.tensor(rows, dtype=torch.int64)]
+        found = [(float(logits[row]), self.token_of[row]) for row in rows[:k]]
+        found += [(-math.inf, -1)] * (k - len(found))
+        total = float(everything.logsumexp(0)) if rows else -math.inf
+        return [z for z, _ in found], [t for _, t in found], total
+
+    def check(self, head: EngineHead, hidden: Tensor, groups: Sequence[int], where: str) -> None:
+        given = torch.tensor(groups) if head.vocab.groups > 1 else None
+        for k in (1, 4):
+            got = head.top_k(hidden, k, given)
+            assert [part.dtype for part in got] == [torch.float32, torch.int64, torch.float32]
+            for row, group in enumerate(groups):
+                logits, tokens, logsumexp = self.top_k(hidden[row], k, group)
+                assert got[1][row].tolist() == tokens, f"{where}, row {row}"
+                assert got[0][row].tolist() == logits, f"{where}, row {row}"
+                assert math.isclose(float(got[2][row]), logsumexp, rel_tol=1e-6, abs_tol=1e-5)
+        best = [max(0, self.top_k(row, 1, g)[1][0]) for row, g in zip(hidden, groups, strict=True)]
+        assert head.argmax(hidden, given).tolist() == best, where
+        assert head.argmax(hidden, given).dtype == torch.int64
+        active: dict[str, Any] = {"active": sum(len(lru.tokens) for lru in self.lru)}
+        figures = {"hits": self.hits, "misses": self.misses, "rows": self.entered, **active}
+        found = head.figures()
+        assert found is not None and found._asdict() == figures, where

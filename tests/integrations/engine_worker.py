@@ -1,0 +1,96 @@
+"""Run by test_engine_shard.py: an EngineHead over each process's shard of the draft's LM head, step
+by step beside one over all rows."""
+
+import itertools
+import sys
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from compare import assert_bitwise
+from parallel_worker import assert_agreed, assert_refused
+
+from microspec_kernels.integrations.engine import EngineHead, Settings, Shard
+
+from .engine_reference import ROW_TOKENS, ROWS, V, hidden_of, weight_of
+
+
+def shards(ranks: int) -> Iterator[list[tuple[int, int]]]:
+    """[start, end) of each rank; the second way round, the first rank's start is not 0."""
+    edges = [ROWS * rank // ranks for rank in range(ranks + 1)]
+    yield list(itertools.pairwise(edges))
+    yield list(itertools.pairwise(edges))[::-1]
+    yield [(0, ROWS), *[(ROWS, ROWS)] * (ranks - 1)]
+
+
+def check(rank: int, layout: list[tuple[int, int]], groups: int, options: dict[str, Any]) -> None:
+    where = f"{layout} {groups} {options}"
+    part = slice(*layout[rank])
+    settings = Settings(capacity=12, **options)
+    weight = weight_of(torch.float32, settings.slab_dtype, ROWS)
+    own = weight[part].clone()
+    rng = torch.Generator().manual_seed(6)
+    bias = torch.randint(-2, 3, (ROWS,), generator=rng).float()
+    same: dict[str, Any] = {
+        "groups": groups,
+        "target_vocab_size": V,
+        "row_tokens": ROW_TOKENS,
+        "softcap": 30.0,
+    }
+    whole = EngineHead(weight, settings, bias=bias, **same)
+    head = EngineHead(own, settings, bias=bias[part], shard=Shard(ROWS, part.start), **same)
+    for step in range(8):
+        tokens = torch.randint(-1, V + 3, (9,), generator=rng)
+        which = torch.randint(-1, groups, (9,), generator=rng) if groups > 1 else None
+        rows = torch.randint(-1, groups, (6,), generator=rng) if groups > 1 else None
+        hidden = hidden_of(rng, 6, torch.float32)
+        for each in (whole, head):
+            each.judge(tokens, which)
+            each.observe(tokens, which)
+            if step == 4:
+                each.begin([groups - 1])
+        if step == 6:
+            weight.copy_(weight_of(torch.float32, settings.slab_dtype, ROWS, seed=3))
+            own.copy_(weight[part])
+            whole.reload()
+            head.reload()
+        assert_agreed(head.top_k(hidden, 5, rows), whole.top_k(hidden, 5, rows), where)
+        assert torch.equal(head.argmax(hidden, rows), whole.argmax(hidden, rows)), where
+        if groups == 1:
+            slots = [each.slot_logits(hidden) for each in (head, whole)]
+            assert_bitwise(*slots, f"{where}: slot_logits")
+        assert torch.equal(head.slot_tokens(), whole.slot_tokens()), where
+        assert head.figures() == whole.figures(), where
+
+
+def run(rank: int, ranks: int, store: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{store}",
+        rank=rank,
+        world_size=ranks,
+        timeout=timedelta(seconds=60),
+    )
+    for layout, groups in itertools.product(shards(ranks), (1, 3)):
+        for options in (
+            {"mode": "indexed"},
+            {"mode": "packed"},
+            {"mode": "packed", "slab_dtype": "int8"},
+        ):
+            check(rank, layout, groups, options)
+    shard = Shard(ROWS + 1, ROWS * rank // ranks)
+    own = weight_of(torch.float32, rows=ROWS)[shard.start : ROWS * (rank + 1) // ranks]
+    message = f"expected shards that have each row of [0, {ROWS + 1}) once, got [0, "
+    assert_refused(message, EngineHead, own, Settings(), shard=shard)
+    sys.stdout.write(f"{dist.get_world_size()}\n")  # in one piece, unlike print
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    count, path = int(sys.argv[1]), sys.argv[2]
+    # Forked, as PyTorch is then imported once.
+    mp.start_processes(run, (count, path), count, start_method="fork")

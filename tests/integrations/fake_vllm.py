@@ -1,0 +1,138 @@
+"""As much of vLLM as its plugin touches, with the same names and arguments, and no engine in it."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+LAYERS = "vllm.model_executor.layers"
+V2 = "vllm.v1.worker.gpu"
+
+
+class UnquantizedEmbeddingMethod:
+    pass
+
+
+class UnquantizedLinearMethod:
+    pass
+
+
+class VocabParallelEmbedding(nn.Module):
+    def __init__(self, weight: Tensor, rows: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.quant_method: Any = UnquantizedEmbeddingMethod()
+        self.num_embeddings = self.org_vocab_size = rows
+        self.tp_size, self.tp_rank = 1, 0
+        self.shard_indices = SimpleNamespace(org_vocab_start_index=0, org_vocab_end_index=rows)
+
+
+class LogitsProcessor(nn.Module):
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.org_vocab_size, self.scale, self.logits_as_input = rows, 1.0, False
+        self.head_dtype: torch.dtype | None = None
+
+    def forward(
+        self, lm_head: Any, hidden_states: Tensor, embedding_bias: Tensor | None = None
+    ) -> Tensor:
+        logits = hidden_states @ lm_head.weight.T
+        return (logits if embedding_bias is None else logits + embedding_bias)[
+            ..., : self.org_vocab_size
+        ]
+
+
+class Executor:
+    def __init__(self, vllm_config: Any) -> None:
+        self.vllm_config = vllm_config
+
+
+class WorkerBase:
+    def __init__(self, vllm_config: Any, rank: int = 0) -> None:
+        self.vllm_config = vllm_config
+
+
+class DraftModel(nn.Module):
+    """EAGLE's or, with offsets, EAGLE-3's; norm: something before the head, as in MTP's."""
+
+    def __init__(
+        self, weight: Tensor, rows: int, vocab_size: int, offsets: Tensor | None = None
+    ) -> None:
+        super().__init__()
+        self.lm_head = VocabParallelEmbedding(weight, rows)
+        self.logits_processor = LogitsProcessor(rows)
+        self.vocab_size = vocab_size
+        self.draft_id_to_target_id = offsets
+        self.norm: Any = lambda hidden: hidden
+        self.bias: Tensor | None = None
+
+    def compute_logits(self, hidden_states: Tensor) -> Tensor:
+        logits = self.logits_processor(self.lm_head, self.norm(hidden_states), self.bias)
+        if self.draft_id_to_target_id is None:
+            return logits
+        targets = torch.arange(len(self.draft_id_to_target_id)) + self.draft_id_to_target_id
+        mapped = logits.new_full((len(logits), self.vocab_size), float("-inf"))
+        mapped[:, targets] = logits
+        return mapped
+
+
+def config(hidden_size: int = 8, vocab_size: int = 24, **additional: Any) -> Any:
+    """A VllmConfig with a draft that is served."""
+    return SimpleNamespace(
+        additional_config=additional,
+        use_v2_model_runner=True,
+        watermark_config=None,
+        speculative_config=SimpleNamespace(
+            method="eagle",
+            parallel_drafting=False,
+            use_gemma4_mtp=lambda: False,
+            use_multi_module_mtp=lambda: False,
+            use_heterogeneous_vocab=False,
+            draft_sample_method="greedy",
+            enable_adaptive_verification=False,
+            draft_model_config=SimpleNamespace(get_hidden_size=lambda: hidden_size),
+        ),
+        parallel_config=SimpleNamespace(
+            enable_batch_sharded_sampling=None,
+            pipeline_parallel_size=1,
+            decode_context_parallel_size=1,
+            prefill_context_parallel_size=1,
+        ),
+        model_config=SimpleNamespace(
+            enable_sleep_mode=False, dtype=torch.float32, get_vocab_size=lambda: vocab_size
+        ),
+    )
+
+
+@contextmanager
+def installed(version: str = "0.32.0", **modules: dict[str, Any]) -> Iterator[None]:
+    """vLLM can be imported; modules: further ones by path below `vllm`, with their contents."""
+    contents: dict[str, dict[str, Any]] = {
+        "vllm": {"__version__": version},
+        "vllm.envs": {"VLLM_LOG_STATS_INTERVAL": 10.0},
+        f"{LAYERS}.logits_processor": {"LogitsProcessor": LogitsProcessor},
+        f"{LAYERS}.linear": {"UnquantizedLinearMethod": UnquantizedLinearMethod},
+        f"{LAYERS}.vocab_parallel_embedding": {
+            "UnquantizedEmbeddingMethod": UnquantizedEmbeddingMethod,
+            "VocabParallelEmbedding": VocabParallelEmbedding,
+        },
+        # Classes of their own, since the plugin patches them.
+        "vllm.v1.executor.abstract": {"Executor": type("Executor", (Executor,), {})},
+        "vllm.v1.worker.worker_base": {"WorkerBase": type("WorkerBase", (WorkerBase,), {})},
+    } | modules
+    paths = [path.split(".") for path in contents]
+    names = {".".join(parts[:end]) for parts in paths for end in range(1, len(parts) + 1)}
+    with pytest.MonkeyPatch.context() as patch:
+        for name in sorted(names):
+            module = ModuleType(name)
+            vars(module).update(contents.get(name, {}))
+            patch.setitem(sys.modules, name, module)
+            parent, _, child = name.rpartition(".")
+            if parent:
+                setattr(sys.modules[parent], child, module)
+        yield

@@ -1,0 +1,123 @@
+"""The settings of the engines' plugins: what switches them on, and errors that name what came."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from microspec_kernels.integrations.engine import SWITCH, Settings
+
+ALL = {
+    "capacity": 512,
+    "vocabulary": "request",
+    "top_k": 3,
+    "frequency": "rank.npy",
+    "mode": "packed",
+    "slab_dtype": "int8",
+}
+
+
+@pytest.mark.parametrize("value", [None, False, 0, "", "  \n", "0", "false", "null"])
+def test_off(value: Any) -> None:
+    assert Settings.parse(value) is None
+
+
+@pytest.mark.parametrize("value", [True, 1, "1", "true", " 1 ", {}, "{}"])
+def test_on_with_the_defaults(value: Any) -> None:
+    assert Settings.parse(value) == Settings()
+
+
+def test_every_setting_by_name() -> None:
+    for value in (ALL, json.dumps(ALL)):
+        settings = Settings.parse(value)
+        assert settings == Settings(**ALL)
+        assert settings is not None and vars(settings) == ALL
+    assert Settings(**ALL).slab_torch_dtype is torch.int8
+    assert Settings(mode="packed", slab_dtype="float8_e4m3fn").slab_torch_dtype == (
+        torch.float8_e4m3fn
+    )
+    assert Settings().slab_torch_dtype is None
+
+
+def refused(kind: type[Exception], message: str, value: Any) -> None:
+    with pytest.raises(kind, match=f"^microspec: {re.escape(message)}"):
+        Settings.parse(value)
+
+
+@pytest.mark.parametrize("text", ["on", "yes", "{capacity: 1}", "{'capacity': 1}", '{"capacity"'])
+def test_a_switch_that_is_neither(text: str) -> None:
+    assert SWITCH == "MICROSPEC"
+    refused(
+        ValueError, f"MICROSPEC: expected 0, 1 or a JSON object of settings, got {text!r}", text
+    )
+
+
+@pytest.mark.parametrize("value", [2, -1, "2", [], "[]", '"on"', 0.5, "NaN", ["capacity"], object])
+def test_something_else(value: Any) -> None:
+    refused(TypeError, "expected true, false or an object of settings, got ", value)
+
+
+@pytest.mark.parametrize("name", ["capacitiy", "K", "Capacity", "", 3])
+def test_a_name_that_is_no_setting(name: Any) -> None:
+    """All there are are named, so that a typo is found at once."""
+    with pytest.raises(ValueError, match=f"got {name!r}$") as error:
+        Settings.parse({"capacity": 5, name: 1})
+    assert all(repr(setting) in str(error.value) for setting in ALL)
+
+
+@pytest.mark.parametrize("name", ["capacity", "top_k"])
+def test_numbers(name: str) -> None:
+    for value in (0, -3):
+        refused(ValueError, f"{name}: expected at least 1, got {value}", {name: value})
+    for value in (True, 1.0, "3072", None, [3]):
+        refused(TypeError, f"{name}: expected an int, got {value!r}", {name: value})
+    assert getattr(Settings(**{name: 1}), name) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "choices"),
+    [
+        ("vocabulary", ["shared", "request"]),
+        ("mode", ["indexed", "packed"]),
+        ("slab_dtype", [None, "int8", "float8_e4m3fn"]),
+    ],
+)
+def test_choices(name: str, choices: list[str | None]) -> None:
+    wrong: list[Any] = ["Shared", "", 1, ["packed"], torch.int8]
+    wrong += [] if None in choices else [None]
+    for value in wrong:
+        refused(ValueError, f"{name}: expected one of {choices}, got {value!r}", {name: value})
+
+
+def test_a_slab_dtype_without_a_slab() -> None:
+    got = {"mode": "indexed", "slab_dtype": "int8"}
+    refused(ValueError, "slab_dtype: expected mode 'packed', got 'indexed'", got)
+    refused(ValueError, "slab_dtype: expected mode 'packed', got 'indexed'", {"slab_dtype": "int8"})
+
+
+def test_the_frequency_list(tmp_path: Path) -> None:
+    path = tmp_path / "rank.npy"
+    np.save(path, np.array([5, 2, 9], dtype=np.int32))
+    assert Settings(frequency=str(path)).initial() == [5, 2, 9]
+    assert Settings().initial() == []
+    refused(TypeError, "frequency: expected the path of an .npy, got list", {"frequency": [5, 2]})
+    with pytest.raises(OSError, match="absent"):
+        Settings(frequency=str(tmp_path / "absent.npy")).initial()
+    for wrong in (np.array([0.5]), np.array([[1, 2]]), np.array(["a"])):
+        np.save(path, wrong)
+        with pytest.raises(ValueError, match=r"rank.npy: expected an .npy of integers"):
+            Settings(frequency=str(path)).initial()
+    path.write_text("5\n2\n")
+    with pytest.raises(ValueError, match=r"rank.npy: expected an .npy of integers"):
+        Settings(frequency=str(path)).initial()
+
+
+def test_settings_stay_as_they_are() -> None:
+    settings = Settings()
+    with pytest.raises(AttributeError):
+        settings.capacity = 5  # type: ignore[misc]
+    assert hash(settings) == hash(Settings())

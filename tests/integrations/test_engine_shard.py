@@ -1,0 +1,26 @@
+"""EngineHead under tensor parallelism, in 2 and 3 processes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+TESTS = Path(__file__).parent.parent
+
+
+@pytest.mark.skipif(
+    not (dist.is_available() and dist.is_gloo_available()), reason="torch without gloo"
+)
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_processes(ranks: int, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "integrations.engine_worker", str(ranks), tmp_path / "store"]
+    # The processes share one machine: no name needs to be resolved, and one core each is enough.
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, cwd=TESTS, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout}{done.stderr}"
+    assert done.stdout.split() == [str(ranks)] * ranks

@@ -1,0 +1,129 @@
+"""vLLM's plugin: what is told of a drafter, and when."""
+
+import sys
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from microspec_kernels.integrations.engine import EngineHead, Settings
+from microspec_kernels.integrations.vllm import metrics
+from microspec_kernels.integrations.vllm.metrics import Metrics
+
+from .fake_vllm import installed
+
+
+class Prometheus:
+    """prometheus_client's counters and gauges, as far as they are used."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, float] = {}
+
+    def metric(self, name: str, documentation: str, multiprocess_mode: str = "") -> Any:
+        assert documentation.endswith(".")
+        self.values[name] = 0
+        values = self.values
+
+        class Metric:
+            def inc(self, amount: float) -> None:
+                values[name] += amount
+
+            def set(self, value: float) -> None:
+                values[name] = value
+
+        return Metric()
+
+
+@pytest.fixture(autouse=True)
+def prometheus(monkeypatch: pytest.MonkeyPatch) -> Any:
+    registry = Prometheus()
+    module: Any = ModuleType("prometheus_client")
+    module.Counter = module.Gauge = registry.metric
+    monkeypatch.setitem(sys.modules, "prometheus_client", module)
+    metrics._prometheus.cache_clear()
+    with installed():
+        yield registry
+    metrics._prometheus.cache_clear()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [100.0]
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
+    return now
+
+
+def head_of() -> EngineHead:
+    return EngineHead(torch.randn(20, 4), Settings(capacity=8))
+
+
+def go_on(head: EngineHead, *tokens: int) -> None:
+    head.judge(torch.tensor(tokens))
+    head.observe(torch.tensor(tokens))
+
+
+def test_a_line_at_vllms_interval_about_what_is_new(
+    clock: list[float], caplog: pytest.LogCaptureFixture, prometheus: Prometheus
+) -> None:
+    caplog.set_level("INFO", "vllm")
+    head = head_of()
+    told = Metrics(head, reports=True)
+
+    def steps(seconds: float) -> list[str]:
+        caplog.clear()
+        for _ in range(3):
+            told.tick()
+        clock[0] += seconds
+        for _ in range(3):
+            told.tick()
+        return caplog.messages
+
+    go_on(head, 1, 2)
+    assert steps(9.9) == []
+    assert steps(0.2) == [
+        "MicroSpec metrics: Coverage: 0.0%, Covered: 0 tokens, Not covered: 2 tokens, "
+        "Rows entered: 2, Active: 2 of 8 tokens"
+    ]
+    go_on(head, 1, 2, 3)
+    go_on(head, 3)
+    assert steps(9.9) == []
+    [line] = steps(0.2)
+    assert "Coverage: 75.0%, Covered: 3 tokens, Not covered: 1 tokens, Rows entered: 1" in line
+    assert steps(10.1) == []  # no text, nothing to tell
+    assert prometheus.values == {
+        "microspec:covered_tokens": 3,
+        "microspec:uncovered_tokens": 3,
+        "microspec:rows_entered": 3,
+        "microspec:active_tokens": 3,
+    }
+
+
+def test_the_device_is_not_asked_between_reports(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = head_of()
+    told, asked = Metrics(head, reports=True), []
+    monkeypatch.setattr(head, "figures", lambda: asked.append(clock[0]))
+    for _ in range(50):
+        told.tick()
+    assert asked == []
+
+
+def test_other_ranks_tell_nothing(clock: list[float], caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "vllm")
+    head = head_of()
+    told = Metrics(head, reports=False)
+    go_on(head, 1)
+    clock[0] += 100
+    for _ in range(3):
+        told.tick()
+    assert caplog.messages == []
+
+
+def test_when_asked() -> None:
+    head = head_of()
+    go_on(head, 1, 2)
+    go_on(head, 2, 5)
+    want = {"hits": 1, "misses": 3, "rows": 3, "active": 3, "coverage": 0.25}
+    assert Metrics(head, reports=False).newest() == want

@@ -1,0 +1,221 @@
+"""vLLM's model runner V2: classes with the seams' arguments go through their steps, patched."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from microspec_kernels.integrations.engine import Refused
+from microspec_kernels.integrations.vllm import v2
+from microspec_kernels.integrations.vllm.drafter import drafter_of
+
+from .fake_vllm import V2, DraftModel, config, installed
+
+V, DIM, SLOTS = 24, 8, 4
+
+
+class Sampler:
+    """Writes into the logits, as vLLM's may."""
+
+    def __call__(self, logits: Tensor, input_batch: Any) -> Any:
+        tokens = logits.argmax(-1)[:, None]
+        logits.fill_(float("nan"))
+        return SimpleNamespace(
+            sampled_token_ids=tokens, num_sampled=torch.ones(len(tokens)), num_rejected=None
+        )
+
+
+class RejectionSampler:
+    """Accepts what the test says."""
+
+    def __init__(self) -> None:
+        self.tokens = self.num_sampled = torch.empty(0)
+
+    def __call__(
+        self, logits: Tensor, input_batch: Any, draft_logits: Any = None, invalid_drafts: Any = None
+    ) -> Any:
+        return SimpleNamespace(
+            sampled_token_ids=self.tokens, num_sampled=self.num_sampled, num_rejected=None
+        )
+
+
+class DraftModelSpeculator:
+    def __init__(self, vllm_config: Any) -> None:
+        self.vllm_config, self.max_num_reqs = vllm_config, SLOTS
+
+    def load_model(self, target_model: Any) -> None:
+        torch.manual_seed(3)
+        self.model = DraftModel(torch.randn(V, DIM), V, V)
+
+    def sample_draft(
+        self, hidden_states: Tensor, sample_src_positions: Any, idx_mapping: Tensor
+    ) -> Tensor:
+        return self.model.compute_logits(hidden_states).argmax(-1)
+
+
+class EagleSpeculator(DraftModelSpeculator):
+    def load_model(self, target_model: Any) -> None:
+        super().load_model(target_model)
+
+
+class GPUModelRunner:
+    def __init__(self, vllm_config: Any) -> None:
+        self.speculator = EagleSpeculator(vllm_config)
+        self.req_states = SimpleNamespace(req_id_to_index={})
+
+    def load_model(self, load_dummy_weights: bool = False) -> None:
+        self.speculator.load_model(None)
+        self.sampler, self.rejection_sampler = Sampler(), RejectionSampler()
+
+    def add_requests(self, scheduler_output: Any) -> None:
+        for request in scheduler_output.scheduled_new_reqs:
+            self.req_states.req_id_to_index[request.req_id] = request.slot
+
+    def sample(self, logits: Tensor, input_batch: Any, grammar_output: Any = None) -> Any:
+        drafts = input_batch.num_draft_tokens > 0
+        sampler: Any = self.rejection_sampler if drafts else self.sampler
+        output = sampler(logits, input_batch)
+        return output, output.num_sampled, output.num_rejected
+
+
+@pytest.fixture(autouse=True)
+def _patched() -> Any:
+    """Classes of their own for each test, since they are patched."""
+    own = {
+        kind.__name__: type(kind.__name__, (kind,), {})
+        for kind in (GPUModelRunner, Sampler, RejectionSampler)
+    }
+    speculators = f"{V2}.spec_decode.speculator"
+    modules = {
+        f"{V2}.model_runner": {"GPUModelRunner": own["GPUModelRunner"]},
+        f"{V2}.sample.sampler": {"Sampler": own["Sampler"]},
+        f"{V2}.spec_decode.rejection_sampler": {"RejectionSampler": own["RejectionSampler"]},
+        speculators: {"DraftModelSpeculator": DraftModelSpeculator},
+    }
+    before = {name: vars(DraftModelSpeculator)[name] for name in ("load_model", "sample_draft")}
+    with installed(**modules), pytest.MonkeyPatch.context() as patch:
+        for kind in ("Sampler", "RejectionSampler"):
+            patch.setitem(globals(), kind, own[kind])
+        v2.install()
+        yield own["GPUModelRunner"]
+        for name, function in before.items():
+            setattr(DraftModelSpeculator, name, function)
+
+
+@pytest.fixture
+def make(_patched: Any) -> Any:
+    def loaded(**settings: Any) -> Any:
+        runner = _patched(config(DIM, V, microspec=settings or True))
+        runner.load_model()
+        return runner
+
+    return loaded
+
+
+def request(name: str, slot: int, tokens: list[int], cached: int = 0) -> Any:
+    return SimpleNamespace(
+        req_id=name, slot=slot, prefill_token_ids=tokens, num_computed_tokens=cached
+    )
+
+
+def join(runner: Any, *requests: Any) -> None:
+    runner.add_requests(SimpleNamespace(scheduled_new_reqs=list(requests)))
+
+
+def batch(rows: dict[int, list[int]], logits_of: list[int], padding: int = 3) -> Any:
+    """A step over these slots' tokens, with logits for that many of each's last ones."""
+    slots, lengths = list(rows), [len(tokens) for tokens in rows.values()]
+    text = [token for tokens in rows.values() for token in tokens]
+    starts = np.cumsum([0, *lengths, *[0] * padding])
+    return SimpleNamespace(
+        num_reqs=len(rows),
+        num_tokens=len(text),
+        num_draft_tokens=sum(logits_of) - len(rows),
+        input_ids=torch.tensor(text + [23] * padding, dtype=torch.int32),
+        query_start_loc=torch.from_numpy(starts).int(),
+        idx_mapping=torch.tensor(slots),
+        expanded_idx_mapping=torch.tensor(slots).repeat_interleave(torch.tensor(logits_of)),
+        cu_num_logits=torch.tensor(np.cumsum([0, *logits_of])),
+    )
+
+
+def best(*tokens: int) -> Tensor:
+    return torch.nn.functional.one_hot(torch.tensor(tokens), V).float()
+
+
+def active(runner: Any, slot: int = 0) -> set[int]:
+    drafter = drafter_of(runner)
+    assert drafter is not None
+    ids = drafter.head.vocab.ids[slot]
+    return set(ids[ids >= 0].tolist())
+
+
+def test_off_changes_nothing(_patched: Any) -> None:
+    runner = _patched(config(DIM, V))
+    runner.load_model()
+    assert drafter_of(runner) is drafter_of(runner.speculator) is drafter_of(runner.sampler) is None
+    join(runner, request("a", 0, [1, 2]))
+    runner.sample(best(4), batch({0: [1, 2]}, [1]))
+    hidden = torch.randn(9, DIM)
+    want = runner.speculator.model.compute_logits(hidden).argmax(-1)
+    assert torch.equal(runner.speculator.sample_draft(hidden, None, torch.zeros(9)), want)
+
+
+def test_from_prompt_to_drafts(make: Any) -> None:
+    runner = make(vocabulary="request", capacity=12)
+    join(runner, request("a", 2, [1, 2]), request("b", 0, [7, 8, 9, 10], cached=3))
+    assert active(runner, 2) == set() and active(runner, 0) == {7, 8, 9}
+    runner.sample(best(4, 11), batch({2: [1, 2], 0: [10]}, [1, 1]))
+    assert active(runner, 2) == {1, 2, 4} and active(runner, 0) == {7, 8, 9, 10, 11}
+    hidden = torch.randn(3, DIM)
+    drafts = runner.speculator.sample_draft(hidden, None, torch.tensor([2, 0, -1]))
+    dense = runner.speculator.model.compute_logits(hidden)
+    for row, slot in enumerate((2, 0)):
+        known = sorted(active(runner, slot))
+        assert drafts[row] == known[int(dense[row, known].argmax())]
+    assert drafts[2] == 0
+
+
+def test_verified_drafts(make: Any) -> None:
+    runner = make(vocabulary="request", capacity=12)
+    join(runner, request("a", 1, [5]), request("b", 3, [6]))
+    runner.rejection_sampler.tokens = torch.tensor([[5, 9, 22], [8, 22, 22]])
+    runner.rejection_sampler.num_sampled = torch.tensor([2, 1])
+    runner.sample(best(5, 9, 12, 8), batch({1: [5, 5, 17], 3: [6]}, [3, 1]))
+    assert active(runner, 1) == {5, 17, 9, 12} and active(runner, 3) == {6, 8}
+    drafter = drafter_of(runner)
+    assert drafter is not None
+    figures = drafter.figures()
+    assert (figures["hits"], figures["misses"]) == (0, 2)  # not of slot 3, which had no drafts
+
+
+def test_a_slot_begins_anew(make: Any) -> None:
+    """Also with the request that had it, when it comes back after preemption."""
+    runner = make(vocabulary="request", capacity=12)
+    join(runner, request("a", 1, [5]))
+    runner.sample(best(4), batch({1: [5]}, [1]))
+    join(runner, request("a", 1, [5, 4, 3], cached=2))
+    assert active(runner, 1) == {4, 5}
+    join(runner, request("b", 1, [6]))
+    assert active(runner, 1) == set()
+
+
+def test_a_chunk_of_a_prompt(make: Any) -> None:
+    runner = make(capacity=12)
+    join(runner, request("a", 1, [5, 6, 7, 8]))
+    runner.rejection_sampler.tokens = torch.tensor([[22]])
+    runner.rejection_sampler.num_sampled = torch.tensor([0])
+    step = batch({1: [5, 6]}, [1])
+    step.num_draft_tokens = 1
+    runner.sample(best(4), step)
+    assert active(runner) == {4, 5, 6}
+
+
+def test_a_sampler_of_the_models_own_is_refused(make: Any) -> None:
+    runner = make()
+    runner.sampler = lambda logits, input_batch: Sampler.__mro__[1]()(logits, input_batch)
+    with pytest.raises(Refused, match="the target's sampler: expected a call of it before draft"):
+        runner.sample(best(4), batch({1: [5]}, [1]))

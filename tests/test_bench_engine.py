@@ -1,0 +1,64 @@
+"""bench/engine.py: what it times is what an engine does, and a wrong head is not timed."""
+
+import csv
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import engine, models, options
+from bench.head_arms import make_weight
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a run on the CPU")
+def test_a_quick_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["engine", "--quick", "--out", str(tmp_path)])
+    options.run("As", "engine", partial(engine.measure, "cpu"), partial(engine.measure, "cuda"))
+    rows = list(csv.DictReader((tmp_path / "engine.csv").open()))
+    assert {row["requests"] for row in rows} == {"1", "8"}
+    for row in rows:
+        assert 0 < float(row["p20_us"]) <= float(row["p50_us"]) <= float(row["p80_us"])
+        assert row["device"] and row["commit"]
+        is_head = "LM head" in row["arm"] or "EngineHead" in row["arm"]
+        assert row["times_a_step"] == str(engine.DRAFTS if is_head else 1)
+        if "observe" in row["arm"]:
+            assert float(row["rows_entered"]) >= engine.NEW * int(row["requests"]) * 0.8
+    several = [row["vocabulary"] for row in rows if row["arm"] == "figures"]
+    assert several == ["shared", "shared", "request"]
+
+
+@pytest.mark.parametrize("vocabulary", ["shared", "request"])
+@pytest.mark.parametrize("best", [1, 3])
+def test_a_step_has_its_tokens(vocabulary: str, best: int) -> None:
+    """Of each request as many; the last of each step are those that are judged."""
+    weight = make_weight(models.TOY.vocab_size, models.TOY.dim)
+    head = engine.made_head(weight, 4, 300, vocabulary=vocabulary)
+    observing = engine.Observing(head, 4, best)
+    rows = 4 * (engine.DRAFTS + 1)
+    observing()
+    figures = head.figures()
+    assert figures is not None
+    assert figures.hits + figures.misses == rows
+    assert figures.active == 300 * head.vocab.groups
+    assert {len(tokens) for tokens in observing.sets} == {rows * (best + 2)}
+    for tokens in observing.sets[1:]:
+        absent = ~head.vocab.contains(tokens, token_groups=observing.groups)
+        assert 0 < int(absent.sum()) <= 30
+    if observing.groups is not None:
+        assert observing.groups.bincount().tolist() == [6 * (best + 2)] * 4
+
+
+@pytest.mark.parametrize("mode", ["indexed", "packed"])
+def test_a_wrong_head_is_refused(mode: str) -> None:
+    weight = make_weight(models.TOY.vocab_size, models.TOY.dim)
+    head = engine.made_head(weight, 1, 300, mode=mode)
+    hidden = torch.randn(4, models.TOY.dim).to(weight.dtype)
+    engine.check(head, weight, hidden, None)
+    with pytest.raises(AssertionError, match="not the best active token"):
+        engine.check(head, -weight, hidden, None)
+    head.vocab.ids.copy_(head.vocab.ids.roll(-1))  # slots and ids no longer agree
+    head.vocab.token_slots.fill_(-1)
+    with pytest.raises(AssertionError, match="not an active token"):
+        engine.check(head, weight, hidden, None)

@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/microspec.stamp
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc)
 
-.PHONY: build demo test test-triton test-triton-range test-gpu lint bench bench-gpu bench-variants clean
+.PHONY: build demo test test-triton test-triton-range test-engines test-gpu lint bench bench-gpu bench-variants clean
 
 build: $(STAMP)
 
@@ -50,6 +50,22 @@ test-triton-range:
 	$(OLDEST)/bin/pip install --quiet triton==3.4.0 'numpy<2.4'
 	$(MAKE) VENV=$(OLDEST) test-triton
 	$(OLDEST)/bin/pytest tests/test_triton_compile.py
+
+# The plugins inside vLLM and SGLang, installed as users install them, each in an environment of its
+# own (gigabytes of downloads; no GPU needed). In nothing else: neither in `test` nor in CI.
+ENGINES := vllm sglang
+test-engines: build $(ENGINES:%=$(VENV)-%/engine.stamp)
+	rm -rf build/engines/wheel
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pip wheel --quiet --no-build-isolation --no-deps \
+		--wheel-dir build/engines/wheel .
+	for engine in $(ENGINES); do $(VENV)-$$engine/bin/pip install --quiet --no-deps \
+		--force-reinstall build/engines/wheel/*.whl || exit; done
+	MICROSPEC_TEST_VLLM=$(abspath $(VENV))-vllm/bin/python \
+		MICROSPEC_TEST_SGLANG=$(abspath $(VENV))-sglang/bin/python $(BIN)/pytest tests/engines
+
+$(VENV)-%/engine.stamp: tests/engines/%_environment.sh
+	sh $< $(PYTHON) $(VENV)-$*
+	touch $@
 
 # On a machine with a GPU: all tests, then compute-sanitizer over every kernel; a report in bench/results.
 test-gpu: build

@@ -38,3 +38,13 @@ def test_assisted_generation() -> None:
 def test_custom_generate() -> None:
     out = run("custom_generate.py", "--max-new-tokens", "16")
     assert re.search(r"^16 tokens in [1-9] passes of the target", out, re.M)
+
+
+def test_own_engine() -> None:
+    out = run("own_engine.py", "--max-new-tokens", "16")
+    said = re.search(
+        r"^(\d+) tokens in (\d+) passes of the target, the target's own text$", out, re.M
+    )
+    assert said is not None and int(said[1]) >= 16 and int(said[2]) < 12, out
+    figures = re.search(r"^Figures\(hits=(\d+), misses=(\d+), rows=\d+, active=1024\)$", out, re.M)
+    assert figures is not None and int(figures[1]) + int(figures[2]) == int(said[1]), out

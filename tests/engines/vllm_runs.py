@@ -17,6 +17,7 @@ DRAFTS = {  # folder of the checkpoint: the method that vLLM calls it by
     "eagle3": "eagle3",
     "eagle3_d2t": "eagle3",
     "draft_model": "draft_model",
+    "mtp": "mtp",
 }
 _ENGINE = {
     "skip_tokenizer_init": True,

@@ -331,6 +331,27 @@ def test_restart(options: dict[str, Any], groups: int, tmp_path: Any) -> None:
     assert [tensor.data_ptr() for tensor in state_of(head)] == addresses
 
 
+class Late:
+    """As a copy from a GPU: what comes is of the call before."""
+
+    def __init__(self) -> None:
+        self.on_its_way: Tensor | None = None
+
+    def poll(self, value: Tensor) -> Tensor | None:
+        arrived, self.on_its_way = self.on_its_way, value.clone()
+        return arrived
+
+
+def test_no_figures_of_before_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("microspec_kernels.integrations.engine.head.HostCopy", Late)
+    head = EngineHead(weight_of(torch.float32), Settings())
+    head.observe(torch.tensor([3, 4]))
+    assert head.figures() is None
+    head.restart()
+    assert head.figures() is None
+    assert head.figures() == Figures(0, 0, 0, 0)
+
+
 class Recorder:
     """In the place of a copy to the host."""
 

@@ -86,6 +86,14 @@ def test_prometheus_gets_sums(head: EngineHead, prometheus: list[Metric]) -> Non
     assert {metric.mode for metric in prometheus} == {"", "livesum"}
 
 
+def test_figures_that_begin_anew(head: EngineHead, prometheus: list[Metric]) -> None:
+    report = Report(head, logger, prometheus=True)
+    report.tell(Figures(hits=3, misses=1, rows=7, active=9))
+    report.restart()
+    report.tell(Figures(hits=1, misses=1, rows=2, active=2))
+    assert [metric.value for metric in prometheus] == [4, 2, 9, 2]
+
+
 def test_prometheus_is_not_needed_where_the_engine_has_none(
     head: EngineHead, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,14 +1,17 @@
 """vLLM's plugin: the LM head as the draft model itself uses it, and the steps of the target."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from microspec_kernels.integrations.engine import Refused, Settings
+from microspec_kernels.integrations.engine import Refused, Settings, Shard
 from microspec_kernels.integrations.vllm.attach import attach
+from microspec_kernels.integrations.vllm.draft_lm_head import DraftLMHead
 from microspec_kernels.integrations.vllm.drafter import Drafter
+from microspec_kernels.integrations.vllm.metrics import Metrics
 
 from .fake_vllm import DraftModel, LogitsProcessor, VocabParallelEmbedding, config, installed
 
@@ -59,7 +62,9 @@ def step(
     groups = torch.tensor(slots)
     drafter.keep(logits_for(best or [[token] for token in text]), groups)
     verified = torch.tensor(drafted or [True] * len(slots))
-    drafter.observe(torch.tensor(text), groups, torch.tensor(sampled), groups, verified)
+    drafter.observe(
+        torch.tensor(text), torch.tensor(sampled), verified, groups, torch.ones_like(groups)
+    )
 
 
 def active(drafter: Drafter, group: int = 0) -> set[int]:
@@ -128,6 +133,40 @@ def test_logits_of_padding_are_not_taken_for_tokens() -> None:
         drafter_of(model)
 
 
+def test_a_head_that_is_not_served() -> None:
+    model = draft_model()
+    model.lm_head.quant_method = object()
+    with pytest.raises(Refused, match=r"Embedding\.quant_method: expected none, got object"):
+        drafter_of(model)
+
+
+def test_each_rank_attaches_to_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 24 rows, in shards of 16: the second one has 8, and padding behind them."""
+    model = draft_model()
+    model.bias = torch.zeros(32)
+    layer, groups = model.lm_head, SimpleNamespace(device_group="the ranks")
+    whole, tokens = layer.weight.detach(), torch.arange(V)
+    layer.weight = nn.Parameter(whole[16:], requires_grad=False)
+    layer.tp_size, layer.tp_rank = 2, 1
+    layer.shard_indices = SimpleNamespace(org_vocab_start_index=16, org_vocab_end_index=24)
+    monkeypatch.setattr(DraftLMHead, "tokens", lambda self, hidden: tokens)  # needs both ranks
+    made: list[Any] = []
+
+    def record(weight: Tensor, settings: Settings, **options: Any) -> None:
+        made.append((weight, options))
+        raise ValueError("enough")
+
+    monkeypatch.setattr("microspec_kernels.integrations.vllm.attach.EngineHead", record)
+    states = {"get_tp_group": lambda: groups}
+    with installed(**{"vllm.distributed.parallel_state": states}):
+        model.logits_processor = LogitsProcessor(V)
+        with pytest.raises(Refused, match="enough"):
+            drafter_of(model)
+    [(weight, options)] = made
+    assert torch.equal(weight, whole[16:24]) and len(options["bias"]) == 8
+    assert options["shard"] == Shard(V, 16, "the ranks")  # type: ignore[arg-type]
+
+
 def test_settings_that_this_draft_cannot_have() -> None:
     with pytest.raises(Refused, match="vllm: Speculator: expected settings for this draft, got"):
         drafter_of(draft_model(), frequency="absent.npy")
@@ -164,7 +203,7 @@ def test_logits_are_read_before_a_sampler_writes_into_them() -> None:
     logits.copy_(logits_for([[9]]))
     none = torch.full((1, 1), -1)
     groups = torch.zeros(1, dtype=torch.int64)
-    drafter.observe(groups[:0], groups[:0], none, groups, torch.tensor([True]))
+    drafter.observe(groups[:0], none, torch.tensor([True]))
     assert active(drafter) == {3}
 
 
@@ -178,6 +217,13 @@ def test_each_request_has_its_own() -> None:
     hidden = torch.randn(3, DIM)
     drafted = drafter.draft(hidden, torch.tensor([2, 0, -1])).tolist()
     assert drafted[0] == 13 and drafted[1] in {2, 4, 7, 8} and drafted[2] == 0
+
+
+def test_also_the_only_slot_begins_anew() -> None:
+    drafter = drafter_of(draft_model(), slots=1, vocabulary="request", capacity=8)
+    step(drafter, [1], [0], [[5]])
+    drafter.begin([0], [[9]])
+    assert active(drafter) == {9}
 
 
 def test_a_shared_one_goes_on_when_requests_come_and_go() -> None:
@@ -204,17 +250,20 @@ def test_drafting_without_having_seen_the_target() -> None:
     step(drafter, [1], [0], [[5]])
     groups = torch.zeros(1, dtype=torch.int64)
     with pytest.raises(Refused, match="the target's sampler: expected a call of it before draft"):
-        drafter.observe(groups, groups, groups[:, None], groups, groups > 0)
+        drafter.observe(groups, groups[:, None], groups > 0)
 
 
-def test_begins_anew_after_warming_up(tmp_path: Any) -> None:
+def test_begins_anew_after_warming_up(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import numpy as np
 
     np.save(tmp_path / "rank.npy", np.array([3, 4]))
     drafter = drafter_of(draft_model(), capacity=2, frequency=str(tmp_path / "rank.npy"))
+    told: list[str] = []
+    monkeypatch.setattr(Metrics, "restart", lambda self: told.append("restart"))
     step(drafter, [1], [0], [[5]])
     assert active(drafter) == {1, 5}
     drafter.restart()
+    assert told == ["restart"]
     assert active(drafter) == {3, 4}
     assert drafter.figures() == {
         "hits": 0, "misses": 0, "rows": 0, "active": 2, "coverage": None

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from microspec_kernels.integrations.engine import EngineHead, Settings
+from microspec_kernels.integrations.engine import metrics as engine_metrics
 from microspec_kernels.integrations.vllm import metrics
 from microspec_kernels.integrations.vllm.metrics import Metrics
 
@@ -41,10 +42,10 @@ def prometheus(monkeypatch: pytest.MonkeyPatch) -> Any:
     module: Any = ModuleType("prometheus_client")
     module.Counter = module.Gauge = registry.metric
     monkeypatch.setitem(sys.modules, "prometheus_client", module)
-    metrics._prometheus.cache_clear()
+    engine_metrics._prometheus.cache_clear()
     with installed():
         yield registry
-    metrics._prometheus.cache_clear()
+    engine_metrics._prometheus.cache_clear()
 
 
 @pytest.fixture
@@ -119,6 +120,20 @@ def test_other_ranks_tell_nothing(clock: list[float], caplog: pytest.LogCaptureF
     for _ in range(3):
         told.tick()
     assert caplog.messages == []
+
+
+def test_figures_that_begin_anew(clock: list[float], prometheus: Prometheus) -> None:
+    """After warming up, in which much was told: counters of Prometheus cannot fall."""
+    head = head_of()
+    told = Metrics(head, reports=True)
+    for tokens in ([1, 2, 3, 4], [5]):
+        go_on(head, *tokens)
+        clock[0] += 100
+        for _ in range(2):
+            told.tick()
+        head.restart()
+        told.restart()
+    assert prometheus.values["microspec:uncovered_tokens"] == 5
 
 
 def test_when_asked() -> None:

@@ -272,8 +272,8 @@ def test_what_is_prepared(use_v2: bool, monkeypatch: pytest.MonkeyPatch) -> None
         assert patched == ["seams checked"]
         on = config(microspec=True)
         on.use_v2_model_runner = use_v2
-        worker = cls(on)
-    assert patched[1:] == ["seams checked", "v2" if use_v2 else "v1"]
+        worker, without = cls(on), cls(on)
+    assert patched[1:3] == ["seams checked", "v2" if use_v2 else "v1"]
     for name in (
         "load_model",
         "compile_or_warm_up_model",
@@ -283,4 +283,7 @@ def test_what_is_prepared(use_v2: bool, monkeypatch: pytest.MonkeyPatch) -> None
         assert getattr(worker, name)() == name
     assert worker.microspec_figures() == "figures"
     assert worker.model_runner.microspec_drafter.asked == ["restart", "reload", "reload", "figures"]
+    monkeypatch.setattr(Drafted, "__new__", lambda cls: None)
+    with pytest.raises(Refused, match=r"Runner\.load_model: expected a drafter attached"):
+        without.load_model()
     assert Worker(config()).load_model.__func__ is Worker.load_model  # others are as they were

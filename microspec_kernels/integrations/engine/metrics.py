@@ -45,6 +45,10 @@ class Report:
                 counter.inc(getattr(new, name))
             active.set(figures.active)
 
+    def restart(self) -> None:
+        """The head's figures begin anew."""
+        self._last = Figures(0, 0, 0, 0)
+
 
 @cache
 def _prometheus() -> "tuple[dict[str, Counter], Gauge]":

@@ -47,8 +47,8 @@ def check_config() -> None:
 
     algorithm = runtime_context.get_spec().speculative_algorithm
     if algorithm not in ALGORITHMS:
-        expected = f"one of {', '.join(ALGORITHMS)}"
-        raise Refused("sglang: speculative_algorithm", expected, repr(algorithm))
+        served = f"one of {', '.join(ALGORITHMS)}"
+        raise Refused("sglang: speculative_algorithm", served, repr(algorithm))
     for group, name, expected in _EXPECTED:
         got = getattr(getattr(runtime_context, f"get_{group}")(), name)
         if got != expected and not (expected is False and got is None):

@@ -33,7 +33,7 @@ _SEAMS = (
     ),
     *(
         Seam("sglang.srt.runtime_context", f"get_{group}", ())
-        for group in ("spec", "parallel", "disagg", "lora", "observability", "serving")
+        for group in ("spec", "parallel", "disagg", "lora", "observability")
     ),
 )
 

@@ -28,8 +28,8 @@ def hold(holder: Any, drafter: "Drafter") -> None:
 class Drafter:
     """Takes what the runner's seams see to the draft's :class:`EngineHead`.
 
-    Groups are the runner's slots of requests, int32 or int64, -1 for padding; with one vocabulary
-    for all requests they are not looked at.
+    Slots are where the runner keeps a request as long as it runs: int32 or int64, -1 for padding.
+    They need not be given where one vocabulary serves all requests.
 
     Args:
         lm_head: of the draft model. module, weight: vLLM's layer, and its rows that the head reads.
@@ -42,15 +42,15 @@ class Drafter:
         self.head = head
         self._lm_head, self._module, self._weight, self._metrics = lm_head, module, weight, metrics
         self._shared = head.vocab.groups == 1
-        self._likeliest: tuple[Tensor, Tensor] | None = None
+        self._likeliest: tuple[Tensor, Tensor | None] | None = None
 
-    def draft(self, hidden: Tensor, groups: Tensor) -> Tensor:
+    def draft(self, hidden: Tensor, slots: Tensor | None = None) -> Tensor:
         """The draft's tokens int64 [N] for its hidden states [N, H]; may be captured."""
         handed = self._lm_head.handed(hidden)
         if handed.lm_head is not self._module:
             other = type(handed.lm_head).__name__
             raise Refused("vllm: the draft's LM head", "the one that was attached to", other)
-        return self.head.argmax(handed.hidden, None if self._shared else groups)
+        return self.head.argmax(handed.hidden, None if self._shared else slots)
 
     def begin(self, slots: Sequence[int], prefixes: Sequence[Sequence[int]]) -> None:
         """Requests join in these slots: other ones than before.
@@ -66,51 +66,55 @@ class Drafter:
                 slot for slot, length in zip(slots, lengths, strict=True) for _ in range(length)
             ]
             tokens = [token for prefix in prefixes for token in prefix]
-            self._observe(_to(device, tokens), _to(device, groups))
+            self.head.observe(_to(device, tokens), None if self._shared else _to(device, groups))
 
-    def keep(self, logits: Tensor, groups: Tensor) -> None:
+    def keep(self, logits: Tensor, slots: Tensor | None = None) -> None:
         """The target's logits [R, V] of this step's verified rows: at once, since samplers may
         write into them."""
         k = self.head.settings.top_k
         best = logits.argmax(-1, keepdim=True) if k == 1 else logits.topk(k).indices.flip(1)
-        self._likeliest = best, groups
+        self._likeliest = best, slots
 
     def observe(
         self,
         text: Tensor,
-        text_groups: Tensor,
         sampled: Tensor,
-        sampled_groups: Tensor,
         drafted: Tensor,
+        slots: Tensor | None = None,
+        lengths: Tensor | None = None,
     ) -> None:
         """After a step of the target, before the draft's next; eager, nothing waits.
 
         Args:
-            text: [N] tokens that the target was run over, drafts among them; text_groups [N].
-            sampled: [B, n] tokens by which each text went on, -1 behind them; sampled_groups [B].
+            text: [N] tokens that the target was run over, drafts among them.
+            sampled: [B, n] tokens by which each text went on, -1 behind them.
             drafted: bool [B], texts for which there were drafts.
+            slots, lengths: [B], each text's slot and its part of N.
 
         Raises:
             Refused: the target's logits of this step were not seen.
         """
         if self._likeliest is None:
             raise Refused("vllm: the target's sampler", "a call of it before drafting", "none")
-        (likeliest, rows), self._likeliest = self._likeliest, None
-        of_sampled = sampled_groups.repeat_interleave(sampled.size(1))
-        judged = sampled.masked_fill(~drafted[:, None], -1).flatten()
-        self.head.judge(judged, None if self._shared else of_sampled)
+        (likeliest, row_slots), self._likeliest = self._likeliest, None
         tokens = torch.cat((text, likeliest.flatten(), sampled.flatten()))
-        of_likeliest = rows.repeat_interleave(likeliest.size(1))
-        self._observe(tokens, torch.cat((text_groups, of_likeliest, of_sampled)))
+        groups = groups_of_sampled = None
+        if not self._shared:
+            assert slots is not None and lengths is not None and row_slots is not None
+            groups_of_sampled = slots.repeat_interleave(sampled.size(1))
+            groups_of_text = slots.repeat_interleave(lengths, output_size=len(text))
+            groups_of_likeliest = row_slots.repeat_interleave(likeliest.size(1))
+            groups = torch.cat((groups_of_text, groups_of_likeliest, groups_of_sampled))
+        judged = sampled.masked_fill(~drafted[:, None], -1).flatten()
+        self.head.judge(judged, groups_of_sampled)
+        self.head.observe(tokens, groups)
         self._metrics.tick()
-
-    def _observe(self, tokens: Tensor, groups: Tensor) -> None:
-        self.head.observe(tokens, None if self._shared else groups)
 
     def restart(self) -> None:
         """Forget everything seen so far."""
         self._likeliest = None
         self.head.restart()
+        self._metrics.restart()
 
     def reload(self) -> None:
         """The draft's weights have changed.

@@ -1,18 +1,18 @@
 """Figures in vLLM's own way: a line in the log at its interval, and Prometheus.
 
 vLLM carries no figures of plugins from a worker to the process that serves /metrics. They are there
-nevertheless where Prometheus runs in its multi-process mode, that is with PROMETHEUS_MULTIPROC_DIR
-or several API servers: each process then writes its own into that folder.
+nevertheless where it was started with PROMETHEUS_MULTIPROC_DIR: each process then writes its own
+into that folder.
 """
 
 import logging
 import time
-from functools import cache
 from typing import Any
 
 import torch
 
-from microspec_kernels.integrations.engine import EngineHead, Figures
+from microspec_kernels.integrations.engine import EngineHead
+from microspec_kernels.integrations.engine.metrics import Report
 
 logger = logging.getLogger(f"vllm.{__name__}")  # vLLM shows its own loggers only
 
@@ -27,7 +27,7 @@ class Metrics:
         self._interval = vllm.envs.VLLM_LOG_STATS_INTERVAL
         self._due = time.monotonic() + self._interval
         self._asked = False
-        self._last = Figures(0, 0, 0, 0)
+        self._report = Report(head, logger, prometheus=True)
 
     def tick(self) -> None:
         """In every step: reports what is due. Never waits for the device."""
@@ -38,28 +38,11 @@ class Metrics:
         if self._asked or figures is None:
             return  # their copy has only begun: the next step finds them
         self._due = time.monotonic() + self._interval
-        self.report(figures)
+        self._report.tell(figures)
 
-    def report(self, figures: Figures) -> None:
-        """What is new since the last report; nothing where there was no text."""
-        new = Figures(*(a - b for a, b in zip(figures, self._last, strict=True)))
-        if new.coverage is None:
-            return
-        self._last = figures
-        logger.info(
-            "MicroSpec metrics: Coverage: %.1f%%, Covered: %d tokens, Not covered: %d tokens, "
-            "Rows entered: %d, Active: %d of %d tokens",
-            100 * new.coverage,
-            new.hits,
-            new.misses,
-            new.rows,
-            figures.active,
-            self._head.vocab.ids.numel(),
-        )
-        counters, active = _prometheus()
-        for name, counter in counters.items():
-            counter.inc(getattr(new, name))
-        active.set(figures.active)
+    def restart(self) -> None:
+        """The head's figures begin anew."""
+        self._report.restart()
 
     def newest(self) -> dict[str, Any]:
         """Since the start; waits for the device."""
@@ -69,17 +52,3 @@ class Metrics:
         figures = self._head.figures()
         assert figures is not None
         return {**figures._asdict(), "coverage": figures.coverage}
-
-
-@cache
-def _prometheus() -> tuple[dict[str, Any], Any]:
-    from prometheus_client import Counter, Gauge
-
-    counters = {
-        "hits": Counter("microspec:covered_tokens", "Tokens that the draft could have proposed."),
-        "misses": Counter("microspec:uncovered_tokens", "Tokens that it could not have proposed."),
-        "rows": Counter("microspec:rows_entered", "Rows that entered active vocabularies."),
-    }
-    # Of each process that lives: engines beside each other have vocabularies of their own.
-    active = Gauge("microspec:active_tokens", "Tokens now active.", multiprocess_mode="livesum")
-    return counters, active

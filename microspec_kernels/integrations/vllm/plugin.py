@@ -72,7 +72,7 @@ def _parse(where: str, value: Any) -> Settings | None:
     try:
         return Settings.parse(value)
     except (ValueError, TypeError) as error:
-        raise Refused(where, "settings", error) from error
+        raise Refused(where, "settings", str(error).removeprefix("microspec: ")) from error
 
 
 def _make_executor(original: Original, given: Mapping[str, Any]) -> None:

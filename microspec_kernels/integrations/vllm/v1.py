@@ -52,7 +52,7 @@ def _load_draft_model(original: Original, given: Mapping[str, Any]) -> None:
 
 def _greedy_sample(original: Original, given: Mapping[str, Any]) -> Any:
     drafter, hidden = drafter_of(given["self"]), given["hidden_states"]
-    return original() if drafter is None else drafter.draft(hidden, _slots(hidden, len(hidden)))
+    return original() if drafter is None else drafter.draft(hidden)
 
 
 def _update_states(original: Original, given: Mapping[str, Any]) -> Any:
@@ -82,7 +82,7 @@ def _sample(original: Original, given: Mapping[str, Any]) -> Any:
     drafter = drafter_of(runner)
     if drafter is None:
         return original()
-    drafter.keep(logits, _slots(logits, len(logits)))
+    drafter.keep(logits)
     output = original()
     requests = runner.input_batch.num_reqs
     text = runner.input_ids.gpu[: int(runner.query_start_loc.np[requests])]
@@ -92,11 +92,5 @@ def _sample(original: Original, given: Mapping[str, Any]) -> Any:
     else:
         drafts = verified.cu_num_draft_tokens
         drafted = drafts.diff(prepend=drafts.new_zeros(1)) > 0
-    slots = _slots(sampled, requests)
-    drafter.observe(text, _slots(text, len(text)), sampled, slots, drafted)
+    drafter.observe(text, sampled, drafted)
     return output
-
-
-def _slots(like: torch.Tensor, count: int) -> torch.Tensor:
-    """The one vocabulary's for each of count rows."""
-    return torch.zeros((), dtype=torch.int32, device=like.device).expand(count)

@@ -89,15 +89,13 @@ def _sample(original: Original, given: Mapping[str, Any]) -> Any:
     if drafter is not None:
         output, num_sampled, _ = sampled
         batch, tokens = given["input_batch"], output.sampled_token_ids
-        slots, starts = batch.idx_mapping[: batch.num_reqs], batch.query_start_loc
-        lengths = starts[: batch.num_reqs + 1].diff()
-        text_slots = slots.repeat_interleave(lengths, output_size=batch.num_tokens)
+        starts, rows = batch.query_start_loc, batch.cu_num_logits
         there = torch.arange(tokens.size(1), device=tokens.device) < num_sampled[:, None]
         drafter.observe(
             batch.input_ids[: batch.num_tokens],
-            text_slots,
             tokens.where(there, -1),
-            slots,
-            batch.cu_num_logits[: batch.num_reqs + 1].diff() > 1,
+            rows[: batch.num_reqs + 1].diff() > 1,
+            batch.idx_mapping[: batch.num_reqs],
+            starts[: batch.num_reqs + 1].diff(),
         )
     return sampled

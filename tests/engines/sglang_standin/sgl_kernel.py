@@ -55,7 +55,9 @@ def fill_bonus_tokens_cpu(
     bonus_tokens.copy_(accept_tokens.flatten()[first + accept_lens - 1])
 
 
-def fill_accept_out_cache_loc_cpu(accept_index: Tensor, locations: Tensor, accepted: Tensor) -> None:
+def fill_accept_out_cache_loc_cpu(
+    accept_index: Tensor, locations: Tensor, accepted: Tensor
+) -> None:
     """The cache locations of accepted tokens, closed up."""
     index = accept_index.flatten()
     index = index[index > -1]

@@ -1,0 +1,61 @@
+"""An engine of one's own with an active vocabulary in its draft's LM head, in four places.
+
+    python examples/own_engine.py "Write a short story about a dog."
+
+Offline: the target of examples/tiny_pair, its first layers as the draft. No caches, no batches, no
+graphs: what is left is where an engine attaches, drafts, verifies and observes.
+"""
+
+import argparse
+import copy
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from microspec_kernels.cli.text import load_tokenizer
+from microspec_kernels.integrations.engine import EngineHead, Settings
+from microspec_kernels.speculative import load_target
+
+PAIR = Path(__file__).parent / "tiny_pair"
+DRAFTS = 4
+
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("prompt", nargs="?", default="Write a short story about a dog.")
+parser.add_argument("--max-new-tokens", type=int, default=64)
+args = parser.parse_args()
+tokenizer = load_tokenizer("tekken")
+target = load_target(PAIR / "target").model
+draft = copy.deepcopy(target.model)  # hidden states without an LM head
+draft.layers = draft.layers[:3]
+
+# Attach: once, before graphs are captured. All state stays where it is from here on.
+settings = Settings(capacity=1024, frequency=str(PAIR / "frequency_rank.npy"))
+head = EngineHead(target.lm_head.weight, settings)
+
+
+def drafted(text: Tensor) -> Tensor:
+    """The next DRAFTS tokens; in an engine a captured graph, the head in it."""
+    for _ in range(DRAFTS):
+        text = torch.cat((text, head.argmax(draft(text[None]).last_hidden_state[0, -1:])))
+    return text[-DRAFTS:]
+
+
+with torch.inference_mode():
+    prompt = torch.tensor(tokenizer.encode(args.prompt))
+    text, passes = prompt, 0
+    head.observe(prompt)
+    while len(text) < len(prompt) + args.max_new_tokens:
+        tokens = drafted(text)
+        best = target(torch.cat((text, tokens))[None]).logits[0, len(text) - 1 :].argmax(-1)
+        right = int((tokens == best[:-1]).long().cumprod(0).sum())
+        accepted, passes = best[: right + 1], passes + 1
+        head.judge(accepted)  # for the coverage, before the vocabulary learns them
+        head.observe(torch.cat((tokens, best, accepted)))  # between two replays, eagerly
+        text = torch.cat((text, accepted))
+    alone = target.generate(prompt[None], max_new_tokens=args.max_new_tokens, do_sample=False)[0]
+
+print(tokenizer.decode(alone[len(prompt) :].tolist()), end="\n\n")
+same = "the target's own text" if torch.equal(text[: len(alone)], alone) else "ANOTHER TEXT"
+print(f"{len(text) - len(prompt)} tokens in {passes} passes of the target, {same}")
+print(head.figures())

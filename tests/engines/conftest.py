@@ -1,0 +1,16 @@
+"""Shared by the tests inside engines."""
+
+from pathlib import Path
+
+import numpy
+import pytest
+from checkpoints import VOCAB, make
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of those that :mod:`checkpoints` makes, and all.npy, with every token."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    make(folder)
+    numpy.save(folder / "all.npy", numpy.arange(VOCAB))
+    return folder

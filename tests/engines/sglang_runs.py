@@ -1,0 +1,120 @@
+"""Configurations of SGLang, each in processes of its own, and what they gave."""
+
+import functools
+import json
+import os
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent
+PYTHON = Path(
+    os.environ.get("MICROSPEC_TEST_SGLANG", FOLDER.parents[1] / ".venv-sglang/bin/python")
+)
+_ENGINE = {
+    "skip_tokenizer_init": True,
+    "device": "cpu",
+    "dtype": "float32",
+    "attention_backend": "triton",
+    "context_length": 256,
+    "max_total_tokens": 2048,
+    "max_running_requests": 3,
+    "mem_fraction_static": 0.3,
+    "decode_log_interval": 4,
+    "log_level": "info",
+}
+_ENVIRONMENT = {
+    "PYTHONPATH": str(FOLDER / "sglang_standin"),
+    "SGLANG_USE_CPU_ENGINE": "1",
+    "TRITON_INTERPRET": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+}
+ALGORITHMS = {"eagle": "EAGLE", "eagle3": "EAGLE3", "eagle3_d2t": "EAGLE3"}
+"""Folder of the checkpoint: SGLang's algorithm."""
+SHAPES = {
+    "chain": {"speculative_num_steps": 3, "speculative_eagle_topk": 1},
+    "tree": {"speculative_num_steps": 3, "speculative_eagle_topk": 2},
+}
+_HISTOGRAM = "spec_correct_drafts_histogram"
+_NODES = {"chain": 4, "tree": 7}
+
+Request = tuple[Sequence[int], dict[str, Any]]
+"""A prompt, and what SGLang's sampling_params get."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a process left: its log always, the rest where it came to its end (code 0).
+
+    rounds: the tokens of each request of each round. accepted: for each request how many of its
+    steps accepted 0, 1, 2… drafts; None without drafts.
+    """
+
+    code: int
+    log: str
+    rounds: list[list[list[int]]]
+    accepted: list[list[list[int] | None]]
+
+
+def run(
+    checkpoints: Path,
+    draft: str | None,
+    rounds: Sequence[Sequence[Request] | str],
+    *,
+    target: str = "noisy",
+    shape: str = "chain",
+    settings: dict[str, Any] | None = None,
+    engine: dict[str, Any] | None = None,
+    environment: dict[str, str] | None = None,
+) -> Run:
+    """Let SGLang continue these prompts; the same configuration is run once.
+
+    Args:
+        draft, target: folders in checkpoints. shape: of the drafts, of :data:`SHAPES`.
+        rounds: a folder instead of requests: weights to be loaded in their place.
+        settings: of the plugin; None leaves the switch off.
+        engine, environment: more for Engine(…), for the process.
+    """
+    options: dict[str, Any] = _ENGINE | {"model_path": str(checkpoints / target)}
+    if draft is not None:
+        options |= {
+            "speculative_algorithm": ALGORITHMS[draft],
+            "speculative_draft_model_path": str(checkpoints / draft),
+            "speculative_num_draft_tokens": _NODES[shape],
+            **SHAPES[shape],
+        }
+    switch = {} if settings is None else {"MICROSPEC": json.dumps(settings)}
+    request = {"engine": options | (engine or {}), "rounds": rounds}
+    variables = _ENVIRONMENT | switch | (environment or {})
+    return _run(json.dumps(request), json.dumps(variables))
+
+
+@functools.cache
+def _run(request: str, variables: str) -> Run:
+    if not PYTHON.exists():
+        raise FileNotFoundError(f"{PYTHON}: `make test-engines` makes SGLang's environment")
+    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    with tempfile.TemporaryDirectory() as folder:
+        asked, answer, log = (Path(folder, name) for name in ("request", "answer", "log"))
+        asked.write_text(request)
+        with log.open("w") as output:  # a pipe would be kept open by what an end has left behind
+            done = subprocess.run(
+                [PYTHON, FOLDER / "sglang_worker.py", asked, answer],
+                env=kept | json.loads(variables),
+                cwd=folder,  # not the repository: the installed package is what is tested
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                timeout=600,
+            )
+        answered = json.loads(answer.read_text())["rounds"] if answer.exists() else []
+        return Run(
+            done.returncode,
+            log.read_text(),
+            [[tokens for tokens, _ in requests] for requests in answered],
+            [[meta.get(_HISTOGRAM) for _, meta in requests] for requests in answered],
+        )

@@ -1,0 +1,42 @@
+"""Runs one configuration of SGLang, as sglang_runs.py asks for it, and writes down what came."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def scheduler(*args: Any, **kwargs: Any) -> Any:
+    """SGLang's scheduler process, with the tree masks that its Triton attention reads: on a CPU it
+    otherwise makes those of another kind of attention."""
+    from sglang.kernels.ops.speculative.spec_tree import TreeMaskMode
+    from sglang.srt.managers.scheduler import run_scheduler_process
+    from sglang.srt.speculative import eagle_worker_v2
+
+    eagle_worker_v2.default_tree_mask_mode = lambda: TreeMaskMode.FULL_MASK
+    return run_scheduler_process(*args, **kwargs)
+
+
+def main(request: dict[str, Any]) -> dict[str, Any]:
+    from sglang.srt.entrypoints.engine import Engine
+
+    class TestEngine(Engine):
+        run_scheduler_process_func = staticmethod(scheduler)
+
+    engine = TestEngine(**request["engine"])
+    rounds = []
+    for requests in request["rounds"]:
+        if isinstance(requests, str):
+            engine.update_weights_from_disk(requests)
+            continue
+        sampling = [{"temperature": 0, "ignore_eos": True, **given} for _, given in requests]
+        prompts = [prompt for prompt, _ in requests]
+        outputs = engine.generate(input_ids=prompts, sampling_params=sampling)
+        rounds.append([[output["output_ids"], output["meta_info"]] for output in outputs])
+    engine.shutdown()
+    return {"rounds": rounds}
+
+
+if __name__ == "__main__":  # the engine's processes are spawned, and import this again
+    result = main(json.loads(Path(sys.argv[1]).read_text()))
+    Path(sys.argv[2]).write_text(json.dumps(result))

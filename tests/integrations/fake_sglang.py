@@ -1,0 +1,183 @@
+"""As much of SGLang as its plugin touches, with the same names and arguments, and no engine."""
+
+import enum
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+STEPS = 3
+
+
+class UnquantizedEmbeddingMethod:
+    pass
+
+
+class VocabParallelEmbedding(nn.Module):
+    def __init__(self, weight: Tensor, rows: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.quant_method: Any = UnquantizedEmbeddingMethod()
+        self.num_embeddings = self.org_vocab_size = rows
+        self.tp_size = 1
+        self.shard_indices = SimpleNamespace(org_vocab_start_index=0, org_vocab_end_index=rows)
+
+
+class LogitsProcessor(nn.Module):
+    do_tensor_parallel_all_gather = True
+
+    def _compute_lm_head(
+        self, hidden_states: Tensor, lm_head: Any, embedding_bias: Any = None, *, out: Any = None
+    ) -> Tensor:
+        return (hidden_states @ lm_head.weight.T)[:, : lm_head.org_vocab_size]
+
+
+class LlamaForCausalLMEagle3(nn.Module):
+    """weight: of the LM head [padded rows, D]; tokens: of each row (SGLang's hot_token_id)."""
+
+    def __init__(self, weight: Tensor, rows: int, vocab_size: int, tokens: Tensor | None) -> None:
+        super().__init__()
+        self.lm_head = VocabParallelEmbedding(weight, rows)
+        self.logits_processor = LogitsProcessor()
+        self.embedding = torch.randn(vocab_size, weight.size(1))
+        self.hot_token_id = tokens
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.logits_processor._compute_lm_head(hidden, self.lm_head)
+
+
+class EagleDraftWorker:
+    def __init__(self, model: Any, vocab_size: int, topk: int = 1) -> None:
+        self.topk, self.hot_token_id = topk, None
+        self.target_worker = SimpleNamespace(model_config=SimpleNamespace(vocab_size=vocab_size))
+        hf_config = SimpleNamespace()
+        self.draft_runner = SimpleNamespace(
+            model=model,
+            dtype=model.lm_head.weight.dtype,
+            model_config=SimpleNamespace(hf_config=hf_config),
+        )
+
+    def init_lm_head(self) -> None:
+        self.hot_token_id = self.draft_runner.model.hot_token_id
+
+    def draft_forward(self, forward_batch: Any) -> Tensor:
+        """The tokens of each step, [B, STEPS, topk]; with topk > 1 only the best goes on."""
+        index, tokens = forward_batch.spec_info.topk_index, []
+        for step in range(STEPS):
+            if self.hot_token_id is not None:
+                index = self.hot_token_id[index]
+            tokens.append(index)
+            if step < STEPS - 1:
+                index = self._choose(self.draft_runner.model.embedding[index[:, 0]])[1]
+        return torch.stack(tokens, 1)
+
+    def _draft_extend_for_prefill(
+        self, batch: Any, target_hidden_states: Tensor, next_token_ids: Tensor
+    ) -> Any:
+        topk_p, topk_index = self._choose(self.draft_runner.model.embedding[next_token_ids])
+        return SimpleNamespace(topk_p=topk_p, topk_index=topk_index)
+
+    def _draft_extend_for_decode(self, batch: Any, batch_result: Any) -> None:
+        following = batch_result.next_draft_input
+        hidden = self.draft_runner.model.embedding[following.bonus_tokens]
+        following.topk_p, following.topk_index = self._choose(hidden)
+
+    def _choose(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        return tuple(self.draft_runner.model(hidden).float().softmax(-1).topk(self.topk))
+
+
+class EAGLEWorkerV2:
+    def __init__(self, draft_worker: Any) -> None:
+        self.draft_worker = draft_worker
+
+    def verify(self, batch: Any) -> Any:
+        result = batch.result
+        batch.spec_info = None
+        return result
+
+
+class SchedulerWeightUpdaterManager:
+    def __init__(self, draft_worker: Any) -> None:
+        self.draft_worker = draft_worker
+
+    def _update(self, recv_req: Any) -> str:
+        recv_req()
+        return "updated"
+
+    update_weights_from_disk = update_weights_from_distributed = _update
+    update_weights_from_tensor = update_weights_from_ipc = _update
+
+
+class Scheduler:
+    def __init__(self, server_args: Any) -> None:
+        self.draft_worker = server_args.make_draft_worker()
+
+
+class HookType(enum.Enum):
+    AROUND = "around"
+
+
+class HookRegistry:
+    hooks: list[tuple[str, Any]]
+
+    @classmethod
+    def register(cls, target: str, hook: Any, hook_type: HookType) -> None:
+        cls.hooks.append((target, hook))
+
+
+def config() -> dict[str, dict[str, Any]]:
+    """A configuration that is served, by group."""
+    return {
+        "spec": {
+            "speculative_algorithm": "EAGLE3",
+            "speculative_use_rejection_sampling": False,
+            "speculative_token_map": None,
+            "speculative_adaptive": False,
+            "enable_multi_layer_eagle": False,
+        },
+        "lora": {"enable_lora": None},
+        "parallel": {"attn_dp_size": 1, "attn_cp_size": 1, "pp_size": 1, "tp_rank": 0},
+        "disagg": {"disaggregation_mode": "null"},
+        "observability": {"decode_log_interval": 2, "enable_metrics": False},
+    }
+
+
+@contextmanager
+def installed(groups: dict[str, dict[str, Any]] | None = None) -> Iterator[None]:
+    """SGLang can be imported, with this configuration."""
+
+    def own(kind: type) -> dict[str, Any]:
+        return {kind.__name__: type(kind.__name__, (kind,), {"hooks": []})}  # they get patched
+
+    context = {
+        f"get_{name}": lambda group=group: SimpleNamespace(**group)
+        for name, group in (groups or config()).items()
+    }
+    updater = "managers.scheduler_components.weight_updater"
+    contents = {
+        "sglang": {"__version__": "0.5.23"},
+        "sglang.srt.runtime_context": context,
+        "sglang.srt.managers.scheduler": own(Scheduler),
+        f"sglang.srt.{updater}": own(SchedulerWeightUpdaterManager),
+        "sglang.srt.plugins.hook_registry": own(HookRegistry) | {"HookType": HookType},
+        "sglang.srt.speculative.eagle_worker_v2": own(EagleDraftWorker) | own(EAGLEWorkerV2),
+        "sglang.srt.layers.vocab_parallel_embedding": {
+            "VocabParallelEmbedding": VocabParallelEmbedding
+        },
+    }
+    paths = [path.split(".") for path in contents]
+    names = {".".join(parts[:end]) for parts in paths for end in range(1, len(parts) + 1)}
+    with pytest.MonkeyPatch.context() as patch:
+        for name in sorted(names):
+            module = ModuleType(name)
+            vars(module).update(contents.get(name, {}))
+            patch.setitem(sys.modules, name, module)
+            parent, _, child = name.rpartition(".")
+            if parent:
+                setattr(sys.modules[parent], child, module)
+        yield

@@ -1,0 +1,314 @@
+"""SGLang's draft worker with an active vocabulary: what it drafts, sees and counts."""
+
+import functools
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from microspec_kernels.integrations.engine import Refused, Settings
+from microspec_kernels.integrations.sglang import plugin
+from microspec_kernels.integrations.sglang.draft import ActiveDraft
+
+from .fake_sglang import LlamaForCausalLMEagle3, config, installed
+
+V, D, K = 64, 16, 8
+ROWS = torch.tensor([3, 60, 8, 21, 22, 5, 40, 41, 9, 10, 33, 0])
+"""The tokens that a draft with d2t has rows for."""
+
+each_rows = pytest.mark.parametrize("rows", [None, ROWS], ids=["all", "d2t"])
+each_topk = pytest.mark.parametrize("topk", [1, 3], ids=["chain", "tree"])
+BUSY = SimpleNamespace(is_idle=lambda: False)
+
+
+@pytest.fixture(autouse=True)
+def sglang() -> Iterator[None]:
+    torch.manual_seed(0)
+    with installed():
+        yield
+
+
+def unpatched(rows: Tensor | None = None, topk: int = 1) -> Any:
+    from sglang.srt.speculative.eagle_worker_v2 import EagleDraftWorker
+
+    size = V if rows is None else len(rows)
+    model = LlamaForCausalLMEagle3(torch.randn(size + 4, D), size, V, rows)
+    return EagleDraftWorker(model, V, topk)
+
+
+def patched(rows: Tensor | None = None, topk: int = 1, **settings: Any) -> Any:
+    plugin._patch(Settings(**({"capacity": K} | settings)))
+    worker = unpatched(rows, topk)
+    worker.init_lm_head()
+    return worker
+
+
+def head(worker: Any) -> Any:
+    return plugin.draft_of(worker).head
+
+
+def prefill(worker: Any, prompt: list[int], following: int, cached: list[int] | None = None) -> Any:
+    """One request, of whose prompt a part is cached; SGLang's draft input."""
+    request = Request([*(cached or []), *prompt])
+    batch = SimpleNamespace(
+        reqs=[request],
+        prefix_lens=[len(cached or [])],
+        input_ids=torch.tensor(prompt),
+        forward_mode=BUSY,
+    )
+    return worker._draft_extend_for_prefill(batch, None, torch.tensor([following]))
+
+
+class Request:
+    def __init__(self, tokens: list[int]) -> None:
+        self.origin_input_ids, self.output_ids = tokens, []
+
+
+def verify(worker: Any, tree: list[int], accepted: list[list[int]], logits: Tensor) -> None:
+    from sglang.srt.speculative.eagle_worker_v2 import EAGLEWorkerV2
+
+    nodes = len(tree) // len(accepted)
+    padded = [tokens + [63] * (nodes - len(tokens)) for tokens in accepted]  # as SGLang leaves them
+    result = SimpleNamespace(
+        next_token_ids=torch.tensor(padded, dtype=torch.int32).flatten(),
+        accept_lens=torch.tensor([len(tokens) for tokens in accepted], dtype=torch.int32),
+        logits_output=SimpleNamespace(next_token_logits=logits),
+    )
+    spec_info = SimpleNamespace(draft_token=torch.tensor(tree))
+    batch = SimpleNamespace(result=result, spec_info=spec_info, forward_mode=BUSY)
+    assert EAGLEWorkerV2(worker).verify(batch) is result
+
+
+def towards(*tokens: int) -> Tensor:
+    """Logits of a target that likes these best, one a row."""
+    return torch.nn.functional.one_hot(torch.tensor(tokens), V).float()
+
+
+def draft(worker: Any, draft_input: Any) -> Tensor:
+    return worker.draft_forward(SimpleNamespace(spec_info=draft_input))
+
+
+def active(worker: Any) -> set[int]:
+    return set(head(worker).slot_tokens().flatten().tolist()) - {-1}
+
+
+@each_rows
+@each_topk
+def test_with_all_tokens_active_it_drafts_as_without(rows: Tensor | None, topk: int) -> None:
+    tokens = list(range(V)) if rows is None else rows.tolist()
+    without = unpatched(rows, topk)
+    without.init_lm_head()
+    expected = prefill(without, tokens, 3)
+    expected_tokens = draft(without, expected)
+    torch.manual_seed(0)
+    with_all = patched(rows, topk, capacity=V)
+    got = prefill(with_all, tokens, 3)
+    torch.testing.assert_close(got.topk_p, expected.topk_p)
+    assert torch.equal(draft(with_all, got), expected_tokens)
+
+
+@each_rows
+@each_topk
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_tokens_chosen_by_draft_extend_stay_whatever_enters_before_the_draft(
+    rows: Tensor | None, topk: int, phase: str
+) -> None:
+    worker = patched(rows, topk, capacity=7, mode="packed")
+    draft_input = prefill(worker, [3, 8, 21, 22], 5)
+    if phase == "decode":
+        draft_input = SimpleNamespace(bonus_tokens=torch.tensor([8]))
+        worker._draft_extend_for_decode(None, SimpleNamespace(next_draft_input=draft_input))
+    with_now = draft(worker, draft_input)[:, 0]
+    assert set(with_now.flatten().tolist()) <= active(worker)
+    others = [40, 41, 9, 10, 33, 0, 60]
+    for following in others:  # other requests begin: every slot gets another token
+        prefill(worker, others, following)
+    assert not set(with_now.flatten().tolist()) & active(worker)
+    assert torch.equal(draft(worker, draft_input)[:, 0], with_now)
+    assert set(draft(worker, draft_input)[:, 1:].flatten().tolist()) <= active(worker)
+
+
+def test_what_a_graph_was_captured_with_is_never_replaced() -> None:
+    worker = patched()
+    tensors = [worker.hot_token_id, head(worker).vocab.ids]
+    addresses = [tensor.data_ptr() for tensor in tensors]
+    for first in range(0, V - K, K):
+        prefill(worker, list(range(first, first + K)), first)
+    assert [worker.hot_token_id, head(worker).vocab.ids] == tensors
+    assert [tensor.data_ptr() for tensor in tensors] == addresses
+    assert worker.hot_token_id[K:].tolist() == list(range(V))
+    assert worker.draft_runner.model_config.hf_config.hot_vocab_size == K
+    assert not worker.draft_runner.model.logits_processor.do_tensor_parallel_all_gather
+
+
+def test_slots_that_are_empty_are_drafted_last_and_then_as_a_token() -> None:
+    worker = patched(topk=3)
+    tokens = draft(worker, prefill(worker, [7], 8))
+    assert set(tokens.flatten().tolist()) == {0, 7, 8}
+
+
+def test_prompts_are_seen_with_what_was_cached_of_them_once() -> None:
+    worker = patched()
+    prefill(worker, [20, 21], 22, cached=[1, 2, 3])
+    assert active(worker) == {1, 2, 3, 20, 21, 22}
+    request = Request([5, 6, 7, 8])
+    batch = SimpleNamespace(reqs=[request], forward_mode=BUSY)
+    batch.prefix_lens, batch.input_ids = [0], torch.tensor([5, 6])
+    worker._draft_extend_for_prefill(batch, None, torch.tensor([9]))
+    prefill(worker, [30, 31], 32)
+    batch.prefix_lens, batch.input_ids = [2], torch.tensor([7, 8])
+    worker._draft_extend_for_prefill(batch, None, torch.tensor([9]))
+    # The first part of the prompt was not seen again: its tokens are the next to leave.
+    prefill(worker, [33, 34], 35)
+    assert active(worker) == {31, 32, 7, 8, 9, 33, 34, 35}
+
+
+def test_a_verified_tree_the_targets_best_and_accepted_tokens_enter() -> None:
+    worker = patched()
+    prefill(worker, [50, 51], 52)
+    verify(worker, [52, 1, 2, 3], [[1, 40]], towards(1, 40, 5, 6))
+    assert active(worker) == {52, 1, 2, 3, 40, 5, 6, 51}
+    figures = head(worker).figures()
+    assert (figures.hits, figures.misses) == (0, 2)
+    verify(worker, [40, 5, 6, 3], [[5, 6, 41]], towards(5, 6, 41, 42))
+    figures = head(worker).figures()
+    assert (figures.hits, figures.misses) == (2, 3)
+    # Accepted tokens are the newest: others leave before them.
+    prefill(worker, [10, 11, 12, 13], 14)
+    assert active(worker) == {5, 6, 41, 10, 11, 12, 13, 14}
+
+
+def test_several_of_the_targets_best_enter() -> None:
+    worker = patched(top_k=2)
+    logits = towards(30, 31)
+    logits[:, 20] = 0.5
+    verify(worker, [1, 2], [[9]], logits)
+    assert active(worker) == {1, 2, 30, 31, 20, 9}
+
+
+def test_idle_batches_are_not_looked_at() -> None:
+    from sglang.srt.speculative.eagle_worker_v2 import EAGLEWorkerV2
+
+    worker, mode = patched(), SimpleNamespace(is_idle=lambda: True)
+    idle = SimpleNamespace(draft_token=torch.empty(0, dtype=torch.int64))
+    EAGLEWorkerV2(worker).verify(SimpleNamespace(result=1, spec_info=idle, forward_mode=mode))
+    assert active(worker) == set()
+
+
+def test_logits_of_another_width_are_refused() -> None:
+    with pytest.raises(Refused, match=r"target's logits: expected shape \[2, 64\].*\[2, 32\]"):
+        verify(patched(), [1, 2], [[9]], torch.zeros(2, V // 2))
+
+
+@pytest.mark.parametrize("source", ["disk", "distributed", "tensor", "ipc"])
+def test_new_weights_reach_the_slab(source: str) -> None:
+    from sglang.srt.managers.scheduler_components.weight_updater import (
+        SchedulerWeightUpdaterManager,
+    )
+
+    worker = patched(mode="packed")
+    prefill(worker, [1, 2, 3, 4, 5, 6], 7)
+    weight, hidden = worker.draft_runner.model.lm_head.weight, torch.randn(2, D)
+    manager = SchedulerWeightUpdaterManager(SimpleNamespace(draft_worker=worker))
+    update = getattr(manager, f"update_weights_from_{source}")
+    assert update(lambda: weight.data.copy_(torch.randn_like(weight))) == "updated"
+    tokens = head(worker).slot_tokens()[0]
+    expected = (hidden @ weight[tokens.clamp(min=0)].T)[:, tokens >= 0]
+    torch.testing.assert_close(worker.draft_runner.model(hidden)[:, tokens >= 0], expected)
+    worker.draft_runner.model.lm_head.weight = torch.nn.Parameter(weight.detach().clone())
+    with pytest.raises(Refused, match="old address"):
+        update(lambda: None)
+
+
+def test_it_says_what_it_was_attached_to_and_how_it_goes(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="microspec_kernels.integrations.sglang"):
+        worker = patched(ROWS)
+        for _ in range(4):
+            verify(worker, [3, 60], [[8]], towards(1, 40))
+    attached, *metrics = caplog.messages
+    assert attached == (
+        "MicroSpec: attached to EagleDraftWorker: LlamaForCausalLMEagle3, LM head [12, 16] "
+        "float32, K = 8, vocabulary shared, target's top-1, mode indexed, SGLang 0.5.23"
+    )
+    assert [message.split(",")[0] for message in metrics] == [
+        "MicroSpec metrics: Coverage: 50.0%",
+        "MicroSpec metrics: Coverage: 100.0%",
+    ]
+
+
+def test_other_ranks_do_not_say_how_it_goes(caplog: pytest.LogCaptureFixture) -> None:
+    groups = config()
+    groups["parallel"]["tp_rank"] = 1
+    with installed(groups), caplog.at_level("INFO", logger="microspec_kernels"):
+        worker = patched()
+        for _ in range(4):
+            verify(worker, [3, 60], [[8]], towards(1, 40))
+    assert len(caplog.messages) == 1
+
+
+def _quantised(worker: Any) -> None:
+    worker.draft_runner.model.lm_head.quant_method = SimpleNamespace()
+
+
+def _with_lora(worker: Any) -> None:
+    model = worker.draft_runner.model
+    wrapped = model.lm_head
+    del model.lm_head
+    model.lm_head = SimpleNamespace(base_layer=wrapped)
+
+
+def _other_dtype(worker: Any) -> None:
+    worker.draft_runner.dtype = torch.bfloat16
+
+
+def _fewer_rows(worker: Any) -> None:
+    worker.draft_runner.model.lm_head.org_vocab_size -= 1
+
+
+def _amx(worker: Any) -> None:
+    worker.draft_runner.model.lm_head.use_intel_amx_backend = True
+
+
+def _another_model(worker: Any) -> None:
+    worker.draft_runner.model.__class__ = type(
+        "DeepseekV3ForCausalLMNextN", (LlamaForCausalLMEagle3,), {}
+    )
+
+
+def _wide_tree(worker: Any) -> None:
+    worker.topk = K + 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_quantised, "lm_head.quant_method"),
+        (_with_lora, "a ParallelLMHead"),
+        (_other_dtype, "lm_head.weight.dtype"),
+        (_fewer_rows, "lm_head.org_vocab_size"),
+        (_amx, "AMX"),
+        (_another_model, "DeepseekV3ForCausalLMNextN"),
+        (_wide_tree, "speculative_eagle_topk, 9"),
+    ],
+)
+def test_heads_that_are_not_served(change: Callable[[Any], None], message: str) -> None:
+    worker = unpatched()
+    change(worker)
+    with pytest.raises(Refused, match=message):
+        ActiveDraft(worker, Settings(capacity=K))
+
+
+def test_another_lm_head_is_refused() -> None:
+    worker = patched()
+    model = worker.draft_runner.model
+    other = functools.partial(model.logits_processor._compute_lm_head, torch.zeros(1, D))
+    with pytest.raises(Refused, match="the one that was attached to"):
+        other(SimpleNamespace())
+
+
+def test_settings_that_do_not_fit_the_draft(tmp_path: Any) -> None:
+    with pytest.raises(Refused, match=r"nowhere\.npy"):
+        patched(frequency=str(tmp_path / "nowhere.npy"))

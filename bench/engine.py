@@ -5,8 +5,8 @@
 A step of B requests with five drafted tokens each. Observing is eager: the target's likeliest
 token, by `argmax` or by `max`, or its three likeliest over the logits [6 B, V] that it has just
 made; then what `EngineHead` does with the step's tokens, of which NEW a request are not active. The
-head is called five times a step, in a graph on a GPU, with B rows of hidden. All is repeated on the
-same logits and activations.
+head is called five times a step, in a graph on a GPU, with B rows of hidden. Logits and activations
+are the same in every call.
 """
 
 import itertools
@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from microspec_kernels.integrations.engine import EngineHead, Settings
+from microspec_kernels.timing import Percentiles, time_arms
 
 from . import models, options
 from .cuda_graphs import capture, time_replays, uncaptured
@@ -30,6 +31,7 @@ REQUESTS = (1, 8, 32)
 DRAFTS = 5
 NEW = 2  # bench.batches: rows gathered a step of a request, where its vocabulary begins filled
 SETS = 16  # of a step's tokens, in turn
+CALLS = 8  # a replay, on a GPU
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,6 @@ class Arm:
     call: Callable[[], Any]
     times_a_step: int = 1
     captured: bool = False
-    head: EngineHead | None = None  # whose rows enter
 
 
 def made_head(weight: Tensor, requests: int, capacity: int, **settings: Any) -> EngineHead:
@@ -71,17 +72,32 @@ class Observing:
             tokens[new] = torch.randint(vocab_size, (len(new),), device=device)
             self.sets.append(tokens)
         self.turn = itertools.cycle(self.sets)
+        self.calls, self.entered_before = 0, entered(head)
 
     def __call__(self) -> None:
         tokens, groups = next(self.turn), self.groups
         taken = None if groups is None else groups[-self.rows :]
         self.head.judge(tokens[-self.rows :], taken)
         self.head.observe(tokens, groups)
+        self.calls += 1
+
+    def rows_entered(self) -> float:
+        """A call."""
+        return (entered(self.head) - self.entered_before) / self.calls
 
 
-def check(head: EngineHead, weight: Tensor, hidden: Tensor, groups: Tensor | None) -> None:
-    """The head's tokens are the best active ones, but for rounding of the dense logits."""
-    logits = F.linear(hidden.float(), weight.float())
+def entered(head: EngineHead) -> int:
+    """Rows since the start; waits for the device."""
+    head.figures()
+    if head.vocab.device.type == "cuda":
+        torch.cuda.synchronize()
+    figures = head.figures()
+    assert figures is not None
+    return figures.rows
+
+
+def check(head: EngineHead, logits: Tensor, hidden: Tensor, groups: Tensor | None) -> None:
+    """The head's tokens are the best active ones by the dense logits [M, V], but for rounding."""
     ids = head.vocab.ids if groups is None else head.vocab.ids[groups]
     best = logits.gather(1, ids.long().expand(len(hidden), -1)).amax(1)
     chosen = head.argmax(hidden, groups)
@@ -94,69 +110,63 @@ def arms_of(weight: Tensor, requests: int, capacity: int) -> dict[tuple[str, str
     """By vocabulary and name."""
     rows = requests * (DRAFTS + 1)
     hidden = torch.randn(requests, weight.size(1), device=weight.device).to(weight.dtype)
+    exact = F.linear(hidden.float(), weight.float())
     logits = torch.randn(rows, len(weight), device=weight.device).to(weight.dtype)
     made = {
         ("", "target's argmax"): Arm(lambda: logits.argmax(-1)),
         ("", "target's max"): Arm(lambda: logits.max(-1)),
         ("", "target's top 3"): Arm(lambda: logits.topk(3)),
-        ("", "dense LM head, argmax"): Arm(
-            lambda: F.linear(hidden, weight).argmax(-1), DRAFTS, captured=True
+        ("", "dense LM head, max"): Arm(
+            lambda: F.linear(hidden, weight).max(-1), DRAFTS, captured=True
         ),
     }
     for vocabulary in ("shared", "request") if requests > 1 else ("shared",):
         for mode, best in (("indexed", 1), ("indexed", 3), ("packed", 1)):
             head = made_head(weight, requests, capacity, vocabulary=vocabulary, mode=mode)
             groups = torch.arange(requests, device=weight.device) if head.vocab.groups > 1 else None
-            check(head, weight, hidden, groups)
+            check(head, exact, hidden, groups)
             argmax = partial(head.argmax, hidden, groups)
             if best == 1:
                 head_name = f"EngineHead.argmax, {mode}"
                 made[vocabulary, head_name] = Arm(argmax, DRAFTS, captured=True)
             name = f"judge and observe, top {best}, {mode}"
-            made[vocabulary, name] = Arm(Observing(head, requests, best), head=head)
+            made[vocabulary, name] = Arm(Observing(head, requests, best))
         made[vocabulary, "figures"] = Arm(head.figures)
     return made
+
+
+def timed(arms: dict[tuple[str, str], Arm], weight: Tensor, rounds: int) -> dict[Any, Percentiles]:
+    """On a CPU after an untimed call of the same: whatever arm ran before leaves no trace."""
+    if weight.is_cuda:
+        replays = {
+            key: (capture if arm.captured else uncaptured)(arm.call, CALLS)
+            for key, arm in arms.items()
+        }
+        return time_replays(replays, rounds)
+    calls: dict[Any, Callable[[], Any]] = {key: arm.call for key, arm in arms.items()}
+    return time_arms(calls, rounds, before=lambda key: calls[key]())
 
 
 def measure(device: str, quick: bool) -> options.Rows:
     model = models.TOY if quick else models.MODELS[models.DEFAULT]
     capacity = 300 if quick else CAPACITY
     weight = make_weight(model.vocab_size, model.dim, device)
-    calls, rounds = (8 if device == "cuda" else 1), (3 if quick else 31)
     table = []
     for requests in REQUESTS[:2] if quick else REQUESTS:
         arms = arms_of(weight, requests, capacity)
-        before = {name: entered(arm.head) for name, arm in arms.items()}
-        replays = {
-            name: (capture if arm.captured else uncaptured)(arm.call, calls)
-            for name, arm in arms.items()
-        }
-        times = time_replays(replays, rounds)
+        times = timed(arms, weight, 3 if quick else 31)
         for (vocabulary, name), arm in arms.items():
-            key = (vocabulary, name)
-            done = (rounds + 3) * calls + 1  # with those of the warm-up
+            observes = isinstance(arm.call, Observing)
             table.append(
                 {
                     "model": model.name, "V": model.vocab_size, "D": model.dim,
                     "capacity": capacity, "requests": requests, "drafts": DRAFTS,
                     "vocabulary": vocabulary, "arm": name, "times_a_step": arm.times_a_step,
-                    "rows_entered": (entered(arm.head) - before[key]) / done if arm.head else "",
-                    **times[key].in_us(),
+                    "rows_entered": arm.call.rows_entered() if observes else "",
+                    **times[vocabulary, name].in_us(),
                 }
             )  # fmt: skip
     return table
-
-
-def entered(head: EngineHead | None) -> int:
-    """Rows since the start; waits for the device."""
-    if head is None:
-        return 0
-    head.figures()
-    if head.vocab.device.type == "cuda":
-        torch.cuda.synchronize()
-    figures = head.figures()
-    assert figures is not None
-    return figures.rows
 
 
 if __name__ == "__main__":

@@ -55,10 +55,11 @@ def test_a_wrong_head_is_refused(mode: str) -> None:
     weight = make_weight(models.TOY.vocab_size, models.TOY.dim)
     head = engine.made_head(weight, 1, 300, mode=mode)
     hidden = torch.randn(4, models.TOY.dim).to(weight.dtype)
-    engine.check(head, weight, hidden, None)
+    logits = hidden.float() @ weight.float().T
+    engine.check(head, logits, hidden, None)
     with pytest.raises(AssertionError, match="not the best active token"):
-        engine.check(head, -weight, hidden, None)
+        engine.check(head, -logits, hidden, None)
     head.vocab.ids.copy_(head.vocab.ids.roll(-1))  # slots and ids no longer agree
     head.vocab.token_slots.fill_(-1)
     with pytest.raises(AssertionError, match="not an active token"):
-        engine.check(head, weight, hidden, None)
+        engine.check(head, logits, hidden, None)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,7 @@ def run(*command: str | Path, cwd: Path) -> None:
 def sources() -> set[str]:
     """Python files of the package in this checkout, and where they are installed."""
     package = {str(path.relative_to(ROOT)) for path in ROOT.glob("microspec_kernels/**/*.py")}
+    package.add("microspec_plugins.py")
     kernels = {str(path.relative_to(ROOT)) for path in ROOT.glob("triton_kernels/*.py")}
     assert len(kernels) > 4
     return package | {f"microspec_kernels/{path}" for path in kernels}
@@ -69,11 +71,17 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
     assert {"METADATA", "licenses/LICENSE", "entry_points.txt"} <= endings
 
 
-def test_wheel_command_and_requirements(wheel):
+def test_wheel_entry_points_and_requirements(wheel):
     with zipfile.ZipFile(wheel) as archive:
         (points,) = (name for name in archive.namelist() if name.endswith("entry_points.txt"))
-        assert "microspec = microspec_kernels.cli:main" in archive.read(points).decode()
+        commands = ConfigParser()
+        commands.read_string(archive.read(points).decode())
         metadata = archive.read(points.replace("entry_points.txt", "METADATA")).decode()
+    assert {group: dict(commands[group]) for group in commands.sections()} == {
+        "console_scripts": {"microspec": "microspec_kernels.cli:main"},
+        "vllm.general_plugins": {"microspec": "microspec_plugins:vllm"},
+        "sglang.srt.plugins": {"microspec": "microspec_plugins:sglang"},
+    }
     required = re.findall(r"^Requires-Dist: (.*)$", metadata, re.MULTILINE)
     assert [line for line in required if "extra ==" not in line] == ["torch>=2.10"]
     assert "Requires-Python: >=3.10" in metadata

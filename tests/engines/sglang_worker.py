@@ -9,9 +9,9 @@ from typing import Any
 def scheduler(*args: Any, **kwargs: Any) -> Any:
     """SGLang's scheduler process, with the tree masks that its Triton attention reads: on a CPU it
     otherwise makes those of another kind of attention."""
-    from sglang.kernels.ops.speculative.spec_tree import TreeMaskMode
     from sglang.srt.managers.scheduler import run_scheduler_process
     from sglang.srt.speculative import eagle_worker_v2
+    from sglang.srt.speculative.eagle_utils import TreeMaskMode
 
     eagle_worker_v2.default_tree_mask_mode = lambda: TreeMaskMode.FULL_MASK
     return run_scheduler_process(*args, **kwargs)

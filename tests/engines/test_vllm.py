@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import RING, VOCAB, continuation, of_ring
-from vllm_runs import DRAFTS, RUNNERS, Request, Run, run
+from checkpoints import VOCAB, continuation, of_ring
+from vllm_runs import CHUNKED, DRAFTS, RUNNERS, mixed, request, run
 
 SMALL = {"capacity": 48}
 """Less than the texts below need: tokens are evicted all the time."""
@@ -26,35 +26,6 @@ def everything(checkpoints: Path) -> dict[str, Any]:
     return {"capacity": VOCAB, "frequency": str(checkpoints / "all.npy")}
 
 
-def request(prompt: list[int], length: int, **sampling: Any) -> Request:
-    return prompt, {"max_tokens": length, **sampling}
-
-
-# Requests of different lengths, more than may run at a time, so that they join and leave; prompts
-# longer than what a step takes; in the second round prompts whose start is cached.
-MIXED = [
-    [
-        request(of_ring(3, 6), 40),
-        request(of_ring(9, 70), 9),
-        request(of_ring(5, 3), 30),
-        request(of_ring(3, 2, start=7), 20),
-        request(of_ring(12, 40), 5),
-    ],
-    [request(of_ring(9, 70), 9), request(of_ring(3, 6), 10)],
-]
-CHUNKED = {"max_num_batched_tokens": 32}
-
-
-def mixed(
-    checkpoints: Path, runner: str, draft: str | None, target: str = "noisy", **more: Any
-) -> Run:
-    """Over a target whose text nobody can foresee."""
-    engine = CHUNKED | more.pop("engine", {})
-    done = run(checkpoints, runner, target, draft, MIXED, engine=engine, **more)
-    assert done.code == 0, done.log
-    return done
-
-
 @each_draft
 @both_runners
 def test_text_is_the_targets_own(checkpoints: Path, runner: str, target: str, draft: str) -> None:
@@ -62,9 +33,9 @@ def test_text_is_the_targets_own(checkpoints: Path, runner: str, target: str, dr
     drafted = mixed(checkpoints, runner, draft, target, settings=SMALL)
     assert drafted.rounds == alone.rounds
     accepted, _ = drafted.accepted
-    assert accepted > 0
+    assert 0 < accepted < mixed(checkpoints, runner, draft, target).accepted[0]
     (figures,) = drafted.figures
-    assert figures["active"] == SMALL["capacity"] and figures["rows"] > 2 * SMALL["capacity"] // 3
+    assert figures["rows"] > figures["active"] == SMALL["capacity"]
 
 
 @each_draft
@@ -91,6 +62,15 @@ def test_a_slab_and_more_of_the_targets_tokens(checkpoints: Path, runner: str) -
     assert done.figures[0]["rows"] > fewer.figures[0]["rows"]
 
 
+def test_drafts_without_padding(checkpoints: Path) -> None:
+    """Runner V1 can leave out what was rejected, where others go on with it as padding."""
+    speculative = {"disable_padded_drafter_batch": True}
+    done = mixed(checkpoints, "V1", "eagle", settings=SMALL, speculative=speculative)
+    assert done.rounds == mixed(checkpoints, "V1", None).rounds
+    padded = mixed(checkpoints, "V1", "eagle", settings=SMALL)
+    assert (done.accepted, done.figures) == (padded.accepted, padded.figures)
+
+
 @both_runners
 def test_drawn_text_is_the_targets_own(checkpoints: Path, runner: str) -> None:
     """At temperature > 0 verification draws; here from what is all but sure."""
@@ -101,63 +81,6 @@ def test_drawn_text_is_the_targets_own(checkpoints: Path, runner: str) -> None:
     assert done.rounds == [[continuation(prompt, 40) for prompt in prompts]]
     accepted, drafted = done.accepted
     assert 0 < accepted < drafted
-
-
-@both_runners
-def test_vocabulary_learns_exactly_what_was_seen(checkpoints: Path, runner: str) -> None:
-    """A text becomes known token by token; after one turn of its ring nothing is new."""
-    prompts = [of_ring(3, 6), of_ring(9, 9, start=3), of_ring(5, 3), of_ring(7, 40)]
-    rounds = [[request(prompt, 50) for prompt in prompts]]
-    settings = {"capacity": VOCAB}
-    done = run(checkpoints, runner, "target", "eagle", rounds, settings=settings, engine=CHUNKED)
-    assert done.code == 0, done.log
-    assert done.rounds == [[continuation(prompt, 50) for prompt in prompts]]
-    (figures,) = done.figures
-    # The first token of a text was not drafted; of the others, the new ones are those missed.
-    assert figures["misses"] == sum(max(RING - len(prompt) - 1, 0) for prompt in prompts)
-    assert figures["rows"] == figures["active"] == RING * len(prompts)
-    assert done.accepted[0] > 50
-
-
-@both_runners
-def test_a_cached_prefix_is_learnt(checkpoints: Path, runner: str) -> None:
-    """Its keys and values are there, so that no step sees its tokens."""
-    tail = of_ring(3, 3)
-    prompt = of_ring(3, RING) + of_ring(5, RING) + tail
-    others = [of_ring(ring, RING) for ring in (8, 10, 12)]
-    rounds = [[request(prompt, 2)], [request(other, 2) for other in others], [request(prompt, 20)]]
-    settings = {"capacity": 3 * RING}
-    done = run(checkpoints, runner, "target", "eagle", rounds, settings=settings)
-    assert done.code == 0, done.log
-    assert done.rounds[2] == [continuation(prompt, 20)]
-    assert done.counters["prefix_cache_hits"] >= RING
-    (figures,) = done.figures
-    assert figures["misses"] == 0
-    assert figures["rows"] == 7 * RING  # evicted in between, and entered again
-
-
-def test_a_vocabulary_for_each_request(checkpoints: Path) -> None:
-    """Each is as large as one ring: together they would evict each other's tokens."""
-    full = [request(of_ring(ring, RING), 40) for ring in (3, 9, 5, 7, 11)]
-    known_to_others = [request(of_ring(ring, 4), 20) for ring in (3, 9)]
-    misses = {}
-    for vocabulary in ("request", "shared"):
-        settings = {"capacity": RING, "vocabulary": vocabulary}
-        done = run(checkpoints, "V2", "target", "eagle", [full, known_to_others], settings=settings)
-        assert done.code == 0, done.log
-        expected = [
-            [continuation(*_asked(one)) for one in some] for some in (full, known_to_others)
-        ]
-        assert done.rounds == expected
-        misses[vocabulary] = done.figures[0]["misses"]
-    # Of the second round all is new, although the requests before knew those tokens.
-    assert misses["request"] == 2 * (20 - 1)
-    assert misses["shared"] > 100
-
-
-def _asked(one: Request) -> tuple[list[int], int]:
-    prompt, sampling = one
-    return list(prompt), sampling["max_tokens"]
 
 
 @both_runners

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from checkpoints import of_ring
+
 FOLDER = Path(__file__).parent
 PYTHON = Path(os.environ.get("MICROSPEC_TEST_VLLM", FOLDER.parents[1] / ".venv-vllm/bin/python"))
 DRAFTS = {  # folder of the checkpoint: the method that vLLM calls it by
@@ -96,23 +98,23 @@ def run(
             **(speculative or {}),
         }
     switch = {} if settings is None else {"MICROSPEC": json.dumps(settings)}
-    request = {
+    configuration = {
         "engine": _ENGINE | {"model": str(checkpoints / target)} | more,
         "rounds": rounds,
         "figures": settings is not None or "additional_config" in more,
     }
     variables = _ENVIRONMENT | RUNNERS[runner] | switch | (environment or {})
-    return _run(json.dumps(request), json.dumps(variables))
+    return _run(json.dumps(configuration), json.dumps(variables))
 
 
 @functools.cache
-def _run(request: str, variables: str) -> Run:
+def _run(configuration: str, variables: str) -> Run:
     if not PYTHON.exists():
         raise FileNotFoundError(f"{PYTHON}: `make test-engines` makes vLLM's environment")
     kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     with tempfile.TemporaryDirectory() as folder:
-        asked, answer = Path(folder, "request.json"), Path(folder, "answer.json")
-        asked.write_text(request)
+        asked, answer = Path(folder, "configuration.json"), Path(folder, "answer.json")
+        asked.write_text(configuration)
         done = subprocess.run(
             [PYTHON, FOLDER / "vllm_worker.py", asked, answer],
             env=kept | json.loads(variables),
@@ -126,3 +128,32 @@ def _run(request: str, variables: str) -> Run:
         if answer.exists():
             result = json.loads(answer.read_text())
         return Run(done.returncode, done.stdout, **result)
+
+
+def request(prompt: list[int], length: int, **sampling: Any) -> Request:
+    return prompt, {"max_tokens": length, **sampling}
+
+
+# Requests of different lengths, more than may run at a time, so that they join and leave; prompts
+# longer than what a step takes; in the second round prompts whose start is cached.
+MIXED = [
+    [
+        request(of_ring(3, 6), 40),
+        request(of_ring(9, 70), 9),
+        request(of_ring(5, 3), 30),
+        request(of_ring(3, 2, start=7), 20),
+        request(of_ring(12, 40), 5),
+    ],
+    [request(of_ring(9, 70), 9), request(of_ring(3, 6), 10)],
+]
+CHUNKED = {"max_num_batched_tokens": 32}
+
+
+def mixed(
+    checkpoints: Path, runner: str, draft: str | None, target: str = "noisy", **more: Any
+) -> Run:
+    """Over a target whose text nobody can foresee."""
+    engine = CHUNKED | more.pop("engine", {})
+    done = run(checkpoints, runner, target, draft, MIXED, engine=engine, **more)
+    assert done.code == 0, done.log
+    return done

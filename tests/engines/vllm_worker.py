@@ -8,10 +8,10 @@ from typing import Any
 from vllm import LLM, SamplingParams
 
 
-def main(request: dict[str, Any]) -> dict[str, Any]:
-    llm = LLM(**request["engine"])
+def main(configuration: dict[str, Any]) -> dict[str, Any]:
+    llm = LLM(**configuration["engine"])
     rounds = []
-    for requests in request["rounds"]:
+    for requests in configuration["rounds"]:
         sampling = [
             SamplingParams(**{"temperature": 0, "ignore_eos": True, "detokenize": False, **given})
             for _, given in requests
@@ -24,7 +24,7 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
         for metric in llm.get_metrics()
         if hasattr(metric, "value")
     }
-    figures = llm.collective_rpc("microspec_figures") if request["figures"] else []
+    figures = llm.collective_rpc("microspec_figures") if configuration["figures"] else []
     return {"rounds": rounds, "counters": counters, "figures": figures}
 
 

@@ -75,7 +75,8 @@ class DraftModel(nn.Module):
         logits = self.logits_processor(self.lm_head, self.norm(hidden_states), self.bias)
         if self.draft_id_to_target_id is None:
             return logits
-        targets = torch.arange(len(self.draft_id_to_target_id)) + self.draft_id_to_target_id
+        offsets = self.draft_id_to_target_id
+        targets = torch.arange(len(offsets), device=offsets.device) + offsets
         mapped = logits.new_full((len(logits), self.vocab_size), float("-inf"))
         mapped[:, targets] = logits
         return mapped

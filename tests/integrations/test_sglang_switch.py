@@ -132,6 +132,7 @@ def test_versions_that_are_not(version: str, monkeypatch: pytest.MonkeyPatch) ->
         ("spec", "speculative_token_map", "map.pt"),
         ("spec", "speculative_adaptive", True),
         ("spec", "enable_multi_layer_eagle", True),
+        ("schedule", "enable_mixed_chunk", True),
         ("lora", "enable_lora", True),
         ("parallel", "attn_dp_size", 2),
         ("parallel", "attn_cp_size", 2),
@@ -148,6 +149,16 @@ def test_configurations_that_are_not_served(
     with installed(groups):
         register()
         with pytest.raises(Refused, match=rf"{name}: expected .*got {value!r}"):
+            scheduler()
+
+
+def test_memory_savers_are_not_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SWITCH, "1")
+    groups = config()
+    groups["exec"]["features"].enable_memory_saver = True
+    with installed(groups):
+        register()
+        with pytest.raises(Refused, match=r"enable_memory_saver: expected False, as .* got True"):
             scheduler()
 
 

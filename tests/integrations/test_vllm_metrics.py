@@ -111,6 +111,25 @@ def test_the_device_is_not_asked_between_reports(
     assert asked == []
 
 
+def test_a_copy_is_given_a_step_to_arrive(
+    clock: list[float], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where figures are those of the call before."""
+    caplog.set_level("INFO", "vllm")
+    head = head_of()
+    told, newest = Metrics(head, reports=True), head.figures
+    arrived: list[Any] = [None]
+    monkeypatch.setattr(head, "figures", lambda: arrived.append(newest()) or arrived[-2])
+    for token in (1, 2):
+        go_on(head, token)
+        clock[0] += 10.1
+        told.tick()
+        assert len(caplog.messages) == token - 1
+        told.tick()
+        assert len(caplog.messages) == token
+    assert "Not covered: 1 tokens, Rows entered: 1, Active: 2" in caplog.messages[-1]
+
+
 def test_other_ranks_tell_nothing(clock: list[float], caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "vllm")
     head = head_of()

@@ -1,5 +1,6 @@
 """What the plugin does not serve, each by its name in SGLang's configuration or on the LM head."""
 
+import operator
 from typing import Any
 
 from microspec_kernels.integrations.engine import SWITCH, Refused, Settings
@@ -8,22 +9,22 @@ ALGORITHMS = ("EAGLE", "EAGLE3")
 DRAFTS = ("LlamaForCausalLMEagle", "LlamaForCausalLMEagle3")
 """Draft models that were tested: EAGLE's and, for targets of every kind, EAGLE-3's."""
 
-_EXPECTED: tuple[tuple[str, str, object], ...] = (
-    # Needs the draft's probabilities over all of V.
-    ("spec", "speculative_use_rejection_sampling", False),
-    # FR-Spec: a fixed small vocabulary instead of the active one.
-    ("spec", "speculative_token_map", None),
-    # Not tested.
-    ("spec", "speculative_adaptive", False),
-    ("spec", "enable_multi_layer_eagle", False),
-    ("lora", "enable_lora", False),
-    # A rank would see a part of the requests or of the layers.
-    ("parallel", "attn_dp_size", 1),
-    ("parallel", "attn_cp_size", 1),
-    ("parallel", "pp_size", 1),
-    # Its other half would have to know this one's slots.
-    ("disagg", "disaggregation_mode", "null"),
+_UNTESTED = "the plugin was not tested with it"
+_RANKS = "a rank would see a part of the requests or of the layers"
+_EXPECTED: tuple[tuple[str, object, str], ...] = (
+    ("spec.speculative_use_rejection_sampling", False, "it needs probabilities over all of V"),
+    ("spec.speculative_token_map", None, "the active vocabulary takes the place of a fixed one"),
+    ("spec.speculative_adaptive", False, _UNTESTED),
+    ("spec.enable_multi_layer_eagle", False, _UNTESTED),
+    ("schedule.enable_mixed_chunk", False, _UNTESTED),
+    ("lora.enable_lora", False, _UNTESTED),
+    ("exec.features.enable_memory_saver", False, _UNTESTED),
+    ("parallel.attn_dp_size", 1, _RANKS),
+    ("parallel.attn_cp_size", 1, _RANKS),
+    ("parallel.pp_size", 1, _RANKS),
+    ("disagg.disaggregation_mode", "null", "the other half would have to know this one's slots"),
 )
+"""Options by the groups of SGLang's runtime context, what they have to be, and why."""
 
 
 def check_settings(settings: Settings) -> None:
@@ -49,10 +50,12 @@ def check_config() -> None:
     if algorithm not in ALGORITHMS:
         served = f"one of {', '.join(ALGORITHMS)}"
         raise Refused("sglang: speculative_algorithm", served, repr(algorithm))
-    for group, name, expected in _EXPECTED:
-        got = getattr(getattr(runtime_context, f"get_{group}")(), name)
+    for path, expected, why in _EXPECTED:
+        group, _, option = path.partition(".")
+        got = operator.attrgetter(option)(getattr(runtime_context, f"get_{group}")())
         if got != expected and not (expected is False and got is None):
-            raise Refused(f"sglang: {name}", repr(expected), repr(got))
+            name = path.rpartition(".")[2]
+            raise Refused(f"sglang: {name}", f"{expected!r}, as {why}", repr(got))
 
 
 def check_head(model: Any, rows: int, dtype: Any) -> None:

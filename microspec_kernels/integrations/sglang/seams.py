@@ -33,7 +33,7 @@ _SEAMS = (
     ),
     *(
         Seam("sglang.srt.runtime_context", f"get_{group}", ())
-        for group in ("spec", "parallel", "disagg", "lora", "observability")
+        for group in ("spec", "schedule", "lora", "exec", "parallel", "disagg", "observability")
     ),
 )
 

@@ -8,11 +8,11 @@ from importlib import import_module
 from typing import Any
 
 from microspec_kernels.integrations.engine import SWITCH, Refused, Settings, check_seams
+from microspec_kernels.integrations.engine.wrap import Original, wrap
 
 from .drafter import drafter_of
 from .refusals import check_config
 from .seams import TESTED, seams
-from .wrap import Original, wrap
 
 logger = logging.getLogger(f"vllm.{__name__}")  # vLLM shows its own loggers only
 

@@ -1,6 +1,6 @@
 """Model runner V1 (vllm/v1/worker/gpu_model_runner.py): where its drafter takes and gives.
 
-Its draft's LM head is always run eagerly. Its rows of requests move within a step's batch, so that
+Its draft's LM head is always run eagerly. The row of a request changes from step to step, so that
 there is one vocabulary for all of them. `GPUModelRunner._sample` is run in real steps only, after
 the target and before the draft; there the vocabulary learns.
 """
@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from microspec_kernels.integrations.engine import Refused
+from microspec_kernels.integrations.engine.wrap import Original, wrap
 
 from .attach import attach
 from .drafter import drafter_of, hold
 from .plugin import settings_of
-from .wrap import Original, wrap
 
 
 def install() -> None:

@@ -28,7 +28,7 @@ def _module(name: str, *names: str) -> types.ModuleType:
 
 __path__: list[str] = []  # so that it is a package
 __version__ = "0.28.0"
-io = _module("io", "ImageReadMode", "decode_image")
+io = _module("io", "ImageReadMode", "decode_image", "decode_jpeg")
 transforms = _module("transforms")
 transforms.functional = _module("transforms.functional", "pil_to_tensor")  # type: ignore[attr-defined]
 transforms.v2 = _module("transforms.v2")  # type: ignore[attr-defined]

@@ -1,0 +1,78 @@
+"""vLLM's plugin as its model runner V2 uses it: drafts in a graph, the target's steps between."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from integrations.fake_vllm import DraftModel, config, installed
+
+from microspec_kernels.integrations.engine import Settings
+from microspec_kernels.integrations.vllm.attach import attach
+from microspec_kernels.integrations.vllm.drafter import Drafter
+
+from .test_engine_head import no_waiting
+from .test_graphs import captured
+
+DEVICE = "cuda"
+V, ROWS, DIM, SLOTS, STEPS = 60, 40, 16, 4, 200
+OFFSETS = torch.arange(ROWS) // 2
+
+
+def drafter_on(device: str, settings: Settings) -> Drafter:
+    """The same one everywhere: small integers, so that each logit is exact."""
+    weight = torch.randint(-3, 4, (ROWS + 8, DIM), generator=torch.Generator().manual_seed(2))
+    model: Any = DraftModel(weight.float().to(device), ROWS, V, OFFSETS.to(device))
+    model.norm = lambda hidden: hidden.roll(1, -1)
+    return attach("Speculator", model, config(DIM, V), settings, SLOTS)
+
+
+@pytest.mark.parametrize("vocabulary", ["shared", "request"])
+@pytest.mark.parametrize("mode", ["indexed", "packed"])
+def test_captured_drafts_follow_what_is_observed(vocabulary: Any, mode: Any) -> None:
+    """Each replay gives what the plugin does on the CPU; nothing waits for the device."""
+    rng = torch.Generator().manual_seed(1)
+    settings = Settings(capacity=12, vocabulary=vocabulary, mode=mode)
+    with installed():
+        here, there = drafter_on("cpu", settings), drafter_on(DEVICE, settings)
+    hidden = torch.zeros(SLOTS + 1, DIM, device=DEVICE)
+    slots = torch.zeros(SLOTS + 1, dtype=torch.int64, device=DEVICE)
+    drafts = torch.empty(SLOTS + 1, dtype=torch.int64, device=DEVICE)
+    replay = captured(lambda: drafts.copy_(there.draft(hidden, slots)))
+    padding = torch.tensor([-1 if vocabulary == "request" else 0])
+    for index in range(STEPS):
+        step = step_of(rng)
+        joins = [index % SLOTS] if index % 5 == 0 else []
+        prefixes = [[index % V, V - 1]] * len(joins)
+        on_device = [value.to(DEVICE) for value in vars(step).values()]
+        with no_waiting():
+            there.begin(joins, prefixes)
+            take(there, *on_device)
+        here.begin(joins, prefixes)
+        take(here, *vars(step).values())
+        now = torch.randint(-3, 4, hidden.shape, generator=rng).float()
+        hidden.copy_(now)
+        slots.copy_(torch.cat((step.slots, padding)))
+        replay()
+        assert torch.equal(drafts.cpu(), here.draft(now, slots.cpu())), index
+    assert there.figures() == here.figures()
+
+
+def step_of(rng: torch.Generator) -> Any:
+    """For every slot two rows of logits, some tokens of text and some sampled ones."""
+    lengths = torch.randint(1, 4, (SLOTS,), generator=rng)
+    sampled = torch.randint(0, V, (SLOTS, 2), generator=rng)
+    sampled[:, 1] = sampled[:, 1].where(lengths > 1, -1)
+    return SimpleNamespace(
+        logits=torch.rand(2 * SLOTS, V, generator=rng),
+        text=torch.randint(0, V, (int(lengths.sum()),), generator=rng),
+        sampled=sampled,
+        drafted=lengths > 2,
+        slots=torch.randperm(SLOTS, generator=rng),
+        lengths=lengths,
+    )
+
+
+def take(drafter: Drafter, logits: Any, *step: Any) -> None:
+    drafter.keep(logits, step[3].repeat_interleave(2))
+    drafter.observe(*step)

@@ -1,0 +1,122 @@
+"""vLLM's plugin: what is looked at and patched where the switch is on."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from microspec_kernels.integrations.engine import SWITCH, Refused
+from microspec_kernels.integrations.engine.wrap import wrap
+from microspec_kernels.integrations.vllm import plugin, register
+from microspec_kernels.integrations.vllm.drafter import hold
+from microspec_kernels.integrations.vllm.seams import TESTED, seams
+
+from .fake_vllm import WorkerBase, config, installed
+from .test_vllm_switch import worker
+
+
+@pytest.fixture(autouse=True)
+def _no_switch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(SWITCH, raising=False)
+
+
+def test_seams_of_each_version() -> None:
+    for minor in TESTED:
+        assert seams(f"{minor}.0") == seams(f"{minor}.7+cu130") != ()
+    for version in ("0.29.1", "0.3", "0.300.0", "1.30.0", ""):
+        with pytest.raises(Refused, match="vllm: expected a version among"):
+            seams(version)
+
+
+def test_seams_are_checked_before_anything_is_patched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with installed():
+        monkeypatch.setattr(
+            "microspec_kernels.integrations.engine.seams.package_root", lambda package: tmp_path
+        )
+        register()
+        with pytest.raises(Refused, match="expected the seams of vllm") as refused:
+            worker(config(microspec=True))
+    for seam in seams("0.32.0"):
+        assert f"{seam}: no such module" in str(refused.value)
+
+
+def test_a_worker_without_a_drafter_is_refused() -> None:
+    class Worker:
+        def __init__(self, vllm_config: Any) -> None:
+            self.vllm_config, self.model_runner = vllm_config, type("Runner", (), {})()
+
+        def load_model(self) -> str:
+            return "loaded"
+
+    wrap(Worker, "load_model", plugin._load_model)
+    assert Worker(config()).load_model() == "loaded"
+    on = Worker(config(microspec=True))
+    with pytest.raises(Refused, match=r"Runner\.load_model: expected a drafter attached"):
+        on.load_model()
+    hold(on.model_runner, object())  # type: ignore[arg-type]
+    assert on.load_model() == "loaded"
+
+
+class Drafted:
+    """Notes what a worker asks of its drafter."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda: self.asked.append(name) or name
+
+
+class Worker(WorkerBase):
+    def __init__(self, vllm_config: Any) -> None:
+        super().__init__(vllm_config)
+        self.model_runner = type("Runner", (), {})()
+
+    def load_model(self) -> str:
+        hold(self.model_runner, Drafted())  # type: ignore[arg-type]
+        return "load_model"
+
+    def compile_or_warm_up_model(self) -> str:
+        return "compile_or_warm_up_model"
+
+    def reload_weights(self, *args: Any) -> str:
+        return "reload_weights"
+
+    def finish_weight_update(self) -> str:
+        return "finish_weight_update"
+
+
+@pytest.mark.parametrize("use_v2", [False, True])
+def test_what_is_prepared(use_v2: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    patched: list[str] = []
+    monkeypatch.setattr(plugin, "check_seams", lambda *given: patched.append("seams checked"))
+    for runner in ("v1", "v2"):
+        name = f"microspec_kernels.integrations.vllm.{runner}.install"
+        monkeypatch.setattr(name, lambda runner=runner: patched.append(runner))
+    cls: Any = type("CPUWorker", (Worker,), {})
+    with installed():
+        wrap(cls, "__init__", plugin._make_worker)
+        unserved = config(microspec=True)
+        unserved.speculative_config.method = "ngram"
+        with pytest.raises(Refused, match=r"speculative_config\.method"):
+            cls(unserved)
+        assert patched == ["seams checked"]
+        on = config(microspec=True)
+        on.use_v2_model_runner = use_v2
+        worker, without = cls(on), cls(on)
+    assert patched[1:3] == ["seams checked", "v2" if use_v2 else "v1"]
+    for name in (
+        "load_model",
+        "compile_or_warm_up_model",
+        "reload_weights",
+        "finish_weight_update",
+    ):
+        assert getattr(worker, name)() == name
+    assert worker.microspec_figures() == "figures"
+    assert worker.model_runner.microspec_drafter.asked == ["restart", "reload", "reload", "figures"]
+    monkeypatch.setattr(Drafted, "__new__", lambda cls: None)
+    with pytest.raises(Refused, match=r"Runner\.load_model: expected a drafter attached"):
+        without.load_model()
+    assert Worker(config()).load_model.__func__ is Worker.load_model  # others are as they were

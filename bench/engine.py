@@ -30,7 +30,7 @@ from .head_arms import make_weight
 REQUESTS = (1, 8, 32)
 DRAFTS = 5
 NEW = 2  # bench.batches: rows gathered a step of a request, where its vocabulary begins filled
-SETS = 16  # of a step's tokens, in turn
+SETS = 72  # of a step's tokens, in turn: as many as calls on a CPU
 CALLS = 8  # a replay, on a GPU
 
 

@@ -166,6 +166,15 @@ def test_prompts_are_seen_with_what_was_cached_of_them_once() -> None:
     assert active(worker) == {31, 32, 7, 8, 9, 33, 34, 35}
 
 
+def test_the_cached_text_of_a_request_that_comes_again_is_seen_too() -> None:
+    worker, request = patched(), Request([1, 2, 3])
+    request.output_ids = [4, 5]
+    batch = SimpleNamespace(reqs=[request], prefix_lens=[4], forward_mode=BUSY)
+    batch.input_ids = torch.tensor([5])
+    worker._draft_extend_for_prefill(batch, None, torch.tensor([6]))
+    assert active(worker) == {1, 2, 3, 4, 5, 6}
+
+
 def test_a_verified_tree_the_targets_best_and_accepted_tokens_enter() -> None:
     worker = patched()
     prefill(worker, [50, 51], 52)
@@ -187,6 +196,15 @@ def test_several_of_the_targets_best_enter() -> None:
     logits[:, 20] = 0.5
     verify(worker, [1, 2], [[9]], logits)
     assert active(worker) == {1, 2, 30, 31, 20, 9}
+
+
+def test_of_the_targets_best_the_likeliest_leaves_last() -> None:
+    worker, logits = patched(top_k=2, capacity=3), towards(30)
+    logits[:, 20] = 0.5
+    verify(worker, [1], [[9]], logits)
+    assert active(worker) == {20, 30, 9}
+    prefill(worker, [9], 40)
+    assert active(worker) == {30, 9, 40}
 
 
 def test_idle_batches_are_not_looked_at() -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from checkpoints import RING, VOCAB, continuation, of_ring
-from vllm_runs import CHUNKED, RUNNERS, Request, request, run
+from vllm_runs import CHUNKED, RUNNERS, request, run
 
 both_runners = pytest.mark.parametrize("runner", RUNNERS)
 
@@ -44,24 +44,22 @@ def test_a_cached_prefix_is_learnt(checkpoints: Path, runner: str) -> None:
 
 
 def test_a_vocabulary_for_each_request(checkpoints: Path) -> None:
-    """Each is as large as one ring: together they would evict each other's tokens."""
-    full = [request(of_ring(ring, RING), 40) for ring in (3, 9, 5, 7, 11)]
-    known_to_others = [request(of_ring(ring, 4), 20) for ring in (3, 9)]
+    """There is room for two rings, and together they would need three."""
+    prompts = [of_ring(ring, RING) for ring in (3, 9, 5)]
+    # In slots that others had, one of them with the same ring.
+    later = [of_ring(3, 4)] * 3
+    rounds = [
+        [request(prompt, 40) for prompt in prompts],
+        [request(prompt, 20) for prompt in later],
+    ]
     misses = {}
     for vocabulary in ("request", "shared"):
-        settings = {"capacity": RING, "vocabulary": vocabulary}
-        done = run(checkpoints, "V2", "target", "eagle", [full, known_to_others], settings=settings)
+        settings = {"capacity": 2 * RING, "vocabulary": vocabulary}
+        done = run(checkpoints, "V2", "target", "eagle", rounds, settings=settings)
         assert done.code == 0, done.log
-        expected = [
-            [continuation(*_asked(one)) for one in some] for some in (full, known_to_others)
-        ]
-        assert done.rounds == expected
+        assert done.rounds[0] == [continuation(prompt, 40) for prompt in prompts]
+        assert done.rounds[1] == [continuation(prompt, 20) for prompt in later]
         misses[vocabulary] = done.figures[0]["misses"]
-    # Of the second round all is new, although the requests before knew those tokens.
-    assert misses["request"] == 2 * (20 - 1)
-    assert misses["shared"] > 100
-
-
-def _asked(one: Request) -> tuple[list[int], int]:
-    prompt, sampling = one
-    return list(prompt), sampling["max_tokens"]
+    # In its own vocabulary all of a ring is known, or nothing but the prompt.
+    assert misses["request"] == len(later) * (20 - 1)
+    assert misses["shared"] > misses["request"]

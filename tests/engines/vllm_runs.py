@@ -38,9 +38,11 @@ _ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",
 }
+INTERPRETED = {"CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "1"}
+"""vLLM's Triton kernels, which V2 cannot do without, run by Triton's interpreter."""
 RUNNERS = {
     "V1": {"VLLM_USE_V2_MODEL_RUNNER": "0"},
-    "V2": {"VLLM_USE_V2_MODEL_RUNNER": "1", "CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "1"},
+    "V2": {"VLLM_USE_V2_MODEL_RUNNER": "1", **INTERPRETED},
 }
 
 Request = tuple[Sequence[int], dict[str, Any]]

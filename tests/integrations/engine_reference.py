@@ -1,9 +1,13 @@
-"""What EngineHead must do, in Python and float64: an LRU over rows, and the logits of those."""
+"""What EngineHead must do, in Python and float64: an LRU over rows, and the logits of those.
+
+And what its tests are given.
+"""
 
 import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from generators import integers
 from lru import Lru
@@ -17,7 +21,15 @@ STRANGE = (-1, -7, V, V + 1, 2**31 - 1, -(2**31))
 # A head of fewer rows than the target has tokens, in no order.
 ROW_TOKENS = torch.randperm(V, generator=torch.Generator().manual_seed(5))[:ROWS]
 
+# What a row of a slab is scaled to.
 LARGEST = {"int8": 127.0, "float8_e4m3fn": 448.0}
+
+MODES: list[dict[str, Any]] = [
+    {"mode": "indexed"},
+    {"mode": "packed"},
+    {"mode": "packed", "slab_dtype": "int8"},
+    {"mode": "packed", "slab_dtype": "float8_e4m3fn"},
+]
 
 
 def weight_of(dtype: torch.dtype, slab: str | None = None, rows: int = V, seed: int = 1) -> Tensor:
@@ -110,3 +122,28 @@ class Wanted:
         figures = {"hits": self.hits, "misses": self.misses, "rows": self.entered, **active}
         found = head.figures()
         assert found is not None and found._asdict() == figures, where
+
+
+def frequency_file(tmp_path: Any, tokens: list[int]) -> str:
+    path = tmp_path / "rank.npy"
+    np.save(path, np.array(tokens, dtype=np.int64))
+    return str(path)
+
+
+def state_of(head: EngineHead) -> list[Tensor]:
+    """All tensors that a captured graph may have seen, wherever they hang."""
+    found: list[Tensor] = []
+    seen: set[int] = set()
+
+    def visit(value: Any) -> None:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif type(value).__module__.startswith("microspec_kernels") and id(value) not in seen:
+            seen.add(id(value))
+            for name, part in sorted(vars(value).items()):
+                parts = part.values() if name in ("_buffers", "_modules") else [part]
+                for each in parts:
+                    visit(each)
+
+    visit(head)
+    return found

@@ -140,3 +140,18 @@ def test_shared_vocabularies_stay_when_requests_begin() -> None:
     head.observe(torch.tensor([3, 4]))
     head.begin([0])
     assert head.figures() == Figures(hits=0, misses=0, rows=2, active=2)
+
+
+@pytest.mark.parametrize("top_k", [1, 3])
+def test_the_targets_likeliest_with_the_best_as_the_newest(top_k: int) -> None:
+    rng = torch.Generator().manual_seed(0)
+    logits = torch.randn(5, V, generator=rng)
+    logits[:, ::2] = -torch.inf  # as a grammar forbids them
+    head = EngineHead(weight_of(torch.float32, None, V), Settings(capacity=4, top_k=top_k))
+    got = head.likeliest(logits)
+    assert got.tolist() == logits.argsort(dim=1)[:, -top_k:].tolist()
+
+
+def test_no_more_likeliest_than_tokens() -> None:
+    with pytest.raises(ValueError, match=f"top_k: expected at most {V}, got {V + 1}"):
+        EngineHead(weight_of(torch.float32, None, V), Settings(capacity=4, top_k=V + 1))

@@ -113,8 +113,7 @@ class ActiveDraft:
         accepted = result.next_token_ids.view(len(lengths), -1)
         column = torch.arange(accepted.size(1), device=accepted.device)
         accepted = accepted.masked_fill(column >= lengths[:, None], -1).flatten()
-        k = self.head.settings.top_k
-        likeliest = logits.argmax(-1) if k == 1 else logits.topk(k).indices.flip(1).flatten()
+        likeliest = self.head.likeliest(logits).flatten()
         self.head.judge(accepted)
         self._observe(torch.cat((tree, likeliest, accepted)))
         self._metrics.tick()

@@ -71,9 +71,7 @@ class Drafter:
     def keep(self, logits: Tensor, slots: Tensor | None = None) -> None:
         """The target's logits [R, V] of this step's verified rows: at once, since samplers may
         write into them."""
-        k = self.head.settings.top_k
-        best = logits.argmax(-1, keepdim=True) if k == 1 else logits.topk(k).indices.flip(1)
-        self._likeliest = best, slots
+        self._likeliest = self.head.likeliest(logits), slots
 
     def observe(
         self,

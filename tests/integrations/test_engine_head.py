@@ -55,8 +55,7 @@ def test_every_step(options: dict[str, Any], groups: int, mapped: bool, tmp_path
         wanted.check(head, hidden_of(rng, 5, torch.bfloat16), rows, f"step {step}")
         if step % 5 == 4:
             head.begin([step % groups])
-            if groups > 1:
-                wanted.begin([step % groups])
+            wanted.begin([step % groups])
             wanted.check(head, hidden_of(rng, 5, torch.bfloat16), rows, f"begin at {step}")
     assert wanted.hits > 0 < wanted.misses and wanted.entered > 40
     assert [tensor.data_ptr() for tensor in state_of(head)] == addresses
@@ -135,11 +134,11 @@ def test_several_vocabularies_need_to_be_told_apart() -> None:
     assert head.figures() == Figures(0, 0, 0, 0)
 
 
-def test_shared_vocabularies_stay_when_requests_begin() -> None:
-    head = EngineHead(weight_of(torch.float32), Settings())
+def test_the_only_vocabulary_begins_anew_too() -> None:
+    head = EngineHead(weight_of(torch.float32), Settings(vocabulary="request"))
     head.observe(torch.tensor([3, 4]))
     head.begin([0])
-    assert head.figures() == Figures(hits=0, misses=0, rows=2, active=2)
+    assert head.figures() == Figures(hits=0, misses=0, rows=2, active=0)
 
 
 @pytest.mark.parametrize("top_k", [1, 3])

@@ -169,10 +169,12 @@ class EngineHead:
     def begin(self, groups: Tensor | Sequence[int]) -> None:
         """Other requests begin in these groups: each vocabulary as at the start. Eager.
 
+        One that is shared goes on from request to request: not to be called there.
+
         Args:
             groups: integers [n]; a tensor on the weight's device is not waited for.
         """
-        if self.vocab.groups > 1 and len(groups):
+        if len(groups):
             self.vocab.reset(groups)
             self._gather()
 

@@ -44,8 +44,7 @@ def attach(name: str, model: Any, vllm_config: Any, settings: Settings, slots: i
         head = EngineHead(
             weight,
             settings,
-            # One alone would be taken for a shared one, that goes on from request to request.
-            groups=max(2, slots) if settings.vocabulary == "request" else 1,
+            groups=slots if settings.vocabulary == "request" else 1,
             target_vocab_size=vllm_config.model_config.get_vocab_size(),
             row_tokens=tokens,
             bias=None if handed.bias is None else handed.bias[: end - start],

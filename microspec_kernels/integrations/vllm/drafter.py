@@ -41,7 +41,7 @@ class Drafter:
     ) -> None:
         self.head = head
         self._lm_head, self._module, self._weight, self._metrics = lm_head, module, weight, metrics
-        self._shared = head.vocab.groups == 1
+        self._shared = head.settings.vocabulary == "shared"
         self._likeliest: tuple[Tensor, Tensor | None] | None = None
 
     def draft(self, hidden: Tensor, slots: Tensor | None = None) -> Tensor:

@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/microspec.stamp
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc)
 
-.PHONY: build demo test test-triton test-triton-range test-engines test-gpu lint bench bench-gpu bench-variants clean
+.PHONY: build demo test test-triton test-triton-range test-engines test-engines-gpu test-gpu lint bench bench-gpu bench-variants clean
 
 build: $(STAMP)
 
@@ -62,6 +62,15 @@ test-engines: build $(ENGINES:%=$(VENV)-%/engine.stamp)
 		--force-reinstall build/engines/wheel/*.whl || exit; done
 	MICROSPEC_TEST_VLLM=$(abspath $(VENV))-vllm/bin/python \
 		MICROSPEC_TEST_SGLANG=$(abspath $(VENV))-sglang/bin/python $(BIN)/pytest tests/engines
+
+# On a GPU, without and with CUDA graphs. VLLM=PYTHON SGLANG=PYTHON: of environments that have the engine for
+# that GPU, and this package beside it.
+test-engines-gpu: build
+	$(if $(VLLM)$(SGLANG),,$(error VLLM=PYTHON or SGLANG=PYTHON or both))
+	for device in cuda cuda-graphs; do MICROSPEC_TEST_DEVICE=$$device \
+		MICROSPEC_TEST_VLLM=$(VLLM) MICROSPEC_TEST_SGLANG=$(SGLANG) \
+		$(BIN)/pytest $(if $(VLLM),tests/engines/test_vllm*.py) \
+		$(if $(SGLANG),tests/engines/test_sglang.py) || exit; done
 
 $(VENV)-%/engine.stamp: tests/engines/%_environment.sh
 	sh $< $(PYTHON) $(VENV)-$*

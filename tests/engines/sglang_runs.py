@@ -10,15 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from device import GRAPHS, ON_A_CPU, inherited
+
 FOLDER = Path(__file__).parent
 PYTHON = Path(
     os.environ.get("MICROSPEC_TEST_SGLANG", FOLDER.parents[1] / ".venv-sglang/bin/python")
 )
 _ENGINE = {
     "skip_tokenizer_init": True,
-    "device": "cpu",
+    "device": "cpu" if ON_A_CPU else "cuda",
     "dtype": "float32",
     "attention_backend": "triton",
+    "disable_cuda_graph": not GRAPHS,
     "context_length": 256,
     "max_total_tokens": 2048,
     "max_running_requests": 3,
@@ -26,14 +29,15 @@ _ENGINE = {
     "decode_log_interval": 4,
     "log_level": "info",
 }
-_ENVIRONMENT = {
-    "PYTHONPATH": str(FOLDER / "sglang_standin"),
-    "SGLANG_USE_CPU_ENGINE": "1",
-    "TRITON_INTERPRET": "1",
-    "CUDA_VISIBLE_DEVICES": "",
-    "HF_HUB_OFFLINE": "1",
-    "OMP_NUM_THREADS": "1",
-}
+_ENVIRONMENT = {"HF_HUB_OFFLINE": "1"}
+if ON_A_CPU:
+    _ENVIRONMENT |= {
+        "PYTHONPATH": str(FOLDER / "sglang_standin"),
+        "SGLANG_USE_CPU_ENGINE": "1",
+        "TRITON_INTERPRET": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+    }
 ALGORITHMS = {"eagle": "EAGLE", "eagle3": "EAGLE3", "eagle3_d2t": "EAGLE3"}
 """Folder of the checkpoint: SGLang's algorithm."""
 SHAPES = {
@@ -98,14 +102,13 @@ def run(
 def _run(request: str, variables: str) -> Run:
     if not PYTHON.exists():
         raise FileNotFoundError(f"{PYTHON}: `make test-engines` makes SGLang's environment")
-    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     with tempfile.TemporaryDirectory() as folder:
         asked, answer, log = (Path(folder, name) for name in ("request", "answer", "log"))
         asked.write_text(request)
         with log.open("w") as output:  # a pipe would be kept open by what an end has left behind
             done = subprocess.run(
                 [PYTHON, FOLDER / "sglang_worker.py", asked, answer],
-                env=kept | json.loads(variables),
+                env=inherited() | json.loads(variables),
                 cwd=folder,  # not the repository: the installed package is what is tested
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -20,10 +20,11 @@ def scheduler(*args: Any, **kwargs: Any) -> Any:
 def main(request: dict[str, Any]) -> dict[str, Any]:
     from sglang.srt.entrypoints.engine import Engine
 
-    class TestEngine(Engine):
+    class CPUEngine(Engine):
         run_scheduler_process_func = staticmethod(scheduler)
 
-    engine = TestEngine(**request["engine"])
+    options = request["engine"]
+    engine = (CPUEngine if options["device"] == "cpu" else Engine)(**options)
     rounds = []
     for requests in request["rounds"]:
         if isinstance(requests, str):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints import of_ring
+from device import GRAPHS, ON_A_CPU, inherited
 
 FOLDER = Path(__file__).parent
 PYTHON = Path(os.environ.get("MICROSPEC_TEST_VLLM", FOLDER.parents[1] / ".venv-vllm/bin/python"))
@@ -24,7 +25,7 @@ DRAFTS = {  # folder of the checkpoint: the method that vLLM calls it by
 _ENGINE = {
     "skip_tokenizer_init": True,
     "dtype": "float32",
-    "enforce_eager": True,
+    "enforce_eager": not GRAPHS,
     "max_model_len": 256,
     "max_num_seqs": 3,
     "block_size": 32,
@@ -32,14 +33,13 @@ _ENGINE = {
     "disable_log_stats": False,
 }
 _ENVIRONMENT = {
-    "VLLM_TARGET_DEVICE": "cpu",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
-    "OMP_NUM_THREADS": "1",
+    **({"VLLM_TARGET_DEVICE": "cpu", "OMP_NUM_THREADS": "1"} if ON_A_CPU else {}),
 }
-INTERPRETED = {"CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "1"}
-"""vLLM's Triton kernels, which V2 cannot do without, run by Triton's interpreter."""
+INTERPRETED = {"CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "1"} if ON_A_CPU else {}
+"""On a CPU, vLLM's Triton kernels, which V2 cannot do without, run by Triton's interpreter."""
 RUNNERS = {
     "V1": {"VLLM_USE_V2_MODEL_RUNNER": "0"},
     "V2": {"VLLM_USE_V2_MODEL_RUNNER": "1", **INTERPRETED},
@@ -113,13 +113,12 @@ def run(
 def _run(configuration: str, variables: str) -> Run:
     if not PYTHON.exists():
         raise FileNotFoundError(f"{PYTHON}: `make test-engines` makes vLLM's environment")
-    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     with tempfile.TemporaryDirectory() as folder:
         asked, answer = Path(folder, "configuration.json"), Path(folder, "answer.json")
         asked.write_text(configuration)
         done = subprocess.run(
             [PYTHON, FOLDER / "vllm_worker.py", asked, answer],
-            env=kept | json.loads(variables),
+            env=inherited() | json.loads(variables),
             cwd=folder,  # not the repository: the installed package is what is tested
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

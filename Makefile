@@ -89,9 +89,11 @@ lint: build
 
 bench: build
 	$(BIN)/python -m bench.run
+	$(BIN)/python -m bench.engine
 
 bench-gpu: build
 	$(BIN)/python -m bench.run --device cuda
+	$(BIN)/python -m bench.engine --device cuda
 
 # Choices of the CUDA head against each other (for an H100 or H200; needs nvcc).
 bench-variants: build

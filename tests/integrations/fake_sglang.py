@@ -1,15 +1,15 @@
 """As much of SGLang as its plugin touches, with the same names and arguments, and no engine."""
 
 import enum
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor, nn
+
+from .fake_modules import imported
 
 STEPS = 3
 
@@ -172,14 +172,5 @@ def installed(groups: dict[str, dict[str, Any]] | None = None) -> Iterator[None]
             "VocabParallelEmbedding": VocabParallelEmbedding
         },
     }
-    paths = [path.split(".") for path in contents]
-    names = {".".join(parts[:end]) for parts in paths for end in range(1, len(parts) + 1)}
-    with pytest.MonkeyPatch.context() as patch:
-        for name in sorted(names):
-            module = ModuleType(name)
-            vars(module).update(contents.get(name, {}))
-            patch.setitem(sys.modules, name, module)
-            parent, _, child = name.rpartition(".")
-            if parent:
-                setattr(sys.modules[parent], child, module)
+    with imported(contents):
         yield

@@ -1,14 +1,14 @@
 """As much of vLLM as its plugin touches, with the same names and arguments, and no engine in it."""
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor, nn
+
+from .fake_modules import imported
 
 LAYERS = "vllm.model_executor.layers"
 V2 = "vllm.v1.worker.gpu"
@@ -126,14 +126,5 @@ def installed(version: str = "0.32.0", **modules: dict[str, Any]) -> Iterator[No
         "vllm.v1.executor.abstract": {"Executor": type("Executor", (Executor,), {})},
         "vllm.v1.worker.worker_base": {"WorkerBase": type("WorkerBase", (WorkerBase,), {})},
     } | modules
-    paths = [path.split(".") for path in contents]
-    names = {".".join(parts[:end]) for parts in paths for end in range(1, len(parts) + 1)}
-    with pytest.MonkeyPatch.context() as patch:
-        for name in sorted(names):
-            module = ModuleType(name)
-            vars(module).update(contents.get(name, {}))
-            patch.setitem(sys.modules, name, module)
-            parent, _, child = name.rpartition(".")
-            if parent:
-                setattr(sys.modules[parent], child, module)
+    with imported(contents):
         yield

@@ -64,13 +64,7 @@ class Coverage:
         """The same with older tokens counting less (`half_life`)."""
         return self._fading[0] / self._fading[1]
 
-    def count(
-        self,
-        tokens: Tensor,
-        *,
-        token_groups: Tensor | None = None,
-        judged: Tensor | None = None,
-    ) -> None:
+    def count(self, tokens: Tensor, *, token_groups: Tensor | None = None) -> None:
         """Judge the tokens by which the text went on, against the vocabulary as it is now.
 
         Call it before :meth:`ActiveVocab.update` lets them in.
@@ -79,12 +73,9 @@ class Coverage:
             tokens: int32 or int64 [G, N], or [N] when G = 1 or with ``token_groups``; -1 is
                 ignored. Ids must be below V.
             token_groups: int32 or int64 [N], each token's group, -1 to ignore it.
-            judged: bool, shaped as tokens: which to judge, and with it a -1 is a miss. Default: all
-                but -1.
         """
         known = self.vocab.contains(tokens, token_groups=token_groups)
-        judged = tokens >= 0 if judged is None else judged
-        known = known & judged
+        judged = tokens >= 0
         if token_groups is None:
             known, judged = (flags.reshape(len(self.hits), -1) for flags in (known, judged))
         else:

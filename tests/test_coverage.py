@@ -153,16 +153,3 @@ def test_what_is_refused() -> None:
         expected = f"expected 2 groups of capacity >= 3, got {other.groups} of {other.capacity}"
         with pytest.raises(ValueError, match=re.escape(f"fall_back: larger: {expected}")):
             Coverage(vocab).fall_back(other, below=0.9)
-
-
-def test_which_to_judge() -> None:
-    """What no vocabulary can have is a miss there, and what is not to be judged is neither."""
-    vocab = ActiveVocab(VOCAB, 5, groups=2, pinned=[1])
-    coverage = Coverage(vocab)
-    tokens = torch.tensor([[1, 1, 3, -1, -1], [1, 3, -1, -1, 1]])
-    judged = torch.tensor([[1, 0, 0, 1, 0], [1, 1, 1, 0, 0]]).bool()
-    groups = torch.tensor([0] * 5 + [1] * 5)
-    coverage.count(tokens, judged=judged)
-    coverage.count(tokens.flatten(), token_groups=groups, judged=judged.flatten())
-    assert (coverage.hits.tolist(), coverage.misses.tolist()) == ([2, 2], [2, 4])
-    assert coverage.recent.tolist() == pytest.approx([1 / 2, 1 / 3], rel=1e-2)

@@ -92,7 +92,6 @@ def test_restart(options: dict[str, Any], groups: int, tmp_path: Any) -> None:
         assert torch.equal(got, want)
     for name, want in fresh.vocab.state_dict().items():
         assert torch.equal(head.vocab.state_dict()[name], want), name
-    assert head.coverage.recent.isnan().all()
     assert [tensor.data_ptr() for tensor in state_of(head)] == addresses
 
 
@@ -136,7 +135,7 @@ def test_nothing_waits_for_the_device() -> None:
         target_vocab_size=V,
         row_tokens=ROW_TOKENS,
     )
-    owners = (head, head.vocab, head.coverage, head.rows)
+    owners = (head, head.vocab, head.rows)
     for owner in owners:
         for name, value in vars(owner).items():
             if isinstance(value, Tensor):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from microspec_kernels import ActiveVocab, Coverage, ParallelSparseHead, SparseHead, WeightSlab
+from microspec_kernels import ActiveVocab, ParallelSparseHead, SparseHead, WeightSlab
 from microspec_kernels._host_copy import HostCopy
 
 from .rows import DraftRows
@@ -99,7 +99,6 @@ class EngineHead:
         self.vocab = ActiveVocab(
             rows, min(settings.capacity, rows), groups=groups, initial=initial, device=device
         )
-        self.coverage = Coverage(self.vocab)
         options = {
             "mode": settings.mode,
             "slab_dtype": settings.slab_torch_dtype,
@@ -116,7 +115,8 @@ class EngineHead:
             self.head = ParallelSparseHead(
                 weight, self.vocab, start=shard.start, group=shard.group, **options
             )
-        self._entered = torch.zeros((), dtype=torch.int64, device=device)
+        self._judged = torch.zeros(2, dtype=torch.int64, device=device)  # the active ones, and all
+        self._entered = torch.zeros(1, dtype=torch.int64, device=device)
         self._host_copy = HostCopy()
 
     @property
@@ -163,8 +163,11 @@ class EngineHead:
         if groups is None and self.vocab.groups > 1:
             expected = f"each token's, as there are {self.vocab.groups}"
             raise ValueError(f"microspec: judge: groups: expected {expected}, got None")
+        active = self.vocab.contains(self.rows.of(tokens), token_groups=groups)
         judged = self.rows.known(tokens)
-        self.coverage.count(self.rows.of(tokens), token_groups=groups, judged=judged)
+        if groups is not None:
+            judged &= groups >= 0
+        self._judged += torch.stack((active, judged)).sum(1)
 
     def begin(self, groups: Tensor | Sequence[int]) -> None:
         """Other requests begin in these groups: each vocabulary as at the start. Eager.
@@ -181,7 +184,7 @@ class EngineHead:
     def restart(self) -> None:
         """All vocabularies and figures as at the start. Eager."""
         self.vocab.reset()
-        self.coverage.reset()
+        self._judged.zero_()
         self._entered.zero_()
         self._host_copy = HostCopy()  # what is still on its way is of before
         self._gather()
@@ -224,10 +227,12 @@ class EngineHead:
 
     def figures(self) -> Figures | None:
         """The newest figures that have reached the host; None before the first. Never waits."""
-        coverage = self.coverage
-        counts = (coverage.hits.sum(), coverage.misses.sum(), self._entered, self.vocab.size.sum())
-        newest = self._host_copy.poll(torch.stack(counts))
-        return None if newest is None else Figures(*newest.tolist())
+        active = self.vocab.size.sum(0, keepdim=True)
+        newest = self._host_copy.poll(torch.cat((self._judged, self._entered, active)))
+        if newest is None:
+            return None
+        hits, judged, rows, active_now = newest.tolist()
+        return Figures(hits, judged - hits, rows, active_now)
 
     def reload(self) -> None:
         """The weight has changed in place: gather the slab's rows anew. Eager."""

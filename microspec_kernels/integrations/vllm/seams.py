@@ -40,32 +40,14 @@ _RUNNER_V2 = (
     Seam(f"{_V2}.spec_decode.rejection_sampler", "RejectionSampler.__call__", _SAMPLED),
 )
 
-
 _PROPOSER = "vllm.v1.spec_decode.llm_base_proposer"
 _V1 = "vllm.v1.worker.gpu_model_runner"
 _RUNNER_V1 = (
-    Seam(_PROPOSER, "SpecDecodeBaseProposer.__init__", ("self", "vllm_config", "runner")),
-    Seam(_PROPOSER, "SpecDecodeBaseProposer.load_model", ("self", "target_model")),
+    Seam(_PROPOSER, "SpecDecodeBaseProposer.__init__", ("self", "runner")),
+    Seam(_PROPOSER, "SpecDecodeBaseProposer.load_model", ("self",)),
     Seam(_PROPOSER, "SpecDecodeBaseProposer._greedy_sample", ("self", "hidden_states")),
     Seam(_V1, "GPUModelRunner._update_states", ("self", "scheduler_output")),
     Seam(_V1, "GPUModelRunner._sample", ("self", "logits", "spec_decode_metadata")),
-)
-
-_V1 = "vllm.v1.spec_decode.llm_base_proposer"
-_RUNNER_V1 = (
-    Seam(_V1, "SpecDecodeBaseProposer.__init__", ("self", "runner")),
-    Seam(_V1, "SpecDecodeBaseProposer.load_model", ("self",)),
-    Seam(_V1, "SpecDecodeBaseProposer._greedy_sample", ("self", "hidden_states")),
-    Seam(
-        "vllm.v1.worker.gpu_model_runner",
-        "GPUModelRunner._update_states",
-        ("self", "scheduler_output"),
-    ),
-    Seam(
-        "vllm.v1.worker.gpu_model_runner",
-        "GPUModelRunner._sample",
-        ("self", "logits", "spec_decode_metadata"),
-    ),
 )
 
 
@@ -78,4 +60,4 @@ def seams(version: str) -> tuple[Seam, ...]:
     minor = ".".join(version.split(".")[:2])
     if minor not in TESTED:
         raise Refused("vllm", f"a version among {', '.join(TESTED)}", version)
-    return _COMMON + _RUNNER_V1 + _RUNNER_V2 + _RUNNER_V1
+    return _COMMON + _RUNNER_V1 + _RUNNER_V2

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from microspec_kernels import ActiveVocab, ParallelSparseHead, SparseHead, WeightSlab
+from microspec_kernels import ActiveVocab, ParallelSparseHead, SparseHead
 from microspec_kernels._host_copy import HostCopy
 
 from .rows import DraftRows
@@ -95,7 +95,7 @@ class EngineHead:
         if settings.frequency is not None and len(initial) == 0:
             expected = "at least one token that the draft has a row for"
             raise ValueError(f"microspec: frequency: expected {expected}, got none")
-        self.settings = settings
+        self.settings, self._weight = settings, weight.detach()
         self.vocab = ActiveVocab(
             rows, min(settings.capacity, rows), groups=groups, initial=initial, device=device
         )
@@ -124,6 +124,17 @@ class EngineHead:
         """K: the setting, or all rows where the head has fewer."""
         return self.vocab.capacity
 
+    def __str__(self) -> str:
+        """For an engine's log."""
+        settings, weight, count = self.settings, self._weight, self.vocab.groups
+        return (
+            f"LM head [{self.vocab.vocab_size}, {weight.size(1)}] "
+            f"{str(weight.dtype).removeprefix('torch.')}, K = {self.capacity}, "
+            f"{count} vocabular{'y' if count == 1 else 'ies'} ({settings.vocabulary}), "
+            f"target's top-{settings.top_k}, "
+            f"mode {' '.join(filter(None, (settings.mode, settings.slab_dtype)))}"
+        )
+
     def observe(self, tokens: Tensor, groups: Tensor | None = None) -> None:
         """Let the target's tokens in, before the draft's next step; eager.
 
@@ -132,11 +143,9 @@ class EngineHead:
             groups: int32 or int64 [N], each token's vocabulary, -1 to ignore it; None with one.
         """
         before = self.vocab.ids.clone()
-        self.head.observe(self.rows.of(tokens), token_groups=groups)
+        self.vocab.update(self.rows.of(tokens), token_groups=groups)
         self._entered += (self.vocab.ids != before).sum()
-        slab = self._slab
-        if slab is not None:
-            slab.wait()  # so that a captured graph, which cannot, finds the rows in place
+        self._gather()
 
     def likeliest(self, logits: Tensor) -> Tensor:
         """What :meth:`observe` wants of the target: the `top_k` likeliest tokens of each row.
@@ -236,18 +245,18 @@ class EngineHead:
 
     def reload(self) -> None:
         """The weight has changed in place: gather the slab's rows anew. Eager."""
-        slab = self._slab
+        slab = self._local.slab
         if slab is not None:
             slab.invalidate()
             self._gather()
 
     def _gather(self) -> None:
-        slab = self._slab
+        slab = self._local.slab
         if slab is not None:
             slab.refresh()
             slab.wait()  # so that a captured graph, which cannot, finds the rows in place
 
     @property
-    def _slab(self) -> WeightSlab | None:
-        head = self.head.local if isinstance(self.head, ParallelSparseHead) else self.head
-        return head.slab
+    def _local(self) -> SparseHead:
+        """Over the rows that are held here."""
+        return self.head.local if isinstance(self.head, ParallelSparseHead) else self.head

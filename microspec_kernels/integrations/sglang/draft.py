@@ -154,19 +154,10 @@ def _shard(lm_head: Any, rows: int, start: int) -> Shard | None:
 def _announce(worker: Any, head: EngineHead) -> None:
     import sglang
 
-    settings, vocab = head.settings, head.vocab
     logger.info(
-        "MicroSpec: attached to %s: %s, LM head [%d, %d] %s, K = %d, vocabulary %s, target's "
-        "top-%d, mode %s%s, SGLang %s",
+        "MicroSpec: attached to %s: %s, %s, SGLang %s",
         type(worker).__name__,
         type(worker.draft_runner.model).__name__,
-        vocab.vocab_size,
-        worker.draft_runner.model.lm_head.weight.size(1),
-        str(worker.draft_runner.dtype).removeprefix("torch."),
-        head.capacity,
-        settings.vocabulary,
-        settings.top_k,
-        settings.mode,
-        f" {settings.slab_dtype}" if settings.slab_dtype else "",
+        head,
         sglang.__version__,
     )

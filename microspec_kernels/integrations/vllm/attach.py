@@ -8,7 +8,7 @@ from torch import Tensor
 
 from microspec_kernels.integrations.engine import EngineHead, Refused, Settings, Shard
 
-from .draft_lm_head import DraftLMHead, Handed
+from .draft_lm_head import DraftLMHead
 from .drafter import Drafter
 from .metrics import Metrics
 from .refusals import check_head
@@ -52,7 +52,7 @@ def attach(name: str, model: Any, vllm_config: Any, settings: Settings, slots: i
         )
     except (ValueError, TypeError, OSError) as error:
         raise Refused(f"vllm: {name}", "settings for this draft", error) from error
-    _announce(name, model, handed, head)
+    _announce(name, model, head)
     return Drafter(lm_head, layer, weight, head, Metrics(head, layer.tp_rank == 0))
 
 
@@ -80,24 +80,13 @@ def _shard(layer: Any, rows: int, start: int) -> Shard | None:
     return Shard(rows, start, group.device_group)
 
 
-def _announce(name: str, model: Any, handed: Handed, head: EngineHead) -> None:
+def _announce(name: str, model: Any, head: EngineHead) -> None:
     import vllm
 
-    settings, vocab = head.settings, head.vocab
     logger.info(
-        "MicroSpec: attached to %s: %s, LM head [%d, %d] %s, K = %d, %d vocabular%s (%s), "
-        "target's top-%d, mode %s%s, vLLM %s",
+        "MicroSpec: attached to %s: %s, %s, vLLM %s",
         name,
         type(model).__name__,
-        vocab.vocab_size,
-        handed.hidden.size(-1),
-        str(handed.hidden.dtype).removeprefix("torch."),
-        head.capacity,
-        vocab.groups,
-        "y" if vocab.groups == 1 else "ies",
-        settings.vocabulary,
-        settings.top_k,
-        settings.mode,
-        f" {settings.slab_dtype}" if settings.slab_dtype else "",
+        head,
         vllm.__version__,
     )

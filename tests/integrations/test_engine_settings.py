@@ -102,9 +102,9 @@ def test_a_slab_dtype_without_a_slab() -> None:
 def test_the_frequency_list(tmp_path: Path) -> None:
     path = tmp_path / "rank.npy"
     np.save(path, np.array([5, 2, 9], dtype=np.int32))
-    assert Settings(frequency=str(path)).initial() == [5, 2, 9]
-    assert Settings().initial() == []
-    refused(TypeError, "frequency: expected the path of an .npy, got list", {"frequency": [5, 2]})
+    assert Settings(frequency=str(path)).initial().tolist() == [5, 2, 9]
+    assert Settings().initial().tolist() == []
+    refused(TypeError, "frequency: expected the path of a file, got list", {"frequency": [5, 2]})
     with pytest.raises(OSError, match="absent"):
         Settings(frequency=str(tmp_path / "absent.npy")).initial()
     for wrong in (np.array([0.5]), np.array([[1, 2]]), np.array(["a"])):

@@ -6,7 +6,7 @@ the checks also work on fake tensors.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 import torch
@@ -21,6 +21,16 @@ QUANTISED = (torch.int8, torch.float8_e4m3fn)
 
 def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def _extent(tensor: Tensor | None) -> tuple[int, int]:
+    """The addresses of the first byte and of the one behind the last."""
+    if tensor is None or tensor.numel() == 0:
+        return 0, 0
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    last = sum((size - 1) * stride for size, stride in steps)
+    begin = tensor.data_ptr()
+    return begin, begin + (last + 1) * tensor.element_size()
 
 
 class Checker:
@@ -80,6 +90,19 @@ class Checker:
         if tensor.size(-1) > 1 and tensor.stride(-1) != 1:
             got = f"stride {tensor.stride(-1)}"
             self.fail(ValueError, argument, "stride 1 in the last dimension", got)
+
+    def disjoint(
+        self, written: Mapping[str, Tensor | None], read: Mapping[str, Tensor | None]
+    ) -> None:
+        """No memory that the op writes is also another argument's. Not for fake tensors."""
+        extents = {name: _extent(tensor) for name, tensor in {**written, **read}.items()}
+        checked: list[str] = []
+        for name in written:
+            begin, end = extents[name]
+            for other in (*checked, *read):
+                if begin < extents[other][1] and extents[other][0] < end:
+                    self.fail(ValueError, name, "memory of its own", f"memory shared with {other}")
+            checked.append(name)
 
     def row_scale(
         self, scale: Tensor | None, argument: str, rows: torch.dtype, shape: Sequence[int]

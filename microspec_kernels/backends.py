@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -43,6 +43,10 @@ def _implementations(code: Callable[[], ModuleType]) -> dict[str, Callable[..., 
         """The reference needs valid ids; on a device, to look at them is to wait for it."""
         on_host = code is _reference or tensor.device.type == "cpu"
         return on_host or os.environ.get("MICROSPEC_VALIDATE") == "1"
+
+    def note_writes(tensors: Mapping[str, Tensor | None]) -> None:
+        """Tell autograd: a graph that had saved one of them will refuse to use it."""
+        torch.autograd.graph.increment_version([t for t in tensors.values() if t is not None])
 
     def check_head(
         op: str,
@@ -83,8 +87,12 @@ def _implementations(code: Callable[[], ModuleType]) -> dict[str, Callable[..., 
         weight_scale: Tensor | None = None,
     ) -> None:
         check = _checks.gather(slab, slab_ids, weight, active_ids, slab_scale, weight_scale)
+        written = {"slab": slab, "slab_ids": slab_ids, "slab_scale": slab_scale}
+        read = {"weight": weight, "active_ids": active_ids, "weight_scale": weight_scale}
+        check.disjoint(written, read)
         if reads_ids(slab):
             check.ids(active_ids, "active_ids", weight.size(0), "ids", "flat position")
+        note_writes(written)
         code().gather_rows_(
             slab, slab_ids, weight, active_ids, slab_scale=slab_scale, weight_scale=weight_scale
         )
@@ -99,10 +107,18 @@ def _implementations(code: Callable[[], ModuleType]) -> dict[str, Callable[..., 
         token_groups: Tensor | None = None,
     ) -> None:
         check = _checks.vocab(active_ids, slot_stamps, token_slots, clock, tokens, token_groups)
+        written = {
+            "active_ids": active_ids,
+            "slot_stamps": slot_stamps,
+            "token_slots": token_slots,
+            "clock": clock,
+        }
+        check.disjoint(written, {"tokens": tokens, "token_groups": token_groups})
         if reads_ids(active_ids):
             check.ids(tokens, "tokens", token_slots.size(1), "ids", "flat position")
             if token_groups is not None:
                 check.ids(token_groups, "token_groups", clock.size(0), "groups", "position")
+        note_writes(written)
         code().vocab_update_(
             active_ids, slot_stamps, token_slots, clock, tokens, token_groups=token_groups
         )

@@ -87,6 +87,11 @@ def gather_from_int8() -> Arguments:
     return gather_call(dtype=torch.int8)
 
 
+def gather_all() -> Arguments:
+    """As many slots as tokens."""
+    return gather_call(dtype=torch.int8, vocab_size=6)
+
+
 def gather_groups_to_fp8() -> Arguments:
     return gather_call(groups=2, slab_dtype=torch.float8_e4m3fn)
 
@@ -128,6 +133,7 @@ A_SCALE = "a scale per row for int8 or float8_e4m3fn rows"
 ROWS = "float32, float8_e4m3fn or int8"
 FLOAT = "float32, float16 or bfloat16"
 INNER = "stride 1 in the last dimension"
+OWN = "memory of its own"
 FLAT = "a contiguous tensor"
 
 Row = tuple[str, Callable[[], Arguments], Callable[[Arguments], Arguments], type, str, str, str]
@@ -241,6 +247,10 @@ def _gather_value_rows() -> list[Row]:
     return [
         ("id V", gather_call, lambda a: {"active_ids": with_value(a["active_ids"], 5, 50)}, IndexError, "active_ids", ids, "50 at flat position 5"),
         ("id -2", gather_groups_to_fp8, lambda a: {"active_ids": with_value(a["active_ids"], 11, -2)}, IndexError, "active_ids", ids, "-2 at flat position 11"),
+        ("one tensor for both ids", gather_call, lambda a: {"active_ids": a["slab_ids"]}, ValueError, "slab_ids", OWN, "memory shared with active_ids"),
+        ("slab in the weight", gather_call, lambda a: {"slab": a["weight"][4:10]}, ValueError, "slab", OWN, "memory shared with weight"),
+        ("one scale for both", gather_all, lambda a: {"weight_scale": a["slab_scale"]}, ValueError, "slab_scale", OWN, "memory shared with weight_scale"),
+        ("slab and its ids overlap", gather_call, lambda a: {"slab_ids": a["slab"].view(I32).flatten()[40:46]}, ValueError, "slab_ids", OWN, "memory shared with slab"),
     ]  # fmt: skip
 
 
@@ -288,6 +298,11 @@ def _vocab_value_rows() -> list[Row]:
         ("group G", ragged, lambda a: {"token_groups": bad(a["token_groups"], 3, 2)}, IndexError, "token_groups", groups, "2 at position 3"),
         ("group -2, int32", ragged, lambda a: {"token_groups": bad(a["token_groups"], 3, -2).int()}, IndexError, "token_groups", groups, "-2 at position 3"),
         ("group beyond 2^33", ragged, lambda a: {"token_groups": bad(a["token_groups"], 3, 2**33 + 1)}, IndexError, "token_groups", groups, "8589934593 at position 3"),
+        ("ids are the tokens", vocab_groups, lambda a: {"tokens": a["active_ids"]}, ValueError, "active_ids", OWN, "memory shared with tokens"),
+        ("stamps are the tokens", vocab_groups, lambda a: {"tokens": a["slot_stamps"]}, ValueError, "slot_stamps", OWN, "memory shared with tokens"),
+        ("slots are the groups", ragged, lambda a: {"token_groups": a["token_slots"][0, 3:7]}, ValueError, "token_slots", OWN, "memory shared with token_groups"),
+        ("ids in the slots", vocab_groups, lambda a: {"active_ids": a["token_slots"].flatten()[2:14].view(2, 6)}, ValueError, "token_slots", OWN, "memory shared with active_ids"),
+        ("a clock among the stamps", vocab_call, lambda a: {"clock": a["slot_stamps"][0, 5:]}, ValueError, "clock", OWN, "memory shared with slot_stamps"),
     ]  # fmt: skip
 
 

@@ -1,5 +1,7 @@
 #include "check.h"
 
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+
 #include <algorithm>
 #include <limits>
 
@@ -42,7 +44,29 @@ std::string place_name(const Place& place) {
   return "cuda:" + std::to_string(place.index);
 }
 
+struct Extent {
+  uintptr_t begin = 0, end = 0;
+};
+
+Extent extent_of(const Argument& argument) {
+  if (!argument.tensor || argument.tensor->numel() == 0) return {};
+  const Tensor& tensor = *argument.tensor;
+  int64_t last = 0;
+  for (int64_t d = 0; d < tensor.dim(); ++d) last += (tensor.size(d) - 1) * tensor.stride(d);
+  const auto begin = reinterpret_cast<uintptr_t>(tensor.data_ptr());
+  return {begin, begin + (last + 1) * tensor.element_size()};
+}
+
 }  // namespace
+
+void note_writes(std::initializer_list<Argument> written) {
+  for (const Argument& argument : written) {
+    if (!argument.tensor) continue;
+    // A copy onto itself moves nothing, and counts as a write.
+    const AtenTensorHandle handle = argument.tensor->get();
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_copy_(handle, handle, false));
+  }
+}
 
 Checker::Checker(const char* op, const Tensor& tensor) : op_(op) {
   const Place place = place_of(tensor);
@@ -125,6 +149,21 @@ void Checker::on_device(const Tensor& tensor, const char* argument) const {
   if (place.type == device_type_ && place.index == device_index_) return;
   fail("ValueError", argument, "a tensor on " + place_name({device_type_, device_index_}),
        "one on " + place_name(place));
+}
+
+void Checker::disjoint(std::initializer_list<Argument> written, std::initializer_list<Argument> read) const {
+  const auto check = [&](const Argument& argument, const Extent& extent, const Argument& other) {
+    const Extent against = extent_of(other);
+    if (extent.begin < against.end && against.begin < extent.end) {
+      fail("ValueError", argument.name, "memory of its own", "memory shared with ", other.name);
+    }
+  };
+  for (const Argument* argument = written.begin(); argument != written.end(); ++argument) {
+    const Extent extent = extent_of(*argument);
+    for (const Argument* other = written.begin(); other != argument; ++other)
+      check(*argument, extent, *other);
+    for (const Argument& other : read) check(*argument, extent, other);
+  }
 }
 
 void Checker::unit_inner_stride(const Tensor& tensor, const char* argument) const {

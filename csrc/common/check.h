@@ -24,6 +24,16 @@ std::string dtype_name(ScalarType type);
 // "[3072, 4096]"
 std::string shape_of(const Tensor& tensor);
 
+// A tensor by its name; null if it is optional and was not given.
+struct Argument {
+  const Tensor* tensor;
+  const char* name;
+};
+
+// Tells autograd that an op writes into the tensors: a graph that had saved one of them will refuse to use
+// it. Call it before the first write: PyTorch refuses here to write into some tensors.
+void note_writes(std::initializer_list<Argument> written);
+
 // The checks of one op on one device, so that both are said once.
 class Checker {
  public:
@@ -59,6 +69,8 @@ class Checker {
   void slots(const Tensor& active_ids) const;
   void contiguous(const Tensor& tensor, const char* argument) const;
   void on_device(const Tensor& tensor, const char* argument) const;
+  // No memory that the op writes is also another argument's.
+  void disjoint(std::initializer_list<Argument> written, std::initializer_list<Argument> read) const;
   // Rows may lie apart or repeat; the elements of a row may not.
   void unit_inner_stride(const Tensor& tensor, const char* argument) const;
 

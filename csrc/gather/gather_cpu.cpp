@@ -93,7 +93,7 @@ void gather_slots(const GatherArgs& args, int64_t begin, int64_t end) {
     char* target = static_cast<char*>(args.slab) + slot * slab_row;
     const char* source = static_cast<const char*>(args.weight) + id * weight_row;
     if (args.slab_type == args.weight_type) {
-      std::memcpy(target, source, slab_row);
+      if (slab_row > 0) std::memcpy(target, source, slab_row);  // rows of nothing may be at null
       if (args.slab_scale) args.slab_scale[slot] = args.weight_scale[id];
     } else {
       const float* row = as_float(source, args.weight_type, args.dim, buffer);

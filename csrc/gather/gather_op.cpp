@@ -46,12 +46,17 @@ void gather_rows_(Tensor slab, Tensor slab_ids, Tensor weight, Tensor active_ids
 
   check.unit_inner_stride(weight, "weight");
   args.weight = call.data_of(weight, "weight");
-  const std::pair<const Tensor*, const char*> all[] = {
+  const std::initializer_list<Argument> all = {
       {&slab, "slab"}, {&slab_ids, "slab_ids"}, {&active_ids, "active_ids"}};
   for (const auto& [tensor, name] : all) {
     check.contiguous(*tensor, name);
     check.on_device(*tensor, name);
   }
+  const std::initializer_list<Argument> written = {
+      {&slab, "slab"}, {&slab_ids, "slab_ids"}, {slab_scale ? &*slab_scale : nullptr, "slab_scale"}};
+  check.disjoint(written, {{&weight, "weight"},
+                           {&active_ids, "active_ids"},
+                           {weight_scale ? &*weight_scale : nullptr, "weight_scale"}});
 
   args.slab = slab.data_ptr();
   args.slab_ids = static_cast<int32_t*>(slab_ids.data_ptr());
@@ -62,6 +67,7 @@ void gather_rows_(Tensor slab, Tensor slab_ids, Tensor weight, Tensor active_ids
   const int64_t slots = groups * capacity;
   const HostValues ids(call, active_ids);
   if (ids.known()) check.ids(ids.data<int32_t>(), slots, vocab_size, "active_ids");
+  note_writes(written);
   if (call.on_cuda()) return call.check(run_gather_rows_cuda(args, slots, call.stream()));
 
   // A quarter megabyte of rows is the least worth a thread; most slots, though, cost one compare.

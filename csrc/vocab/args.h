@@ -11,6 +11,14 @@ namespace microspec {
 constexpr int64_t kPinnedStamp = std::numeric_limits<int64_t>::max();
 constexpr int64_t kEmptyStamp = -1;
 
+// Sums and differences of clocks and stamps, which wrap around: a caller's state may hold any number.
+constexpr int64_t wrapping_add(int64_t a, int64_t b) {
+  return static_cast<int64_t>(static_cast<uint64_t>(a) + static_cast<uint64_t>(b));
+}
+constexpr int64_t wrapping_subtract(int64_t a, int64_t b) {
+  return static_cast<int64_t>(static_cast<uint64_t>(a) - static_cast<uint64_t>(b));
+}
+
 struct VocabArgs {
   int32_t* active_ids;       // [G, K], -1 is an empty slot
   int64_t* slot_stamps;      // [G, K]

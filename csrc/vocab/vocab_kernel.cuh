@@ -53,7 +53,7 @@ MICROSPEC_DEVICE void seat(const Own& slots, Bounds<typename Own::Age> bounds, c
     // The oldest newcomer takes the lowest slot.
     const Newcomer newcomer = newcomers[wanted - 1 - rank];
     group.active_ids[slots.slot(i)] = newcomer.token;
-    group.slot_stamps[slots.slot(i)] = base + newcomer.position;
+    group.slot_stamps[slots.slot(i)] = wrapping_add(base, newcomer.position);
     group.token_slots[newcomer.token] = slots.slot(i);
   });
 }
@@ -108,7 +108,7 @@ vocab_update_kernel(VocabArgs args, Layout layout, int32_t* workspace) {
   clear_table(shared);
   prepare_select(shared.select);
   __syncthreads();
-  if (threadIdx.x == 0) args.clock[blockIdx.x] = base + args.count;
+  if (threadIdx.x == 0) args.clock[blockIdx.x] = wrapping_add(base, args.count);
   const unsigned counts = sum_of_warps(shared.slot_counts).total;
   const unsigned room = slots_per_thread > 0 ? counts & 0xffff : counts;
   if (room == 0) return;
@@ -121,7 +121,7 @@ vocab_update_kernel(VocabArgs args, Layout layout, int32_t* workspace) {
   for (int i = 0; i < slots.per_thread(); ++i) {
     const int32_t use = slots.exists(i) ? last_use[slots.slot(i)] : kAlways;
     if (use != kAlways && use >= cutoff) {
-      group.slot_stamps[slots.slot(i)] = base + use;
+      group.slot_stamps[slots.slot(i)] = wrapping_add(base, use);
       slots.refresh(i);
     }
     if constexpr (slots_per_thread > 16) {

@@ -48,8 +48,8 @@ void update_on_cpu(const VocabArgs& args, const std::vector<GroupTokens>& seen) 
   parallel_for(args.groups, 1, [&](int64_t begin, int64_t end) {
     for (int64_t g = begin; g < end; ++g) {
       vocab_update_group({args.active_ids + g * args.capacity, args.slot_stamps + g * args.capacity,
-                          args.token_slots + g * args.vocab_size, args.clock + g, args.capacity, args.vocab_size,
-                          seen[g].tokens.data(), seen[g].offsets.data(),
+                          args.token_slots + g * args.vocab_size, args.clock + g, args.capacity,
+                          args.vocab_size, seen[g].tokens.data(), seen[g].offsets.data(),
                           static_cast<int64_t>(seen[g].tokens.size()), args.count});
     }
   });
@@ -100,15 +100,17 @@ void vocab_update_(Tensor active_ids, Tensor slot_stamps, Tensor token_slots, Te
     check.contiguous(*token_groups, "token_groups");
     check.on_device(*token_groups, "token_groups");
   }
-  const std::pair<const Tensor*, const char*> all[] = {{&active_ids, "active_ids"},
-                                                       {&slot_stamps, "slot_stamps"},
-                                                       {&token_slots, "token_slots"},
-                                                       {&clock, "clock"},
-                                                       {&tokens, "tokens"}};
-  for (const auto& [tensor, name] : all) {
+  const std::initializer_list<Argument> state = {{&active_ids, "active_ids"},
+                                                 {&slot_stamps, "slot_stamps"},
+                                                 {&token_slots, "token_slots"},
+                                                 {&clock, "clock"}};
+  for (const auto& [tensor, name] : state) {
     check.contiguous(*tensor, name);
     check.on_device(*tensor, name);
   }
+  check.contiguous(tokens, "tokens");
+  check.on_device(tokens, "tokens");
+  check.disjoint(state, {{&tokens, "tokens"}, {ragged ? &*token_groups : nullptr, "token_groups"}});
 
   args.active_ids = static_cast<int32_t*>(active_ids.data_ptr());
   args.slot_stamps = static_cast<int64_t*>(slot_stamps.data_ptr());
@@ -129,6 +131,7 @@ void vocab_update_(Tensor active_ids, Tensor slot_stamps, Tensor token_slots, Te
     seen = tokens_by_group(check, args, token_values.data<void>(),
                            ragged ? group_values->data<void>() : nullptr);
   }
+  note_writes(state);
   if (call.on_cuda()) {
     update_on_cuda(call, args);
   } else {

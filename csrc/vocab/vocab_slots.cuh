@@ -9,7 +9,7 @@ namespace microspec::vocab {
 // pinned or was refreshed in this call. Distinct, for only empty slots share a stamp: those are older
 // than every token, the lowest slot the oldest.
 MICROSPEC_DEVICE uint64_t age_of(int64_t stamp, int slot, int64_t base, int capacity) {
-  const int64_t age = stamp < 0 ? base + capacity - slot : base - stamp;
+  const int64_t age = stamp < 0 ? wrapping_add(base, capacity - slot) : wrapping_subtract(base, stamp);
   return age > 0 ? static_cast<uint64_t>(age) : 0;
 }
 
@@ -19,7 +19,7 @@ MICROSPEC_DEVICE uint64_t age_of(int64_t stamp, int slot, int64_t base, int capa
 constexpr int kTooOld = 0x7fffffff;
 MICROSPEC_DEVICE uint32_t short_age_of(int64_t stamp, int slot, int64_t base) {
   if (stamp < 0) return ~static_cast<uint32_t>(slot + 1);
-  const int64_t age = base - stamp;
+  const int64_t age = wrapping_subtract(base, stamp);
   return age <= 0 ? 0 : age < kTooOld ? static_cast<uint32_t>(age) : kTooOld;
 }
 

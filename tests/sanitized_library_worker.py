@@ -1,0 +1,61 @@
+"""Run by test_sanitized_library.py: the ops of an instrumented library, on nonsense and on nothing.
+
+A report of a sanitizer ends the process. Every tensor is an allocation of its own, so that nothing
+of a tensor lies behind its last element.
+"""
+
+import itertools
+import sys
+
+import torch
+from hypothesis import given, settings
+from nonsense import State, calls
+from torch import Tensor
+
+
+@settings(max_examples=1500, deadline=None, derandomize=True, database=None)
+@given(call=calls())
+def update(call: tuple[State, list[Tensor]]) -> None:
+    state, batches = call
+    tensors = state.tensors()
+    for tokens in batches:
+        torch.ops.microspec.vocab_update_(*tensors, tokens)
+        flat, groups = tokens.flatten(), torch.arange(tokens.numel()) % (len(tokens) + 1) - 1
+        torch.ops.microspec.vocab_update_(*tensors, flat, token_groups=groups)
+
+
+def gather_and_project(
+    m: int, dim: int, capacity: int, vocab_size: int, dtype: torch.dtype
+) -> None:
+    """Also rows, slots and tokens of which there are none."""
+    rng = torch.Generator().manual_seed(0)
+    weight = torch.randn(vocab_size, dim, generator=rng).to(dtype)
+    hidden = torch.randn(m, dim, generator=rng).to(dtype)
+    ids = torch.randint(-1, vocab_size, (capacity,), generator=rng, dtype=torch.int32)
+    slab_ids = torch.randint(-(2**31), 2**31 - 1, (capacity,), generator=rng, dtype=torch.int32)
+    ops = torch.ops.microspec
+    for slab_dtype in (dtype, torch.int8, torch.float8_e4m3fn):
+        slab = torch.zeros(capacity, dim).to(slab_dtype)
+        scale = None if slab_dtype == dtype else torch.ones(capacity)
+        ops.gather_rows_(slab, slab_ids.clone(), weight, ids, slab_scale=scale)
+        ops.sparse_logits(hidden, slab, ids, packed=True, weight_scale=scale)
+        ops.sparse_head(hidden, slab, ids, 3, packed=True, weight_scale=scale)
+        row_scale = None if slab_dtype == dtype else torch.ones(vocab_size)
+        ops.sparse_head(hidden, weight.to(slab_dtype), ids, 3, weight_scale=row_scale)
+        if row_scale is not None:
+            rows = weight.to(slab_dtype)
+            other = slab_ids.clone()
+            ops.gather_rows_(slab, other, rows, ids, slab_scale=scale, weight_scale=row_scale)
+
+
+def main() -> None:
+    torch.ops.load_library(sys.argv[1])
+    update()
+    floats = (torch.float32, torch.bfloat16, torch.float16)
+    for m, dim, capacity, dtype in itertools.product((0, 1, 7), (0, 1, 33), (0, 1, 19), floats):
+        gather_and_project(m, dim, capacity, 1 if dim == 33 else 40, dtype)
+    print("done")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""vocab_update_ on states that no update leaves: nothing outside its tensors is touched.
+
+What surrounds each tensor is watched here, which shows writes; test_sanitized_library.py and
+tests/emulation see reads as well.
+"""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from backends_under_test import ALL, CPU
+from hypothesis import given
+from nonsense import PINNED, State, calls
+from torch import Tensor
+
+from microspec_kernels import vocab_update_
+
+MARGIN = 64  # elements
+POISON = 0x5A
+
+
+class Guarded:
+    """A tensor in the middle of memory that nobody has any business in."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.memory = torch.full((tensor.numel() + 2 * MARGIN,), POISON, dtype=tensor.dtype)
+        self.tensor = self.memory[MARGIN : MARGIN + tensor.numel()].view(tensor.shape)
+        self.tensor.copy_(tensor)
+
+    def whole(self) -> bool:
+        margins = torch.cat((self.memory[:MARGIN], self.memory[-MARGIN:]))
+        return bool((margins == POISON).all())
+
+
+@pytest.mark.backends(*ALL)
+@given(call=calls())
+def test_nothing_around_the_state_is_written(
+    call: tuple[State, Sequence[Tensor]], backend: str
+) -> None:
+    state, batches = call
+    guarded = [Guarded(tensor) for tensor in state.tensors()]
+    for tokens in batches:
+        try:
+            vocab_update_(*(one.tensor for one in guarded), tokens)
+        except (IndexError, KeyError, ValueError, RuntimeError):
+            # The reference takes its arguments as valid, and PyTorch checks its indices.
+            assert backend == "reference"
+        assert all(one.whole() for one in guarded)
+
+
+@pytest.mark.backends(*CPU)
+@given(call=calls())
+def test_no_mark_of_the_walk_stays(call: tuple[State, Sequence[Tensor]]) -> None:
+    """What came and has no slot afterwards is absent, so that it may come again."""
+    state, batches = call
+    *_, token_slots, _ = tensors = state.tensors()
+    _, capacity, _ = state.sizes
+    for tokens in batches:
+        before = token_slots.clone()
+        vocab_update_(*tensors, tokens)
+        changed = token_slots[token_slots != before]
+        assert ((changed >= -1) & (changed < capacity)).all()
+
+
+@pytest.mark.parametrize("mark", [-2, -3, -(2**31), 4, 2**31 - 1])
+def test_a_token_with_a_nonsense_slot_may_come(mark: int) -> None:
+    """Or it would stay out for ever."""
+    ids, stamps = torch.tensor([7, 8, -1, -1]).int(), torch.tensor([[0, 1, -1, -1]])
+    slots, clock = torch.full((1, 10), -1).int(), torch.tensor([2])
+    slots[0, 7], slots[0, 8], slots[0, 5] = 0, 1, mark
+    vocab_update_(ids, stamps, slots, clock, torch.tensor([5, 6, 5]))
+    assert ids.tolist() == [7, 8, 6, 5]
+    assert stamps.tolist() == [[0, 1, 3, 4]]
+    assert slots[0].tolist() == [-1, -1, -1, -1, -1, 3, 2, 0, 1, -1]
+
+
+def test_a_token_that_another_slot_claims_may_come() -> None:
+    """token_slots says that it is active, the slot holds another token."""
+    ids, stamps = torch.tensor([7, -1]).int(), torch.tensor([[PINNED, -1]])
+    slots, clock = torch.full((1, 10), -1).int(), torch.tensor([0])
+    slots[0, 7], slots[0, 5] = 0, 0
+    vocab_update_(ids, stamps, slots, clock, torch.tensor([5]))
+    assert ids.tolist() == [7, 5]
+    assert (slots[0, 7], slots[0, 5]) == (0, 1)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from . import _checks, _library
+from ._gradients import refuse_backward
 
 __all__ = ["gather_rows_", "sparse_head", "sparse_logits", "vocab_update_"]
 
@@ -67,14 +68,15 @@ def sparse_head(
     Returns:
         logits fp32 [M, k], token_ids int64 [M, k] and logsumexp fp32 [M] over the row's active
         tokens, so that log-probability = logits - logsumexp. Fewer than k active: padded with
-        (-inf, -1). A NaN logit makes its row's logsumexp NaN.
+        (-inf, -1). A NaN logit makes its row's logsumexp NaN. There is no gradient.
 
     Raises:
         ValueError, TypeError: a wrong shape, stride, device, k or softcap; a wrong dtype.
         IndexError: an id or group out of range (CPU).
+        NotImplementedError: in a backward pass that reaches the results.
     """
     try:
-        logits, token_ids, logsumexp = torch.ops.microspec.sparse_head(
+        results: tuple[Tensor, Tensor, Tensor] = torch.ops.microspec.sparse_head(
             hidden,
             weight,
             active_ids,
@@ -88,6 +90,14 @@ def sparse_head(
         )
     except RuntimeError as error:
         _reraise(error)
+    logits, token_ids, logsumexp = refuse_backward(
+        "sparse_head",
+        results,
+        hidden=hidden,
+        weight=weight,
+        weight_scale=weight_scale,
+        bias=bias,
+    )
     return logits, token_ids, logsumexp
 
 
@@ -121,6 +131,14 @@ def sparse_logits(
         )
     except RuntimeError as error:
         _reraise(error)
+    (logits,) = refuse_backward(
+        "sparse_logits",
+        (logits,),
+        hidden=hidden,
+        weight=weight,
+        weight_scale=weight_scale,
+        bias=bias,
+    )
     return logits
 
 
@@ -193,6 +211,31 @@ def vocab_update_(
         )
     except RuntimeError as error:
         _reraise(error)
+
+
+def _refuse_lazy_views(op: str) -> Callable[..., None]:
+    """Name a negated or conjugated argument: PyTorch's fallback fails over an absent option.
+
+    The heads need no such kernel: the fallback gives them what the view stands for.
+    """
+    names = [a.name for a in getattr(torch.ops.microspec, op).default._schema.arguments]
+
+    def refuse(*positional: Tensor, **named: Tensor | None) -> None:
+        for name, tensor in (*zip(names, positional, strict=False), *named.items()):
+            for method, view in (("is_neg", "negated"), ("is_conj", "conjugated")):
+                if tensor is not None and getattr(tensor, method)():
+                    raise ValueError(
+                        f"microspec::{op}: {name}: expected a tensor without a pending sign, got "
+                        f"a {view} view"
+                    )
+
+    return refuse
+
+
+_lazy_views = torch.library.Library("microspec", "IMPL")
+for _op in ("gather_rows_", "vocab_update_"):
+    for _key in ("Negative", "Conjugate"):
+        _lazy_views.impl(_op, _refuse_lazy_views(_op), _key)
 
 
 def _fake(name: str) -> Callable[..., Callable[..., object]]:

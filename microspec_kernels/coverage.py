@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ._group_ids import group_ids
 from ._host_copy import HostCopy
 from .vocab import ActiveVocab
 
@@ -43,6 +44,7 @@ class Coverage:
         ValueError: a half_life that is not above 0.
     """
 
+    @torch.inference_mode(False)  # or the counts could not be updated outside
     def __init__(self, vocab: ActiveVocab, *, half_life: float = 256.0) -> None:
         if not half_life > 0:
             raise ValueError(f"Coverage: half_life: expected above 0, got {half_life}")
@@ -50,14 +52,15 @@ class Coverage:
         groups, device = vocab.groups, vocab.device
         self.hits = torch.zeros(groups, dtype=torch.int64, device=device)
         self.misses = torch.zeros(groups, dtype=torch.int64, device=device)
-        self._fading = torch.zeros(2, groups, device=device)  # hits and tokens, each fading
+        # Hits and tokens, each fading.
+        self._fading = torch.zeros(2, groups, dtype=torch.float32, device=device)
         self._each_group = torch.arange(groups, device=device)[:, None]
         self._host_copy = HostCopy()
 
     @property
     def share(self) -> Tensor:
         """Share of the judged tokens that were active, fp32 [G] on the device; NaN before any."""
-        return self.hits / (self.hits + self.misses)
+        return self.hits.float() / (self.hits + self.misses).float()
 
     @property
     def recent(self) -> Tensor:
@@ -70,12 +73,12 @@ class Coverage:
         Call it before :meth:`ActiveVocab.update` lets them in.
 
         Args:
-            tokens: int32 or int64 [G, N], or [N] when G = 1 or with ``token_groups``; -1 is
-                ignored. Ids must be below V.
+            tokens: int32 or int64 [G, N], or [N] when G = 1 or with ``token_groups``; what
+                is no id in [0, V) is ignored.
             token_groups: int32 or int64 [N], each token's group, -1 to ignore it.
         """
         known = self.vocab.contains(tokens, token_groups=token_groups)
-        judged = tokens >= 0
+        judged = (tokens >= 0) & (tokens < self.vocab.vocab_size)
         if token_groups is None:
             known, judged = (flags.reshape(len(self.hits), -1) for flags in (known, judged))
         else:
@@ -119,10 +122,11 @@ class Coverage:
         return self._host_copy.poll(self.recent)
 
     def reset(self, groups: Tensor | Sequence[int] | None = None) -> None:
-        """Count anew in the given groups (default: in all)."""
-        which = (
-            slice(None)
-            if groups is None
-            else torch.as_tensor(groups, device=self.vocab.device).long()
-        )
+        """Count anew in some groups.
+
+        Args:
+            groups: as of :meth:`ActiveVocab.reset`, with its errors.
+        """
+        vocab = self.vocab
+        which = group_ids("Coverage: reset: groups", groups, vocab.groups, vocab.device)
         self.hits[which], self.misses[which], self._fading[:, which] = 0, 0, 0.0

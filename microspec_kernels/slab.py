@@ -90,6 +90,7 @@ class WeightSlab:
             buffers.
     """
 
+    @torch.inference_mode(False)  # or the slab could not be refreshed outside
     def __init__(
         self,
         weight: Tensor,
@@ -108,13 +109,15 @@ class WeightSlab:
         if weight.device != vocab.device and not weight.is_pinned():
             expected = f"a tensor on {vocab.device} or in pinned host memory"
             raise ValueError(f"WeightSlab: weight: expected {expected}, got one on {weight.device}")
-        self.weight, self.vocab, self.weight_scale = weight, vocab, weight_scale
+        self.weight, self.vocab, self.weight_scale = weight.detach(), vocab, weight_scale
         self.buffers = buffers
         dtype = dtype or weight.dtype
         slots, device = (buffers * vocab.groups, vocab.capacity), vocab.device
         self.rows = torch.zeros(*slots, weight.size(1), dtype=dtype, device=device)
         self.ids = torch.full(slots, -1, dtype=torch.int32, device=device)
-        self.scale = torch.ones(slots, device=device) if dtype in QUANTISED else None
+        self.scale = (
+            torch.ones(slots, dtype=torch.float32, device=device) if dtype in QUANTISED else None
+        )
         self._front = torch.zeros(1, dtype=torch.int64, device=device)
         self._buffer = torch.arange(buffers, device=device)[:, None, None]
         self._beside = _Beside(device, stream)

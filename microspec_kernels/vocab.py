@@ -5,7 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._checks import EMPTY_STAMP, PINNED_STAMP
+from ._checks import EMPTY_STAMP, PINNED_STAMP, dtype_name
+from ._group_ids import group_ids
+from ._token_ids import token_ids
+from ._vocab_state import check_state
 from .ops import vocab_update_
 
 
@@ -33,8 +36,10 @@ class ActiveVocab:
 
     Raises:
         ValueError: a size below 1; too many, repeated or out-of-range pinned or initial tokens.
+        TypeError: pinned or initial tokens that are not integers.
     """
 
+    @torch.inference_mode(False)  # or the state could not be updated outside
     def __init__(
         self,
         vocab_size: int,
@@ -49,13 +54,13 @@ class ActiveVocab:
             if size < 1:
                 raise ValueError(f"ActiveVocab: {name}: expected at least 1, got {size}")
         self.vocab_size, self.capacity, self.groups = vocab_size, capacity, groups
-        self.pinned = _checked("pinned", pinned, vocab_size, device)
+        self.pinned = _distinct_ids("pinned", pinned, vocab_size, device)
         if len(self.pinned) > capacity:
             raise ValueError(
                 f"ActiveVocab: pinned: expected at most capacity = {capacity} tokens, "
                 f"got {len(self.pinned)}"
             )
-        initial = _checked("initial", initial, vocab_size, device)
+        initial = _distinct_ids("initial", initial, vocab_size, device)
         others = initial[~torch.isin(initial, self.pinned)]
         self.initial = others[: capacity - len(self.pinned)]
         self.ids = torch.empty(groups, capacity, dtype=torch.int32, device=device)
@@ -96,29 +101,38 @@ class ActiveVocab:
         """Which tokens are active: bool, shaped as ``tokens``.
 
         Args:
-            tokens: int32 or int64 [G, ...], or any shape when G = 1 or with ``token_groups``; -1 is
-                not active. Ids must be below V.
+            tokens: int32 or int64 [G, ...], or any shape when G = 1 or with ``token_groups``. What
+                is no id in [0, V) is not active.
             token_groups: int32 or int64, shaped as ``tokens``: the group of each token of a ragged
-                batch, -1 for none, where nothing is active. Groups must be below G.
+                batch. Nothing is active in what is no group in [0, G).
+
+        Raises:
+            TypeError: another dtype.
         """
+        inside, tokens = _inside("tokens", tokens, self.vocab_size)
         if token_groups is None:
             flat = tokens.reshape(self.groups, -1)
-            slots = self.token_slots.gather(1, flat.clamp(min=0).long())
-            return ((slots >= 0) & (flat >= 0)).view(tokens.shape)
-        groups = token_groups.long()
-        slots = self.token_slots[groups.clamp(min=0), tokens.clamp(min=0).long()]
-        return (slots >= 0) & (tokens >= 0) & (groups >= 0)
+            return inside & (self.token_slots.gather(1, flat).view(tokens.shape) >= 0)
+        in_group, groups = _inside("token_groups", token_groups, self.groups)
+        return inside & in_group & (self.token_slots[groups, tokens] >= 0)
 
     def reset(self, groups: Tensor | Sequence[int] | None = None) -> None:
-        """Go back to the pinned and the initial tokens, in the given groups (default: in all)."""
-        which = (
-            slice(None) if groups is None else torch.as_tensor(groups, device=self.device).long()
-        )
+        """Go back to the pinned and the initial tokens, in some groups.
+
+        Args:
+            groups: their numbers, integers [n]; or a bool mask [G]. Default: all. A mask on a GPU
+                is waited for, numbers there are not.
+
+        Raises:
+            IndexError: a number outside [0, G). (On a GPU it ends in PyTorch's device assert.)
+            ValueError, TypeError: another shape; floats.
+        """
+        which = group_ids("ActiveVocab: reset: groups", groups, self.groups, self.device)
         first, later = len(self.pinned), len(self.initial)
         known = torch.cat((self.pinned, self.initial))
         ids = torch.full((self.capacity,), -1, dtype=torch.int32, device=self.device)
         ids[: len(known)] = known
-        stamps = torch.full((self.capacity,), EMPTY_STAMP, device=self.device)
+        stamps = torch.full((self.capacity,), EMPTY_STAMP, dtype=torch.int64, device=self.device)
         stamps[:first] = PINNED_STAMP
         stamps[first : len(known)] = torch.arange(later, device=self.device).flip(0)
         slots = torch.full((self.vocab_size,), -1, dtype=torch.int32, device=self.device)
@@ -133,15 +147,15 @@ class ActiveVocab:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take over what :meth:`state_dict` gave, in place.
 
+        Nothing is copied unless all of it is consistent: shapes, ranges, and ``token_slots`` the
+        inverse of ``ids``.
+
         Raises:
-            ValueError: a missing entry, or one of another shape.
+            ValueError: a missing entry, one of another shape, or what no update can have left.
+            TypeError: an entry of another dtype.
         """
         own = self._state()
-        for name, tensor in own.items():
-            if name not in state or state[name].shape != tensor.shape:
-                got = list(state[name].shape) if name in state else "none"
-                expected = f"shape {list(tensor.shape)}"
-                raise ValueError(f"ActiveVocab: state_dict: {name}: expected {expected}, got {got}")
+        check_state(state, own)
         for name, tensor in own.items():
             tensor.copy_(state[name])
 
@@ -154,19 +168,21 @@ class ActiveVocab:
         }
 
 
-def _checked(
+def _distinct_ids(
     name: str,
     ids: Tensor | Sequence[int] | None,
     vocab_size: int,
     device: torch.device | str,
 ) -> Tensor:
     """Distinct token ids, int32 [n]."""
-    tokens = torch.as_tensor([] if ids is None else ids).to(device, torch.int32).flatten()
-    if len(tokens) and (int(tokens.min()) < 0 or int(tokens.max()) >= vocab_size):
-        outside = tokens[(tokens < 0) | (tokens >= vocab_size)][0]
-        raise ValueError(
-            f"ActiveVocab: {name}: expected ids in [0, {vocab_size}), got {int(outside)}"
-        )
-    if len(tokens.unique()) != len(tokens):
-        raise ValueError(f"ActiveVocab: {name}: expected distinct ids, got repeated ones")
-    return tokens
+    where = f"ActiveVocab: {name}"
+    return token_ids(where, () if ids is None else ids, vocab_size, device=device).int()
+
+
+def _inside(name: str, values: Tensor, bound: int) -> tuple[Tensor, Tensor]:
+    """Which values lie in [0, bound), and all of them as int64, those brought into it."""
+    if values.dtype not in (torch.int32, torch.int64):
+        got = dtype_name(values.dtype)
+        raise TypeError(f"ActiveVocab: contains: {name}: expected int32 or int64, got {got}")
+    inside = (values >= 0) & (values < bound)
+    return inside, values.where(inside, 0).long()

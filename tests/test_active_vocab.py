@@ -1,6 +1,7 @@
 """ActiveVocab: the vocabulary as an object."""
 
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lru import Lru, assert_holds
 
-from microspec_kernels import ActiveVocab
+from microspec_kernels import ActiveVocab, Coverage
 
 
 def state_of(vocab: ActiveVocab) -> VocabState:
@@ -154,15 +155,105 @@ def test_state_dict_round_trip() -> None:
         ({"pinned": [1, 2, 3, 4, 5, 6]}, "pinned: expected at most capacity = 5 tokens, got 6"),
         ({"pinned": [1, 20]}, "pinned: expected ids in [0, 20), got 20"),
         ({"initial": [1, 20]}, "initial: expected ids in [0, 20), got 20"),
-        ({"initial": [3, 3]}, "initial: expected distinct ids, got repeated ones"),
+        ({"initial": [3, 3]}, "initial: expected distinct ids, got 3 2 times"),
         ({"pinned": [-1]}, "pinned: expected ids in [0, 20), got -1"),
-        ({"pinned": torch.tensor([4, 4])}, "pinned: expected distinct ids, got repeated ones"),
+        ({"pinned": torch.tensor([4, 4])}, "pinned: expected distinct ids, got 4 2 times"),
     ],
 )
 def test_wrong_construction(options: dict[str, object], message: str) -> None:
     arguments = {"vocab_size": 20, "capacity": 5, **options}
     with pytest.raises(ValueError, match=re.escape(f"ActiveVocab: {message}")):
         ActiveVocab(**arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        ({"pinned": [7, 2**32 + 5]}, ValueError, "pinned: expected ids in [0, 20), got 4294967301"),
+        (
+            {"pinned": torch.tensor([1.7, 2.2])},
+            TypeError,
+            "pinned: expected integer ids, got float",
+        ),
+        ({"initial": torch.ones(20, dtype=torch.bool)}, TypeError, "initial: expected integer ids"),
+        ({"initial": [[1], [2]]}, TypeError, "initial: expected integer ids, got list"),
+        ({"initial": torch.tensor([[1, 2]])}, ValueError, "initial: expected shape [n]"),
+    ],
+)
+def test_ids_are_not_narrowed(
+    options: dict[str, object], kind: type[Exception], message: str
+) -> None:
+    with pytest.raises(kind, match=re.escape(f"ActiveVocab: {message}")):
+        ActiveVocab(20, 5, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [[True, False, True], torch.tensor([True, False, True]), [2, 0], (0, 2), torch.tensor([2, 0])],
+    ids=repr,
+)
+def test_reset_by_mask_or_by_number(groups: Any) -> None:
+    vocab = ActiveVocab(20, 5, groups=3, pinned=[9])
+    coverage = Coverage(vocab)
+    fresh = vocab.state_dict()
+    vocab.update(torch.tensor([[1, 2, 3], [4, 5, 6], [7, 8, 1]]))
+    coverage.count(torch.tensor([[1], [4], [7]]))
+    used = vocab.state_dict()
+    vocab.reset(groups)
+    coverage.reset(groups)
+    for name, tensor in vocab.state_dict().items():
+        assert_bitwise(tensor[[0, 2]], fresh[name][[0, 2]], name)
+        assert_bitwise(tensor[1], used[name][1], name)
+    assert coverage.hits.tolist() == [0, 1, 0]
+
+
+def test_reset_of_nothing() -> None:
+    vocab = ActiveVocab(20, 5, groups=3)
+    vocab.update(torch.tensor([[1], [2], [3]]))
+    for nothing in ([], torch.tensor([]), torch.zeros(3, dtype=torch.bool)):
+        vocab.reset(nothing)
+    assert vocab.size.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("groups", "kind", "message"),
+    [
+        ([-1], IndexError, "expected groups in [0, 3), got -1"),
+        ([0, 3], IndexError, "expected groups in [0, 3), got 3"),
+        (torch.tensor([2**32]), IndexError, "expected groups in [0, 3), got 4294967296"),
+        ([True, False], ValueError, "expected a mask [3], got [2]"),
+        (torch.ones(3, 1, dtype=torch.bool), ValueError, "expected a mask [3], got [3, 1]"),
+        ([0.0], TypeError, "expected integers or a bool mask, got float32"),
+        (torch.tensor([[0, 1]]), ValueError, "expected shape [n], got [1, 2]"),
+    ],
+    ids=repr,
+)
+def test_reset_of_no_group(groups: Any, kind: type[Exception], message: str) -> None:
+    vocab = ActiveVocab(20, 5, groups=3)
+    vocab.update(torch.tensor([[1], [2], [3]]))
+    for name, thing in (("ActiveVocab", vocab), ("Coverage", Coverage(vocab))):
+        with pytest.raises(kind, match=re.escape(f"{name}: reset: groups: {message}")):
+            thing.reset(groups)
+    assert vocab.size.tolist() == [1, 1, 1]
+
+
+def test_contains_of_what_is_no_token() -> None:
+    vocab = ActiveVocab(10, 4, groups=2)
+    vocab.update(torch.tensor([[0, 9], [3, 4]]))
+    odd = torch.tensor([[-2, 10, -(2**40), 2**32, 9], [-10, 19, -1, 2**32 + 3, 3]])
+    wanted = [[False] * 4 + [True]] * 2
+    assert vocab.contains(odd).tolist() == wanted
+    assert (
+        vocab.contains(odd[0], token_groups=torch.zeros(5, dtype=torch.int32)).tolist() == wanted[0]
+    )
+    groups = torch.tensor([0, -1, 2, -2, 2**32])
+    assert vocab.contains(torch.full((5,), 9), token_groups=groups).tolist() == [True] + [False] * 4
+    for wrong in (odd.double(), odd > 0):
+        with pytest.raises(TypeError, match="contains: tokens: expected int32 or int64, got"):
+            vocab.contains(wrong)
+    coverage = Coverage(vocab)
+    coverage.count(odd)
+    assert (coverage.hits.tolist(), coverage.misses.tolist()) == ([1, 1], [0, 0])
 
 
 def test_wrong_state_and_wrong_tokens() -> None:

@@ -1,0 +1,78 @@
+"""Check that a saved state of a vocabulary is one that updates can have left."""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from ._checks import EMPTY_STAMP, PINNED_STAMP, dtype_name
+
+LARGEST_CLOCK = 2**62
+"""Far beyond what any text reaches, and as far from the end of int64."""
+
+
+def check_state(state: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> None:
+    """Compare a state with its consumer's tensors and with itself.
+
+    Args:
+        state: "ids" int32 [G, K], "slot_stamps" int64 [G, K], "token_slots" int32 [G, V] and
+            "clock" int64 [G].
+        like: the same of the vocabulary that is to take it over.
+
+    Raises:
+        ValueError: a missing entry; a shape; an id, slot, stamp or clock out of range; a repeated
+            id or stamp; token_slots that is not the inverse of ids.
+        TypeError: another dtype, or no tensor.
+    """
+    for name, tensor in like.items():
+        _check_kind(name, state.get(name), tensor)
+    ids, stamps, slots, clock = (
+        state[name] for name in ("ids", "slot_stamps", "token_slots", "clock")
+    )
+    capacity, vocab_size = ids.size(1), slots.size(1)
+    _check_range("ids", ids, -1, vocab_size)
+    _check_range("token_slots", slots, -1, capacity)
+    _check_range("clock", clock, 0, LARGEST_CLOCK + 1)
+    active, pinned = ids >= 0, stamps == PINNED_STAMP
+    _refuse("slot_stamps", f"{EMPTY_STAMP} at empty slots", stamps, ~active & (stamps != -1))
+    wrong = active & ~pinned & ((stamps < 0) | (stamps >= clock[:, None]))
+    _refuse("slot_stamps", "stamps in [0, clock), or 2^63 - 1 where pinned", stamps, wrong)
+    _check_distinct("ids", ids, active)
+    _check_distinct("slot_stamps", stamps, active & ~pinned)
+    held = slots.gather(1, ids.clamp(min=0).long())
+    own = held.new_ones(held.shape).cumsum(1) - 1
+    _refuse("token_slots", "the slot of each active token", held, active & (held != own))
+    counts, want = (slots >= 0).sum(1), active.sum(1)
+    _refuse("token_slots", "as many tokens with a slot as ids has", counts, counts != want)
+
+
+def _check_kind(name: str, got: object, like: Tensor) -> None:
+    where, shape = f"ActiveVocab: state_dict: {name}: expected", list(like.shape)
+    if got is None:
+        raise ValueError(f"{where} shape {shape}, got none")
+    if not isinstance(got, Tensor):
+        raise TypeError(f"{where} a tensor, got {type(got).__name__}")
+    if got.shape != like.shape:
+        raise ValueError(f"{where} shape {shape}, got {list(got.shape)}")
+    if got.dtype != like.dtype:
+        raise TypeError(f"{where} {dtype_name(like.dtype)}, got {dtype_name(got.dtype)}")
+
+
+def _check_range(name: str, values: Tensor, low: int, high: int) -> None:
+    wrong = (values < low) | (values >= high)
+    _refuse(name, f"values in [{low}, {high})", values, wrong)
+
+
+def _check_distinct(name: str, values: Tensor, where: Tensor) -> None:
+    """In each group, those of ``where``."""
+    # What does not count becomes distinct among itself, and below all that does.
+    fillers = -2 - values.new_ones(values.shape).cumsum(1)
+    ordered = values.where(where, fillers).sort(1).values
+    _refuse(name, "distinct values", ordered[:, 1:], ordered[:, 1:] == ordered[:, :-1])
+
+
+def _refuse(name: str, expected: str, values: Tensor, wrong: Tensor) -> None:
+    if wrong.any():
+        group, value = int(wrong.nonzero()[0, 0]), int(values[wrong][0])
+        raise ValueError(
+            f"ActiveVocab: state_dict: {name}: expected {expected}, got {value} in group {group}"
+        )

@@ -48,7 +48,7 @@ void update_on_cpu(const VocabArgs& args, const std::vector<GroupTokens>& seen) 
   parallel_for(args.groups, 1, [&](int64_t begin, int64_t end) {
     for (int64_t g = begin; g < end; ++g) {
       vocab_update_group({args.active_ids + g * args.capacity, args.slot_stamps + g * args.capacity,
-                          args.token_slots + g * args.vocab_size, args.clock + g, args.capacity,
+                          args.token_slots + g * args.vocab_size, args.clock + g, args.capacity, args.vocab_size,
                           seen[g].tokens.data(), seen[g].offsets.data(),
                           static_cast<int64_t>(seen[g].tokens.size()), args.count});
     }

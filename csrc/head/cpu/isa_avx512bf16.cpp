@@ -21,10 +21,10 @@ constexpr int64_t kChunk = Avx512Vec::kLanes;
 #include "select.inl"
 
 constexpr int kLanes = 16;
-constexpr int kLine = 32;         // elements of an activation that lie together
+constexpr int kLine = 32;  // elements of an activation that lie together
 constexpr int kPairs = kLine / 2;
-constexpr int kDepth = 64;        // elements of the rows between a copy and its multiplication
-constexpr int kRowVectors = 2;    // 2 * 12 accumulators, two of rows and an activation: 27 registers
+constexpr int kDepth = 64;      // elements of the rows between a copy and its multiplication
+constexpr int kRowVectors = 2;  // 2 * 12 accumulators, two of rows and an activation: 27 registers
 constexpr int kColumns = 12;
 constexpr int64_t kMaxColumns = 64;
 #ifndef AHEAD

@@ -5,12 +5,13 @@
 
 #include <cstdint>
 #include <optional>
+#include <vector>
 
 #include "vocab/args.h"
 
 namespace microspec {
 
-// One group's state, and the tokens it has just seen.
+// One group's state.
 struct VocabGroup {
   int32_t* active_ids;    // [K]
   int64_t* slot_stamps;   // [K]
@@ -18,15 +19,35 @@ struct VocabGroup {
   int64_t* clock;         // [1]
   int64_t capacity;       // K
   int64_t vocab_size;     // V
-  const int64_t* tokens;  // [count], in [0, V), oldest first
-  const int64_t* offset;  // [count]: each token's position in the call, added to the clock
-  int64_t count;
   int64_t clock_advance;  // positions in the call, padding included
 };
 
-// Torch-free. Equals the sequential LRU of the contract in set and recency. The state may be nonsense:
-// nothing outside these arrays is read or written then, and a token that comes enters if there is room.
-void vocab_update_group(const VocabGroup& group);
+// The update of one group. Torch-free. Equals the sequential LRU of the contract in set and recency. The
+// state may be nonsense: nothing outside its arrays is read or written then, and a token that comes
+// enters if there is room.
+class VocabUpdate {
+ public:
+  explicit VocabUpdate(const VocabGroup& group);
+
+  // Whether older tokens change nothing any more.
+  bool full() const { return distinct_ >= room_; }
+  // A token in [0, V) at its position in the call, newest first, unless the update is full.
+  void see(int64_t token, int64_t position);
+  // Gives the newcomers their slots, once all tokens were seen.
+  void seat();
+
+ private:
+  struct Newcomer {
+    int64_t token;
+    int64_t stamp;
+  };
+
+  VocabGroup group_;
+  int64_t base_;  // the clock before the call
+  int64_t room_;  // slots that are not pinned
+  int64_t distinct_ = 0;
+  std::vector<Newcomer> newcomers_;  // newest first
+};
 
 void vocab_update_(torch::stable::Tensor active_ids, torch::stable::Tensor slot_stamps,
                    torch::stable::Tensor token_slots, torch::stable::Tensor clock,

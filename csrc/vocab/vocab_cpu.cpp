@@ -3,7 +3,7 @@
 // Sequential LRU over a batch leaves the C most recently used distinct tokens (C = unpinned slots),
 // whatever order the evictions happened in. So: walk the batch from its newest token back, refresh
 // the resident, note the newcomers, stop after C distinct ones; then hand the newcomers the slots
-// with the smallest stamps. Cost: count + K, not count * K.
+// with the smallest stamps. Cost: the tokens walked over + K, not their product.
 #include <algorithm>
 #include <vector>
 
@@ -17,11 +17,6 @@ namespace {
 // In token_slots between the walk and the seating: this newcomer, so that a repeated token is counted
 // once. The index makes a mark that the caller's state held before the call differ from ours.
 int32_t pending_mark(int64_t newcomer) { return static_cast<int32_t>(-2 - newcomer); }
-
-struct Newcomer {
-  int64_t token;
-  int64_t stamp;
-};
 
 MICROSPEC_CLONES int64_t count_at_most(const int64_t* stamps, int64_t count, int64_t limit) {
   int64_t hits = 0;
@@ -46,53 +41,52 @@ int64_t eviction_threshold(const int64_t* stamps, int64_t count, int64_t wanted,
 
 }  // namespace
 
-void vocab_update_group(const VocabGroup& group) {
-  const int64_t base = *group.clock;
-  *group.clock = wrapping_add(base, group.clock_advance);
-  const int64_t pinned = std::count(group.slot_stamps, group.slot_stamps + group.capacity, kPinnedStamp);
-  const int64_t room = group.capacity - pinned;
+VocabUpdate::VocabUpdate(const VocabGroup& group) : group_(group), base_(*group.clock) {
+  *group.clock = wrapping_add(base_, group.clock_advance);
+  const int64_t* const stamps = group.slot_stamps;
+  room_ = group.capacity - std::count(stamps, stamps + group.capacity, kPinnedStamp);
+  newcomers_.reserve(std::min(room_, group.clock_advance));
+}
 
-  std::vector<Newcomer> newcomers;  // newest first
-  newcomers.reserve(std::min(room, group.count));
-  int64_t distinct = 0;
-  for (int64_t i = group.count - 1; i >= 0 && distinct < room; --i) {
-    const int64_t token = group.tokens[i];
-    const int64_t stamp = wrapping_add(base, group.offset[i]);
-    int32_t& slot = group.token_slots[token];
-    if (slot >= 0 && slot < group.capacity && group.active_ids[slot] == token) {
-      int64_t& last_use = group.slot_stamps[slot];
-      if (last_use >= base) continue;  // pinned, or seen later in this batch
-      last_use = stamp;
-      ++distinct;
-    } else if (const int64_t index = -2 - int64_t{slot}; index < 0 ||
-                                                         index >= static_cast<int64_t>(newcomers.size()) ||
-                                                         newcomers[index].token != token) {
-      slot = pending_mark(static_cast<int64_t>(newcomers.size()));
-      newcomers.push_back({token, stamp});
-      ++distinct;
-    }
+void VocabUpdate::see(int64_t token, int64_t position) {
+  const int64_t stamp = wrapping_add(base_, position);
+  int32_t& slot = group_.token_slots[token];
+  if (slot >= 0 && slot < group_.capacity && group_.active_ids[slot] == token) {
+    int64_t& last_use = group_.slot_stamps[slot];
+    if (last_use >= base_) return;  // pinned, or seen later in this call
+    last_use = stamp;
+    ++distinct_;
+  } else if (const int64_t index = -2 - int64_t{slot}; index < 0 ||
+                                                       index >= static_cast<int64_t>(newcomers_.size()) ||
+                                                       newcomers_[index].token != token) {
+    slot = pending_mark(static_cast<int64_t>(newcomers_.size()));
+    newcomers_.push_back({token, stamp});
+    ++distinct_;
   }
-  if (newcomers.empty()) return;
+}
 
-  const int64_t wanted = static_cast<int64_t>(newcomers.size());
-  const int64_t newest = std::min(wrapping_add(base, group.clock_advance), kPinnedStamp - 1);
-  const int64_t threshold = eviction_threshold(group.slot_stamps, group.capacity, wanted, newest);
+void VocabUpdate::seat() {
+  if (newcomers_.empty()) return;
+
+  const int64_t wanted = static_cast<int64_t>(newcomers_.size());
+  const int64_t newest = std::min(wrapping_add(base_, group_.clock_advance), kPinnedStamp - 1);
+  const int64_t threshold = eviction_threshold(group_.slot_stamps, group_.capacity, wanted, newest);
   // Only empty slots share a stamp, and the lowest of them go first; so at the threshold itself
   // just as many as are still wanted are taken.
-  int64_t at_threshold = wanted - count_at_most(group.slot_stamps, group.capacity, threshold - 1);
-  for (int64_t slot = 0; !newcomers.empty() && slot < group.capacity; ++slot) {
-    const int64_t stamp = group.slot_stamps[slot];
+  int64_t at_threshold = wanted - count_at_most(group_.slot_stamps, group_.capacity, threshold - 1);
+  for (int64_t slot = 0; !newcomers_.empty() && slot < group_.capacity; ++slot) {
+    const int64_t stamp = group_.slot_stamps[slot];
     if (stamp > threshold || (stamp == threshold && at_threshold-- <= 0)) continue;
-    const int32_t old = group.active_ids[slot];
-    if (old >= 0 && old < group.vocab_size && group.token_slots[old] == slot) group.token_slots[old] = -1;
-    const Newcomer newcomer = newcomers.back();  // the oldest takes the lowest slot
-    newcomers.pop_back();
-    group.active_ids[slot] = static_cast<int32_t>(newcomer.token);
-    group.token_slots[newcomer.token] = static_cast<int32_t>(slot);
-    group.slot_stamps[slot] = newcomer.stamp;
+    const int32_t old = group_.active_ids[slot];
+    if (old >= 0 && old < group_.vocab_size && group_.token_slots[old] == slot) group_.token_slots[old] = -1;
+    const Newcomer newcomer = newcomers_.back();  // the oldest takes the lowest slot
+    newcomers_.pop_back();
+    group_.active_ids[slot] = static_cast<int32_t>(newcomer.token);
+    group_.token_slots[newcomer.token] = static_cast<int32_t>(slot);
+    group_.slot_stamps[slot] = newcomer.stamp;
   }
   // Only stamps beyond the clock, which no update leaves, can have kept a newcomer out.
-  for (const Newcomer& newcomer : newcomers) group.token_slots[newcomer.token] = -1;
+  for (const Newcomer& newcomer : newcomers_) group_.token_slots[newcomer.token] = -1;
 }
 
 }  // namespace microspec

@@ -1,7 +1,10 @@
-// Checks of vocab_update_ and the sorting of its tokens into groups.
+// Checks of vocab_update_ and the walk over its tokens, newest first.
+#include <algorithm>
+#include <limits>
 #include <vector>
 
 #include "common/check.h"
+#include "common/clones.h"
 #include "common/device_call.h"
 #include "common/parallel.h"
 #include "vocab.h"
@@ -11,47 +14,89 @@ namespace microspec {
 
 namespace {
 
-struct GroupTokens {
-  std::vector<int64_t> tokens, offsets;
-  void push(int64_t token, int64_t offset) {
-    tokens.push_back(token);
-    offsets.push_back(offset);
-  }
-};
-
 int64_t value_at(const void* data, bool is_long, int64_t i) {
   return is_long ? static_cast<const int64_t*>(data)[i] : static_cast<const int32_t*>(data)[i];
 }
 
-// The tokens of each group, once every id is known to be good.
-std::vector<GroupTokens> tokens_by_group(const Checker& check, const VocabArgs& args, const void* tokens,
-                                         const void* token_groups) {
+// Whether all values are in [-1, limit). One vectorised sweep, where nothing is wrong.
+MICROSPEC_CLONES bool all_below(const int32_t* values, int64_t count, int64_t limit) {
+  const auto bound = static_cast<int32_t>(std::min<int64_t>(limit, std::numeric_limits<int32_t>::max()));
+  int32_t bad = 0;
+  for (int64_t i = 0; i < count; ++i) bad |= (values[i] < -1) | (values[i] >= bound);
+  return !bad;
+}
+
+MICROSPEC_CLONES bool all_below(const int64_t* values, int64_t count, int64_t limit) {
+  int64_t bad = 0;
+  for (int64_t i = 0; i < count; ++i) bad |= (values[i] < -1) | (values[i] >= limit);
+  return !bad;
+}
+
+bool all_below(const void* values, bool is_long, int64_t count, int64_t limit) {
+  return is_long ? all_below(static_cast<const int64_t*>(values), count, limit)
+                 : all_below(static_cast<const int32_t*>(values), count, limit);
+}
+
+// Every token and group is read before the first write, those too that the walk will not reach.
+void check_tokens(const Checker& check, const VocabArgs& args, const void* tokens, const void* token_groups) {
   const int64_t total = token_groups ? args.count : args.groups * args.count;
-  std::vector<GroupTokens> seen(args.groups);
+  if (all_below(tokens, args.long_tokens, total, args.vocab_size) &&
+      (!token_groups || all_below(token_groups, args.long_groups, total, args.groups))) {
+    return;
+  }
   for (int64_t i = 0; i < total; ++i) {
     const int64_t id = value_at(tokens, args.long_tokens, i);
     if (id < -1 || id >= args.vocab_size) {
       check.fail("IndexError", "tokens", "ids in [0, " + std::to_string(args.vocab_size) + ") or -1", id,
                  " at flat position ", i);
     }
-    const int64_t group = token_groups ? value_at(token_groups, args.long_groups, i) : i / args.count;
+    if (!token_groups) continue;
+    const int64_t group = value_at(token_groups, args.long_groups, i);
     if (group < -1 || group >= args.groups) {
       check.fail("IndexError", "token_groups", "groups in [0, " + std::to_string(args.groups) + ") or -1",
                  group, " at position ", i);
     }
-    if (id >= 0 && group >= 0) seen[group].push(id, token_groups ? i : i % args.count);
   }
-  return seen;
 }
 
-void update_on_cpu(const VocabArgs& args, const std::vector<GroupTokens>& seen) {
+VocabUpdate update_of(const VocabArgs& args, int64_t g) {
+  return VocabUpdate({args.active_ids + g * args.capacity, args.slot_stamps + g * args.capacity,
+                      args.token_slots + g * args.vocab_size, args.clock + g, args.capacity, args.vocab_size,
+                      args.count});
+}
+
+// Tokens [G, N]: each group walks over its own.
+void update_rows(const VocabArgs& args) {
   parallel_for(args.groups, 1, [&](int64_t begin, int64_t end) {
     for (int64_t g = begin; g < end; ++g) {
-      vocab_update_group({args.active_ids + g * args.capacity, args.slot_stamps + g * args.capacity,
-                          args.token_slots + g * args.vocab_size, args.clock + g, args.capacity,
-                          args.vocab_size, seen[g].tokens.data(), seen[g].offsets.data(),
-                          static_cast<int64_t>(seen[g].tokens.size()), args.count});
+      VocabUpdate update = update_of(args, g);
+      for (int64_t i = args.count - 1; i >= 0 && !update.full(); --i) {
+        const int64_t token = value_at(args.tokens, args.long_tokens, g * args.count + i);
+        if (token >= 0) update.see(token, i);
+      }
+      update.seat();
     }
+  });
+}
+
+// Tokens [N] of all groups: one walk, until no group has use for older ones.
+void update_ragged(const VocabArgs& args) {
+  std::vector<VocabUpdate> updates;
+  updates.reserve(args.groups);
+  int64_t open = 0;
+  for (int64_t g = 0; g < args.groups; ++g) {
+    updates.push_back(update_of(args, g));
+    open += !updates[g].full();
+  }
+  for (int64_t i = args.count - 1; i >= 0 && open > 0; --i) {
+    const int64_t token = value_at(args.tokens, args.long_tokens, i);
+    const int64_t group = value_at(args.token_groups, args.long_groups, i);
+    if (token < 0 || group < 0 || updates[group].full()) continue;
+    updates[group].see(token, i);
+    open -= updates[group].full();
+  }
+  parallel_for(args.groups, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t g = begin; g < end; ++g) updates[g].seat();
   });
 }
 
@@ -126,16 +171,16 @@ void vocab_update_(Tensor active_ids, Tensor slot_stamps, Tensor token_slots, Te
   const HostValues token_values(call, tokens);
   std::optional<HostValues> group_values;
   if (ragged) group_values.emplace(call, *token_groups);
-  std::vector<GroupTokens> seen;
   if (token_values.known()) {
-    seen = tokens_by_group(check, args, token_values.data<void>(),
-                           ragged ? group_values->data<void>() : nullptr);
+    check_tokens(check, args, token_values.data<void>(), ragged ? group_values->data<void>() : nullptr);
   }
   note_writes(state);
   if (call.on_cuda()) {
     update_on_cuda(call, args);
+  } else if (ragged) {
+    update_ragged(args);
   } else {
-    update_on_cpu(args, seen);
+    update_rows(args);
   }
 }
 

@@ -42,15 +42,6 @@ struct alignas(64) TileConfig {
   uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
-inline __m512i widen(const bf16_t* p) { return _mm512_loadu_si512(p); }
-inline __m512i join(__m512 low, __m512 high) {
-  return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
-}
-template <class Row>
-inline __m512i widen(const Row* p) {
-  return join(Avx512Vec::load(p), Avx512Vec::load(p + 16));
-}
-
 // Sixteen rows of a panel, or what is left of it, and the rows that come after them.
 struct RowTile {
   const char* const* rows;

@@ -22,7 +22,7 @@ from torch import Tensor
 from microspec_kernels import _checks
 
 COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
-HEAD, GATHER = 0, 1
+HEAD, GATHER, VOCAB = 0, 1, 2
 # As in csrc/common/dtype.h.
 TYPES = {
     torch.float32: 0,
@@ -132,7 +132,7 @@ class Ops:
         self._driver = driver(processor, isa)
 
     def functions(self) -> dict[str, Any]:
-        names = ("sparse_head", "sparse_logits", "gather_rows_")
+        names = ("sparse_head", "sparse_logits", "gather_rows_", "vocab_update_")
         return {name: getattr(self, name) for name in names}
 
     def sparse_head(
@@ -194,3 +194,31 @@ class Ops:
         integers = [active_ids.numel(), weight.size(1), weight.stride(0), *types]
         written = [slab, slab_ids, slab_scale]
         self._driver.call(GATHER, integers, [], written, [weight, active_ids, weight_scale])
+
+    def vocab_update_(
+        self,
+        active_ids: Tensor,
+        slot_stamps: Tensor,
+        token_slots: Tensor,
+        clock: Tensor,
+        tokens: Tensor,
+        *,
+        token_groups: Tensor | None = None,
+    ) -> None:
+        state = (active_ids, slot_stamps, token_slots, clock)
+        check = _checks.vocab(*state, tokens, token_groups)
+        check.ids(tokens, "tokens", token_slots.size(1), "ids", "flat position")
+        groups, capacity = len(token_slots), active_ids.size(-1)
+        count = tokens.size(-1)
+        if token_groups is None:
+            stream = tokens.reshape(groups, count)
+        else:
+            check.ids(token_groups, "token_groups", groups, "groups", "position")
+            group = torch.arange(groups)[:, None]
+            stream = torch.where(token_groups == group, tokens, -1)
+        ids = active_ids.view(groups, capacity)
+        for g, seen in enumerate(stream.long()):
+            offsets = (seen >= 0).nonzero().flatten()
+            integers = [capacity, len(offsets), count]
+            written = [ids[g], slot_stamps[g], token_slots[g], clock[g : g + 1]]
+            self._driver.call(VOCAB, integers, [], written, [seen[offsets], offsets])

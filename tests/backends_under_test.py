@@ -35,7 +35,7 @@ NO_ARM = "no aarch64-linux-gnu-g++ or no qemu-aarch64"
 @dataclass(frozen=True)
 class Backend:
     examples: int | None = None  # of a hypothesis test; None: as many as its settings say
-    marks: tuple[pytest.MarkDecorator, ...] = ()  # of the tests that run over it
+    marks: tuple[pytest.MarkDecorator, ...] = ()  # of every test over it
 
     @contextlib.contextmanager
     def serving(self, seed: int) -> Iterator[None]:

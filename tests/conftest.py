@@ -25,14 +25,14 @@ settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "backends(*names): which of backends_under_test to run over")
-    config.addinivalue_line("markers", "arm: runs kernels for Arm in an emulator")
+    config.addinivalue_line("markers", "arm: Arm kernels, cross-compiled and run by qemu-user")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     mark = metafunc.definition.get_closest_marker("backends")
     if mark is not None:
-        params = [pytest.param(name, marks=BACKENDS[name].marks) for name in mark.args]
-        metafunc.parametrize("backend", params, indirect=True, scope="module")
+        backends = [pytest.param(name, marks=BACKENDS[name].marks) for name in mark.args]
+        metafunc.parametrize("backend", backends, indirect=True, scope="module")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -16,9 +16,10 @@
 #include <thread>
 #include <vector>
 
-#include "gather/args.h"
+#include "gather/gather.h"
 #include "head/args.h"
 #include "head/cpu/kernels.h"
+#include "vocab/vocab.h"
 
 // What common/parallel.h takes of torch: two threads here.
 extern "C" AOTITorchError torch_get_num_threads(uint32_t* count) {
@@ -34,8 +35,6 @@ extern "C" AOTITorchError torch_parallel_for(int64_t begin, int64_t end, int64_t
 }
 
 namespace microspec {
-
-void gather_slots(const GatherArgs& args, int64_t begin, int64_t end);
 
 namespace {
 
@@ -168,6 +167,26 @@ void serve_gather() {
   slab_scale.send();
 }
 
+void serve_vocab() {
+  VocabGroup group{};
+  group.capacity = receive_integer();
+  group.count = receive_integer();
+  group.clock_advance = receive_integer();
+  const Array active_ids(Array::kWritten), slot_stamps(Array::kWritten), token_slots(Array::kWritten);
+  const Array clock(Array::kWritten), tokens(Array::kRead), offsets(Array::kRead);
+  group.active_ids = active_ids.as<int32_t>();
+  group.slot_stamps = slot_stamps.as<int64_t>();
+  group.token_slots = token_slots.as<int32_t>();
+  group.clock = clock.as<int64_t>();
+  group.tokens = tokens.as<int64_t>();
+  group.offset = offsets.as<int64_t>();
+  vocab_update_group(group);
+  active_ids.send();
+  slot_stamps.send();
+  token_slots.send();
+  clock.send();
+}
+
 }  // namespace
 }  // namespace microspec
 
@@ -178,7 +197,11 @@ int main(int argc, char** argv) {
       return 0;
     }
     for (int64_t op; std::fread(&op, sizeof op, 1, stdin) == 1;) {
-      op == 0 ? microspec::serve_head() : microspec::serve_gather();
+      switch (op) {
+        case 0: microspec::serve_head(); break;
+        case 1: microspec::serve_gather(); break;
+        default: microspec::serve_vocab();
+      }
       std::fflush(stdout);
     }
     return 0;

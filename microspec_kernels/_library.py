@@ -28,7 +28,7 @@ def load() -> None:
 
 
 def instruction_set() -> str | None:
-    """The processor's instructions that the CPU kernels use: "amx", "avx2", "portable", …
+    """The processor's instructions that the CPU kernels use: "amx", "neon", "portable", …
 
     None if ``MICROSPEC_ISA`` names one that this processor has not.
     """

@@ -22,16 +22,20 @@ CPU = ("cpu",)
 TRITON = ("triton",) if os.environ.get("TRITON_INTERPRET") == "1" else ()
 EMULATED = TRITON or ("emulation-sm80", "emulation-sm90")
 CUDA = () if TRITON else ("cuda",)
+ARM = () if TRITON else ("arm-neon", "arm-neonbf16")
 # By kernels of this repository, and by all there is.
-COMPILED = (*CPU, *EMULATED, *CUDA)
+COMPILED = (*CPU, *ARM, *EMULATED, *CUDA)
 # With less shared memory than the other two, as on GPUs for desktops.
 SMALL = () if TRITON else ("emulation-sm89",)
 ALL = (*COMPILED, "reference")
+
+NO_ARM = "no aarch64-linux-gnu-g++ or no qemu-aarch64"
 
 
 @dataclass(frozen=True)
 class Backend:
     examples: int | None = None  # of a hypothesis test; None: as many as its settings say
+    marks: tuple[pytest.MarkDecorator, ...] = ()  # of every test over it
 
     @contextlib.contextmanager
     def serving(self, seed: int) -> Iterator[None]:
@@ -70,6 +74,25 @@ class Emulated(Backend):
         load().configure(seed=seed, **self.settings)
         names = ("sparse_head", "sparse_logits", "gather_rows_", "vocab_update_")
         with replaced({name: getattr(emulated_ops, name) for name in names}):
+            yield
+
+
+@dataclass(frozen=True)
+class Arm(Backend):
+    """The CPU kernels for Arm in an emulator, where there is one; conftest.py counts where not."""
+
+    examples: int | None = 20
+    marks: tuple[pytest.MarkDecorator, ...] = (pytest.mark.arm,)
+    processor: str = "max"
+    isa: str = "neon"
+
+    @contextlib.contextmanager
+    def serving(self, seed: int) -> Iterator[None]:
+        import arm_ops
+
+        if arm_ops.tools_are_missing():
+            pytest.skip(NO_ARM)
+        with replaced(arm_ops.Ops(self.processor, self.isa).functions()):
             yield
 
 
@@ -125,6 +148,10 @@ BACKENDS: dict[str, Backend] = {
     "reference": Named(name="reference"),
     "cuda": OnDevice(),
     "triton": Interpreted(),
+    # A processor without bf16 instructions and one with all there are.
+    "arm-neon": Arm(processor="cortex-a72", isa="neon"),
+    "arm-neonbf16": Arm(isa="neonbf16"),
+    "arm-portable": Arm(isa="portable"),
     # One block at a time, thread after thread, copies at once; cp.async.
     "emulation-sm80": Emulated(
         settings={

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from backends_under_test import BACKENDS
+from backends_under_test import BACKENDS, NO_ARM
 from hypothesis import HealthCheck, settings
 
 import microspec_kernels
@@ -25,12 +25,21 @@ settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "backends(*names): which of backends_under_test to run over")
+    config.addinivalue_line("markers", "arm: Arm kernels, cross-compiled and run by qemu-user")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     mark = metafunc.definition.get_closest_marker("backends")
     if mark is not None:
-        metafunc.parametrize("backend", mark.args, indirect=True, scope="module")
+        backends = [pytest.param(name, marks=BACKENDS[name].marks) for name in mark.args]
+        metafunc.parametrize("backend", backends, indirect=True, scope="module")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skipped = terminalreporter.getreports("skipped")
+    count = sum(NO_ARM in str(report.longrepr) for report in skipped)
+    if count:
+        terminalreporter.write_line(f"NOT RUN: {count} Arm tests ({NO_ARM})", red=True)
 
 
 @pytest.fixture(scope="module")

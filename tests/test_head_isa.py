@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-ALL = ("portable", "avx2", "avx512", "avx512bf16", "amx")
+ALL = ("portable", "neon", "neonbf16", "avx2", "avx512", "avx512bf16", "amx")
 CALL = "import torch, microspec_kernels as m; z = torch.zeros; "
 CALL += "m.sparse_head(z(1, 8), z(9, 8), z(1, dtype=torch.int32), 1)"
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from backends_under_test import ALL, COMPILED, CPU, CUDA, EMULATED
+from backends_under_test import ALL, ARM, COMPILED, CPU, CUDA, EMULATED
 from compare import assert_bitwise
 from generators import VocabState, vocab_state
 from hypothesis import given
@@ -85,7 +85,7 @@ def test_random_streams(
 @pytest.mark.parametrize("capacity", [1, 2, 3])
 def test_every_short_stream(capacity: int, backend: str) -> None:
     """All streams of five over four tokens and padding, cut into two calls at every place."""
-    every = 37 if backend in EMULATED else 1  # slow: a sample
+    every = 37 if backend in (*ARM, *EMULATED) else 1  # slow: a sample
     for tokens in itertools.islice(itertools.product(range(-1, 4), repeat=5), 0, None, every):
         for cut in (0, 2, 3):
             state, cache = vocab_state(5, capacity), Lru(capacity)

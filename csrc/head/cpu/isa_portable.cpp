@@ -7,38 +7,60 @@
 namespace microspec {
 namespace portable {
 
-inline float widen(float value) { return value; }
-inline float widen(int8_t value) { return value; }
-inline float widen(bf16_t value) {
-  const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
-  float result;
-  __builtin_memcpy(&result, &bits, 4);
-  return result;
+// 16 bytes: what SSE2, NEON and their like all have.
+typedef float Four __attribute__((vector_size(16)));
+typedef uint32_t Words __attribute__((vector_size(16)));
+typedef int32_t SignedWords __attribute__((vector_size(16)));
+
+// Four integers, each extended to a word.
+template <class Integer>
+inline SignedWords load_words(const void* p) {
+  typedef Integer Integers __attribute__((vector_size(4 * sizeof(Integer))));
+  Integers integers;
+  __builtin_memcpy(&integers, p, sizeof integers);
+  return __builtin_convertvector(integers, SignedWords);
 }
-// Shifted into fp32's exponent and scaled by the difference of the biases: exact, subnormals too.
-inline float widen_small(uint32_t sign, uint32_t magnitude, uint32_t largest_finite, float gain) {
-  uint32_t bits = magnitude;
-  float result;
-  __builtin_memcpy(&result, &bits, 4);
-  result *= gain;
-  if (magnitude > largest_finite) result = __builtin_nanf("");
-  return sign ? -result : result;
+
+// A smaller format's numbers, their exponent and fraction in fp32's places, with fp32's bias. What was
+// a subnormal 0.f * 2^e comes out of that as 1.f * 2^(e - 1); twice itself less 2^e is the number meant.
+// No fp32 subnormal on the way: processors may take a hundred cycles for one.
+inline Four rebias(Words magnitude, uint32_t bias) {
+  const uint32_t shift = (127 - bias) << 23, least_normal = shift + (1u << 23);
+  const SignedWords bits = reinterpret_cast<SignedWords>(magnitude + shift);
+  const Four value = reinterpret_cast<Four>(bits);
+  const Four surplus = value - reinterpret_cast<Four>(Words{} + least_normal);
+  const SignedWords subnormal = bits < static_cast<int32_t>(least_normal);
+  return value + reinterpret_cast<Four>(subnormal & reinterpret_cast<SignedWords>(surplus));
 }
-inline float widen(f16_t value) {
-  const uint32_t magnitude = value.bits & 0x7fffu;
-  const float result =
-      magnitude == 0x7c00u ? __builtin_inff() : widen_small(0, magnitude << 13, 0x7c00u << 13, 0x1p112f);
-  return value.bits >> 15 ? -result : result;
+
+// The sign of `bits`, and infinity or NaN where `special` is all ones.
+inline Four finish(Four magnitude, SignedWords special, SignedWords bits) {
+  const SignedWords sign = bits & INT32_MIN, exponent = special & 0x7f800000;
+  return reinterpret_cast<Four>(reinterpret_cast<SignedWords>(magnitude) | sign | exponent);
 }
-inline float widen(f8e4m3_t value) {
-  return widen_small(value.bits >> 7, (value.bits & 0x7fu) << 20, 0x7eu << 20, 0x1p120f);
+
+inline Four widen(const float* p) {
+  Four values;
+  __builtin_memcpy(&values, p, sizeof values);
+  return values;
+}
+inline Four widen(const bf16_t* p) { return reinterpret_cast<Four>(load_words<int16_t>(p) << 16); }
+inline Four widen(const int8_t* p) { return __builtin_convertvector(load_words<int8_t>(p), Four); }
+inline Four widen(const f16_t* p) {
+  const SignedWords bits = load_words<int16_t>(p), magnitude = bits & 0x7fff;
+  return finish(rebias(reinterpret_cast<Words>(magnitude << 13), 15), magnitude >= 0x7c00, bits);
+}
+inline Four widen(const f8e4m3_t* p) {
+  const SignedWords bits = load_words<int8_t>(p), magnitude = bits & 0x7f;
+  return finish(rebias(reinterpret_cast<Words>(magnitude << 20), 7), magnitude == 0x7f, bits);
 }
 
 struct Vec {
-  // 16 bytes: what SSE2, NEON and their like all have.
-  typedef float Type __attribute__((vector_size(16)));
+  using Type = Four;
   static constexpr int kLanes = 4;
-  static constexpr int kRowsFor1 = 4, kRows = 2, kColumns = 4;
+  // To widen a row costs more than to multiply it, so one is shared by as many activations as leave
+  // room for it among 16 registers.
+  static constexpr int kRowsFor1 = 4, kRows = 1, kColumns = 10;
   template <class Row>
   static constexpr float gain(Row) {
     return 1.0f;
@@ -46,7 +68,7 @@ struct Vec {
   static Type zero() { return Type{}; }
   template <class Row>
   static Type load(const Row* p) {
-    return Type{widen(p[0]), widen(p[1]), widen(p[2]), widen(p[3])};
+    return widen(p);
   }
   static Type fma(Type a, Type b, Type c) { return a * b + c; }
   static float sum(Type v) { return (v[0] + v[2]) + (v[1] + v[3]); }

@@ -1,5 +1,9 @@
 #include "kernels.h"
 
+#ifdef MICROSPEC_ARM
+#include <sys/auxv.h>
+#endif
+
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
@@ -21,6 +25,11 @@ std::vector<const InstructionSet*> supported() {
   if (avx512) sets.push_back(&kAvx512);
   // Every processor with AVX2 has FMA and F16C.
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) sets.push_back(&kAvx2);
+#endif
+#ifdef MICROSPEC_ARM
+  constexpr unsigned long kHasBf16 = 1ul << 14;  // HWCAP2_BF16; older headers lack the name
+  if (getauxval(AT_HWCAP2) & kHasBf16) sets.push_back(&kNeonBf16);
+  sets.push_back(&kNeon);
 #endif
   sets.push_back(&kPortable);
   return sets;

@@ -56,5 +56,9 @@ extern const InstructionSet kAvx512Bf16;
 extern const InstructionSet kAmx;
 bool amx_usable();  // also asks the kernel for the right to use the tiles
 #endif
+#ifdef MICROSPEC_ARM
+extern const InstructionSet kNeon;
+extern const InstructionSet kNeonBf16;
+#endif
 
 }  // namespace microspec

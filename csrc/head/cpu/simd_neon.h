@@ -1,0 +1,57 @@
+// Advanced SIMD of every ARMv8 processor: four lanes, thirty-two registers. Shared by the two Arm sets.
+#pragma once
+
+#include <arm_neon.h>
+
+#include <cstdint>
+
+#include "common/dtype.h"
+
+namespace microspec {
+namespace {
+
+// e4m3 shifted into fp16's fields is the value times 2^-8 (biases 7 and 15), subnormals included.
+inline float16x8_t e4m3_as_f16(int8x8_t codes) {
+  const uint16x8_t bits = vreinterpretq_u16_s16(vmovl_s8(codes));
+  const uint16x8_t magnitude = vandq_u16(bits, vdupq_n_u16(0x7f));
+  const uint16x8_t nan = vceqq_u16(magnitude, vdupq_n_u16(0x7f));
+  const uint16x8_t sign = vandq_u16(bits, vdupq_n_u16(0x8000));
+  return vreinterpretq_f16_u16(vorrq_u16(sign, vorrq_u16(nan, vshlq_n_u16(magnitude, 7))));
+}
+
+struct NeonVec {
+  using Type = float32x4_t;
+  static constexpr int kLanes = 4;
+  // 4 * 6 accumulators, four rows and an activation: 29 of 32 registers.
+  static constexpr int kRowsFor1 = 8, kRows = 4, kColumns = 6;
+  static constexpr float gain(f8e4m3_t) { return 256.0f; }  // see e4m3_as_f16
+  template <class Row>
+  static constexpr float gain(Row) {
+    return 1.0f;
+  }
+  static Type zero() { return vdupq_n_f32(0.0f); }
+  static Type load(const float* p) { return vld1q_f32(p); }
+  static Type load(const f16_t* p) {
+    return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(reinterpret_cast<const uint16_t*>(p))));
+  }
+  static Type load(const bf16_t* p) {
+    const uint16x4_t bits = vld1_u16(reinterpret_cast<const uint16_t*>(p));
+    return vreinterpretq_f32_u32(vshll_n_u16(bits, 16));
+  }
+  static Type load(const int8_t* p) {
+    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(four_bytes(p)))));
+  }
+  static Type load(const f8e4m3_t* p) { return vcvt_f32_f16(vget_low_f16(e4m3_as_f16(four_bytes(p)))); }
+  static Type fma(Type a, Type b, Type c) { return vfmaq_f32(c, a, b); }
+  static float sum(Type v) { return vaddvq_f32(v); }
+
+ private:
+  static int8x8_t four_bytes(const void* p) {
+    uint32_t bytes;
+    __builtin_memcpy(&bytes, p, sizeof bytes);
+    return vreinterpret_s8_u64(vcreate_u64(bytes));
+  }
+};
+
+}  // namespace
+}  // namespace microspec

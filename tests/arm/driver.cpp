@@ -1,0 +1,211 @@
+// Serves the CPU kernels to tests/arm_ops.py from a process for Arm, under an emulator, without torch.
+//
+// `driver isa` prints the instruction set that is chosen. `driver` answers calls: from stdin come an op's
+// number, its integers, floats and arrays, to stdout go the arrays it writes. Every array ends where an
+// inaccessible page begins, what an op only reads is read-only, and what lies before the arrays it
+// writes is looked at afterwards.
+#include <sys/mman.h>
+#include <torch/csrc/stable/c/shim.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "gather/gather.h"
+#include "head/args.h"
+#include "head/cpu/kernels.h"
+#include "vocab/vocab.h"
+
+// What common/parallel.h takes of torch: two threads here.
+extern "C" AOTITorchError torch_get_num_threads(uint32_t* count) {
+  *count = 2;
+  return 0;
+}
+extern "C" AOTITorchError torch_parallel_for(int64_t begin, int64_t end, int64_t, ParallelFunc body,
+                                             void* context) {
+  std::vector<std::thread> threads;
+  for (int64_t i = begin; i < end; ++i) threads.emplace_back(body, i, i + 1, context);
+  for (std::thread& thread : threads) thread.join();
+  return 0;
+}
+
+namespace microspec {
+
+namespace {
+
+[[noreturn]] void fail(const char* what) {
+  std::fprintf(stderr, "driver: %s\n", what);
+  std::exit(1);
+}
+
+void receive(void* target, size_t size) {
+  if (std::fread(target, 1, size, stdin) != size) fail("the call ends early");
+}
+int64_t receive_integer() {
+  int64_t value;
+  receive(&value, sizeof value);
+  return value;
+}
+float receive_float() {
+  float value;
+  receive(&value, sizeof value);
+  return value;
+}
+
+class Array {
+ public:
+  enum Use { kRead, kWritten };
+
+  // As received: its size in bytes, or -1 for none, and its bytes.
+  explicit Array(Use use) : use_(use) {
+    const int64_t size = receive_integer();
+    if (size < 0) return;
+    size_ = static_cast<size_t>(size);
+    const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+    accessible_ = (size_ + page - 1) / page * page;
+    mapped_ = accessible_ + page;
+    void* memory = mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) fail("no memory");
+    memory_ = static_cast<unsigned char*>(memory);
+    std::memset(memory_, kUntouched, accessible_ - size_);
+    data_ = memory_ + accessible_ - size_;
+    receive(data_, size_);
+    if (mprotect(memory_ + accessible_, page, PROT_NONE) != 0) fail("mprotect failed");
+    if (use == kRead && accessible_ && mprotect(memory_, accessible_, PROT_READ) != 0)
+      fail("mprotect failed");
+  }
+  ~Array() {
+    if (memory_) munmap(memory_, mapped_);
+  }
+  Array(const Array&) = delete;
+  Array& operator=(const Array&) = delete;
+
+  template <class T>
+  T* as() const {
+    return static_cast<T*>(data_);
+  }
+
+  void send() const {
+    if (!memory_) return;
+    for (const unsigned char* p = memory_; p < data_; ++p) {
+      if (*p != kUntouched) fail("something was written before an array");
+    }
+    std::fwrite(data_, 1, size_, stdout);
+  }
+
+ private:
+  static constexpr unsigned char kUntouched = 0xa5;
+
+  Use use_;
+  size_t size_ = 0, accessible_ = 0, mapped_ = 0;
+  unsigned char* memory_ = nullptr;
+  void* data_ = nullptr;
+};
+
+DType receive_type() { return static_cast<DType>(receive_integer()); }
+
+// k = 0 stands for sparse_logits.
+void serve_head() {
+  HeadArgs args{};
+  args.packed = receive_integer();
+  args.long_group_ids = receive_integer();
+  args.rows = receive_integer();
+  args.dim = receive_integer();
+  args.groups = receive_integer();
+  args.capacity = receive_integer();
+  args.hidden_row_stride = receive_integer();
+  args.weight_row_stride = receive_integer();
+  args.weight_group_stride = receive_integer();
+  args.hidden_type = receive_type();
+  args.weight_type = receive_type();
+  args.bias_type = receive_type();
+  const int64_t k = receive_integer();
+  args.logit_scale = receive_float();
+  args.softcap = receive_float();
+  const Array logits(Array::kWritten), token_ids(Array::kWritten), logsumexp(Array::kWritten);
+  const Array hidden(Array::kRead), weight(Array::kRead), active_ids(Array::kRead);
+  const Array group_ids(Array::kRead), weight_scale(Array::kRead), bias(Array::kRead);
+  args.hidden = hidden.as<void>();
+  args.weight = weight.as<void>();
+  args.active_ids = active_ids.as<int32_t>();
+  args.group_ids = group_ids.as<void>();
+  args.weight_scale = weight_scale.as<float>();
+  args.bias = bias.as<void>();
+  if (k > 0) {
+    run_sparse_head(args, k, logits.as<float>(), token_ids.as<int64_t>(), logsumexp.as<float>());
+  } else {
+    run_sparse_logits(args, logits.as<float>());
+  }
+  logits.send();
+  token_ids.send();
+  logsumexp.send();
+}
+
+void serve_gather() {
+  GatherArgs args{};
+  const int64_t slots = receive_integer();
+  args.dim = receive_integer();
+  args.weight_row_stride = receive_integer();
+  args.slab_type = receive_type();
+  args.weight_type = receive_type();
+  const Array slab(Array::kWritten), slab_ids(Array::kWritten), slab_scale(Array::kWritten);
+  const Array weight(Array::kRead), active_ids(Array::kRead), weight_scale(Array::kRead);
+  args.slab = slab.as<void>();
+  args.slab_ids = slab_ids.as<int32_t>();
+  args.slab_scale = slab_scale.as<float>();
+  args.weight = weight.as<void>();
+  args.active_ids = active_ids.as<int32_t>();
+  args.weight_scale = weight_scale.as<float>();
+  gather_slots(args, 0, slots);
+  slab.send();
+  slab_ids.send();
+  slab_scale.send();
+}
+
+void serve_vocab() {
+  VocabGroup group{};
+  group.capacity = receive_integer();
+  group.count = receive_integer();
+  group.clock_advance = receive_integer();
+  const Array active_ids(Array::kWritten), slot_stamps(Array::kWritten), token_slots(Array::kWritten);
+  const Array clock(Array::kWritten), tokens(Array::kRead), offsets(Array::kRead);
+  group.active_ids = active_ids.as<int32_t>();
+  group.slot_stamps = slot_stamps.as<int64_t>();
+  group.token_slots = token_slots.as<int32_t>();
+  group.clock = clock.as<int64_t>();
+  group.tokens = tokens.as<int64_t>();
+  group.offset = offsets.as<int64_t>();
+  vocab_update_group(group);
+  active_ids.send();
+  slot_stamps.send();
+  token_slots.send();
+  clock.send();
+}
+
+}  // namespace
+}  // namespace microspec
+
+int main(int argc, char** argv) {
+  try {
+    if (argc == 2 && std::string(argv[1]) == "isa") {
+      std::puts(microspec::instruction_set().name);
+      return 0;
+    }
+    for (int64_t op; std::fread(&op, sizeof op, 1, stdin) == 1;) {
+      switch (op) {
+        case 0: microspec::serve_head(); break;
+        case 1: microspec::serve_gather(); break;
+        default: microspec::serve_vocab();
+      }
+      std::fflush(stdout);
+    }
+    return 0;
+  } catch (const std::exception& error) {
+    microspec::fail(error.what());
+  }
+}

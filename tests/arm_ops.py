@@ -1,0 +1,224 @@
+"""``torch.ops.microspec.*`` over the CPU kernels for Arm, in a process under qemu.
+
+CMake cross-compiles them with tests/arm/driver.cpp; of torch that needs only the headers. The build
+stays in build/arm. The driver places what it is sent before inaccessible pages.
+"""
+
+import functools
+import importlib.util
+import os
+import shutil
+import struct
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+from build_with_cmake import ROOT, build_with_cmake
+from emulated_ops import SENTINEL, check_head
+from generators import row_indexed
+from torch import Tensor
+
+from microspec_kernels import _checks
+
+COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
+HEAD, GATHER, VOCAB = 0, 1, 2
+# As in csrc/common/dtype.h.
+TYPES = {
+    torch.float32: 0,
+    torch.float16: 1,
+    torch.bfloat16: 2,
+    torch.int8: 3,
+    torch.float8_e4m3fn: 4,
+}
+
+
+def tools_are_missing() -> bool:
+    return shutil.which(COMPILER) is None or shutil.which(EMULATOR) is None
+
+
+@functools.cache
+def build() -> Path:
+    spec = importlib.util.find_spec("torch")
+    assert spec is not None and spec.origin is not None
+    folder = build_with_cmake(
+        ROOT,
+        ROOT / "build" / "arm",
+        "-DCMAKE_SYSTEM_NAME=Linux",
+        "-DCMAKE_SYSTEM_PROCESSOR=aarch64",
+        f"-DCMAKE_CXX_COMPILER={COMPILER}",
+        f"-DTORCH_DIR={Path(spec.origin).parent}",
+        "-DMICROSPEC_CUDA=OFF",
+        target="arm_driver",
+    )
+    return folder / "arm_driver"
+
+
+def command(processor: str, *arguments: str) -> list[str]:
+    return [EMULATOR, "-cpu", processor, str(build()), *arguments]
+
+
+def environment(isa: str | None) -> dict[str, str]:
+    others = {name: value for name, value in os.environ.items() if name != "MICROSPEC_ISA"}
+    return others if isa is None else {**others, "MICROSPEC_ISA": isa}
+
+
+class Driver:
+    """The process, which starts with the first call and anew after one that ended it."""
+
+    def __init__(self, processor: str, isa: str) -> None:
+        self._processor, self._isa = processor, isa
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def call(
+        self, op: int, integers: list[int], floats: list[float], written: list[Any], read: list[Any]
+    ) -> None:
+        """Run one op; ``written`` are contiguous tensors, or None, and take its results."""
+        message = struct.pack(f"<{1 + len(integers)}q{len(floats)}f", op, *integers, *floats)
+        message += b"".join(map(as_message, (*written, *read)))
+        process = self._running()
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            process.stdin.write(message)
+            process.stdin.flush()
+            results = [process.stdout.read(size_of(tensor)) for tensor in written]
+        except BrokenPipeError:
+            results = [b""]
+        for tensor, result in zip(written, results, strict=False):
+            if len(result) < size_of(tensor):
+                self._process = None
+                raise AssertionError(f"the driver ended, exit {process.wait()}: see its stderr")
+            if result:
+                flat = torch.frombuffer(bytearray(result), dtype=tensor.dtype)
+                row_indexed(tensor).copy_(row_indexed(flat.view(tensor.shape)))
+
+    def _running(self) -> "subprocess.Popen[bytes]":
+        if self._process is None:
+            self._process = subprocess.Popen(
+                command(self._processor),
+                env=environment(self._isa),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            )
+        return self._process
+
+
+def size_of(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.numel() * tensor.element_size()
+
+
+def as_message(tensor: Tensor | None) -> bytes:
+    """The tensor's memory from its first element to its last, gaps between rows included."""
+    if tensor is None:
+        return struct.pack("<q", -1)
+    span = 0
+    if tensor.numel():
+        span = 1 + sum(
+            (n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True)
+        )
+    memory = tensor.as_strided((span,), (1,)).view(torch.uint8).numpy().tobytes()
+    return struct.pack("<q", len(memory)) + memory
+
+
+@functools.cache
+def driver(processor: str, isa: str) -> Driver:
+    return Driver(processor, isa)
+
+
+class Ops:
+    """The ops as one driver serves them."""
+
+    def __init__(self, processor: str, isa: str) -> None:
+        self._driver = driver(processor, isa)
+
+    def functions(self) -> dict[str, Any]:
+        names = ("sparse_head", "sparse_logits", "gather_rows_", "vocab_update_")
+        return {name: getattr(self, name) for name in names}
+
+    def sparse_head(
+        self, hidden: Tensor, weight: Tensor, active_ids: Tensor, k: int, **options: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        check_head("sparse_head", hidden, weight, active_ids, options, k)
+        logits = torch.full((len(hidden), k), SENTINEL)
+        token_ids = torch.full((len(hidden), k), -77)
+        logsumexp = torch.full((len(hidden),), SENTINEL)
+        results = (logits, token_ids, logsumexp)
+        self._head(results, hidden, weight, active_ids, k, options)
+        return results
+
+    def sparse_logits(
+        self, hidden: Tensor, weight: Tensor, active_ids: Tensor, **options: Any
+    ) -> Tensor:
+        check_head("sparse_logits", hidden, weight, active_ids, options, None)
+        logits = torch.full((len(hidden), active_ids.size(-1)), SENTINEL)
+        self._head((logits, None, None), hidden, weight, active_ids, 0, options)
+        return logits
+
+    def _head(
+        self,
+        results: tuple[Tensor | None, ...],
+        hidden: Tensor,
+        weight: Tensor,
+        active_ids: Tensor,
+        k: int,
+        options: dict[str, Any],
+    ) -> None:
+        packed, group_ids = options.get("packed", False), options.get("group_ids")
+        scale, bias = options.get("weight_scale"), options.get("bias")
+        _checks.head_ids("sparse_head", hidden, weight, active_ids, packed, group_ids, bias)
+        groups = active_ids.size(0) if active_ids.dim() == 2 else 1
+        integers = [
+            *(int(packed), int(group_ids is not None and group_ids.dtype == torch.int64)),
+            *(*hidden.shape, groups, active_ids.size(-1), hidden.stride(0)),
+            *(weight.stride(-2), weight.stride(0) if weight.dim() == 3 else 0),
+            *(TYPES[hidden.dtype], TYPES[weight.dtype]),
+            *(TYPES[torch.float32 if bias is None else bias.dtype], k),
+        ]
+        floats = [options.get("logit_scale", 1.0), options.get("softcap", 0.0)]
+        read = [hidden, weight, active_ids, group_ids, scale, bias]
+        self._driver.call(HEAD, integers, floats, list(results), read)
+
+    def gather_rows_(
+        self,
+        slab: Tensor,
+        slab_ids: Tensor,
+        weight: Tensor,
+        active_ids: Tensor,
+        *,
+        slab_scale: Tensor | None = None,
+        weight_scale: Tensor | None = None,
+    ) -> None:
+        check = _checks.gather(slab, slab_ids, weight, active_ids, slab_scale, weight_scale)
+        check.ids(active_ids, "active_ids", weight.size(0), "ids", "flat position")
+        types = (TYPES[slab.dtype], TYPES[weight.dtype])
+        integers = [active_ids.numel(), weight.size(1), weight.stride(0), *types]
+        written = [slab, slab_ids, slab_scale]
+        self._driver.call(GATHER, integers, [], written, [weight, active_ids, weight_scale])
+
+    def vocab_update_(
+        self,
+        active_ids: Tensor,
+        slot_stamps: Tensor,
+        token_slots: Tensor,
+        clock: Tensor,
+        tokens: Tensor,
+        *,
+        token_groups: Tensor | None = None,
+    ) -> None:
+        state = (active_ids, slot_stamps, token_slots, clock)
+        check = _checks.vocab(*state, tokens, token_groups)
+        check.ids(tokens, "tokens", token_slots.size(1), "ids", "flat position")
+        groups, capacity = len(token_slots), active_ids.size(-1)
+        count = tokens.size(-1)
+        if token_groups is None:
+            stream = tokens.reshape(groups, count)
+        else:
+            check.ids(token_groups, "token_groups", groups, "groups", "position")
+            group = torch.arange(groups)[:, None]
+            stream = torch.where(token_groups == group, tokens, -1)
+        ids = active_ids.view(groups, capacity)
+        for g, seen in enumerate(stream.long()):
+            offsets = (seen >= 0).nonzero().flatten()
+            integers = [capacity, len(offsets), count]
+            written = [ids[g], slot_stamps[g], token_slots[g], clock[g : g + 1]]
+            self._driver.call(VOCAB, integers, [], written, [seen[offsets], offsets])

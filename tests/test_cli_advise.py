@@ -109,6 +109,29 @@ def test_no_advice_from_another_kind_of_device(tmp_path, capsys, device) -> None
     assert "dense head" not in out and "µs" not in out
 
 
+XEON, XEONS = (f"Intel(R) Xeon(R) Processor, {n} threads, AMX" for n in (2, 32))
+# What all processors are called makes none of them like another.
+AMD, INTEL = (f"{name} Processor, 8 threads" for name in ("AMD Family 25", "Intel Family 6"))
+EPYC, CORE = (f"{name}(TM) CPU Processor, 8 threads" for name in ("AMD(R) EPYC", "Intel(R) Core"))
+
+
+@pytest.mark.parametrize(
+    ("here", "devices", "taken"),
+    [
+        (HERE, [OTHER, HERE], HERE),
+        (HERE, [OTHER, "NVIDIA H100 80GB"], "NVIDIA H100 80GB"),
+        (HERE, ["NVIDIA A100-SXM4-80GB", OTHER], OTHER),
+        (XEON, [XEONS], XEONS),
+        (AMD, [INTEL], None),
+        (EPYC, [CORE], None),
+        (HERE, [], None),
+    ],
+)
+def test_the_device_most_like_this_one(here: str, devices: list[str], taken: str | None) -> None:
+    assert advise.nearest(here, devices) == taken
+    assert advise.nearest(here, reversed(devices)) == taken
+
+
 def test_no_advice_from_another_models_figures(tmp_path, capsys) -> None:
     kept(tmp_path, figures())
     assert main(["info", "--advise", "Gemma-3-4B", "--results", str(tmp_path)]) == 0

@@ -32,6 +32,7 @@ ALL = (*COMPILED, "reference")
 @dataclass(frozen=True)
 class Backend:
     examples: int | None = None  # of a hypothesis test; None: as many as its settings say
+    marks: tuple[pytest.MarkDecorator, ...] = ()  # of every test over it
 
     @contextlib.contextmanager
     def serving(self, seed: int) -> Iterator[None]:
@@ -60,6 +61,7 @@ class Emulated(Backend):
     """The CUDA kernels on an emulated device (csrc/emulation)."""
 
     examples: int | None = 8
+    marks: tuple[pytest.MarkDecorator, ...] = (pytest.mark.emulation,)
     settings: dict[str, Any] = field(default_factory=dict)
 
     @contextlib.contextmanager
@@ -78,6 +80,7 @@ class Interpreted(Backend):
     """The Triton kernels in Triton's interpreter, without the checks of ids, as on a device."""
 
     examples: int | None = 8
+    marks: tuple[pytest.MarkDecorator, ...] = (pytest.mark.triton,)
 
     @contextlib.contextmanager
     def serving(self, seed: int) -> Iterator[None]:
@@ -95,6 +98,8 @@ class Interpreted(Backend):
 @dataclass(frozen=True)
 class OnDevice(Backend):
     """The CUDA kernels on a GPU, where there is one; tests/gpu/conftest.py counts where not."""
+
+    marks: tuple[pytest.MarkDecorator, ...] = (pytest.mark.gpu,)
 
     @contextlib.contextmanager
     def serving(self, seed: int) -> Iterator[None]:

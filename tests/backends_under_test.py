@@ -22,6 +22,7 @@ CPU = ("cpu",)
 TRITON = ("triton",) if os.environ.get("TRITON_INTERPRET") == "1" else ()
 EMULATED = TRITON or ("emulation-sm80", "emulation-sm90")
 CUDA = () if TRITON else ("cuda",)
+NO_DEVICE = "no CUDA device"  # why tests are skipped
 # By kernels of this repository, and by all there is.
 COMPILED = (*CPU, *EMULATED, *CUDA)
 # With less shared memory than the other two, as on GPUs for desktops.
@@ -97,14 +98,14 @@ class Interpreted(Backend):
 
 @dataclass(frozen=True)
 class OnDevice(Backend):
-    """The CUDA kernels on a GPU, where there is one; tests/gpu/conftest.py counts where not."""
+    """The CUDA kernels on a GPU, where there is one; conftest.py counts where not."""
 
     marks: tuple[pytest.MarkDecorator, ...] = (pytest.mark.gpu,)
 
     @contextlib.contextmanager
     def serving(self, seed: int) -> Iterator[None]:
         if not torch.cuda.is_available():
-            pytest.skip("no CUDA device")
+            pytest.skip(NO_DEVICE)
         from gpu import on_device
 
         with replaced(on_device.functions()):

@@ -20,7 +20,7 @@ os.environ.setdefault("TRITON_CACHE_DIR", str(HERE.parent / "build" / "triton-ca
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from backends_under_test import BACKENDS  # noqa: E402
+from backends_under_test import BACKENDS, NO_DEVICE  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
 import microspec_kernels  # noqa: E402
@@ -68,6 +68,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         # One device is not to be shared by several processes.
         if config.pluginmanager.hasplugin("xdist") and item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.xdist_group("gpu"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skipped = terminalreporter.getreports("skipped")
+    count = sum(NO_DEVICE in str(report.longrepr) for report in skipped)
+    if count:
+        terminalreporter.write_line(f"NOT RUN: {count} GPU tests ({NO_DEVICE})", red=True)
 
 
 @pytest.fixture(scope="module")

@@ -158,6 +158,20 @@ def test_work_beside_the_current_stream(monkeypatch: pytest.MonkeyPatch) -> None
             cuda.said.clear()
 
 
+@pytest.mark.backends(*CPU)
+def test_what_reads_or_writes_the_rows_waits_for_the_copying(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slab = WeightSlab(WEIGHT, ActiveVocab(V, K))
+    slab.ids.fill_(7)
+    seen: list[Tensor] = []
+    monkeypatch.setattr(slab._beside, "wait", lambda: seen.append(slab.ids.clone()))
+    slab.front()
+    slab.wait()
+    slab.invalidate()
+    assert len(seen) == 3 and all(ids.eq(7).all() for ids in seen), "before, not after"
+
+
 def test_group_ids_point_into_the_front_buffer() -> None:
     vocab = ActiveVocab(V, K, groups=3)
     slab = WeightSlab(WEIGHT, vocab, buffers=2)

@@ -5,11 +5,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from known_times import KnownTimes
 
 import microspec_kernels
 from microspec_kernels import timing
-from microspec_kernels.cli import COMMANDS, main
+from microspec_kernels.cli import COMMANDS, bench, main
 
 SIZES = {"vocab-size": 512, "dim": 32, "capacity": 64, "k": 5, "rows": 3, "rounds": 15}
 BENCH = [f"--{name}={size}" for name, size in SIZES.items()]
@@ -85,6 +86,22 @@ def test_bench_times_every_head(tmp_path, capsys, monkeypatch):
     assert head == ["head", "p20", "ms", "p50", "ms", "p80", "ms", "speedup"]
     assert lines[0][-4:] == ["0.001", "0.002", "0.004", "1.000"]
     assert float(lines[1][-1]) == pytest.approx(2 / 12, abs=1e-3)
+
+
+def test_bench_s_arms_give_the_same_tokens():
+    """The best of the active ones; the dense head's are of all."""
+    weight, hidden = bench.operands(200, 32, 3, torch.device("cpu"), torch.float32)
+    arms = bench.arms_for(weight, hidden, 50, 5)
+    values, tokens = arms["select"]()
+    every = (hidden @ weight.T).log_softmax(-1)
+    assert torch.equal(arms["dense"]().indices, every.topk(5).indices)
+    assert (tokens.sort(1).values != every.topk(5).indices.sort(1).values).any()
+    for name in ("sparse indexed", "sparse packed"):
+        found, its = arms[name]()
+        assert torch.equal(its, tokens)
+        torch.testing.assert_close(found, values)
+    everything = bench.arms_for(weight, hidden, 200, 5)
+    assert torch.equal(everything["select"]()[1], every.topk(5).indices)
 
 
 def test_bench_times_nothing_that_is_wrong(monkeypatch, capsys):

@@ -240,6 +240,17 @@ def test_quantised_weight(dtype: torch.dtype) -> None:
         assert_front_is(slab, weight, scale)
 
 
+@pytest.mark.backends(*CPU)
+def test_a_weight_elsewhere_has_to_be_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = ActiveVocab(V, K)
+    elsewhere.ids = elsewhere.ids.to("meta")
+    expected = "weight: expected a tensor on meta or in pinned host memory, got one on cpu"
+    with pytest.raises(ValueError, match=f"WeightSlab: {expected}"):
+        WeightSlab(WEIGHT, elsewhere)
+    monkeypatch.setattr(Tensor, "is_pinned", lambda self: self is WEIGHT)
+    assert WeightSlab(WEIGHT, elsewhere).rows.device.type == "meta"
+
+
 @pytest.mark.parametrize(
     ("weight", "options", "message"),
     [

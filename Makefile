@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/microspec.stamp
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc)
 
-.PHONY: build demo test test-triton test-triton-range test-engines test-engines-gpu test-gpu lint bench bench-gpu bench-variants clean
+.PHONY: build demo test test-all test-triton test-triton-range test-engines test-engines-gpu test-gpu lint bench bench-gpu bench-variants clean
 
 build: $(STAMP)
 
@@ -31,16 +31,23 @@ $(STAMP): $(BIN)/python $(SOURCES)
 demo: build
 	$(BIN)/microspec generate --pair examples/tiny_pair --compare --prompt '$(subst ','\'',$(PROMPT))'
 
-test: build test-triton
-	$(BIN)/pytest
+# docs/testing.md says what the marks are. A process a core, but for no more than eight.
+QUICK := not (slow or emulation or arm)
+PYTEST := $(BIN)/pytest -n auto --maxprocesses 8 --dist loadgroup
+
+test: build
+	$(PYTEST) -m '$(QUICK)'
+	$(INTERPRETED) -m triton
+
+# All the rest, after the former.
+test-all: test
+	$(PYTEST) -m 'not ($(QUICK))'
 
 # The op tests once more, over the Triton kernels. A process has Triton's interpreter from its first
 # import on or not at all.
-TRITON_TESTS := head_values head_special head_memory head_invariance head_kernels head_ids gather quantise \
-	vocab_update weight_slab parallel triton_tiles
+INTERPRETED = TRITON_INTERPRET=1 $(PYTEST) -W ignore::RuntimeWarning
 test-triton: build
-	TRITON_INTERPRET=1 $(BIN)/pytest -W ignore::RuntimeWarning \
-		-k triton $(TRITON_TESTS:%=tests/test_%.py)
+	$(INTERPRETED) -m triton
 
 # The oldest Triton that is supported (`make test` has the newest), in an environment of its own. Its
 # interpreter relies on what NumPy 2.4 took away.

@@ -23,6 +23,7 @@ TRITON = ("triton",) if os.environ.get("TRITON_INTERPRET") == "1" else ()
 EMULATED = TRITON or ("emulation-sm80", "emulation-sm90")
 CUDA = () if TRITON else ("cuda",)
 ARM = () if TRITON else ("arm-neon", "arm-neonbf16")
+NO_DEVICE = "no CUDA device"  # why tests are skipped
 # By kernels of this repository, and by all there is.
 COMPILED = (*CPU, *ARM, *EMULATED, *CUDA)
 # With less shared memory than the other two, as on GPUs for desktops.
@@ -64,6 +65,7 @@ class Emulated(Backend):
     """The CUDA kernels on an emulated device (csrc/emulation)."""
 
     examples: int | None = 8
+    marks: tuple[pytest.MarkDecorator, ...] = (pytest.mark.emulation,)
     settings: dict[str, Any] = field(default_factory=dict)
 
     @contextlib.contextmanager
@@ -101,6 +103,7 @@ class Interpreted(Backend):
     """The Triton kernels in Triton's interpreter, without the checks of ids, as on a device."""
 
     examples: int | None = 8
+    marks: tuple[pytest.MarkDecorator, ...] = (pytest.mark.triton,)
 
     @contextlib.contextmanager
     def serving(self, seed: int) -> Iterator[None]:
@@ -117,12 +120,14 @@ class Interpreted(Backend):
 
 @dataclass(frozen=True)
 class OnDevice(Backend):
-    """The CUDA kernels on a GPU, where there is one; tests/gpu/conftest.py counts where not."""
+    """The CUDA kernels on a GPU, where there is one; conftest.py counts where not."""
+
+    marks: tuple[pytest.MarkDecorator, ...] = (pytest.mark.gpu,)
 
     @contextlib.contextmanager
     def serving(self, seed: int) -> Iterator[None]:
         if not torch.cuda.is_available():
-            pytest.skip("no CUDA device")
+            pytest.skip(NO_DEVICE)
         from gpu import on_device
 
         with replaced(on_device.functions()):

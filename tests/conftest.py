@@ -1,15 +1,39 @@
-"""Shared by all tests: the hypothesis profile, and each test leaves the process as it found it."""
+"""Shared by all tests: marks, the hypothesis profile, and each test leaves the process as it found
+it. docs/testing.md says what the marks are for.
+"""
 
 import os
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 
-import pytest
-import torch
-from backends_under_test import BACKENDS, NO_ARM
-from hypothesis import HealthCheck, settings
+HERE = Path(__file__).resolve().parent
 
-import microspec_kernels
+# Read when torch and Triton are loaded, and inherited by the processes that tests start. Threads
+# that spin while they wait cost the other tests' processes their time.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
+    threads = max(2, len(os.sched_getaffinity(0)) // workers)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+# Triton keys what it has compiled by the kernel's source, the target and its own version.
+os.environ.setdefault("TRITON_CACHE_DIR", str(HERE.parent / "build" / "triton-cache"))
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from backends_under_test import BACKENDS, NO_ARM, NO_DEVICE  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
+
+import microspec_kernels  # noqa: E402
+
+MARKS = {
+    "backends(*names)": "which of backends_under_test to run over",
+    "emulation": "CUDA kernels on an emulated device; building that takes minutes",
+    "triton": "Triton kernels in Triton's interpreter; only with TRITON_INTERPRET=1",
+    "gpu": "needs a CUDA device and is skipped without one",
+    "arm": "Arm kernels, cross-compiled and run by qemu-user",
+    "slow": "takes long for what it adds to the others",
+}
+FOLDERS = {HERE / "emulation": pytest.mark.emulation, HERE / "gpu": pytest.mark.gpu}
 
 # A shared machine stalls now and then, which says nothing about the code: no deadlines.
 settings.register_profile(
@@ -24,8 +48,8 @@ settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "backends(*names): which of backends_under_test to run over")
-    config.addinivalue_line("markers", "arm: Arm kernels, cross-compiled and run by qemu-user")
+    for mark, meaning in MARKS.items():
+        config.addinivalue_line("markers", f"{mark}: {meaning}")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -35,11 +59,23 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("backend", backends, indirect=True, scope="module")
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses by the marks
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        for folder, mark in FOLDERS.items():
+            if folder in item.path.parents:
+                item.add_marker(mark)
+        # One device is not to be shared by several processes.
+        if config.pluginmanager.hasplugin("xdist") and item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.xdist_group("gpu"))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     skipped = terminalreporter.getreports("skipped")
-    count = sum(NO_ARM in str(report.longrepr) for report in skipped)
-    if count:
-        terminalreporter.write_line(f"NOT RUN: {count} Arm tests ({NO_ARM})", red=True)
+    for kind, reason in (("GPU", NO_DEVICE), ("Arm", NO_ARM)):
+        count = sum(reason in str(report.longrepr) for report in skipped)
+        if count:
+            terminalreporter.write_line(f"NOT RUN: {count} {kind} tests ({reason})", red=True)
 
 
 @pytest.fixture(scope="module")

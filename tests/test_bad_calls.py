@@ -117,6 +117,33 @@ def test_every_argument_appears_in_the_table() -> None:
         )
 
 
-def test_errors_that_are_not_ours_pass_through() -> None:
-    with pytest.raises((RuntimeError, TypeError), match=r"sparse_head|argument"):
+@pytest.mark.parametrize(
+    "text",
+    [
+        "argument",
+        "CUDA error: an illegal memory access was encountered",
+        "ValueError: axes don't match array",
+        "KeyError: microspec",
+        "[enforce fail at alloc_cpu.cpp:127] ValueError: microspec::sparse_head: k: too large",
+    ],
+)
+@pytest.mark.parametrize(("op", "good"), [(op, good) for op, good, _ in ON_ONE_DEVICE])
+def test_errors_that_are_not_ours_pass_through(
+    op: str, good: Any, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The very error, whatever its text is like: a word of ours somewhere is not ours."""
+    foreign = RuntimeError(text)
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise foreign
+
+    monkeypatch.setattr(torch.ops.microspec, op, fails)
+    with pytest.raises(RuntimeError) as raised:
+        call(getattr(microspec_kernels, op), good())
+    assert raised.value is foreign and str(foreign) == text
+
+
+def test_pytorch_names_what_is_no_tensor() -> None:
+    message = r"(?s)sparse_head\(\).*'hidden'.*but instead found.*str"
+    with pytest.raises(RuntimeError, match=message):
         microspec_kernels.sparse_head("hidden", zeros(50, 8), zeros(6), 4)  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from known_times import COLUMNS, KnownTimes
 
 from bench import engine, models, options
 from bench.head_arms import make_weight
@@ -14,12 +15,15 @@ from bench.head_arms import make_weight
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a run on the CPU")
 def test_a_quick_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = KnownTimes()
+    monkeypatch.setattr(engine, "time_arms", known)
     monkeypatch.setattr(sys, "argv", ["engine", "--quick", "--out", str(tmp_path)])
     options.run("As", "engine", partial(engine.measure, "cpu"), partial(engine.measure, "cuda"))
     rows = list(csv.DictReader((tmp_path / "engine.csv").open()))
     assert {row["requests"] for row in rows} == {"1", "8"}
-    for row in rows:
-        assert 0 < float(row["p20_us"]) <= float(row["p50_us"]) <= float(row["p80_us"])
+    for row, (arm, took) in zip(rows, known.columns(), strict=True):
+        assert arm == (row["vocabulary"], row["arm"])
+        assert [float(row[column]) for column in COLUMNS] == pytest.approx(took)
         assert row["device"] and row["commit"]
         is_head = "LM head" in row["arm"] or "EngineHead" in row["arm"]
         assert row["times_a_step"] == str(engine.DRAFTS if is_head else 1)

@@ -99,6 +99,26 @@ def test_the_gpu_path_runs_without_one() -> None:
     assert all(row["model"] == "toy" and row["bytes"] > 0 for row in rows)
 
 
+@pytest.mark.parametrize(("situation", "several"), [("cold", True), ("warm", False)])
+def test_cold_goes_round_through_more_than_the_cache_and_warm_does_not(
+    situation: str, several: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, capacity, used = 200_000, 300, []
+
+    def noted(weight: Tensor, sets: list[Tensor], *arguments: Any, **options: Any) -> Any:
+        used.append(sets)
+        return arms_for(weight, sets, *arguments, **options)
+
+    monkeypatch.setattr(cuda_graphs, "l2_bytes", lambda: cache)
+    monkeypatch.setattr(gpu_head, "arms_for", noted)
+    gpu_head.measure_model(models.TOY, [(capacity, 1)], 1, ["packed"], [situation], device="cpu")
+    (sets,) = used
+    assert len({tuple(ids.tolist()) for ids in sets}) == len(sets)
+    # The smallest of the arms' rows has 8 bits an element.
+    assert (len(sets) * capacity * models.TOY.dim > 3 * cache) == several
+    assert several or len(sets) == 1
+
+
 def test_differences_are_taken_round_by_round() -> None:
     """The machine slowed down in the second round: no difference may come of that."""
     found = cuda_graphs.difference([3.0, 13.0, 4.0], [2.0, 12.0, 2.0])
@@ -112,7 +132,10 @@ def test_a_quick_run_writes_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     rows = list(csv.DictReader((tmp_path / "head.csv").open()))
     assert {row["arm"].split()[0] for row in rows} == {"sparse_head", "NanoSpec"}
     assert {"p20_us", "p50_us", "p80_us", "device", "commit"} < set(rows[0])
-    assert all(float(row["p50_us"]) > 0 for row in rows)
+    for row in rows:
+        took, floor, read = (float(row[name]) for name in ("p50_us", "floor_us", "read_GBps"))
+        assert floor == pytest.approx(float(row["bytes"]) / read / 1e3, rel=1e-4)
+        assert float(row["over_floor"]) == pytest.approx(took / floor, rel=1e-4)
 
 
 def test_models_are_told_apart() -> None:

@@ -5,9 +5,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from known_times import KnownTimes
 
 import microspec_kernels
-from microspec_kernels.cli import COMMANDS, main
+from microspec_kernels import timing
+from microspec_kernels.cli import COMMANDS, bench, main
 
 SIZES = {"vocab-size": 512, "dim": 32, "capacity": 64, "k": 5, "rows": 3, "rounds": 15}
 BENCH = [f"--{name}={size}" for name, size in SIZES.items()]
@@ -66,15 +69,39 @@ def test_info_says_the_same_in_both_ways(tmp_path, capsys):
     assert len(out.splitlines()) == len(facts)
 
 
-def test_bench_times_every_head(tmp_path, capsys):
-    file = tmp_path / "bench.json"
+def test_bench_times_every_head(tmp_path, capsys, monkeypatch):
+    file, known = tmp_path / "bench.json", KnownTimes()
+    monkeypatch.setattr(timing, "time_arms", known)
     assert main(["bench", *BENCH, "--dtype", "float32", "--json", str(file)]) == 0
     figures = json.loads(file.read_text())
     assert figures["capacity"] == 64 and figures["device_name"]
     assert set(figures["seconds"]) == {"dense", "select", "sparse indexed", "sparse packed"}
-    for took in figures["seconds"].values():
-        assert 0 < took["p20"] <= took["p50"] <= took["p80"]
-    assert figures["device_name"] in capsys.readouterr().out
+    for name, took in known.columns():
+        seconds = figures["seconds"][name]
+        assert [seconds[p] * 1e6 for p in ("p20", "p50", "p80")] == pytest.approx(took)
+    out = capsys.readouterr().out
+    assert figures["device_name"] in out
+    # 1, 2 and 4 µs of the dense head; 12 µs of select.
+    head, *lines = (line.split() for line in out.splitlines()[2:])
+    assert head == ["head", "p20", "ms", "p50", "ms", "p80", "ms", "speedup"]
+    assert lines[0][-4:] == ["0.001", "0.002", "0.004", "1.000"]
+    assert float(lines[1][-1]) == pytest.approx(2 / 12, abs=1e-3)
+
+
+def test_bench_s_arms_give_the_same_tokens():
+    """The best of the active ones; the dense head's are of all."""
+    weight, hidden = bench.operands(200, 32, 3, torch.device("cpu"), torch.float32)
+    arms = bench.arms_for(weight, hidden, 50, 5)
+    values, tokens = arms["select"]()
+    every = (hidden @ weight.T).log_softmax(-1)
+    assert torch.equal(arms["dense"]().indices, every.topk(5).indices)
+    assert (tokens.sort(1).values != every.topk(5).indices.sort(1).values).any()
+    for name in ("sparse indexed", "sparse packed"):
+        found, its = arms[name]()
+        assert torch.equal(its, tokens)
+        torch.testing.assert_close(found, values)
+    everything = bench.arms_for(weight, hidden, 200, 5)
+    assert torch.equal(everything["select"]()[1], every.topk(5).indices)
 
 
 def test_bench_times_nothing_that_is_wrong(monkeypatch, capsys):

@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 
+pytestmark = (
+    pytest.mark.slow
+)  # some hundred compilations; a second run finds them in build/triton-cache
 triton = pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("interpreted kernels cannot be compiled", allow_module_level=True)

@@ -1,10 +1,13 @@
 """WeightSlab: the front always is the vocabulary, and a reader of the old one is left in peace."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
-from backends_under_test import COMPILED
+from backends_under_test import COMPILED, CPU
 from compare import assert_bitwise
 from generators import QUANTISED, normal, row_indexed
 from hypothesis import given
@@ -12,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from microspec_kernels import ActiveVocab, SlabView, WeightSlab, reference, sparse_head
+from microspec_kernels.slab import _Beside
 
 pytestmark = pytest.mark.backends(*COMPILED)
 
@@ -76,6 +80,96 @@ def test_front_follows_the_vocabulary(
             for now, then in zip(rows_of(old, old.group_ids), before, strict=True):
                 if now is not None and then is not None:
                     assert_bitwise(now, then, "the old front, after the refresh")
+
+
+@pytest.mark.backends(*CPU)
+@pytest.mark.parametrize("buffers", [1, 2])
+def test_a_refresh_is_of_the_vocabulary_as_it_was_when_it_was_asked_for(
+    buffers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU the copying begins whenever its stream comes to it: here after another update."""
+    vocab = ActiveVocab(V, K, groups=2)
+    slab = WeightSlab(WEIGHT, vocab, buffers=buffers)
+    vocab.update(torch.tensor([[1, 2, 3], [4, 5, 6]]))
+    asked, used = vocab.ids.clone(), []
+
+    @contextmanager
+    def later(*tensors: Tensor) -> Iterator[None]:
+        vocab.update(torch.tensor([[7, 8, 9], [10, 11, 12]]))
+        used.extend(tensors)
+        yield
+
+    monkeypatch.setattr(slab._beside, "run", later)
+    slab.refresh()
+    view = slab.front(torch.arange(2))
+    ids, rows, _ = rows_of(view, view.group_ids)
+    assert_bitwise(ids, asked, "ids")
+    assert_bitwise(rows[asked >= 0], WEIGHT[asked[asked >= 0].long()], "rows")
+    (kept,) = used
+    assert kept.data_ptr() != vocab.ids.data_ptr() and torch.equal(kept, asked), "kept until then"
+
+
+class FakeCuda:
+    """What PyTorch is told about streams and events; whether a graph is being captured."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.said: list[str] = []
+        self.capturing = False
+        say = self.said.append
+        current = SimpleNamespace(wait_event=lambda event: say(f"current waits for {event}"))
+        self.side = SimpleNamespace(
+            wait_stream=lambda other: say(f"side waits for current: {other is current}"),
+            record_event=lambda: say("side records") or "event",
+        )
+
+        @contextmanager
+        def on(stream: object) -> Iterator[None]:
+            say(f"on side: {stream is self.side}")
+            yield
+            say("off side")
+
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
+        monkeypatch.setattr(torch.cuda, "stream", on)
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: self.capturing)
+
+
+@pytest.mark.backends(*CPU)
+def test_work_beside_the_current_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After what was enqueued before it, with its tensors kept; and who waits for it."""
+    cuda = FakeCuda(monkeypatch)
+    kept = SimpleNamespace(record_stream=lambda stream: cuda.said.append(f"kept: {stream}"))
+    beside = _Beside(torch.device("cuda"), cuda.side)  # type: ignore[arg-type]
+    beside.wait()
+    assert cuda.said == [], "nothing to wait for yet"
+    ran = [
+        "side waits for current: True", "on side: True", "work", "side records", "off side",
+        f"kept: {cuda.side}",
+    ]  # fmt: skip
+    for captured in (False, True):
+        cuda.capturing = captured
+        with beside.run(kept):  # type: ignore[arg-type]
+            cuda.said.append("work")
+        assert cuda.said == ran
+        cuda.said.clear()
+        for capturing in (True, False):
+            cuda.capturing = capturing
+            beside.wait()
+            assert cuda.said == ["current waits for event"] * (captured == capturing)
+            cuda.said.clear()
+
+
+@pytest.mark.backends(*CPU)
+def test_what_reads_or_writes_the_rows_waits_for_the_copying(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slab = WeightSlab(WEIGHT, ActiveVocab(V, K))
+    slab.ids.fill_(7)
+    seen: list[Tensor] = []
+    monkeypatch.setattr(slab._beside, "wait", lambda: seen.append(slab.ids.clone()))
+    slab.front()
+    slab.wait()
+    slab.invalidate()
+    assert len(seen) == 3 and all(ids.eq(7).all() for ids in seen), "before, not after"
 
 
 def test_group_ids_point_into_the_front_buffer() -> None:
@@ -144,6 +238,17 @@ def test_quantised_weight(dtype: torch.dtype) -> None:
         vocab.update(random_tokens(torch.Generator().manual_seed(seed), 2))
         slab.refresh()
         assert_front_is(slab, weight, scale)
+
+
+@pytest.mark.backends(*CPU)
+def test_a_weight_elsewhere_has_to_be_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = ActiveVocab(V, K)
+    elsewhere.ids = elsewhere.ids.to("meta")
+    expected = "weight: expected a tensor on meta or in pinned host memory, got one on cpu"
+    with pytest.raises(ValueError, match=f"WeightSlab: {expected}"):
+        WeightSlab(WEIGHT, elsewhere)
+    monkeypatch.setattr(Tensor, "is_pinned", lambda self: self is WEIGHT)
+    assert WeightSlab(WEIGHT, elsewhere).rows.device.type == "meta"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Tests that need a CUDA device. Without one they are skipped, and the summary says how many."""
+"""Tests that need a CUDA device. Without one they are skipped; tests/conftest.py says how many."""
 
 import gc
 import zlib
@@ -7,19 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from backends_under_test import NO_DEVICE
 
 from microspec_kernels import backends
 
-NO_DEVICE = "no CUDA device"
 HERE = Path(__file__).parent
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak-seconds", type=float, default=20.0, help="of tests/gpu/test_soak.py")
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "slow: takes as long as it is told to")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -28,13 +24,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.skip(reason=NO_DEVICE))
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    skipped = terminalreporter.getreports("skipped")
-    count = sum(NO_DEVICE in str(report.longrepr) for report in skipped)
-    if count:
-        terminalreporter.write_line(f"NOT RUN: {count} GPU tests ({NO_DEVICE})", red=True)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from microspec_kernels._npy import token_ids
+from microspec_kernels._token_ids import read_token_ids
 
 from .common import DTYPES, positive, table, usable_device
 
@@ -61,7 +61,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from .text import load_tokenizer
 
     _fill_from_pair(args)
-    ranked = None if args.frequency_rank is None else token_ids(args.frequency_rank)
+    rank = args.frequency_rank
+    ranked = None if rank is None else read_token_ids(rank).tolist()
     policy = _policy(args.floor, ranked)
     heads = [h for h in HEADS if h != "static" or ranked] if args.compare else [args.head]
     dtype = None if args.dtype is None else getattr(torch, args.dtype)

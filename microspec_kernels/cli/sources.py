@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from microspec_kernels import policy, replay
-from microspec_kernels._npy import integers, token_ids
+from microspec_kernels._npy import integers
+from microspec_kernels._token_ids import read_token_ids
 from microspec_kernels.policy import ContextSuccessors, Source
 
 TEXT: dict[str, Callable[[int | None], Source]] = {
@@ -104,7 +105,7 @@ def load_ranked(args: argparse.Namespace) -> tuple[list[int], list[int]]:
     if args.frequency_rank is None:
         name = "--floor" if args.floor else "--fill"
         raise ValueError(f"{name}: expected a --frequency-rank, got none")
-    ranked, least = token_ids(args.frequency_rank), min(args.capacity)
+    ranked, least = read_token_ids(args.frequency_rank).tolist(), min(args.capacity)
     if args.floor > min(len(ranked), least):
         raise ValueError(
             f"--floor: {args.floor} tokens asked for, of {len(ranked)} ranked and a capacity of "

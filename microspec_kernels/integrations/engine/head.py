@@ -90,7 +90,7 @@ class EngineHead:
         if settings.top_k > self.rows.target_vocab_size:
             most = self.rows.target_vocab_size
             raise ValueError(f"microspec: top_k: expected at most {most}, got {settings.top_k}")
-        initial = self.rows.of(torch.tensor(settings.initial(), dtype=torch.int64, device=device))
+        initial = self.rows.of(settings.initial(self.rows.target_vocab_size).to(device))
         initial = initial[initial >= 0]
         if settings.frequency is not None and len(initial) == 0:
             expected = "at least one token that the draft has a row for"

@@ -3,13 +3,13 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
+from torch import Tensor
 
 from microspec_kernels._checks import QUANTISED
-from microspec_kernels._npy import token_ids
+from microspec_kernels._token_ids import INT32_IDS, read_token_ids
 
 SWITCH = "MICROSPEC"
 """The environment variable: 1, or the settings as a JSON object; 0 or empty is off."""
@@ -28,8 +28,9 @@ class Settings:
         vocabulary: "shared" by all requests, or one for each "request" that is running.
         top_k: of the target's likeliest tokens after each verified row, how many enter. The first
             is nearly free; more cost a top-k over V in every step.
-        frequency: .npy of token ids by falling frequency, best counted on one's own outputs
-            (:func:`microspec_kernels.policy.frequency_rank`): a vocabulary begins filled with them.
+        frequency: .npy, .pt or .json of token ids by falling frequency, best counted on one's own
+            outputs (:func:`microspec_kernels.policy.frequency_rank`): a vocabulary begins filled
+            with them.
         mode: "indexed" reads rows of the draft's LM head, "packed" a slab beside it.
         slab_dtype: of the slab: None for the head's own, or "int8" or "float8_e4m3fn".
 
@@ -56,7 +57,7 @@ class Settings:
         _one_of("slab_dtype", self.slab_dtype, (None, *_SLAB_DTYPES))
         if self.frequency is not None and not isinstance(self.frequency, str):
             got = type(self.frequency).__name__
-            raise TypeError(f"microspec: frequency: expected the path of an .npy, got {got}")
+            raise TypeError(f"microspec: frequency: expected the path of a file, got {got}")
         if self.slab_dtype is not None and self.mode != "packed":
             raise ValueError(f"microspec: slab_dtype: expected mode 'packed', got {self.mode!r}")
 
@@ -90,13 +91,16 @@ class Settings:
     def slab_torch_dtype(self) -> torch.dtype | None:
         return None if self.slab_dtype is None else _SLAB_DTYPES[self.slab_dtype]
 
-    def initial(self) -> list[int]:
-        """The token ids of :attr:`frequency`.
+    def initial(self, target_vocab_size: int = INT32_IDS) -> Tensor:
+        """Read the token ids of :attr:`frequency`, int64 [n] on the CPU.
 
         Raises:
-            OSError, ValueError: no file, or none of token ids.
+            OSError, ValueError: no file, or one of anything else but distinct token ids in
+                [0, target_vocab_size).
         """
-        return [] if self.frequency is None else token_ids(Path(self.frequency))
+        if self.frequency is None:
+            return torch.empty(0, dtype=torch.int64, device="cpu")
+        return read_token_ids(self.frequency, target_vocab_size)
 
 
 def _one_of(name: str, value: object, choices: tuple[object, ...]) -> None:

@@ -1,0 +1,160 @@
+"""Check a caller's list of token ids: the one door for ids that are not an op's tensors."""
+
+import json
+import operator
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ._npy import first_line, integers
+
+if TYPE_CHECKING:
+    import numpy as np
+
+INT32_IDS = 2**31
+"""A vocabulary size that every id of an op stays below, for when the real one is not known."""
+
+_INT64_MAX = 2**63 - 1
+
+
+def token_ids(
+    where: str,
+    ids: "Tensor | Iterable[int] | np.ndarray[Any, Any]",
+    vocab_size: int,
+    *,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Check a list of distinct token ids, before anything narrows them.
+
+    Args:
+        where: what to call the list in an error, as "ActiveVocab: pinned".
+        ids: [n], of an integer dtype or Python ints; an empty list may be of any dtype.
+        vocab_size: V; every id is in [0, V).
+        device: where the result lies.
+
+    Returns:
+        int64 [n] on ``device``, in the order given.
+
+    Raises:
+        TypeError: floats, bools or anything else but integers.
+        ValueError: another shape, an id outside [0, V), or a repeated id.
+    """
+    tokens = _wide(where, ids)
+    outside = ((tokens < 0) | (tokens >= vocab_size)).nonzero()
+    if len(outside):
+        position = int(outside[0])
+        expected = f"ids in [0, {vocab_size})"
+        raise _wrong(where, expected, f"{int(tokens[position])} at position {position}")
+    distinct, times = tokens.unique(return_counts=True)
+    if len(distinct) != len(tokens):
+        repeated = int(distinct[times > 1][0])
+        raise _wrong(where, "distinct ids", f"{repeated} {int(times[times > 1][0])} times")
+    return tokens.to(device)
+
+
+def read_token_ids(
+    path: str | Path, vocab_size: int = INT32_IDS, *, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Read a list of distinct token ids, such as tokens by falling frequency.
+
+    Args:
+        path: an .npy of integers [n]; a .pt with such a tensor or a list of ints, as FR-Spec's
+            maps (loaded with ``weights_only=True``); or a .json list of ints.
+        vocab_size: V; every id is in [0, V). By default what int32 holds.
+        device: where the result lies.
+
+    Returns:
+        int64 [n] on ``device``, in the file's order.
+
+    Raises:
+        OSError: no such file, or not readable.
+        ValueError: another kind of file, a damaged one, or one of anything else but such ids. The
+            message is one line that names the file.
+    """
+    path = Path(path)
+    try:
+        return token_ids(str(path), _read(path), vocab_size, device=device)
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+
+
+def _wide(where: str, ids: Any) -> Tensor:
+    """The ids as int64 [n] on the CPU; what int64 does not hold is an error."""
+    if isinstance(ids, Tensor):
+        dtype = str(ids.dtype).removeprefix("torch.")
+        _check_array(where, ids.shape, dtype, dtype.startswith(("int", "uint")))
+        return ids.detach().to("cpu", torch.int64)
+    if hasattr(ids, "__array_interface__"):
+        _check_array(where, ids.shape, str(ids.dtype), ids.dtype.kind in "iu")
+        if len(ids) and (largest := int(ids.max())) > _INT64_MAX:
+            raise _wrong(where, "ids that int64 holds", largest)
+        return torch.from_numpy(ids.astype("int64"))
+    if not isinstance(ids, Iterable) or isinstance(ids, str | bytes):
+        raise _wrong(where, "a list of integer ids", type(ids).__name__, TypeError)
+    values = [_integer(where, value) for value in ids]
+    if beyond := [value for value in values if abs(value) > _INT64_MAX]:
+        raise _wrong(where, "ids that int64 holds", beyond[0])
+    return torch.tensor(values, dtype=torch.int64, device="cpu")
+
+
+def _check_array(where: str, shape: Sequence[int], dtype: str, integer: bool) -> None:
+    if len(shape) != 1:
+        raise _wrong(where, "shape [n]", list(shape))
+    if shape[0] and not integer:
+        raise _wrong(where, "integer ids", dtype, TypeError)
+
+
+def _integer(where: str, value: Any) -> int:
+    boolean = isinstance(value, bool) or getattr(value, "dtype", None) == torch.bool
+    if boolean or not hasattr(value, "__index__"):
+        raise _wrong(where, "integer ids", type(value).__name__, TypeError)
+    try:
+        return operator.index(value)
+    except TypeError:  # an array or a tensor of more than one dimension, or of floats
+        raise _wrong(where, "integer ids", type(value).__name__, TypeError) from None
+
+
+def _read(path: Path) -> Any:
+    match path.suffix:
+        case ".npy":
+            return integers(path, 1)
+        case ".pt":
+            return _read_pt(path)
+        case ".json":
+            return _read_json(path)
+    raise _wrong(str(path), "an .npy, .pt or .json of token ids", f"{path.suffix or 'no'} suffix")
+
+
+def _read_pt(path: Path) -> Any:
+    with path.open("rb") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, about pickles that it did not write
+        try:
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch and pickle raise what they come upon
+            raise _unreadable(path, "a .pt", error) from error
+    if not isinstance(loaded, Tensor | list):
+        expected = "a .pt of a tensor or a list of token ids"
+        raise _wrong(str(path), expected, type(loaded).__name__)
+    return loaded
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        loaded = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise _unreadable(path, "a .json", error) from error
+    if not isinstance(loaded, list):
+        raise _wrong(str(path), "a .json list of token ids", type(loaded).__name__)
+    return loaded
+
+
+def _unreadable(path: Path, kind: str, error: Exception) -> Exception:
+    return _wrong(str(path), f"{kind} of token ids", f"an unreadable file ({first_line(error)})")
+
+
+def _wrong(where: str, expected: str, got: object, kind: type[Exception] = ValueError) -> Exception:
+    return kind(f"{where}: expected {expected}, got {got}")

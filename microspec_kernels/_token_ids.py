@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ._npy import first_line, integers
+from ._files import reading
+from ._npy import integers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -132,10 +133,8 @@ def _read(path: Path) -> Any:
 def _read_pt(path: Path) -> Any:
     with path.open("rb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's, about pickles that it did not write
-        try:
+        with reading(path, "a .pt of token ids"):
             loaded = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch and pickle raise what they come upon
-            raise _unreadable(path, "a .pt", error) from error
     if not isinstance(loaded, Tensor | list):
         expected = "a .pt of a tensor or a list of token ids"
         raise _wrong(str(path), expected, type(loaded).__name__)
@@ -143,17 +142,11 @@ def _read_pt(path: Path) -> Any:
 
 
 def _read_json(path: Path) -> Any:
-    try:
+    with reading(path, "a .json of token ids"):
         loaded = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise _unreadable(path, "a .json", error) from error
     if not isinstance(loaded, list):
         raise _wrong(str(path), "a .json list of token ids", type(loaded).__name__)
     return loaded
-
-
-def _unreadable(path: Path, kind: str, error: Exception) -> Exception:
-    return _wrong(str(path), f"{kind} of token ids", f"an unreadable file ({first_line(error)})")
 
 
 def _wrong(where: str, expected: str, got: object, kind: type[Exception] = ValueError) -> Exception:

@@ -207,9 +207,8 @@ def test_table_capacities_and_default_vocab_size(trace, capsys):
         (["--successors", "RANK"], "expected an .npy of integers in 2 dimension"),
         (["--successors", __file__], "expected an .npy of integers in 2 dimension"),
         (["--floor", "3", "--frequency-rank", "TABLE"], "integers in 1 dimension"),
-        (["--floor", "-1", "--frequency-rank", "RANK"], "--floor: expected at least 0, got -1"),
-        (["--fill"], "--fill: expected a --frequency-rank, got none"),
-        (["--floor", "3", "--frequency-rank", "RANK"], "of 2 ranked and a capacity of 3072"),
+        (["--fill"], "--fill: expected a --frequency-rank"),
+        (["--floor", "3", "--frequency-rank", "RANK"], "at most the 2 tokens of"),
     ],
 )
 def test_what_does_not_fit_is_refused(options, reason, trace, tmp_path, capsys):
@@ -238,9 +237,31 @@ def test_nothing_generated_is_no_division_by_zero(tmp_path):
     assert result.tokens == result.steps == 0 and result.coverage == 0
 
 
-@pytest.mark.parametrize("change", [{"offsets": [0, 3]}, {"offsets": [1, 4]}, {"generated": [1]}])
-def test_a_file_that_does_not_fit_together_is_refused(change, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"offsets": [0, 3]}, "offsets: expected entries that rise from 0 to 4, got 2 that do not"),
+        ({"offsets": [1, 4]}, "offsets: expected entries that rise from 0 to 4, got 2 that do not"),
+        ({"generated": [1]}, "generated: expected shape [4] as tokens, got [1]"),
+    ],
+)
+def test_a_file_that_does_not_fit_together_is_refused(change, reason, tmp_path, capsys):
     arrays = {"tokens": [1, 2, 3, 4], "generated": [0, 1, 1, 1], "offsets": [0, 4]}
     np.savez(tmp_path / "bad.npz", **(arrays | change))
     assert main(["replay", str(tmp_path / "bad.npz")]) == 2
-    assert "do not fit together" in capsys.readouterr().err
+    assert f"bad.npz: {reason}" in capsys.readouterr().err
+
+
+def test_a_list_alone_fills(trace, tmp_path):
+    """As --fill does; with a floor alone the vocabulary begins with no others."""
+    rank, out = tmp_path / "rank.npy", tmp_path / "out.json"
+    np.save(rank, np.array([4, 1, 40, 2, 33, 0]))
+    call = ["replay", str(trace[0]), "--capacity", "12", "--frequency-rank", str(rank)]
+    results = {}
+    for option in ("", "--fill", "--floor=0", "--floor=3"):
+        assert main([*call, *option.split(), "--json", str(out)]) == 0
+        (results[option],) = json.loads(out.read_text())
+    assert results[""] == results["--fill"]
+    without = [results[option]["policy"] for option in ("--floor=0", "--floor=3")]
+    assert without == ["prompt+generated", "prompt+generated+floor3"]
+    assert results[""]["coverage"] > results["--floor=0"]["coverage"]

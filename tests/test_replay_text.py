@@ -68,6 +68,15 @@ def test_a_line_that_is_no_pair_is_named(line: str, tokenizer: Path, tmp_path: P
         replay.load_text(file, replay.load_tokenizer(tokenizer))
 
 
+def test_a_line_ends_where_json_lines_do(tokenizer: Path, tmp_path: Path) -> None:
+    """Not at the other ends that `str.splitlines` knows, which a text may have."""
+    file = tmp_path / "separators.jsonl"
+    file.write_text('{"prompt": "a\u2028b", "response": "c\x85d"}\n', encoding="utf-8")
+    trace = replay.load_text(file, replay.load_tokenizer(tokenizer))
+    assert trace.offsets == [0, len(trace.tokens)]
+    assert 0 < int(trace.generated.sum()) < len(trace.tokens)
+
+
 def test_tokens_as_text(tokenizer: Path) -> None:
     made = replay.load_tokenizer(tokenizer)
     texts = replay.token_texts(made)
@@ -81,7 +90,7 @@ def test_tokens_as_text(tokenizer: Path) -> None:
 
 def test_not_a_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "t.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"t\.json: not a tokenizer\.json"):
+    with pytest.raises(ValueError, match=r"t\.json: expected a tokenizer\.json"):
         replay.load_tokenizer(tmp_path / "t.json")
 
 
@@ -99,8 +108,10 @@ def test_on_the_command_line(
     (variants,) = json.loads(out.read_text())
     assert (without["coverage"], variants["coverage"]) == (0.5, 1.0)
     assert variants["policy"] == "prompt+generated+variants"
+    capsys.readouterr()
     text.write_text("", encoding="utf-8")
-    assert main(command) == 0
+    assert main(command) == 2
+    assert "story.txt: expected generated tokens, got 0 given" in capsys.readouterr().err
     assert main(["replay", "--text", str(text)]) == 2
     assert "--tokenizer" in capsys.readouterr().err
 

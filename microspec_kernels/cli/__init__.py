@@ -6,36 +6,41 @@
 import argparse
 import json
 import sys
-from pathlib import Path
+
+import torch
 
 from microspec_kernels import __version__
 
 from . import bench, generate, info, replay
+from .arguments import Parser, output
 
 COMMANDS = {"generate": generate, "replay": replay, "bench": bench, "info": info}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; 0, or 2 after one line on stderr where it cannot be done."""
+    """Run the command line; 0, or 2 after one line on stderr where it cannot be done.
+
+    Raises:
+        SystemExit: of argparse.
+        Exception: any other than these of arguments and files: a fault of the program's own.
+    """
     args = _parser().parse_args(argv)
     try:
-        if args.json is not None and not args.json.absolute().parent.is_dir():
-            raise FileNotFoundError(f"--json: no folder {args.json.parent}")
         data = COMMANDS[args.command].run(args)
         if args.json is not None:
             args.json.write_text(json.dumps(data, indent=2) + "\n")
     except BrokenPipeError:  # the reader, `head` say, has seen enough
         sys.stderr.close()
         return 1
-    except (OSError, ValueError, TypeError, IndexError, ImportError) as error:
+    except (OSError, ValueError, ImportError, MemoryError, torch.OutOfMemoryError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         print(f"microspec {args.command}: {reason}", file=sys.stderr)
         return 2
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="microspec", description="Active-vocabulary drafting")
+def _parser() -> Parser:
+    parser = Parser(prog="microspec", description="Active-vocabulary drafting")
     parser.add_argument("--version", action="version", version=f"microspec {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, module in COMMANDS.items():
@@ -47,5 +52,7 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         module.add_arguments(command)
-        command.add_argument("--json", type=Path, metavar="FILE", help="write the figures as data")
+        command.add_argument(
+            "--json", type=output(), metavar="FILE", help="write the figures as data"
+        )
     return parser

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .common import table
-from .measured import Row, draft_shares, read
+from .measured import HEAD, Row, draft_shares, read
 
 # Model → V and D of its LM head. bench/models.py has the rest of the shapes, and the sources.
 SHAPES = {
@@ -54,6 +54,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         return advice
     rows = [row for row in rows if row["device"] == device]
     situation, found = points(rows)
+    if not found:
+        expected = "figures of a sparse and a dense head with the same M"
+        raise ValueError(f"--results: expected {expected} of {model} on {device}, got none")
     shares = {} if args.run else draft_shares(_folder(args.results), model, device)
     advice |= {"situation": situation, "points": [p._asdict() for p in found]}
     advice |= {"dense_from": dense_from(found), "head_share_of_draft": shares}
@@ -89,7 +92,10 @@ def _folder(given: Path | None) -> Path:
 def _stored(given: Path | None, model: str) -> list[Row]:
     """Figures of heads of the model's shape, of any device."""
     shape = tuple(map(str, SHAPES[model]))
-    rows = read(_folder(given), "head.csv")
+    folder = _folder(given)
+    rows = read(folder, "head.csv", HEAD)
+    if given is not None and not rows:
+        raise ValueError(f"--results: expected folders with a head.csv in {folder}, got none")
     return [row for row in rows if (row["V"], row["D"]) == shape and _kind(row["arm"])]
 
 
@@ -174,8 +180,8 @@ def measure(model: str, device: str) -> list[Row]:
 
     from microspec_kernels.timing import time_arms
 
+    from .arguments import usable_device
     from .bench import arms_for, operands, validate
-    from .common import usable_device
 
     rows = []
     with torch.inference_mode():

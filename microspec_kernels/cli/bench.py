@@ -9,21 +9,22 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from .common import DTYPES, positive, table, usable_device
+from .arguments import LARGEST_VOCAB, check_memory, positive, usable_device, whole
+from .common import DTYPES, table
 from .info import cpu_name
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    for name, default, text in (
-        ("vocab-size", 128256, "V, rows of the LM head"),
-        ("dim", 1024, "D, hidden size"),
-        ("capacity", 3072, "K, active tokens"),
-        ("k", 10, "candidates a row"),
-        ("rows", 10, "M, rows of hidden at once"),
-        ("rounds", 31, "measured calls of each arm, at least 15"),
+    for name, number, default, text in (
+        ("vocab-size", whole(1, LARGEST_VOCAB), 128256, "V, rows of the LM head"),
+        ("dim", positive, 1024, "D, hidden size"),
+        ("capacity", positive, 3072, "K, active tokens"),
+        ("k", whole(1, 128), 10, "candidates a row"),
+        ("rows", positive, 10, "M, rows of hidden at once"),
+        ("rounds", whole(15), 31, "measured calls of each arm, at least 15"),
     ):
         help_text = f"{text} (default {default})"
-        parser.add_argument(f"--{name}", type=positive, default=default, help=help_text)
+        parser.add_argument(f"--{name}", type=number, default=default, help=help_text)
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     parser.add_argument("--device", default=None, help="default: the GPU if there is one")
 
@@ -33,11 +34,18 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     from microspec_kernels.timing import time_arms
 
-    if args.rounds < 15 or args.capacity > args.vocab_size or args.k > args.capacity:
-        raise ValueError("expected rounds >= 15 and k <= capacity <= vocab-size")
-    device = usable_device(args.device)
+    for name, most in (("k", "capacity"), ("capacity", "vocab_size")):
+        value, limit = getattr(args, name), getattr(args, most)
+        if value > limit:
+            of = most.replace("_", "-")
+            raise ValueError(f"--{name}: expected at most the --{of} of {limit}, got {value}")
+    device, dtype = usable_device(args.device), getattr(torch, args.dtype)
+    # The head, its active rows, hidden and the dense head's logits, in fp32 as well.
+    elements = (args.vocab_size + 2 * args.capacity + args.rows) * args.dim
+    logits = args.rows * args.vocab_size * (dtype.itemsize + 8)
+    size = elements * dtype.itemsize + logits
+    check_memory("--vocab-size, --dim, --rows", size, device)
     with torch.inference_mode():
-        dtype = getattr(torch, args.dtype)
         weight, hidden = operands(args.vocab_size, args.dim, args.rows, device, dtype)
         arms = arms_for(weight, hidden, args.capacity, args.k)
         validate(arms, 1e-3 if args.dtype == "float32" else 0.05)

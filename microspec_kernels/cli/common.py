@@ -1,8 +1,6 @@
-"""What several subcommands need: tables, ranks of frequent tokens, argument types, data types."""
+"""What several subcommands need: tables and data types."""
 
-import argparse
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -25,25 +23,3 @@ def table(rows: Sequence[Mapping[str, object]]) -> str:
 
 def _text(value: object) -> str:
     return f"{value:.3f}" if isinstance(value, float) else "-" if value is None else str(value)
-
-
-def positive(text: str) -> int:
-    """An argument of at least 1."""
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, got {value}")
-    return value
-
-
-def usable_device(name: str | None) -> Any:
-    """The torch.device of that name; by default the GPU where there is one.
-
-    Raises:
-        ValueError: torch does not know it or cannot use it here.
-    """
-    import torch
-
-    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"--device: {name} cannot be used here") from error

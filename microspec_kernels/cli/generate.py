@@ -5,52 +5,12 @@ with the target's own.
 """
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from microspec_kernels._token_ids import read_token_ids
+from .common import table
+from .generate_options import HEADS, add_arguments, check
 
-from .common import DTYPES, positive, table, usable_device
-
-HEADS = ("none", "dense", "static", "sparse")
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--prompt", required=True)
-    parser.add_argument("--target", help="folder or hub name of a causal LM")
-    parser.add_argument("--draft", help="folder or hub name of an EAGLE-1/2 draft or a small LM")
-    parser.add_argument(
-        "--pair",
-        type=Path,
-        metavar="FOLDER",
-        help="takes target, draft and frequency_rank.npy from FOLDER, and Tekken as the tokenizer",
-    )
-    parser.add_argument(
-        "--tokenizer", help="folder, hub name, or `tekken` for mistral-common's (default: target)"
-    )
-    parser.add_argument("--head", choices=HEADS, default="sparse", help="none: the target alone")
-    parser.add_argument("--compare", action="store_true", help="run every head")
-    parser.add_argument("--max-new-tokens", type=positive, default=128)
-    parser.add_argument("--capacity", type=positive, default=3072, help="of the sparse head")
-    parser.add_argument("--static-capacity", type=positive, default=32768, help="of the static")
-    parser.add_argument("--depth", type=positive, default=6)
-    parser.add_argument("--top-k", type=positive, default=10)
-    parser.add_argument("--tree-size", type=positive, default=60)
-    parser.add_argument("--temperature", type=float, default=0.0, help="0: the likeliest token")
-    parser.add_argument("--top-p", type=float, default=1.0, help="of the target's probabilities")
-    parser.add_argument("--sampled-top-k", type=int, default=0, help="of the target's; 0: all")
-    parser.add_argument("--seed", type=int, default=0, help="equal seeds give equal texts")
-    parser.add_argument(
-        "--chain",
-        action="store_true",
-        help="draft a chain of --depth drawn tokens, no tree: the target's law, another text",
-    )
-    parser.add_argument(
-        "--floor", type=int, help="pin the N most frequent tokens, and begin with no others"
-    )
-    parser.add_argument("--frequency-rank", type=Path, metavar="FILE", help=".npy of token ids")
-    parser.add_argument("--dtype", choices=DTYPES, help="default: the checkpoint's")
-    parser.add_argument("--device", help="default: the GPU if there is one")
+__all__ = ["add_arguments", "run"]
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -60,17 +20,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     from .text import load_tokenizer
 
-    _fill_from_pair(args)
-    rank = args.frequency_rank
-    ranked = None if rank is None else read_token_ids(rank).tolist()
-    policy = _policy(args.floor, ranked)
+    device, ranked = check(args)
     heads = [h for h in HEADS if h != "static" or ranked] if args.compare else [args.head]
     dtype = None if args.dtype is None else getattr(torch, args.dtype)
     tokenizer = load_tokenizer(args.tokenizer or args.target)
-    target = load_target(args.target, dtype=dtype, device=usable_device(args.device))
+    prompt = tokenizer.encode(args.prompt)
+    target = load_target(args.target, dtype=dtype, device=device)
+    _check_ids(args, prompt, ranked or [], target.vocab_size)
     draft = None if heads == ["none"] else load_draft(args.draft, target)
-    input_ids = torch.tensor(tokenizer.encode(args.prompt), device=target.device)
+    input_ids = torch.tensor(prompt, device=target.device)
     frequency = None if ranked is None else torch.tensor(ranked, device=target.device)
+    policy = _policy(args.floor, ranked)
 
     # One short run each before any is timed: the first calls pay for caches and allocations.
     for head in heads if args.compare else []:
@@ -96,29 +56,27 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return {"prompt": args.prompt, "text": text, "rows": rows, "stats": figures, "tokens": tokens}
 
 
-def _fill_from_pair(args: argparse.Namespace) -> None:
-    if args.pair is not None:
-        if not args.pair.is_dir():
-            raise FileNotFoundError(f"--pair: no folder {args.pair}")
-        args.target = args.target or str(args.pair / "target")
-        args.draft = args.draft or str(args.pair / "draft")
-        args.frequency_rank = args.frequency_rank or args.pair / "frequency_rank.npy"
-        args.tokenizer = args.tokenizer or "tekken"
-    if args.target is None:
-        raise ValueError("give a --target, or a --pair")
-    if args.draft is None and (args.compare or args.head != "none"):
-        raise ValueError("give a --draft, or --head none for the target alone")
+def _check_ids(
+    args: argparse.Namespace, prompt: list[int], ranked: list[int], vocab_size: int
+) -> None:
+    """All ids are of the target's vocabulary, which also has room for the sparse head's."""
+    if not prompt:
+        raise ValueError("--prompt: expected at least one token, got none")
+    of_tokenizer = f"--tokenizer {args.tokenizer or args.target}"
+    for name, ids in ((of_tokenizer, prompt), (args.frequency_rank, ranked)):
+        if ids and max(ids) >= vocab_size:
+            expected = f"ids below {vocab_size}, the target's vocabulary"
+            raise ValueError(f"{name}: expected {expected}, got {max(ids)}")
+    if args.given_capacity and args.capacity > vocab_size:
+        expected = f"at most the {vocab_size} tokens of the target's vocabulary"
+        raise ValueError(f"--capacity: expected {expected}, got {args.capacity}")
 
 
 def _policy(floor: int | None, ranked: list[int] | None) -> Any:
     """The default's sources over a pinned floor; None, which is the default, without one."""
     from microspec_kernels.policy import Policy, default
 
-    if floor is None:
-        return None
-    if floor < 0 or (floor and ranked is None):
-        raise ValueError("--floor takes a number of tokens and a --frequency-rank")
-    return Policy(default().sources, pinned=(ranked or [])[:floor])
+    return None if floor is None else Policy(default().sources, pinned=(ranked or [])[:floor])
 
 
 def _generate(

@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from .arguments import check_used
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from .advise import SHAPES
@@ -21,12 +23,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    check_used(
+        args,
+        ("run", args.advise is not None, "--advise MODEL"),
+        ("results", args.advise is not None, "--advise MODEL"),
+        ("results", not args.run, "--advise MODEL without --run"),
+    )
     if args.advise is not None:
         from . import advise
 
         return advise.run(args)
-    if args.run or args.results is not None:
-        raise ValueError("--run and --results are of --advise MODEL")
     import torch
 
     from microspec_kernels import __version__, backend, backends

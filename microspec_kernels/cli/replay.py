@@ -26,8 +26,10 @@ from microspec_kernels.replay import (
 )
 
 from . import sources
-from .common import positive, table
+from .arguments import LARGEST_VOCAB, check_used, output, positive, whole
+from .common import table
 
+CAPACITY = 3072
 SHOWN = {
     "trace": "trace",
     "policy": "policy",
@@ -48,17 +50,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text", type=Path, action="append", default=[], metavar="FILE")
     parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="tokenizer.json of --text")
     parser.add_argument(
-        "--prompt-tokens", type=int, default=0, metavar="N", help="given tokens of a --text"
+        "--prompt-tokens", type=whole(0), metavar="N", help="given tokens of a --text (default 0)"
     )
     parser.add_argument(
         "--capacity",
         type=_capacities,
-        default=[3072],
         metavar="K[,K...]",
-        help="slots, one run each (default 3072)",
+        help=f"slots, one run each (default {CAPACITY})",
     )
     parser.add_argument(
-        "--vocab-size", type=positive, help="default: one more than the largest id in the trace"
+        "--vocab-size",
+        type=whole(1, LARGEST_VOCAB),
+        help="default: one more than the largest id in the trace",
     )
     parser.add_argument(
         "--step", type=positive, default=4, help="generated tokens a step (default 4)"
@@ -70,7 +73,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     sources.add_arguments(parser)
     parser.add_argument(
-        "--plot", type=Path, metavar="FILE.svg", help="draw coverage against mean active size"
+        "--plot",
+        type=output(".svg", ".png", ".pdf"),
+        metavar="FILE.svg",
+        help="draw coverage against mean active size",
     )
 
 
@@ -90,12 +96,14 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def _replay(args: argparse.Namespace) -> list[Replay]:
     tqdm = require("tqdm", "replay").tqdm
-    pinned, initial = sources.load_ranked(args)
+    _check(args)
+    capacities = args.capacity or [CAPACITY]
+    pinned, initial = sources.load_ranked(args, min(capacities))
     tables = sources.load_tables(args)
     traces = _traces(args)
-    ids = [int(trace.tokens.max()) for trace in traces if len(trace.tokens)]
+    ids = [int(trace.tokens.max()) for trace in traces]
     ids += [*pinned, *initial, *(len(rows) - 1 for rows in tables.values())]
-    vocab_size = args.vocab_size or max(ids, default=0) + 1
+    vocab_size = args.vocab_size or max(ids) + 1
     policy = Policy(sources.named_sources(args, tables, vocab_size), initial, pinned)
     return [
         replay(
@@ -110,21 +118,39 @@ def _replay(args: argparse.Namespace) -> list[Replay]:
             ),
         )
         for trace in traces
-        for capacity in args.capacity
+        for capacity in capacities
     ]
 
 
-def _traces(args: argparse.Namespace) -> list[Trace]:
-    traces = [load_trace(path) for path in args.traces]
-    if args.text:
-        if args.tokenizer is None:
-            raise ValueError("--text: expected its --tokenizer, got none")
-        tokenizer = load_tokenizer(args.tokenizer)
-        traces += [load_text(path, tokenizer, args.prompt_tokens) for path in args.text]
-    if not traces:
+def _check(args: argparse.Namespace) -> None:
+    """Check what the options alone tell, before any file is read."""
+    if not args.traces and not args.text:
         raise ValueError("expected a TRACE.npz or a --text, got none")
-    return traces
+    if args.text and args.tokenizer is None:
+        raise ValueError("--text: expected its --tokenizer, got none")
+    if args.vocab_size and args.capacity and max(args.capacity) > args.vocab_size:
+        expected = f"at most the --vocab-size of {args.vocab_size}"
+        raise ValueError(f"--capacity: expected {expected}, got {max(args.capacity)}")
+    plain = any(path.suffix != ".jsonl" for path in args.text)
+    check_used(
+        args,
+        ("tokenizer", bool(args.text), "a --text"),
+        ("prompt_tokens", plain, "a --text that is no .jsonl"),
+    )
+    sources.check(args)
+
+
+def _traces(args: argparse.Namespace) -> list[Trace]:
+    traces = [(path, load_trace(path)) for path in args.traces]
+    if args.text:
+        tokenizer, given = load_tokenizer(args.tokenizer), args.prompt_tokens or 0
+        traces += [(path, load_text(path, tokenizer, given)) for path in args.text]
+    for path, trace in traces:
+        sources.check_ids(path, trace.tokens, args.vocab_size)
+        if not trace.generated.any():
+            raise ValueError(f"{path}: expected generated tokens, got {len(trace.tokens)} given")
+    return [trace for _, trace in traces]
 
 
 def _capacities(text: str) -> list[int]:
-    return [positive(number) for number in text.split(",")]
+    return [whole(1, LARGEST_VOCAB)(number) for number in text.split(",")]

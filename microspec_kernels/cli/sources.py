@@ -12,6 +12,8 @@ from microspec_kernels._npy import integers
 from microspec_kernels._token_ids import read_token_ids
 from microspec_kernels.policy import ContextSuccessors, Source
 
+from .arguments import LARGEST_VOCAB, check_used, whole
+
 TEXT: dict[str, Callable[[int | None], Source]] = {
     "prompt": policy.prompt,
     "generated": policy.generated,
@@ -41,9 +43,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             f"--{name}", type=Path, metavar="FILE", help="their table, an .npy int32 [V, c]"
         )
-    parser.add_argument("--frequency-rank", type=Path, metavar="FILE", help=".npy of token ids")
     parser.add_argument(
-        "--floor", type=int, default=0, metavar="N", help="pin the N most frequent tokens"
+        "--frequency-rank",
+        type=Path,
+        metavar="FILE",
+        help="token ids by falling frequency (.npy, .pt or .json), for --fill unless --floor is "
+        "given",
+    )
+    parser.add_argument(
+        "--floor", type=whole(0), metavar="N", help="pin the N most frequent tokens"
     )
     parser.add_argument(
         "--fill",
@@ -52,18 +60,46 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def check(args: argparse.Namespace) -> None:
+    """Check what the options alone tell.
+
+    Raises:
+        ValueError: one that nothing would use, or that lacks another.
+    """
+    ranked, used = args.frequency_rank is not None, {name for name, _ in args.source or ()}
+    check_used(
+        args,
+        ("floor", ranked or args.floor is None, "a --frequency-rank"),
+        ("fill", ranked, "a --frequency-rank"),
+        *((name, not used or name in used, f"--source {name}") for name in TABLES),
+    )
+    for name in TABLES:
+        if name in used and getattr(args, name) is None:
+            raise ValueError(f"--source {name}: expected its table, --{name} FILE, got none")
+
+
+def check_ids(path: Path, ids: Tensor, vocab_size: int | None) -> None:
+    """Check ids of a file, which are at least -1.
+
+    Raises:
+        ValueError: one that is not below --vocab-size, or below what any vocabulary has.
+    """
+    size = vocab_size or LARGEST_VOCAB
+    outside = ids[ids >= size]
+    if len(outside):
+        expected = f"ids below {size}" + (", the --vocab-size" if vocab_size else "")
+        raise ValueError(f"{path}: expected {expected}, got {int(outside[0])}")
+
+
 def load_tables(args: argparse.Namespace) -> dict[str, Tensor]:
-    """The tables that are given, by their source's name: int32 [V, c].
+    """Load the tables that are given, by their source's name: int32 [V, c].
 
     Raises:
         OSError: no such file, or not readable.
-        ValueError: not such a table, or one that no --source uses.
+        ValueError: not such a table.
     """
-    tables = {n: _table(n, getattr(args, n)) for n in TABLES if getattr(args, n)}
-    if args.source and (unused := tables.keys() - {name for name, _ in args.source}):
-        name = min(unused)
-        raise ValueError(f"--{name}: expected --source {name} to use it, got none")
-    return tables
+    paths = {name: getattr(args, name) for name in TABLES if getattr(args, name)}
+    return {name: _table(name, path, args.vocab_size) for name, path in paths.items()}
 
 
 def named_sources(
@@ -72,7 +108,7 @@ def named_sources(
     """What --source says, or else the text and every table.
 
     Raises:
-        ValueError: a table is missing, or has no row for some token below `vocab_size`.
+        ValueError: a table has no row for some token below `vocab_size`.
     """
     sources: list[Source] = []
     for name, budget in args.source or [(name, None) for name in (*TEXT, *tables)]:
@@ -81,49 +117,52 @@ def named_sources(
         elif name in CONTEXT:
             ahead = budget or AHEAD
             sources += ContextSuccessors(vocab_size, order=CONTEXT[name], ahead=ahead).sources
-        elif name not in tables:
-            raise ValueError(f"--source {name}: expected its table, --{name} FILE, got none")
         elif len(tables[name]) < vocab_size:
-            rows = len(tables[name])
-            raise ValueError(f"--{name}: expected at least {vocab_size} rows, got {rows}")
+            expected, path = f"at least {vocab_size} rows", getattr(args, name)
+            raise ValueError(f"--{name}: expected {expected}, got {len(tables[name])} of {path}")
         else:
             texts = (text(None) for text in TEXT.values())
             sources += [policy.expanded(text, tables[name], name, budget) for text in texts]
     return tuple(sources)
 
 
-def load_ranked(args: argparse.Namespace) -> tuple[list[int], list[int]]:
-    """The tokens that --floor pins, and those that --fill begins with.
+def load_ranked(args: argparse.Namespace, capacity: int) -> tuple[list[int], list[int]]:
+    """The tokens that are pinned, and those that every sequence begins with.
+
+    Args:
+        capacity: the least of the run.
 
     Raises:
-        OSError, ValueError: no rank, not a rank, or one too short.
+        OSError, ValueError: not a list of token ids, or too few for --floor.
     """
-    if args.floor < 0:
-        raise ValueError(f"--floor: expected at least 0, got {args.floor}")
-    if not args.floor and not args.fill:
+    path, floor = args.frequency_rank, args.floor or 0
+    if path is None:
         return [], []
-    if args.frequency_rank is None:
-        name = "--floor" if args.floor else "--fill"
-        raise ValueError(f"{name}: expected a --frequency-rank, got none")
-    ranked, least = read_token_ids(args.frequency_rank).tolist(), min(args.capacity)
-    if args.floor > min(len(ranked), least):
-        raise ValueError(
-            f"--floor: {args.floor} tokens asked for, of {len(ranked)} ranked and a capacity of "
-            f"{least}"
-        )
-    return ranked[: args.floor], ranked if args.fill else []
+    ranked = read_token_ids(path)
+    if not len(ranked):
+        raise ValueError(f"{path}: expected at least one token id, got none")
+    check_ids(path, ranked, args.vocab_size)
+    if floor > min(len(ranked), capacity):
+        expected = f"at most the {len(ranked)} tokens of {path} and the capacity of {capacity}"
+        raise ValueError(f"--floor: expected {expected}, got {floor}")
+    fill = args.fill or args.floor is None
+    return ranked[:floor].tolist(), ranked.tolist() if fill else []
 
 
-def _table(name: str, path: Path) -> Tensor:
+def _table(name: str, path: Path, vocab_size: int | None) -> Tensor:
     if name == "variants" and path.suffix != ".npy":
         return policy.variants(replay.token_texts(replay.load_tokenizer(path)))
-    return torch.from_numpy(integers(path, 2).astype("int32"))
+    table = torch.from_numpy(integers(path, 2).astype("int64"))
+    if not table.numel():
+        raise ValueError(f"{path}: expected at least one entry, got shape {list(table.shape)}")
+    if int(table.min()) < -1:
+        raise ValueError(f"{path}: expected token ids or -1, got {int(table.min())}")
+    check_ids(path, table, vocab_size or len(table))
+    return table.int()
 
 
 def _name_and_budget(text: str) -> tuple[str, int | None]:
     name, equals, budget = text.partition("=")
     if name not in NAMES:
         raise argparse.ArgumentTypeError(f"expected one of {', '.join(NAMES)}, got {name}")
-    if equals and not (budget.isdecimal() and int(budget) >= 1):
-        raise argparse.ArgumentTypeError(f"{name}: expected at least 1 token, got {budget}")
-    return name, int(budget) if equals else None
+    return name, whole(1, LARGEST_VOCAB)(budget) if equals else None

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, Protocol
 
+from microspec_kernels._files import reading
 from microspec_kernels.speculative import CausalModel, Generation, Sampling, Stats
 from microspec_kernels.speculative.extra import require
 from microspec_kernels.speculative.sampling import choose, uniforms
@@ -37,15 +38,18 @@ class HuggingFace:
     """A checkpoint's own tokenizer, with its chat template where it has one."""
 
     def __init__(self, name: str) -> None:
-        self._tokenizer = require("transformers").AutoTokenizer.from_pretrained(name)
+        self._name, transformers = name, require("transformers")
+        with reading(name, "a tokenizer"):
+            self._tokenizer = transformers.AutoTokenizer.from_pretrained(name)
 
     def encode(self, prompt: str) -> list[int]:
         if self._tokenizer.chat_template is None:
             return list(self._tokenizer.encode(prompt))
         message = [{"role": "user", "content": prompt}]
-        text = self._tokenizer.apply_chat_template(
-            message, tokenize=False, add_generation_prompt=True
-        )
+        with reading(self._name, "a chat template that takes one message of a user"):
+            text = self._tokenizer.apply_chat_template(
+                message, tokenize=False, add_generation_prompt=True
+            )
         return list(self._tokenizer.encode(text, add_special_tokens=False))
 
     def decode(self, tokens: list[int]) -> str:

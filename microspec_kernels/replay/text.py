@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from .._extras import require
+from .._files import read_text, reading
 from .trace import Trace
 
 BYTE_LEVEL_SPACE, METASPACE = "Ġ", "▁"
@@ -22,11 +23,9 @@ def load_tokenizer(path: Path) -> Any:
         ImportError: the `replay` extra is missing.
     """
     tokenizers = require("tokenizers", "replay")
-    text = path.read_text(encoding="utf-8")
-    try:
+    text = read_text(path)
+    with reading(path, "a tokenizer.json"):
         return tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # the library raises nothing narrower
-        raise ValueError(f"{path}: not a tokenizer.json ({error})") from error
 
 
 def load_text(path: Path, tokenizer: Any, prompt_tokens: int = 0) -> Trace:
@@ -49,7 +48,7 @@ def load_text(path: Path, tokenizer: Any, prompt_tokens: int = 0) -> Trace:
 
     if prompt_tokens < 0:
         raise ValueError(f"load_text: prompt_tokens: expected at least 0, got {prompt_tokens}")
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path)
     if path.suffix == ".jsonl":
         pairs = [(encode(p), encode(r)) for p, r in _prompts_and_responses(path, text)]
     else:
@@ -64,17 +63,18 @@ def load_text(path: Path, tokenizer: Any, prompt_tokens: int = 0) -> Trace:
 
 def _prompts_and_responses(path: Path, text: str) -> list[tuple[str, str]]:
     pairs = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # splitlines knows ends that JSON does not
         if not line.strip():
             continue
         try:
             fields = json.loads(line)
             pair = fields["prompt"], fields["response"]
-        except (json.JSONDecodeError, KeyError, TypeError):
-            pair = None, None
-        if not all(isinstance(part, str) for part in pair):
+            for part in pair:
+                part.encode()  # lone surrogates are no text
+        except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
             expected = 'an object with texts as "prompt" and "response"'
-            raise ValueError(f"{path}:{number}: expected {expected}, got {line}")
+            got = f"{line[:80]}{'…' * (len(line) > 80)}"
+            raise ValueError(f"{path}:{number}: expected {expected}, got {got}") from error
         pairs.append(pair)
     return pairs
 

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from microspec_kernels._files import reading
+
 from .draft import ModelDraft
 from .eagle import EagleDraft
 from .eagle3 import Eagle3Draft
@@ -28,13 +30,19 @@ def load_target(
     """
     transformers = require("transformers")
     folder = folder_of(path)
-    config = transformers.AutoConfig.from_pretrained(folder)
+    with reading(folder, "a model that transformers loads"):
+        config = transformers.AutoConfig.from_pretrained(folder)
     # Other attention leaves out Gemma 2's soft cap.
     capped = getattr(config, "attn_logit_softcapping", None)
     options: dict[str, Any] = {"attn_implementation": "eager"} if capped else {}
     if not has_int8_rows(folder):
         options["dtype"] = dtype or "auto"
-        model = transformers.AutoModelForCausalLM.from_pretrained(folder, **options)
+        with reading(folder, "a model that transformers loads"):
+            model, found = transformers.AutoModelForCausalLM.from_pretrained(
+                folder, output_loading_info=True, **options
+            )
+        if missing := sorted(found["missing_keys"]):
+            raise ValueError(f"load_target: {path}: missing tensors {missing}")
     else:
         options["dtype"] = dtype or getattr(config, "dtype", None) or torch.float32
         model = transformers.AutoModelForCausalLM.from_config(config, **options)
@@ -80,7 +88,9 @@ def load_draft(
         return ModelDraft(load_target(folder, dtype=target.dtype, device=target.device))
 
     config.pop("model_type", None)  # a Qwen2 draft's layer is this one, too
-    draft = EagleDraft(require("transformers").LlamaConfig.from_dict(config), target).eval()
+    with reading(folder / "config.json", "a Llama's config"):
+        layer = require("transformers").LlamaConfig.from_dict(config)
+    draft = EagleDraft(layer, target).eval()
     if EMBEDDING in state:
         draft.embedding = _own(state, EMBEDDING, target.embedding, what)
     if HEAD in state:

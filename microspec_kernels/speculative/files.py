@@ -1,12 +1,13 @@
 """The files of a checkpoint: its folder, its config and its tensors."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from microspec_kernels._files import read_json, reading
 
 from .extra import require
 
@@ -25,9 +26,8 @@ def folder_of(path: str | Path) -> Path:
 
 
 def config_in(folder: Path) -> dict[str, Any]:
-    """Its config.json; FileNotFoundError where there is none."""
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
-    return config
+    """Its config.json; FileNotFoundError where there is none, ValueError for no JSON object."""
+    return read_json(folder / "config.json")
 
 
 def tensors_in(folder: Path) -> dict[str, Tensor]:
@@ -35,10 +35,12 @@ def tensors_in(folder: Path) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     if files := sorted(folder.glob("model*.safetensors")):
         for file in files:
-            state |= require("safetensors.torch").load_file(file)
+            with reading(file, "a safetensors file"):
+                state |= require("safetensors.torch").load_file(file)
     elif files := sorted(folder.glob("pytorch_model*.bin")):
         for file in files:
-            state |= torch.load(file, map_location="cpu", weights_only=True)
+            with reading(file, "a .bin of named tensors"):
+                state |= torch.load(file, map_location="cpu", weights_only=True)
     else:
         raise FileNotFoundError(f"{folder}: no model*.safetensors and no pytorch_model*.bin")
     return state
@@ -50,7 +52,9 @@ def has_int8_rows(folder: Path) -> bool:
     Other int8 formats, with scales of another shape, are for `transformers` to load.
     """
     for file in folder.glob("model*.safetensors"):
-        with require("safetensors").safe_open(file, framework="pt") as tensors:
+        with reading(file, "a safetensors file"):
+            tensors = require("safetensors").safe_open(file, framework="pt")
+        with tensors:
             names = set(tensors.keys())
             for name in names:
                 if tensors.get_slice(name).get_dtype() == "I8" and f"{name}_scale" in names:

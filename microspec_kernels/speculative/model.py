@@ -1,13 +1,15 @@
 """A Hugging Face causal LM, run over new tokens of a batch of texts with trees as its mask."""
 
+import inspect
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from .cache import KVCache, causal, visible
+from .extra import require
 from .lm_head import LMHead
 
 logger = logging.getLogger(__name__)
@@ -72,6 +74,7 @@ class CausalModel:
         self.device: torch.device = head.weight.device
         self.dtype: torch.dtype = head.weight.dtype
         self._additive_mask = attention == "eager"
+        self._cache_argument = _cache_argument(model.base_model)
         windowed = config.model_type not in FULL
         self._window: int | None = getattr(config, "sliding_window", None) if windowed else None
         self.longest = _longest(config)
@@ -130,9 +133,9 @@ class CausalModel:
             input_ids=tokens,
             attention_mask=masks,
             position_ids=positions,
-            past_key_values=cache,
             use_cache=True,
             output_hidden_states=bool(taps),
+            **{self._cache_argument: cache},
         )
         cache.advance(tokens.shape[1] if counts is None else counts)
         hidden: Tensor = out.last_hidden_state
@@ -148,6 +151,19 @@ class CausalModel:
         return torch.zeros(mask.shape, dtype=self.dtype, device=mask.device).masked_fill_(
             ~mask, hidden
         )[:, None]
+
+
+def _cache_argument(decoder: Any) -> str:
+    """Return the name under which `decoder.forward` takes its KV cache: it differs by version."""
+    cache = require("transformers").Cache
+    parameters = inspect.signature(decoder.forward).parameters.values()
+    names = [one.name for one in parameters if cache in (one.annotation, *get_args(one.annotation))]
+    if len(names) != 1:
+        raise TypeError(
+            f"CausalModel: model: expected one argument of {type(decoder).__name__}.forward to be "
+            f"a transformers Cache, got {names}"
+        )
+    return names[0]
 
 
 def _longest(config: Any) -> int | None:

@@ -74,7 +74,7 @@ class CausalModel:
         self.device: torch.device = head.weight.device
         self.dtype: torch.dtype = head.weight.dtype
         self._additive_mask = attention == "eager"
-        self._cache_argument = _cache_argument(model.base_model)
+        self._cache_argument = cache_argument(model.base_model)
         windowed = config.model_type not in FULL
         self._window: int | None = getattr(config, "sliding_window", None) if windowed else None
         self.longest = _longest(config)
@@ -153,7 +153,7 @@ class CausalModel:
         )[:, None]
 
 
-def _cache_argument(decoder: Any) -> str:
+def cache_argument(decoder: Any) -> str:
     """Return the name under which `decoder.forward` takes its KV cache: it differs by version."""
     cache = require("transformers").Cache
     parameters = inspect.signature(decoder.forward).parameters.values()

@@ -121,8 +121,9 @@ def _prepared(model: Any, input_ids: Tensor, kept: Tensor, config: Any) -> dict[
     ) -> dict[str, Any]:
         return prepared
 
-    # A copy that asks for one token of each text, so that a static cache stays small.
     config = copy.deepcopy(config)
+    if config.cache_implementation is not None:
+        config.cache_implementation = "dynamic"  # a static one would be allocated, and kept
     config.max_length, config.max_new_tokens = input_ids.shape[1] + 1, None
     config.min_length, config.min_new_tokens = 0, None
     config.num_return_sequences = 1  # input_ids are the texts' already

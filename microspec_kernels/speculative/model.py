@@ -74,7 +74,9 @@ class CausalModel:
         self.device: torch.device = head.weight.device
         self.dtype: torch.dtype = head.weight.dtype
         self._additive_mask = attention == "eager"
-        self._cache_argument = cache_argument(model.base_model)
+        # Under the name that checkpoints have it; `base_model` and `get_decoder` differ by version.
+        self._decoder = model.model
+        self._cache_argument = cache_argument(self._decoder)
         windowed = config.model_type not in FULL
         self._window: int | None = getattr(config, "sliding_window", None) if windowed else None
         self.longest = _longest(config)
@@ -129,7 +131,7 @@ class CausalModel:
             within = self._for_attention(visible(lineage, cache.lengths, self._window)[0])
             both = {"full_attention": masks, "sliding_attention": within}
             masks = both if self.config.model_type in MIXED else within
-        out = self.model.base_model(
+        out = self._decoder(
             input_ids=tokens,
             attention_mask=masks,
             position_ids=positions,

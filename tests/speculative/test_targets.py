@@ -134,5 +134,9 @@ def test_a_target_with_eyes_is_refused() -> None:
 def test_one_of_two_rotary_embeddings_depends_on_the_length() -> None:
     model = target_of("gemma3_text")
     assert CausalModel(model).longest is None
-    model.config.rope_parameters["full_attention"] = {"rope_type": "dynamic", "factor": 2.0}
+    dynamic = {"rope_type": "dynamic", "factor": 2.0}
+    if hasattr(model.config, "rope_parameters"):
+        model.config.rope_parameters["full_attention"] = dynamic
+    else:  # transformers 4
+        model.config.rope_scaling = dynamic
     assert CausalModel(model).longest == 512

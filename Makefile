@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/microspec.stamp
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc)
 
-.PHONY: build demo test test-all test-triton test-triton-range test-engines test-engines-gpu test-gpu lint bench bench-gpu bench-variants clean
+.PHONY: build demo test test-all test-triton test-oldest test-engines test-engines-gpu test-gpu lint bench bench-gpu bench-variants clean
 
 build: $(STAMP)
 
@@ -22,7 +22,7 @@ $(BIN)/python:
 # Editable, so that Python files need no build and whatever runs in this folder finds the library.
 # A new file changes its folder, which is why folders are among the sources.
 $(STAMP): $(BIN)/python $(SOURCES)
-	$(BIN)/pip install --quiet 'setuptools>=77' 'cmake>=3.25' ninja
+	$(BIN)/pip install --quiet 'setuptools>=77.0.1' 'cmake>=3.25' ninja
 	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/pip install --quiet '$(TORCH)'
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pip install --quiet --no-build-isolation \
 		--editable '.[test,lint]'
@@ -49,14 +49,18 @@ INTERPRETED = TRITON_INTERPRET=1 $(PYTEST) -W ignore::RuntimeWarning
 test-triton: build
 	$(INTERPRETED) -m triton
 
-# The oldest Triton that is supported (`make test` has the newest), in an environment of its own. Its
-# interpreter relies on what NumPy 2.4 took away.
-OLDEST := $(VENV)-triton34
-test-triton-range:
-	$(MAKE) VENV=$(OLDEST) build
-	$(OLDEST)/bin/pip install --quiet triton==3.4.0 'numpy<2.4'
-	$(MAKE) VENV=$(OLDEST) test-triton
-	$(OLDEST)/bin/pytest tests/test_triton_compile.py
+# The oldest of every range in pyproject.toml (tests/oldest.txt), in an environment of its own: `make test`
+# has the newest that install.
+OLDEST := $(VENV)-oldest
+OLDEST_PYTHON ?= python3.10
+test-oldest:
+	mkdir -p build
+	# A torch for GPUs asks for the Triton that it was built with; the oldest takes its place afterwards.
+	sed '/^triton=/d' tests/oldest.txt >build/oldest.txt
+	PIP_CONSTRAINT=$(abspath build/oldest.txt) \
+		$(MAKE) VENV=$(OLDEST) PYTHON=$(OLDEST_PYTHON) TORCH=torch build
+	$(OLDEST)/bin/pip install --quiet --no-deps $$(grep '^triton=' tests/oldest.txt)
+	$(MAKE) VENV=$(OLDEST) test
 
 # The plugins inside vLLM and SGLang, installed as users install them, each in an environment of its
 # own (gigabytes of downloads; no GPU needed). In nothing else: neither in `test` nor in CI.

@@ -24,6 +24,12 @@ def torch_folder() -> Path:
     return Path(spec.origin).parent
 
 
+def run(*command: str | Path) -> None:
+    """Run a command or end the build: setuptools goes on after any exception of an editable one."""
+    if status := subprocess.run(command).returncode:
+        sys.exit(f"exit status {status}: {' '.join(map(str, command))}")
+
+
 class BuildWithCMake(build_py):
     """Puts the shared library beside the Python files."""
 
@@ -41,12 +47,11 @@ class BuildWithCMake(build_py):
         default = ROOT / "build" / ("ninja" if ninja else "make")
         build = Path(os.environ.get("MICROSPEC_BUILD_DIR", default))
         configure = [cmake, "-S", ROOT, "-B", build, f"-DTORCH_DIR={torch_folder()}", *generator]
-        subprocess.run([*configure, *os.environ.get("CMAKE_ARGS", "").split()], check=True)
+        run(*configure, *os.environ.get("CMAKE_ARGS", "").split())
         jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or str(os.cpu_count())
-        subprocess.run([cmake, "--build", build, "--parallel", jobs], check=True)
+        run(cmake, "--build", build, "--parallel", jobs)
         package = ROOT if self.editable_mode else Path(self.build_lib)
-        prefix = package / "microspec_kernels"
-        subprocess.run([cmake, "--install", build, "--prefix", prefix], check=True)
+        run(cmake, "--install", build, "--prefix", package / "microspec_kernels")
 
 
 class PlatformWheel(bdist_wheel):

@@ -101,3 +101,14 @@ def test_source_archive_holds_what_a_build_needs(tmp_path):
     fixed = {"CMakeLists.txt", "setup.py", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md"}
     assert compiled | sources() | fixed <= names
     assert not [name for name in names if name.endswith(".so") or name.startswith("tests/")]
+
+
+def test_an_editable_build_that_fails_says_so(tmp_path):
+    """setuptools would call the installation a success, with no library in it."""
+    copy = tmp_path / "copy"
+    skip = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__", "*.so")
+    shutil.copytree(ROOT, copy, ignore=skip)
+    (copy / "CMakeLists.txt").write_text("message(FATAL_ERROR broken)")
+    build = "import sys; from setuptools.build_meta import build_editable; build_editable(sys.argv[1])"
+    with pytest.raises(AssertionError, match=r"exit status 1: \S*cmake"):
+        run("-c", build, tmp_path, cwd=copy)

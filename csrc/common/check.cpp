@@ -34,7 +34,7 @@ struct Place {
 // The CPU has no index worth comparing.
 Place place_of(const Tensor& tensor) {
   int32_t type = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &type));
   return {type, type == aoti_torch_device_type_cpu() ? 0 : tensor.get_device_index()};
 }
 

@@ -24,7 +24,7 @@ void* current_stream(int32_t index) {
   }();
   if (!function) throw std::runtime_error("microspec: this PyTorch has CUDA tensors but no libtorch_cuda.so");
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(function(index, &stream));
+  TORCH_ERROR_CODE_CHECK(function(index, &stream));
   return stream;
 }
 
@@ -55,7 +55,7 @@ Tensor DeviceCall::empty(std::initializer_list<int64_t> sizes, ScalarType dtype)
   const int64_t strides[] = {dims == 2 ? std::max<int64_t>(1, sizes.begin()[1]) : 1, 1};
   const int32_t device = on_cuda_ ? aoti_torch_device_type_cuda() : aoti_torch_device_type_cpu();
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
       dims, sizes.begin(), strides, static_cast<int32_t>(dtype), device, index_, &handle));
   return Tensor(handle);
 }

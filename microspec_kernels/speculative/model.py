@@ -1,13 +1,15 @@
 """A Hugging Face causal LM, run over new tokens of a batch of texts with trees as its mask."""
 
+import inspect
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from .cache import KVCache, causal, visible
+from .extra import require
 from .lm_head import LMHead
 
 logger = logging.getLogger(__name__)
@@ -72,6 +74,9 @@ class CausalModel:
         self.device: torch.device = head.weight.device
         self.dtype: torch.dtype = head.weight.dtype
         self._additive_mask = attention == "eager"
+        # Under the name that checkpoints have it; `base_model` and `get_decoder` differ by version.
+        self._decoder = model.model
+        self._cache_argument = cache_argument(self._decoder)
         windowed = config.model_type not in FULL
         self._window: int | None = getattr(config, "sliding_window", None) if windowed else None
         self.longest = _longest(config)
@@ -126,13 +131,13 @@ class CausalModel:
             within = self._for_attention(visible(lineage, cache.lengths, self._window)[0])
             both = {"full_attention": masks, "sliding_attention": within}
             masks = both if self.config.model_type in MIXED else within
-        out = self.model.base_model(
+        out = self._decoder(
             input_ids=tokens,
             attention_mask=masks,
             position_ids=positions,
-            past_key_values=cache,
             use_cache=True,
             output_hidden_states=bool(taps),
+            **{self._cache_argument: cache},
         )
         cache.advance(tokens.shape[1] if counts is None else counts)
         hidden: Tensor = out.last_hidden_state
@@ -148,6 +153,19 @@ class CausalModel:
         return torch.zeros(mask.shape, dtype=self.dtype, device=mask.device).masked_fill_(
             ~mask, hidden
         )[:, None]
+
+
+def cache_argument(decoder: Any) -> str:
+    """Return the name under which `decoder.forward` takes its KV cache: it differs by version."""
+    cache = require("transformers").Cache
+    parameters = inspect.signature(decoder.forward).parameters.values()
+    names = [one.name for one in parameters if cache in (one.annotation, *get_args(one.annotation))]
+    if len(names) != 1:
+        raise TypeError(
+            f"CausalModel: model: expected one argument of {type(decoder).__name__}.forward to be "
+            f"a transformers Cache, got {names}"
+        )
+    return names[0]
 
 
 def _longest(config: Any) -> int | None:

@@ -16,6 +16,7 @@ from microspec_kernels import SparseLMHead
 from microspec_kernels.integrations.transformers import sparse_assistant
 from microspec_kernels.policy import Policy, draft_tree
 from microspec_kernels.policy import prompt as prompt_tokens
+from microspec_kernels.speculative.model import cache_argument
 
 from .conftest import NEW
 
@@ -38,7 +39,7 @@ def passes(target: Any) -> Iterator[list[Pass]]:
 
     def record(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         tokens = kwargs["input_ids"][0]
-        past = output.past_key_values.get_seq_length() - len(tokens)
+        past = output[cache_argument(target)].get_seq_length() - len(tokens)
         seen.append(Pass(past, tokens, output.logits[0]))
 
     hook = target.register_forward_hook(record, with_kwargs=True)

@@ -1,5 +1,6 @@
 """The reference loop behind `model.generate(custom_generate=…)`."""
 
+import warnings
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from speculative.models import VOCAB, eagle, prompt, tiny
 from torch import Tensor
 from transformers import (
+    DynamicCache,
     GenerationConfig,
     LogitsProcessorList,
     MaxTimeCriteria,
@@ -19,6 +21,7 @@ from transformers.generation import GenerateDecoderOnlyOutput
 
 from microspec_kernels.integrations.transformers import microspec_generate
 from microspec_kernels.speculative import CausalModel, Sampling, generate
+from microspec_kernels.speculative.model import cache_argument
 
 from .conftest import NEW
 
@@ -155,6 +158,7 @@ class Twice(TemperatureLogitsWarper):
         ),
         ({"position_ids": torch.arange(1, 25)[None]}, "position_ids: expected those of the text"),
         ({"inputs_embeds": torch.zeros(1, 24, 32)}, "inputs_embeds: expected None"),
+        ({"logits_to_keep": 5}, "logits_to_keep: expected 1, got 5"),
     ],
 )
 def test_refusals(
@@ -166,11 +170,63 @@ def test_refusals(
 
 
 def test_a_used_cache_is_refused(target: Any, assistant: Any, text: Texts) -> None:
-    cache = target(input_ids=text[0][:, :8]).past_key_values
-    with pytest.raises(ValueError, match="past_key_values: expected an empty cache, got 8 entries"):
+    cache = DynamicCache()
+    name = cache_argument(target)
+    target(input_ids=text[0][:, :8], **{name: cache})
+    with pytest.raises(ValueError, match=f"{name}: expected an empty cache, got 8 entries"):
         target.generate(
             text[0],
-            past_key_values=cache,
             custom_generate=microspec_generate(assistant, **SHAPE),
             max_new_tokens=4,
+            **{name: cache},
         )
+
+
+@pytest.mark.parametrize("options", [{"use_cache": False}, {"cache_implementation": "static"}])
+def test_the_cache_may_be_any_empty_one(
+    target: Any, assistant: Any, text: Texts, options: dict[str, Any]
+) -> None:
+    custom = microspec_generate(assistant, **SHAPE)
+    out = target.generate(
+        text[0], custom_generate=custom, max_new_tokens=NEW, do_sample=False, **options
+    )
+    assert torch.equal(out, text[1])
+
+
+def test_what_a_newer_version_prepares(
+    target: Any, assistant: Any, text: Texts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is known by asking, under whatever name; another value than prepared is the caller's."""
+    generate, prepared = target.generate, 1
+
+    def newer(*args: Any, custom_generate: Any, **options: Any) -> Any:
+        def handed_more(*args: Any, **options: Any) -> Any:
+            return custom_generate(*args, **options, prepared_by_newer=prepared)
+
+        return generate(*args, custom_generate=handed_more, **options)
+
+    monkeypatch.setattr(target, "generate", newer)
+    options: dict[str, Any] = {"max_new_tokens": NEW, "do_sample": False}
+    custom = microspec_generate(assistant, **SHAPE)
+    assert torch.equal(target.generate(text[0], custom_generate=custom, **options), text[1])
+
+    def caller(*args: Any, **options: Any) -> Any:
+        return custom(*args, **{**options, "prepared_by_newer": 2})
+
+    with pytest.raises(ValueError, match="prepared_by_newer: expected 1, got 2"):
+        target.generate(text[0], custom_generate=caller, **options)
+
+
+def test_nothing_is_said(
+    target: Any, assistant: Any, text: Texts, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No deprecated name of an argument, no choice of transformers' told twice."""
+    custom = microspec_generate(assistant, **SHAPE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        target.generate(text[0], custom_generate=custom, max_new_tokens=4, do_sample=False)
+        assert not caplog.records
+        target.generate(
+            text[0], custom_generate=custom, max_new_tokens=4, do_sample=False, eos_token_id=5
+        )
+    assert len({record.msg for record in caplog.records}) == len(caplog.records), caplog.text

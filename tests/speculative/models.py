@@ -27,8 +27,11 @@ def tiny(kind: str = "llama", seed: int = 1, **changes: Any) -> Any:
         **changes,
     }  # fmt: skip
     config = type(transformers.AutoConfig.for_model(kind))(**settings)
+    # Chosen as by load_target: transformers 4 takes another, which leaves out the cap.
+    capped = getattr(config, "attn_logit_softcapping", None)
+    options = {"attn_implementation": "eager"} if capped else {}
     torch.manual_seed(seed)
-    return transformers.AutoModelForCausalLM.from_config(config).eval()
+    return transformers.AutoModelForCausalLM.from_config(config, **options).eval()
 
 
 def noisy(model: Any, scale: float = 0.03) -> Any:

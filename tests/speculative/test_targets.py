@@ -1,5 +1,6 @@
 """Targets whose logits are more than an LM head's rows, or whose layers are not all of one kind."""
 
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 
 from microspec_kernels.speculative import CausalModel, generate, load_target
 from microspec_kernels.speculative.cache import causal
+from microspec_kernels.speculative.model import MODEL_TYPES, cache_argument
 
 from .models import VOCAB, eagle, greedy, head_bias, noisy, prompt, tiny
 
@@ -61,6 +63,21 @@ def test_the_lm_head_gives_the_models_logits(kind: str, tied: bool) -> None:
         torch.testing.assert_close(target.lm_head.only(some).logits(hidden), logits[..., some])
     plain = hidden @ target.lm_head.weight.T + target.lm_head.bias
     assert torch.equal(plain, logits) is (kind in ("llama", "gemma"))
+
+
+@pytest.mark.parametrize("kind", MODEL_TYPES)
+def test_the_cache_goes_by_the_name_that_is_not_deprecated(kind: str) -> None:
+    target = CausalModel(tiny(kind))
+    cache = target.new_cache()
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("error")
+        target.prefill(prompt(5)[0], cache)
+    assert cache.get_seq_length() == 5
+
+
+def test_a_model_without_a_cache_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"argument of Linear.forward .* Cache, got \[\]"):
+        cache_argument(torch.nn.Linear(1, 1))
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
@@ -117,5 +134,9 @@ def test_a_target_with_eyes_is_refused() -> None:
 def test_one_of_two_rotary_embeddings_depends_on_the_length() -> None:
     model = target_of("gemma3_text")
     assert CausalModel(model).longest is None
-    model.config.rope_parameters["full_attention"] = {"rope_type": "dynamic", "factor": 2.0}
+    dynamic = {"rope_type": "dynamic", "factor": 2.0}
+    if hasattr(model.config, "rope_parameters"):
+        model.config.rope_parameters["full_attention"] = dynamic
+    else:  # transformers 4
+        model.config.rope_scaling = dynamic
     assert CausalModel(model).longest == 512

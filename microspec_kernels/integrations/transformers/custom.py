@@ -1,5 +1,6 @@
 """The reference loop as transformers' `custom_generate`."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -17,8 +18,6 @@ WARPERS = {
     "TopPLogitsWarper": "top_p",
 }
 OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
-# What transformers prepares for every decoding method: the loop has its own, or checks it here.
-PREPARED = ("attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep")
 
 
 def microspec_generate(draft: Any, **options: Any) -> Callable[..., Any]:
@@ -49,7 +48,9 @@ def microspec_generate(draft: Any, **options: Any) -> Callable[..., Any]:
         **model_kwargs: Any,
     ) -> Any:
         _check_config(generation_config)
-        prompts = _prompts(input_ids, model_kwargs)
+        kept = _kept(input_ids, model_kwargs)
+        _check_prepared(model_kwargs, _prepared(model, input_ids, kept, generation_config))
+        prompts = [row[inside] for row, inside in zip(input_ids, kept, strict=True)]
         sampling = _sampling(generation_config, logits_processor)
         longest, eos = _ends(stopping_criteria)
         target = CausalModel(model)
@@ -95,8 +96,8 @@ def _check_config(config: Any) -> None:
             raise _refusal(name, False, True)
 
 
-def _prompts(input_ids: Tensor, model_kwargs: dict[str, Any]) -> list[Tensor]:
-    """Each text from its beginning, int64 [<= P], and nothing else for the model to read."""
+def _kept(input_ids: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
+    """Return which of input_ids [B, P] are of a text: bool [B, P], each from its beginning."""
     mask = model_kwargs.get("attention_mask")
     kept = torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask.bool()
     if bool((kept[:, :-1] & ~kept[:, 1:]).any()):
@@ -104,14 +105,55 @@ def _prompts(input_ids: Tensor, model_kwargs: dict[str, Any]) -> list[Tensor]:
     positions = model_kwargs.get("position_ids")
     if positions is not None and bool(((kept.cumsum(1) - 1 != positions) & kept).any()):
         raise _refusal("position_ids", "those of the text", positions.tolist())
-    cache = model_kwargs.get("past_key_values")
-    if cache is not None and cache.get_seq_length() > 0:
-        raise _refusal("past_key_values", "an empty cache", f"{cache.get_seq_length()} entries")
+    return kept
+
+
+def _prepared(model: Any, input_ids: Tensor, kept: Tensor, config: Any) -> dict[str, Any]:
+    """Ask the installed transformers what it hands to a decoding method with these ids alone."""
+
+    def asked(
+        model: Any,
+        input_ids: Tensor,
+        logits_processor: Any,
+        stopping_criteria: Any,
+        generation_config: Any,
+        **prepared: Any,
+    ) -> dict[str, Any]:
+        return prepared
+
+    config = copy.deepcopy(config)
+    if config.cache_implementation is not None:
+        config.cache_implementation = "dynamic"  # a static one would be allocated, and kept
+    config.max_length, config.max_new_tokens = input_ids.shape[1] + 1, None
+    config.min_length, config.min_new_tokens = 0, None
+    config.num_return_sequences = 1  # input_ids are the texts' already
+    if config.pad_token_id is None and config.eos_token_id is not None:
+        # What transformers chose, with a warning that need not be given twice.
+        eos = config.eos_token_id
+        config.pad_token_id = eos if isinstance(eos, int) else eos[0]
+    prepared: dict[str, Any] = model.generate(
+        input_ids, generation_config=config, attention_mask=kept.long(), custom_generate=asked
+    )
+    return prepared
+
+
+def _check_prepared(model_kwargs: dict[str, Any], prepared: dict[str, Any]) -> None:
+    """Refuse what transformers would not have handed over by itself, or has another value.
+
+    The loop reads nothing of it, so whatever the caller has put there would change nothing.
+    """
     for name, value in model_kwargs.items():
+        if hasattr(value, "get_seq_length"):
+            if (entries := int(value.get_seq_length())) > 0:
+                raise _refusal(name, "an empty cache", f"{entries} entries")
+        elif name in ("attention_mask", "position_ids"):  # `_kept` has compared them
+            continue
         # Transformers 4 names a streamer and synced_gpus whether there are any or not.
-        if name not in PREPARED and value is not None and value is not False:
-            raise _refusal(name, None, type(value).__name__)
-    return [row[own] for row, own in zip(input_ids, kept, strict=True)]
+        elif value is not None and value is not False:
+            if name not in prepared:
+                raise _refusal(name, None, type(value).__name__)
+            if isinstance(value, Tensor) or value != prepared[name]:
+                raise _refusal(name, prepared[name], value)
 
 
 def _sampling(config: Any, processors: Any) -> Sampling:

@@ -4,8 +4,14 @@ Its rows are all that such a module computes only where it is exactly PyTorch's 
 hook, a parametrization, another forward or packed values would be left out without a word.
 """
 
+import logging
+
 import torch
 from torch import Tensor, nn
+
+from ._checks import FLOATS
+
+logger = logging.getLogger(__name__)
 
 
 def linear_rows(module: object, what: str) -> tuple[Tensor, Tensor | None]:
@@ -79,8 +85,25 @@ def class_name(thing: object) -> str:
 
 
 def broken_rows(weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Rows of weight [V, D] and bias [V] that hold NaN or infinity: int64, ascending; waits."""
+    """Rows of weight [V, D] and bias [V] that hold NaN or infinity: int64, ascending; waits.
+
+    int8 and fp8 are not looked into.
+    """
+    if weight.dtype not in FLOATS:
+        return torch.empty(0, dtype=torch.int64, device=weight.device)
     finite = weight.amin(1).isfinite() & weight.amax(1).isfinite()  # of NaN, both are NaN
     if bias is not None:
         finite &= bias.isfinite()
     return (~finite).nonzero()[:, 0]
+
+
+def log_broken(tokens: Tensor, what: str) -> None:
+    """Warn, where there are any, that tokens int64 [n] are left out for their broken rows."""
+    if len(tokens):
+        named = ", ".join(map(str, tokens[:8].tolist())) + (", ..." if len(tokens) > 8 else "")
+        logger.warning(
+            "%s: NaN or infinity in the rows of %d tokens, which it never proposes: %s",
+            what,
+            len(tokens),
+            named,
+        )

@@ -30,7 +30,8 @@ class Eagle3Draft(Eagle):
     The LM head is the target's rows without bias, scale and soft cap, unless the draft has an
     `lm_head` of its own; where the hidden sizes differ it must, as for `embedding`.
 
-    Raises ValueError: taps that are no layers of the target. TypeError: the target's LM head or embedding, if needed, is not exactly its rows.
+    Raises ValueError: taps that are no layers of the target. TypeError: the target's LM head or
+    embedding, if needed, is not exactly its rows.
     """
 
     def __init__(

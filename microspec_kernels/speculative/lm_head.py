@@ -1,6 +1,5 @@
 """What an LM head computes, for whichever of its rows a draft wants."""
 
-import logging
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -8,9 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from microspec_kernels._linear import broken_rows
-
-logger = logging.getLogger(__name__)
+from microspec_kernels._linear import broken_rows, log_broken
 
 
 def differ_in_padding(size: int, other: int) -> bool:
@@ -122,12 +119,5 @@ class LMHead:
         """The tokens whose rows hold NaN or infinity."""
         tokens = self.ids[broken_rows(self.weight, self.bias)]
         tokens = tokens[tokens >= 0]
-        if len(tokens):
-            logger.warning(
-                "a draft's LM head %s has NaN or infinity in the rows of %d tokens, which it never "
-                "proposes: %s",
-                list(self.weight.shape),
-                len(tokens),
-                ", ".join(map(str, tokens[:9].tolist())) + (", ..." if len(tokens) > 9 else ""),
-            )
+        log_broken(tokens, f"a draft's LM head {list(self.weight.shape)}")
         return tokens

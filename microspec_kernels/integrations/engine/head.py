@@ -9,6 +9,7 @@ from torch import Tensor
 
 from microspec_kernels import ActiveVocab, ParallelSparseHead, SparseHead
 from microspec_kernels._host_copy import HostCopy
+from microspec_kernels._linear import broken_rows, log_broken, plain
 
 from .rows import DraftRows
 from .settings import Settings
@@ -51,7 +52,8 @@ class EngineHead:
         tokens = head.argmax(hidden)              # in the graph of the draft's steps
 
     All state has fixed addresses and lies on the weight's device. The engine speaks of the target's
-    tokens; rows of the draft's LM head, which EAGLE-3 may have fewer of, stay in here.
+    tokens; rows of the draft's LM head, which EAGLE-3 may have fewer of, stay in here. Tokens whose
+    rows hold NaN or infinity when it is made are logged and never proposed.
 
     Args:
         weight: [rows, D] the draft's LM head, without the padding at the end of V; this rank's rows
@@ -67,8 +69,9 @@ class EngineHead:
             each rank observes the same tokens.
 
     Raises:
-        ValueError, TypeError, OSError: as :class:`SparseHead` and :meth:`Settings.initial` do; a
-            frequency list without any token of the draft; a top_k above the target's tokens.
+        ValueError, TypeError, OSError: as :class:`SparseHead` (a weight that is no plain tensor)
+            and :meth:`Settings.initial` do; a frequency list without any token of the draft; a
+            top_k above the target's tokens.
     """
 
     def __init__(
@@ -84,9 +87,11 @@ class EngineHead:
         softcap: float = 0.0,
         shard: Shard | None = None,
     ) -> None:
-        device = weight.device
+        device = plain(weight, "EngineHead: weight").device
         rows = weight.size(0) if shard is None else shard.vocab_size
-        self.rows = DraftRows(rows, target_vocab_size, row_tokens, device)
+        broken = _broken_rows(weight, bias, shard)
+        self.rows = DraftRows(rows, target_vocab_size, row_tokens, device, broken)
+        log_broken(self.rows.tokens(broken), "microspec: the draft's LM head")
         if settings.top_k > self.rows.target_vocab_size:
             most = self.rows.target_vocab_size
             raise ValueError(f"microspec: top_k: expected at most {most}, got {settings.top_k}")
@@ -260,3 +265,14 @@ class EngineHead:
     def _local(self) -> SparseHead:
         """Over the rows that are held here."""
         return self.head.local if isinstance(self.head, ParallelSparseHead) else self.head
+
+
+def _broken_rows(weight: Tensor, bias: Tensor | None, shard: Shard | None) -> Tensor:
+    """Rows of the whole head that hold NaN or infinity: int64, the same on all ranks."""
+    broken = broken_rows(weight, bias)
+    if shard is None:
+        return broken
+    marks = torch.zeros(shard.vocab_size, dtype=torch.uint8, device=weight.device)
+    marks[broken + shard.start] = 1
+    torch.distributed.all_reduce(marks, op=torch.distributed.ReduceOp.MAX, group=shard.group)
+    return marks.nonzero()[:, 0]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from microspec_kernels import ActiveVocab, SparseLMHead
-from microspec_kernels._linear import linear_rows
+from microspec_kernels._linear import broken_rows, linear_rows, log_broken
 from microspec_kernels.policy import Policy, Seen, Stage, default
 
 # Not the lowest of all in fp32: divided by a temperature below 1, that would be -inf again.
@@ -16,15 +16,18 @@ LOWEST = -1e30
 
 
 class AssistantHead(SparseLMHead):
-    """A very low number in place of -inf off the active set.
+    """A very low number in place of -inf off the active set, and of NaN.
 
     Beside the logit of any active token both are probability 0. But transformers' processors may
     forbid every active token (`suppress_tokens`, `bad_words_ids`, …), and a row of nothing but -inf
     has no softmax to sample from; so what they still allow is drafted evenly.
+    One of NaN, from a broken row, would leave no other token a probability.
     """
 
     def forward(self, hidden: Tensor, group_ids: Tensor | None = None) -> Tensor:
-        return super().forward(hidden, group_ids).clamp_(max(LOWEST, torch.finfo(hidden.dtype).min))
+        lowest = max(LOWEST, torch.finfo(hidden.dtype).min)
+        logits = super().forward(hidden, group_ids)
+        return logits.nan_to_num_(nan=lowest, posinf=torch.inf, neginf=lowest)
 
 
 @contextmanager
@@ -73,6 +76,7 @@ def sparse_assistant(
     dense = assistant.get_output_embeddings()
     policy = default() if policy is None else policy
     policy.reset()
+    log_broken(broken_rows(weight, bias), "sparse_assistant: assistant: LM head")
     size, device = len(weight), weight.device
     vocab = ActiveVocab(
         size, min(capacity, size), pinned=policy.pinned, initial=policy.initial, device=device

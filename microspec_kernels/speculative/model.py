@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from microspec_kernels._linear import embedding_rows, linear_rows, not_exactly
+from microspec_kernels._linear import embedding_rows, linear_rows
 
 from .cache import KVCache, causal, visible
 from .generation_rules import dropped_rules
@@ -47,7 +47,6 @@ class CausalModel:
         config = model.config
         self.model = model.eval()
         self.config = config
-        self._head = model.get_output_embeddings()
         # Cohere multiplies its logits, Granite divides them, Gemma caps them.
         self._scale: float = getattr(config, "logit_scale", None) or 1 / getattr(
             config, "logits_scaling", 1
@@ -67,13 +66,23 @@ class CausalModel:
         eos = getattr(generation, "eos_token_id", None)
         self.eos: frozenset[int] = frozenset([eos] if isinstance(eos, int) else eos or ())
         for name, value in dropped_rules(generation).items():
-            logger.warning("plain greedy search: %s=%s is not applied", name, value)
+            logger.warning("generation config: %s=%s is not applied", name, value)
+
+    @property
+    def _head(self) -> nn.Module:
+        """Asked for each time: an adapter that comes later puts another module there."""
+        head: nn.Module = self.model.get_output_embeddings()
+        return head
 
     @property
     def has_plain_head(self) -> bool:
         """Whether the rows of its LM head are all that this computes, so that a draft may have
         them."""
-        return not_exactly(self._head, nn.Linear) is None
+        try:
+            linear_rows(self._head, "")
+        except (TypeError, ValueError):
+            return False
+        return True
 
     @cached_property
     def lm_head(self) -> LMHead:

@@ -10,6 +10,7 @@ from torch import Tensor
 from microspec_kernels import ActiveVocab, ParallelSparseHead, SparseHead
 from microspec_kernels._host_copy import HostCopy
 from microspec_kernels._linear import broken_rows, log_broken, plain
+from microspec_kernels.parallel import all_gather_rows
 
 from .rows import DraftRows
 from .settings import Settings
@@ -89,7 +90,9 @@ class EngineHead:
     ) -> None:
         device = plain(weight, "EngineHead: weight").device
         rows = weight.size(0) if shard is None else shard.vocab_size
-        broken = _broken_rows(weight, bias, shard)
+        broken = broken_rows(weight, bias)
+        if shard is not None:
+            broken = all_gather_rows(broken, rows, start=shard.start, group=shard.group)
         self.rows = DraftRows(rows, target_vocab_size, row_tokens, device, broken)
         log_broken(self.rows.tokens(broken), "microspec: the draft's LM head")
         if settings.top_k > self.rows.target_vocab_size:
@@ -265,14 +268,3 @@ class EngineHead:
     def _local(self) -> SparseHead:
         """Over the rows that are held here."""
         return self.head.local if isinstance(self.head, ParallelSparseHead) else self.head
-
-
-def _broken_rows(weight: Tensor, bias: Tensor | None, shard: Shard | None) -> Tensor:
-    """Rows of the whole head that hold NaN or infinity: int64, the same on all ranks."""
-    broken = broken_rows(weight, bias)
-    if shard is None:
-        return broken
-    marks = torch.zeros(shard.vocab_size, dtype=torch.uint8, device=weight.device)
-    marks[broken + shard.start] = 1
-    torch.distributed.all_reduce(marks, op=torch.distributed.ReduceOp.MAX, group=shard.group)
-    return marks.nonzero()[:, 0]

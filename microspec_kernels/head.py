@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from . import ops
+from ._linear import plain
 from .slab import WeightSlab
 from .vocab import ActiveVocab
 
@@ -30,6 +31,13 @@ class _ActiveHead(nn.Module):
         name = type(self).__name__
         if mode not in ("indexed", "packed"):
             raise ValueError(f"{name}: mode: expected 'indexed' or 'packed', got {mode!r}")
+        for argument, tensor in (
+            ("weight", weight),
+            ("weight_scale", weight_scale),
+            ("bias", bias),
+        ):
+            if tensor is not None:
+                plain(tensor, f"{name}: {argument}")
         if weight.dim() != 2 or weight.size(0) != vocab.vocab_size:
             raise ValueError(
                 f"{name}: weight: expected shape [{vocab.vocab_size}, D], got {list(weight.shape)}"
@@ -93,7 +101,9 @@ class SparseHead(_ActiveHead):
         slab_dtype, buffers: of the slab, in packed mode.
 
     Raises:
-        ValueError: mode, or weight's shape.
+        ValueError: mode, weight's shape, or a tensor without values (on meta).
+        TypeError: a tensor of another class (DTensor, torchao's), or a module for one: a head that
+            is more than x · weight + bias, by an adapter or a hook, has no place here.
     """
 
     def forward(

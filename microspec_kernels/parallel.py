@@ -26,7 +26,13 @@ from ._shards import check_ranges, check_start, local_ids, merged, packed
 from .head import SparseHead
 from .vocab import ActiveVocab
 
-__all__ = ["ParallelSparseHead", "all_gather_top_k", "local_ids", "parallel_sparse_head"]
+__all__ = [
+    "ParallelSparseHead",
+    "all_gather_rows",
+    "all_gather_top_k",
+    "local_ids",
+    "parallel_sparse_head",
+]
 
 # Its name from torch 2.13 on, and before; None in a build without torch.distributed.
 _all_gather: Any = getattr(dist, "all_gather_single", getattr(dist, "all_gather_into_tensor", None))
@@ -181,6 +187,20 @@ class ParallelSparseHead(nn.Module):
         ids = self.vocab.ids.long()
         rows = 0 if group_ids is None else group_ids.clamp(min=0).long()
         return logits, ids[rows].expand(len(hidden), -1)
+
+
+def all_gather_rows(
+    rows: Tensor, total_rows: int, *, start: int, group: "dist.ProcessGroup | None" = None
+) -> Tensor:
+    """What all ranks have of rows int64 [n] of their shards, as rows of the whole: ascending.
+
+    A collective, which waits for the device. start, group: as for :func:`all_gather_top_k`.
+    """
+    _size_of(group)
+    marks = torch.zeros(total_rows, dtype=torch.uint8, device=rows.device)
+    marks[rows + start] = 1
+    dist.all_reduce(marks, op=dist.ReduceOp.MAX, group=group)
+    return marks.nonzero()[:, 0]
 
 
 def _size_of(group: "dist.ProcessGroup | None") -> int:

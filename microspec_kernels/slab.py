@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ._checks import QUANTISED
+from ._linear import plain
 from .ops import gather_rows_
 from .vocab import ActiveVocab
 
@@ -88,6 +89,7 @@ class WeightSlab:
     Raises:
         ValueError: weight does not have vocab's V rows or lies on another device; another number of
             buffers.
+        TypeError: weight is no plain tensor (a DTensor, torchao's).
     """
 
     @torch.inference_mode(False)  # or the slab could not be refreshed outside
@@ -101,6 +103,7 @@ class WeightSlab:
         weight_scale: Tensor | None = None,
         stream: torch.cuda.Stream | None = None,
     ) -> None:
+        plain(weight, "WeightSlab: weight")
         if weight.dim() != 2 or weight.size(0) != vocab.vocab_size:
             expected = f"shape [{vocab.vocab_size}, D]"
             raise ValueError(f"WeightSlab: weight: expected {expected}, got {list(weight.shape)}")

@@ -11,13 +11,14 @@ from microspec_kernels.policy import Policy, default
 from .chain import Chain, chain_numbers, sample_chain
 from .checks import (
     check_counts,
-    check_fit,
     check_frequency,
+    check_head,
     check_length,
     check_policy,
     check_room,
     check_seed,
     checked_prompt,
+    fitted,
 )
 from .draft import Draft, ModelDraft
 from .heads import Head, HeadName, make_head
@@ -43,10 +44,12 @@ class Batch:
     trees and the other texts only decide how many tokens one pass of the target yields. But for
     rounding: a pass over 61 rows rounds otherwise than 61 passes, which may turn a choice at a near
     tie; hardly ever in fp32, sooner in fp16 and bf16.
-    Of the target's generation config only the end-of-text ids count.
+    Of the target's generation config only the end-of-text ids count; other rules that it sets are
+    logged.
 
     target: `load_target`'s result or a Hugging Face causal LM (see `CausalModel`).
-    draft: `load_draft`'s result, or such a model with the target's vocabulary.
+    draft: `load_draft`'s result, or such a model with the target's tokenizer. Vocabularies whose
+        padding rows differ in number fit; prompts keep to the tokens that both have.
     head: "dense" ranks the draft's next tokens over the vocabulary, "static" over the first
         `capacity` ids of `frequency`, "sparse" over an active vocabulary of `capacity` that follows
         `policy`. Or a `Head` of your own, which then keeps what it has learned.
@@ -82,12 +85,11 @@ class Batch:
         chain: bool = False,
     ) -> None:
         self.target = target if isinstance(target, CausalModel) else CausalModel(target)
-        self.draft: Draft
-        self.draft = draft if hasattr(draft, "extend") else ModelDraft(draft)
+        draft = draft if hasattr(draft, "extend") else ModelDraft(draft)
         check_counts(
             depth=depth, top_k=top_k, tree_size=tree_size, capacity=capacity, groups=groups
         )
-        check_fit(self.target, self.draft)
+        self.draft: Draft = fitted(draft, self.target)
         if frequency is not None:
             check_frequency(frequency, self.target.vocab_size)
         self.policy = policy or default(() if frequency is None else frequency)
@@ -98,8 +100,8 @@ class Batch:
             head = make_head(
                 head, self.draft.lm_head, capacity, frequency, self.policy, mode, groups
             )
-        elif not hasattr(head, "topk"):
-            raise TypeError(f"generate: head: expected a name or a Head, got {type(head).__name__}")
+        else:
+            check_head(head, self.target)
         self.head = head
         self._observer = Observer(head, self.policy)
         self.requests: list[Request] = []
@@ -131,7 +133,7 @@ class Batch:
         Raises TypeError or ValueError: not such a prompt or count, no group left, or a policy that
         remembers one text at a time.
         """
-        prompt = checked_prompt(input_ids, self.target)
+        prompt = checked_prompt(input_ids, self.target, self.draft)
         check_counts(max_new_tokens=max_new_tokens)
         check_length(self.target, len(prompt) + max_new_tokens + self.shape.depth)
         check_policy(self.policy, len(self.requests))

@@ -13,15 +13,24 @@ from .draft import ModelDraft
 from .eagle import EagleDraft
 from .eagle3 import Eagle3Draft
 from .extra import require
-from .files import check_shape, config_in, dequantised, fill, folder_of, has_int8_rows, tensors_in
-from .formats import EMBEDDING, HEAD, eagle3_draft, is_eagle3, refuse_others
+from .files import config_in, dequantised, fill, folder_of, has_int8_rows, tensors_in
+from .formats import (
+    EMBEDDING,
+    HEAD,
+    eagle3_draft,
+    is_eagle3,
+    llama_config,
+    own_rows,
+    refuse_others,
+)
+from .lm_head import LMHead
 from .model import CausalModel
 
 
 def load_target(
     path: str | Path, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
 ) -> CausalModel:
-    """A Hugging Face causal LM of one of `model.MODEL_TYPES`, from a folder or the hub.
+    """A Hugging Face causal LM of one of `supported.MODEL_TYPES`, from a folder or the hub.
 
     `dtype` None: the checkpoint's. Safetensors may hold int8 rows (see `files.dequantised`).
 
@@ -88,20 +97,21 @@ def load_draft(
         return ModelDraft(load_target(folder, dtype=target.dtype, device=target.device))
 
     config.pop("model_type", None)  # a Qwen2 draft's layer is this one, too
-    with reading(folder / "config.json", "a Llama's config"):
-        layer = require("transformers").LlamaConfig.from_dict(config)
-    draft = EagleDraft(layer, target).eval()
-    if EMBEDDING in state:
-        draft.embedding = _own(state, EMBEDDING, target.embedding, what)
-    if HEAD in state:
-        own = _own(state, HEAD, target.lm_head.weight, what)
-        draft.lm_head = replace(target.lm_head, weight=own)
+    llama = llama_config(config, state, target, what)
+    own = {
+        name: own_rows(state.pop(name), llama, target, f"{what}: {name}")
+        for name in (EMBEDDING, HEAD)
+        if name in state
+    }
+    lm_head = _beside_the_targets(own[HEAD], target) if HEAD in own else None
+    draft = EagleDraft(llama, target, own.get(EMBEDDING), lm_head).eval()
     fill(draft, state, what)
     return draft
 
 
-def _own(state: dict[str, Tensor], name: str, lent: Tensor, what: str) -> Tensor:
-    """Take a draft's own tensor out of `state`, to stand where the target's `lent` would."""
-    own = state.pop(name)
-    check_shape(own, lent.shape, f"{what}: {name}")
-    return own.to(lent)
+def _beside_the_targets(weight: Tensor, target: CausalModel) -> LMHead:
+    """The LM head over a draft's own rows, with bias, scale and soft cap of the target's."""
+    lent = target.lm_head
+    rows = min(len(weight), lent.vocab_size)
+    bias = None if lent.bias is None else lent.bias[:rows]
+    return replace(lent, weight=weight[:rows], bias=bias).of_vocabulary(lent.vocab_size)

@@ -1,5 +1,7 @@
 """What `generate` refuses, and how it says so."""
 
+import copy
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -8,11 +10,15 @@ from torch import Tensor
 from microspec_kernels.policy import Policy
 
 from .draft import Draft
+from .heads import Head
+from .lm_head import LMHead, differ_in_padding
 from .model import CausalModel
 
+logger = logging.getLogger(__name__)
 
-def checked_prompt(input_ids: Tensor, target: CausalModel) -> Tensor:
-    """The prompt, int64 [P] on the target's device."""
+
+def checked_prompt(input_ids: Tensor, target: CausalModel, draft: Draft) -> Tensor:
+    """The prompt, int64 [P] on the target's device, of tokens that target and draft can read."""
     if not isinstance(input_ids, Tensor) or input_ids.dtype not in (torch.int32, torch.int64):
         got = getattr(input_ids, "dtype", type(input_ids).__name__)
         raise TypeError(f"generate: input_ids: expected an int64 or int32 tensor, got {got}")
@@ -23,9 +29,11 @@ def checked_prompt(input_ids: Tensor, target: CausalModel) -> Tensor:
         )
     prompt = input_ids.reshape(-1).to(device=target.device, dtype=torch.int64)
     low, high = int(prompt.min()), int(prompt.max())
-    if low < 0 or high >= target.vocab_size:
+    size = min(target.vocab_size, getattr(draft, "vocab_size", target.vocab_size))
+    if low < 0 or high >= size:
+        draft_s = "" if size == target.vocab_size else ", which the draft knows"
         raise ValueError(
-            f"generate: input_ids: expected ids in [0, {target.vocab_size}), "
+            f"generate: input_ids: expected ids in [0, {size}){draft_s}, "
             f"got {low if low < 0 else high}"
         )
     return prompt
@@ -66,15 +74,37 @@ def check_frequency(frequency: Tensor, vocab_size: int) -> None:
         )
 
 
-def check_fit(target: CausalModel, draft: Draft) -> None:
-    """The draft speaks the target's vocabulary, and lies beside it."""
+def fitted(draft: Draft, target: CausalModel) -> Draft:
+    """The draft, which lies beside the target, with an LM head over the target's vocabulary.
+
+    Where the two differ in padding rows alone, it is a copy whose LM head is `of_vocabulary`.
+    """
     size, device = draft.lm_head.vocab_size, draft.lm_head.weight.device
-    if size != target.vocab_size:
-        raise ValueError(
-            f"generate: draft: expected the target's vocabulary of {target.vocab_size}, got {size}"
-        )
     if device != target.device:
         raise ValueError(f"generate: draft: expected device {target.device}, got {device}")
+    if size == target.vocab_size:
+        return draft
+    if not differ_in_padding(size, target.vocab_size):
+        raise ValueError(
+            "generate: draft: expected, but for padding, the target's vocabulary of "
+            f"{target.vocab_size}, got {size}"
+        )
+    logger.info("draft: %d tokens for the target's %d, as padding", size, target.vocab_size)
+    draft = copy.copy(draft)
+    draft.lm_head = draft.lm_head.of_vocabulary(target.vocab_size)
+    return draft
+
+
+def check_head(head: Head, target: CausalModel) -> None:
+    """A head of the caller's own, where it tells its LM head, ranks the target's tokens."""
+    if not hasattr(head, "topk"):
+        raise TypeError(f"generate: head: expected a name or a Head, got {type(head).__name__}")
+    lm_head = getattr(head, "lm_head", None)
+    if isinstance(lm_head, LMHead) and lm_head.vocab_size != target.vocab_size:
+        raise ValueError(
+            f"generate: head: expected one of the target's vocabulary of {target.vocab_size} "
+            f"(LMHead.of_vocabulary makes one), got {lm_head.vocab_size}"
+        )
 
 
 def check_length(target: CausalModel, length: int) -> None:

@@ -50,13 +50,20 @@ class Draft(Protocol):
 
 
 class ModelDraft:
-    """An ordinary causal LM that shares the target's vocabulary; it takes no features."""
+    """An ordinary causal LM with the target's tokenizer; it takes no features.
+
+    `vocab_size`: the tokens it can read. Another one, which only a target with more padding rows
+    can write, reads as its last.
+
+    Raises TypeError: an LM head that is not exactly its rows; and see `CausalModel`.
+    """
 
     taps: Sequence[int] = ()
 
     def __init__(self, model: Any) -> None:
         self.model = model if isinstance(model, CausalModel) else CausalModel(model)
         self.lm_head = self.model.lm_head
+        self.vocab_size = self.model.num_embeddings
 
     def new_cache(self) -> KVCache:
         return self.model.new_cache()
@@ -69,7 +76,7 @@ class ModelDraft:
     ) -> Tensor:
         read = [
             self.model.forward(piece, lineage, cache, counts=own)[0]
-            for lineage, own, (piece,) in pieces(counts, tokens)
+            for lineage, own, (piece,) in pieces(counts, tokens.clamp(max=self.vocab_size - 1))
         ]
         return newest(read, counts)
 

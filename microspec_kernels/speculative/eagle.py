@@ -23,8 +23,10 @@ class Eagle(nn.Module, ABC):
     the draft's feature of token i+1: on the target's features where text has been verified, on the
     draft's own inside a tree. Parameters carry the names of the public checkpoints.
 
-    `config` is the checkpoint's config.json as a `LlamaConfig`; `target` lends its embedding (the
-    rows as they are: Gemma's own scale is no part of them) and gives the device and the dtype.
+    `config` is the checkpoint's config.json as a `LlamaConfig`; `target` gives the device and the
+    dtype, and lends its embedding where the draft has no `embedding` [R, D] of its own.
+    `vocab_size`: the tokens it can read, R. Another one, which only a target with more padding
+    rows can write, reads as its last.
     """
 
     lm_head: LMHead
@@ -32,16 +34,12 @@ class Eagle(nn.Module, ABC):
     rotary: nn.Module
     taps: Sequence[int] = ()
 
-    def __init__(self, config: Any, target: CausalModel) -> None:
+    def __init__(self, config: Any, target: CausalModel, embedding: Tensor | None = None) -> None:
         super().__init__()
         self.hidden_size: int = config.hidden_size
-        if config.vocab_size != target.vocab_size:
-            raise ValueError(
-                f"{type(self).__name__}: vocab_size: expected the target's {target.vocab_size}, "
-                f"got {config.vocab_size}"
-            )
         # Lent, not owned: a plain tensor is no part of this module's state.
-        self.embedding = target.embedding
+        self.embedding = target.embedding if embedding is None else embedding
+        self.vocab_size = len(self.embedding)
 
     def place(self, config: Any, target: CausalModel) -> None:
         """Move all parameters to the target's device and dtype, and make the rotary embedding."""
@@ -80,7 +78,7 @@ class Eagle(nn.Module, ABC):
         counts: int | Sequence[int],
     ) -> Tensor:
         mask, positions = visible(lineage, cache.lengths)
-        embedded = F.embedding(tokens, self.embedding)
+        embedded = F.embedding(tokens.clamp(max=self.vocab_size - 1), self.embedding)
         rotation = self.rotary(embedded, positions)
         out = self.run(embedded, features, rotation, mask[:, None], cache)
         cache.advance(counts)
@@ -106,20 +104,27 @@ class EagleDraft(Eagle):
     """EAGLE-1/2 (arXiv 2401.15077, 2406.16858): predicts the target's next feature.
 
     fc joins the embedding and the feature, which is the target's last hidden state, behind the
-    final norm; so the target's whole LM head serves, bias, scale and soft cap included. The first
-    layer has no norm before its attention.
+    final norm; so the target's whole LM head serves, bias, scale and soft cap included, where the
+    draft has no `lm_head` of its own. The first layer has no norm before its attention.
 
-    Raises ValueError: the hidden or the vocabulary size differs from the target's.
+    Raises ValueError: the hidden size differs from the target's. TypeError: the target's LM head
+    or embedding, if needed, is not exactly its rows.
     """
 
-    def __init__(self, config: Any, target: CausalModel) -> None:
-        super().__init__(config, target)
+    def __init__(
+        self,
+        config: Any,
+        target: CausalModel,
+        embedding: Tensor | None = None,
+        lm_head: LMHead | None = None,
+    ) -> None:
+        super().__init__(config, target, embedding)
         size = config.hidden_size
         if size != target.hidden_size:
             raise ValueError(
                 f"EagleDraft: hidden_size: expected the target's {target.hidden_size}, got {size}"
             )
-        self.lm_head = target.lm_head
+        self.lm_head = target.lm_head if lm_head is None else lm_head
         self.fc = nn.Linear(2 * size, size, bias=getattr(config, "bias", True))
         layers = [Layer(config, index) for index in range(config.num_hidden_layers)]
         layers[0].input_layernorm = nn.Identity()

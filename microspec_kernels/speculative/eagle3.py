@@ -27,14 +27,21 @@ class Eagle3Draft(Eagle):
     norm_before_residual: whether the first layer adds to `hidden_norm`'s output, or to its input.
     norm_output: whether the next step, too, takes the output behind `norm`.
 
-    The LM head is the target's rows without bias, scale and soft cap, until `load_draft` puts the
-    checkpoint's own in its place; where the hidden sizes differ it must, as for `embedding`.
+    The LM head is the target's rows without bias, scale and soft cap, unless the draft has an
+    `lm_head` of its own; where the hidden sizes differ it must, as for `embedding`.
 
-    Raises ValueError: a vocabulary that is not the target's, or taps that are no layers of it.
+    Raises ValueError: taps that are no layers of the target. TypeError: the target's LM head or
+    embedding, if needed, is not exactly its rows.
     """
 
-    def __init__(self, config: Any, target: CausalModel) -> None:
-        super().__init__(config, target)
+    def __init__(
+        self,
+        config: Any,
+        target: CausalModel,
+        embedding: Tensor | None = None,
+        lm_head: LMHead | None = None,
+    ) -> None:
+        super().__init__(config, target, embedding)
         depth, size, eps = target.config.num_hidden_layers, config.hidden_size, config.rms_norm_eps
         taps = getattr(config, "eagle_aux_hidden_state_layer_ids", None)
         self.taps = tuple(taps or (2, depth // 2, depth - 3))
@@ -43,7 +50,7 @@ class Eagle3Draft(Eagle):
                 "Eagle3Draft: eagle_aux_hidden_state_layer_ids: expected layers of the target, in "
                 f"[0, {depth}), got {list(self.taps)}"
             )
-        self.lm_head = LMHead(target.lm_head.weight)
+        self.lm_head = LMHead(target.lm_head.weight) if lm_head is None else lm_head
         parts = [target.hidden_size] * len(self.taps)
         before_fc = getattr(config, "norm_before_fc", False)
         self.input_norm = nn.RMSNorm(sum(parts), eps) if before_fc else nn.Identity()

@@ -1,5 +1,6 @@
 """The files of a checkpoint: its folder, its config and its tensors."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,19 +32,96 @@ def config_in(folder: Path) -> dict[str, Any]:
 
 
 def tensors_in(folder: Path) -> dict[str, Tensor]:
-    """All tensors of `model*.safetensors`, or else of `pytorch_model*.bin`, on the CPU."""
+    """All tensors of `weight_files`, on the CPU.
+
+    Raises what that does; ValueError: files that share a tensor, or lack one that the index says
+    they have.
+    """
+    files, index = weight_files(folder)
     state: dict[str, Tensor] = {}
-    if files := sorted(folder.glob("model*.safetensors")):
-        for file in files:
-            with reading(file, "a safetensors file"):
-                state |= require("safetensors.torch").load_file(file)
-    elif files := sorted(folder.glob("pytorch_model*.bin")):
-        for file in files:
-            with reading(file, "a .bin of named tensors"):
-                state |= torch.load(file, map_location="cpu", weights_only=True)
-    else:
-        raise FileNotFoundError(f"{folder}: no model*.safetensors and no pytorch_model*.bin")
+    origin: dict[str, str] = {}
+    for file in files:
+        tensors = _load(file)
+        if twice := sorted(state.keys() & tensors.keys()):
+            raise ValueError(
+                f"{folder}: {twice[0]}: expected in one file, got it in {origin[twice[0]]} and "
+                f"{file.name}"
+            )
+        state |= tensors
+        origin |= dict.fromkeys(tensors, file.name)
+    for name, file_name in index.items():
+        if origin.get(name) != file_name:
+            raise ValueError(
+                f"{folder}: {name}: expected in {file_name}, as the index says, got "
+                f"{origin.get(name, 'it nowhere')}"
+            )
     return state
+
+
+def weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
+    """The files that hold a checkpoint's tensors, and its index from tensors to files' names.
+
+    Where there are safetensors (`model*.safetensors`), they alone count; where there are none,
+    `pytorch_model*.bin`. An index (`model.safetensors.index.json`) says which of them count, and
+    others are leftovers. Without one, and then the index returned is empty, there is a single file
+    or one whole series `-00001-of-0000N`, and nothing beside it.
+
+    Raises FileNotFoundError: no such file, or some that the index or a series' names speak of are
+    missing, by name. ValueError: files that are not one set, or an index that is none.
+    """
+    for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
+        index_file = folder / f"{stem}{suffix}.index.json"
+        if index_file.exists():
+            index = _index_in(index_file)
+            return _all_there(folder, set(index.values()), f"{index_file.name} names"), index
+        if names := {file.name for file in folder.glob(f"{stem}*{suffix}")}:
+            return _all_there(folder, _whole_set(folder, names), "the others' names speak of"), {}
+    raise FileNotFoundError(f"{folder}: no model*.safetensors and no pytorch_model*.bin")
+
+
+def _index_in(file: Path) -> dict[str, str]:
+    """An index's map from tensors to the names of files beside it."""
+    index = read_json(file).get("weight_map")
+    if isinstance(index, dict) and index:
+        names = index.values()
+        if all(isinstance(name, str) and Path(name).name == name for name in names):
+            return index
+    raise ValueError(f"{file}: expected a weight_map from tensors to names of files beside it")
+
+
+def _whole_set(folder: Path, names: set[str]) -> set[str]:
+    """The names of the single file or of the one series that `names` are of."""
+    shards = [re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})(\..*)", name) for name in names]
+    series = {shard.group(1, 3, 4) if shard else None for shard in shards}
+    if series == {None} and len(names) == 1:
+        return names
+    whole: set[str] = set()
+    for start, count, end in filter(None, series):
+        whole |= {f"{start}-{place:05d}-of-{count}{end}" for place in range(1, int(count) + 1)}
+    if len(series) > 1 or not names <= whole:
+        raise ValueError(
+            f"{folder}: expected an index, a single file of weights or one series of them, got "
+            f"{', '.join(sorted(names))}"
+        )
+    return whole
+
+
+def _all_there(folder: Path, names: set[str], who: str) -> list[Path]:
+    """The files of these names."""
+    if missing := sorted(name for name in names if not (folder / name).exists()):
+        raise FileNotFoundError(f"{folder}: missing files that {who}: {', '.join(missing)}")
+    return [folder / name for name in sorted(names)]
+
+
+def _load(file: Path) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor]
+    if file.suffix == ".safetensors":
+        with reading(file, "a safetensors file"):
+            tensors = require("safetensors.torch").load_file(file)
+    else:
+        with reading(file, "a .bin of named tensors"):
+            tensors = torch.load(file, map_location="cpu", weights_only=True)
+    return tensors
 
 
 def has_int8_rows(folder: Path) -> bool:
@@ -51,7 +129,9 @@ def has_int8_rows(folder: Path) -> bool:
 
     Other int8 formats, with scales of another shape, are for `transformers` to load.
     """
-    for file in folder.glob("model*.safetensors"):
+    for file in weight_files(folder)[0]:
+        if file.suffix != ".safetensors":
+            continue
         with reading(file, "a safetensors file"):
             tensors = require("safetensors").safe_open(file, framework="pt")
         with tensors:

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from microspec_kernels._files import reading
+
 from .eagle3 import Eagle3Draft
 from .extra import require
 from .files import check_shape, fill
-from .lm_head import LMHead
+from .lm_head import LMHead, differ_in_padding
 from .model import CausalModel
 
 logger = logging.getLogger(__name__)
@@ -64,25 +66,60 @@ def eagle3_draft(
     state = {name.replace("midlayer.", "layers.0.", 1): t for name, t in state.items()}
     own = {name: state.pop(name) for name in (EMBEDDING, HEAD, "d2t", "t2d") if name in state}
     fields = flattened(config) | {"fc_bias": "fc.bias" in state}
-    draft = Eagle3Draft(require("transformers").LlamaConfig.from_dict(fields), target).eval()
-    fill(draft, state, what)
-    if draft.hidden_size != target.hidden_size and not {EMBEDDING, HEAD} <= own.keys():
+    llama = llama_config(fields, state, target, what)
+    size = llama.hidden_size
+    if size != target.hidden_size and not {EMBEDDING, HEAD} <= own.keys():
         raise ValueError(
             f"{what}: hidden_size: expected the target's {target.hidden_size} of a draft without "
-            f"its own {EMBEDDING} and {HEAD}, got {draft.hidden_size}"
+            f"its own {EMBEDDING} and {HEAD}, got {size}"
         )
+    embedding = lm_head = None
     if EMBEDDING in own:
-        expected = torch.Size((target.vocab_size, draft.hidden_size))
-        check_shape(own[EMBEDDING], expected, f"{what}: {EMBEDDING}")
-        draft.embedding = own[EMBEDDING].to(target.embedding)
+        embedding = own_rows(own[EMBEDDING], llama, target, f"{what}: {EMBEDDING}")
     if HEAD in own:
         rows = fields.get("draft_vocab_size") or len(own[HEAD])
-        check_shape(own[HEAD], torch.Size((rows, draft.hidden_size)), f"{what}: {HEAD}")
-        tokens = tokens_of_rows(own.get("d2t"), own.get("t2d"), rows, target.vocab_size, what)
-        draft.lm_head = own_head(own[HEAD], tokens, target, what)
+        check_shape(own[HEAD], torch.Size((rows, size)), f"{what}: {HEAD}")
+        tokens = tokens_of_rows(own.get("d2t"), own.get("t2d"), rows, llama.vocab_size, what)
+        lm_head = own_head(own[HEAD], tokens, llama.vocab_size, target, what)
     elif own.keys() & {"d2t", "t2d"}:
         raise ValueError(f"{what}: missing tensors ['{HEAD}'], whose rows d2t and t2d speak of")
+    draft = Eagle3Draft(llama, target, embedding, lm_head).eval()
+    fill(draft, state, what)
     return draft
+
+
+def own_rows(weight: Tensor, config: Any, target: CausalModel, what: str) -> Tensor:
+    """A draft's own embedding or LM head, a row for each token of its config's vocabulary."""
+    check_shape(weight, torch.Size((config.vocab_size, config.hidden_size)), what)
+    return weight.to(device=target.device, dtype=target.dtype)
+
+
+def llama_config(
+    fields: Mapping[str, Any], names: Iterable[str], target: CausalModel, what: str
+) -> Any:
+    """A `LlamaConfig` of an EAGLE draft with the tensors `names`; its vocabulary is the target's,
+    but for padding rows."""
+    with reading(f"{what}: config.json", "a Llama's config"):
+        config = require("transformers").LlamaConfig.from_dict(biases(fields, names) | dict(fields))
+    if not differ_in_padding(config.vocab_size, target.vocab_size):
+        raise ValueError(
+            f"{what}: vocab_size: expected the target's {target.vocab_size}, got "
+            f"{config.vocab_size}"
+        )
+    return config
+
+
+def biases(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, bool]:
+    """The fields for biases that an EAGLE draft's config is silent about, as its tensors have it.
+
+    Llama's `attention_bias` is for all of q, k, v and o, and so speaks for `qkv_bias`.
+    """
+    tensors = {"bias": "fc", "attention_bias": "o_proj", "mlp_bias": "down_proj"}
+    if "attention_bias" not in config:
+        tensors["qkv_bias"] = "q_proj"
+    marks = {field: f"{part}.bias" for field, part in tensors.items() if field not in config}
+    names = list(names)
+    return {field: any(name.endswith(mark) for name in names) for field, mark in marks.items()}
 
 
 def flattened(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,18 +177,23 @@ def tokens_of_rows(
     return tokens
 
 
-def own_head(weight: Tensor, tokens: Tensor, target: CausalModel, what: str) -> LMHead:
-    """The head over a checkpoint's own rows [R, D] for distinct tokens int64 [R].
+def own_head(
+    weight: Tensor, tokens: Tensor, draft_size: int, target: CausalModel, what: str
+) -> LMHead:
+    """The head over a checkpoint's own rows [R, D] for distinct tokens int64 [R] of `draft_size`.
 
     Where each is, in the target's dtype, the target's row of that token, the head is no other
     function than the target's rows, and so may have them all.
     """
-    lent = target.lm_head.weight
-    tokens, weight = tokens.to(lent.device), weight.to(lent)
-    if weight.shape[1] == lent.shape[1] and torch.equal(weight, lent[tokens]):
-        logger.info("%s: its LM head's rows are the target's: all %d tokens", what, len(lent))
-        return LMHead(lent)
-    logger.info("%s: its LM head's rows are its own: %d tokens of %d", what, len(weight), len(lent))
-    token_rows = torch.full((len(lent),), -1, device=lent.device)
-    token_rows[tokens] = torch.arange(len(tokens), device=lent.device)
-    return LMHead(weight, token_rows=token_rows)
+    device, size = target.device, target.vocab_size
+    tokens, weight = tokens.to(device), weight.to(device=device, dtype=target.dtype)
+    comparable = weight.shape[1] == target.hidden_size and int(tokens.max()) < size
+    if comparable and target.has_plain_head:
+        lent = target.lm_head.weight
+        if torch.equal(weight, lent[tokens]):
+            logger.info("%s: its LM head's rows are the target's: all %d tokens", what, size)
+            return LMHead(lent)
+    logger.info("%s: its LM head's rows are its own: %d tokens of %d", what, len(weight), size)
+    token_rows = torch.full((draft_size,), -1, device=device)
+    token_rows[tokens] = torch.arange(len(tokens), device=device)
+    return LMHead(weight, token_rows=token_rows).of_vocabulary(size)

@@ -57,13 +57,13 @@ class Head(Protocol):
 
 
 class Dense:
-    """All rows that the LM head has."""
+    """All rows that the LM head has, but for broken ones (see `LMHead.sound`)."""
 
     follows = False
     groups = 1
 
     def __init__(self, lm_head: LMHead) -> None:
-        self.lm_head = lm_head
+        self.lm_head = lm_head.sound()
 
     def topk(self, hidden: Tensor, k: int, groups: Tensor) -> tuple[Tensor, Tensor]:
         logits, tokens = self.logits(hidden, groups)
@@ -81,17 +81,21 @@ class Dense:
         return self.lm_head.rows(tokens) >= 0
 
     def active(self) -> Tensor:
-        return torch.tensor([len(self.lm_head.weight)])
+        return (self.lm_head.ids >= 0).sum()[None]
 
     def reset(self, group: int) -> None:
         """Nothing: it learns nothing."""
 
 
 class Static(Dense):
-    """The rows of `ids` int64 [S] alone, as FR-Spec (arXiv 2502.14856) takes the most frequent."""
+    """The rows of `ids` int64 [S] alone, as FR-Spec (arXiv 2502.14856) takes the most frequent.
+
+    It passes over ids without a row.
+    """
 
     def __init__(self, lm_head: LMHead, ids: Tensor) -> None:
-        super().__init__(lm_head.only(ids))
+        lm_head = lm_head.sound()
+        super().__init__(lm_head.only(lm_head.known(ids)))
 
 
 class Sparse:
@@ -108,7 +112,7 @@ class Sparse:
         vocab: ActiveVocab,
         mode: Literal["indexed", "packed"] = "indexed",
     ) -> None:
-        self.lm_head = lm_head
+        self.lm_head = lm_head = lm_head.sound()
         self.vocab = vocab
         self.groups = vocab.groups
         self.head = SparseHead(
@@ -157,6 +161,7 @@ def make_head(
     The static head takes the first `capacity` ids of `frequency`. Both pass over tokens that the
     LM head has no row for.
     """
+    lm_head = lm_head.sound()
     if name == "dense":
         return Dense(lm_head)
     size, device = len(lm_head.weight), lm_head.weight.device

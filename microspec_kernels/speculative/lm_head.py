@@ -7,6 +7,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from microspec_kernels._linear import broken_rows, log_broken
+
+
+def differ_in_padding(size: int, other: int) -> bool:
+    """Whether vocabularies of these sizes may be one tokenizer's with more and fewer padding rows.
+
+    Qwen2.5's have 151936 and 152064. Up to 512 rows, an eighth of a small vocabulary, may be
+    padding. Two tokenizers that look like one draft badly for each other, but no wrong text.
+    """
+    return abs(size - other) <= min(512, max(size, other) // 8)
+
+
+def scaled(z: Tensor, scale: float, softcap: float) -> Tensor:
+    """What logits z become behind the rows: softcap · tanh(scale · z / softcap); 0 is no cap."""
+    z = z if scale == 1 else scale * z  # V is long: no pass over it for nothing
+    return softcap * torch.tanh(z / softcap) if softcap else z
+
 
 @dataclass(frozen=True)
 class LMHead:
@@ -14,6 +31,7 @@ class LMHead:
 
     weight: [R, D]. bias: [R] or None.
     token_rows: int64 [V], each token's row, -1 where it has none; None: token i's is row i, R = V.
+        A row that is no token's is never proposed.
     """
 
     weight: Tensor
@@ -29,18 +47,18 @@ class LMHead:
 
     @cached_property
     def ids(self) -> Tensor:
-        """Each row's token, int64 [R]."""
-        ids = torch.arange(len(self.weight), device=self.weight.device)
-        if self.token_rows is not None:
-            tokens = (self.token_rows >= 0).nonzero()[:, 0]
-            ids[self.token_rows[tokens]] = tokens
+        """Each row's token, int64 [R]; -1 where it has none."""
+        if self.token_rows is None:
+            return torch.arange(len(self.weight), device=self.weight.device)
+        tokens = (self.token_rows >= 0).nonzero()[:, 0]
+        ids = self.token_rows.new_full((len(self.weight),), -1)
+        ids[self.token_rows[tokens]] = tokens
         return ids
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits [.., R] of hidden [.., D], in its dtype."""
-        z = F.linear(hidden, self.weight, self.bias)
-        z = z if self.scale == 1 else self.scale * z  # V is long: no pass over it for nothing
-        return self.softcap * torch.tanh(z / self.softcap) if self.softcap else z
+        """Logits [.., R] of hidden [.., D], in its dtype; -inf for a row that is no token's."""
+        z = scaled(F.linear(hidden, self.weight, self.bias), self.scale, self.softcap)
+        return z.index_fill_(-1, self._unused, -torch.inf) if len(self._unused) else z
 
     def rows(self, tokens: Tensor) -> Tensor:
         """The rows of tokens int64, in their shape; -1 for those that have none, and for -1."""
@@ -65,3 +83,41 @@ class LMHead:
         token_rows[tokens] = torch.arange(len(tokens), device=tokens.device)
         bias = None if self.bias is None else self.bias[rows]
         return replace(self, weight=self.weight[rows], bias=bias, token_rows=token_rows)
+
+    def of_vocabulary(self, size: int) -> "LMHead":
+        """The head for `size` tokens: those beyond V have no row, rows beyond `size` no token."""
+        if size == self.vocab_size:
+            return self
+        if self.token_rows is None and size < self.vocab_size:
+            bias = None if self.bias is None else self.bias[:size]
+            return replace(self, weight=self.weight[:size], bias=bias)
+        token_rows = F.pad(self._all_rows, (0, size - self.vocab_size), value=-1)
+        return replace(self, token_rows=token_rows)
+
+    def sound(self) -> "LMHead":
+        """The head without the tokens whose rows hold NaN or infinity, which it logs once.
+
+        One such logit makes NaN of the logarithm that every other's probability is relative to.
+        """
+        if len(self._broken) == 0:
+            return self
+        return replace(self, token_rows=self._all_rows.index_fill(0, self._broken, -1))
+
+    @property
+    def _all_rows(self) -> Tensor:
+        """`token_rows`, written out where it is None."""
+        return self.ids if self.token_rows is None else self.token_rows
+
+    @cached_property
+    def _unused(self) -> Tensor:
+        """The rows that are no token's."""
+        none = torch.empty(0, dtype=torch.int64)
+        return none if self.token_rows is None else (self.ids < 0).nonzero()[:, 0]
+
+    @cached_property
+    def _broken(self) -> Tensor:
+        """The tokens whose rows hold NaN or infinity."""
+        tokens = self.ids[broken_rows(self.weight, self.bias)]
+        tokens = tokens[tokens >= 0]
+        log_broken(tokens, f"a draft's LM head {list(self.weight.shape)}")
+        return tokens

@@ -3,23 +3,22 @@
 import inspect
 import logging
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from microspec_kernels._linear import embedding_rows, linear_rows
 
 from .cache import KVCache, causal, visible
 from .extra import require
-from .lm_head import LMHead
+from .generation_rules import dropped_rules
+from .lm_head import LMHead, scaled
+from .supported import FULL, MIXED, supported
 
 logger = logging.getLogger(__name__)
 
-# Between the final norm and the logits of these lies nothing but what `LMHead` computes; behind
-# anything else the draft heads would rank by other logits. By the masks that they take:
-FULL = ("llama", "gemma", "granite", "cohere")  # all layers see everything, whatever configs say
-WINDOWED = ("mistral",)  # all layers have the config's window, if it has one
-MIXED = ("qwen2", "qwen3", "gemma2", "gemma3_text", "cohere2")  # some have it: a mask a kind
-MODEL_TYPES = FULL + WINDOWED + MIXED
 # Rotary embeddings that depend on the longest position seen so far: a tree's deepest node would
 # change the rotation of tokens that the model alone would have rotated otherwise.
 LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
@@ -31,49 +30,37 @@ CHUNK = 512
 class CausalModel:
     """A causal LM of `transformers` whose kind is in MODEL_TYPES, in evaluation mode.
 
-    Attributes: `hidden_size`, `vocab_size`, `device`, `dtype`, `eos` (the set of end-of-text ids
-    of its generation config), `embedding` [V, D], `lm_head`, and `longest`: the positions within
-    which a tree leaves the rotary embedding alone, None where it always does.
+    Of its modules the LM head is called, too, so that adapters, hooks and quantisation of any of
+    them stay what they are. A `PeftModel` is taken for the model inside it where its adapters are
+    LoRA's; those of other kinds may work outside the model's modules.
 
-    Raises TypeError: not such a model. ValueError: a kind that is not among those, or an attention
-    implementation that cannot be given a tree or leaves out a soft cap.
+    Attributes: `hidden_size`, `vocab_size`, `num_embeddings` (how many tokens it can read),
+    `device`, `dtype`, `eos` (the set of end-of-text ids of its generation config), and `longest`:
+    the positions within which a tree leaves the rotary embedding alone, None where it always does.
+    What it lends to drafts: `embedding` [V, D] and `lm_head`.
+
+    Raises TypeError: not such a model. ValueError: a kind that is not among those, an attention
+    implementation that cannot be given a tree or leaves out a soft cap, adapters of another kind,
+    forward hooks on the model as a whole, or weights on several devices or on none (offloaded).
     """
 
     def __init__(self, model: Any) -> None:
-        config = getattr(model, "config", None)
-        if config is None or not hasattr(model, "get_output_embeddings"):
-            raise TypeError(
-                f"CausalModel: model: expected a Hugging Face causal LM, got {type(model).__name__}"
-            )
-        if config.model_type not in MODEL_TYPES:
-            raise ValueError(
-                f"CausalModel: model: expected a model_type of {', '.join(MODEL_TYPES)}, "
-                f"got {config.model_type!r}"
-            )
-        attention = getattr(config, "_attn_implementation", "eager")
-        if attention not in ("sdpa", "eager"):
-            raise ValueError(
-                "CausalModel: model: expected attn_implementation 'sdpa' or 'eager', which take a "
-                f"tree's mask, got {attention!r}"
-            )
-        if getattr(config, "attn_logit_softcapping", None) and attention != "eager":
-            raise ValueError(
-                "CausalModel: model: expected attn_implementation 'eager', the one that applies "
-                f"attn_logit_softcapping, got {attention!r}"
-            )
+        model = supported(model)
+        config = model.config
         self.model = model.eval()
         self.config = config
-        head = model.get_output_embeddings()
-        self.embedding: Tensor = model.get_input_embeddings().weight.detach()
-        bias = None if head.bias is None else head.bias.detach()
         # Cohere multiplies its logits, Granite divides them, Gemma caps them.
-        scale = getattr(config, "logit_scale", None) or 1 / getattr(config, "logits_scaling", 1)
-        softcap = getattr(config, "final_logit_softcapping", None) or 0.0
-        self.lm_head = LMHead(head.weight.detach(), bias, scale, softcap)
-        self.vocab_size, self.hidden_size = head.weight.shape
-        self.device: torch.device = head.weight.device
-        self.dtype: torch.dtype = head.weight.dtype
-        self._additive_mask = attention == "eager"
+        self._scale: float = getattr(config, "logit_scale", None) or 1 / getattr(
+            config, "logits_scaling", 1
+        )
+        self._softcap: float = getattr(config, "final_logit_softcapping", None) or 0.0
+        self.vocab_size: int = getattr(self._head, "out_features", config.vocab_size)
+        embedding = model.get_input_embeddings()
+        self.num_embeddings: int = getattr(embedding, "num_embeddings", self.vocab_size)
+        self.hidden_size: int = config.hidden_size
+        self.device: torch.device = model.device
+        self.dtype: torch.dtype = model.dtype
+        self._additive_mask = getattr(config, "_attn_implementation", "eager") == "eager"
         # Under the name that checkpoints have it; `base_model` and `get_decoder` differ by version.
         self._decoder = model.model
         self._cache_argument = cache_argument(self._decoder)
@@ -83,17 +70,47 @@ class CausalModel:
         generation = getattr(model, "generation_config", None)
         eos = getattr(generation, "eos_token_id", None)
         self.eos: frozenset[int] = frozenset([eos] if isinstance(eos, int) else eos or ())
-        penalty = getattr(generation, "repetition_penalty", None)
-        if penalty not in (None, 1.0):
-            logger.warning("plain greedy search: repetition_penalty=%s is not applied", penalty)
+        for name, value in dropped_rules(generation).items():
+            logger.warning("generation config: %s=%s is not applied", name, value)
+
+    @property
+    def _head(self) -> nn.Module:
+        """Asked for each time: an adapter that comes later puts another module there."""
+        head: nn.Module = self.model.get_output_embeddings()
+        return head
+
+    @property
+    def has_plain_head(self) -> bool:
+        """Whether the rows of its LM head are all that this computes, so that a draft may have
+        them."""
+        try:
+            linear_rows(self._head, "")
+        except (TypeError, ValueError):
+            return False
+        return True
+
+    @cached_property
+    def lm_head(self) -> LMHead:
+        """Its LM head's rows; TypeError, by name, where they are not all that it computes."""
+        weight, bias = linear_rows(self._head, f"{type(self.model).__name__}: LM head")
+        return LMHead(weight, bias, self._scale, self._softcap)
+
+    @cached_property
+    def embedding(self) -> Tensor:
+        """Its embedding's rows; TypeError, by name, where they are not all that it computes.
+
+        Gemma's own scale is no part of them.
+        """
+        name, home = type(self.model).__name__, type(self.model).__module__
+        return embedding_rows(self.model.get_input_embeddings(), f"{name}: embedding", home)
 
     def new_cache(self) -> KVCache:
         """An empty cache for one text."""
         return KVCache(self.config.num_hidden_layers)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits [.., V] of what the final norm gave, [.., D]."""
-        return self.lm_head.logits(hidden)
+        """Logits [.., V] of what the final norm gave, [.., D]: what the LM head, called, makes."""
+        return scaled(self._head(hidden), self._scale, self._softcap)
 
     def prefill(
         self, tokens: Tensor, cache: KVCache, taps: Sequence[int] = ()

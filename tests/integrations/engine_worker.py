@@ -31,6 +31,7 @@ def check(rank: int, layout: list[tuple[int, int]], groups: int, options: dict[s
     part = slice(*layout[rank])
     settings = Settings(capacity=12, **options)
     weight = weight_of(torch.float32, settings.slab_dtype, ROWS)
+    weight[4, 1] = torch.nan  # known to all ranks, though one alone has the row
     own = weight[part].clone()
     rng = torch.Generator().manual_seed(6)
     bias = torch.randint(-2, 3, (ROWS,), generator=rng).float()

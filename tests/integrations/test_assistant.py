@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from lru import Lru
-from speculative.models import VOCAB, head_bias
+from speculative.models import VOCAB, head_bias, tiny
 from torch import Tensor, nn
 from transformers import OPTConfig, OPTForCausalLM
 
@@ -180,6 +180,32 @@ def test_every_active_token_may_be_forbidden(
     with sparse_assistant(assistant, target, policy=Policy((prompt_tokens(),)), capacity=8):
         out = assisted(target, assistant, text[0], max_new_tokens=6, **options)
     assert set(out[0, text[0].shape[1] :].tolist()) <= allowed
+
+
+@pytest.mark.parametrize("mode", ["indexed", "packed"])
+@pytest.mark.parametrize("sample", [False, True])
+def test_a_broken_row_costs_its_own_token(
+    target: Any, text: Texts, passes: list[Pass], caplog: Any, mode: Any, sample: bool
+) -> None:
+    """The target itself as the draft: but for token 77, it is right as often as it is whole."""
+    counts = []
+    for broken in (False, True):
+        assistant = tiny()
+        if broken:
+            with torch.no_grad():
+                assistant.lm_head.weight[77] = torch.nan
+        passes.clear()
+        torch.manual_seed(0)
+        with sparse_assistant(assistant, target, capacity=VOCAB, mode=mode) as head:
+            head.observe(torch.tensor([77]))
+            options = {"do_sample": True, "top_k": 1} if sample else {}
+            assert torch.equal(assisted(target, assistant, text[0], **options), text[1])
+        counts.append(len(passes))
+    assert 77 not in text[1]
+    assert counts[0] == counts[1] < NEW - 5
+    (warning,) = [r.getMessage() for r in caplog.records if "NaN" in r.getMessage()]
+    assert "assistant: LM head: NaN or infinity in the rows of 1 tokens" in warning
+    assert warning.endswith(": 77")
 
 
 def test_a_narrow_head_of_another_kind(target: Any, text: Texts) -> None:

@@ -122,6 +122,36 @@ def test_an_empty_vocabulary_proposes_token_0() -> None:
     assert head.argmax(torch.full((3, DIM), float("nan")), groups.clamp(max=0)).tolist() == [0] * 3
 
 
+@BOTH
+@pytest.mark.parametrize("mapped", [False, True], ids=["all rows", "mapped"])
+@pytest.mark.parametrize("options", MODES, ids=lambda o: "-".join(o.values()))
+def test_a_broken_row_costs_its_own_token(options: Any, mapped: bool, caplog: Any) -> None:
+    """It never becomes active: one NaN would make NaN of a softmax over the slots."""
+    count = ROWS if mapped else V
+    row_tokens = ROW_TOKENS if mapped else None
+    tokens = torch.arange(V) if row_tokens is None else row_tokens
+    settings = Settings(capacity=12, **options)
+    weight = weight_of(torch.bfloat16, settings.slab_dtype, count)
+    whole = EngineHead(weight, settings, target_vocab_size=V, row_tokens=row_tokens)
+    broken = weight.clone()
+    broken[3, 2], broken[5, 1] = torch.nan, torch.inf
+    head = EngineHead(broken, settings, target_vocab_size=V, row_tokens=row_tokens)
+    gone = tokens[[3, 5]].tolist()
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert "the draft's LM head: NaN or infinity in the rows of 2 tokens" in warning
+    assert warning.endswith(f": {gone[0]}, {gone[1]}")
+    told = tokens[:10]
+    head.observe(told)
+    whole.observe(told[~torch.isin(told, torch.tensor(gone))])
+    hidden = hidden_of(torch.Generator().manual_seed(0), 7, torch.bfloat16)
+    for got, want in zip(head.top_k(hidden, 5), whole.top_k(hidden, 5), strict=True):
+        assert torch.equal(got, want)
+    assert torch.equal(head.slot_logits(hidden), whole.slot_logits(hidden))
+    assert torch.equal(head.slot_tokens(), whole.slot_tokens())
+    head.judge(told)
+    assert head.figures()[:2] == (8, 2)  # type: ignore[index]
+
+
 def test_several_vocabularies_need_to_be_told_apart() -> None:
     head = EngineHead(weight_of(torch.float32), Settings(), groups=2)
     tokens = torch.tensor([1, 2])

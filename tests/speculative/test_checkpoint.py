@@ -156,7 +156,7 @@ def test_what_is_wrong_with_a_checkpoint_is_said(tmp_path: Path, target: CausalM
     refused(state | {"layers.0.extra": torch.ones(1)}, r"unknown tensors \['layers.0.extra'\]")
     refused(state, r"missing tensors \[\], unknown tensors \['fc.bias'\]", bias=False)
     refused(state | {"fc.bias": torch.ones(3)}, r"fc.bias: expected shape \[32\], got \[3\]")
-    refused(state, "vocab_size: expected the target's 199, got 200", vocab_size=200)
+    refused(state, "vocab_size: expected the target's 199, got 250", vocab_size=250)
     refused(state, "hidden_size: expected the target's 32, got 64", hidden_size=64)
 
 

@@ -95,9 +95,9 @@ def test_what_is_wrong_with_a_checkpoint_is_said(
 
 
 def test_a_vocabulary_that_is_not_the_targets(tmp_path: Path, target: CausalModel) -> None:
-    layer = {**SPECULATORS["transformer_layer_config"], "vocab_size": 200}
+    layer = {**SPECULATORS["transformer_layer_config"], "vocab_size": 250}
     write(tmp_path, "speculators", tensors("speculators"), transformer_layer_config=layer)
-    with pytest.raises(ValueError, match="vocab_size: expected the target's 199, got 200"):
+    with pytest.raises(ValueError, match="vocab_size: expected the target's 199, got 250"):
         load_draft(tmp_path, target)
 
 

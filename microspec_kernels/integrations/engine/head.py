@@ -9,6 +9,8 @@ from torch import Tensor
 
 from microspec_kernels import ActiveVocab, ParallelSparseHead, SparseHead
 from microspec_kernels._host_copy import HostCopy
+from microspec_kernels._linear import broken_rows, log_broken, plain
+from microspec_kernels.parallel import all_gather_rows
 
 from .rows import DraftRows
 from .settings import Settings
@@ -51,7 +53,8 @@ class EngineHead:
         tokens = head.argmax(hidden)              # in the graph of the draft's steps
 
     All state has fixed addresses and lies on the weight's device. The engine speaks of the target's
-    tokens; rows of the draft's LM head, which EAGLE-3 may have fewer of, stay in here.
+    tokens; rows of the draft's LM head, which EAGLE-3 may have fewer of, stay in here. Tokens whose
+    rows hold NaN or infinity when it is made are logged and never proposed.
 
     Args:
         weight: [rows, D] the draft's LM head, without the padding at the end of V; this rank's rows
@@ -67,8 +70,9 @@ class EngineHead:
             each rank observes the same tokens.
 
     Raises:
-        ValueError, TypeError, OSError: as :class:`SparseHead` and :meth:`Settings.initial` do; a
-            frequency list without any token of the draft; a top_k above the target's tokens.
+        ValueError, TypeError, OSError: as :class:`SparseHead` (a weight that is no plain tensor)
+            and :meth:`Settings.initial` do; a frequency list without any token of the draft; a
+            top_k above the target's tokens.
     """
 
     def __init__(
@@ -84,9 +88,13 @@ class EngineHead:
         softcap: float = 0.0,
         shard: Shard | None = None,
     ) -> None:
-        device = weight.device
+        device = plain(weight, "EngineHead: weight").device
         rows = weight.size(0) if shard is None else shard.vocab_size
-        self.rows = DraftRows(rows, target_vocab_size, row_tokens, device)
+        broken = broken_rows(weight, bias)
+        if shard is not None:
+            broken = all_gather_rows(broken, rows, start=shard.start, group=shard.group)
+        self.rows = DraftRows(rows, target_vocab_size, row_tokens, device, broken)
+        log_broken(self.rows.tokens(broken), "microspec: the draft's LM head")
         if settings.top_k > self.rows.target_vocab_size:
             most = self.rows.target_vocab_size
             raise ValueError(f"microspec: top_k: expected at most {most}, got {settings.top_k}")

@@ -13,6 +13,7 @@ class DraftRows:
         row_tokens: integers [rows], each row's token, as EAGLE-3's d2t has it; None where row i is
             token i.
         device: where tokens and rows will lie.
+        broken: int64 [n], rows that count as no token's.
 
     Raises:
         ValueError, TypeError: row_tokens.
@@ -24,9 +25,11 @@ class DraftRows:
         target_vocab_size: int | None,
         row_tokens: Tensor | None,
         device: torch.device,
+        broken: Tensor | None = None,
     ) -> None:
         self.target_vocab_size = target_vocab_size or rows
-        if row_tokens is None and rows < self.target_vocab_size:
+        drops = broken is not None and len(broken) > 0
+        if row_tokens is None and (rows < self.target_vocab_size or drops):
             row_tokens = torch.arange(rows)
         self._row_tokens: Tensor | None = None
         if row_tokens is not None:
@@ -34,6 +37,8 @@ class DraftRows:
             self._row_tokens = row_tokens.to(device, torch.int64)
             self._token_rows = torch.full((self.target_vocab_size,), -1, device=device)
             self._token_rows[self._row_tokens] = torch.arange(rows, device=device)
+            if broken is not None:
+                self._token_rows[self._row_tokens[broken]] = -1
 
     def known(self, tokens: Tensor) -> Tensor:
         """Which are tokens of the target, with a row or without: bool, shaped as tokens."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from microspec_kernels import ActiveVocab, SparseLMHead
+from microspec_kernels._linear import broken_rows, linear_rows, log_broken
 from microspec_kernels.policy import Policy, Seen, Stage, default
 
 # Not the lowest of all in fp32: divided by a temperature below 1, that would be -inf again.
@@ -15,15 +16,18 @@ LOWEST = -1e30
 
 
 class AssistantHead(SparseLMHead):
-    """A very low number in place of -inf off the active set.
+    """A very low number in place of -inf off the active set, and of NaN.
 
     Beside the logit of any active token both are probability 0. But transformers' processors may
     forbid every active token (`suppress_tokens`, `bad_words_ids`, …), and a row of nothing but -inf
     has no softmax to sample from; so what they still allow is drafted evenly.
+    One of NaN, from a broken row, would leave no other token a probability.
     """
 
     def forward(self, hidden: Tensor, group_ids: Tensor | None = None) -> Tensor:
-        return super().forward(hidden, group_ids).clamp_(max(LOWEST, torch.finfo(hidden.dtype).min))
+        lowest = max(LOWEST, torch.finfo(hidden.dtype).min)
+        logits = super().forward(hidden, group_ids)
+        return logits.nan_to_num_(nan=lowest, posinf=torch.inf, neginf=lowest)
 
 
 @contextmanager
@@ -64,17 +68,20 @@ def sparse_assistant(
     Yields the head that has taken the place of the assistant's output embeddings: `head.vocab` is
     the active vocabulary. On exit the assistant has its own head again, and the hooks are gone.
 
-    Raises TypeError: no causal LM, or an LM head that is not exactly `nn.Linear`. ValueError: the
-    target as its own assistant, an encoder-decoder, another vocabulary than the target's, a dtype.
+    Raises TypeError: no causal LM, or an LM head that is not exactly `nn.Linear` (adapted,
+    quantised, hooked, sharded: by name). ValueError: the target as its own assistant, an
+    encoder-decoder, another vocabulary than the target's, a dtype, weights on meta.
     """
-    dense = _checked_head(assistant, target)
+    weight, bias = _checked_head(assistant, target)
+    dense = assistant.get_output_embeddings()
     policy = default() if policy is None else policy
     policy.reset()
-    size, device = len(dense.weight), dense.weight.device
+    log_broken(broken_rows(weight, bias), "sparse_assistant: assistant: LM head")
+    size, device = len(weight), weight.device
     vocab = ActiveVocab(
         size, min(capacity, size), pinned=policy.pinned, initial=policy.initial, device=device
     )
-    head = AssistantHead(dense.weight, vocab, bias=dense.bias, mode=mode)
+    head = AssistantHead(weight, vocab, bias=bias, mode=mode)
     likeliest = min(policy.best("step"), size)
 
     def show(stage: Stage, tokens: Tensor, best: Tensor) -> None:
@@ -115,8 +122,8 @@ def _input_ids(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     return tokens
 
 
-def _checked_head(assistant: Any, target: Any) -> nn.Linear:
-    """The assistant's own LM head."""
+def _checked_head(assistant: Any, target: Any) -> tuple[Tensor, Tensor | None]:
+    """The rows of the assistant's own LM head, and its bias."""
     for name, model in (("assistant", assistant), ("target", target)):
         what = f"sparse_assistant: {name}"
         if not hasattr(model, "get_output_embeddings") or not hasattr(model, "config"):
@@ -125,15 +132,15 @@ def _checked_head(assistant: Any, target: Any) -> nn.Linear:
             raise ValueError(f"{what}: expected a decoder-only model, got {type(model).__name__}")
     if assistant is target:
         raise ValueError("sparse_assistant: assistant: expected another model than the target")
-    head = assistant.get_output_embeddings()
+    dense = assistant.get_output_embeddings()
     what = "sparse_assistant: assistant: LM head"
-    if type(head) is not nn.Linear:  # quantised and adapted ones are subclasses or wrappers
-        raise TypeError(f"{what}: expected nn.Linear, got {type(head).__name__}")
-    if head.weight.dtype not in (torch.bfloat16, torch.float16, torch.float32):
-        raise ValueError(f"{what}: expected bf16, fp16 or fp32, got {head.weight.dtype}")
+    weight, bias = linear_rows(dense, what)
+    if weight.dtype not in (torch.bfloat16, torch.float16, torch.float32):
+        raise ValueError(f"{what}: expected bf16, fp16 or fp32, got {weight.dtype}")
     size = target.config.get_text_config().vocab_size
-    if len(head.weight) != size:
+    if len(weight) != size:
+        # Not even of other padding: transformers then takes the tokenizers for different ones.
         raise ValueError(
-            f"{what}: expected the target's vocabulary of {size}, got {len(head.weight)} rows"
+            f"{what}: expected the target's vocabulary of {size}, got {len(weight)} rows"
         )
-    return head
+    return weight, bias

@@ -1,0 +1,61 @@
+"""Which causal LMs of `transformers` the loop runs, and what it says of others."""
+
+from typing import Any
+
+# Between the final norm and the logits of these lies nothing but what `LMHead` computes; behind
+# anything else the draft heads would rank by other logits. By the masks that they take:
+FULL = ("llama", "gemma", "granite", "cohere")  # all layers see everything, whatever configs say
+WINDOWED = ("mistral",)  # all layers have the config's window, if it has one
+MIXED = ("qwen2", "qwen3", "gemma2", "gemma3_text", "cohere2")  # some have it: a mask a kind
+MODEL_TYPES = FULL + WINDOWED + MIXED
+
+
+def supported(model: Any) -> Any:
+    """`model`, or the one in a `PeftModel` whose adapters are modules inside it.
+
+    Raises TypeError, ValueError: see `CausalModel`.
+    """
+    what = "CausalModel: model"
+    config = getattr(model, "config", None)
+    if config is None or not hasattr(model, "get_output_embeddings"):
+        raise TypeError(f"{what}: expected a Hugging Face causal LM, got {type(model).__name__}")
+    if config.model_type not in MODEL_TYPES:
+        expected = f"a model_type of {', '.join(MODEL_TYPES)}"
+        raise ValueError(f"{what}: expected {expected}, got {config.model_type!r}")
+    attention = getattr(config, "_attn_implementation", "eager")
+    if attention not in ("sdpa", "eager"):
+        raise ValueError(
+            f"{what}: expected attn_implementation 'sdpa' or 'eager', which take a tree's mask, "
+            f"got {attention!r}"
+        )
+    if getattr(config, "attn_logit_softcapping", None) and attention != "eager":
+        raise ValueError(
+            f"{what}: expected attn_implementation 'eager', the one that applies "
+            f"attn_logit_softcapping, got {attention!r}"
+        )
+    model = _without_peft(model, what)
+    # The loop calls the model's parts, its LM head among them, and not the model itself.
+    if model._forward_hooks or model._forward_pre_hooks:
+        raise ValueError(
+            f"{what}: expected none with forward hooks of its own, which this loop would not run, "
+            f"got {type(model).__name__} with some"
+        )
+    devices = {parameter.device for parameter in model.parameters()}
+    if len(devices) != 1 or next(iter(devices)).type == "meta":
+        got = ", ".join(sorted(map(str, devices)))
+        raise ValueError(f"{what}: expected all weights on one device, got them on {got}")
+    return model
+
+
+def _without_peft(model: Any, what: str) -> Any:
+    if not (hasattr(model, "get_base_model") and hasattr(model, "peft_config")):
+        return model
+    for config in model.peft_config.values():
+        kind = getattr(config.peft_type, "value", config.peft_type)
+        if kind != "LORA" or getattr(config, "alora_invocation_tokens", None):
+            got = kind if kind != "LORA" else "LORA with alora_invocation_tokens"
+            raise ValueError(
+                f"{what}: expected a PeftModel whose adapters are all LORA, which live in the "
+                f"model's modules, got {got}"
+            )
+    return model.get_base_model()

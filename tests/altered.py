@@ -1,0 +1,126 @@
+"""LM heads that are not exactly their rows, with the structure of what libraries put there."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+
+class Linear(nn.Module):
+    """As peft's of that name: it has the weight of the layer that it adapts, and more."""
+
+    def __init__(self, base: nn.Linear, scale: float = 1.0) -> None:
+        super().__init__()
+        self.base_layer = base
+        self.in_features, self.out_features = base.in_features, base.out_features
+        values = torch.Generator().manual_seed(5)
+        self.down = nn.Parameter(scale * torch.randn(4, base.in_features, generator=values))
+        self.up = nn.Parameter(torch.randn(base.out_features, 4, generator=values))
+
+    @property
+    def weight(self) -> Tensor:
+        return self.base_layer.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.base_layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.base_layer(x) + x @ self.down.T @ self.up.T
+        return out
+
+
+class Embedding(nn.Module):
+    """As peft's, again with the weight of what it adapts."""
+
+    def __init__(self, base: nn.Embedding) -> None:
+        super().__init__()
+        self.base_layer = base
+        values = torch.Generator().manual_seed(6)
+        self.change = nn.Parameter(torch.randn(base.weight.shape, generator=values))
+
+    @property
+    def weight(self) -> Tensor:
+        return self.base_layer.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        out: Tensor = self.base_layer(ids) + self.change[ids]
+        return out
+
+
+class QuantisedLinear(nn.Linear):
+    """As bitsandbytes' layers: a subclass that computes with other values than its weight's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight.round(decimals=0), self.bias)
+
+
+class PackedTensor(Tensor):
+    """As torchao's and DTensor: a subclass under nn.Linear itself."""
+
+
+class Halved(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * torch.linspace(-1, 1, len(weight))[:, None]
+
+
+def adapted(head: nn.Linear) -> nn.Module:
+    return Linear(head)
+
+
+def quantised(head: nn.Linear) -> nn.Module:
+    other = QuantisedLinear(head.in_features, head.out_features, bias=False)
+    other.weight = head.weight
+    return other
+
+
+def packed(head: nn.Linear) -> nn.Module:
+    head.weight = nn.Parameter(head.weight.detach().as_subclass(PackedTensor))
+    return head
+
+
+def hooked(head: nn.Linear) -> nn.Module:
+    head.register_forward_hook(lambda module, args, out: out.roll(1, -1))
+    return head
+
+
+def pre_hooked(head: nn.Linear) -> nn.Module:
+    head.register_forward_pre_hook(lambda module, args: (args[0].roll(1, -1),))
+    return head
+
+
+def replaced(head: nn.Linear) -> nn.Module:
+    """As accelerate's hooks: a forward of the instance's own."""
+    whole = head.forward
+    head.forward = functools.wraps(whole)(lambda x: whole(x).roll(3, -1))  # type: ignore
+    return head
+
+
+def parametrized(head: nn.Linear) -> nn.Module:
+    parametrize.register_parametrization(head, "weight", Halved())
+    return head
+
+
+# Each with what an error calls it.
+ALTERED: dict[str, tuple[Callable[[nn.Linear], nn.Module], str]] = {
+    "adapter": (adapted, r"got altered\.Linear"),
+    "quantised": (quantised, r"got altered\.QuantisedLinear"),
+    "tensor subclass": (
+        packed,
+        r"weight: expected a plain torch.Tensor, .*\.PackedTensor",
+    ),
+    "hook": (hooked, "got Linear with forward hooks"),
+    "pre-hook": (pre_hooked, "got Linear with forward hooks"),
+    "own forward": (replaced, "got Linear with a forward of its own"),
+    "parametrization": (parametrized, r"got torch.nn.utils.parametrize.ParametrizedLinear"),
+}
+
+
+def alter(model: Any, kind: str) -> Any:
+    """The model with such an LM head."""
+    head: Any = ALTERED[kind][0](model.get_output_embeddings())
+    model.set_output_embeddings(head)
+    return model

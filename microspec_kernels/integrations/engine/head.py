@@ -71,6 +71,7 @@ class EngineHead:
             frequency list without any token of the draft; a top_k above the target's tokens.
     """
 
+    @torch.inference_mode(False)  # or the state could not be updated outside
     def __init__(
         self,
         weight: Tensor,

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from microspec_kernels import policy
+from microspec_kernels._token_ids import read_token_ids
 from microspec_kernels.policy import TEXT, Policy, Source
 from microspec_kernels.replay import Trace, load_tokenizer, load_trace, replay, token_texts
 
@@ -133,7 +133,7 @@ def with_relatives(table: Tensor, name: str) -> tuple[Source, ...]:
 
 
 def load(args: argparse.Namespace) -> Study:
-    public = torch.from_numpy(np.load(args.frequency_rank).astype("int64"))
+    public = read_token_ids(args.frequency_rank)
     traces = [load_trace(path) for path in args.traces]
     vocab_size = 1 + max(int(public.max()), *(int(trace.tokens.max()) for trace in traces))
     study = Study(vocab_size, public, {trace.name: halves(trace) for trace in traces})

@@ -28,14 +28,16 @@ def token_ids(
     vocab_size: int,
     *,
     device: torch.device | str = "cpu",
+    distinct: bool = True,
 ) -> Tensor:
-    """Check a list of distinct token ids, before anything narrows them.
+    """Check a list of token ids, before anything narrows them.
 
     Args:
         where: what to call the list in an error, as "ActiveVocab: pinned".
         ids: [n], of an integer dtype or Python ints; an empty list may be of any dtype.
         vocab_size: V; every id is in [0, V).
         device: where the result lies.
+        distinct: whether a repeated id is an error.
 
     Returns:
         int64 [n] on ``device``, in the order given.
@@ -50,9 +52,9 @@ def token_ids(
         position = int(outside[0])
         expected = f"ids in [0, {vocab_size})"
         raise _wrong(where, expected, f"{int(tokens[position])} at position {position}")
-    distinct, times = tokens.unique(return_counts=True)
-    if len(distinct) != len(tokens):
-        repeated = int(distinct[times > 1][0])
+    different, times = tokens.unique(return_counts=True)
+    if distinct and len(different) != len(tokens):
+        repeated = int(different[times > 1][0])
         raise _wrong(where, "distinct ids", f"{repeated} {int(times[times > 1][0])} times")
     return tokens.to(device)
 

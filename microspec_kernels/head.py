@@ -14,6 +14,13 @@ from .vocab import ActiveVocab
 class _ActiveHead(nn.Module):
     """What both heads share: the operands of the ops, and how the vocabulary learns."""
 
+    # Whether the weight is in the module's state_dict; else it is the model's own to save.
+    _saved = False
+
+    weight: Tensor
+    weight_scale: Tensor | None
+    bias: Tensor | None
+
     def __init__(
         self,
         weight: Tensor,
@@ -46,10 +53,11 @@ class _ActiveHead(nn.Module):
             raise ValueError(f"{name}: slab_dtype, buffers: expected None in indexed mode, got one")
         self.vocab = vocab
         self.mode = mode
-        # Views of the model's own tensors: neither trained nor saved here.
-        self.register_buffer("weight", weight.detach(), persistent=False)
-        self.register_buffer("weight_scale", weight_scale, persistent=False)
-        self.register_buffer("bias", None if bias is None else bias.detach(), persistent=False)
+        # Views of the model's own tensors, not trained here.
+        for buffer, tensor in (("weight", weight), ("weight_scale", weight_scale), ("bias", bias)):
+            view = None if tensor is None else tensor.detach()
+            self.register_buffer(buffer, view, persistent=self._saved)
+        self.register_load_state_dict_post_hook(_ActiveHead._gather_anew)  # type: ignore[no-untyped-call]
         self.logit_scale, self.softcap = logit_scale, softcap
         self.slab: WeightSlab | None = None
         if mode == "packed":
@@ -58,6 +66,13 @@ class _ActiveHead(nn.Module):
             self.slab = WeightSlab(
                 weight.detach(), vocab, dtype=slab_dtype, buffers=count, weight_scale=weight_scale
             )
+            self.slab.refresh()
+
+    def _gather_anew(self, _: object) -> None:
+        """The weight has been loaded: the slab's rows are of the one before."""
+        if self.slab is not None:
+            self.slab.weight, self.slab.weight_scale = self.weight.detach(), self.weight_scale
+            self.slab.invalidate()
             self.slab.refresh()
 
     def observe(self, tokens: Tensor, *, token_groups: Tensor | None = None) -> None:
@@ -120,9 +135,15 @@ class SparseHead(_ActiveHead):
 class SparseLMHead(_ActiveHead):
     """Drop-in for an LM head that must give dense logits: -inf off the active set.
 
-    Saves the projection, not the V-wide row: prefer :class:`SparseHead` where the caller only needs
+    Skips the projection, not the V-wide row: prefer :class:`SparseHead` where the caller only needs
     the best few. Arguments are those of :class:`SparseHead`.
+
+    In a model's place for its LM head, it is saved and loaded as a linear layer is: ``weight`` and
+    ``bias`` are in its state_dict, the vocabulary is not. (:class:`SparseHead`, which stands beside
+    the model's own LM head, has an empty state_dict.)
     """
+
+    _saved = True
 
     def forward(self, hidden: Tensor, group_ids: Tensor | None = None) -> Tensor:
         """hidden [..., D] to logits [..., V] in hidden's dtype.

@@ -29,6 +29,7 @@ class ContextSuccessors:
         ValueError: a number below 1.
     """
 
+    @torch.inference_mode(False)  # or the text could not be learned outside
     def __init__(
         self,
         vocab_size: int,

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from microspec_kernels._token_ids import token_ids
+
 
 def frequency_rank(
     texts: Iterable[Tensor], vocab_size: int, prior: Tensor | Sequence[int] = ()
@@ -26,27 +28,19 @@ def frequency_rank(
         int64 [S] on the CPU, distinct: the tokens that stand in a text or in the prior.
 
     Raises:
-        ValueError: a token outside the vocabulary.
+        ValueError: a token outside the vocabulary, or repeated in the prior.
+        TypeError: tokens that are not integers.
     """
-    count = torch.zeros(vocab_size, dtype=torch.int64)
+    count = torch.zeros(vocab_size, dtype=torch.int64, device="cpu")
     for text in texts:
-        count[_within("frequency_rank", "texts", text, vocab_size).unique()] += 1
-    known = _within("frequency_rank", "prior", torch.as_tensor(prior), vocab_size)
-    place = torch.full((vocab_size,), vocab_size)
-    place[known] = torch.arange(len(known))
+        tokens = token_ids("frequency_rank: texts", text, vocab_size, distinct=False)
+        count[tokens.unique()] += 1
+    known = token_ids("frequency_rank: prior", prior, vocab_size)
+    place = torch.full((vocab_size,), vocab_size, device="cpu")
+    place[known] = torch.arange(len(known), device="cpu")
     order = place.argsort(stable=True)
     order = order[count[order].argsort(descending=True, stable=True)]
     return order[(count[order] > 0) | (place[order] < vocab_size)]
-
-
-def _within(function: str, argument: str, tokens: Tensor, vocab_size: int) -> Tensor:
-    """The tokens as int64 on the CPU, all in [0, vocab_size)."""
-    tokens = tokens.long().cpu()
-    outside = tokens[(tokens < 0) | (tokens >= vocab_size)]
-    if len(outside):
-        expected = f"ids in [0, {vocab_size})"
-        raise ValueError(f"{function}: {argument}: expected {expected}, got {int(outside[0])}")
-    return tokens
 
 
 def variants(texts: Sequence[str | None]) -> Tensor:
@@ -70,7 +64,7 @@ def variants(texts: Sequence[str | None]) -> Tensor:
     ]
     width = max(map(len, rows), default=0)
     padded = [row + [-1] * (width - len(row)) for row in rows]
-    return torch.tensor(padded, dtype=torch.int32).view(len(rows), width)
+    return torch.tensor(padded, dtype=torch.int32, device="cpu").view(len(rows), width)
 
 
 def _forms(text: str) -> list[str]:
@@ -95,23 +89,24 @@ def successors(texts: Iterable[Tensor], vocab_size: int, count: int) -> Tensor:
 
     Raises:
         ValueError: a count or a vocabulary below 1, or a token outside it.
+        TypeError: tokens that are not integers.
     """
     for name, value in (("vocab_size", vocab_size), ("count", count)):
         if value < 1:
             raise ValueError(f"successors: {name}: expected at least 1, got {value}")
     pairs = []
     for text in texts:
-        tokens = _within("successors", "texts", text, vocab_size)
+        tokens = token_ids("successors: texts", text, vocab_size, distinct=False)
         pairs.append(tokens[:-1] * vocab_size + tokens[1:])
-    table = torch.full((vocab_size, count), -1, dtype=torch.int32)
+    table = torch.full((vocab_size, count), -1, dtype=torch.int32, device="cpu")
     if not pairs:
         return table
     pair, times = torch.cat(pairs).unique(return_counts=True)
     order = times.argsort(descending=True, stable=True)
     order = order[(pair[order] // vocab_size).argsort(stable=True)]
     token, follower = pair[order] // vocab_size, pair[order] % vocab_size
-    begins = torch.searchsorted(token, torch.arange(vocab_size))
-    rank = torch.arange(len(token)) - begins[token]
+    begins = torch.searchsorted(token, torch.arange(vocab_size, device="cpu"))
+    rank = torch.arange(len(token), device="cpu") - begins[token]
     kept = rank < count
     table[token[kept], rank[kept]] = follower[kept].int()
     return table

@@ -1,5 +1,6 @@
 """Texts that one draft and one target continue together: the reference speculative loop."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -11,12 +12,12 @@ from microspec_kernels.policy import Policy, default
 from .chain import Chain, chain_numbers, sample_chain
 from .checks import (
     check_counts,
-    check_frequency,
     check_head,
     check_length,
     check_policy,
     check_room,
     check_seed,
+    checked_frequency,
     checked_prompt,
     fitted,
 )
@@ -55,7 +56,7 @@ class Batch:
         `policy`. Or a `Head` of your own, which then keeps what it has learned.
     depth, top_k, tree_size: calls of the head for an EAGLE-2 tree (arXiv 2406.16858), rows and
         candidates in each, nodes verified.
-    frequency: int64 or int32 [S], distinct token ids by falling frequency.
+    frequency: integers [S], distinct token ids by falling frequency.
     policy: what the active vocabulary learns from, and what it never forgets; None:
         `policy.default(frequency)`.
     mode: whether the sparse head reads rows of the whole weight or packs them into a slab.
@@ -77,7 +78,7 @@ class Batch:
         top_k: int = 10,
         tree_size: int = 60,
         capacity: int = 3072,
-        frequency: Tensor | None = None,
+        frequency: Tensor | Sequence[int] | None = None,
         policy: Policy | None = None,
         mode: Literal["indexed", "packed"] = "indexed",
         groups: int = 1,
@@ -91,7 +92,7 @@ class Batch:
         )
         self.draft: Draft = fitted(draft, self.target)
         if frequency is not None:
-            check_frequency(frequency, self.target.vocab_size)
+            frequency = checked_frequency(frequency, self.target)
         self.policy = policy or default(() if frequency is None else frequency)
         self.shape = TreeShape(depth, top_k, tree_size)
         self.sampling = sampling or Sampling()

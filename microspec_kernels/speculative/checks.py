@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from microspec_kernels._token_ids import token_ids
 from microspec_kernels.policy import Policy
 
 from .draft import Draft
@@ -60,18 +61,12 @@ def check_counts(**counts: int) -> None:
             raise ValueError(f"generate: {name}: expected {limit}, got {value}")
 
 
-def check_frequency(frequency: Tensor, vocab_size: int) -> None:
-    """Distinct ids of the vocabulary, int [S]."""
-    dtype = getattr(frequency, "dtype", type(frequency).__name__)
-    if dtype not in (torch.int32, torch.int64) or frequency.dim() != 1:
-        got = f"{dtype} {list(getattr(frequency, 'shape', ()))}"
-        raise TypeError(f"generate: frequency: expected an int64 or int32 tensor [S], got {got}")
-    ids = torch.unique(frequency)
-    if len(ids) != len(frequency) or len(ids) == 0 or ids[0] < 0 or ids[-1] >= vocab_size:
-        raise ValueError(
-            f"generate: frequency: expected distinct ids in [0, {vocab_size}), got {len(ids)} "
-            f"distinct of {len(frequency)}" + (f" in [{ids[0]}, {ids[-1]}]" if len(ids) else "")
-        )
+def checked_frequency(ids: Tensor | Sequence[int], target: CausalModel) -> Tensor:
+    """The token ids, int64 [S] on the target's device, S >= 1."""
+    frequency = token_ids("generate: frequency", ids, target.vocab_size, device=target.device)
+    if len(frequency) == 0:
+        raise ValueError("generate: frequency: expected at least one token id, got none")
+    return frequency
 
 
 def fitted(draft: Draft, target: CausalModel) -> Draft:

@@ -1,11 +1,13 @@
 """Three ways to rank the draft's next tokens: over all, a fixed part or an active part of V."""
 
+from collections.abc import Sequence
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from microspec_kernels import ActiveVocab, SparseHead
+from microspec_kernels._token_ids import token_ids
 from microspec_kernels.policy import Policy
 
 from .lm_head import LMHead
@@ -150,7 +152,7 @@ def make_head(
     name: HeadName,
     lm_head: LMHead,
     capacity: int,
-    frequency: Tensor | None,
+    frequency: Tensor | Sequence[int] | None,
     policy: Policy,
     mode: Literal["indexed", "packed"],
     groups: int = 1,
@@ -171,18 +173,21 @@ def make_head(
             raise ValueError(
                 "generate: frequency: head='static' takes token ids by falling frequency, got None"
             )
-        ranked = lm_head.known(frequency.to(device=device, dtype=torch.int64))
+        ids = token_ids("generate: frequency", frequency, lm_head.vocab_size, device=device)
+        ranked = lm_head.known(ids)
         if len(ranked) == 0:
             raise ValueError(
                 "generate: frequency: expected tokens that the draft's LM head has rows for, got "
-                f"none among {len(frequency)}"
+                f"none among {len(ids)}"
             )
         return Static(lm_head, ranked[:capacity])
     if name != "sparse":
         raise ValueError(f"generate: head: expected 'dense', 'static' or 'sparse', got {name!r}")
     pinned, initial = (
-        lm_head.rows(lm_head.known(torch.as_tensor(ids, dtype=torch.int64, device=device)))
-        for ids in (policy.pinned, policy.initial)
+        lm_head.rows(
+            lm_head.known(token_ids(f"Policy: {name}", ids, lm_head.vocab_size, device=device))
+        )
+        for name, ids in (("pinned", policy.pinned), ("initial", policy.initial))
     )
     vocab = ActiveVocab(
         size, capacity, groups=groups, pinned=pinned, initial=initial, device=device

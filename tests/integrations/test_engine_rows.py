@@ -23,7 +23,7 @@ def test_begins_with_the_frequent_tokens_that_the_draft_has(tmp_path: Any) -> No
     """As many as there is room for; the rarest is evicted first."""
     absent = next(t for t in range(V) if t not in ROW_TOKENS.tolist())
     known = ROW_TOKENS[:6].tolist()
-    settings = Settings(capacity=4, frequency=frequency_file(tmp_path, [absent, V + 3, *known]))
+    settings = Settings(capacity=4, frequency=frequency_file(tmp_path, [absent, *known]))
     head = EngineHead(
         weight_of(torch.float32, rows=ROWS), settings, target_vocab_size=V, row_tokens=ROW_TOKENS
     )
@@ -37,10 +37,20 @@ def test_begins_with_the_frequent_tokens_that_the_draft_has(tmp_path: Any) -> No
     assert head.figures() == Figures(hits=0, misses=0, rows=1, active=4)
 
 
-@pytest.mark.parametrize("tokens", [[], [-1], [V, V + 1]])
-def test_a_list_that_the_draft_has_no_token_of(tmp_path: Any, tokens: list[int]) -> None:
-    settings = Settings(frequency=frequency_file(tmp_path, tokens))
+def test_a_list_that_the_draft_has_no_token_of(tmp_path: Any) -> None:
     message = "frequency: expected at least one token that the draft has a row for, got none"
+    weight = weight_of(torch.float32, rows=ROWS)
+    absent = sorted(set(range(V)) - set(ROW_TOKENS.tolist()))
+    for tokens in ([], absent[:2]):
+        settings = Settings(frequency=frequency_file(tmp_path, tokens))
+        with pytest.raises(ValueError, match=message):
+            EngineHead(weight, settings, target_vocab_size=V, row_tokens=ROW_TOKENS)
+
+
+@pytest.mark.parametrize("token", [-1, V, 2**32 + 5])
+def test_a_list_of_what_is_no_token(tmp_path: Any, token: int) -> None:
+    settings = Settings(frequency=frequency_file(tmp_path, [3, token]))
+    message = rf"expected ids in \[0, {V}\), got {token} at position 1"
     with pytest.raises(ValueError, match=message):
         EngineHead(weight_of(torch.float32), settings)
 
@@ -67,11 +77,11 @@ def test_a_target_with_fewer_tokens_than_rows() -> None:
     [
         (ROW_TOKENS[1:], ValueError, r"shape \[41\], got \[40\]"),
         (ROW_TOKENS[:, None], ValueError, r"shape \[41\], got \[41, 1\]"),
-        (ROW_TOKENS.float(), TypeError, "integers, got torch.float32"),
-        (ROW_TOKENS > 3, TypeError, "integers, got torch.bool"),
-        (ROW_TOKENS - 1, ValueError, r"tokens in \[0, 60\), got -1"),
-        (ROW_TOKENS + 1, ValueError, r"tokens in \[0, 60\), got 60"),
-        (ROW_TOKENS.clamp(min=7), ValueError, "a token of its own for each row, got 7 for several"),
+        (ROW_TOKENS.float(), TypeError, "integer ids, got float32"),
+        (ROW_TOKENS > 3, TypeError, "integer ids, got bool"),
+        (ROW_TOKENS - 1, ValueError, r"ids in \[0, 60\), got -1 at position 21"),
+        (ROW_TOKENS + 1, ValueError, r"ids in \[0, 60\), got 60 at position \d+"),
+        (ROW_TOKENS.clamp(min=7), ValueError, r"distinct ids, got 7 \d+ times"),
     ],
 )
 def test_a_map_that_is_none(row_tokens: Tensor, kind: type[Exception], message: str) -> None:

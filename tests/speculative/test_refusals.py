@@ -41,10 +41,14 @@ RANKING = torch.arange(VOCAB)
             id="pinned",  # a policy's own text has addresses in it, other ones in every process
         ),
         (ValueError, "frequency: head='static'", {"head": "static"}),
-        (TypeError, "frequency: .*got list", {"frequency": [1, 2]}),
-        (TypeError, r"frequency: .*float32 \[2\]", {"frequency": torch.ones(2)}),
-        (ValueError, "frequency: .*1 distinct of 2", {"frequency": torch.tensor([3, 3])}),
-        (ValueError, r"frequency: .*\[3, 199\]", {"frequency": torch.tensor([3, 199])}),
+        (TypeError, "frequency: .*got str", {"frequency": ["a"]}),
+        (TypeError, "frequency: .*float32", {"frequency": torch.ones(2)}),
+        (
+            ValueError,
+            "frequency: .*got 3 2 times",
+            {"frequency": torch.tensor([3, 3])},
+        ),
+        (ValueError, "frequency: .*got 199 at position 1", {"frequency": torch.tensor([3, 199])}),
         (ValueError, "head: expected 'dense'", {"head": "fast"}),
         (TypeError, "head: expected a name or a Head, got int", {"head": 3}),
         (ValueError, "mode", {"mode": "folded"}),

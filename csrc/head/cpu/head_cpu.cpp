@@ -114,6 +114,7 @@ class Head {
     hidden_stride_ = (args_.dim + kHiddenPadding - 1) / kHiddenPadding * kHiddenPadding;
     const int64_t size = element_size(kernel_.hidden_type);
     hidden_.reset(new char[packed_rows * hidden_stride_ * size]);
+    if (args_.dim == 0) return;  // nothing to copy, and perhaps from null
     for (const GroupWork& work : groups_) {
       for (size_t i = 0; i < work.rows.size(); ++i) {
         char* target = hidden_.get() + (work.first_hidden + i) * hidden_stride_ * size;

@@ -75,6 +75,7 @@ class EngineHead:
             top_k above the target's tokens.
     """
 
+    @torch.inference_mode(False)  # or the state could not be updated outside
     def __init__(
         self,
         weight: Tensor,

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from microspec_kernels._token_ids import token_ids
+
 
 class DraftRows:
     """Rows for tokens and tokens for rows; -1 where there is none, and for -1.
@@ -30,11 +32,14 @@ class DraftRows:
         self.target_vocab_size = target_vocab_size or rows
         drops = broken is not None and len(broken) > 0
         if row_tokens is None and (rows < self.target_vocab_size or drops):
-            row_tokens = torch.arange(rows)
+            row_tokens = torch.arange(rows, device=device)
         self._row_tokens: Tensor | None = None
         if row_tokens is not None:
-            _check(row_tokens, rows, self.target_vocab_size)
-            self._row_tokens = row_tokens.to(device, torch.int64)
+            where, size = "microspec: row_tokens", self.target_vocab_size
+            if row_tokens.shape != (rows,):
+                got = list(row_tokens.shape)
+                raise ValueError(f"{where}: expected shape [{rows}], got {got}")
+            self._row_tokens = token_ids(where, row_tokens, size, device=device)
             self._token_rows = torch.full((self.target_vocab_size,), -1, device=device)
             self._token_rows[self._row_tokens] = torch.arange(rows, device=device)
             if broken is not None:
@@ -56,18 +61,3 @@ class DraftRows:
         if self._row_tokens is None:
             return rows
         return torch.where(rows >= 0, self._row_tokens[rows.clamp(min=0)], -1)
-
-
-def _check(row_tokens: Tensor, rows: int, target_vocab_size: int) -> None:
-    where = "microspec: row_tokens: expected"
-    if row_tokens.is_floating_point() or row_tokens.dtype == torch.bool:
-        raise TypeError(f"{where} integers, got {row_tokens.dtype}")
-    if row_tokens.shape != (rows,):
-        raise ValueError(f"{where} shape [{rows}], got {list(row_tokens.shape)}")
-    outside = row_tokens[(row_tokens < 0) | (row_tokens >= target_vocab_size)]
-    if len(outside):
-        raise ValueError(f"{where} tokens in [0, {target_vocab_size}), got {int(outside[0])}")
-    tokens, times = row_tokens.unique(return_counts=True)
-    if len(tokens) < rows:
-        twice = int(tokens[times > 1][0])
-        raise ValueError(f"{where} a token of its own for each row, got {twice} for several")

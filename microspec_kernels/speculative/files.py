@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from microspec_kernels._files import read_json, reading
+from microspec_kernels._files import read_json, read_pt, reading
 
 from .extra import require
 
@@ -39,8 +39,11 @@ def tensors_in(folder: Path) -> dict[str, Tensor]:
                 state |= require("safetensors.torch").load_file(file)
     elif files := sorted(folder.glob("pytorch_model*.bin")):
         for file in files:
-            with reading(file, "a .bin of named tensors"):
-                state |= torch.load(file, map_location="cpu", weights_only=True)
+            loaded = read_pt(file, "a .bin of named tensors")
+            if not isinstance(loaded, dict):
+                got = type(loaded).__name__
+                raise ValueError(f"{file}: expected a .bin of named tensors, got {got}")
+            state |= loaded
     else:
         raise FileNotFoundError(f"{folder}: no model*.safetensors and no pytorch_model*.bin")
     return state

@@ -40,6 +40,11 @@ def whole(low: int, high: int | None = None) -> Callable[[str], int]:
 positive = whole(1)
 
 
+def listed(read: Callable[[str], int]) -> Callable[[str], list[int]]:
+    """Make an argument's type: numbers separated by commas, each as `read` takes it."""
+    return lambda text: [read(number) for number in text.split(",")]
+
+
 def real(expected: str, fits: Callable[[float], bool]) -> Callable[[str], float]:
     """Make an argument's type: a finite number that `fits`, which `expected` describes."""
 

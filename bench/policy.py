@@ -135,9 +135,8 @@ def with_relatives(table: Tensor, name: str) -> tuple[Source, ...]:
 
 def load(args: argparse.Namespace) -> Study:
     public = read_token_ids(args.frequency_rank)
-    if len(public) < max(CAPACITIES):
-        expected = f"at least {max(CAPACITIES)} token ids, the largest capacity"
-        raise ValueError(f"{args.frequency_rank}: expected {expected}, got {len(public)}")
+    if not len(public):
+        raise ValueError(f"{args.frequency_rank}: expected at least one token id, got none")
     traces = [load_trace(path) for path in args.traces]
     vocab_size = 1 + max(int(public.max()), *(int(trace.tokens.max()) for trace in traces))
     study = Study(vocab_size, public, {trace.name: halves(trace) for trace in traces})

@@ -122,7 +122,7 @@ def test_as_many_prompts_as_there_are(tmp_path):
         ("run", "--par head", "--par"),
         ("policy", "absent.npz --frequency-rank absent.npy", "absent.npy"),
         ("policy", "absent.npz --freq absent.npy", "--freq"),
-        ("policy", "absent.npz --frequency-rank few.npy", "few.npy"),
+        ("policy", "absent.npz --frequency-rank none.npy", "none.npy"),
         ("variants", "run --jobs 0", "--jobs"),
     ],
 )
@@ -130,6 +130,6 @@ def test_an_option(program, words, named, refused, tmp_path):
     import numpy as np
 
     file = io.BytesIO()
-    np.save(file, np.arange(5))
-    Path("few.npy").write_bytes(file.getvalue())
+    np.save(file, np.arange(0))
+    Path("none.npy").write_bytes(file.getvalue())
     assert named in refused(program, *words.split())

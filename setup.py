@@ -45,7 +45,7 @@ class BuildWithCMake(build_py):
         # The path is given anew each time: ninja may have been that of a temporary environment.
         generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else []
         default = ROOT / "build" / ("ninja" if ninja else "make")
-        build = Path(os.environ.get("MICROSPEC_BUILD_DIR", default))
+        build = Path(os.environ.get("MICROSPEC_BUILD_DIR") or default)
         configure = [cmake, "-S", ROOT, "-B", build, f"-DTORCH_DIR={torch_folder()}", *generator]
         run(*configure, *os.environ.get("CMAKE_ARGS", "").split())
         jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or str(os.cpu_count())

@@ -11,8 +11,6 @@ which the pair has not seen: of several tasks by turns, or all of one; without i
 """
 
 import argparse
-import json
-import lzma
 from dataclasses import dataclass, field
 from itertools import chain, product
 from pathlib import Path
@@ -22,11 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from microspec_kernels.cli.arguments import positive
 from microspec_kernels.cli.text import Tekken, target_alone
 from microspec_kernels.policy import MICROSPEC, Policy, default
 from microspec_kernels.speculative import Batch, Request, Sampling
 
 from . import options, report
+from .corpus import enough
+from .corpus import rows as read_corpus
 from .e2e import LONGEST_PROMPT, PROMPTS, load_pair
 
 TASKS = ("mmlu-pro", "gsm", "crux", "math-l5")  # by turns in the mixed batch
@@ -46,22 +47,33 @@ class Run:
 
 
 def prompts_by_task(corpus: Path | None, tokenizer: Tekken, count: int) -> dict[str, list[Tensor]]:
-    """`count` prompts for each kind of batch; every prompt once, though many models answered it."""
+    """`count` prompts for each kind of batch; every prompt once, though many models answered it.
+
+    Raises:
+        OSError, ValueError: the corpus, or too few prompts.
+    """
     if corpus is None:
+        if count > len(PROMPTS):
+            expected = f"at most {len(PROMPTS)} without a --corpus"
+            raise ValueError(f"--prompts: expected {expected}, got {count}")
         return {"mixed": [torch.tensor(tokenizer.encode(text)) for text in PROMPTS[:count]]}
     texts: dict[str, dict[str, None]] = {task: {} for task in TASKS}
-    with lzma.open(corpus, "rt") as lines:
-        for row in map(json.loads, lines):
-            task = row["source"].removeprefix("zeroeval/").split("/")[0]
-            if row["split"] == "test" and row["prompt"] and task in texts:
-                texts[task][row["prompt"]] = None
+    for row in read_corpus(corpus, "source", "split", "prompt"):
+        task = row["source"].removeprefix("zeroeval/").split("/")[0]
+        if row["split"] == "test" and row["prompt"] and task in texts:
+            texts[task][row["prompt"]] = None
     encoded = {task: [tokenizer.encode(text) for text in texts[task]] for task in TASKS}
     short = {
         task: [torch.tensor(ids) for ids in prompts if len(ids) <= LONGEST_PROMPT][:count]
         for task, prompts in encoded.items()
     }
     mixed = list(chain.from_iterable(zip(*short.values(), strict=False)))[:count]
-    return {"mixed": mixed, **{task: short[task] for task in ALONE}}
+    kinds = {"mixed": mixed, **{task: short[task] for task in ALONE}}
+    for kind, prompts in kinds.items():
+        enough(
+            corpus, f"{kind} prompts of split test within {LONGEST_PROMPT} tokens", prompts, count
+        )
+    return kinds
 
 
 def run(batch: Batch, prompts: list[Tensor], size: int, new: int) -> Run:
@@ -108,15 +120,14 @@ def row(done: Run, own: list[list[int]], depth: int, row_bytes: int) -> dict[str
     }
 
 
-def measure(args: argparse.Namespace) -> options.Rows:
+def measure(args: argparse.Namespace, kinds: dict[str, list[Tensor]]) -> options.Rows:
     target, draft, frequency = load_pair(args.device)
     policies = {"filled": default(frequency), "empty": Policy(MICROSPEC)}
     weight = draft.lm_head.weight
     row_bytes = weight.shape[1] * weight.element_size()
     new = args.new or (8 if args.quick else 64)
-    count = args.prompts or (3 if args.quick else 16)
     rows = []
-    for tasks, prompts in prompts_by_task(args.corpus, Tekken(), count).items():
+    for tasks, prompts in kinds.items():
         prompts = [prompt.to(args.device) for prompt in prompts]
         own = [target_alone(target, ids, new, Sampling()).tokens.tolist() for ids in prompts]
         for begins, size in product(policies, (1, 2) if args.quick else (1, 2, 4, 8)):
@@ -141,10 +152,15 @@ def measure(args: argparse.Namespace) -> options.Rows:
 def main() -> None:
     parser = options.parser(__doc__)
     parser.add_argument("--corpus", type=Path, help="to take prompts of its split test from")
-    parser.add_argument("--prompts", type=int, help="a kind; default 16, of --quick 3")
-    parser.add_argument("--new", type=int, help="tokens a text; default 64, of --quick 8")
+    parser.add_argument(
+        "--prompts", type=positive, help="a kind; default 16 of a corpus, 8 without, of --quick 3"
+    )
+    parser.add_argument("--new", type=positive, help="tokens a text; default 64, of --quick 8")
     args = options.parsed(parser)
-    rows = measure(args)
+    count = args.prompts or (3 if args.quick else 16 if args.corpus else len(PROMPTS))
+    with options.checking(parser):
+        kinds = prompts_by_task(args.corpus, Tekken(), count)
+    rows = measure(args, kinds)
     print(f"{report.device()}\n\n{report.table(rows)}")
     source = args.corpus.name if args.corpus else "built in"
     options.save(args, "batches.csv", [{"source": source, **row} for row in rows])

@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from microspec_kernels.cli.arguments import listed, positive
 from microspec_kernels.timing import Percentiles, percentiles
 
 from . import models, options, report
@@ -185,12 +186,18 @@ def rows(common: dict[str, Any], times: dict[str, dict[str, Percentiles]]) -> li
 def parsed() -> argparse.Namespace:
     parser = options.parser(__doc__)
     parser.add_argument("--model", help="names of bench/models.py, or all")
-    parser.add_argument("--context", help=f"verified tokens; default {CONTEXTS}")
-    parser.add_argument("--k", type=int, help=f"size of the vocabulary; default {CAPACITY}")
-    parser.add_argument("--new", type=int, help=f"tokens new to it a step; default {Observed.new}")
-    parser.add_argument("--accepted", type=int, default=Shape.accepted, help="tokens read first")
+    parser.add_argument(
+        "--context", type=listed(positive), help=f"verified tokens; default {CONTEXTS}"
+    )
+    parser.add_argument("--k", type=positive, help=f"size of the vocabulary; default {CAPACITY}")
+    parser.add_argument(
+        "--new", type=positive, help=f"tokens new to it a step; default {Observed.new}"
+    )
+    parser.add_argument(
+        "--accepted", type=positive, default=Shape.accepted, help="tokens read first"
+    )
     parser.add_argument("--arms", default="", help="texts of which an arm's name has one")
-    parser.add_argument("--rounds", type=int, help="default 31, on a CPU 7")
+    parser.add_argument("--rounds", type=positive, help="default 31, on a CPU 7")
     args = options.parsed(parser)
     on_gpu, toy = args.device == "cuda", args.quick and not args.model
     # On a CPU it is the first model alone: the others take long and tell nothing new.
@@ -210,7 +217,7 @@ def parsed() -> argparse.Namespace:
 
 def contexts_of(model: Model, args: argparse.Namespace) -> list[int]:
     if args.context:
-        return [int(n) for n in args.context.split(",")]
+        return list(args.context)
     if model == models.TOY:
         return [64]
     both = args.device == "cuda" and (args.model or model.name == models.DEFAULT)

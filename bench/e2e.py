@@ -8,8 +8,6 @@ text of a small model falls into loops, which any draft predicts: τ is therefor
 steps before the loop alone, and a text that is drawn at a temperature has none.
 """
 
-import json
-import lzma
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -18,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from microspec_kernels.cli.arguments import positive, real, whole
 from microspec_kernels.cli.text import Tekken, target_alone
 from microspec_kernels.policy import MICROSPEC, Policy
 from microspec_kernels.speculative import (
@@ -31,6 +30,8 @@ from microspec_kernels.speculative import (
 )
 
 from . import options, report
+from .corpus import enough
+from .corpus import rows as read_corpus
 
 PAIR = Path(__file__).parent.parent / "examples" / "tiny_pair"
 # Head and capacity of each arm; "MicroSpec" follows the paper's sources and begins empty.
@@ -103,14 +104,22 @@ def before_loop(tokens: list[int]) -> int:
 
 
 def unseen_prompts(corpus: Path | None, tokenizer: Tekken, count: int) -> list[list[int]]:
-    """Prompts of split "test" as token ids, evenly from all of it; or those of this file."""
+    """Prompts of split "test" as token ids, evenly from all of it; or those of this file.
+
+    Raises:
+        OSError, ValueError: the corpus, or too few prompts.
+    """
     if corpus is None:
+        if count > len(PROMPTS):
+            expected = f"at most {len(PROMPTS)} without a --corpus"
+            raise ValueError(f"--prompts: expected {expected}, got {count}")
         return [tokenizer.encode(prompt) for prompt in PROMPTS[:count]]
-    with lzma.open(corpus, "rt") as lines:
-        texts = [row["prompt"] for row in map(json.loads, lines) if row["split"] == "test"]
+    rows = read_corpus(corpus, "split", "prompt")
+    texts = [row["prompt"] for row in rows if row["split"] == "test"]
     prompts = [
         ids for ids in map(tokenizer.encode, filter(None, texts)) if len(ids) <= LONGEST_PROMPT
     ]
+    enough(corpus, f"prompts of split test within {LONGEST_PROMPT} tokens", prompts, count)
     return prompts[:: max(1, len(prompts) // count)][:count]
 
 
@@ -139,19 +148,23 @@ def row(arm: str, total: Total, depth: int) -> dict[str, Any]:
 def main() -> None:
     parser = options.parser(__doc__)
     parser.add_argument("--corpus", type=Path, help="to take prompts of its split test from")
-    parser.add_argument("--prompts", type=int, help="default 32, of --quick 1")
-    parser.add_argument("--new", type=int, help="tokens a text; default 128, of --quick 16")
-    parser.add_argument("--depth", type=int, default=6)
-    parser.add_argument("--top-k", type=int, default=10)
-    parser.add_argument("--tree-size", type=int, default=60)
-    parser.add_argument("--temperature", type=float, default=0.0, help="0: greedy")
+    parser.add_argument(
+        "--prompts", type=positive, help="default 32 of a corpus, 8 without, of --quick 1"
+    )
+    parser.add_argument("--new", type=positive, help="tokens a text; default 128, of --quick 16")
+    parser.add_argument("--depth", type=positive, default=6)
+    parser.add_argument("--top-k", type=whole(1, 128), default=10)
+    parser.add_argument("--tree-size", type=positive, default=60)
+    not_negative = real("a number of at least 0", lambda value: value >= 0)
+    parser.add_argument("--temperature", type=not_negative, default=0.0, help="0: greedy")
     args = options.parsed(parser)
     new = args.new or (16 if args.quick else 128)
+    count = args.prompts or (1 if args.quick else 32 if args.corpus else len(PROMPTS))
+    with options.checking(parser):
+        prompts = unseen_prompts(args.corpus, Tekken(), count)
     target, draft, frequency = load_pair(args.device)
     totals = {arm: Total() for arm in ("target alone", *ARMS)}
     shape = {"depth": args.depth, "top_k": args.top_k, "tree_size": args.tree_size}
-    count = args.prompts or (1 if args.quick else 32)
-    prompts = unseen_prompts(args.corpus, Tekken(), count)
     # The first text is run twice, and its first run not counted: it pays for what comes but once.
     for index, ids in enumerate([prompts[0], *prompts]):
         prompt = torch.tensor(ids, device=args.device)

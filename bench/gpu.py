@@ -15,6 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from microspec_kernels.cli.arguments import Parser, listed, positive
+
 from . import library
 
 PARTS = ("head", "vocab", "gather")
@@ -97,21 +99,29 @@ def compare(
     return lines
 
 
+def _rows(text: str) -> str:
+    """The text as it is, which goes on to the processes of libraries."""
+    listed(positive)(text)
+    return text
+
+
 def parsed() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = Parser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a small model, few rounds")
     parser.add_argument("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
     parser.add_argument("--only", default="", help="arms with this in their name")
-    parser.add_argument("--rows", default=ROWS, help=f"of hidden; default {ROWS}")
-    parser.add_argument("--rounds", type=int, default=31)
+    parser.add_argument("--rows", type=_rows, default=ROWS, help=f"of hidden; default {ROWS}")
+    parser.add_argument("--rounds", type=positive, default=31)
     parser.add_argument("--out", type=Path, help="folder of the CSV files")
     parser.add_argument("--library", type=Path, action="append", default=[], metavar="SO")
-    parser.add_argument("--repeats", type=int, default=2, help="processes of each library")
+    parser.add_argument("--repeats", type=positive, default=2, help="processes of each library")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     args = parser.parse_args()
     args.parts = [part for part in args.parts.split(",") if part]
     if unknown := set(args.parts) - set(PARTS):
         parser.error(f"no such parts: {', '.join(sorted(unknown))}")
+    if absent := [str(path) for path in args.library if not path.is_file()]:
+        parser.error(f"--library: no file {', '.join(absent)}")
     return args
 
 

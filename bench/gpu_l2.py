@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from microspec_kernels.cli.arguments import listed, positive
 from microspec_kernels.timing import percentiles
 
 from . import models, options, report
@@ -157,15 +158,20 @@ def measure(
 def main() -> None:
     parser = options.parser(__doc__)
     parser.add_argument("--model", default=models.DEFAULT, help="a name of bench/models.py")
-    parser.add_argument("--rows", default=ROWS, help=f"of hidden; default {ROWS}")
-    parser.add_argument("--rounds", type=int, default=31)
+    parser.add_argument(
+        "--rows", type=listed(positive), default=ROWS, help=f"of hidden; default {ROWS}"
+    )
+    parser.add_argument("--rounds", type=positive, default=31)
     args = options.parsed(parser)
     torch.manual_seed(0)
-    rows = [int(m) for m in args.rows.split(",")]
-    (model,) = models.chosen(models.TOY.name if args.quick else args.model)
+    with options.checking(parser):
+        chosen = models.chosen(models.TOY.name if args.quick else args.model)
+        if len(chosen) != 1:
+            raise ValueError(f"--model: expected one model, got {args.model}")
+    (model,) = chosen
     capacity, rounds = (300, QUICK_ROUNDS) if args.quick else (CAPACITY, args.rounds)
     try:
-        table = measure(model, capacity, rows, rounds, Cache())
+        table = measure(model, capacity, args.rows, rounds, Cache())
     except Unavailable as error:
         sys.exit(str(error))
     print(f"{report.device()}\n\n{report.table(table)}")

@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from microspec_kernels.cli.arguments import positive
+
 from . import cpu_head, gpu_head, models, options, report
 
 CAPACITIES = (1024, 2048, 3072, 8192)
@@ -97,7 +99,7 @@ def main() -> None:
     parser.add_argument("--arms", default="", help="texts of which an arm's name has one")
     parser.add_argument("--situations", default="", help="cold, warm, in situ; CPU: repeated")
     parser.add_argument("--compile", action="store_true", help="compiled arms everywhere")
-    parser.add_argument("--rounds", type=int, default=31)
+    parser.add_argument("--rounds", type=positive, default=31)
     args = options.parsed(parser)
     torch.manual_seed(0)
     try:

@@ -1,11 +1,14 @@
 """What the benchmarks take on the command line, and what they do with their figures."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from microspec_kernels.cli.arguments import Parser
 
 from . import report
 
@@ -13,7 +16,7 @@ Rows = list[dict[str, Any]]
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
+    made = Parser(description=(doc or "").splitlines()[0])
     made.add_argument("--quick", action="store_true", help="a small model, few rounds; no file")
     made.add_argument(
         "--device", choices=("cpu", "cuda"), help="default: the GPU where there is one"
@@ -31,6 +34,15 @@ def parsed(made: argparse.ArgumentParser) -> argparse.Namespace:
         hint = "hide the GPU: CUDA_VISIBLE_DEVICES= in front" if present == "cuda" else "no GPU"
         made.error(f"--device {args.device}: {hint}")
     return args
+
+
+@contextmanager
+def checking(made: argparse.ArgumentParser) -> Iterator[None]:
+    """Around what reads files and checks arguments: an error ends the program in one line."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        made.error(str(error))
 
 
 def save(args: argparse.Namespace, name: str, rows: Rows) -> None:

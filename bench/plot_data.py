@@ -13,7 +13,9 @@ class Missing(Exception):
 def rows_of(folder: Path, name: str) -> list[Row]:
     if not (folder / name).is_file():
         raise Missing(f"no {name}")
-    return read_csv(folder / name)
+    if not (rows := read_csv(folder / name)):
+        raise Missing(f"nothing in {name}")
+    return rows
 
 
 def device_of(folder: Path) -> str:

@@ -63,7 +63,7 @@ def draft_bars(rows: list[Row]) -> tuple[dict[str, Bars], str]:
 def pair_bars(folder: Path) -> Bars:
     """A draft step of the demonstration pair, greedy, of the largest tree that was measured."""
     files = [read_csv(path) for path in sorted(folder.glob("e2e-*.csv"))]
-    files = [rows for rows in files if not float(rows[0].get("temperature") or 0)]
+    files = [rows for rows in files if rows and not float(rows[0].get("temperature") or 0)]
     if not files:
         raise Missing("neither draft_step.csv nor e2e-*.csv")
     rows = max(files, key=lambda rows: int(rows[0]["tree_size"]))
@@ -79,7 +79,7 @@ def pair_bars(folder: Path) -> Bars:
 def draft(folder: Path) -> Figure:
     """A panel for each model and context, or for the pair where no whole drafts were measured."""
     if (folder / DRAFT).is_file():
-        panels, unit = draft_bars(read_csv(folder / DRAFT))
+        panels, unit = draft_bars(rows_of(folder, DRAFT))
     else:
         panels, unit = {"demonstration pair": pair_bars(folder)}, "ms a draft step"
     arms = [arm for bars in panels.values() for arm in bars.values()]

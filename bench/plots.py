@@ -20,7 +20,9 @@ import matplotlib
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 
-from . import plot_drafts, plot_heads, report
+from microspec_kernels.cli.arguments import Parser
+
+from . import options, plot_drafts, plot_heads, report
 from .plot_data import Missing, device_of
 
 FIXED = {"svg.hashsalt": "microspec", "svg.fonttype": "none", "font.size": 9}
@@ -53,12 +55,13 @@ def draw(folder: Path) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="*", type=Path)
     for folder in parser.parse_args().folders or [report.folder()]:
-        print(*draw(folder), sep="\n")
+        if not folder.is_dir():
+            parser.error(f"no folder {folder}")
+        with options.checking(parser):
+            print(*draw(folder), sep="\n")
 
 
 if __name__ == "__main__":

@@ -21,10 +21,11 @@ from tqdm import tqdm
 
 from microspec_kernels import policy
 from microspec_kernels._token_ids import read_token_ids
+from microspec_kernels.cli.arguments import Parser
 from microspec_kernels.policy import TEXT, Policy, Source
 from microspec_kernels.replay import Trace, load_tokenizer, load_trace, replay, token_texts
 
-from . import plot_policy, report
+from . import options, plot_policy, report
 from .policy_data import JUDGED, Halves, halves, joined, load_corpus, others, unrelated
 
 K = 3072
@@ -134,6 +135,8 @@ def with_relatives(table: Tensor, name: str) -> tuple[Source, ...]:
 
 def load(args: argparse.Namespace) -> Study:
     public = read_token_ids(args.frequency_rank)
+    if not len(public):
+        raise ValueError(f"{args.frequency_rank}: expected at least one token id, got none")
     traces = [load_trace(path) for path in args.traces]
     vocab_size = 1 + max(int(public.max()), *(int(trace.tokens.max()) for trace in traces))
     study = Study(vocab_size, public, {trace.name: halves(trace) for trace in traces})
@@ -148,9 +151,7 @@ def load(args: argparse.Namespace) -> Study:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("traces", nargs="+", type=Path, metavar="TRACE.npz")
     parser.add_argument("--frequency-rank", type=Path, required=True, metavar="FILE")
     parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="of the traces")
@@ -160,7 +161,8 @@ def main() -> None:
     if args.corpus is not None and args.tokenizer is None:
         parser.error("--corpus takes the --tokenizer of the traces")
     torch.set_num_threads(1)  # these tensors are small: threads would only wait for one another
-    study = load(args)
+    with options.checking(parser):
+        study = load(args)
     rows = []
     for name, trace in study.traces.items():
         for arm in tqdm(study.arms(name), desc=name, unit="arm", disable=None):

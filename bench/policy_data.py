@@ -5,8 +5,6 @@ on its own requests is counted on the other. "Others" shares no task, no suite o
 with the judged trace. A name reads suite-task__model.
 """
 
-import json
-import lzma
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +16,8 @@ import torch
 from torch import Tensor
 
 from microspec_kernels.replay import Trace
+
+from .corpus import rows as read_corpus
 
 JUDGED = 84  # sequences of a trace at most, evenly from its half; as many texts of others
 # A suite's name in a trace, and what its texts are called in the corpus.
@@ -33,7 +33,14 @@ class Halves:
 
 
 def halves(trace: Trace) -> Halves:
+    """Split a trace: every other sequence is judged.
+
+    Raises:
+        ValueError: fewer than two sequences.
+    """
     sequences = list(trace.sequences())
+    if len(sequences) < 2:
+        raise ValueError(f"{trace.name}: expected at least 2 sequences, got {len(sequences)}")
     judged = evenly(sequences[::2], JUDGED)
     counted = [tokens[written] for tokens, written in sequences[1::2]]
     return Halves(joined(trace.name, judged), counted)
@@ -74,10 +81,9 @@ def load_corpus(path: Path, tokenizer: Any) -> dict[str, list[Tensor]]:
     path: of an .xz of JSON lines {source, prompt, response, ...}, source "suite/…".
     """
     texts: dict[str, list[Tensor]] = defaultdict(list)
-    with lzma.open(path, "rt", encoding="utf-8") as lines:
-        for row in map(json.loads, lines):
-            ids = tokenizer.encode(row["response"], add_special_tokens=False).ids
-            texts[row["source"].partition("/")[0]].append(torch.tensor(ids))
+    for row in read_corpus(path, "source", "response"):
+        ids = tokenizer.encode(row["response"], add_special_tokens=False).ids
+        texts[row["source"].partition("/")[0]].append(torch.tensor(ids))
     return dict(texts)
 
 

@@ -19,12 +19,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from microspec_kernels.cli.arguments import Parser, positive
 from microspec_kernels.cli.text import Tekken
 from microspec_kernels.policy import MICROSPEC, TEXT, Policy, draft_tree, prompt_top_k, top_k
 from microspec_kernels.speculative import Generation, Sampling, generate
 
-from . import report
-from .e2e import before_loop, load_pair, unseen_prompts
+from . import options, report
+from .e2e import PROMPTS, before_loop, load_pair, unseen_prompts
 
 K = 3072
 FLOOR = 1024
@@ -83,16 +84,16 @@ def row(arm: Arm, temperature: float, made: list[Generation], loops: list[int]) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path, help="to take prompts of its split test from")
-    parser.add_argument("--prompts", type=int, default=16)
-    parser.add_argument("--new", type=int, default=128, help="tokens a text")
+    parser.add_argument("--prompts", type=positive, help="default 16 of a corpus, 8 without")
+    parser.add_argument("--new", type=positive, default=128, help="tokens a text")
     parser.add_argument("--out", type=Path, default=report.RESULTS / "policy", metavar="DIR")
     args = parser.parse_args()
+    count = args.prompts or (16 if args.corpus else len(PROMPTS))
+    with options.checking(parser):
+        prompts = unseen_prompts(args.corpus, Tekken(), count)
     target, draft, frequency = load_pair()
-    prompts = unseen_prompts(args.corpus, Tekken(), args.prompts)
     rows: list[dict[str, Any]] = []
     texts: dict[float, list[list[int]]] = {}
     for temperature in (0.0, 1.0):

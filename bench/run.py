@@ -21,6 +21,8 @@ from pathlib import Path
 
 import torch
 
+from microspec_kernels.cli.arguments import Parser
+
 from . import report
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -105,9 +107,7 @@ def run(args: argparse.Namespace) -> list[Outcome]:
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     present = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--quick", action="store_true", help="small shapes, few rounds")
     parser.add_argument("--device", choices=("cpu", "cuda"), default=present)

@@ -1,10 +1,13 @@
 """Read files that others wrote: whatever is wrong with one becomes an error that names it."""
 
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import torch
 
 
 @contextmanager
@@ -57,6 +60,18 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{path}: expected a JSON object, got {type(value).__name__}")
     return value
+
+
+def read_pt(path: Path, expected: str) -> Any:
+    """Load what `torch.save` wrote, onto the CPU; no code of the file's runs.
+
+    Raises:
+        OSError: no such file, or not readable.
+        ValueError: another kind of file.
+    """
+    with reading(path, expected), path.open("rb") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, about pickles that it did not write
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def first_line(error: Exception) -> str:

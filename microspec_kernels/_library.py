@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 PATH = Path(__file__).with_name("libmicrospec.so")
+_ERROR = "ValueError: "  # begins what the library tells instead of a name
 
 
 def load() -> None:
@@ -27,15 +28,18 @@ def load() -> None:
         ) from error
 
 
-def instruction_set() -> str | None:
+def instruction_set() -> str:
     """The processor's instructions that the CPU kernels use: "amx", "neon", "portable", …
 
-    None if ``MICROSPEC_ISA`` names one that this processor has not.
+    Raises:
+        ValueError: ``MICROSPEC_ISA`` names one that this processor has not.
     """
     function = ctypes.CDLL(str(PATH)).microspec_instruction_set
     function.restype = ctypes.c_char_p
-    name: bytes | None = function()
-    return None if name is None else name.decode()
+    name: str = function().decode()
+    if name.startswith(_ERROR):
+        raise ValueError(name.removeprefix(_ERROR))
+    return name
 
 
 def cuda_architectures() -> str | None:

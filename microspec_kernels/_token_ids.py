@@ -2,7 +2,6 @@
 
 import json
 import operator
-import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ._files import reading
+from ._files import read_pt, reading
 from ._npy import integers
 
 if TYPE_CHECKING:
@@ -133,10 +132,7 @@ def _read(path: Path) -> Any:
 
 
 def _read_pt(path: Path) -> Any:
-    with path.open("rb") as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's, about pickles that it did not write
-        with reading(path, "a .pt of token ids"):
-            loaded = torch.load(file, map_location="cpu", weights_only=True)
+    loaded = read_pt(path, "a .pt of token ids")
     if not isinstance(loaded, Tensor | list):
         expected = "a .pt of a tensor or a list of token ids"
         raise _wrong(str(path), expected, type(loaded).__name__)

@@ -179,5 +179,16 @@ def backend(name: str | None = None) -> str:
     return _current
 
 
-if os.environ.get("MICROSPEC_BACKEND"):
-    backend(os.environ["MICROSPEC_BACKEND"])
+def _read_environment() -> None:
+    """Do what MICROSPEC_BACKEND says, and refuse a MICROSPEC_VALIDATE that says nothing."""
+    validate = os.environ.get("MICROSPEC_VALIDATE")
+    if validate not in (None, "", "0", "1"):
+        raise ValueError(f"microspec: MICROSPEC_VALIDATE: expected 0 or 1, got {validate}")
+    if name := os.environ.get("MICROSPEC_BACKEND"):
+        try:
+            backend(name)
+        except ValueError as error:
+            raise ValueError(f"microspec: MICROSPEC_BACKEND: {error}") from error
+
+
+_read_environment()

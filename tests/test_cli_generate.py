@@ -2,14 +2,13 @@
 
 import json
 
-import numpy as np
 import pytest
+import small_pair
 import torch
+import transformers
+from small_pair import VOCAB
 
 from microspec_kernels.cli import main, text
-
-transformers = pytest.importorskip("transformers")
-VOCAB = 199
 
 
 class Letters:
@@ -24,26 +23,7 @@ class Letters:
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pair")
-    config = transformers.LlamaConfig(
-        vocab_size=VOCAB,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.5,
-        eos_token_id=None,
-    )
-    torch.manual_seed(0)
-    model = transformers.LlamaForCausalLM(config)
-    model.save_pretrained(folder / "target")
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight += 0.01 * torch.randn_like(weight)
-    model.save_pretrained(folder / "draft")
-    np.save(folder / "frequency_rank.npy", np.arange(150))
-    return folder
+    return small_pair.save(tmp_path_factory.mktemp("pair"))
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,7 @@ from microspec_kernels import reference, vocab_update_
 
 VOCAB_SIZE = 128256
 DEFAULT = Path(__file__).resolve().parents[1].parent / "shared" / "traces"
-FOLDER = Path(os.environ.get("MICROSPEC_TRACES", DEFAULT))
+FOLDER = Path(os.environ.get("MICROSPEC_TRACES") or DEFAULT)
 FILES = sorted(FOLDER.glob("*.npz"))
 
 

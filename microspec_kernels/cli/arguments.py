@@ -40,6 +40,11 @@ def whole(low: int, high: int | None = None) -> Callable[[str], int]:
 positive = whole(1)
 
 
+def listed(read: Callable[[str], int]) -> Callable[[str], list[int]]:
+    """Make an argument's type: numbers separated by commas, each as `read` takes it."""
+    return lambda text: [read(number) for number in text.split(",")]
+
+
 def real(expected: str, fits: Callable[[float], bool]) -> Callable[[str], float]:
     """Make an argument's type: a finite number that `fits`, which `expected` describes."""
 
@@ -62,20 +67,27 @@ def output(*suffixes: str) -> Callable[[str], Path]:
         suffixes: those that the file may have; none: any.
     """
 
-    def read(text: str) -> Path:
-        path = Path(text)
+    def problem_of(path: Path) -> str | None:
         folder = path.absolute().parent
         if suffixes and path.suffix not in suffixes:
-            problem = f"expected a file that ends in {', '.join(suffixes)}, got {text}"
-        elif not folder.is_dir():
-            problem = f"no folder {path.parent}"
-        elif path.is_dir():
-            problem = f"expected a file, got the folder {text}"
-        elif not os.access(path if path.exists() else folder, os.W_OK):
-            problem = f"{text} cannot be written"
-        else:
-            return path
-        raise argparse.ArgumentTypeError(problem)
+            return f"expected a file that ends in {', '.join(suffixes)}, got {path}"
+        if not folder.is_dir():
+            return f"no folder {path.parent}"
+        if path.is_dir():
+            return f"expected a file, got the folder {path}"
+        if not os.access(path if path.exists() else folder, os.W_OK):
+            return f"{path} cannot be written"
+        return None
+
+    def read(text: str) -> Path:
+        path = Path(text)
+        try:
+            problem = problem_of(path)
+        except OSError as error:  # a name that is too long, say
+            problem = str(error)
+        if problem is not None:
+            raise argparse.ArgumentTypeError(problem)
+        return path
 
     return read
 

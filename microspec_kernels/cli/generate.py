@@ -5,7 +5,10 @@ with the target's own.
 """
 
 import argparse
+import sys
 from typing import Any
+
+from microspec_kernels.speculative.extra import require
 
 from .common import table
 from .generate_options import HEADS, add_arguments, check
@@ -21,6 +24,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from .text import load_tokenizer
 
     device, ranked = check(args)
+    _quiet()
     heads = [h for h in HEADS if h != "static" or ranked] if args.compare else [args.head]
     dtype = None if args.dtype is None else getattr(torch, args.dtype)
     tokenizer = load_tokenizer(args.tokenizer or args.target)
@@ -54,6 +58,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     figures = {head: result.stats.as_dict() for head, result in runs.items()}
     tokens = {head: result.tokens.tolist() for head, result in runs.items()}
     return {"prompt": args.prompt, "text": text, "rows": rows, "stats": figures, "tokens": tokens}
+
+
+def _quiet() -> None:
+    """Leave stderr to errors: `load_target` tells what is missing, and bars are for people."""
+    logging = require("transformers").utils.logging
+    logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
 
 
 def _check_ids(

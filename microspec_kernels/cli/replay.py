@@ -26,7 +26,7 @@ from microspec_kernels.replay import (
 )
 
 from . import sources
-from .arguments import LARGEST_VOCAB, check_used, output, positive, whole
+from .arguments import LARGEST_VOCAB, check_used, listed, output, positive, whole
 from .common import table
 
 CAPACITY = 3072
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--capacity",
-        type=_capacities,
+        type=listed(whole(1, LARGEST_VOCAB)),
         metavar="K[,K...]",
         help=f"slots, one run each (default {CAPACITY})",
     )
@@ -150,7 +150,3 @@ def _traces(args: argparse.Namespace) -> list[Trace]:
         if not trace.generated.any():
             raise ValueError(f"{path}: expected generated tokens, got {len(trace.tokens)} given")
     return [trace for _, trace in traces]
-
-
-def _capacities(text: str) -> list[int]:
-    return [whole(1, LARGEST_VOCAB)(number) for number in text.split(",")]

@@ -51,7 +51,8 @@ def load_target(
                 folder, output_loading_info=True, **options
             )
         if missing := sorted(found["missing_keys"]):
-            raise ValueError(f"load_target: {path}: missing tensors {missing}")
+            more = f" and {len(missing) - 3} more" * (len(missing) > 3)
+            raise ValueError(f"load_target: {path}: missing tensors {missing[:3]}{more}")
     else:
         options["dtype"] = dtype or getattr(config, "dtype", None) or torch.float32
         model = transformers.AutoModelForCausalLM.from_config(config, **options)

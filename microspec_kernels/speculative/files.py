@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from microspec_kernels._files import read_json, reading
+from microspec_kernels._files import read_json, read_pt, reading
 
 from .extra import require
 
@@ -119,8 +119,10 @@ def _load(file: Path) -> dict[str, Tensor]:
         with reading(file, "a safetensors file"):
             tensors = require("safetensors.torch").load_file(file)
     else:
-        with reading(file, "a .bin of named tensors"):
-            tensors = torch.load(file, map_location="cpu", weights_only=True)
+        tensors = read_pt(file, "a .bin of named tensors")
+        if not isinstance(tensors, dict):
+            got = type(tensors).__name__
+            raise ValueError(f"{file}: expected a .bin of named tensors, got {got}")
     return tensors
 
 

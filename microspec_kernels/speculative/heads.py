@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
-import torch
 from torch import Tensor
 
 from microspec_kernels import ActiveVocab, SparseHead

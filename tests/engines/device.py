@@ -3,7 +3,7 @@ that are installed for a GPU."""
 
 import os
 
-DEVICE = os.environ.get("MICROSPEC_TEST_DEVICE", "cpu")
+DEVICE = os.environ.get("MICROSPEC_TEST_DEVICE") or "cpu"
 if DEVICE not in ("cpu", "cuda", "cuda-graphs"):
     raise ValueError(f"MICROSPEC_TEST_DEVICE: expected cpu, cuda or cuda-graphs, got {DEVICE!r}")
 ON_A_CPU, GRAPHS = DEVICE == "cpu", DEVICE == "cuda-graphs"

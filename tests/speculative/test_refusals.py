@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from microspec_kernels.policy import MICROSPEC, ContextSuccessors, Policy
 from microspec_kernels.speculative import Batch, CausalModel, ModelDraft, generate, load_target
@@ -141,12 +142,60 @@ def test_a_rotary_embedding_that_depends_on_the_length() -> None:
         generate(model, model, prompt(20), 7, depth=6)
 
 
-def test_other_logits_processors_are_named(caplog: pytest.LogCaptureFixture) -> None:
+RULES: list[tuple[str, Any]] = [
+    ("repetition_penalty", 1.1),
+    ("no_repeat_ngram_size", 1),
+    ("encoder_no_repeat_ngram_size", 2),
+    ("encoder_repetition_penalty", 0.9),
+    ("suppress_tokens", [3]),
+    ("begin_suppress_tokens", [0]),
+    ("bad_words_ids", [[3, 4]]),
+    ("min_length", 30),
+    ("min_new_tokens", 1),
+    ("forced_bos_token_id", 0),
+    ("forced_eos_token_id", 0),
+    ("sequence_bias", [[[3], 1.0]]),
+    ("exponential_decay_length_penalty", (3, 1.1)),
+    ("guidance_scale", 2.0),
+    ("stop_strings", ["stop"]),
+    ("max_time", 0.5),
+    ("token_healing", True),
+    ("watermarking_config", {"bias": 2.0}),
+    ("num_beams", 2),
+    ("penalty_alpha", 0.6),
+    ("typical_p", 0.5),
+    ("a_rule_of_a_later_version", 7),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), RULES, ids=str)
+def test_rules_that_are_not_applied_are_named(
+    name: str, value: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     model = tiny()
-    model.generation_config.repetition_penalty = 1.1
+    setattr(model.generation_config, name, value)
     with caplog.at_level(logging.WARNING):
         CausalModel(model)
-    assert "repetition_penalty=1.1" in caplog.text
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages == [f"generation config: {name}={value} is not applied"]
+
+
+def test_what_changes_no_token_is_not_named(caplog: pytest.LogCaptureFixture) -> None:
+    """Values that switch a rule off, what has an argument here, and outputs, lengths and caches."""
+    settings: dict[str, Any] = {
+        "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_length": 0, "num_beams": 1,
+        "suppress_tokens": [], "guidance_scale": 1, "typical_p": 1.0, "epsilon_cutoff": 0.0,
+        "forced_eos_token_id": None, "do_sample": True, "temperature": 0.6, "top_k": 20,
+        "top_p": 0.9, "eos_token_id": [3, 4], "pad_token_id": 0, "max_length": 4096,
+        "cache_implementation": "static", "num_assistant_tokens": 5, "length_penalty": 2.0,
+        "renormalize_logits": True,
+    }  # fmt: skip
+    for config in (transformers.GenerationConfig(), transformers.GenerationConfig(**settings)):
+        model = tiny()
+        model.generation_config = config
+        with caplog.at_level(logging.WARNING):
+            CausalModel(model)
+    assert not [r for r in caplog.records if r.name.startswith("microspec_kernels")]
 
 
 def test_without_transformers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

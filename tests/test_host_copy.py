@@ -17,7 +17,7 @@ class Device:
         real = torch.empty
 
         class Pinned(torch.Tensor):
-            def copy_(own, value: Any, non_blocking: bool = False) -> Any:  # noqa: N805
+            def copy_(own, value: Any, non_blocking: bool = False) -> Any:
                 assert non_blocking, "the host would wait"
                 self.late.append(lambda: own.fill_(value.value))
                 return own

@@ -36,6 +36,16 @@ def test_every_arm_agrees_with_the_reference(weight: Tensor, rows: int, softcap:
     validate(made, hidden)
 
 
+def test_bytes_are_those_of_the_rows_and_their_scales(weight: Tensor) -> None:
+    made, _ = arms(weight, 1)
+    vocab_size, dim, k = models.TOY.vocab_size, models.TOY.dim, 300
+    names = ("sparse_head indexed", "sparse_head packed", "NanoSpec")
+    least = dict.fromkeys(names, k * dim * 2)
+    least |= dict.fromkeys(("sparse_head packed fp8", "sparse_head packed int8"), k * (dim + 4))
+    least["dense, eager"] = least["static 32k"] = vocab_size * dim * 2
+    assert {name: made[name].bytes for name in least} == least
+
+
 @pytest.mark.parametrize("name", ["sparse_head packed", "NanoSpec", "dense linear"])
 @pytest.mark.parametrize("wrong", ["id", "value", "nan", "last row", "twice"])
 def test_a_wrong_arm_is_refused(weight: Tensor, name: str, wrong: str) -> None:

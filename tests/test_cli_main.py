@@ -105,15 +105,17 @@ def test_bench_s_arms_give_the_same_tokens():
     assert torch.equal(everything["select"]()[1], every.topk(5).indices)
 
 
-def test_bench_times_nothing_that_is_wrong(monkeypatch, capsys):
+@pytest.mark.parametrize("mode", ["indexed", "packed"])
+def test_bench_times_nothing_that_is_wrong(mode, monkeypatch, capsys):
     def wrong(self, hidden, k):
         logits, tokens, logsumexp = forward(self, hidden, k)
-        return logits, tokens, logsumexp + 0.1
+        packed = self.slab is not None
+        return logits, tokens, logsumexp + 0.1 * (packed == (mode == "packed"))
 
     forward = microspec_kernels.SparseHead.forward
     monkeypatch.setattr(microspec_kernels.SparseHead, "forward", wrong)
     assert main(["bench", *BENCH]) == 2
-    assert "sparse indexed" in capsys.readouterr().err
+    assert f"sparse {mode}" in capsys.readouterr().err
 
 
 def test_the_module_runs_as_a_program():

@@ -226,6 +226,12 @@ def test_a_source_that_is_none_is_refused(source, trace, capsys):
     assert "--source" in capsys.readouterr().err
 
 
+def test_no_step_is_no_replay(trace):
+    whole = replay.load_trace(trace[0])
+    with pytest.raises(ValueError, match="replay: step: expected at least 1, got 0"):
+        replay.replay(whole, Policy(TEXT), vocab_size=VOCAB, step=0)
+
+
 def test_nothing_to_replay_is_refused(capsys):
     assert main(["replay"]) == 2
     assert "expected a TRACE.npz or a --text" in capsys.readouterr().err

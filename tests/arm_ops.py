@@ -209,16 +209,14 @@ class Ops:
         check = _checks.vocab(*state, tokens, token_groups)
         check.ids(tokens, "tokens", token_slots.size(1), "ids", "flat position")
         groups, capacity = len(token_slots), active_ids.size(-1)
-        count = tokens.size(-1)
         if token_groups is None:
-            stream = tokens.reshape(groups, count)
+            stream = tokens.reshape(groups, tokens.size(-1)).long()
         else:
             check.ids(token_groups, "token_groups", groups, "groups", "position")
             group = torch.arange(groups)[:, None]
-            stream = torch.where(token_groups == group, tokens, -1)
+            stream = torch.where(token_groups == group, tokens, -1).long()
         ids = active_ids.view(groups, capacity)
-        for g, seen in enumerate(stream.long()):
-            offsets = (seen >= 0).nonzero().flatten()
-            integers = [capacity, len(offsets), count]
+        for g in range(groups):
+            integers = [capacity, token_slots.size(1), stream.size(1)]
             written = [ids[g], slot_stamps[g], token_slots[g], clock[g : g + 1]]
-            self._driver.call(VOCAB, integers, [], written, [seen[offsets], offsets])
+            self._driver.call(VOCAB, integers, [], written, [stream[g]])

@@ -167,20 +167,24 @@ void serve_gather() {
   slab_scale.send();
 }
 
+// One group's tokens, -1 where there is none.
 void serve_vocab() {
   VocabGroup group{};
   group.capacity = receive_integer();
-  group.count = receive_integer();
+  group.vocab_size = receive_integer();
   group.clock_advance = receive_integer();
   const Array active_ids(Array::kWritten), slot_stamps(Array::kWritten), token_slots(Array::kWritten);
-  const Array clock(Array::kWritten), tokens(Array::kRead), offsets(Array::kRead);
+  const Array clock(Array::kWritten), tokens(Array::kRead);
   group.active_ids = active_ids.as<int32_t>();
   group.slot_stamps = slot_stamps.as<int64_t>();
   group.token_slots = token_slots.as<int32_t>();
   group.clock = clock.as<int64_t>();
-  group.tokens = tokens.as<int64_t>();
-  group.offset = offsets.as<int64_t>();
-  vocab_update_group(group);
+  VocabUpdate update(group);
+  for (int64_t i = group.clock_advance - 1; i >= 0 && !update.full(); --i) {
+    const int64_t token = tokens.as<int64_t>()[i];
+    if (token >= 0) update.see(token, i);
+  }
+  update.seat();
   active_ids.send();
   slot_stamps.send();
   token_slots.send();

@@ -1,5 +1,6 @@
 """Builds csrc/ with CMake and packs the result; everything else is in pyproject.toml."""
 
+import fcntl
 import importlib.util
 import os
 import shutil
@@ -66,7 +67,10 @@ class BinaryDistribution(Distribution):
         return True
 
 
-setup(
-    cmdclass={"build_py": BuildWithCMake, "bdist_wheel": PlatformWheel},
-    distclass=BinaryDistribution,
-)
+(ROOT / "build").mkdir(exist_ok=True)
+with open(ROOT / "build" / "lock", "w") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)  # another build of this checkout has the same folders
+    setup(
+        cmdclass={"build_py": BuildWithCMake, "bdist_wheel": PlatformWheel},
+        distclass=BinaryDistribution,
+    )

@@ -11,12 +11,9 @@ namespace microspec {
 constexpr int64_t kPinnedStamp = std::numeric_limits<int64_t>::max();
 constexpr int64_t kEmptyStamp = -1;
 
-// Sums and differences of clocks and stamps, which wrap around: a caller's state may hold any number.
+// Of a clock and a position, wrapping around: a caller's state may hold any number.
 constexpr int64_t wrapping_add(int64_t a, int64_t b) {
   return static_cast<int64_t>(static_cast<uint64_t>(a) + static_cast<uint64_t>(b));
-}
-constexpr int64_t wrapping_subtract(int64_t a, int64_t b) {
-  return static_cast<int64_t>(static_cast<uint64_t>(a) - static_cast<uint64_t>(b));
 }
 
 struct VocabArgs {

@@ -9,7 +9,8 @@ namespace microspec::vocab {
 // pinned or was refreshed in this call. Distinct, for only empty slots share a stamp: those are older
 // than every token, the lowest slot the oldest.
 MICROSPEC_DEVICE uint64_t age_of(int64_t stamp, int slot, int64_t base, int capacity) {
-  const int64_t age = stamp < 0 ? wrapping_add(base, capacity - slot) : wrapping_subtract(base, stamp);
+  if (stamp >= base && stamp >= 0) return 0;  // compared and not subtracted: no clock makes a pinned slot old
+  const int64_t age = stamp < 0 ? wrapping_add(base, capacity - slot) : base - stamp;
   return age > 0 ? static_cast<uint64_t>(age) : 0;
 }
 
@@ -19,8 +20,9 @@ MICROSPEC_DEVICE uint64_t age_of(int64_t stamp, int slot, int64_t base, int capa
 constexpr int kTooOld = 0x7fffffff;
 MICROSPEC_DEVICE uint32_t short_age_of(int64_t stamp, int slot, int64_t base) {
   if (stamp < 0) return ~static_cast<uint32_t>(slot + 1);
-  const int64_t age = wrapping_subtract(base, stamp);
-  return age <= 0 ? 0 : age < kTooOld ? static_cast<uint32_t>(age) : kTooOld;
+  if (stamp >= base) return 0;
+  const int64_t age = base - stamp;
+  return age < kTooOld ? static_cast<uint32_t>(age) : kTooOld;
 }
 
 // The slots of one thread: every 32nd of its warp's, which lie together, so that ballots taken one

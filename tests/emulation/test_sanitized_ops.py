@@ -1,6 +1,8 @@
 """The ops under sanitizers, on small shapes: no report, and the results of a plain build."""
 
 import itertools
+import math
+import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 from emulated import load
 from emulated_ops import as_array
 from generators import FLOATS, QUANTISED, gather_case, head_case, vocab_state
+from nonsense import INT32, INT64, PINNED
 from sanitized import Call, run
 
 from microspec_kernels import reference
@@ -92,6 +95,28 @@ def vocabs(arch: int, settings: dict[str, Any]) -> Iterator[Call]:
         yield Call(name, "_emulation", "vocab_update_", arrays, {}, device(arch, **settings))
 
 
+def nonsense(arch: int, settings: dict[str, Any]) -> Iterator[Call]:
+    """States that no update leaves; tokens that are none, as a device does not look at them."""
+    rng = random.Random(0)
+    for number in range(60):
+        groups, capacity, size = rng.randint(1, 3), rng.choice((0, 1, 5, 9, 40)), rng.randint(1, 50)
+        ids = (*INT32, *range(size), size, size + 1)
+        clock = [rng.choice((*INT64, PINNED)) for _ in range(groups)]
+        values = {
+            "ids": (ids, (groups, capacity), np.int32),
+            "stamps": ((*INT64, PINNED, *clock), (groups, capacity), np.int64),
+            "slots": ((*INT32, *range(capacity + 2)), (groups, size), np.int32),
+            "clock": (clock, (groups,), np.int64),
+            "tokens": ((*ids, *range(size), 2**32), (groups, rng.choice((1, 7, 600))), np.int64),
+        }
+        arrays = [
+            np.array(rng.choices(choices, k=math.prod(shape)), dtype).reshape(shape)
+            for choices, shape, dtype in values.values()
+        ]
+        name = f"nonsense {number}: K {capacity}, V {size}, {[a.shape for a in arrays]}"
+        yield Call(name, "_emulation", "vocab_update_", arrays, {}, device(arch, **settings))
+
+
 def plain_results(calls: list[Call]) -> list[list[Any]]:
     emulation, results = load(), []
     for call in calls:
@@ -124,6 +149,7 @@ def test_address_and_undefined(arch: int) -> None:
     shapes += [(10, 64, 20), (17, 320, 17), (4, 1, 3), (13, 33, 20), (40, 64, 9), (8, 512, 16)]
     settings = {"sms": 2}
     calls = [*heads(arch, settings, shapes), *gathers(arch, settings), *vocabs(arch, settings)]
+    calls += nonsense(arch, settings)
     check("address", calls, order="shuffled", copies="late", resident_blocks=3)
 
 

@@ -113,6 +113,20 @@ def test_a_graph_s_tokens_are_all_new_or_all_active(new: bool) -> None:
         arm()
 
 
+def test_a_graph_that_does_not_update_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    idle = cuda_graphs.Replay(lambda: None, gpu_vocab.Update.CALLS, None)
+    with pytest.raises(AssertionError, match="vocab_update_"):
+        gpu_vocab.Update(20_000, 900, True, "cpu").check(idle)
+
+    def refuses(*_: Any) -> None:
+        raise KeyError("checked")
+
+    for module, kind in ((gpu_vocab, gpu_vocab.Update), (gpu_gather, gpu_gather.Gather)):
+        monkeypatch.setattr(kind, "check", refuses)
+        with pytest.raises(KeyError, match="checked"):
+            module.measure(quick=True, rounds=1, device="cpu")
+
+
 def test_every_call_of_a_batch_reads_other_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     used: list[Tensor] = []
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import microspec_kernels as mk
-from bench import cuda_graphs, gpu_head, head, models
+from bench import cuda_graphs, gpu_head, head, head_peers, models
 from bench.head_arms import Arm, check, id_sets, make_weight, serving_backend, validate
 from bench.head_peers import PADDED, arms_for, padded
 
@@ -44,6 +44,18 @@ def test_bytes_are_those_of_the_rows_and_their_scales(weight: Tensor) -> None:
     least |= dict.fromkeys(("sparse_head packed fp8", "sparse_head packed int8"), k * (dim + 4))
     least["dense, eager"] = least["static 32k"] = vocab_size * dim * 2
     assert {name: made[name].bytes for name in least} == least
+
+
+def test_static_is_a_part_of_a_large_vocabulary(
+    weight: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head_peers, "STATIC", 1000)
+    made, hidden = arms(weight, 2)
+    own = {name: arm for name, arm in made.items() if name.startswith("static")}
+    validate(own, hidden)
+    for arm in own.values():
+        assert arm.bytes == 1000 * models.TOY.dim * 2
+        assert len(arm.operands["active_ids"].unique()) == 1000
 
 
 @pytest.mark.parametrize("name", ["sparse_head packed", "NanoSpec", "dense linear"])
@@ -138,10 +150,12 @@ def test_differences_are_taken_round_by_round() -> None:
 def test_a_quick_run_writes_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words: list[Any] = ["head", "--quick", "--out", tmp_path, "--arms", "sparse,NanoSpec"]
     monkeypatch.setattr(sys, "argv", list(map(str, words)))
+    monkeypatch.setenv("MICROSPEC_COMMIT", "1234567")
     head.main()
     rows = list(csv.DictReader((tmp_path / "head.csv").open()))
     assert {row["arm"].split()[0] for row in rows} == {"sparse_head", "NanoSpec"}
     assert {"p20_us", "p50_us", "p80_us", "device", "commit"} < set(rows[0])
+    assert {row["commit"] for row in rows} == {"1234567"}
     for row in rows:
         took, floor, read = (float(row[name]) for name in ("p50_us", "floor_us", "read_GBps"))
         assert floor == pytest.approx(float(row["bytes"]) / read / 1e3, rel=1e-4)

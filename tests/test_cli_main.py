@@ -1,5 +1,6 @@
 """The command line around its subcommands: errors, --json, info and bench."""
 
+import io
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from known_times import KnownTimes
 import microspec_kernels
 from microspec_kernels import timing
 from microspec_kernels.cli import COMMANDS, bench, main
+from microspec_kernels.cli.common import table
 
 SIZES = {"vocab-size": 512, "dim": 32, "capacity": 64, "k": 5, "rows": 3, "rounds": 15}
 BENCH = [f"--{name}={size}" for name, size in SIZES.items()]
@@ -57,6 +59,26 @@ def test_a_missing_extra_is_named(monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(sys.modules, "tqdm", None)
     assert main(["replay", str(tmp_path / "any.npz")]) == 2
     assert "tqdm" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(monkeypatch):
+    def ends(args):
+        raise BrokenPipeError
+
+    errors = io.StringIO()
+    monkeypatch.setattr(COMMANDS["info"], "run", ends)
+    monkeypatch.setattr(sys, "stderr", errors)
+    assert main(["info"]) == 1
+    assert errors.closed, "or Python would say that it could not write the rest"
+
+
+def test_tables_have_text_to_the_left_and_numbers_to_the_right():
+    rows = [{"head": "a", "K": 1, "share": 0.5}, {"head": "dense", "K": 1024, "share": None}]
+    assert table(rows).splitlines() == [
+        "head      K  share",
+        "a         1  0.500",
+        "dense  1024      -",
+    ]
 
 
 def test_info_says_the_same_in_both_ways(tmp_path, capsys):

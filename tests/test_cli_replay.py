@@ -226,6 +226,21 @@ def test_a_source_that_is_none_is_refused(source, trace, capsys):
     assert "--source" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("use", [["--fill"], ["--floor", "1"]])
+def test_a_ranked_token_beyond_the_trace_widens_the_vocabulary(use, trace, tmp_path):
+    np.save(tmp_path / "rank.npy", np.array([VOCAB + 9]))
+    options = ["--frequency-rank", str(tmp_path / "rank.npy"), *use]
+    assert main(["replay", str(trace[0]), *options]) == 0
+
+
+def test_threads_are_as_before(trace):
+    torch.set_num_threads(3)
+    assert main(["replay", str(trace[0])]) == 0
+    assert torch.get_num_threads() == 3
+    assert main(["replay", "absent.npz"]) == 2
+    assert torch.get_num_threads() == 3
+
+
 def test_no_step_is_no_replay(trace):
     whole = replay.load_trace(trace[0])
     with pytest.raises(ValueError, match="replay: step: expected at least 1, got 0"):

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.axes import Axes
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from microspec_kernels import replay
@@ -134,6 +135,24 @@ def test_plot_has_a_curve_a_policy_and_a_point_a_capacity(tmp_path: Path) -> Non
     assert svg.count("<use") >= 6
     with pytest.raises(ValueError, match="plot: results: expected at least one"):
         replay.plot([], path)
+
+
+def test_a_curve_s_points_are_size_and_coverage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[tuple[list[float], list[float]]] = []
+    plot = Axes.plot
+
+    def noted(self: Axes, x: list[float], y: list[float], **options: object) -> object:
+        drawn.append((list(x), list(y)))
+        return plot(self, x, y, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Axes, "plot", noted)
+    results = [result(k, "all") for k in (8, 2, 4)]
+    replay.plot(results, tmp_path / "a.svg")
+    expected = sorted((one.mean_active, one.coverage) for one in results)
+    ((sizes, shares),) = drawn
+    assert list(zip(sizes, shares, strict=True)) == expected and len(set(shares)) > 1
 
 
 def test_plot_on_the_command_line(tmp_path: Path) -> None:

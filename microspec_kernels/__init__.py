@@ -2,6 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+from . import policy
 from .backends import backend
 from .coverage import Coverage
 from .head import SparseHead, SparseLMHead
@@ -27,6 +28,7 @@ __all__ = [
     "backend",
     "gather_rows_",
     "parallel_sparse_head",
+    "policy",
     "sparse_head",
     "sparse_logits",
     "vocab_update_",

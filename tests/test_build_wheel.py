@@ -109,6 +109,5 @@ def test_an_editable_build_that_fails_says_so(tmp_path):
     skip = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__", "*.so")
     shutil.copytree(ROOT, copy, ignore=skip)
     (copy / "CMakeLists.txt").write_text("message(FATAL_ERROR broken)")
-    build = "import sys; from setuptools.build_meta import build_editable; build_editable(sys.argv[1])"
     with pytest.raises(AssertionError, match=r"exit status 1: \S*cmake"):
-        run("-c", build, tmp_path, cwd=copy)
+        run("-c", SDIST.replace("sdist", "editable"), tmp_path, cwd=copy)

@@ -1,4 +1,4 @@
-"""The ranges in pyproject.toml have a lower bound each, and `make test-oldest` runs with all of them."""
+"""Each requirement has a lower bound, and `make test-oldest` runs with all of them."""
 
 import re
 import sys

@@ -3,8 +3,13 @@
 A policy is a short list of sources, and the tokens that a vocabulary begins with. After every pass
 of the target it says what enters the active vocabulary:
 
+    from microspec_kernels import ActiveVocab
+    from microspec_kernels.policy import Seen, default
+
     policy = default(frequency)
-    vocab = ActiveVocab(vocab_size, 3072, initial=policy.initial, pinned=policy.pinned)
+    vocab = ActiveVocab(
+        vocab_size, 3072, initial=policy.initial, pinned=policy.pinned, device=lm_head.device
+    )
     vocab.update(policy.take(Seen("step", tree_tokens, best, chosen)))
 
 The same policy runs in the speculative loop, over recorded traces (:mod:`..replay`) and, captured

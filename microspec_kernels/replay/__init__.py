@@ -5,6 +5,11 @@ target accepts or corrects ``step`` tokens, and all of them enter the vocabulary
 token of a step is judged against the vocabulary as it was when that step began. Given tokens (a
 prompt, a later turn) are not judged; they enter when they come, before the next step begins.
 
+    from pathlib import Path
+
+    from microspec_kernels.policy import TEXT, Policy
+    from microspec_kernels.replay import load_trace, replay
+
     trace = load_trace(Path("chat.npz"))
     result = replay(trace, Policy(TEXT, initial=frequency), vocab_size=128256)
     result.coverage, result.mean_active

@@ -1,5 +1,7 @@
 """What the plugins of engines stand on; and how to hook an engine of one's own.
 
+    from microspec_kernels.integrations.engine import EngineHead, Settings
+
     head = EngineHead(draft.lm_head.weight, Settings(capacity=3072))  # attach, before capture
     head.observe(tokens)                                              # eager, between replays
     tokens = head.argmax(hidden)                                      # captured

@@ -1,0 +1,210 @@
+"""What README and docs show runs: Python on a CPU as it stands; commands exist, with their options.
+
+What a snippet leaves to its reader (models, prompts, an engine's loop) is a small stand-in here.
+"""
+
+import argparse
+import contextlib
+import importlib
+import importlib.util
+import inspect
+import re
+import shlex
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+
+from speculative.models import VOCAB, noisy, prompt, tiny
+
+import microspec_kernels
+from microspec_kernels import cli, speculative
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MODULES = [
+    "microspec_kernels.integrations.engine",
+    "microspec_kernels.integrations.transformers",
+    "microspec_kernels.policy",
+    "microspec_kernels.replay",
+    "microspec_kernels.speculative",
+]
+
+
+class Times:
+    """True so many times: the condition of an engine's loop."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __bool__(self) -> bool:
+        self.count -= 1
+        return self.count >= 0
+
+
+def page_snippets(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def docstring_snippet(module: str) -> str:
+    """The indented part of a module's docstring."""
+    text = inspect.getdoc(importlib.import_module(module)) or ""
+    lines = [line for line in text.splitlines() if line.startswith("    ") or not line]
+    return textwrap.dedent("\n".join(lines))
+
+
+def engine() -> dict[str, Any]:
+    target = tiny()
+    return {
+        "target": target,
+        "draft": noisy(target).model,
+        "DRAFTS": 3,
+        "prompt": prompt(9)[0],
+        "text": prompt(9)[0],
+        "generating": Times(3),
+    }
+
+
+class Graph:
+    def replay(self) -> None:
+        pass
+
+
+def captured() -> dict[str, Any]:
+    from microspec_kernels.integrations.engine import EngineHead, Settings
+
+    weight = torch.randn(VOCAB, 32)
+    return {
+        "torch": SimpleNamespace(
+            cuda=SimpleNamespace(CUDAGraph=Graph, graph=lambda graph: contextlib.nullcontext())
+        ),
+        "head": EngineHead(weight, Settings(capacity=64)),
+        "hidden": weight[:2],
+        "next_tokens": torch.full((2,), -1),
+        "verified": lambda tokens: tokens,
+        "generating": Times(2),
+    }
+
+
+def decoding() -> dict[str, Any]:
+    """For `load_target` and `load_draft`, which `_folder` makes return small models."""
+    prompts = [prompt(9)[0], prompt(5, seed=1)[0]]
+    return {"input_ids": prompts[0], "prompts": prompts}
+
+
+def generate() -> dict[str, Any]:
+    target = tiny()
+    target.generation_config.max_new_tokens = 8
+    assistant = noisy(target)
+    ids = prompt(9)
+    return {
+        "target": target, "assistant": assistant, "draft": assistant, "input_ids": ids,
+        "inputs": {"input_ids": ids},
+    }  # fmt: skip
+
+
+def texts() -> dict[str, Any]:
+    return {
+        "recent_outputs": [prompt(30, seed)[0] for seed in range(3)],
+        "public_list": torch.arange(VOCAB),
+        "vocab_size": 4096,
+        "lm_head": torch.empty(4096, 8),
+        "frequency": torch.arange(4096),
+        "tree_tokens": torch.arange(5),
+        "best": torch.zeros(5, 3).long(),
+        "chosen": torch.arange(5),
+    }
+
+
+def attached() -> dict[str, Any]:
+    weight = torch.randn(VOCAB, 32)
+    draft = SimpleNamespace(lm_head=SimpleNamespace(weight=weight))
+    return {"draft": draft, "tokens": torch.arange(5), "hidden": weight[:2]}
+
+
+# By a part of the snippet. One without any runs alone.
+STANDINS: dict[str, Callable[[], dict[str, Any]]] = {
+    "head = EngineHead(target.lm_head": engine,
+    "head = EngineHead(draft.lm_head": attached,
+    "CUDAGraph()": captured,
+    "load_draft(": decoding,
+    "sparse_assistant(": generate,
+    "frequency": texts,
+}
+PYTHON = [(page.name, code) for page in PAGES for code in page_snippets(page, "python")]
+PYTHON += [(module, docstring_snippet(module)) for module in MODULES]
+
+
+@pytest.fixture
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Work where a reader would have the files that are named, offline, and clean up."""
+    np.save(tmp_path / "rank.npy", np.arange(VOCAB))
+    ones, ends = np.ones(40, dtype=bool), np.array([0, 40])
+    np.savez(tmp_path / "chat.npz", tokens=np.arange(40), generated=ones, offsets=ends)
+    model = tiny()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(speculative, "load_target", lambda _: speculative.CausalModel(model))
+    monkeypatch.setattr(speculative, "load_draft", lambda *_: noisy(model))
+    yield
+
+
+@pytest.mark.usefixtures("_folder")
+@pytest.mark.parametrize(
+    "code", [code for _, code in PYTHON], ids=[f"{name}-{i}" for i, (name, _) in enumerate(PYTHON)]
+)
+def test_a_snippet_runs(code: str) -> None:
+    assert code.strip()
+    given = next((make() for part, make in STANDINS.items() if part in code), {})
+    with torch.inference_mode():
+        exec(compile(code, "snippet", "exec"), given)
+
+
+def test_every_page_shows_python() -> None:
+    assert [len(page_snippets(page, "python")) for page in PAGES] == [3, 3, 1]
+    assert microspec_kernels.policy.frequency_rank is not None
+
+
+def commands() -> Iterator[list[str]]:
+    """The words of each shell line and of all code in prose."""
+    for page in PAGES:
+        text = page.read_text().replace("\\\n", " ")
+        lines = [line for code in page_snippets(page, "(?:sh)?") for line in code.splitlines()]
+        prose = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+        for line in lines + re.findall(r"`([^`\n]+)`", prose):
+            with contextlib.suppress(ValueError):  # an unclosed quote: not a command
+                yield shlex.split(line, comments=True)
+
+
+def options_of(command: str) -> set[str]:
+    (commands,) = (
+        action
+        for action in cli._parser()._actions
+        if isinstance(action, argparse._SubParsersAction)
+    )
+    return {name for action in commands.choices[command]._actions for name in action.option_strings}
+
+
+def test_commands_exist() -> None:
+    targets = set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    seen = set()
+    for words in commands():
+        match words:
+            case ["make", target, *_]:
+                assert target in targets, f"make {target}"
+            case ["microspec", command, *options] | [("replay" | "info") as command, *options]:
+                assert command in cli.COMMANDS, f"microspec {command}"
+                unknown = {word for word in options if word.startswith("--")} - options_of(command)
+                assert not unknown, f"microspec {command}: {unknown}"
+            case ["python", "-m", module, *_] if module.startswith("bench"):
+                assert importlib.util.find_spec(module) is not None, module
+            case _:
+                continue
+        seen.add(words[0])
+    assert {"make", "microspec", "python", "replay", "info"} <= seen, seen

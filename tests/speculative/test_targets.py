@@ -10,7 +10,8 @@ import torch
 
 from microspec_kernels.speculative import CausalModel, generate, load_target
 from microspec_kernels.speculative.cache import causal
-from microspec_kernels.speculative.model import MODEL_TYPES, cache_argument
+from microspec_kernels.speculative.model import cache_argument
+from microspec_kernels.speculative.supported import MODEL_TYPES
 
 from .models import VOCAB, eagle, greedy, head_bias, noisy, prompt, tiny
 

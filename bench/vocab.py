@@ -3,6 +3,8 @@
 python -m bench.vocab [--quick] [--device cpu|cuda] [--out DIR]
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from microspec_kernels.timing import time_arms
 from . import gpu_vocab, options
 
 VOCAB_SIZE, CAPACITY, TOKENS = 128256, 3072, 300
+LONG = (10**5, 10**6)
 
 
 def on_cpu(quick: bool) -> list[dict[str, Any]]:
@@ -21,10 +24,15 @@ def on_cpu(quick: bool) -> list[dict[str, Any]]:
     known = vocab.ids[0, torch.randperm(CAPACITY)[:TOKENS]].long()
     # Always new: every call lets 300 tokens in and 300 out, the most that a step can ask for.
     fresh = iter(torch.randint(VOCAB_SIZE, (10**4, TOKENS)))
-    arms = {
+    arms: dict[str, Callable[[], object]] = {
         f"vocab_update_, {TOKENS} tokens, all new": lambda: vocab.update(next(fresh)),
         f"vocab_update_, {TOKENS} tokens, all active": lambda: vocab.update(known),
     }
+    # The walk stops early: only the check of the ids grows, at the cost of an aminmax.
+    for count in LONG:
+        tokens = torch.randint(VOCAB_SIZE, (count,))
+        arms[f"vocab_update_, {count:.0e} tokens"] = partial(vocab.update, tokens)
+        arms[f"torch.aminmax of {count:.0e} tokens"] = partial(torch.aminmax, tokens)
     times = time_arms(arms, 11 if quick else 301)
     shape = {"V": VOCAB_SIZE, "K": CAPACITY}
     return [{**shape, "arm": name, **time.in_us()} for name, time in times.items()]

@@ -1,8 +1,6 @@
 """vocab_update_ against an LRU of the tests' own and, bit for bit, against the reference."""
 
 import itertools
-import time
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -226,34 +224,6 @@ def test_groups_beyond_shared_memory_have_each_their_own_workspace() -> None:
     state, caches = vocab_state(17_000, 16_385, groups=3), [Lru(16_385) for _ in range(3)]
     for _ in range(2):
         step(state, caches, torch.randint(-1, 17_000, (3, 900), generator=rng))
-
-
-def least_seconds(call: Callable[[], object]) -> float:
-    """The fastest of some calls, in this thread's own time: other processes do not count."""
-    seconds = []
-    for _ in range(9):
-        start = time.thread_time()
-        call()
-        seconds.append(time.thread_time() - start)
-    return min(seconds)
-
-
-@pytest.mark.backends(*CPU)
-@pytest.mark.parametrize("ragged", [False, True])
-def test_a_long_batch_costs_a_sweep_over_its_tokens(ragged: bool) -> None:
-    """The walk stops early; what remains is the check of the ids, as cheap as a minimum of them."""
-    count = 10**6
-    state = vocab_state(5000, 100, groups=3 if ragged else 1)
-    tokens = torch.randint(5000, (count,))
-    groups = torch.randint(3, (count,)) if ragged else None
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        sweep = least_seconds(lambda: (tokens.amin(), tokens.amax()))
-        update = least_seconds(lambda: vocab_update_(*state.tensors(), tokens, token_groups=groups))
-    finally:
-        torch.set_num_threads(threads)
-    assert update < 4 * sweep, f"{update * 1e6:.0f} us, a sweep {sweep * 1e6:.0f} us"
 
 
 @pytest.mark.backends(*CPU)

@@ -55,8 +55,8 @@ Tensor DeviceCall::empty(std::initializer_list<int64_t> sizes, ScalarType dtype)
   const int64_t strides[] = {dims == 2 ? std::max<int64_t>(1, sizes.begin()[1]) : 1, 1};
   const int32_t device = on_cuda_ ? aoti_torch_device_type_cuda() : aoti_torch_device_type_cpu();
   AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      dims, sizes.begin(), strides, static_cast<int32_t>(dtype), device, index_, &handle));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dims, sizes.begin(), strides, static_cast<int32_t>(dtype),
+                                                  device, index_, &handle));
   return Tensor(handle);
 }
 

@@ -117,7 +117,7 @@ def test_an_index_and_its_files_agree(tmp_path: Path) -> None:
 def test_an_index_that_is_none(text: str, tmp_path: Path) -> None:
     save(tmp_path, {"model.safetensors": values(a=1)})
     (tmp_path / "model.safetensors.index.json").write_text(text)
-    with pytest.raises(ValueError, match=r"index.json: expected a weight_map from tensors"):
+    with pytest.raises(ValueError, match=r"index.json: expected a (weight_map|JSON object)"):
         read(tmp_path)
 
 

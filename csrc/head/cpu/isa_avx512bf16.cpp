@@ -27,10 +27,7 @@ constexpr int kDepth = 64;      // elements of the rows between a copy and its m
 constexpr int kRowVectors = 2;  // 2 * 12 accumulators, two of rows and an activation: 27 registers
 constexpr int kColumns = 12;
 constexpr int64_t kMaxColumns = 64;
-#ifndef AHEAD
-#define AHEAD 256
-#endif
-constexpr int64_t kAhead = AHEAD;  // elements that a prefetch is ahead of the copy
+constexpr int64_t kAhead = 256;  // elements that a prefetch is ahead of the copy
 
 static_assert(kDepth == kHiddenPadding);
 

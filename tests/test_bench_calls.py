@@ -95,10 +95,14 @@ def test_new_tokens_are_new_and_active_ones_active(monkeypatch: pytest.MonkeyPat
         update(self, tokens, **more)
 
     monkeypatch.setattr(mk.ActiveVocab, "update", noted)
-    monkeypatch.setattr(vocab, "time_arms", Times(CALLS))
+    times = Times(CALLS)
+    monkeypatch.setattr(vocab, "time_arms", times)
     vocab.on_cpu(quick=True)
-    _, *taken = shares
-    new, active = taken[::2], taken[1::2]
+    updates = [name for name in times.names if name.startswith("vocab_update_")]
+    taken = list(zip(updates, shares[1:], strict=True))
+    new = [share for name, share in taken if name.endswith("all new")]
+    active = [share for name, share in taken if name.endswith("all active")]
+    assert len(new) == len(active) == CALLS
     assert max(new) < 0.1 and active[1:] == [1.0] * (CALLS - 1)
 
 

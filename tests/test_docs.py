@@ -22,6 +22,7 @@ import torch
 
 pytest.importorskip("transformers")
 
+from backends_under_test import COMPILED
 from speculative.models import VOCAB, noisy, prompt, tiny
 
 import microspec_kernels
@@ -137,6 +138,7 @@ STANDINS: dict[str, Callable[[], dict[str, Any]]] = {
     "load_draft(": decoding,
     "sparse_assistant(": generate,
     "frequency": texts,
+    "pytest.mark": lambda: {"pytest": pytest, "COMPILED": COMPILED},
 }
 PYTHON = [(page.name, code) for page in PAGES for code in page_snippets(page, "python")]
 PYTHON += [(module, docstring_snippet(module)) for module in MODULES]
@@ -167,7 +169,7 @@ def test_a_snippet_runs(code: str) -> None:
 
 
 def test_every_page_shows_python() -> None:
-    assert [len(page_snippets(page, "python")) for page in PAGES] == [3, 3, 1]
+    assert [len(page_snippets(page, "python")) for page in PAGES] == [3, 3, 1, 1]
     assert microspec_kernels.policy.frequency_rank is not None
 
 

@@ -17,6 +17,7 @@ from bench import batches, batches_head
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@pytest.mark.slow
 def test_a_quick_run_on_the_cpu(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "bench.batches", "--quick", "--device", "cpu"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -77,6 +77,7 @@ def test_a_gpu_is_done_with_within_ten_minutes() -> None:
     assert sum(run.limit(part, "cuda", False) for part in run.PARTS.values()) <= 600
 
 
+@pytest.mark.slow
 def test_a_quick_run_on_the_cpu(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "bench.run", "--quick", "--device", "cpu", "--out", tmp_path]
     # One thread: on a busy machine two would mostly wait for each other.

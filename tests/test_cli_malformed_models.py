@@ -262,7 +262,7 @@ LATE: dict[str, Damage] = {
     "tensors of other names": tensors(lambda state: (state.clear(), state.update(a=torch.ones(1)))),
     "a .bin that is empty": instead(b""),
     "a .bin of text": instead(b"not tensors"),
-    "a .bin of a pickle": instead(pickle.dumps(Planted())),
+    "a .bin of a pickle": instead(pickle.dumps(Planted(), protocol=2)),
     "a .bin that is cut": instead(pt({NORM: torch.ones(4000)})[:3000]),
     "a .bin of a list": instead(pt([1, 2])),
 }

@@ -3,10 +3,13 @@
 import pytest
 import sass
 
-pytestmark = pytest.mark.skipif(
-    not sass.architectures() if sass.cuobjdump() else True,
-    reason="the library was built without nvcc, or there is no cuobjdump",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not sass.architectures() if sass.cuobjdump() else True,
+        reason="the library was built without nvcc, or there is no cuobjdump",
+    ),
+]
 
 # One of each generation; the others differ from one of these in their limits only.
 READ = ("sm_80", "sm_90a", "sm_100")

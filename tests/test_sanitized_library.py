@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from emulated import PRELOAD
 
+pytestmark = pytest.mark.slow  # builds the library again
+
 ROOT = Path(__file__).resolve().parents[1]
 FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g1"
 

@@ -13,9 +13,8 @@ from typing import Any
 
 import pytest
 
-pytestmark = (
-    pytest.mark.slow
-)  # some hundred compilations; a second run finds them in build/triton-cache
+# Some hundred compilations; a second run finds them in build/triton-cache.
+pytestmark = pytest.mark.slow
 triton = pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("interpreted kernels cannot be compiled", allow_module_level=True)

@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/microspec.stamp
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc)
 
-.PHONY: build demo test test-all test-triton test-oldest test-engines test-engines-gpu test-gpu lint bench bench-gpu bench-variants clean
+.PHONY: build demo test test-all test-triton test-oldest test-wheel test-engines test-engines-gpu test-gpu lint bench bench-gpu bench-variants clean
 
 build: $(STAMP)
 
@@ -61,6 +61,24 @@ test-oldest:
 		$(MAKE) VENV=$(OLDEST) PYTHON=$(OLDEST_PYTHON) TORCH=torch build
 	$(OLDEST)/bin/pip install --quiet --no-deps $$(grep '^triton=' tests/oldest.txt)
 	$(MAKE) VENV=$(OLDEST) test
+
+# Before a release: the wheel itself, installed under another Python and the newest torch, runs the op tests
+# away from this folder. No dependency but torch and the tests' own.
+WHEEL_PYTHON ?= python3.13
+WHEEL := build/wheel
+test-wheel: build
+	rm -rf $(WHEEL)
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pip wheel --quiet --no-build-isolation --no-deps \
+		--wheel-dir $(WHEEL) .
+	$(WHEEL_PYTHON) -m venv $(VENV)-wheel
+	$(VENV)-wheel/bin/pip install --quiet --upgrade torch numpy pytest pytest-xdist hypothesis
+	$(VENV)-wheel/bin/pip install --quiet --no-deps --force-reinstall $(WHEEL)/*.whl
+	cp -r tests pyproject.toml $(WHEEL)
+	cd $(WHEEL) && $(abspath $(VENV))-wheel/bin/pytest -n auto --maxprocesses 8 -m '$(QUICK)' \
+		$(addprefix tests/,$(WHEEL_TESTS))
+	$(VENV)-wheel/bin/microspec info
+WHEEL_TESTS := test_head_*.py test_gather.py test_vocab_update.py test_active_vocab.py \
+	test_weight_slab.py test_registration.py
 
 # The plugins inside vLLM and SGLang, installed as users install them, each in an environment of its
 # own (gigabytes of downloads; no GPU needed). In nothing else: neither in `test` nor in CI.

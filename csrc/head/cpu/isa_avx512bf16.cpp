@@ -27,7 +27,9 @@ constexpr int kDepth = 64;      // elements of the rows between a copy and its m
 constexpr int kRowVectors = 2;  // 2 * 12 accumulators, two of rows and an activation: 27 registers
 constexpr int kColumns = 12;
 constexpr int64_t kMaxColumns = 64;
-constexpr int64_t kAhead = 256;  // elements that a prefetch is ahead of the copy
+// Elements that a prefetch is ahead of the copy: on a Sapphire Rapids 64 to 256 measure the same, 512 takes
+// 8 % longer at M = 1.
+constexpr int64_t kAhead = 128;
 
 static_assert(kDepth == kHiddenPadding);
 

@@ -64,7 +64,7 @@ void note_writes(std::initializer_list<Argument> written) {
     if (!argument.tensor) continue;
     // A copy onto itself moves nothing, and counts as a write.
     const AtenTensorHandle handle = argument.tensor->get();
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_copy_(handle, handle, false));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_copy_(handle, handle, false));
   }
 }
 

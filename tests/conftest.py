@@ -70,7 +70,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.xdist_group("gpu"))
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+def pytest_terminal_summary(terminalreporter: "pytest.TerminalReporter") -> None:
     skipped = terminalreporter.getreports("skipped")
     for kind, reason in (("GPU", NO_DEVICE), ("Arm", NO_ARM)):
         count = sum(reason in str(report.longrepr) for report in skipped)

@@ -163,11 +163,15 @@ def test_eagles_own_embedding_and_head(size: int, biased: bool, tmp_path: Path) 
     target = CausalModel(model)
     state = eagle(target).state_dict()
     own = {EMBEDDING: torch.randn(size, SIZE), HEAD: torch.randn(size, SIZE)}
-    draft = load_draft(save_draft(tmp_path, state | own, vocab_size=size), target)
+    # A folder each: the first draft's tensors may be maps of its files.
+    folders = [tmp_path / name for name in ("own", "whole")]
+    for folder in folders:
+        folder.mkdir()
+    draft = load_draft(save_draft(folders[0], state | own, vocab_size=size), target)
     whole = {name: torch.zeros(VOCAB, SIZE) for name in own}
     for name, rows in whole.items():
         rows[:size] = own[name][:VOCAB]
-    same = load_draft(save_draft(tmp_path, state | whole), target)
+    same = load_draft(save_draft(folders[1], state | whole), target)
     assert torch.equal(feature(draft), feature(same))
     hidden = feature(draft)
     common = torch.arange(min(size, VOCAB))

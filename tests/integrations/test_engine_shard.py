@@ -23,4 +23,6 @@ def test_processes(ranks: int, tmp_path: Path) -> None:
         command, cwd=TESTS, env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout}{done.stderr}"
-    assert done.stdout.split() == [str(ranks)] * ranks
+    # Gloo of torch 2.10 writes there, too.
+    results = [line for line in done.stdout.splitlines() if not line.startswith("[Gloo]")]
+    assert results == [str(ranks)] * ranks

@@ -1,6 +1,6 @@
 """Benchmarks, one folder for each question. Run them as modules from the checkout.
 
-bench.run         How much does the package save on this machine? Runs the first three, then plots.
+bench.run         How much does the package save on this machine? Runs the main ones, and plots.
 bench.ops         How fast is each op, and what do other ways to do the same job take?
 bench.draft       What does a faster head save in a whole draft step?
 bench.decoding    What does it save from prompt to text, in batches and inside an engine?

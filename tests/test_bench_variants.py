@@ -217,6 +217,14 @@ def test_the_child_takes_what_it_is_given(libraries: Path, monkeypatch: pytest.M
     assert builds == [str(libraries / "default.so")]
 
 
+def test_builds_are_compared_by_their_best_processes() -> None:
+    a, b = Path("a.so"), Path("b.so")
+    runs = {a: [[line(10.0), line(4.0, m=1)], [line(8.0)]], b: [[line(4.0), line(5.0, m=1)]]}
+    ten, one = compare_builds.compare(runs)
+    assert (ten["library 1 us"], ten["library 2 us"], ten["2 over 1"]) == (8.0, 4.0, 0.5)
+    assert (one["M"], one["2 over 1"], one["floor_us"]) == (1, 1.25, 8.0)
+
+
 def test_a_process_loads_the_build_that_it_is_given(tmp_path: Path) -> None:
     """A program of bench, which imports the package in many places, loads no other library."""
     library = Path(shutil.copy(_library.PATH, tmp_path / "other.so"))

@@ -41,7 +41,7 @@ class Run:
     requests: list[Request]
     rows: list[int] = field(default_factory=list)  # read by a call of the head
     gathered: list[int] = field(default_factory=list)  # slots whose token changed
-    head: list[float] = field(default_factory=list)  # seconds a step
+    head: list[float] = field(default_factory=list)  # seconds per step
     vocabulary: list[float] = field(default_factory=list)
 
 

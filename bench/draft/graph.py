@@ -16,7 +16,6 @@ from bench.ops.head_peers import PADDED
 
 from .heads import DraftHead
 
-PARTS = ("layer", "head", "tree", "vocabulary", "gather")
 RANGE = "draft: "  # stands in front of a part's name in a profile
 
 

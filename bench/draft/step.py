@@ -88,7 +88,7 @@ def variants(head: DraftHead, device: str) -> dict[str, tuple[frozenset[str], bo
     """
     left_out = {WHOLE: (), "layer": ("layer",), "head": ("head",), "tree": ("tree",)}
     if isinstance(head, SparseDraftHead):
-        # Without an update there is nothing to gather: the one is measured without the other.
+        # Without an update there is nothing to gather, so both are left out together.
         left_out["vocabulary"] = ("vocabulary", "gather")
     if isinstance(head, NanoSpecDraftHead) or (
         isinstance(head, SparseDraftHead) and head.slab is not None

@@ -15,9 +15,9 @@ import torch
 
 from microspec_kernels.timing import Percentiles, interleaved, percentiles
 
-WAIT = (
-    1_000_000  # cycles, half a millisecond: the host enqueues a graph of 500 kernels in that time
-)
+from .sizes import ROUNDS
+
+WAIT = 1_000_000  # cycles, half a millisecond: enough to enqueue a graph of 500 kernels
 Name = TypeVar("Name")
 COLD = 4  # caches' worth of data between two uses of the same operand
 
@@ -93,7 +93,7 @@ def uncaptured(call: Callable[[], object], calls: int) -> Replay:
 
 
 def time_replays(
-    replays: Mapping[Name, Replay], rounds: int = 31, warmup: int = 3
+    replays: Mapping[Name, Replay], rounds: int = ROUNDS, warmup: int = 3
 ) -> dict[Name, Percentiles]:
     """Return the seconds of a call of each; the rounds are interleaved."""
     taken = time_rounds(replays, rounds, warmup)
@@ -101,7 +101,7 @@ def time_replays(
 
 
 def time_rounds(
-    replays: Mapping[Name, Replay], rounds: int = 31, warmup: int = 3
+    replays: Mapping[Name, Replay], rounds: int = ROUNDS, warmup: int = 3
 ) -> dict[Name, list[float]]:
     """Return the seconds of a call of each, round by round, so that they may be subtracted."""
     return interleaved(list(replays), rounds, warmup, lambda name: _seconds(replays[name]))

@@ -79,7 +79,7 @@ def gated(x: Tensor) -> Tensor:
 
 
 class DraftLayer:
-    """fc, attention to the context and to the draft's tokens, gated MLP.
+    """The draft layer: fc, attention to the context and to the draft's tokens, gated MLP.
 
     The cache holds ``context`` verified tokens and has room for ``drafted`` more: the tokens just
     accepted and the tree's. All nodes see the verified tokens, so FlashAttention reads the context
@@ -140,7 +140,7 @@ class DraftLayer:
         end = self.context + first + n
         self.keys[:, end - n : end] = turned[:, model.heads :].transpose(0, 1)
         self.values[:, end - n : end] = qkv[:, model.heads + model.kv_heads :].transpose(0, 1)
-        # [n, heads, d] → [kv_heads, heads a kv head · n, d]
+        # [n, heads, d] → [kv_heads, heads per kv head · n, d]
         group = model.heads // model.kv_heads
         q = turned[:, : model.heads].unflatten(1, (model.kv_heads, group))
         q = q.permute(1, 2, 0, 3).reshape(model.kv_heads, group * n, model.head_dim)

@@ -54,7 +54,7 @@ MODELS = {
     )
 }
 DEFAULT = "Llama-3.1-8B"
-# For smoke tests. No two ratios of its sizes are equal, so that a mixed-up size shows.
+# For smoke tests. All its sizes differ, so that a mixed-up size shows.
 TOY = Model("toy", 4000, 64, 160, 4, 2, 32)
 
 

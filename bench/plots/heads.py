@@ -14,7 +14,7 @@ from microspec_kernels.cli.advise import Point, points
 from microspec_kernels.cli.measured import Row
 
 ROWS = (1, LEVEL, 60)
-HEIGHT = 3.2  # inches a panel
+HEIGHT = 3.2  # of a panel, in inches
 KIND_COLOURS = {
     "sparse_head": "tab:blue",
     "dense": "tab:red",

@@ -1,7 +1,7 @@
 """Read recorded traces, and texts on which lists may be counted.
 
-Every trace is split once. Policies are judged on sequences of its one half, and lists of its own
-requests are counted on the other. "Others" shares no task, no suite of tasks and no model with the
+Every trace is split once. Policies are judged on sequences of one half. Lists of its requests are counted
+on the other half. "Others" shares no task, no suite of tasks and no model with the
 judged trace. A trace's name reads suite-task__model.
 """
 

@@ -16,7 +16,7 @@ Rows = list[dict[str, Any]]
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
-    """Make a parser with --quick, --device and --out. Its description is the first line of `doc`."""
+    """Make a parser with --quick, --device and --out; the first line of `doc` describes it."""
     options = Parser(description=(doc or "").splitlines()[0])
     options.add_argument("--quick", action="store_true", help="a small model, few rounds; no file")
     options.add_argument(

@@ -1,8 +1,8 @@
 """Read recorded traces, and texts on which lists may be counted.
 
-Every trace is split once. Policies are judged on sequences of one half. Lists of its requests are counted
-on the other half. "Others" shares no task, no suite of tasks and no model with the
-judged trace. A trace's name reads suite-task__model.
+Every trace is split once. Policies are judged on sequences of one half. Lists of its requests are
+counted on the other half. "Others" shares no task, no suite of tasks and no model with the judged
+trace. A trace's name reads suite-task__model.
 """
 
 from collections import defaultdict

@@ -112,6 +112,8 @@ def test_as_many_prompts_as_there_are(tmp_path):
         ("ops.head", "--rounds 0", "--rounds"),
         ("ops.head", "--model abacus", "abacus"),
         ("ops.head", "--mod toy", "--mod"),
+        ("ops.head", "--quick --situations dance", "--situations"),
+        ("ops.head", "--quick --arms dance", "--arms"),
         ("draft.step", "--context 4,x", "--context"),
         ("draft.step", "--model abacus", "abacus"),
         ("ops.compare_builds", "--rows x", "--rows"),

@@ -54,6 +54,8 @@ MODELS = {
     )
 }
 DEFAULT = "Llama-3.1-8B"
+# For quick runs of single ops on a GPU.
+SMALL = Model("quick", 32000, 1024, 4096, 8, 2, 128)
 # For smoke tests. All its sizes differ, so that a mixed-up size shows.
 TOY = Model("toy", 4000, 64, 160, 4, 2, 32)
 

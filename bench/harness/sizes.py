@@ -8,3 +8,4 @@ CHANGED = 128  # tokens of one step that are new to the vocabulary
 QUICK_CAPACITY = 300  # K of --quick, for models.TOY
 
 ROUNDS, QUICK_ROUNDS = 31, 3
+SHORT_ROUNDS, QUICK_SHORT_ROUNDS = 301, 11  # of calls on a CPU that take microseconds

@@ -28,7 +28,6 @@ PARTS = ("head", "vocab", "gather")
 ROWS = ",".join(map(str, head.ROWS))
 SITUATIONS = ("cold", "warm")
 QUICK_ROUNDS = 9
-QUICK_MODEL = models.Model("quick", 32000, 1024, 4096, 8, 2, 128)
 KEY = ("M", "situation", "arm")
 
 Lines = list[dict[str, Any]]
@@ -40,7 +39,7 @@ def measure_parts(args: argparse.Namespace) -> dict[str, Lines]:
     rounds = QUICK_ROUNDS if args.quick else args.rounds
     tables = {}
     if "head" in args.parts:
-        model = QUICK_MODEL if args.quick else models.MODELS[models.DEFAULT]
+        model = models.SMALL if args.quick else models.MODELS[models.DEFAULT]
         shapes = [(CAPACITY, int(m)) for m in args.rows.split(",")]
         tables["head"] = measure(model, shapes, rounds, GraphTiming, [args.only], SITUATIONS)
     if "vocab" in args.parts:

@@ -15,16 +15,14 @@ from bench.harness import models, options
 from bench.harness.bandwidth import CopyBandwidth, row
 from bench.harness.cuda_graphs import Replay, capture, sets_for_cold, time_replays
 from bench.harness.inputs import id_sets, make_weight
-from bench.harness.sizes import CAPACITY, CHANGED, ROUNDS
+from bench.harness.sizes import CAPACITY, CHANGED, QUICK_SHORT_ROUNDS, ROUNDS, SHORT_ROUNDS
 from bench.harness.supported import DTYPE_NAMES, quantised
 from microspec_kernels import reference
 from microspec_kernels.timing import time_arms
 
 VOCAB_SIZE, DIM = models.MODELS[models.DEFAULT].vocab_size, models.MODELS[models.DEFAULT].dim
 QUICK_DIM = 512  # on a CPU
-QUICK_SIZES = (32000, 1024)  # V and D on a GPU
 CHANGED_ON_GPU = (CHANGED, CAPACITY)
-CPU_ROUNDS, QUICK_CPU_ROUNDS = 301, 11
 
 
 def on_cpu(quick: bool) -> list[dict[str, Any]]:
@@ -49,7 +47,7 @@ def on_cpu(quick: bool) -> list[dict[str, Any]]:
         f"gather_rows_, {CHANGED} changed rows of {dim}, {name}": lambda name=name: gather(name)
         for name in slabs
     }
-    times = time_arms(arms, QUICK_CPU_ROUNDS if quick else CPU_ROUNDS)
+    times = time_arms(arms, QUICK_SHORT_ROUNDS if quick else SHORT_ROUNDS)
     shape = {"V": VOCAB_SIZE, "D": dim, "K": CAPACITY}
     return [{**shape, "arm": name, **time.in_us()} for name, time in times.items()]
 
@@ -124,7 +122,8 @@ def on_gpu(
     quick: bool = False, rounds: int = ROUNDS, only: str = "", device: str = "cuda"
 ) -> list[dict[str, Any]]:
     """Time replays of graphs, beside a plain copy of the same bytes."""
-    vocab_size, dim = QUICK_SIZES if quick else (VOCAB_SIZE, DIM)
+    model = models.SMALL if quick else models.MODELS[models.DEFAULT]
+    vocab_size, dim = model.vocab_size, model.dim
     weight = make_weight(vocab_size, dim, device)
     replays: dict[str, Replay] = {}
     least: dict[str, int] = {}

@@ -78,6 +78,8 @@ def measure_all(args: argparse.Namespace) -> list[dict[str, Any]]:
                 model, shapes, rounds, GraphTiming, only, situations,
                 triton=triton, compile_rows=rows if triton else (),
             )  # fmt: skip
+        if not table:
+            raise ValueError(f"--arms: expected a part of an arm's name, got {args.arms}")
         options.save(args, "head.csv", table)
     return table
 

@@ -153,9 +153,15 @@ def measure(
         device: by default the timing's own.
         triton: whether to add arms of the Triton kernels.
         compile_rows: M with compiled arms.
+
+    Raises:
+        ValueError: a situation that the timing does not have.
     """
     device = device or ("cuda" if timing is GraphTiming else "cpu")
     situations = situations or timing.situations
+    if unknown := set(situations) - set(timing.situations):
+        expected = ", ".join(timing.situations)
+        raise ValueError(f"--situations: expected some of {expected}, got {', '.join(unknown)}")
     weight = make_weight(model.vocab_size, model.dim, device)
     layer_weights = weights(model, device) if "in situ" in situations else []
     timer = timing(weight, device)

@@ -15,14 +15,12 @@ from bench.harness import models, options
 from bench.harness.bandwidth import CopyBandwidth, row
 from bench.harness.cuda_graphs import Replay, capture, time_replays
 from bench.harness.inputs import id_sets
-from bench.harness.sizes import CAPACITY, ROUNDS
+from bench.harness.sizes import CAPACITY, QUICK_SHORT_ROUNDS, ROUNDS, SHORT_ROUNDS
 from microspec_kernels.timing import time_arms
 
 VOCAB_SIZE = models.MODELS[models.DEFAULT].vocab_size
-QUICK_VOCAB_SIZE = 32000
 TOKENS = 300  # of a step
 LONG = (10**5, 10**6)  # tokens of a long batch
-CPU_ROUNDS, QUICK_CPU_ROUNDS = 301, 11
 
 
 def on_cpu(quick: bool) -> list[dict[str, Any]]:
@@ -43,7 +41,7 @@ def on_cpu(quick: bool) -> list[dict[str, Any]]:
         tokens = torch.randint(VOCAB_SIZE, (count,))
         long[f"vocab_update_, {count:.0e} tokens"] = partial(flooded.update, tokens)
         long[f"torch.aminmax of {count:.0e} tokens"] = partial(torch.aminmax, tokens)
-    rounds = QUICK_CPU_ROUNDS if quick else CPU_ROUNDS
+    rounds = QUICK_SHORT_ROUNDS if quick else SHORT_ROUNDS
     times = time_arms(arms, rounds) | time_arms(long, rounds)
     shape = {"V": VOCAB_SIZE, "K": CAPACITY}
     return [{**shape, "arm": name, **time.in_us()} for name, time in times.items()]
@@ -82,7 +80,7 @@ def on_gpu(
     quick: bool = False, rounds: int = ROUNDS, only: str = "", device: str = "cuda"
 ) -> list[dict[str, Any]]:
     """Time replays of graphs."""
-    vocab_size = QUICK_VOCAB_SIZE if quick else VOCAB_SIZE
+    vocab_size = models.SMALL.vocab_size if quick else VOCAB_SIZE
     replays: dict[str, Replay] = {}
     for kind in ("new", "active"):
         name = f"vocab_update_ of {TOKENS} tokens, all {kind}"

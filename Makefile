@@ -118,17 +118,17 @@ lint: build
 
 bench: build
 	$(BIN)/python -m bench.run
-	$(BIN)/python -m bench.engine
+	$(BIN)/python -m bench.decoding.engine_overhead
 
 bench-gpu: build
 	$(BIN)/python -m bench.run --device cuda
-	$(BIN)/python -m bench.engine --device cuda
+	$(BIN)/python -m bench.decoding.engine_overhead --device cuda
 
 # Choices of the CUDA head against each other (for an H100 or H200; needs nvcc).
 bench-variants: build
-	$(BIN)/python -m bench.variants build
-	$(BIN)/python -m bench.variants run
-	$(BIN)/python -m bench.gpu_l2
+	$(BIN)/python -m bench.tuning.kernel_variants build
+	$(BIN)/python -m bench.tuning.kernel_variants run
+	$(BIN)/python -m bench.tuning.slab_in_l2
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info microspec_kernels/*.so

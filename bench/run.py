@@ -1,11 +1,11 @@
-"""Every benchmark, then the plots: one command for what the package saves on this machine.
+"""How much does the package save on this machine? One command for the main benchmarks and plots.
 
     python -m bench.run [--quick] [--device cpu|cuda] [--out DIR] [--parts head,plots]
 
-Each part is a process of its own with a limit of time: one that fails or takes too long is
-reported and the rest go on; the exit status is then 1. On a GPU the limits add up to less than ten
-minutes. CSV files and plots go to bench/results/<device>/, or ``--out``; with ``--quick``, which
-says whether everything works rather than how fast, only to the latter.
+Each part is a process with a time limit. If one fails or takes too long, it is reported, the rest
+go on, and the exit status is 1. On a GPU the limits add up to less than ten minutes. CSV files and
+plots go to bench/results/<device>/, or to ``--out``. ``--quick`` shows that everything works, not
+how fast it is, so it writes to ``--out`` alone.
 """
 
 import argparse
@@ -23,10 +23,10 @@ import torch
 
 from microspec_kernels.cli.arguments import Parser
 
-from . import report
+from .harness import report
 
 ROOT = Path(__file__).resolve().parents[1]
-# Seconds; no more than guards against a hang. Quick parts take a few each on a machine left alone.
+# Seconds, as guards against a hang. A quick part takes a few on an idle machine.
 SLOW, QUICK = 1800.0, 180.0
 
 
@@ -38,11 +38,11 @@ class Part:
 
 
 PARTS = {
-    "head": Part("bench.head", 270),
-    "draft_step": Part("bench.draft_step", 200),
-    "vocab": Part("bench.vocab", 20),
-    "gather": Part("bench.gather", 25),
-    "e2e": Part("bench.e2e", 60, ("--prompts", "8")),
+    "head": Part("bench.ops.head", 270),
+    "draft_step": Part("bench.draft.step", 200),
+    "vocab": Part("bench.ops.vocab", 20),
+    "gather": Part("bench.ops.gather", 25),
+    "pair": Part("bench.decoding.pair", 60, ("--prompts", "8")),
     "plots": Part("bench.plots", 20),
 }
 
@@ -50,7 +50,7 @@ PARTS = {
 @dataclass(frozen=True)
 class Outcome:
     part: str
-    said: str
+    text: str
     seconds: float
     failed: bool
 
@@ -60,37 +60,37 @@ def limit(part: Part, device: str, quick: bool) -> float:
 
 
 def command(name: str, args: argparse.Namespace) -> list[str]:
-    """What measures a part; plots are of what the parts before have written."""
+    """Return the command of a part. The plots are of what the parts before have written."""
     part = PARTS[name]
     words = [sys.executable, "-m", part.module]
     if name == "plots":
         return [*words, *([str(args.out)] if args.out else [])]
     words += ["--device", args.device, *(["--quick"] if args.quick else [])]
     words += ["--out", str(args.out)] if args.out else []
-    words += ["--corpus", str(args.corpus)] if name == "e2e" and args.corpus else []
+    words += ["--corpus", str(args.corpus)] if name == "pair" and args.corpus else []
     return words + list(part.options if args.device == "cuda" and not args.quick else ())
 
 
 def run_part(
     name: str, words: Sequence[str], seconds: float, environment: dict[str, str]
 ) -> Outcome:
-    """Its output goes where ours goes. After ``seconds`` it is ended, with what it has started."""
+    """Run a part with our output streams, and kill it and its children after ``seconds``."""
     began = time.monotonic()
     process = subprocess.Popen(words, cwd=ROOT, env=environment, start_new_session=True)
     try:
         code = process.wait(seconds)
-        said = "done" if code == 0 else f"FAILED, exit status {code}"
+        text = "done" if code == 0 else f"FAILED, exit status {code}"
     except subprocess.TimeoutExpired:
-        said = f"OUT OF TIME after {seconds:.0f} s"
+        text = f"OUT OF TIME after {seconds:.0f} s"
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    return Outcome(name, said, time.monotonic() - began, said != "done")
+    return Outcome(name, text, time.monotonic() - began, text != "done")
 
 
 def run(args: argparse.Namespace) -> list[Outcome]:
-    # What is not to be used is hidden, so that a record of the device names the one that was.
+    # Hide an unused GPU, so that the files name the device that was measured.
     hidden = {"CUDA_VISIBLE_DEVICES": ""} if args.device == "cpu" else {}
     outcomes = []
     for name in args.parts:
@@ -113,7 +113,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default=present)
     parser.add_argument("--out", type=Path, help="folder of the CSV files and plots")
     parser.add_argument("--parts", help=f"of {','.join(PARTS)}; default all")
-    parser.add_argument("--corpus", type=Path, help="prompts of e2e are from here")
+    parser.add_argument("--corpus", type=Path, help="the part pair takes its prompts from here")
     args = parser.parse_args(arguments)
     args.explicit = args.parts is not None
     args.parts = args.parts.split(",") if args.explicit else list(PARTS)
@@ -130,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     began = time.monotonic()
     outcomes = run(args)
     print(f"\n== {args.device}, {time.monotonic() - began:.0f} s ==\n")
-    print(report.table([{"part": o.part, "outcome": o.said, "s": o.seconds} for o in outcomes]))
+    print(report.table([{"part": o.part, "outcome": o.text, "s": o.seconds} for o in outcomes]))
     return int(any(outcome.failed for outcome in outcomes))
 
 

@@ -7,10 +7,12 @@ and whatever slows the machine slows them all.
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 import torch
+
+Name = TypeVar("Name")
 
 
 class Percentiles(NamedTuple):
@@ -51,21 +53,38 @@ def time_arms(
     if not arms or rounds < 1:
         raise ValueError(f"time_arms: expected arms and rounds, got {len(arms)} and {rounds}")
     wait = torch.cuda.synchronize if torch.cuda.is_available() else _nothing
-    seconds: dict[str, list[float]] = {name: [] for name in arms}
-    order = list(arms)
+
+    def seconds_of(name: str) -> float:
+        if before is not None:
+            before(name)
+        wait()
+        start = time.perf_counter()
+        arms[name]()
+        wait()
+        return time.perf_counter() - start
+
+    taken = interleaved(list(arms), rounds, warmup, seconds_of)
+    return {name: percentiles(seconds) for name, seconds in taken.items()}
+
+
+def interleaved(
+    names: Sequence[Name], rounds: int, warmup: int, seconds_of: Callable[[Name], float]
+) -> dict[Name, list[float]]:
+    """Measure each name once a round, and begin each round with another one.
+
+    Args:
+        warmup: rounds ahead of those that count.
+        seconds_of: measures one call of a name.
+    """
+    seconds: dict[Name, list[float]] = {name: [] for name in names}
+    order = list(names)
     for index in range(warmup + rounds):
         shift = index % len(order)
         for name in order[shift:] + order[:shift]:
-            if before is not None:
-                before(name)
-            wait()
-            start = time.perf_counter()
-            arms[name]()
-            wait()
-            elapsed = time.perf_counter() - start
+            elapsed = seconds_of(name)
             if index >= warmup:
                 seconds[name].append(elapsed)
-    return {name: percentiles(taken) for name, taken in seconds.items()}
+    return seconds
 
 
 def _nothing() -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from bench import batches, e2e
+from bench.decoding import batches
+from bench.harness.tiny_pair import unseen_prompts
 
 TEXT = {"source": "gsm/a", "split": "test", "prompt": "a b", "response": "c"}
 
@@ -68,19 +69,19 @@ def no_pair(monkeypatch):
     def load(device: str = "cpu") -> None:
         raise AssertionError("the pair was loaded")
 
-    for name in ("e2e", "batches", "policy_pair"):
+    for name in ("decoding.pair", "decoding.batches", "policy.pair"):
         module = importlib.import_module(f"bench.{name}")
         monkeypatch.setattr(module, "load_pair", load)
         monkeypatch.setattr(module, "Tekken", Words)
 
 
-@pytest.mark.parametrize("program", ["e2e", "batches", "policy_pair"])
+@pytest.mark.parametrize("program", ["decoding.pair", "decoding.batches", "policy.pair"])
 @pytest.mark.parametrize("name", [*CORPORA, "folder"])
 def test_a_corpus(name, program, refused):
     assert name in refused(program, "--corpus", name, "--prompts", "2")
 
 
-@pytest.mark.parametrize("program", ["e2e", "batches", "policy_pair"])
+@pytest.mark.parametrize("program", ["decoding.pair", "decoding.batches", "policy.pair"])
 def test_more_prompts_than_there_are(program, refused):
     assert "--prompts: expected at most 8 without a --corpus, got 9" in refused(
         program, "--prompts", "9"
@@ -90,10 +91,10 @@ def test_more_prompts_than_there_are(program, refused):
 def test_as_many_prompts_as_there_are(tmp_path):
     rows = [TEXT | {"prompt": "w " * n} for n in (1, 2, 300, 3)]
     (tmp_path / "corpus.xz").write_bytes(lines(*rows))
-    found = e2e.unseen_prompts(tmp_path / "corpus.xz", Words(), 3)
+    found = unseen_prompts(tmp_path / "corpus.xz", Words(), 3)
     assert [len(ids) for ids in found] == [1, 2, 3]
     with pytest.raises(ValueError, match="expected 4 prompts of split test within 256 tokens, got"):
-        e2e.unseen_prompts(tmp_path / "corpus.xz", Words(), 4)
+        unseen_prompts(tmp_path / "corpus.xz", Words(), 4)
     with pytest.raises(ValueError, match="expected 4 mixed prompts"):
         batches.prompts_by_task(tmp_path / "corpus.xz", Words(), 4)
 
@@ -101,29 +102,32 @@ def test_as_many_prompts_as_there_are(tmp_path):
 @pytest.mark.parametrize(
     ("program", "words", "named"),
     [
-        ("e2e", "--prompts 0", "--prompts"),
-        ("e2e", "--new -1", "--new"),
-        ("e2e", "--temperature nan", "--temperature"),
-        ("e2e", "--top-k 129", "--top-k"),
-        ("e2e", "--depth 1.5", "--depth"),
-        ("e2e", "--prom 1", "--prom"),
-        ("batches", "--new 0", "--new"),
-        ("head", "--rounds 0", "--rounds"),
-        ("head", "--model abacus", "abacus"),
-        ("head", "--mod toy", "--mod"),
-        ("draft_step", "--context 4,x", "--context"),
-        ("draft_step", "--model abacus", "abacus"),
-        ("gpu", "--rows x", "--rows"),
-        ("gpu", "--library absent.so", "absent.so"),
-        ("gpu", "--parts dance", "dance"),
-        ("gpu_l2", "--rows 1,", "--rows"),
-        ("gpu_l2", "--model abacus", "abacus"),
-        ("plots", "absent", "absent"),
+        ("decoding.pair", "--prompts 0", "--prompts"),
+        ("decoding.pair", "--new -1", "--new"),
+        ("decoding.pair", "--temperature nan", "--temperature"),
+        ("decoding.pair", "--top-k 129", "--top-k"),
+        ("decoding.pair", "--depth 1.5", "--depth"),
+        ("decoding.pair", "--prom 1", "--prom"),
+        ("decoding.batches", "--new 0", "--new"),
+        ("ops.head", "--rounds 0", "--rounds"),
+        ("ops.head", "--model abacus", "abacus"),
+        ("ops.head", "--mod toy", "--mod"),
+        ("ops.head", "--quick --situations dance", "--situations"),
+        ("ops.head", "--quick --arms dance", "--arms"),
+        ("draft.step", "--context 4,x", "--context"),
+        ("draft.step", "--model abacus", "abacus"),
+        ("ops.compare_builds", "--rows x", "--rows"),
+        ("ops.compare_builds", "--library absent.so", "absent.so"),
+        ("ops.compare_builds", "--parts dance", "dance"),
+        ("tuning.slab_in_l2", "--rows 1,", "--rows"),
+        ("tuning.slab_in_l2", "--model abacus", "abacus"),
+        ("plots.__main__", "absent", "absent"),
+        ("plots.policy", "absent", "absent"),
         ("run", "--par head", "--par"),
-        ("policy", "absent.npz --frequency-rank absent.npy", "absent.npy"),
-        ("policy", "absent.npz --freq absent.npy", "--freq"),
-        ("policy", "absent.npz --frequency-rank none.npy", "none.npy"),
-        ("variants", "run --jobs 0", "--jobs"),
+        ("policy.traces", "absent.npz --frequency-rank absent.npy", "absent.npy"),
+        ("policy.traces", "absent.npz --freq absent.npy", "--freq"),
+        ("policy.traces", "absent.npz --frequency-rank none.npy", "none.npy"),
+        ("tuning.kernel_variants", "run --jobs 0", "--jobs"),
     ],
 )
 def test_an_option(program, words, named, refused, tmp_path):

@@ -1,4 +1,4 @@
-"""bench/batches*.py: quick runs whose figures are checked, and which prompts are taken."""
+"""bench/decoding/batches*.py: quick runs whose figures are checked, and which prompts are taken."""
 
 import csv
 import json
@@ -12,14 +12,14 @@ import pytest
 import torch
 from known_times import COLUMNS, KnownTimes
 
-from bench import batches, batches_head
+from bench.decoding import batches, batches_head
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.slow
 def test_a_quick_run_on_the_cpu(tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "bench.batches", "--quick", "--device", "cpu"]
+    words = [sys.executable, "-m", "bench.decoding.batches", "--quick", "--device", "cpu"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*words, "--out", tmp_path], cwd=ROOT, env=environment, capture_output=True, text=True

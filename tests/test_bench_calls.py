@@ -8,18 +8,13 @@ import torch
 from torch import Tensor
 
 import microspec_kernels as mk
-from bench import (
-    batches_head,
-    cpu_head,
-    cuda_graphs,
-    gather,
-    gpu_gather,
-    gpu_head,
-    gpu_vocab,
-    models,
-    vocab,
-)
-from bench.head_arms import Arm, make_weight
+from bench.decoding import batches_head
+from bench.harness import cuda_graphs, models
+from bench.harness.bandwidth import ReadBandwidth
+from bench.harness.head_check import HeadArm
+from bench.harness.inputs import make_weight
+from bench.ops import gather, time_head, vocab
+from bench.ops.time_head import CallTiming, GraphTiming
 from microspec_kernels import ops
 from microspec_kernels.timing import Percentiles, percentiles
 
@@ -64,7 +59,7 @@ def test_each_gather_brings_other_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
 def test_each_gather_of_a_graph_brings_other_rows(dtype: torch.dtype) -> None:
-    arm = gpu_gather.Gather(make_weight(4000, 16), 300, 64, dtype)
+    arm = gather.Gather(make_weight(4000, 16), 300, 64, dtype)
     arm()
     seen = [arm.held.clone()]
     for _ in range(len(arm.wanted)):
@@ -79,7 +74,7 @@ def test_plain_copies_come_from_other_places(monkeypatch: pytest.MonkeyPatch) ->
     weight = torch.arange(20).repeat_interleave(2).view(20, 2)
     target = torch.empty(4, 2, dtype=torch.int64)
     monkeypatch.setattr(torch, "empty", lambda *_, **__: target)
-    copy, seen = gpu_gather.plain_copy(weight, 4, 3), []
+    copy, seen = gather.plain_copy(weight, 4, 3), []
     for _ in range(4):
         copy()
         seen.append(target[:, 0].tolist())
@@ -108,27 +103,27 @@ def test_new_tokens_are_new_and_active_ones_active(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("new", [True, False])
 def test_a_graph_s_tokens_are_all_new_or_all_active(new: bool) -> None:
-    arm = gpu_vocab.Update(64 * 300 + 3000, 900, new, "cpu")
+    arm = vocab.Update(64 * 300 + 3000, 900, new, "cpu")
     for _ in arm.sets:  # what it began with has gone
         arm()
     for tokens in arm.sets:
-        assert len(tokens.unique()) == len(tokens) == gpu_vocab.TOKENS
+        assert len(tokens.unique()) == len(tokens) == vocab.TOKENS
         assert arm.vocab.contains(tokens).float().mean() == (not new)
         arm()
 
 
 def test_a_graph_that_does_not_update_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    idle = cuda_graphs.Replay(lambda: None, gpu_vocab.Update.CALLS, None)
+    idle = cuda_graphs.Replay(lambda: None, vocab.Update.CALLS, None)
     with pytest.raises(AssertionError, match="vocab_update_"):
-        gpu_vocab.Update(20_000, 900, True, "cpu").check(idle)
+        vocab.Update(20_000, 900, True, "cpu").check(idle)
 
     def refuses(*_: Any) -> None:
         raise KeyError("checked")
 
-    for module, kind in ((gpu_vocab, gpu_vocab.Update), (gpu_gather, gpu_gather.Gather)):
+    for module, kind in ((vocab, vocab.Update), (gather, gather.Gather)):
         monkeypatch.setattr(kind, "check", refuses)
         with pytest.raises(KeyError, match="checked"):
-            module.measure(quick=True, rounds=1, device="cpu")
+            module.on_gpu(quick=True, rounds=1, device="cpu")
 
 
 def test_every_call_of_a_batch_reads_other_rows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,12 +163,12 @@ def test_what_goes_before_a_call_on_a_cpu(
     situation: str, goes_before: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order: list[str] = []
-    arm = Arm(lambda: (order.append("arm"), torch.zeros(1))[1:], {}, 1000)
-    monkeypatch.setattr(cpu_head, "arms_for", lambda *_, **__: {"arm": arm})
-    monkeypatch.setattr(cpu_head, "validate", lambda *_: None)
-    monkeypatch.setattr(cpu_head, "products", lambda *_: lambda: order.append("layer"))
-    monkeypatch.setattr(cpu_head, "time_arms", Times(1))
-    (row,) = cpu_head.measure(models.TOY, [(300, 1)], 1, situations=[situation])
+    arm = HeadArm(lambda: (order.append("arm"), torch.zeros(1))[1:], {}, 1000)
+    monkeypatch.setattr(time_head, "arms_for", lambda *_, **__: {"arm": arm})
+    monkeypatch.setattr(time_head, "validate", lambda *_: None)
+    monkeypatch.setattr(time_head, "products", lambda *_: lambda: order.append("layer"))
+    monkeypatch.setattr(time_head, "time_arms", Times(1))
+    (row,) = time_head.measure(models.TOY, [(300, 1)], 1, CallTiming, situations=[situation])
     read = models.TOY.vocab_size * models.TOY.dim * 2 / 4 / TIMES.p50
     assert [word for word in order if word == "layer"] == ["layer"] * (
         2 if situation == "in situ" else 0
@@ -187,19 +182,19 @@ def test_bandwidth_is_read_from_all_of_the_weight() -> None:
     weight = torch.ones(32, 64, dtype=torch.bfloat16)
     wide = weight.view(torch.float32)
     wide.copy_(torch.arange(32.0)[:, None].expand(-1, 32))
-    read, size = cpu_head.bandwidth_arm(weight)
-    assert size == weight.nbytes // 4
+    read = ReadBandwidth(weight)
+    assert read.bytes == weight.nbytes // 4
     sums = [float(read()) for _ in range(4)]
     assert len(set(sums)) == 4 and sum(sums) == wide.sum() and float(read()) == sums[0]
 
 
 def test_in_situ_leaves_out_the_layer_s_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
     def known(replays: Mapping[str, cuda_graphs.Replay], rounds: int) -> dict[str, list[float]]:
-        layer = {gpu_head.LAYER: [2.0, 7.0, 3.0]}
+        layer = {time_head.LAYER: [2.0, 7.0, 3.0]}
         return {name: layer.get(name, [5.0, 9.0, 7.0]) for name in replays}
 
-    monkeypatch.setattr(gpu_head, "time_rounds", known)
-    rows = gpu_head.measure_model(models.TOY, [(300, 1)], 3, ["packed int8"], device="cpu")
+    monkeypatch.setattr(time_head, "time_rounds", known)
+    rows = time_head.measure(models.TOY, [(300, 1)], 3, GraphTiming, ["packed int8"], device="cpu")
     times = {row["situation"]: [row[f"p{p}_us"] / 1e6 for p in (20, 50, 80)] for row in rows}
     whole, difference = pytest.approx([5, 7, 9]), pytest.approx([2, 3, 4])
     assert times == {"cold": whole, "warm": whole, "in situ": difference}
@@ -207,31 +202,33 @@ def test_in_situ_leaves_out_the_layer_s_own_time(monkeypatch: pytest.MonkeyPatch
 
 def test_the_layer_runs_between_the_calls() -> None:
     order: list[str] = []
-    arm = Arm(lambda: (order.append("arm"), torch.zeros(1))[1:], {}, 0)
-    gpu_head._replay(arm, 4, lambda: order.append("layer")).run()
+    arm = HeadArm(lambda: (order.append("arm"), torch.zeros(1))[1:], {}, 0)
+    time_head.replay_of(arm, 4, lambda: order.append("layer")).run()
     assert order[:4] == ["layer", "arm"] * 2
     assert set(order[::2]) == {"layer"} and set(order[1::2]) == {"arm"}
     order.clear()
-    replay = gpu_head._replay(arm, 5, None)
-    assert replay.calls >= gpu_head.CALLS and replay.calls % 5 == 0, "ends with the first set"
+    replay = time_head.replay_of(arm, 5, None)
+    assert replay.calls >= time_head.CALLS and replay.calls % 5 == 0, "ends with the first set"
 
 
 def test_what_a_replay_leaves_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     hidden = torch.zeros(1, 2)
-    arm = Arm(lambda: (), {}, 0)
+    arm = HeadArm(lambda: (), {}, 0)
     checked: list[list[float]] = []
-    monkeypatch.setattr(gpu_head, "check", lambda *a: checked.append(a[3][0].tolist()))
+    monkeypatch.setattr(time_head, "check", lambda *a: checked.append(a[3][0].tolist()))
     result = (torch.tensor([1.0, 2.0]),)
     replays = {
         "writes one": cuda_graphs.Replay(lambda: result[0][:1].fill_(5), 1, result),
         "from Python": cuda_graphs.Replay(lambda: None, 1, result, captured=False),
     }
-    gpu_head._check_replays(dict.fromkeys(replays, arm), replays, hidden)
+    time_head.check_replays(dict.fromkeys(replays, arm), replays, hidden, 1e-4)
     assert checked == [[5.0, -7.0]], "nothing is left over of an earlier call"
 
     def refuses(*_: Any) -> None:
         raise KeyError("checked")
 
-    monkeypatch.setattr(gpu_head, "_check_replays", refuses)
+    monkeypatch.setattr(time_head, "check_replays", refuses)
     with pytest.raises(KeyError, match="checked"):
-        gpu_head.measure_model(models.TOY, [(300, 1)], 1, ["packed"], ["warm"], device="cpu")
+        time_head.measure(
+            models.TOY, [(300, 1)], 1, GraphTiming, ["packed"], ["warm"], device="cpu"
+        )

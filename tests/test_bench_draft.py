@@ -13,17 +13,25 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bench import draft_step, models
-from bench.draft import RANGE, Draft, Shape
-from bench.draft_heads import Head, NanoSpec, Observed, Sparse, static
-from bench.draft_layer import DraftLayer
-from bench.draft_timeline import spans
-from bench.head_arms import K_BEST, make_weight
-from bench.head_peers import PADDED
+from bench.draft import step as draft_step
+from bench.draft.graph import RANGE, CapturableDraft, DraftShape
+from bench.draft.heads import (
+    DraftHead,
+    NanoSpecDraftHead,
+    ObservedTokens,
+    SparseDraftHead,
+    static_head,
+)
+from bench.draft.timeline import spans
+from bench.harness import models
+from bench.harness.draft_layer import DraftLayer
+from bench.harness.inputs import make_weight
+from bench.harness.sizes import K_BEST
+from bench.ops.head_peers import PADDED
 from microspec_kernels.speculative.tree import TreeShape, grow
 from microspec_kernels.timing import percentiles
 
-TOY, SHAPE, SEEN = models.TOY, Shape(), Observed(40, 16)
+TOY, SHAPE, SEEN = models.TOY, DraftShape(), ObservedTokens(40, 16)
 CAPACITY, CONTEXT = 300, 24
 
 
@@ -34,13 +42,13 @@ def weight() -> Tensor:
 
 @pytest.fixture(scope="module")
 def layer(weight: Tensor) -> DraftLayer:
-    return DraftLayer(TOY, weight, CONTEXT, SHAPE.own)
+    return DraftLayer(TOY, weight, CONTEXT, SHAPE.drafted)
 
 
 def test_the_tree_is_the_loops(weight: Tensor, layer: DraftLayer) -> None:
     """Against `speculative.tree.grow` over the same layer and head, with its own masks."""
-    head = Sparse(TOY, weight, CAPACITY, SEEN)
-    draft = Draft(layer, head, SHAPE, without=frozenset({"vocabulary"}))
+    head = SparseDraftHead(TOY, weight, CAPACITY, SEEN)
+    draft = CapturableDraft(layer, head, SHAPE, without=frozenset({"vocabulary"}))
     layer.model = TOY
     tokens, parents, lineage = draft()
 
@@ -53,7 +61,7 @@ def test_the_tree_is_the_loops(weight: Tensor, layer: DraftLayer) -> None:
 
     def step(own: Tensor, above: Tensor, seen: Tensor, cache: Any) -> Tensor:
         level = next(levels)
-        mask = torch.full((own.size(1), SHAPE.own), -torch.inf)
+        mask = torch.full((own.size(1), SHAPE.drafted), -torch.inf)
         mask[:, : SHAPE.accepted] = 0
         mask[:, SHAPE.accepted :][:, : seen.size(2)].masked_fill_(seen[0], 0)
         out = torch.zeros(own.size(1), TOY.dim).bfloat16()
@@ -84,7 +92,7 @@ def test_the_layer_is_attention_over_context_and_tree(layer: DraftLayer) -> None
     """In fp32, with every key before every query head and one mask over all."""
     n, first = 5, 8
     tokens, features = torch.randint(TOY.vocab_size, (n,)), torch.randn(n, TOY.dim).bfloat16()
-    mask = torch.where(torch.rand(n, SHAPE.own) < 0.5, 0.0, -torch.inf)
+    mask = torch.where(torch.rand(n, SHAPE.drafted) < 0.5, 0.0, -torch.inf)
     mask[:, first : first + n] = torch.full((n, n), -torch.inf).fill_diagonal_(0)
     out = torch.zeros(n, TOY.dim).bfloat16()
     layer(tokens, features, first, 3, mask, out)
@@ -110,14 +118,14 @@ def test_the_layer_is_attention_over_context_and_tree(layer: DraftLayer) -> None
     assert (out.float() - want).abs().max() < 0.03 * want.abs().max()
 
 
-def every_head(weight: Tensor) -> dict[str, Head]:
+def every_head(weight: Tensor) -> dict[str, DraftHead]:
     made = draft_step.heads(TOY, weight, CAPACITY, SEEN, more=True, triton=False)
     return {name: make() for name, (make, _) in made.items()}
 
 
 def test_every_head_is_right_after_many_steps(weight: Tensor, layer: DraftLayer) -> None:
     for name, head in every_head(weight).items():
-        draft = Draft(layer, head, SHAPE)
+        draft = CapturableDraft(layer, head, SHAPE)
         for _ in range(3):
             draft()
             head.validate(name)
@@ -126,10 +134,10 @@ def test_every_head_is_right_after_many_steps(weight: Tensor, layer: DraftLayer)
 def test_every_step_brings_new_tokens(weight: Tensor) -> None:
     """`new` tokens enter and as many leave, again and again; the slabs hold the rows they say."""
     for head in (
-        Sparse(TOY, weight, CAPACITY, SEEN, torch.bfloat16),
-        NanoSpec(TOY, weight, CAPACITY, SEEN),
+        SparseDraftHead(TOY, weight, CAPACITY, SEEN, torch.bfloat16),
+        NanoSpecDraftHead(TOY, weight, CAPACITY, SEEN),
     ):
-        for _ in range(2 * head.shown.steps):
+        for _ in range(2 * head.steps.count):
             before = set(head.operands()["active_ids"].flatten().tolist())
             head.update()
             head.gather()
@@ -157,7 +165,7 @@ class NoHost(TorchDispatchMode):
 def test_nothing_of_a_draft_goes_to_the_host(weight: Tensor, layer: DraftLayer) -> None:
     for head in every_head(weight).values():
         for without in (frozenset[str](), frozenset({"head"}), frozenset({"tree"})):
-            draft = Draft(layer, head, SHAPE, without)
+            draft = CapturableDraft(layer, head, SHAPE, without)
             with NoHost():
                 draft()
     with pytest.raises(AssertionError, match="scalar"), NoHost():
@@ -165,12 +173,12 @@ def test_nothing_of_a_draft_goes_to_the_host(weight: Tensor, layer: DraftLayer) 
 
 
 def test_a_wrong_slab_is_refused(weight: Tensor) -> None:
-    head = NanoSpec(TOY, weight, CAPACITY, SEEN)
+    head = NanoSpecDraftHead(TOY, weight, CAPACITY, SEEN)
     head.weight.mul_(1.5)
     assert head.ids is not None
     head.ids.copy_(head.ids.roll(1))
     head.validate("still a slab, of other tokens")
-    broken = static(TOY, weight)
+    broken = static_head(TOY, weight)
     broken.softcap, right = 1.0, broken.operands
     broken.operands = lambda: {**right(), "weight": weight.roll(1, 0)}  # type: ignore[method-assign]
     with pytest.raises(AssertionError, match="static"):
@@ -226,10 +234,15 @@ def test_the_timeline_of_a_trace() -> None:
 
 
 def test_a_gpu_also_waits_for_the_gather(weight: Tensor) -> None:
-    packed = Sparse(TOY, weight, CAPACITY, SEEN, torch.bfloat16)
+    packed = SparseDraftHead(TOY, weight, CAPACITY, SEEN, torch.bfloat16)
     assert draft_step.variants(packed, "cuda")[draft_step.ALONE] == (frozenset(), True)
     assert draft_step.ALONE not in draft_step.variants(packed, "cpu")
-    assert set(draft_step.variants(Head(TOY, weight), "cuda")) == {"draft", "layer", "head", "tree"}
+    assert set(draft_step.variants(DraftHead(TOY, weight), "cuda")) == {
+        "draft",
+        "layer",
+        "head",
+        "tree",
+    }
 
 
 def test_a_quick_run_writes_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

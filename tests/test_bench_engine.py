@@ -1,4 +1,4 @@
-"""bench/engine.py: what it times is what an engine does, and a wrong head is not timed."""
+"""bench/decoding/engine_overhead.py times what an engine does, and refuses a wrong head."""
 
 import csv
 import sys
@@ -9,8 +9,9 @@ import pytest
 import torch
 from known_times import COLUMNS, KnownTimes
 
-from bench import engine, models, options
-from bench.head_arms import make_weight
+from bench.decoding import engine_overhead as engine
+from bench.harness import models, options
+from bench.harness.inputs import make_weight
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a run on the CPU")
@@ -38,7 +39,7 @@ def test_a_quick_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_step_has_its_tokens(vocabulary: str, best: int) -> None:
     """Of each request as many; the last of each step are those that are judged."""
     weight = make_weight(models.TOY.vocab_size, models.TOY.dim)
-    head = engine.made_head(weight, 4, 300, vocabulary=vocabulary)
+    head = engine.make_head(weight, 4, 300, vocabulary=vocabulary)
     observing = engine.Observing(head, 4, best)
     rows = 4 * (engine.DRAFTS + 1)
     observing()
@@ -57,7 +58,7 @@ def test_a_step_has_its_tokens(vocabulary: str, best: int) -> None:
 @pytest.mark.parametrize("mode", ["indexed", "packed"])
 def test_a_wrong_head_is_refused(mode: str) -> None:
     weight = make_weight(models.TOY.vocab_size, models.TOY.dim)
-    head = engine.made_head(weight, 1, 300, mode=mode)
+    head = engine.make_head(weight, 1, 300, mode=mode)
     hidden = torch.randn(4, models.TOY.dim).to(weight.dtype)
     logits = hidden.float() @ weight.float().T
     engine.check(head, logits, hidden, None)

@@ -10,9 +10,13 @@ import torch
 from torch import Tensor
 
 import microspec_kernels as mk
-from bench import cuda_graphs, gpu_head, head, head_peers, models
-from bench.head_arms import Arm, check, id_sets, make_weight, serving_backend, validate
-from bench.head_peers import PADDED, arms_for, padded
+from bench.harness import cuda_graphs, models
+from bench.harness.head_check import HeadArm, check, serving_backend, validate
+from bench.harness.inputs import id_sets, make_weight
+from bench.ops import head, head_peers, time_head
+from bench.ops.head_arms import arms_for
+from bench.ops.head_peers import PADDED, padded
+from bench.ops.time_head import GraphTiming
 
 QUANTISED = (torch.int8, torch.float8_e4m3fn)
 
@@ -22,7 +26,7 @@ def weight() -> Tensor:
     return make_weight(models.TOY.vocab_size, models.TOY.dim)
 
 
-def arms(weight: Tensor, rows: int, softcap: float = 0.0) -> tuple[dict[str, Arm], Tensor]:
+def arms(weight: Tensor, rows: int, softcap: float = 0.0) -> tuple[dict[str, HeadArm], Tensor]:
     hidden = torch.randn(rows, weight.size(1)).bfloat16()
     sets = id_sets(len(weight), 300, 3)
     return arms_for(weight, sets, hidden, QUANTISED, softcap), hidden
@@ -113,10 +117,10 @@ def test_draft_layer_bytes_are_those_of_the_papers_model() -> None:
 
 def test_the_gpu_path_runs_without_one() -> None:
     """Every situation and arm; what is in situ has the layer's own time subtracted."""
-    rows = gpu_head.measure_model(models.TOY, [(300, 4)], 2, device="cpu")
-    assert {row["situation"] for row in rows} == set(gpu_head.SITUATIONS)
+    rows = time_head.measure(models.TOY, [(300, 4)], 2, GraphTiming, device="cpu")
+    assert {row["situation"] for row in rows} == set(GraphTiming.situations)
     in_situ = [row["arm"] for row in rows if row["situation"] == "in situ"]
-    assert gpu_head.LAYER not in in_situ
+    assert time_head.LAYER not in in_situ
     assert "dense, eager" in in_situ
     assert all(row["model"] == "toy" and row["bytes"] > 0 for row in rows)
 
@@ -132,8 +136,10 @@ def test_cold_goes_round_through_more_than_the_cache_and_warm_does_not(
         return arms_for(weight, sets, *arguments, **options)
 
     monkeypatch.setattr(cuda_graphs, "l2_bytes", lambda: cache)
-    monkeypatch.setattr(gpu_head, "arms_for", noted)
-    gpu_head.measure_model(models.TOY, [(capacity, 1)], 1, ["packed"], [situation], device="cpu")
+    monkeypatch.setattr(time_head, "arms_for", noted)
+    time_head.measure(
+        models.TOY, [(capacity, 1)], 1, GraphTiming, ["packed"], [situation], device="cpu"
+    )
     (sets,) = used
     assert len({tuple(ids.tolist()) for ids in sets}) == len(sets)
     # The smallest of the arms' rows has 8 bits an element.

@@ -1,4 +1,4 @@
-"""bench/persisting.py against CUDA's own headers, and bench/gpu_l2.py's logic without a GPU."""
+"""bench/tuning/l2_window.py against CUDA's own headers, and slab_in_l2.py without a GPU."""
 
 import ctypes
 import shutil
@@ -10,7 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench import gpu_l2, models, persisting
+from bench.harness import models
+from bench.harness.cuda_graphs import Replay
+from bench.harness.draft_layer import weights
+from bench.harness.head_check import HeadArm
+from bench.tuning import l2_window, slab_in_l2
 
 # A CUDA runtime of which only what is called exists: it notes what it is told. Compiled with the
 # real headers, so that structures, enumerators and signatures are NVIDIA's.
@@ -80,10 +84,10 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 
 @pytest.fixture
-def cache(runtime: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> Iterator[persisting.Cache]:
+def cache(runtime: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> Iterator[l2_window.Cache]:
     """On a pretended GPU."""
     pretend_gpu(monkeypatch, f"{MAJOR}.1")
-    yield persisting.Cache()
+    yield l2_window.Cache()
     runtime.refuse(-1)
 
 
@@ -104,11 +108,11 @@ def said_by(runtime: ctypes.CDLL, before: int = 0) -> list[str]:
 
 
 def test_layouts_are_those_of_the_headers(runtime: ctypes.CDLL) -> None:
-    assert ctypes.sizeof(persisting.AttributeValue) == runtime.size_of_value()
-    assert ctypes.sizeof(persisting.AccessPolicyWindow) == runtime.size_of_window()
+    assert ctypes.sizeof(l2_window.AttributeValue) == runtime.size_of_value()
+    assert ctypes.sizeof(l2_window.AccessPolicyWindow) == runtime.size_of_window()
 
 
-def test_kernel_nodes_get_the_window(runtime: ctypes.CDLL, cache: persisting.Cache) -> None:
+def test_kernel_nodes_get_the_window(runtime: ctypes.CDLL, cache: l2_window.Cache) -> None:
     assert (cache.most, cache.largest) == (3000, 8000)
     small, large = torch.zeros(1000, dtype=torch.uint8), torch.zeros(9000, dtype=torch.uint8)
     before = len(runtime.told())
@@ -125,25 +129,25 @@ def test_kernel_nodes_get_the_window(runtime: ctypes.CDLL, cache: persisting.Cac
     ]
 
 
-def test_a_refusal_is_told_and_cleared(runtime: ctypes.CDLL, cache: persisting.Cache) -> None:
+def test_a_refusal_is_told_and_cleared(runtime: ctypes.CDLL, cache: l2_window.Cache) -> None:
     runtime.refuse(2)
     before = len(runtime.told())
-    with pytest.raises(persisting.Unavailable, match=r"cudaGraphKernelNodeSetAttribute.*801"):
+    with pytest.raises(l2_window.Unavailable, match=r"cudaGraphKernelNodeSetAttribute.*801"):
         cache.keep(Graph(), torch.zeros(8))  # type: ignore[arg-type]
     assert said_by(runtime, before)[-1] == "cleared"
 
 
 def test_what_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_gpu(monkeypatch, "98.0")
-    with pytest.raises(persisting.Unavailable, match=r"libcudart.so.98"):
-        persisting.Cache()
+    with pytest.raises(l2_window.Unavailable, match=r"libcudart.so.98"):
+        l2_window.Cache()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(persisting.Unavailable, match="sees no CUDA GPU"):
-        persisting.Cache()
+    with pytest.raises(l2_window.Unavailable, match="sees no CUDA GPU"):
+        l2_window.Cache()
 
 
-def test_a_runtime_without_the_function(cache: persisting.Cache) -> None:
-    with pytest.raises(persisting.Unavailable, match="has no cudaDance"):
+def test_a_runtime_without_the_function(cache: l2_window.Cache) -> None:
+    with pytest.raises(l2_window.Unavailable, match="has no cudaDance"):
         cache._call("cudaDance")
 
 
@@ -166,20 +170,20 @@ def test_the_limit_alternates_and_is_taken_back() -> None:
     cache = Noted()
     found: dict[str, set[int]] = {}
 
-    def replay(name: str) -> gpu_l2.Replay:
-        return gpu_l2.Replay(
+    def replay(name: str) -> Replay:
+        return Replay(
             lambda: found.setdefault(name, set()).add(cache.aside[-1]), 1, None, captured=False
         )
 
-    ways = (gpu_l2.AS_IT_IS, gpu_l2.PREFETCHED, gpu_l2.PERSISTING)
-    taken = gpu_l2.timed({way: replay(way) for way in ways}, replay(gpu_l2.LAYER), cache, 3)
+    ways = (slab_in_l2.AS_IT_IS, slab_in_l2.PREFETCHED, slab_in_l2.PERSISTING)
+    taken = slab_in_l2.timed({way: replay(way) for way in ways}, replay(slab_in_l2.LAYER), cache, 3)
     assert cache.aside[1:] == [0, 1000, 0, 1000, 0]
     without, with_limit = {0}, {1000}
     assert found == {
-        gpu_l2.AS_IT_IS: without,
-        gpu_l2.PREFETCHED: without,
-        gpu_l2.PERSISTING: with_limit,
-        gpu_l2.LAYER: without | with_limit,
+        slab_in_l2.AS_IT_IS: without,
+        slab_in_l2.PREFETCHED: without,
+        slab_in_l2.PERSISTING: with_limit,
+        slab_in_l2.LAYER: without | with_limit,
     }
     assert {len(rounds) for pair in taken.values() for rounds in pair} == {6}
 
@@ -187,43 +191,47 @@ def test_the_limit_alternates_and_is_taken_back() -> None:
         raise KeyError
 
     with pytest.raises(KeyError):
-        broken = gpu_l2.Replay(breaks, 1, None, captured=False)
-        gpu_l2.timed(dict.fromkeys(ways, broken), replay(gpu_l2.LAYER), cache, 3)
+        broken = Replay(breaks, 1, None, captured=False)
+        slab_in_l2.timed(dict.fromkeys(ways, broken), replay(slab_in_l2.LAYER), cache, 3)
     assert cache.aside[-1] == 0
 
 
 def test_a_way_is_timed_beside_the_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        gpu_l2,
+        slab_in_l2,
         "time_rounds",
-        lambda replays, rounds: {name: [2.0 if name == gpu_l2.LAYER else 3.0] for name in replays},
+        lambda replays, rounds: {
+            name: [2.0 if name == slab_in_l2.LAYER else 3.0] for name in replays
+        },
     )
-    nothing = gpu_l2.Replay(lambda: None, 1, None, captured=False)
-    ways = dict.fromkeys((gpu_l2.AS_IT_IS, gpu_l2.PREFETCHED, gpu_l2.PERSISTING), nothing)
-    taken = gpu_l2.timed(ways, nothing, Noted(), 1)
+    nothing = Replay(lambda: None, 1, None, captured=False)
+    ways = dict.fromkeys(
+        (slab_in_l2.AS_IT_IS, slab_in_l2.PREFETCHED, slab_in_l2.PERSISTING), nothing
+    )
+    taken = slab_in_l2.timed(ways, nothing, Noted(), 1)
     assert taken == {way: ([3.0, 3.0], [2.0, 2.0]) for way in ways}
 
 
 @pytest.mark.parametrize("prefetch", [False, True])
 def test_the_whole_layer_runs_before_the_head(prefetch: bool) -> None:
-    layer = gpu_l2.Layer(models.TOY, 2, "cpu", gpu_l2.weights(models.TOY))
+    layer = slab_in_l2.Layer(models.TOY, 2, "cpu", weights(models.TOY))
     order: list[str] = []
     layer.early, layer.last = (lambda: order.append("early")), (lambda: order.append("last"))
-    arm = gpu_l2.Arm(lambda: (order.append("head"), torch.ones(1))[1:], {}, 0)
+    arm = HeadArm(lambda: (order.append("head"), torch.ones(1))[1:], {}, 0)
     slab = torch.zeros(4, 8, dtype=torch.int8) if prefetch else None
-    (result,) = gpu_l2.beside(layer, arm, slab)()
+    (result,) = slab_in_l2.beside(layer, arm, slab)()
     assert order == ["early", "last", "head"] and result == 1
 
 
 def test_figures_without_a_gpu() -> None:
-    table = gpu_l2.measure(models.TOY, 300, [1, 4], 2, Noted(), device="cpu")
+    table = slab_in_l2.measure(models.TOY, 300, [1, 4], 2, Noted(), device="cpu")
     assert {(row["M"], row["arm"], row["way"]) for row in table} == {
         (m, f"sparse_head packed{kind}", way)
         for m in (1, 4)
         for kind in ("", " fp8", " int8")
-        for way in (gpu_l2.AS_IT_IS, gpu_l2.PERSISTING, gpu_l2.PREFETCHED)
+        for way in (slab_in_l2.AS_IT_IS, slab_in_l2.PERSISTING, slab_in_l2.PREFETCHED)
     }
     for row in table:
-        assert (row["set_aside_MB"] > 0) == (row["way"] == gpu_l2.PERSISTING)
+        assert (row["set_aside_MB"] > 0) == (row["way"] == slab_in_l2.PERSISTING)
         assert row["whole_us"] > 0 and row["layer_us"] > 0
         assert row["slab_MB"] == 300 * models.TOY.dim * (2 if row["arm"][-1] == "d" else 1) / 1e6

@@ -1,4 +1,4 @@
-"""bench/plots.py over made-up figures: each mark stands where its row says it does."""
+"""bench/plots over made-up figures: each mark stands where its row says it does."""
 
 import csv
 from pathlib import Path
@@ -10,7 +10,8 @@ matplotlib.use("svg")
 
 from matplotlib.figure import Figure
 
-from bench import plot_drafts, plot_heads, plots
+from bench.plots import __main__ as plots
+from bench.plots import drafts, heads
 
 A = {"model": "Llama-3.1-8B", "V": 128256, "D": 4096}
 B = {"model": "Qwen3-8B", "V": 151936, "D": 4096}
@@ -63,7 +64,7 @@ def legend(figure: Figure) -> list[str]:
 
 def test_time_against_bytes(tmp_path: Path) -> None:
     kept_head(tmp_path)
-    figure = plot_heads.against_bytes(tmp_path)
+    figure = heads.against_bytes(tmp_path)
     assert [axes.get_title() for axes in figure.axes] == ["M = 1", "M = 60"]
     axes = figure.axes[0]
     assert axes.get_xscale() == axes.get_yscale() == "log"
@@ -79,14 +80,14 @@ def test_time_against_bytes(tmp_path: Path) -> None:
 
 def test_bytes_where_no_column_has_them(tmp_path: Path) -> None:
     kept_head(tmp_path, bytes_too=False)
-    lines = {line.get_label(): line for line in plot_heads.against_bytes(tmp_path).axes[1].lines}
+    lines = {line.get_label(): line for line in heads.against_bytes(tmp_path).axes[1].lines}
     assert lines[SPARSE].get_xdata() == [3072 * 4096 * 2 / 1e6]
     assert lines[DENSE].get_xdata() == [128256 * 4096 * 2 / 1e6]
 
 
 def test_speedup_by_model(tmp_path: Path) -> None:
     kept_head(tmp_path)
-    figure = plot_heads.speedup(tmp_path)
+    figure = heads.speedup(tmp_path)
     (axes,) = figure.axes
     assert axes.get_title() == "dense head over sparse head, K = 3072, cold"
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["Llama-3.1-8B", "Qwen3-8B"]
@@ -99,14 +100,14 @@ def test_speedup_by_model(tmp_path: Path) -> None:
 
 def test_models_are_known_by_their_shape(tmp_path: Path) -> None:
     row = {"V": "128256", "D": "2048"}
-    assert plot_heads.model_name(row) == "Llama-3.2-1B"
-    assert plot_heads.model_name({"V": "5", "D": "7"}) == "5 rows of 7"
+    assert heads.model_name(row) == "Llama-3.2-1B"
+    assert heads.model_name({"V": "5", "D": "7"}) == "5 rows of 7"
 
 
 def test_the_pairs_draft_step(tmp_path: Path) -> None:
     kept_pair(tmp_path, 16, 4.0)
     kept_pair(tmp_path, 60, 8.0)
-    (axes,) = plot_drafts.draft(tmp_path).axes
+    (axes,) = drafts.draft(tmp_path).axes
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["dense", "sparse"]
     head, rest = ([(bar.get_x(), bar.get_width()) for bar in own] for own in axes.containers)
     assert head == [(0, 8), (0, 0.5)]
@@ -130,7 +131,7 @@ def test_a_draft_by_part(tmp_path: Path) -> None:
     ]
     kept(tmp_path, "draft_step.csv", rows)
     kept_pair(tmp_path, 60, 8.0)
-    figure = plot_drafts.draft(tmp_path)
+    figure = drafts.draft(tmp_path)
     titles = [axes.get_title() for axes in figure.axes]
     assert titles == ["A, context 1024", "A, context 8192", "B, context 1024"]
     assert figure.axes[-1].get_xlabel() == "µs a draft, median"
@@ -156,7 +157,7 @@ def test_a_drafts_timeline(tmp_path: Path) -> None:
     names = ("model", "arm", "part", "stream", "start_us", "end_us")
     rows = [{"context": 1024, **dict(zip(names, span, strict=True))} for span in spans]
     kept(tmp_path, "draft_timeline.csv", rows)
-    (axes,) = plot_drafts.timeline(tmp_path).axes
+    (axes,) = drafts.timeline(tmp_path).axes
     lanes = [tick.get_text() for tick in axes.get_yticklabels()]
     assert lanes == ["packed", "packed, side stream", "dense"]
     assert axes.get_title() == "one draft, A, context 1024"

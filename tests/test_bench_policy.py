@@ -14,8 +14,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 matplotlib.use("svg")
 
-from bench import plot_policy, policy, policy_pair
-from bench.policy_data import evenly, halves, joined, load_corpus, others, unrelated
+from bench.harness.sizes import CAPACITY
+from bench.plots import policy as plots
+from bench.policy import pair as policy_pair
+from bench.policy import traces
+from bench.policy.data import evenly, halves, joined, load_corpus, others, unrelated
+from microspec_kernels import policy
 from microspec_kernels.replay import Trace
 from microspec_kernels.speculative import Generation
 from microspec_kernels.speculative.stats import Stats
@@ -35,17 +39,17 @@ def recorded(name: str, first: int) -> Trace:
 
 
 @pytest.fixture
-def study() -> policy.Study:
+def study() -> traces.Study:
     names = (f"zero-gsm__{LLAMA}", "zero-crux__Qwen2", "mmlu-pro__Meta-Llama-3_1-8B-Instruct")
-    traces = [recorded(name, 10 * i + 10) for i, name in enumerate((*names, "proofs__Other"))]
-    return policy.Study(64, PUBLIC, {trace.name: halves(trace) for trace in traces})
+    recordings = [recorded(name, 10 * i + 10) for i, name in enumerate((*names, "proofs__Other"))]
+    return traces.Study(64, PUBLIC, {trace.name: halves(trace) for trace in recordings})
 
 
 def words(texts: list[torch.Tensor]) -> set[int]:
     return set(torch.cat(texts).tolist())
 
 
-def test_one_half_is_judged_and_the_other_counted(study: policy.Study) -> None:
+def test_one_half_is_judged_and_the_other_counted(study: traces.Study) -> None:
     half = study.traces[f"zero-gsm__{LLAMA}"]
     assert words([half.judged.tokens]) == {0, 1, 10, 12, 14}
     assert words(half.counted) == {1, 11, 13, 15}  # of these, what was given is left out
@@ -55,17 +59,17 @@ def test_one_half_is_judged_and_the_other_counted(study: policy.Study) -> None:
 def test_a_long_trace_is_judged_evenly(monkeypatch) -> None:
     assert evenly(range(10), 3) == [0, 3, 6]
     assert evenly(range(3), 3) == evenly(range(3), 9) == [0, 1, 2]
-    monkeypatch.setattr("bench.policy_data.JUDGED", 1)
+    monkeypatch.setattr("bench.policy.data.JUDGED", 1)
     assert words([halves(recorded("a__b", 10)).judged.tokens]) == {0, 1, 10}
 
 
-def test_others_share_no_suite_and_no_model(study: policy.Study) -> None:
+def test_others_share_no_suite_and_no_model(study: traces.Study) -> None:
     assert words(others(f"zero-gsm__{LLAMA}", study.traces)) == {1, 41, 43, 45}
     assert words(others("zero-crux__Qwen2", study.traces)) == {1, 31, 33, 35, 41, 43, 45}
     assert len(others("proofs__Other", study.traces)) == 9
 
 
-def test_no_arm_has_seen_what_it_is_judged_on(study: policy.Study) -> None:
+def test_no_arm_has_seen_what_it_is_judged_on(study: traces.Study) -> None:
     for name, half in study.traces.items():
         secret = words([half.judged.tokens]) - {0, 1}
         arms = list(study.arms(name))
@@ -78,21 +82,23 @@ def test_no_arm_has_seen_what_it_is_judged_on(study: policy.Study) -> None:
     )
 
 
-def test_each_arm_is_what_it_is_called(study: policy.Study) -> None:
+def test_each_arm_is_what_it_is_called(study: traces.Study) -> None:
     """Steps of 4: of a sequence's six, the third and fourth may be known only from a list."""
     name = "proofs__Other"
     judged = study.traces[name].judged
     figures = {
         (arm.name, arm.list): study.judge(judged, arm)
         for arm in study.arms(name)
-        if arm.capacity == policy.K
+        if arm.capacity == CAPACITY
     }
     assert figures["text", ""]["coverage"] == pytest.approx(2 / 6)  # the second step's
     assert figures["text, floor 1024", "public"]["coverage"] == pytest.approx(4 / 6)
     assert figures["filled", "public"]["coverage"] == pytest.approx(4 / 6)
     assert figures["filled", "own half"]["mean_active"] > 5  # 0, 1 and three of the other half
     assert figures["text, kept", ""]["coverage"] == pytest.approx((2 + 4 + 4) / 18)
-    two = study.judge(judged, policy.Arm("filled", policy.Policy(policy.TEXT, PUBLIC), "", 2))
+    two = study.judge(
+        judged, traces.ReplayedPolicy("filled", policy.Policy(policy.TEXT, PUBLIC), "", 2)
+    )
     assert (two["capacity"], two["max_active"]) == (2, 2)
     stream, arms = study.mixed()
     assert sorted(stream.tokens.tolist()) == sorted(
@@ -117,7 +123,7 @@ def test_the_corpus_without_a_trace_s_own_suite(tmp_path: Path) -> None:
 
 def test_relatives_are_older_than_their_token() -> None:
     table = torch.tensor([[1], [2], [-1]], dtype=torch.int32)
-    taken = policy.Policy(policy.with_relatives(table, "variants")).take(
+    taken = policy.Policy(traces.with_relatives(table, "variants")).take(
         policy.policy.Seen("prompt", torch.tensor([0, 1]), torch.empty(2, 0), torch.full((2,), -1))
     )
     assert taken.tolist() == [1, 0, 2, 1]
@@ -131,23 +137,23 @@ def test_a_whole_run(tmp_path: Path, monkeypatch, capsys) -> None:
     np.save(tmp_path / "rank.npy", PUBLIC.numpy())
     options = ["--frequency-rank", str(tmp_path / "rank.npy"), "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["policy", *map(str, paths), *options])
-    monkeypatch.setattr(policy, "CAPACITIES", (policy.K, 1))
-    policy.main()
+    monkeypatch.setattr(traces, "CAPACITIES", (CAPACITY, 1))
+    traces.main()
     assert "| tau-airline__Other | filled | own half | 3072 |" in capsys.readouterr().out
     rows = list(csv.DictReader((tmp_path / "policy.csv").open()))
     assert {row["trace"] for row in rows} == {path.stem for path in paths}
     assert len(list(csv.DictReader((tmp_path / "mixed.csv").open()))) == 5
     assert {"capacity.svg", "policies.svg"} <= {path.name for path in tmp_path.iterdir()}
-    figure = plot_policy.capacity(rows)
+    figure = plots.capacity(rows)
     for axes, path in zip(figure.axes, paths, strict=True):
         lines = {line.get_label(): line for line in axes.get_lines()}
-        for (arm, counted), label in plot_policy.CURVES.items():
+        for (arm, counted), label in plots.CURVES.items():
             own = [
                 r for r in rows if (r["trace"], r["arm"], r["list"]) == (path.stem, arm, counted)
             ]
             drawn = sorted((int(r["capacity"]), float(r["coverage"])) for r in own)
             assert list(zip(*lines[label].get_data(), strict=True)) == drawn
-    axes = plot_policy.policies(rows).axes[0]
+    axes = plots.policies(rows).axes[0]
     marks = {line.get_label(): line.get_data() for line in axes.get_lines()}
     for row in rows:
         if (row["arm"], row["list"], row["capacity"]) == ("filled", "own half", "3072"):
@@ -161,7 +167,7 @@ def test_the_pair_s_figures_are_over_all_texts() -> None:
         Generation(torch.arange(1 + sum(lengths)), lengths, Stats(lengths, sizes, covered))
         for lengths, sizes, covered in (([2, 4], [10, 20], 5), ([3, 3, 6], [10, 30, 30], 9))
     ]
-    arm = policy_pair.Arm("text", policy.Policy(policy.TEXT), 40)
+    arm = policy_pair.DecodedPolicy("text", policy.Policy(policy.TEXT), 40)
     figures = policy_pair.row(arm, 1.0, made, loops=[6, 4])
     assert figures["tau"] == pytest.approx(18 / 5)
     assert figures["tau_before_loops"] == pytest.approx((2 + 3) / 2)  # the first token has no step

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import gpu_gather, gpu_vocab, run
+from bench import run
+from bench.ops import gather, vocab
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = [sys.executable, "-c"]
@@ -44,7 +45,7 @@ def test_what_takes_too_long_is_ended_with_its_children(tmp_path: Path) -> None:
         "time.sleep(60)"
     )
     outcome = run.run_part("head", [*PYTHON, program], 2.0, dict(os.environ))
-    assert outcome.failed and "OUT OF TIME" in outcome.said
+    assert outcome.failed and "OUT OF TIME" in outcome.text
     assert outcome.seconds < 20
     status = Path("/proc", file.read_text(), "stat")
     for _ in range(100):  # until it is gone, or waits to be collected by init
@@ -55,7 +56,7 @@ def test_what_takes_too_long_is_ended_with_its_children(tmp_path: Path) -> None:
 
 
 def test_a_part_that_is_not_there(monkeypatch, capfd) -> None:
-    parts = {"head": run.Part("bench.head", 9), "dance": run.Part("bench.dance", 9)}
+    parts = {"head": run.Part("bench.ops.head", 9), "dance": run.Part("bench.dance", 9)}
     monkeypatch.setattr(run, "PARTS", parts)
     with_commands(monkeypatch, head="")
     assert run.main(["--device", "cpu"]) == 0
@@ -68,8 +69,8 @@ def test_a_part_that_is_not_there(monkeypatch, capfd) -> None:
 def test_the_commands(tmp_path: Path) -> None:
     args = run.parsed(["--quick", "--device", "cpu", "--out", str(tmp_path), "--corpus", "c.xz"])
     told = ["--device", "cpu", "--quick", "--out", str(tmp_path)]
-    assert run.command("gather", args)[1:] == ["-m", "bench.gather", *told]
-    assert run.command("e2e", args)[3:] == [*told, "--corpus", str(Path.cwd() / "c.xz")]
+    assert run.command("gather", args)[1:] == ["-m", "bench.ops.gather", *told]
+    assert run.command("pair", args)[3:] == [*told, "--corpus", str(Path.cwd() / "c.xz")]
     assert run.command("plots", args)[1:] == ["-m", "bench.plots", str(tmp_path)]
 
 
@@ -110,8 +111,8 @@ def test_a_quick_run_on_the_cpu(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="calls on the CPU in place of graphs")
 def test_the_gpus_vocabulary_and_gather_check_what_they_time() -> None:
-    for module, arms in ((gpu_vocab, 2), (gpu_gather, 8)):
-        rows = module.measure(quick=True, rounds=1, device="cpu")
+    for module, arms in ((vocab, 2), (gather, 8)):
+        rows = module.on_gpu(quick=True, rounds=1, device="cpu")
         assert len(rows) == arms
         for row in rows:
             assert row["floor_us"] == pytest.approx(row["bytes"] / row["copy_GBps"] / 1e3)

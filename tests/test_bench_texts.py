@@ -1,4 +1,4 @@
-"""The figures of bench/e2e.py and bench/batches.py over texts that are made up."""
+"""The figures of bench/decoding/pair.py and batches.py over texts that are made up."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from bench import batches, e2e
+from bench.decoding import batches, pair
+from bench.harness.tiny_pair import before_loop
 from microspec_kernels.speculative import Generation, Stats
 
 
@@ -27,7 +28,7 @@ from microspec_kernels.speculative import Generation, Stats
     ],
 )
 def test_where_the_final_loop_begins(tokens: list[int], before: int) -> None:
-    assert e2e.before_loop(tokens) == before
+    assert before_loop(tokens) == before
 
 
 def generation(lengths: list[int], active: list[int], covered: int, **seconds: float) -> Generation:
@@ -36,14 +37,14 @@ def generation(lengths: list[int], active: list[int], covered: int, **seconds: f
 
 
 def test_the_figures_of_two_texts() -> None:
-    total = e2e.Total()
+    total = pair.Total()
     parts = {"head": 0.5, "draft_layer": 0.25, "vocabulary": 0.125, "tree": 0.125, "verify": 1.0}
     first = generation([2, 4], [10, 20], 5, total=2.0, **parts)
     second = generation([3], [40], 3, total=2.0, **parts)
     own = list(range(7))
     total.add(first, own, fresh=3)  # the first step's tokens end with the third
     total.add(second, [*own[:3], 99], fresh=4)
-    assert e2e.row("sparse", total, depth=2) == {
+    assert pair.row("sparse", total, depth=2) == {
         "head": "sparse", "tokens": 11, "tokens_per_s": 11 / 4, "tau": 3.0, "tau_before_loops": 2.5,
         "steps_before_loops": 2, "coverage": 8 / 9,
         "active_mean": pytest.approx(70 / 3), "active_max": 40,
@@ -54,9 +55,9 @@ def test_the_figures_of_two_texts() -> None:
 
 
 def test_the_target_alone_has_no_draft() -> None:
-    total = e2e.Total()
+    total = pair.Total()
     total.add(generation([], [], 0, total=0.5), [0], fresh=1)
-    found = e2e.row("target alone", total, depth=6)
+    found = pair.row("target alone", total, depth=6)
     assert (found["tokens_per_s"], found["tau"], found["coverage"]) == (2.0, 1.0, 1.0)
     assert {found[name] for name in found if name.startswith(("active", "head_", "verify"))} == {""}
 

@@ -11,8 +11,14 @@ from typing import Any
 
 import pytest
 
-from bench import draft, draft_heads, gpu, gpu_gather, library, modes, variants
-from bench.winners import MARGIN, winners
+from bench.draft.graph import DraftShape
+from bench.draft.heads import ObservedTokens
+from bench.harness.choose_build import VARIABLE, environment
+from bench.ops import compare_builds, gather
+from bench.tuning import kernel_variants as variants
+from bench.tuning.indexed_or_packed import CALLS, compare_modes
+from bench.tuning.pick_fastest import MARGIN, pick_fastest
+from microspec_kernels import _library
 
 ROOT = Path(__file__).resolve().parents[1]
 CSRC = ROOT / "csrc"
@@ -63,7 +69,7 @@ def test_what_can_be_overridden_is_compared() -> None:
     """And nothing else: an option that nobody measures is a second way to do the same."""
     compared = {v.definition.partition("=")[0] for v in variants.VARIANTS} - {""}
     assert compared == set(overridable())
-    assert set(gpu.ROWS.split(",")) == {str(m) for m in variants.DEFAULT.rows}
+    assert set(compare_builds.ROWS.split(",")) == {str(m) for m in variants.DEFAULT.rows}
     assert all(set(v.rows) <= set(variants.DEFAULT.rows) for v in variants.VARIANTS)
 
 
@@ -82,7 +88,7 @@ def test_the_fastest_by_its_best_process_wins() -> None:
         "a": [[line(12.0)], [line(9.0)]],
         "b": [[line(9.5)], [line(9.4)]],
     }
-    table = winners(runs, {"a": "why?"})
+    table = pick_fastest(runs, {"a": "why?"})
     assert won(table) == "a"
     (row,) = [row for row in table if row["variant"] == "a"]
     assert (row["p50_us"], row["over_default"], row["question"]) == (9.0, 0.9, "why?")
@@ -90,16 +96,19 @@ def test_the_fastest_by_its_best_process_wins() -> None:
 
 def test_the_default_stays_within_the_margin_and_its_own_spread() -> None:
     barely = 10 * (1 - MARGIN)
-    assert won(winners({"default": [[line(10.0)]], "a": [[line(barely + 0.01)]]}, {})) == "default"
-    assert won(winners({"default": [[line(10.0)]], "a": [[line(barely - 0.01)]]}, {})) == "a"
+    assert (
+        won(pick_fastest({"default": [[line(10.0)]], "a": [[line(barely + 0.01)]]}, {}))
+        == "default"
+    )
+    assert won(pick_fastest({"default": [[line(10.0)]], "a": [[line(barely - 0.01)]]}, {})) == "a"
     unsteady = [[line(10.0)], [line(11.0)]]
-    assert won(winners({"default": unsteady, "a": [[line(9.1)]]}, {})) == "default"
-    assert won(winners({"default": unsteady, "a": [[line(8.9)]]}, {})) == "a"
+    assert won(pick_fastest({"default": unsteady, "a": [[line(9.1)]]}, {})) == "default"
+    assert won(pick_fastest({"default": unsteady, "a": [[line(8.9)]]}, {})) == "a"
 
 
 def test_a_variant_has_winners_only_where_it_was_measured() -> None:
     runs = {"default": [[line(10.0), line(20.0, m=60)]], "a": [[line(5.0, m=60), line(1.0, m=4)]]}
-    table = winners(runs, {})
+    table = pick_fastest(runs, {})
     assert won(table, 10) == "default"
     assert won(table, 60) == "a"
     assert not [row for row in table if row["M"] == 4], "nothing to compare it with"
@@ -126,7 +135,7 @@ def kept_figures(folder: Path, packed: float, gather: float) -> None:
 def test_packed_has_to_win_with_its_gather(tmp_path: Path) -> None:
     """Six calls a draft: indexed 60 cold; packed 54, and the gather behind it."""
     kept_figures(tmp_path, packed=9.0, gather=4.0)
-    table = {(row["situation"], row["variant"]): row for row in modes.modes(tmp_path)}
+    table = {(row["situation"], row["variant"]): row for row in compare_modes(tmp_path)}
     assert table["cold", "indexed"]["p50_us"] == 60
     assert table["cold", "packed, gather counted"]["p50_us"] == 58
     assert table["cold", "packed, gather hidden"]["p50_us"] == 54
@@ -136,22 +145,22 @@ def test_packed_has_to_win_with_its_gather(tmp_path: Path) -> None:
         ("in situ", "packed, gather counted"),
     ]
     kept_figures(tmp_path, packed=9.0, gather=7.0)
-    table = {(row["situation"], row["variant"]): row for row in modes.modes(tmp_path)}
+    table = {(row["situation"], row["variant"]): row for row in compare_modes(tmp_path)}
     assert table["cold", "indexed"]["winner"] and table["cold", "indexed"]["floor_us"] == 48
 
 
 def test_modes_follow_the_benchmarks() -> None:
-    assert sum(modes.CALLS.values()) == draft.Shape().depth
-    assert draft_heads.Observed().new in gpu_gather.CHANGED
+    assert sum(CALLS.values()) == DraftShape().depth
+    assert ObservedTokens().new in gather.CHANGED_ON_GPU
 
 
 def test_modes_say_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no head.csv.*bench.run"):
-        modes.modes(tmp_path)
+        compare_modes(tmp_path)
     kept_figures(tmp_path, 9.0, 4.0)
     (tmp_path / "gather.csv").write_text("arm,p50_us\ncopy_,1\n")
     with pytest.raises(ValueError, match=r"no figure.*gather_rows_ of 128"):
-        modes.modes(tmp_path)
+        compare_modes(tmp_path)
 
 
 @pytest.fixture
@@ -169,12 +178,11 @@ def test_a_run_alternates_and_goes_on_where_one_fails(
     def child(args: argparse.Namespace, path: Path, timeout: float) -> list[dict[str, Any]]:
         called.append(path.stem)
         if path.stem == "cp-async":
-            raise subprocess.CalledProcessError(7, "bench.gpu")
+            raise subprocess.CalledProcessError(7, "bench.ops.compare_builds")
         took = 9.0 if path.stem == "splits-2" else 10.0
         return [line(took, int(m), s) for m in args.rows.split(",") for s in ("cold", "warm")]
 
-    monkeypatch.setattr(gpu, "child", child)
-    monkeypatch.setattr(library, "use", lambda path: None)
+    monkeypatch.setattr(compare_builds, "measure_build", child)
     out = libraries / "out"
     words = ["run", "--libraries", libraries, "--out", out, "--figures", out]
     assert variants.main([str(word) for word in words]) == 1, "one has failed"
@@ -189,21 +197,43 @@ def test_a_run_alternates_and_goes_on_where_one_fails(
 
 
 def test_the_child_takes_what_it_is_given(libraries: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a sweep asks of bench.gpu is what bench.gpu understands."""
+    """What a sweep asks of compare_builds is what compare_builds understands."""
     commands: list[list[str]] = []
+    builds: list[str] = []
 
     def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
         commands.append(command)
+        builds.append(options["env"][VARIABLE])
         return subprocess.CompletedProcess(command, 0, 'log\n{"head": []}\n')
 
     monkeypatch.setattr(subprocess, "run", run)
-    there = variants.found(libraries, variants.VARIANTS)
+    there = variants.find_libraries(libraries, variants.VARIANTS)
     assert next(iter(there)) == variants.DEFAULT and len(there) == 3
     variants.Sweep(there, rounds=5, quick=True).measure(variants.DEFAULT)
-    monkeypatch.setattr(sys, "argv", ["gpu", *commands[0][3:]])
-    args = gpu.parsed()
-    assert (args.parts, args.rows, args.only) == (["head"], gpu.ROWS, "sparse_head")
-    assert (args.rounds, args.quick, args.library) == (5, True, [libraries / "default.so"])
+    monkeypatch.setattr(sys, "argv", ["compare_builds", *commands[0][3:]])
+    args = compare_builds.parsed()
+    assert (args.parts, args.rows, args.only) == (["head"], compare_builds.ROWS, "sparse_head")
+    assert (args.rounds, args.quick, args.json) == (5, True, True)
+    assert builds == [str(libraries / "default.so")]
+
+
+def test_builds_are_compared_by_their_best_processes() -> None:
+    a, b = Path("a.so"), Path("b.so")
+    runs = {a: [[line(10.0), line(4.0, m=1)], [line(8.0)]], b: [[line(4.0), line(5.0, m=1)]]}
+    ten, one = compare_builds.compare(runs)
+    assert (ten["library 1 us"], ten["library 2 us"], ten["2 over 1"]) == (8.0, 4.0, 0.5)
+    assert (one["M"], one["2 over 1"], one["floor_us"]) == (1, 1.25, 8.0)
+
+
+def test_a_process_loads_the_build_that_it_is_given(tmp_path: Path) -> None:
+    """A program of bench, which imports the package in many places, loads no other library."""
+    library = Path(shutil.copy(_library.PATH, tmp_path / "other.so"))
+    program = "from bench.ops import compare_builds; from microspec_kernels import _library\n"
+    done = subprocess.run(
+        [sys.executable, "-c", program + "print(_library.PATH)"],
+        cwd=ROOT, env=environment(library), capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == str(library)
 
 
 def test_refusals(libraries: Path, capsys: pytest.CaptureFixture[str]) -> None:

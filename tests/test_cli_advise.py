@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import models
+from bench.harness import models
 from microspec_kernels.cli import advise, info, main
 
 HERE, OTHER = "NVIDIA H100 80GB HBM3", "NVIDIA H100 PCIe"

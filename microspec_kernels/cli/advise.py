@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from .common import table
 from .measured import HEAD, Row, draft_shares, read
 
-# Model → V and D of its LM head. bench/models.py has the rest of the shapes, and the sources.
+# Model → V and D of its LM head. bench/harness/models.py has the other shapes and the sources.
 SHAPES = {
     "Llama-3.1-8B": (128256, 4096),
     "Llama-3.2-1B": (128256, 2048),

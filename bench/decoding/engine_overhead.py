@@ -1,0 +1,187 @@
+"""What does a step of an engine pay for observing tokens, beside the LM head that it saves?
+
+    python -m bench.decoding.engine_overhead [--quick] [--device cpu|cuda] [--out DIR]
+
+A step has B requests with five drafted tokens each. Observing is eager. It takes the target's
+likeliest token (by `argmax` or by `max`) or its three likeliest from the logits [6 B, V], and gives
+the step's tokens to `EngineHead`; for each request NEW of them are not active. The step calls the
+head five times with B rows of hidden, on a GPU in a graph. Logits and activations are the same in
+every call. Writes engine.csv.
+"""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench.harness import models, options
+from bench.harness.cuda_graphs import capture, time_replays, uncaptured
+from bench.harness.inputs import make_weight
+from bench.harness.sizes import CAPACITY, QUICK_CAPACITY, QUICK_ROUNDS, ROUNDS
+from microspec_kernels.integrations.engine import EngineHead, Settings
+from microspec_kernels.timing import Percentiles, time_arms
+
+REQUESTS = (1, 8, 32)
+DRAFTS = 5
+# Rows gathered per step and request, as bench.decoding.batches found for a filled vocabulary.
+NEW = 2
+SETS = 72  # of a step's tokens, used in turn: as many as calls on a CPU
+CALLS = 8  # of a replay, on a GPU
+
+
+@dataclass(frozen=True)
+class StepCall:
+    """Something that a step calls, and how often."""
+
+    call: Callable[[], Any]
+    times_a_step: int = 1
+    captured: bool = False
+
+
+def make_head(weight: Tensor, requests: int, capacity: int, **settings: Any) -> EngineHead:
+    """Make a head with full vocabularies of random tokens, for all requests or one each."""
+    chosen = Settings(capacity=capacity, **settings)
+    groups = requests if chosen.vocabulary == "request" else 1
+    head = EngineHead(weight, chosen, groups=groups)
+    for group in range(groups):
+        tokens = torch.randperm(len(weight), device=weight.device)[:capacity]
+        head.observe(tokens, None if groups == 1 else torch.full_like(tokens, group))
+    return head
+
+
+class Observing:
+    """Calls `judge` and `observe` with the tokens of another step each time.
+
+    A step's tokens are those that the target was run over, its `best` likeliest after each of them,
+    and those that it took.
+    """
+
+    def __init__(self, head: EngineHead, requests: int, best: int) -> None:
+        rows, device = requests * (DRAFTS + 1), head.vocab.device
+        vocab_size, groups = head.vocab.vocab_size, head.vocab.groups
+        of_row = torch.arange(requests, device=device).repeat_interleave(DRAFTS + 1) % groups
+        self.head, self.rows, self.groups = head, rows, None
+        which = of_row.repeat(best + 2)
+        if groups > 1:
+            self.groups = which
+        self.sets = []
+        for _ in range(SETS):
+            slots = torch.randint(head.capacity, (len(which),), device=device)
+            tokens = head.vocab.ids[which, slots].long()
+            new = torch.randperm(len(tokens), device=device)[: NEW * requests]
+            tokens[new] = torch.randint(vocab_size, (len(new),), device=device)
+            self.sets.append(tokens)
+        self.turn = itertools.cycle(self.sets)
+        self.calls, self.entered_before = 0, entered(head)
+
+    def __call__(self) -> None:
+        tokens, groups = next(self.turn), self.groups
+        taken = None if groups is None else groups[-self.rows :]
+        self.head.judge(tokens[-self.rows :], taken)
+        self.head.observe(tokens, groups)
+        self.calls += 1
+
+    def rows_entered(self) -> float:
+        """Return the rows that entered the vocabularies per call."""
+        return (entered(self.head) - self.entered_before) / self.calls
+
+
+def entered(head: EngineHead) -> int:
+    """Return the rows that entered since the start, after waiting for the device."""
+    head.figures()
+    if head.vocab.device.type == "cuda":
+        torch.cuda.synchronize()
+    figures = head.figures()
+    assert figures is not None
+    return figures.rows
+
+
+def check(head: EngineHead, logits: Tensor, hidden: Tensor, groups: Tensor | None) -> None:
+    """Check that the head's tokens are the best active ones by dense logits, up to rounding.
+
+    Args:
+        logits: [M, V] of the dense head.
+    """
+    ids = head.vocab.ids if groups is None else head.vocab.ids[groups]
+    best = logits.gather(1, ids.long().expand(len(hidden), -1)).amax(1)
+    chosen = head.argmax(hidden, groups)
+    assert bool(head.vocab.contains(chosen, token_groups=groups).all()), "not an active token"
+    got = logits.gather(1, chosen[:, None])[:, 0]
+    assert bool(((best - got) <= 1e-3 * best.abs()).all()), "not the best active token"
+
+
+def arms_of(weight: Tensor, requests: int, capacity: int) -> dict[tuple[str, str], StepCall]:
+    """Return the calls of a step by vocabulary and name."""
+    rows = requests * (DRAFTS + 1)
+    hidden = torch.randn(requests, weight.size(1), device=weight.device).to(weight.dtype)
+    exact = F.linear(hidden.float(), weight.float())
+    logits = torch.randn(rows, len(weight), device=weight.device).to(weight.dtype)
+    arms = {
+        ("", "target's argmax"): StepCall(lambda: logits.argmax(-1)),
+        ("", "target's max"): StepCall(lambda: logits.max(-1)),
+        ("", "target's top 3"): StepCall(lambda: logits.topk(3)),
+        ("", "dense LM head, max"): StepCall(
+            lambda: F.linear(hidden, weight).max(-1), DRAFTS, captured=True
+        ),
+    }
+    for vocabulary in ("shared", "request") if requests > 1 else ("shared",):
+        for mode, best in (("indexed", 1), ("indexed", 3), ("packed", 1)):
+            head = make_head(weight, requests, capacity, vocabulary=vocabulary, mode=mode)
+            groups = torch.arange(requests, device=weight.device) if head.vocab.groups > 1 else None
+            check(head, exact, hidden, groups)
+            argmax = partial(head.argmax, hidden, groups)
+            if best == 1:
+                head_name = f"EngineHead.argmax, {mode}"
+                arms[vocabulary, head_name] = StepCall(argmax, DRAFTS, captured=True)
+            name = f"judge and observe, top {best}, {mode}"
+            arms[vocabulary, name] = StepCall(Observing(head, requests, best))
+        arms[vocabulary, "figures"] = StepCall(head.figures)
+    return arms
+
+
+def timed(
+    arms: dict[tuple[str, str], StepCall], weight: Tensor, rounds: int
+) -> dict[Any, Percentiles]:
+    """Time the calls. On a CPU an untimed call of the same arm runs before each.
+
+    So no arm finds what another one left in the caches.
+    """
+    if weight.is_cuda:
+        replays = {
+            key: (capture if arm.captured else uncaptured)(arm.call, CALLS)
+            for key, arm in arms.items()
+        }
+        return time_replays(replays, rounds)
+    calls: dict[Any, Callable[[], Any]] = {key: arm.call for key, arm in arms.items()}
+    return time_arms(calls, rounds, before=lambda key: calls[key]())
+
+
+def measure(device: str, quick: bool) -> options.Rows:
+    model = models.TOY if quick else models.MODELS[models.DEFAULT]
+    capacity = QUICK_CAPACITY if quick else CAPACITY
+    weight = make_weight(model.vocab_size, model.dim, device)
+    table = []
+    for requests in REQUESTS[:2] if quick else REQUESTS:
+        arms = arms_of(weight, requests, capacity)
+        times = timed(arms, weight, QUICK_ROUNDS if quick else ROUNDS)
+        for (vocabulary, name), arm in arms.items():
+            observes = isinstance(arm.call, Observing)
+            table.append(
+                {
+                    "model": model.name, "V": model.vocab_size, "D": model.dim,
+                    "capacity": capacity, "requests": requests, "drafts": DRAFTS,
+                    "vocabulary": vocabulary, "arm": name, "times_a_step": arm.times_a_step,
+                    "rows_entered": arm.call.rows_entered() if observes else "",
+                    **times[vocabulary, name].in_us(),
+                }
+            )  # fmt: skip
+    return table
+
+
+if __name__ == "__main__":
+    options.run(__doc__, "engine", partial(measure, "cpu"), partial(measure, "cuda"))

@@ -1,0 +1,9 @@
+"""How fast is each op, and what do other ways to do the same job take?
+
+    python -m bench.ops.head             sparse_head against dense, static, NanoSpec and PyTorch
+    python -m bench.ops.vocab            vocab_update_
+    python -m bench.ops.gather           gather_rows_
+    python -m bench.ops.compare_builds   all three on a GPU, also with several builds side by side
+
+The head is timed by time_head.py; head_arms.py and head_peers.py make the ways to do its job.
+"""

@@ -36,12 +36,6 @@ from microspec_kernels import cli, ops, speculative
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
-# The computed table of README.md and docs/engines.md: parameters of Llama-3.1-8B's parts.
-V, D, INNER, KEYS, K, DRAFTS = 128256, 4096, 14336, 1024, 3072, 5
-LAYER = 2 * D * D + 2 * D * KEYS + 3 * D * INNER
-EAGLE_3_LAYER = 2 * D * (D + 2 * KEYS) + D * D + 3 * D * INNER
-LLAMA_1B_LAYERS = 16 * (2 * 2048 * 2048 + 2 * 2048 * 512 + 3 * 2048 * 8192)
-TARGET = 32 * LAYER + V * D
 MODULES = [
     "microspec_kernels.integrations.engine",
     "microspec_kernels.integrations.transformers",
@@ -202,33 +196,6 @@ def test_the_loop_of_the_readme_counts_every_token() -> None:
     assert figures.active > 200
 
 
-def gigabytes(layers: int, rows: int, dim: int, once: int) -> float:
-    """Weights in bf16 that a step reads: the target's, and the draft's five times."""
-    return 2e-9 * (TARGET + once + DRAFTS * (layers + rows * dim))
-
-
-@pytest.mark.parametrize(
-    ("draft", "rows", "shape"),
-    [
-        ("EAGLE-1 or 2", V, (2 * D * D + LAYER, D, 0)),
-        ("a standalone model (Llama-3.2-1B)", V, (LLAMA_1B_LAYERS, 2048, 0)),
-        ("EAGLE-3 with its own rows", 32000, (EAGLE_3_LAYER, D, 3 * D * D)),
-    ],
-    ids=["eagle", "standalone", "eagle-3"],
-)
-def test_the_table_of_bytes_is_arithmetic(
-    draft: str, rows: int, shape: tuple[int, int, int]
-) -> None:
-    layers, dim, once = shape
-    dense, sparse = (gigabytes(layers, count, dim, once) for count in (rows, K))
-    change = f"\N{MINUS SIGN}{100 * (1 - sparse / dense):.0f} %"
-    (line,) = (
-        line for line in (ROOT / "README.md").read_text().splitlines() if f"| {draft}" in line
-    )
-    cells = [cell.strip() for cell in line.split("|")]
-    assert cells[2:6] == [str(rows), f"{dense:.1f} GB", f"{sparse:.1f} GB", change]
-
-
 def anchors(page: Path) -> set[str]:
     """Of a page's headings, as GitHub names them."""
     text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
@@ -249,6 +216,13 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert other.exists(), link
         assert other.is_relative_to(ROOT), link
         assert not anchor or anchor in anchors(other), link
+
+
+@pytest.mark.parametrize("page", LINKED, ids=[str(page.relative_to(ROOT)) for page in LINKED])
+def test_named_files_exist(page: Path) -> None:
+    folders = "bench|csrc|docs|examples|microspec_kernels|tests|triton_kernels"
+    for path in re.findall(rf"(?<![\w./])(?:{folders})/[\w./*-]*\w", page.read_text()):
+        assert list(ROOT.glob(path)) or path.endswith("isa_NAME.cpp"), path
 
 
 def test_links_of_the_reference_lead_somewhere(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/microspec.stamp
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc)
 
-.PHONY: build demo test test-all test-triton test-oldest test-wheel test-engines test-engines-gpu test-gpu lint bench bench-gpu bench-variants clean
+.PHONY: build demo test test-all test-triton test-oldest test-wheel test-engines test-engines-gpu test-gpu lint docs bench bench-gpu bench-variants clean
 
 build: $(STAMP)
 
@@ -115,6 +115,10 @@ lint: build
 	$(BIN)/mypy
 	find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh' \
 		| xargs $(BIN)/clang-format --dry-run -Werror
+
+# The API reference, from the docstrings: build/docs/index.html.
+docs: build
+	$(BIN)/python docs/reference.py build/docs
 
 bench: build
 	$(BIN)/python -m bench.run

@@ -1,4 +1,4 @@
-"""Transformers' assisted generation, with the assistant's LM head dense and then sparse.
+"""Run transformers' assisted generation, with the assistant's LM head dense and then sparse.
 
     python examples/assisted_generation.py "Write a short story about a dog."
 

@@ -1,4 +1,4 @@
-"""The reference loop behind transformers' `generate`, as its `custom_generate`.
+"""Run the reference loop behind transformers' `generate`, as its `custom_generate`.
 
     python examples/custom_generate.py "Write a short story about a dog." --temperature 0.7
 

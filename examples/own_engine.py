@@ -1,9 +1,10 @@
-"""An engine of one's own with an active vocabulary in its draft's LM head, in four places.
+"""Attach an active vocabulary to the draft's LM head of your own engine, in four places.
 
     python examples/own_engine.py "Write a short story about a dog."
 
-Offline: the target of examples/tiny_pair, its first layers as the draft. No caches, no batches, no
-graphs: what is left is where an engine attaches, drafts, verifies and observes.
+Offline: the target of examples/tiny_pair, its first layers as the draft. No caches, no
+batches, no graphs (captured_engine.py has one): the four places are where an engine attaches,
+drafts, verifies and observes.
 """
 
 import argparse
@@ -35,7 +36,7 @@ head = EngineHead(target.lm_head.weight, settings)
 
 
 def drafted(text: Tensor) -> Tensor:
-    """The next DRAFTS tokens; in an engine a captured graph, the head in it."""
+    """Draft the next DRAFTS tokens. An engine captures this, with the head in it."""
     for _ in range(DRAFTS):
         text = torch.cat((text, head.argmax(draft(text[None]).last_hidden_state[0, -1:])))
     return text[-DRAFTS:]

@@ -1,15 +1,21 @@
 """What README and docs show runs: Python on a CPU as it stands; commands exist, with their options.
 
+Links lead to files and headings that exist.
+
 What a snippet leaves to its reader (models, prompts, an engine's loop) is a small stand-in here.
 """
 
 import argparse
 import contextlib
+import html
 import importlib
 import importlib.util
 import inspect
+import os
 import re
 import shlex
+import subprocess
+import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,10 +32,10 @@ from backends_under_test import COMPILED
 from speculative.models import VOCAB, noisy, prompt, tiny
 
 import microspec_kernels
-from microspec_kernels import cli, speculative
+from microspec_kernels import cli, ops, speculative
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 MODULES = [
     "microspec_kernels.integrations.engine",
     "microspec_kernels.integrations.transformers",
@@ -94,6 +100,14 @@ def captured() -> dict[str, Any]:
     }
 
 
+def captured_loop() -> dict[str, Any]:
+    """What README's loop leaves, for the captured one below it."""
+    (loop,) = (code for code in page_snippets(ROOT / "README.md", "python") if "V, D =" in code)
+    names: dict[str, Any] = {}
+    exec(compile(loop, "README.md", "exec"), names)
+    return {**names, "torch": SimpleNamespace(cat=torch.cat, cuda=captured()["torch"].cuda)}
+
+
 def decoding() -> dict[str, Any]:
     """For `load_target` and `load_draft`, which `_folder` makes return small models."""
     prompts = [prompt(9)[0], prompt(5, seed=1)[0]]
@@ -134,6 +148,7 @@ def attached() -> dict[str, Any]:
 STANDINS: dict[str, Callable[[], dict[str, Any]]] = {
     "head = EngineHead(target.lm_head": engine,
     "head = EngineHead(draft.lm_head": attached,
+    "# writes `drafted`": captured_loop,
     "CUDAGraph()": captured,
     "load_draft(": decoding,
     "sparse_assistant(": generate,
@@ -169,8 +184,68 @@ def test_a_snippet_runs(code: str) -> None:
 
 
 def test_every_page_shows_python() -> None:
-    assert [len(page_snippets(page, "python")) for page in PAGES] == [3, 3, 1, 1]
+    counts = {page.name: len(page_snippets(page, "python")) for page in PAGES}
+    shown = {"README.md": 3, "engines.md": 3, "loop.md": 2, "policy.md": 1, "testing.md": 1}
+    assert {name: count for name, count in counts.items() if count} == shown
     assert microspec_kernels.policy.frequency_rank is not None
+
+
+def test_the_loop_of_the_readme_counts_every_token() -> None:
+    figures = captured_loop()["head"].figures()
+    assert figures.hits + figures.misses == 8 * 4
+    assert figures.active > 200
+
+
+def anchors(page: Path) -> set[str]:
+    """Of a page's headings, as GitHub names them."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+LINKED = [*PAGES, ROOT / "bench" / "RESULTS.md", ROOT / "examples" / "tiny_pair" / "README.md"]
+
+
+@pytest.mark.parametrize("page", LINKED, ids=[str(page.relative_to(ROOT)) for page in LINKED])
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if re.match(r"[a-z]+:", link):
+            continue
+        name, _, anchor = link.partition("#")
+        other = (page.parent / name).resolve() if name else page
+        assert other.exists(), link
+        assert other.is_relative_to(ROOT), link
+        assert not anchor or anchor in anchors(other), link
+
+
+@pytest.mark.parametrize("page", LINKED, ids=[str(page.relative_to(ROOT)) for page in LINKED])
+def test_named_files_exist(page: Path) -> None:
+    folders = "bench|csrc|docs|examples|microspec_kernels|tests|triton_kernels"
+    for path in re.findall(rf"(?<![\w./])(?:{folders})/[\w./*-]*\w", page.read_text()):
+        assert list(ROOT.glob(path)) or path.endswith("isa_NAME.cpp"), path
+
+
+def test_links_of_the_reference_lead_somewhere(tmp_path: Path) -> None:
+    pytest.importorskip("pdoc")
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, str(ROOT / "docs" / "reference.py"), str(tmp_path)]
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": path})
+    pages = {
+        page: re.sub(r"<script.*?</script>", "", page.read_text(), flags=re.DOTALL)
+        for page in tmp_path.rglob("*.html")
+    }
+    places = {page: set(re.findall(r'\bid="([^"]+)"', text)) for page, text in pages.items()}
+    links = [(page, link) for page in pages for link in re.findall(r'href="([^"]+)"', pages[page])]
+    assert len(links) > 100
+    for page, link in links:
+        if not re.match(r"[a-z]+:", link):
+            name, _, anchor = link.partition("#")
+            other = (page.parent / name).resolve() if name else page
+            assert other in pages, f"{page.name}: {link}"
+            assert not anchor or anchor in places[other], f"{page.name}: {link}"
+    for op in ops.__all__:
+        schema = html.escape(str(getattr(torch.ops.microspec, op).default._schema), quote=False)
+        assert schema.replace("::", ".") in pages[tmp_path / "microspec_kernels" / "ops.html"]
 
 
 def commands() -> Iterator[list[str]]:

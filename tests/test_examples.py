@@ -48,3 +48,13 @@ def test_own_engine() -> None:
     assert said is not None and int(said[1]) >= 16 and int(said[2]) < 12, out
     figures = re.search(r"^Figures\(hits=(\d+), misses=(\d+), rows=\d+, active=1024\)$", out, re.M)
     assert figures is not None and int(figures[1]) + int(figures[2]) == int(said[1]), out
+
+
+def test_captured_engine() -> None:
+    out = run("captured_engine.py", "--max-new-tokens", "16", "--device", "cpu")
+    said = re.search(
+        r"^(\d+) tokens in (\d+) passes of the target, the target's own text; \2 eager drafts$",
+        out,
+        re.M,
+    )
+    assert said is not None and int(said[1]) >= 16 and int(said[2]) < 12, out

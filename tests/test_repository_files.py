@@ -1,0 +1,101 @@
+"""Files that only a service or another tool reads: they parse, and agree with pyproject.toml."""
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+yaml = pytest.importorskip("yaml")  # comes with transformers
+
+ROOT = Path(__file__).parents[1]
+FORMS = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+
+
+def parsed(path: Path) -> dict[str, Any]:
+    content = yaml.safe_load(path.read_text())
+    assert isinstance(content, dict), path
+    return content
+
+
+def lint_extra() -> set[str]:
+    (line,) = re.findall(r"^lint = \[(.*)\]$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    return set(re.findall(r'"(.*?)"', line))
+
+
+def steps(workflow: Path) -> list[dict[str, Any]]:
+    return [step for job in parsed(workflow)["jobs"].values() for step in job["steps"]]
+
+
+def test_pre_commit_has_the_linters_of_the_lint_extra() -> None:
+    text = (ROOT / ".pre-commit-config.yaml").read_text()
+    assert set(re.findall(r"[\w-]+==\d+(?:\.\d+)*", text)) == lint_extra()
+    (repository,) = parsed(ROOT / ".pre-commit-config.yaml")["repos"]
+    names = {hook["entry"].split()[0].split("/")[-1] for hook in repository["hooks"]}
+    assert names == {requirement.split("==")[0] for requirement in lint_extra()}
+    for hook in repository["hooks"]:
+        assert bool(hook.get("additional_dependencies")) == (hook["language"] == "python"), hook
+
+
+def test_the_citation_is_of_this_version() -> None:
+    citation = parsed(ROOT / "CITATION.cff")
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+    pyproject = (ROOT / "pyproject.toml").read_text()
+    for key in ("version", "license"):
+        assert f'\n{key} = "{citation[key]}"\n' in pyproject
+    (paper,) = citation["references"]
+    assert {"type", "title", "authors"} <= paper.keys()
+    assert paper["url"] in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("form", FORMS, ids=[form.name for form in FORMS])
+def test_an_issue_form_is_complete(form: Path) -> None:
+    content = parsed(form)
+    assert {"name", "description", "body"} <= content.keys()
+    names = [element["id"] for element in content["body"]]
+    assert len(set(names)) == len(names)
+    assert all(element["attributes"]["label"] for element in content["body"])
+
+
+def test_there_are_two_issue_forms() -> None:
+    assert [form.name for form in FORMS] == ["bug.yml", "feature.yml"]
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=[workflow.name for workflow in WORKFLOWS])
+def test_a_workflow_is_complete(workflow: Path) -> None:
+    content = parsed(workflow)
+    assert content[True], "`on` is true in YAML 1.1"
+    assert content["permissions"] == {"contents": "read"}
+    for name, job in content["jobs"].items():
+        assert job["runs-on"] and job["steps"], name
+    for step in steps(workflow):
+        assert ("uses" in step) != ("run" in step), step
+        assert re.fullmatch(r"[\w-]+/[\w-]+@v\d+", step.get("uses", "a/b@v1")), step
+
+
+def test_ci_runs_what_a_change_must_pass() -> None:
+    commands = "\n".join(step.get("run", "") for step in steps(ROOT / ".github/workflows/ci.yml"))
+    targets = re.findall(r"^make ([\w-]+)", commands, re.MULTILINE)
+    existing = re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert set(targets) <= set(existing)
+    required = re.findall(r"^make ([\w-]+)", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+    assert {*required, "test-oldest", "test-wheel", "docs"} <= set(targets)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="needs tomllib")
+def test_ci_runs_the_oldest_and_the_newest_python() -> None:
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    jobs = parsed(ROOT / ".github" / "workflows" / "ci.yml")["jobs"]
+    versions = {
+        name: step["with"]["python-version"]
+        for name, job in jobs.items()
+        for step in job["steps"]
+        if "python-version" in step.get("with", {})
+    }
+    (wheel,) = re.findall(r"^WHEEL_PYTHON \?= python(.*)$", (ROOT / "Makefile").read_text(), re.M)
+    assert project["requires-python"] == f">={versions['oldest']}"
+    assert versions["newest"] == wheel

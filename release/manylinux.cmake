@@ -63,4 +63,6 @@ if(with_cuda)
   add_old_library(pthread 0 ${pthread})
   add_old_library(rt 1 ${rt})
 endif()
+# The CUDA runtime, which needs them, comes after them.
+target_link_options(microspec PRIVATE -Wl,--no-as-needed)
 target_sources(microspec PRIVATE release/older_runtime.cpp)

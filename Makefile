@@ -10,7 +10,7 @@ TORCH ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/microspec.stamp
-SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc release)
+SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc)
 
 .PHONY: build demo test test-all test-triton test-oldest wheel test-wheel test-engines test-engines-gpu test-gpu lint bench bench-gpu bench-variants clean
 

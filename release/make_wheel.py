@@ -51,7 +51,7 @@ def python(*words: str | Path, **variables: str) -> str:
 
 def build(processor: str, folder: Path) -> Path:
     """The wheel as the compiler leaves it, for whichever Linux this is."""
-    options = ["-DMICROSPEC_MANYLINUX=ON"]
+    options = [*os.environ.get("CMAKE_ARGS", "").split(), "-DMICROSPEC_MANYLINUX=ON"]
     if processor != platform.machine():
         options += CROSS[processor]
     (folder / "plain").mkdir(parents=True, exist_ok=True)
@@ -66,17 +66,27 @@ def build(processor: str, folder: Path) -> Path:
     return wheel
 
 
-def exported(library: Path) -> set[str]:
-    listing = run("nm", "--dynamic", "--defined-only", "--format=posix", library)
-    return {line.split()[0] for line in listing.splitlines()}
+def symbols_of(library: Path, which: str) -> list[list[str]]:
+    """Name and kind of dynamic symbols, the name with its version if it has one."""
+    listing = run("nm", "--dynamic", "--with-symbol-versions", which, "--format=posix", library)
+    return [line.split()[:2] for line in listing.splitlines()]
+
+
+def check_symbols(library: Path) -> None:
+    """End if others can see more than they must, or if a symbol may come from any version."""
+    exported = {name for name, _ in symbols_of(library, "--defined-only")}
+    if exported != EXPORTS:
+        sys.exit(f"{library}: exports other symbols than {sorted(EXPORTS)}: {sorted(exported)}")
+    taken = [name for name, kind in symbols_of(library, "--undefined-only") if kind == "U"]
+    if unversioned := [name for name in taken if "@" not in name and "torch_" not in name]:
+        sys.exit(f"{library}: release/manylinux.cmake has to name {unversioned}")
 
 
 def with_contents(wheel: Path, folder: Path) -> Path:
     """The wheel with a list of its contents beside its metadata, where PEP 770 has it."""
     python("wheel", "unpack", "--dest", folder / "unpacked", wheel)
     (unpacked,) = (folder / "unpacked").iterdir()
-    if (names := exported(unpacked / "microspec_kernels/libmicrospec.so")) != EXPORTS:
-        sys.exit(f"the library exports other symbols than {sorted(EXPORTS)}: {sorted(names)}")
+    check_symbols(unpacked / "microspec_kernels/libmicrospec.so")
     built_with = json.loads((folder / "built_with.json").read_text())
     name, version = wheel.name.split("-")[:2]
     listed = sbom.contents(

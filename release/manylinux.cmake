@@ -44,7 +44,8 @@ endif()
 set(dl dlopen dlsym dlvsym dlclose dlerror)
 list(TRANSFORM dl PREPEND ${first}:)
 add_old_library(dl 2 ${dl} ${dlmopen}:dlmopen)
-add_old_library(m 6 ${first}:log)
+# All that is used of libm: the linker does not look into another library of that name.
+add_old_library(m 6 ${first}:log ${first}:tanhf)
 if(with_cuda)
   # What the static CUDA runtime calls.
   set(pthread

@@ -7,7 +7,9 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-# NVIDIA's licence agreement lets products carry libcudart_static.
+# The oldest driver that a toolkit's programs run with, by its major version (docs/release.md).
+OLDEST_DRIVER = {"12": "525", "13": "580"}
+# It lets products carry libcudart_static.
 CUDA_LICENCE = {"license": {"name": "NVIDIA Software License Agreement and CUDA Supplement"}}
 
 
@@ -45,6 +47,7 @@ def library(built_with: dict[str, str], torch: str) -> list[dict[str, Any]]:
                 "name": "cudart_static",
                 "version": built_with["cuda"],
                 "description": "NVIDIA's CUDA runtime, linked statically; "
+                f"needs driver {OLDEST_DRIVER[built_with['cuda'].partition('.')[0]]} or later; "
                 f"kernels for {built_with['architectures']}",
                 "licenses": [CUDA_LICENCE],
             }

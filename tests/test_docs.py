@@ -168,8 +168,8 @@ def test_a_snippet_runs(code: str) -> None:
         exec(compile(code, "snippet", "exec"), given)
 
 
-def test_every_page_shows_python() -> None:
-    assert [len(page_snippets(page, "python")) for page in PAGES] == [3, 3, 1, 1]
+def test_pages_show_python() -> None:
+    assert [len(page_snippets(page, "python")) for page in PAGES] == [3, 3, 1, 0, 1]
     assert microspec_kernels.policy.frequency_rank is not None
 
 

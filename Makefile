@@ -73,7 +73,7 @@ wheel: build
 # Before a release: the wheel in clean environments, each with nothing but what it asks for: every Python here
 # with the newest torch, and the oldest with the oldest. Then the op tests, away from this folder, under
 # WHEEL_PYTHON.
-PYTHONS := $(shell for minor in 10 11 12 13 14; do python3.$$minor -c '' 2>/dev/null && echo python3.$$minor; done)
+PYTHONS := $(foreach minor,10 11 12 13 14,$(shell python3.$(minor) -c 'print("python3.$(minor)")' 2>/dev/null))
 WHEEL_PYTHON ?= python3.13
 WHEEL = $(abspath $(wildcard dist/*_$(shell uname -m).whl))
 INSTALLED := build/installed

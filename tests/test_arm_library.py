@@ -1,4 +1,4 @@
-"""The library for Arm as its wheel has it: a loader for Arm finds all that it needs, torch aside."""
+"""The library for Arm as its wheel has it: its loader finds all that it needs, torch aside."""
 
 import os
 import re

@@ -4,15 +4,15 @@ PYTHON ?= python3
 VENV ?= .venv
 PROMPT ?= Tom has 3 boxes with 15 pencils in each box. He gives 10 pencils to his friend. How many pencils does Tom have left?
 
-# Without a GPU: pip prefers the "+cpu" build of a version where it sees one (to show it one, set
-# PIP_EXTRA_INDEX_URL to PyTorch's CPU index). A torch that is in VENV already is left as it is.
-TORCH ?= $(if $(shell command -v nvidia-smi),torch,torch==2.13.0)
+# A torch that is in VENV already is left as it is. TORCH=torch==VERSION takes what pip takes; without it
+# release/install_torch.py takes the CPU build where there is no GPU.
+TORCH ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/microspec.stamp
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc)
 
-.PHONY: build demo test test-all test-triton test-oldest test-wheel test-engines test-engines-gpu test-gpu lint docs bench bench-gpu bench-variants clean
+.PHONY: build demo test test-all test-triton test-oldest wheel test-wheel test-engines test-engines-gpu test-gpu lint docs bench bench-gpu bench-variants clean
 
 build: $(STAMP)
 
@@ -23,7 +23,8 @@ $(BIN)/python:
 # A new file changes its folder, which is why folders are among the sources.
 $(STAMP): $(BIN)/python $(SOURCES)
 	$(BIN)/pip install --quiet 'setuptools>=77.0.1' 'cmake>=3.25' ninja
-	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/pip install --quiet '$(TORCH)'
+	$(BIN)/python -c 'import torch' 2>/dev/null || \
+		$(if $(TORCH),$(BIN)/pip install --quiet '$(TORCH)',$(BIN)/python release/install_torch.py)
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pip install --quiet --no-build-isolation \
 		--editable '.[test,lint]'
 	touch $@
@@ -62,21 +63,29 @@ test-oldest:
 	$(OLDEST)/bin/pip install --quiet --no-deps $$(grep '^triton=' tests/oldest.txt)
 	$(MAKE) VENV=$(OLDEST) test
 
-# Before a release: the wheel itself, installed under another Python and the newest torch, runs the op tests
-# away from this folder. No dependency but torch and the tests' own.
+# dist/: a wheel for each processor that there is a compiler for (docs/release.md).
+WHEELS := $(shell uname -m) $(if $(shell command -v aarch64-linux-gnu-g++),aarch64)
+wheel: build
+	$(BIN)/pip install --quiet --no-build-isolation --editable '.[release]'
+	for processor in $(sort $(WHEELS)); do \
+		PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python release/make_wheel.py $$processor || exit; done
+
+# Before a release: the wheel in clean environments, each with nothing but what it asks for: every Python here
+# with the newest torch, and the oldest with the oldest. Then the op tests, away from this folder, under
+# WHEEL_PYTHON.
+PYTHONS := $(foreach minor,10 11 12 13 14,$(shell python3.$(minor) -c 'print("python3.$(minor)")' 2>/dev/null))
 WHEEL_PYTHON ?= python3.13
-WHEEL := build/wheel
-test-wheel: build
-	rm -rf $(WHEEL)
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pip wheel --quiet --no-build-isolation --no-deps \
-		--wheel-dir $(WHEEL) .
-	$(WHEEL_PYTHON) -m venv $(VENV)-wheel
-	$(VENV)-wheel/bin/pip install --quiet --upgrade torch numpy pytest pytest-xdist hypothesis
-	$(VENV)-wheel/bin/pip install --quiet --no-deps --force-reinstall $(WHEEL)/*.whl
-	cp -r tests pyproject.toml $(WHEEL)
-	cd $(WHEEL) && $(abspath $(VENV))-wheel/bin/pytest -n auto --maxprocesses 8 -m '$(QUICK)' \
+WHEEL = $(abspath $(wildcard dist/*_$(shell uname -m).whl))
+INSTALLED := build/installed
+test-wheel: wheel
+	rm -rf $(INSTALLED)
+	mkdir -p $(INSTALLED)
+	for python in $(PYTHONS); do sh release/smoke.sh $$python torch $(WHEEL) $(INSTALLED) || exit; done
+	sh release/smoke.sh $(OLDEST_PYTHON) "$$(grep '^torch=' tests/oldest.txt)" $(WHEEL) $(INSTALLED)
+	$(INSTALLED)/$(WHEEL_PYTHON)-torch/bin/pip install --quiet numpy pytest pytest-xdist hypothesis
+	cp -r tests pyproject.toml $(INSTALLED)
+	cd $(INSTALLED) && $(WHEEL_PYTHON)-torch/bin/pytest -n auto --maxprocesses 8 -m '$(QUICK)' \
 		$(addprefix tests/,$(WHEEL_TESTS))
-	$(VENV)-wheel/bin/microspec info
 WHEEL_TESTS := test_head_*.py test_gather.py test_vocab_update.py test_active_vocab.py \
 	test_weight_slab.py test_registration.py
 

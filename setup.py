@@ -17,11 +17,7 @@ ROOT = Path(__file__).parent.resolve()
 
 def torch_folder() -> Path:
     spec = importlib.util.find_spec("torch")
-    if spec is None or spec.origin is None:
-        sys.exit(
-            "microspec-kernels is built against the torch it will run with: install torch >= 2.10, "
-            "then `pip install --no-build-isolation .`"
-        )
+    assert spec is not None and spec.origin is not None  # release/backend.py asked
     return Path(spec.origin).parent
 
 
@@ -39,20 +35,17 @@ class BuildWithCMake(build_py):
             # Or modules that were since renamed would be packed again.
             shutil.rmtree(self.build_lib, ignore_errors=True)
         super().run()
-        cmake = shutil.which("cmake") or sys.exit(
-            "cmake >= 3.25 is needed: `pip install cmake ninja`"
-        )
         ninja = shutil.which("ninja")
         # The path is given anew each time: ninja may have been that of a temporary environment.
         generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else []
         default = ROOT / "build" / ("ninja" if ninja else "make")
         build = Path(os.environ.get("MICROSPEC_BUILD_DIR") or default)
-        configure = [cmake, "-S", ROOT, "-B", build, f"-DTORCH_DIR={torch_folder()}", *generator]
+        configure = ["cmake", "-S", ROOT, "-B", build, f"-DTORCH_DIR={torch_folder()}", *generator]
         run(*configure, *os.environ.get("CMAKE_ARGS", "").split())
         jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or str(os.cpu_count())
-        run(cmake, "--build", build, "--parallel", jobs)
+        run("cmake", "--build", build, "--parallel", jobs)
         package = ROOT if self.editable_mode else Path(self.build_lib)
-        run(cmake, "--install", build, "--prefix", package / "microspec_kernels")
+        run("cmake", "--install", build, "--prefix", package / "microspec_kernels")
 
 
 class PlatformWheel(bdist_wheel):

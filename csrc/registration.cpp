@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The schemas of every op, and which function serves which device. Nothing else lives here.
 #include <torch/csrc/stable/library.h>
 

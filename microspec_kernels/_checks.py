@@ -1,6 +1,6 @@
 """The argument checks of every op, for what is written in Python: fakes, reference, Triton.
 
-They mirror ``csrc/common/check.h`` and ``csrc/*/*_op.cpp``, down to the wording; a test holds the
+They mirror ``csrc/binding/check.h`` and ``csrc/*/*_op.cpp``, down to the wording; a test holds the
 two to it. Only shapes, dtypes, strides and devices are looked at unless a name says ``ids``, so
 the checks also work on fake tensors.
 """

@@ -38,7 +38,7 @@ def tools_are_missing() -> bool:
 
 
 @functools.cache
-def build() -> Path:
+def build(target: str = "arm_driver") -> Path:
     spec = importlib.util.find_spec("torch")
     assert spec is not None and spec.origin is not None
     folder = build_with_cmake(
@@ -49,13 +49,14 @@ def build() -> Path:
         f"-DCMAKE_CXX_COMPILER={COMPILER}",
         f"-DTORCH_DIR={Path(spec.origin).parent}",
         "-DMICROSPEC_CUDA=OFF",
-        target="arm_driver",
+        "-DMICROSPEC_MANYLINUX=ON",
+        target=target,
     )
-    return folder / "arm_driver"
+    return folder
 
 
 def command(processor: str, *arguments: str) -> list[str]:
-    return [EMULATOR, "-cpu", processor, str(build()), *arguments]
+    return [EMULATOR, "-cpu", processor, str(build() / "arm_driver"), *arguments]
 
 
 def environment(isa: str | None) -> dict[str, str]:

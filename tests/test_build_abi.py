@@ -155,3 +155,14 @@ def test_no_shim_is_newer_than_the_target(undefined):
     used = {symbol for symbol in undefined if re.match(r"(aoti_)?torch_", symbol)}
     assert used & hidden == set()
     assert used - shown == set()
+
+
+def test_only_what_python_calls_by_name_is_exported(undefined):
+    listing = subprocess.run(
+        ["nm", "--dynamic", "--defined-only", "--format=posix", str(LIBRARY)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    exported = {line.split()[0] for line in listing.stdout.splitlines()}
+    assert exported == {"microspec_cuda_architectures", "microspec_instruction_set"}

@@ -21,12 +21,12 @@ def pyproject() -> dict[str, Any]:
 
 
 def requirements(pyproject: dict[str, Any]) -> list[str]:
-    """All but those for `make lint`, which has one version each, and the package's own extras."""
+    """All but the package's own extras, and those that pin one version."""
     extras = pyproject["project"]["optional-dependencies"]
     lists = [
         pyproject["build-system"]["requires"],
         pyproject["project"]["dependencies"],
-        *(extras[name] for name in extras if name != "lint"),
+        *(extras[name] for name in extras if name not in ("lint", "release")),
     ]
     own = pyproject["project"]["name"]
     return [line for lines in lists for line in lines if not line.startswith(own)]

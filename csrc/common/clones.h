@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // For loops that the compiler vectorises by itself: one copy per instruction set, chosen at load.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Element types of the rows and activations, as the torch-free kernels see them.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // PyTorch's intra-op thread pool, so that an engine's thread settings hold here too.
 #pragma once
 

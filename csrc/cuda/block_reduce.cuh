@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Counts, maxima and prefix sums over a warp or a block, in integers: the same whatever the order.
 //
 // A block-wide step is one word a warp in shared memory, one __syncthreads, and a reduction of those

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Selection in a block: a threshold above which exactly n keys lie.
 //
 // Bisection over the keys' values, not over the keys: nothing is moved or sorted, and a step is one

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Elements of rows and activations in registers: 32-bit words to floats and back.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Starting a kernel, and what the host must know of the device to choose its grid.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What every kernel stands on. The same kernel sources are compiled by nvcc for GPUs and by g++ for
 // csrc/emulation, which runs them on the host; so they use CUDA's own names where g++ can be given
 // them too (threadIdx, __syncthreads, __shfl_xor_sync, atomicMax, …) and the macros below where it

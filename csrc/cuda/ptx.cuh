@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The instructions that CUDA C++ has no name for, one function each, on generic pointers. Kernels
 // have no inline assembly of their own. csrc/emulation/ptx.h gives each of these a meaning on the
 // host, and tests/gpu/test_conformance.py holds the two to each other on a GPU.

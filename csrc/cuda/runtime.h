@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What the checks in C++ ask of the CUDA runtime, without its headers. Functions that return an int
 // return a cudaError_t, 0 for success.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // numpy arrays as the ops' raw pointers.
 #pragma once
 

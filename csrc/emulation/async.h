@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Copies that arrive later, by cp.async and by the copy engine, and the mbarriers that they arrive on.
 #pragma once
 

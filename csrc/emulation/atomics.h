@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Atomics and fences, for the types that CUDA has them for; none on floats, which the project forbids
 // (their order decides the result). As on CUDA, an atomic alone orders no other access.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What a module that runs kernels offers to Python besides them: the device's settings, and a Python
 // exception for each kind of failure.
 #pragma once

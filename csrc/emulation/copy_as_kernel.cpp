@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The one file of the emulation that sanitizers instrument as they do kernels.
 #include "async.h"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What a kernel did wrong, as an exception of the launch that ran it.
 #pragma once
 

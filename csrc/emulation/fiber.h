@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A line of execution with a stack of its own, switched to by hand: one per emulated thread.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // One thread's arithmetic and loads, under CUDA's names.
 #pragma once
 

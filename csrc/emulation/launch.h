@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // launch() of cuda/launch.cuh on the host: returns when the kernel is over, or throws a Failure.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Where g++'s own check (-fsanitize=alignment) of every access in a kernel reports: so that a
 // misaligned vector access is a Failure with its source line, without the sanitizer's library.
 #include "runtime.h"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // mma.sync m16n8k16: each lane's elements into matrices, their product, and back.
 #include "collectives.h"
 #include "numbers.h"

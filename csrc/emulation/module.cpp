@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // _emulation: the runners of the CUDA library, over numpy arrays. Arguments are taken as checked.
 #include "arrays.h"
 #include "bindings.h"

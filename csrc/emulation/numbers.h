@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The narrow number formats, rounded as the PTX conversions round.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // CUDA C++'s names for g++: what kernels may use besides the ptx functions.
 #pragma once
 

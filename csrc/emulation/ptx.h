@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The functions of cuda/ptx.cuh on the host.
 #pragma once
 

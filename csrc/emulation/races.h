@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What orders memory accesses in CUDA's memory model, told to ThreadSanitizer. Without it, nothing.
 //
 // Emulated threads are fibers that ThreadSanitizer takes for unordered threads. What orders them:

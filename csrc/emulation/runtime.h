@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The emulated machine: a grid of blocks of warps of threads, which take turns on one OS thread.
 //
 // A thread runs until it has to wait for others (a barrier, a shuffle, an mbarrier) and then switches

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The emulated device and how it behaves where CUDA leaves a choice. Set from Python.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The shared memory of one block. Every array lies alone between guards, no better aligned than it
 // was declared, and is filled with 0xFF.
 #pragma once

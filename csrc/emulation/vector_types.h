@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // CUDA's vector types, as far as kernels use them, with CUDA's alignments.
 #pragma once
 

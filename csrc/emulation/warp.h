@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Shuffles, votes and reductions of a warp.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Copies the rows of the slots whose id changed: what every gather shares, and the plain copy.
 //
 // A step of speculative decoding changes some 20 to 200 of 3072 slots, a new prompt all of them. The

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // gather_rows_: brings a slab's rows up to date with the active vocabulary.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Copies the rows whose id changed, quantising on the way when the slab is int8 or fp8.
 //
 // A quantised row is q = round(row / scale), scale = amax / largest, rounded half to even. A row

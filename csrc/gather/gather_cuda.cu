@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // gather_rows_ on CUDA: which kernel serves, and how many blocks.
 #include "gather/gather_cuda.h"
 

@@ -1,10 +1,11 @@
+// SPDX-License-Identifier: Apache-2.0
 // Checks of gather_rows_ and its split over threads.
 #include "gather.h"
 
 #include <algorithm>
 
-#include "common/check.h"
-#include "common/device_call.h"
+#include "binding/check.h"
+#include "binding/device_call.h"
 #include "common/parallel.h"
 #include "gather_cuda.h"
 

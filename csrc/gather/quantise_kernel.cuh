@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Quantises the rows of the slots whose id changed, bit for bit as gather_cpu.cpp does it.
 //
 // A row is needed twice, for its largest magnitude and for its quotients, and fetched once: a weight

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // One call of the head as raw pointers: what the kernels of every backend see. Torch-free.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // sparse_head and sparse_logits: the LM head over the active vocabulary.
 #pragma once
 

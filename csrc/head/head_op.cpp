@@ -1,9 +1,10 @@
+// SPDX-License-Identifier: Apache-2.0
 // Checks of sparse_head and sparse_logits, and their results' allocation.
 #include <cmath>
 
 #include "args.h"
-#include "common/check.h"
-#include "common/device_call.h"
+#include "binding/check.h"
+#include "binding/device_call.h"
 #include "cuda/head_cuda.h"
 #include "head.h"
 

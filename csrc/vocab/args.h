@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // One call of vocab_update_ as raw pointers: what the CUDA kernel sees. Torch-free.
 #pragma once
 

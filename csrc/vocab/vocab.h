@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // vocab_update_: the active vocabulary as an exact LRU cache.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Exact LRU without a list: a slot carries the time of its last use.
 //
 // Sequential LRU over a batch leaves the C most recently used distinct tokens (C = unpinned slots),

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // vocab_update_ on CUDA: the grid, the memory, and which of the kernel's sizes serves.
 #include <algorithm>
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // vocab_update_ on CUDA: torch-free, enqueued on a stream (a cudaStream_t), nothing read back.
 #pragma once
 

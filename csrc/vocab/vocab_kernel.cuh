@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Exact LRU in one block per group, by the method of vocab_cpu.cpp: the most recent distinct tokens
 // survive, whatever order the evictions happened in.
 //

@@ -1,11 +1,12 @@
+// SPDX-License-Identifier: Apache-2.0
 // Checks of vocab_update_ and the walk over its tokens, newest first.
 #include <algorithm>
 #include <limits>
 #include <vector>
 
-#include "common/check.h"
+#include "binding/check.h"
 #include "common/clones.h"
-#include "common/device_call.h"
+#include "binding/device_call.h"
 #include "common/parallel.h"
 #include "vocab.h"
 #include "vocab_cuda.h"

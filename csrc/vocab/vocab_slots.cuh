@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // How long each slot has been idle: what decides which of them newcomers take.
 #pragma once
 

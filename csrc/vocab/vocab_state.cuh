@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What the parts of the vocab_update_ kernel share: sizes, marks, a group's state and the block's.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The walk over a call's tokens, newest first: which residents it refreshes, who is new.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The CPU head: sorts rows into groups, runs panels over the thread pool, selects.
 //
 // Bytes of one call: the active rows once (K * D, the floor), M * D of activations, M * K logits

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // AMX with bf16: Sapphire Rapids and later. One instruction multiplies 16 rows by 16 activations
 // over 32 elements, so that up to 64 activations cost little more than the reading of the rows.
 //

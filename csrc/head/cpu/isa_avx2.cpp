@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // AVX2 with FMA and F16C: eight lanes, sixteen registers.
 #include <immintrin.h>
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // AVX-512 without bf16 arithmetic: Skylake to Ice Lake.
 #include <cstdint>
 

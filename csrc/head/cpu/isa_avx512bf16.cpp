@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // AVX-512 with VDPBF16PS: Cooper Lake, Sapphire Rapids, Zen 4 and later. One instruction adds two
 // products of bf16 to each of sixteen lanes.
 //

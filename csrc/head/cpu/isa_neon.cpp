@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Advanced SIMD, which every ARMv8 processor has, without bf16 arithmetic: Graviton2, Ampere Altra.
 //
 // Rows are widened to fp32: bf16 by a shift, fp16 by FCVTL, int8 by two extensions and SCVTF, fp8

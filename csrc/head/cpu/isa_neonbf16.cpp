@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Advanced SIMD with FEAT_BF16: Neoverse V1, N2, V2 (Grace) and later. BFMMLA multiplies two rows by two
 // activations over four elements: 16 products an instruction, where FMLA makes four. bf16 activations
 // only; everything else takes the base path.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Any processor, through the compiler's generic vectors.
 #include <cstdint>
 

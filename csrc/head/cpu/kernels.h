@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What each instruction set provides to the CPU head, and the choice among them.
 #pragma once
 

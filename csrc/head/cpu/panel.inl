@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The panel kernel, compiled once for each instruction set. Included inside that set's namespace,
 // after its vector type: no function of the standard library may be instantiated here, or the linker
 // could hand a copy with AVX-512 in it to a processor without.

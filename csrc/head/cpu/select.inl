@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Top-k and logsumexp of one row's logits. Included inside an instruction set's namespace, as
 // panel.inl is, after kChunk, the number of floats in its registers.
 

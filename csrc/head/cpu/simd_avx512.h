@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // AVX-512 (F, BW, VL, DQ): sixteen lanes, thirty-two registers. Shared by the two AVX-512 sets.
 #pragma once
 

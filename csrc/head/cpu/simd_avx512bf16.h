@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // VDPBF16PS: two products of bf16 a lane and no widening. Shared by the AVX-512 bf16 and AMX sets.
 #pragma once
 

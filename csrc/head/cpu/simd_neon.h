@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Advanced SIMD of every ARMv8 processor: four lanes, thirty-two registers. Shared by the two Arm sets.
 #pragma once
 

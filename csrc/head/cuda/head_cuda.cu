@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The head on CUDA: a launch of project, which multiplies, and one of select, which finishes. Joined
 // by dependent launch and not by a last block's ticket: a ticket needs a counter that is zero and
 // nobody else's, which costs either a memset a call (a graph node of 1.3 us) or state that breaks

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A row's logits as keys: the logit's bits in an order of unsigned integers above the id's complement.
 // So the largest k keys are the answer, ties included, and no two are equal.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The first of the head's two kernels: hidden times the active rows. Two ways to do it, by the number
 // of rows; torch-free.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Many rows of hidden: tensor cores, weights as the operand with sixteen rows.
 //
 // Floor: as for few rows, the active rows' bytes over the memory's bandwidth. What is new is hidden:

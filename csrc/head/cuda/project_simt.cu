@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Few rows of hidden: multiply-adds on weights that go from memory straight to registers.
 //
 // Floor: the active rows' bytes over the memory's bandwidth. What keeps a kernel from it is having

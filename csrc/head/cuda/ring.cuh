@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Weights on their way to the tensor cores: a ring of runs of rows in shared memory, filled by
 // asynchronous copies several runs ahead of their use.
 //

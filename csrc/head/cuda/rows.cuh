@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Which group a row of hidden belongs to, where a slot's row lies, and whether it has one.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Which rows of hidden are projected together, and how their slots are shared among blocks.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // From partial dot products to the head's results; one block a row of hidden.
 //
 // 3072 logits are 12 KB a row, from the second-level cache: what counts is the number of dependent

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The second of the head's two kernels: from dot products to logits, and from those to the results.
 // Torch-free.
 #pragma once

@@ -1,8 +1,9 @@
+// SPDX-License-Identifier: Apache-2.0
 // Takes the place of the CUDA sources in a build without nvcc, where no op is registered for CUDA
 // tensors and none of this is ever called.
 #include "gather/gather_cuda.h"
 #include "head/cuda/head_cuda.h"
-#include "runtime.h"
+#include "cuda/runtime.h"
 #include "vocab/vocab_cuda.h"
 
 namespace microspec {

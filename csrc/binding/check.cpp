@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #include "check.h"
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -5,7 +6,7 @@
 #include <algorithm>
 #include <limits>
 
-#include "clones.h"
+#include "common/clones.h"
 
 namespace microspec {
 

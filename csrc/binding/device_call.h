@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Where an op runs: its device made current, its stream, and memory on it.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Argument checks. Every message names the op, the argument, what was expected and what came:
 //   "ValueError: microspec::sparse_head: k: expected 1 <= k <= 128, got 200"
 // The stable ABI can only raise RuntimeError; the leading word tells the Python layer
@@ -12,7 +13,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "dtype.h"
+#include "common/dtype.h"
 
 namespace microspec {
 

@@ -1,0 +1,50 @@
+"""The sources of csrc/: each says its licence, and no folder includes from one above it."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+CSRC = Path(__file__).parents[1] / "csrc"
+FILES = sorted(path for path in CSRC.rglob("*") if path.is_file())
+# Upwards. A folder includes from itself and from those before it; csrc/ itself includes from all.
+FLOORS = [["common"], ["cuda"], ["binding"], ["gather", "head", "vocab"], ["."]]
+FLOOR = {folder: floor for floor, folders in enumerate(FLOORS) for folder in folders}
+
+
+def folder_of(path: Path) -> str:
+    parts = path.relative_to(CSRC).parts
+    return parts[0] if len(parts) > 1 else "."
+
+
+def included(path: Path) -> list[Path]:
+    """Files of csrc that one includes: beside it, or by their path from csrc."""
+    found = []
+    for name in re.findall(r'^#include "(.*)"', path.read_text(), re.MULTILINE):
+        places = [place for place in (path.parent / name, CSRC / name) if place.is_file()]
+        assert places, f"{path} includes {name}, which is nowhere"
+        found.append(places[0].resolve())
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CSRC)))
+def test_the_first_line_names_the_licence(path: Path) -> None:
+    first = path.read_text().partition("\n")[0]
+    assert re.fullmatch(r"(//|#) SPDX-License-Identifier: Apache-2\.0", first), first
+
+
+def test_no_include_points_upwards() -> None:
+    """The emulation stands beside all of it: it takes the place of nvcc, CUDA and the GPU."""
+    arrows = {
+        (folder_of(path), folder_of(other))
+        for path in FILES
+        if folder_of(path) != "emulation"
+        for other in included(path)
+    }
+    assert {("gather", "binding"), ("binding", "cuda"), ("cuda", "common")} <= arrows
+    wrong = {
+        (user, used)
+        for user, used in arrows
+        if user != used and used != "emulation" and FLOOR[user] <= FLOOR[used]
+    }
+    assert wrong == set()

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from microspec_kernels.integrations.engine import EngineHead, Settings
+from microspec_kernels.engine import EngineHead, Settings
 from microspec_kernels.timing import Percentiles, time_arms
 
 from . import models, options

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from microspec_kernels.cli.text import load_tokenizer
-from microspec_kernels.integrations.engine import EngineHead, Settings
+from microspec_kernels.engine import EngineHead, Settings
 from microspec_kernels.speculative import load_target
 
 PAIR = Path(__file__).parent / "tiny_pair"

@@ -31,7 +31,7 @@ from microspec_kernels import cli, speculative
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MODULES = [
-    "microspec_kernels.integrations.engine",
+    "microspec_kernels.engine",
     "microspec_kernels.integrations.transformers",
     "microspec_kernels.policy",
     "microspec_kernels.replay",
@@ -79,7 +79,7 @@ class Graph:
 
 
 def captured() -> dict[str, Any]:
-    from microspec_kernels.integrations.engine import EngineHead, Settings
+    from microspec_kernels.engine import EngineHead, Settings
 
     weight = torch.randn(VOCAB, 32)
     return {

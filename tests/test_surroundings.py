@@ -10,7 +10,7 @@ from compare import assert_bitwise
 from torch import Tensor
 
 from microspec_kernels import ActiveVocab, Coverage, SparseHead, SparseLMHead, WeightSlab, policy
-from microspec_kernels.integrations.engine import EngineHead, Settings
+from microspec_kernels.engine import EngineHead, Settings
 from microspec_kernels.policy import ContextSuccessors
 
 WEIGHT = torch.randn(30, 8, generator=torch.Generator().manual_seed(0))

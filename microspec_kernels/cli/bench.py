@@ -93,7 +93,8 @@ def arms_for(weight: Any, hidden: Any, capacity: int, k: int) -> dict[str, Calla
     import torch
     import torch.nn.functional as F
 
-    from microspec_kernels import ActiveVocab, SparseHead
+    from microspec_kernels.head import SparseHead
+    from microspec_kernels.vocab import ActiveVocab
 
     vocab = ActiveVocab(weight.size(0), capacity, device=weight.device)
     random = torch.Generator(weight.device).manual_seed(0)

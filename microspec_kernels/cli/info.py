@@ -35,15 +35,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         return advise.run(args)
     import torch
 
-    from microspec_kernels import __version__, backend, backends
+    from microspec_kernels import backends
     from microspec_kernels._library import PATH, cuda_architectures, instruction_set
+    from microspec_kernels._version import __version__
 
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     facts = {
         "version": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "backend": backend(),
+        "backend": backends.backend(),
         "backends": list(backends.NAMES),
         "device": gpus or [cpu_name()],
         "cpus": os.cpu_count(),

@@ -5,9 +5,10 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
-from microspec_kernels import ActiveVocab, SparseHead
 from microspec_kernels._token_ids import token_ids
+from microspec_kernels.head import SparseHead
 from microspec_kernels.policy import Policy
+from microspec_kernels.vocab import ActiveVocab
 
 from .lm_head import LMHead
 

@@ -11,7 +11,7 @@ from compare import assert_bitwise, assert_close
 from integrations.engine_reference import ROW_TOKENS, ROWS, STRANGE, V, hidden_of, weight_of
 from parallel_worker import rounding_of
 
-from microspec_kernels.integrations.engine import EngineHead, Figures, Settings
+from microspec_kernels.engine import EngineHead, Figures, Settings
 
 from .test_graphs import captured
 

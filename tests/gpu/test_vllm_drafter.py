@@ -7,7 +7,7 @@ import pytest
 import torch
 from integrations.fake_vllm import DraftModel, config, installed
 
-from microspec_kernels.integrations.engine import Settings
+from microspec_kernels.engine import Settings
 from microspec_kernels.integrations.vllm.attach import attach
 from microspec_kernels.integrations.vllm.drafter import Drafter
 

@@ -13,7 +13,7 @@ from generators import integers
 from lru import Lru
 from torch import Tensor
 
-from microspec_kernels.integrations.engine import EngineHead
+from microspec_kernels.engine import EngineHead
 
 V, ROWS, DIM = 60, 41, 16
 # No tokens of the target, and not to be found in any table.

@@ -13,7 +13,7 @@ import torch.multiprocessing as mp
 from compare import assert_bitwise
 from parallel_worker import assert_agreed, assert_refused
 
-from microspec_kernels.integrations.engine import EngineHead, Settings, Shard
+from microspec_kernels.engine import EngineHead, Settings, Shard
 
 from .engine_reference import ROW_TOKENS, ROWS, V, hidden_of, weight_of
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from microspec_kernels.integrations.engine import EngineHead, Figures, Settings
+from microspec_kernels.engine import EngineHead, Figures, Settings
 
 from .engine_reference import (
     DIM,
@@ -107,7 +107,7 @@ class Late:
 
 
 def test_no_figures_of_before_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("microspec_kernels.integrations.engine.head.HostCopy", Late)
+    monkeypatch.setattr("microspec_kernels.engine.head.HostCopy", Late)
     head = EngineHead(weight_of(torch.float32), Settings())
     head.observe(torch.tensor([3, 4]))
     assert head.figures() is None
@@ -135,7 +135,7 @@ def test_nothing_waits_for_the_device() -> None:
         target_vocab_size=V,
         row_tokens=ROW_TOKENS,
     )
-    owners = (head, head.vocab, head.rows)
+    owners = (head, head.vocab, head.token_map)
     for owner in owners:
         for name, value in vars(owner).items():
             if isinstance(value, Tensor):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from microspec_kernels.integrations.engine import Refused
+from microspec_kernels.integrations.hooks import UnsupportedError
 from microspec_kernels.integrations.vllm.drafter import Drafter
 from microspec_kernels.integrations.vllm.metrics import Metrics
 
@@ -48,7 +48,7 @@ def step(
 
 def active(drafter: Drafter, group: int = 0) -> set[int]:
     ids = drafter.head.vocab.ids[group]
-    return set(drafter.head.rows.tokens(ids[ids >= 0].long()).tolist())
+    return set(drafter.head.token_map.to_tokens(ids[ids >= 0].long()).tolist())
 
 
 def test_a_step_lets_in_the_text_the_targets_best_and_the_sampled() -> None:
@@ -119,7 +119,9 @@ def test_drafting_without_having_seen_the_target() -> None:
     drafter = drafter_of(draft_model())
     step(drafter, [1], [0], [[5]])
     groups = torch.zeros(1, dtype=torch.int64)
-    with pytest.raises(Refused, match="the target's sampler: expected a call of it before draft"):
+    with pytest.raises(
+        UnsupportedError, match="the target's sampler: expected a call of it before draft"
+    ):
         drafter.observe(groups, groups[:, None], groups > 0)
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from microspec_kernels.integrations.engine import EngineHead, Settings
-from microspec_kernels.integrations.engine import metrics as engine_metrics
+from microspec_kernels.engine import EngineHead, Settings
+from microspec_kernels.integrations.hooks import metrics as engine_metrics
 from microspec_kernels.integrations.vllm import metrics
 from microspec_kernels.integrations.vllm.metrics import Metrics
 

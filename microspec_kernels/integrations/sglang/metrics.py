@@ -2,8 +2,8 @@
 
 import logging
 
-from microspec_kernels.integrations.engine import EngineHead
-from microspec_kernels.integrations.engine.metrics import Report
+from microspec_kernels.engine import EngineHead
+from microspec_kernels.integrations.hooks.metrics import Report
 
 logger = logging.getLogger(__name__)
 

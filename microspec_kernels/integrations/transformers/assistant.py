@@ -7,9 +7,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from microspec_kernels import ActiveVocab, SparseLMHead
 from microspec_kernels._linear import broken_rows, linear_rows, log_broken
+from microspec_kernels.head import SparseLMHead
 from microspec_kernels.policy import Policy, Seen, Stage, default
+from microspec_kernels.vocab import ActiveVocab
 
 # Not the lowest of all in fp32: divided by a temperature below 1, that would be -inf again.
 LOWEST = -1e30

@@ -6,12 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from microspec_kernels.integrations.engine import EngineHead, Refused, Settings, Shard
+from microspec_kernels.engine import EngineHead, Settings, Shard
+from microspec_kernels.integrations.hooks import UnsupportedError
 
 from .draft_lm_head import DraftLMHead
 from .drafter import Drafter
 from .metrics import Metrics
-from .refusals import check_head
+from .requirements import check_head
 
 logger = logging.getLogger(f"vllm.{__name__}")  # vLLM shows its own loggers only
 
@@ -26,7 +27,7 @@ def attach(name: str, model: Any, vllm_config: Any, settings: Settings, slots: i
         slots: how many requests may run: so many vocabularies with `vocabulary="request"`.
 
     Raises:
-        Refused: an LM head that is not served.
+        UnsupportedError: an LM head that is not served.
     """
     lm_head = DraftLMHead(model)
     size = vllm_config.speculative_config.draft_model_config.get_hidden_size()
@@ -51,7 +52,7 @@ def attach(name: str, model: Any, vllm_config: Any, settings: Settings, slots: i
             shard=_shard(layer, rows, start),
         )
     except (ValueError, TypeError, OSError) as error:
-        raise Refused(f"vllm: {name}", "settings for this draft", error) from error
+        raise UnsupportedError(f"vllm: {name}", "settings for this draft", error) from error
     _announce(name, model, head)
     return Drafter(lm_head, layer, weight, head, Metrics(head, layer.tp_rank == 0))
 
@@ -67,7 +68,9 @@ def _row_tokens(model: Any, rows: int, known: Tensor) -> Tensor | None:
         tokens += offsets.detach()[:rows]
     if not torch.equal(tokens.sort().values, known):
         where = f"vllm: {type(model).__name__}.compute_logits"
-        raise Refused(where, f"logits of the {rows} tokens of its LM head", f"of {len(known)}")
+        raise UnsupportedError(
+            where, f"logits of the {rows} tokens of its LM head", f"of {len(known)}"
+        )
     return None if offsets is None else tokens
 
 

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from microspec_kernels.integrations.engine import EngineHead, Refused
+from microspec_kernels.engine import EngineHead
+from microspec_kernels.integrations.hooks import UnsupportedError
 
 from .draft_lm_head import DraftLMHead
 from .metrics import Metrics
@@ -26,7 +27,7 @@ def hold(holder: Any, drafter: "Drafter") -> None:
 
 
 class Drafter:
-    """Takes what the runner's seams see to the draft's :class:`EngineHead`.
+    """Pass what the runner's hooks receive to the draft's :class:`EngineHead`.
 
     Slots are where the runner keeps a request as long as it runs: int32 or int64, -1 for padding.
     They need not be given where one vocabulary serves all requests.
@@ -49,7 +50,9 @@ class Drafter:
         handed = self._lm_head.handed(hidden)
         if handed.lm_head is not self._module:
             other = type(handed.lm_head).__name__
-            raise Refused("vllm: the draft's LM head", "the one that was attached to", other)
+            raise UnsupportedError(
+                "vllm: the draft's LM head", "the one that was attached to", other
+            )
         return self.head.argmax(handed.hidden, None if self._shared else slots)
 
     def begin(self, slots: Sequence[int], prefixes: Sequence[Sequence[int]]) -> None:
@@ -90,10 +93,12 @@ class Drafter:
             slots, lengths: [B], each text's slot and its part of N.
 
         Raises:
-            Refused: the target's logits of this step were not seen.
+            UnsupportedError: the target's logits of this step were not seen.
         """
         if self._likeliest is None:
-            raise Refused("vllm: the target's sampler", "a call of it before drafting", "none")
+            raise UnsupportedError(
+                "vllm: the target's sampler", "a call of it before drafting", "none"
+            )
         (likeliest, row_slots), self._likeliest = self._likeliest, None
         tokens = torch.cat((text, likeliest.flatten(), sampled.flatten()))
         groups = groups_of_sampled = None
@@ -118,10 +123,12 @@ class Drafter:
         """The draft's weights have changed.
 
         Raises:
-            Refused: they lie elsewhere now.
+            UnsupportedError: they lie elsewhere now.
         """
         if self._module.weight.data_ptr() != self._weight.data_ptr():
-            raise Refused("vllm: reload_weights", "the draft's LM head at its old address", "other")
+            raise UnsupportedError(
+                "vllm: reload_weights", "the draft's LM head at its old address", "other"
+            )
         self.head.reload()
 
     def figures(self) -> dict[str, Any]:

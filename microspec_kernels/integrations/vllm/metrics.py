@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from microspec_kernels.integrations.engine import EngineHead
-from microspec_kernels.integrations.engine.metrics import Report
+from microspec_kernels.engine import EngineHead
+from microspec_kernels.integrations.hooks.metrics import Report
 
 logger = logging.getLogger(f"vllm.{__name__}")  # vLLM shows its own loggers only
 

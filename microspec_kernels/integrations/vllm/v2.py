@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from microspec_kernels.integrations.engine.wrap import Original, wrap
+from microspec_kernels.integrations.hooks.wrap import Original, wrap
 
 from .attach import attach
 from .drafter import drafter_of, hold
-from .plugin import settings_of
+from .switch import settings_of
 
 
 def install() -> None:

@@ -7,13 +7,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from microspec_kernels import ActiveVocab, ParallelSparseHead, SparseHead
 from microspec_kernels._host_copy import HostCopy
 from microspec_kernels._linear import broken_rows, log_broken, plain
-from microspec_kernels.parallel import all_gather_rows
+from microspec_kernels.head import SparseHead
+from microspec_kernels.parallel import ParallelSparseHead, all_gather_rows
+from microspec_kernels.vocab import ActiveVocab
 
-from .rows import DraftRows
 from .settings import Settings
+from .token_map import TokenMap
 
 
 @dataclass(frozen=True)
@@ -94,12 +95,14 @@ class EngineHead:
         broken = broken_rows(weight, bias)
         if shard is not None:
             broken = all_gather_rows(broken, rows, start=shard.start, group=shard.group)
-        self.rows = DraftRows(rows, target_vocab_size, row_tokens, device, broken)
-        log_broken(self.rows.tokens(broken), "microspec: the draft's LM head")
-        if settings.top_k > self.rows.target_vocab_size:
-            most = self.rows.target_vocab_size
+        self.token_map = TokenMap(rows, target_vocab_size, row_tokens, device, broken)
+        log_broken(self.token_map.to_tokens(broken), "microspec: the draft's LM head")
+        if settings.top_k > self.token_map.target_vocab_size:
+            most = self.token_map.target_vocab_size
             raise ValueError(f"microspec: top_k: expected at most {most}, got {settings.top_k}")
-        initial = self.rows.of(settings.initial(self.rows.target_vocab_size).to(device))
+        initial = self.token_map.to_rows(
+            settings.initial(self.token_map.target_vocab_size).to(device)
+        )
         initial = initial[initial >= 0]
         if settings.frequency is not None and len(initial) == 0:
             expected = "at least one token that the draft has a row for"
@@ -152,7 +155,7 @@ class EngineHead:
             groups: int32 or int64 [N], each token's vocabulary, -1 to ignore it; None with one.
         """
         before = self.vocab.ids.clone()
-        self.vocab.update(self.rows.of(tokens), token_groups=groups)
+        self.vocab.update(self.token_map.to_rows(tokens), token_groups=groups)
         self._entered += (self.vocab.ids != before).sum()
         self._gather()
 
@@ -181,8 +184,8 @@ class EngineHead:
         if groups is None and self.vocab.groups > 1:
             expected = f"each token's, as there are {self.vocab.groups}"
             raise ValueError(f"microspec: judge: groups: expected {expected}, got None")
-        active = self.vocab.contains(self.rows.of(tokens), token_groups=groups)
-        judged = self.rows.known(tokens)
+        active = self.vocab.contains(self.token_map.to_rows(tokens), token_groups=groups)
+        judged = self.token_map.is_token(tokens)
         if groups is not None:
             judged &= groups >= 0
         self._judged += torch.stack((active, judged)).sum(1)
@@ -221,7 +224,7 @@ class EngineHead:
             active tokens. -inf and -1 where a vocabulary has fewer, or a row is padding.
         """
         logits, rows, logsumexp = self.head(hidden, k, groups)
-        return logits, self.rows.tokens(rows), logsumexp
+        return logits, self.token_map.to_tokens(rows), logsumexp
 
     def argmax(self, hidden: Tensor, groups: Tensor | None = None) -> Tensor:
         """The draft's best token of each row, int64 [M]: 0 where there is none (it has to be a
@@ -241,7 +244,7 @@ class EngineHead:
 
     def slot_tokens(self) -> Tensor:
         """The target's token in each slot: int64 [G, K], -1 for empty ones."""
-        return self.rows.tokens(self.vocab.ids.long())
+        return self.token_map.to_tokens(self.vocab.ids.long())
 
     def figures(self) -> Figures | None:
         """The newest figures that have reached the host; None before the first. Never waits."""

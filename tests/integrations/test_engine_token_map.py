@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from microspec_kernels.integrations.engine import EngineHead, Figures, Settings
+from microspec_kernels.engine import EngineHead, Figures, Settings
 
 from .engine_reference import (
     DIM,

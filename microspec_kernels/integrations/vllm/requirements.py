@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from microspec_kernels.integrations.engine import Refused
+from microspec_kernels.integrations.hooks import UnsupportedError
 
 METHODS = ("eagle", "eagle3", "mtp", "draft_model")
 """Of speculative_config: the drafts with an LM head that draft one token after the other."""
@@ -31,31 +31,35 @@ def check_config(vllm_config: Any) -> None:
     """Refuse what is not served, before anything is patched.
 
     Raises:
-        Refused: names the option.
+        UnsupportedError: names the option.
     """
     speculative = vllm_config.speculative_config
     if speculative is None:
-        raise Refused("vllm: speculative_config", "one with a draft", None)
+        raise UnsupportedError("vllm: speculative_config", "one with a draft", None)
     if speculative.method not in METHODS:
         expected = f"one of {', '.join(METHODS)}"
-        raise Refused("vllm: speculative_config.method", expected, repr(speculative.method))
+        raise UnsupportedError(
+            "vllm: speculative_config.method", expected, repr(speculative.method)
+        )
     for path, expected in _EXPECTED:
         got: Any = vllm_config
         for name in path.removesuffix("()").split("."):
             if not hasattr(got, name):
-                raise Refused(f"vllm: {path}", repr(expected), "no such option in this version")
+                raise UnsupportedError(
+                    f"vllm: {path}", repr(expected), "no such option in this version"
+                )
             got = getattr(got, name)
         if path.endswith("()"):
             got = got()
         if got != expected and not (expected is False and got is None):
-            raise Refused(f"vllm: {path}", repr(expected), repr(got))
+            raise UnsupportedError(f"vllm: {path}", repr(expected), repr(got))
 
 
 def check_head(lm_head: Any, logits_processor: Any, hidden_dtype: Any) -> None:
     """Refuse an LM head that is not plain rows of the model's dtype.
 
     Raises:
-        Refused: names the class and the attribute.
+        UnsupportedError: names the class and the attribute.
     """
     from vllm.model_executor.layers.linear import UnquantizedLinearMethod
     from vllm.model_executor.layers.vocab_parallel_embedding import (
@@ -65,21 +69,21 @@ def check_head(lm_head: Any, logits_processor: Any, hidden_dtype: Any) -> None:
 
     where = f"vllm: the draft's LM head: {type(lm_head).__name__}"
     if not isinstance(lm_head, VocabParallelEmbedding):
-        raise Refused(where, "a ParallelLMHead", type(lm_head).__name__)  # LoRA wraps it
+        raise UnsupportedError(where, "a ParallelLMHead", type(lm_head).__name__)  # LoRA wraps it
     method = lm_head.quant_method
     if type(method) not in (UnquantizedEmbeddingMethod, UnquantizedLinearMethod):
-        raise Refused(f"{where}.quant_method", "none", type(method).__name__)
+        raise UnsupportedError(f"{where}.quant_method", "none", type(method).__name__)
     if lm_head.num_embeddings != lm_head.org_vocab_size:
         added = lm_head.num_embeddings - lm_head.org_vocab_size
-        raise Refused(f"{where}.num_added_embeddings", "0", added)
+        raise UnsupportedError(f"{where}.num_added_embeddings", "0", added)
     dtype = lm_head.weight.dtype
     if dtype != hidden_dtype:
-        raise Refused(f"{where}.weight.dtype", f"the hidden states' {hidden_dtype}", dtype)
+        raise UnsupportedError(f"{where}.weight.dtype", f"the hidden states' {hidden_dtype}", dtype)
     processor = type(logits_processor).__name__
     if logits_processor.head_dtype not in (None, dtype):
-        raise Refused(f"vllm: {processor}.head_dtype", dtype, logits_processor.head_dtype)
+        raise UnsupportedError(f"vllm: {processor}.head_dtype", dtype, logits_processor.head_dtype)
     if logits_processor.logits_as_input:
-        raise Refused(f"vllm: {processor}.logits_as_input", "False", True)
+        raise UnsupportedError(f"vllm: {processor}.logits_as_input", "False", True)
     # The best token stays the best whatever the positive scale and the soft cap.
     if not logits_processor.scale > 0:
-        raise Refused(f"vllm: {processor}.scale", "above 0", logits_processor.scale)
+        raise UnsupportedError(f"vllm: {processor}.scale", "above 0", logits_processor.scale)

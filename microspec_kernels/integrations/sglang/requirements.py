@@ -3,7 +3,8 @@
 import operator
 from typing import Any
 
-from microspec_kernels.integrations.engine import SWITCH, Refused, Settings
+from microspec_kernels.engine import SWITCH, Settings
+from microspec_kernels.integrations.hooks import UnsupportedError
 
 ALGORITHMS = ("EAGLE", "EAGLE3")
 DRAFTS = ("LlamaForCausalLMEagle", "LlamaForCausalLMEagle3")
@@ -31,31 +32,31 @@ def check_settings(settings: Settings) -> None:
     """Refuse settings that SGLang has no place for.
 
     Raises:
-        Refused: names the setting.
+        UnsupportedError: names the setting.
     """
     if settings.vocabulary != "shared":
         expected = "'shared', as SGLang looks all drafted tokens up in one map"
-        raise Refused(f"sglang: {SWITCH}: vocabulary", expected, repr(settings.vocabulary))
+        raise UnsupportedError(f"sglang: {SWITCH}: vocabulary", expected, repr(settings.vocabulary))
 
 
 def check_config() -> None:
     """Refuse what is not served, before anything is loaded.
 
     Raises:
-        Refused: names the option.
+        UnsupportedError: names the option.
     """
     from sglang.srt import runtime_context
 
     algorithm = runtime_context.get_spec().speculative_algorithm
     if algorithm not in ALGORITHMS:
         served = f"one of {', '.join(ALGORITHMS)}"
-        raise Refused("sglang: speculative_algorithm", served, repr(algorithm))
+        raise UnsupportedError("sglang: speculative_algorithm", served, repr(algorithm))
     for path, expected, why in _EXPECTED:
         group, _, option = path.partition(".")
         got = operator.attrgetter(option)(getattr(runtime_context, f"get_{group}")())
         if got != expected and not (expected is False and got is None):
             name = path.rpartition(".")[2]
-            raise Refused(f"sglang: {name}", f"{expected!r}, as {why}", repr(got))
+            raise UnsupportedError(f"sglang: {name}", f"{expected!r}, as {why}", repr(got))
 
 
 def check_head(model: Any, rows: int, dtype: Any) -> None:
@@ -65,23 +66,25 @@ def check_head(model: Any, rows: int, dtype: Any) -> None:
         model: the draft's. rows: of tokens that it may draft. dtype: of its hidden states.
 
     Raises:
-        Refused: names the class and the attribute.
+        UnsupportedError: names the class and the attribute.
     """
     from sglang.srt.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
     name, lm_head = type(model).__name__, model.lm_head
     if name not in DRAFTS:
-        raise Refused("sglang: the draft model", f"one of {', '.join(DRAFTS)}", name)
+        raise UnsupportedError("sglang: the draft model", f"one of {', '.join(DRAFTS)}", name)
     where = f"sglang: {name}.lm_head"
     if not isinstance(lm_head, VocabParallelEmbedding):
-        raise Refused(where, "a ParallelLMHead", type(lm_head).__name__)  # LoRA wraps it
+        raise UnsupportedError(where, "a ParallelLMHead", type(lm_head).__name__)  # LoRA wraps it
     method = type(lm_head.quant_method).__name__
     if method not in ("UnquantizedEmbeddingMethod", "UnquantizedLinearMethod"):
-        raise Refused(f"{where}.quant_method", "none", method)
+        raise UnsupportedError(f"{where}.quant_method", "none", method)
     if getattr(lm_head, "use_intel_amx_backend", False):
-        raise Refused(f"{where}.weight", "rows", "the layout of SGLang's AMX kernels")
+        raise UnsupportedError(f"{where}.weight", "rows", "the layout of SGLang's AMX kernels")
     if lm_head.num_embeddings != rows or lm_head.org_vocab_size != rows:
         got = f"{lm_head.org_vocab_size} of {lm_head.num_embeddings}"
-        raise Refused(f"{where}.org_vocab_size", f"{rows}, a row for each token", got)
+        raise UnsupportedError(f"{where}.org_vocab_size", f"{rows}, a row for each token", got)
     if lm_head.weight.dtype != dtype:
-        raise Refused(f"{where}.weight.dtype", f"the draft's {dtype}", lm_head.weight.dtype)
+        raise UnsupportedError(
+            f"{where}.weight.dtype", f"the draft's {dtype}", lm_head.weight.dtype
+        )

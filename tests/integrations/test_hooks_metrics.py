@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from microspec_kernels.integrations.engine import EngineHead, Figures, Settings, metrics
-from microspec_kernels.integrations.engine.metrics import Report
+from microspec_kernels.engine import EngineHead, Figures, Settings
+from microspec_kernels.integrations.hooks import metrics
+from microspec_kernels.integrations.hooks.metrics import Report
 
 logger = logging.getLogger("an engine")
 

@@ -1,28 +1,23 @@
-"""What the plugins of engines stand on; and how to hook an engine of one's own.
+"""The draft's LM head over an active vocabulary, for an inference engine: yours, or a plugin's.
 
-    from microspec_kernels.integrations.engine import EngineHead, Settings
+    from microspec_kernels import EngineHead, Settings
 
     head = EngineHead(draft.lm_head.weight, Settings(capacity=3072))  # attach, before capture
     head.observe(tokens)                                              # eager, between replays
     tokens = head.argmax(hidden)                                      # captured
 
-docs/engines.md tells it from the start.
+docs/engines.md explains the steps.
 """
 
 from .head import EngineHead, Figures, Shard
-from .refused import Refused
-from .seams import Seam, check_seams, package_root, problems
 from .settings import SWITCH, Settings
+from .token_map import TokenMap
 
 __all__ = [
     "SWITCH",
     "EngineHead",
     "Figures",
-    "Refused",
-    "Seam",
     "Settings",
     "Shard",
-    "check_seams",
-    "package_root",
-    "problems",
+    "TokenMap",
 ]

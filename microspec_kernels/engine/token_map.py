@@ -1,4 +1,4 @@
-"""Which of the target's tokens each row of the draft's LM head stands for."""
+"""The map between the target's tokens and the rows of the draft's LM head."""
 
 import torch
 from torch import Tensor
@@ -6,8 +6,8 @@ from torch import Tensor
 from microspec_kernels._token_ids import token_ids
 
 
-class DraftRows:
-    """Rows for tokens and tokens for rows; -1 where there is none, and for -1.
+class TokenMap:
+    """Map tokens to rows and rows to tokens; -1 stands for no row and no token.
 
     Args:
         rows: of the draft's LM head.
@@ -45,19 +45,19 @@ class DraftRows:
             if broken is not None:
                 self._token_rows[self._row_tokens[broken]] = -1
 
-    def known(self, tokens: Tensor) -> Tensor:
-        """Which are tokens of the target, with a row or without: bool, shaped as tokens."""
+    def is_token(self, tokens: Tensor) -> Tensor:
+        """Return which are tokens of the target, with a row or without: bool, shaped as tokens."""
         return (tokens >= 0) & (tokens < self.target_vocab_size)
 
-    def of(self, tokens: Tensor) -> Tensor:
-        """int32 or int64, any shape, to rows shaped likewise; -1 also for what is no token."""
-        known = self.known(tokens)
+    def to_rows(self, tokens: Tensor) -> Tensor:
+        """Map tokens, int32 or int64 of any shape, to rows; what is no token, too, to -1."""
+        valid = self.is_token(tokens)
         if self._row_tokens is None:
-            return torch.where(known, tokens, -1)
-        return torch.where(known, self._token_rows[tokens.where(known, 0).long()], -1)
+            return torch.where(valid, tokens, -1)
+        return torch.where(valid, self._token_rows[tokens.where(valid, 0).long()], -1)
 
-    def tokens(self, rows: Tensor) -> Tensor:
-        """int64, any shape, to tokens shaped likewise."""
+    def to_tokens(self, rows: Tensor) -> Tensor:
+        """Map rows, int64 of any shape, to tokens."""
         if self._row_tokens is None:
             return rows
         return torch.where(rows >= 0, self._row_tokens[rows.clamp(min=0)], -1)

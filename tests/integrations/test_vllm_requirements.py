@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from microspec_kernels.integrations.engine import Refused
-from microspec_kernels.integrations.vllm.refusals import METHODS, check_config, check_head
+from microspec_kernels.integrations.hooks import UnsupportedError
+from microspec_kernels.integrations.vllm.requirements import METHODS, check_config, check_head
 
 from .fake_vllm import (
     LogitsProcessor,
@@ -36,7 +36,9 @@ def test_served(method: str) -> None:
 def test_no_drafter() -> None:
     none = config()
     none.speculative_config = None
-    with pytest.raises(Refused, match="vllm: speculative_config: expected one with a draft, got"):
+    with pytest.raises(
+        UnsupportedError, match="vllm: speculative_config: expected one with a draft, got"
+    ):
         check_config(none)
 
 
@@ -45,7 +47,7 @@ def test_methods_without_such_a_head(method: str | None) -> None:
     other = config()
     other.speculative_config.method = method
     expected = f"speculative_config.method: expected one of eagle, .*, got {method!r}"
-    with pytest.raises(Refused, match=expected):
+    with pytest.raises(UnsupportedError, match=expected):
         check_config(other)
 
 
@@ -69,14 +71,16 @@ def test_methods_without_such_a_head(method: str | None) -> None:
 def test_each_option(path: str, value: Any) -> None:
     other = config()
     change(other, path, value)
-    with pytest.raises(Refused, match=f"vllm: {re.escape(path)}"):
+    with pytest.raises(UnsupportedError, match=f"vllm: {re.escape(path)}"):
         check_config(other)
 
 
 def test_an_option_that_has_gone_is_not_taken_for_its_default() -> None:
     other = config()
     del other.speculative_config.parallel_drafting
-    with pytest.raises(Refused, match=r"parallel_drafting: expected False, got no such option"):
+    with pytest.raises(
+        UnsupportedError, match=r"parallel_drafting: expected False, got no such option"
+    ):
         check_config(other)
 
 
@@ -132,7 +136,7 @@ def test_each_head(spoil: Any, expected: str) -> None:
     with installed():
         lm_head, processor = plain()
         spoil(lm_head, processor)
-        with pytest.raises(Refused, match=expected):
+        with pytest.raises(UnsupportedError, match=expected):
             check_head(lm_head, processor, torch.float32)
 
 
@@ -140,5 +144,5 @@ def test_a_head_that_is_wrapped() -> None:
     with installed():
         lm_head, processor = plain()
         wrapped = torch.nn.Sequential(lm_head)
-        with pytest.raises(Refused, match="expected a ParallelLMHead, got Sequential"):
+        with pytest.raises(UnsupportedError, match="expected a ParallelLMHead, got Sequential"):
             check_head(wrapped, processor, torch.float32)

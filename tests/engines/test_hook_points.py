@@ -1,4 +1,4 @@
-"""The plugins' seams in the sources of every engine that is served, as its wheel brings them.
+"""The plugins' hook points in the sources of every engine that is served, as its wheel brings them.
 
 MICROSPEC_WHEELS names the folder of the wheels, by default build/engines/wheels; what is not there
 is downloaded into it (vLLM's are 130 to 340 MB, SGLang's 30 to 40). Nothing of an engine is
@@ -17,8 +17,13 @@ from typing import Any
 
 import pytest
 
-from microspec_kernels.integrations.engine import Refused, Seam, check_seams, problems
-from microspec_kernels.integrations.engine import seams as engine_seams
+from microspec_kernels.integrations.hooks import (
+    HookPoint,
+    UnsupportedError,
+    check_hook_points,
+    hook_points,
+    missing_hook_points,
+)
 
 BUILD = Path(__file__).resolve().parents[2] / "build"
 WHEELS = Path(os.environ.get("MICROSPEC_WHEELS") or BUILD / "engines" / "wheels")
@@ -45,7 +50,7 @@ NOT_SERVED = {
 
 
 def plugin(engine: str) -> Any:
-    return importlib.import_module(f"microspec_kernels.integrations.{engine}.seams")
+    return importlib.import_module(f"microspec_kernels.integrations.{engine}.hook_points")
 
 
 def served() -> list[tuple[str, str]]:
@@ -89,19 +94,19 @@ def test_every_version_that_is_served_is_looked_at(engine: str) -> None:
 
 
 @pytest.mark.parametrize(("engine", "version"), served())
-def test_seams_are_there(engine: str, version: str, sources: Any) -> None:
+def test_hook_points_are_there(engine: str, version: str, sources: Any) -> None:
     root, full = sources(engine, version)
-    found = plugin(engine).seams(full)
+    found = plugin(engine).hook_points(full)
     assert len(found) > 5
-    assert problems(found, root) == []
+    assert missing_hook_points(found, root) == []
 
 
-def renamed(source: str, seam: Seam, argument: str | None) -> str:
-    """The seam's module with nothing in it but its function, whose name, or an argument's, is
+def renamed(source: str, hook_point: HookPoint, argument: str | None) -> str:
+    """The hook point's module with nothing in it but its function, whose name, or an argument's, is
     another one."""
     parent: Any = ast.parse(source)
     tree = parent
-    for part in seam.name.split("."):
+    for part in hook_point.name.split("."):
         parent.body = [n for n in parent.body if getattr(n, "name", None) == part][-1:]
         (parent,) = parent.body
     parent.body = [ast.Pass()]
@@ -114,8 +119,8 @@ def renamed(source: str, seam: Seam, argument: str | None) -> str:
     return ast.unparse(tree)
 
 
-def module_path(root: Path, seam: Seam) -> Path:
-    path = root.joinpath(*seam.module.split(".")[1:])
+def module_path(root: Path, hook_point: HookPoint) -> Path:
+    path = root.joinpath(*hook_point.module.split(".")[1:])
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
@@ -125,16 +130,16 @@ def test_what_is_renamed_is_found_and_named(
 ) -> None:
     """Every function and every argument that a plugin relies on, one after the other."""
     root, full = sources(engine, version)
-    for index, seam in enumerate(plugin(engine).seams(full)):
-        source = module_path(root, seam).read_text(encoding="utf-8")
-        for argument in (None, *seam.arguments):
+    for index, hook_point in enumerate(plugin(engine).hook_points(full)):
+        source = module_path(root, hook_point).read_text(encoding="utf-8")
+        for argument in (None, *hook_point.arguments):
             copy = tmp_path / str(index) / (argument or "the name") / engine
-            path = copy / module_path(root, seam).relative_to(root)
+            path = copy / module_path(root, hook_point).relative_to(root)
             path.parent.mkdir(parents=True)
-            path.write_text(renamed(source, seam, argument), encoding="utf-8")
-            (found,) = problems([seam], copy)
-            assert found.startswith(f"{seam}: ")
-            told = f"no {seam.name.split('.')[-1]!r} there" if argument is None else argument
+            path.write_text(renamed(source, hook_point, argument), encoding="utf-8")
+            (found,) = missing_hook_points([hook_point], copy)
+            assert found.startswith(f"{hook_point}: ")
+            told = f"no {hook_point.name.split('.')[-1]!r} there" if argument is None else argument
             assert told in found
 
 
@@ -144,22 +149,24 @@ def test_the_plugin_refuses_what_is_renamed(
 ) -> None:
     """By one message, which has the version that came and those that are served."""
     root, full = sources(engine, version)
-    found = plugin(engine).seams(full)
-    seam = next(seam for seam in found if len(seam.arguments) > 1)
+    found = plugin(engine).hook_points(full)
+    hook_point = next(hook_point for hook_point in found if len(hook_point.arguments) > 1)
     copy = tmp_path / engine
     for each in found:
         path = copy / module_path(root, each).relative_to(root)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(module_path(root, each).read_text(encoding="utf-8"), encoding="utf-8")
-    source = module_path(root, seam).read_text(encoding="utf-8")
-    module_path(copy, seam).write_text(renamed(source, seam, seam.arguments[-1]), encoding="utf-8")
+    source = module_path(root, hook_point).read_text(encoding="utf-8")
+    module_path(copy, hook_point).write_text(
+        renamed(source, hook_point, hook_point.arguments[-1]), encoding="utf-8"
+    )
     tested = ", ".join(plugin(engine).TESTED)
-    monkeypatch.setattr(engine_seams, "package_root", lambda _: copy)
-    with pytest.raises(Refused) as refused:
-        check_seams(engine, full, tested, found)
-    assert f"the seams of {engine} {tested}, got version {full} where" in str(refused.value)
+    monkeypatch.setattr(hook_points, "package_root", lambda _: copy)
+    with pytest.raises(UnsupportedError) as refused:
+        check_hook_points(engine, full, tested, found)
+    assert f"the hook points of {engine} {tested}, got version {full} where" in str(refused.value)
     named = [each for each in found if f"{each}: " in str(refused.value)]
-    assert seam in named and {each.module for each in named} == {seam.module}
+    assert hook_point in named and {each.module for each in named} == {hook_point.module}
 
 
 @pytest.mark.parametrize(
@@ -167,7 +174,7 @@ def test_the_plugin_refuses_what_is_renamed(
 )
 def test_any_other_version_is_refused(engine: str, version: str) -> None:
     tested = plugin(engine).TESTED
-    with pytest.raises(Refused, match=re.escape(f"got {version}")) as refused:
-        plugin(engine).seams(version)
+    with pytest.raises(UnsupportedError, match=re.escape(f"got {version}")) as refused:
+        plugin(engine).hook_points(version)
     assert str(refused.value).startswith(f"microspec: {engine}: expected ")
     assert all(each in str(refused.value) for each in tested)

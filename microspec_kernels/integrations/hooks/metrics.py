@@ -4,14 +4,14 @@ import logging
 from functools import cache
 from typing import TYPE_CHECKING
 
-from .head import EngineHead, Figures
+from microspec_kernels.engine import EngineHead, Figures
 
 if TYPE_CHECKING:
     from prometheus_client import Counter, Gauge
 
 
 class Report:
-    """Tells what is new since it last did.
+    """Log and export the counters accumulated since the previous report.
 
     Args:
         head: whose figures. logger: one that the engine shows.
@@ -24,7 +24,7 @@ class Report:
         self._last = Figures(0, 0, 0, 0)
 
     def tell(self, figures: Figures) -> None:
-        """Of figures since the start; nothing where there was no text since the last ones."""
+        """Report the difference to the previous totals; do nothing if there was no new token."""
         new = Figures(*(a - b for a, b in zip(figures, self._last, strict=True)))
         if new.coverage is None:
             return

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from .refused import Refused
+from .unsupported import UnsupportedError
 
 
 @dataclass(frozen=True)
-class Seam:
+class HookPoint:
     """A function or method that is called or replaced.
 
     module: "package.module". name: "function" or "Class.method", where it is defined and on no
@@ -59,36 +59,40 @@ class Seam:
         return f"{self.module}:{self.name}({', '.join(self.arguments)})"
 
 
-def problems(seams: Iterable[Seam], root: Path) -> list[str]:
-    """What is wrong with each of the seams that is not as it should be."""
-    found = ((seam, seam.problem(root)) for seam in seams)
-    return [f"{seam}: {problem}" for seam, problem in found if problem is not None]
+def missing_hook_points(hook_points: Iterable[HookPoint], root: Path) -> list[str]:
+    """Describe each hook point that the package lacks or defines otherwise."""
+    found = ((hook_point, hook_point.problem(root)) for hook_point in hook_points)
+    return [f"{hook_point}: {problem}" for hook_point, problem in found if problem is not None]
 
 
-def check_seams(engine: str, version: str, tested: str, seams: Iterable[Seam]) -> None:
-    """Refuse an engine in which a seam is missing.
+def check_hook_points(
+    engine: str, version: str, tested: str, hook_points: Iterable[HookPoint]
+) -> None:
+    """Refuse an engine in which a hook point is missing.
 
     Args:
         engine: the name of its package. version: of it. tested: the versions that were tested.
 
     Raises:
-        Refused: names every seam that is not there.
+        UnsupportedError: names every hook point that is not there.
     """
-    wrong = problems(seams, package_root(engine))
+    wrong = missing_hook_points(hook_points, package_root(engine))
     if wrong:
-        expected = f"the seams of {engine} {tested}"
-        raise Refused(engine, expected, f"version {version} where\n  " + "\n  ".join(wrong))
+        expected = f"the hook points of {engine} {tested}"
+        raise UnsupportedError(
+            engine, expected, f"version {version} where\n  " + "\n  ".join(wrong)
+        )
 
 
 def package_root(package: str) -> Path:
     """The folder of an installed package, which is not imported.
 
     Raises:
-        Refused: it is not there.
+        UnsupportedError: it is not there.
     """
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise Refused(package, "an installed package", "none")
+        raise UnsupportedError(package, "an installed package", "none")
     return Path(next(iter(spec.submodule_search_locations)))
 
 

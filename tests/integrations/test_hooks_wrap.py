@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from microspec_kernels.integrations.engine.wrap import Original, wrap
+from microspec_kernels.integrations.hooks.wrap import Original, wrap
 
 
 def engine() -> Any:

@@ -1,4 +1,4 @@
-"""The seams' check: what it finds in a package's source, and how a plugin refuses."""
+"""The hook points' check: what it finds in a package's source, and how a plugin refuses."""
 
 import re
 import subprocess
@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from microspec_kernels.integrations.engine import (
-    Refused,
-    Seam,
-    check_seams,
+from microspec_kernels.integrations.hooks import (
+    HookPoint,
+    UnsupportedError,
+    check_hook_points,
+    hook_points,
+    missing_hook_points,
     package_root,
-    problems,
-    seams,
 )
 
 # Nothing of it can be imported: the check only reads.
@@ -78,14 +78,14 @@ def root(tmp_path: Path) -> Iterator[Path]:
         "# ein Entwürfchen 草稿\n" + SOURCE, encoding="utf-8"
     )
     yield engine
-    seams._tree.cache_clear()
+    hook_points._tree.cache_clear()
 
 
 def problem(root: Path, name: str, *arguments: str, module: str = "engine.worker.draft") -> str:
-    seam = Seam(module, name, arguments)
-    found = problems([seam], root)
-    assert all(text.startswith(f"{seam}: ") for text in found)
-    return "".join(found).removeprefix(f"{seam}: ")
+    hook_point = HookPoint(module, name, arguments)
+    found = missing_hook_points([hook_point], root)
+    assert all(text.startswith(f"{hook_point}: ") for text in found)
+    return "".join(found).removeprefix(f"{hook_point}: ")
 
 
 @pytest.mark.parametrize(
@@ -174,11 +174,11 @@ def test_an_argument_that_is_not_there(
 def test_every_problem_is_told_and_nothing_else(root: Path) -> None:
     draft = "engine.worker.draft"
     good, *bad = (
-        Seam(draft, "plain", ("first",)),
-        Seam(draft, "plain", ("third",)),
-        Seam("engine.gone", "plain", ()),
+        HookPoint(draft, "plain", ("first",)),
+        HookPoint(draft, "plain", ("third",)),
+        HookPoint("engine.gone", "plain", ()),
     )
-    assert problems([bad[0], good, bad[1]], root) == [
+    assert missing_hook_points([bad[0], good, bad[1]], root) == [
         f"{draft}:plain(third): has no third among first, second",
         "engine.gone:plain(): no such module",
     ]
@@ -189,17 +189,17 @@ def test_a_source_that_this_python_cannot_read(root: Path) -> None:
     assert problem(root, "plain", "first") == "not readable as Python, line 1"
 
 
-def test_refused_names_engine_version_and_every_seam(
+def test_refused_names_engine_version_and_every_hook_point(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(root.parent))
     draft = "engine.worker.draft"
-    check_seams("engine", "9.1", "8.x", [Seam(draft, "plain", ("first",))])
-    wanted = [Seam(draft, "plain", ("third",)), Seam(draft, "plane", ())]
-    with pytest.raises(Refused) as refused:
-        check_seams("engine", "9.1", "8.x", wanted)
+    check_hook_points("engine", "9.1", "8.x", [HookPoint(draft, "plain", ("first",))])
+    wanted = [HookPoint(draft, "plain", ("third",)), HookPoint(draft, "plane", ())]
+    with pytest.raises(UnsupportedError) as refused:
+        check_hook_points("engine", "9.1", "8.x", wanted)
     assert str(refused.value) == (
-        "microspec: engine: expected the seams of engine 8.x, got version 9.1 where\n"
+        "microspec: engine: expected the hook points of engine 8.x, got version 9.1 where\n"
         f"  {draft}:plain(third): has no third among first, second\n"
         f"  {draft}:plane(): no 'plane' there"
     )
@@ -209,18 +209,20 @@ def test_refused_names_engine_version_and_every_seam(
 def test_a_package_that_is_not_installed() -> None:
     for name in ("no_such_engine", "this"):  # a module is no package
         message = f"microspec: {name}: expected an installed package, got none"
-        with pytest.raises(Refused, match=re.escape(message)):
+        with pytest.raises(UnsupportedError, match=re.escape(message)):
             package_root(name)
     assert "this" not in sys.modules
-    assert (package_root("microspec_kernels") / "integrations" / "engine" / "seams.py").is_file()
+    assert (
+        package_root("microspec_kernels") / "integrations" / "hooks" / "hook_points.py"
+    ).is_file()
 
 
 def test_refused_ends_the_process_with_its_message() -> None:
     """Also from where engines catch every Exception of their plugins."""
     program = """
-from microspec_kernels.integrations.engine import Refused
+from microspec_kernels.integrations.hooks import UnsupportedError
 try:
-    raise Refused("vllm", "version 0.32", "0.99")
+    raise UnsupportedError("vllm", "version 0.32", "0.99")
 except Exception:
     pass
 print("went on")

@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 
 from microspec_kernels.cli.arguments import positive
-from microspec_kernels.cli.text import Tekken, target_alone
+from microspec_kernels.cli.tokenizers import Tekken
 from microspec_kernels.policy import MICROSPEC, Policy, default
 from microspec_kernels.speculative import Batch, Request, Sampling
+from microspec_kernels.speculative.alone import target_alone
 
 from . import options, report
 from .corpus import enough

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from microspec_kernels.cli.arguments import positive, real, whole
-from microspec_kernels.cli.text import Tekken, target_alone
+from microspec_kernels.cli.tokenizers import Tekken
 from microspec_kernels.policy import MICROSPEC, Policy
 from microspec_kernels.speculative import (
     CausalModel,
@@ -28,6 +28,7 @@ from microspec_kernels.speculative import (
     load_draft,
     load_target,
 )
+from microspec_kernels.speculative.alone import target_alone
 
 from . import options, report
 from .corpus import enough

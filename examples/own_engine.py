@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from microspec_kernels.cli.text import load_tokenizer
+from microspec_kernels.cli.tokenizers import load_tokenizer
 from microspec_kernels.engine import EngineHead, Settings
 from microspec_kernels.speculative import load_target
 

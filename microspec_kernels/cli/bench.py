@@ -9,9 +9,10 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from .arguments import LARGEST_VOCAB, check_memory, positive, usable_device, whole
-from .common import DTYPES, table
-from .info import cpu_name
+from microspec_kernels.device import cpu_name
+
+from .arguments import DTYPES, LARGEST_VOCAB, check_memory, positive, usable_device, whole
+from .table import table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -21,9 +21,9 @@ from .checks import (
     checked_prompt,
     fitted,
 )
-from .draft import Draft, ModelDraft
 from .heads import Head, HeadName, make_head
-from .model import CausalModel
+from .models.draft import Draft, ModelDraft
+from .models.target import CausalModel
 from .observer import Observer
 from .request import Request
 from .sampling import Sampling, choose, uniforms

@@ -10,7 +10,7 @@ from microspec_kernels.head import SparseHead
 from microspec_kernels.policy import Policy
 from microspec_kernels.vocab import ActiveVocab
 
-from .lm_head import LMHead
+from .models.lm_head import LMHead
 
 HeadName = Literal["dense", "static", "sparse"]
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from microspec_kernels.policy import Policy, Seen, Stage
 
 from .heads import Head
-from .model import CHUNK, CausalModel
+from .models.target import CHUNK, CausalModel
 from .request import Request
 from .tree import Tree
 from .verify import Verified

@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from microspec_kernels._optional import require
+
 from .cache import KVCache, visible
 from .draft import newest, pieces
-from .extra import require
 from .layers import Layer, through
 from .lm_head import LMHead
-from .model import CausalModel
+from .target import CausalModel
 
 
 class Eagle(nn.Module, ABC):
@@ -45,7 +46,7 @@ class Eagle(nn.Module, ABC):
         """Move all parameters to the target's device and dtype, and make the rotary embedding."""
         self.to(device=target.device, dtype=target.dtype)
         # After the cast: in half precision its frequencies would lose the positions.
-        llama = require("transformers.models.llama.modeling_llama")
+        llama = require("transformers.models.llama.modeling_llama", "speculative")
         self.rotary = llama.LlamaRotaryEmbedding(config).to(target.device)
 
     def new_cache(self) -> KVCache:

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from microspec_kernels._optional import require
+
 from .cache import KVCache
-from .extra import require
 
 
 class Layer(nn.Module):
@@ -97,7 +98,8 @@ class MLP(nn.Module):
         self.gate_proj = nn.Linear(size, inner, bias=bias)
         self.up_proj = nn.Linear(size, inner, bias=bias)
         self.down_proj = nn.Linear(inner, size, bias=bias)
-        self.activation = require("transformers.activations").ACT2FN[config.hidden_act]
+        activations = require("transformers.activations", "speculative")
+        self.activation = activations.ACT2FN[config.hidden_act]
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from microspec_kernels._files import reading
+from microspec_kernels._optional import require
+from microspec_kernels.speculative.models.draft import ModelDraft
+from microspec_kernels.speculative.models.eagle import EagleDraft
+from microspec_kernels.speculative.models.eagle3 import Eagle3Draft
+from microspec_kernels.speculative.models.lm_head import LMHead
+from microspec_kernels.speculative.models.target import CausalModel
 
-from .draft import ModelDraft
-from .eagle import EagleDraft
-from .eagle3 import Eagle3Draft
-from .extra import require
 from .files import config_in, dequantised, fill, folder_of, has_int8_rows, tensors_in
 from .formats import (
     EMBEDDING,
@@ -23,8 +25,6 @@ from .formats import (
     own_rows,
     refuse_others,
 )
-from .lm_head import LMHead
-from .model import CausalModel
 
 
 def load_target(
@@ -37,7 +37,7 @@ def load_target(
     Raises FileNotFoundError: no such folder, or none with weights. ValueError: a kind of model
     that this loop does not know, or int8 rows whose names or shapes are not the model's.
     """
-    transformers = require("transformers")
+    transformers = require("transformers", "speculative")
     folder = folder_of(path)
     with reading(folder, "a model that transformers loads"):
         config = transformers.AutoConfig.from_pretrained(folder)

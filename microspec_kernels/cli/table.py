@@ -1,8 +1,6 @@
-"""What several subcommands need: tables and data types."""
+"""Print figures as a table."""
 
 from collections.abc import Mapping, Sequence
-
-DTYPES = ("float32", "float16", "bfloat16")
 
 
 def table(rows: Sequence[Mapping[str, object]]) -> str:

@@ -1,4 +1,4 @@
-"""The optional dependencies: which extra of this package brings them."""
+"""Import optional dependencies, or name the extra of this package that brings them."""
 
 from importlib import import_module
 from typing import Any

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .cache import KVCache, causal
 from .lm_head import LMHead
-from .model import CHUNK, CausalModel
+from .target import CHUNK, CausalModel
 
 
 class Draft(Protocol):

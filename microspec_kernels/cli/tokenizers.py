@@ -1,13 +1,10 @@
-"""What `generate` needs beside the speculative loop: text to tokens, and the target on its own."""
+"""Turn text into tokens and back: Mistral's Tekken, or a checkpoint's own tokenizer."""
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from microspec_kernels._files import reading
-from microspec_kernels.speculative import CausalModel, Generation, Sampling, Stats
-from microspec_kernels.speculative.extra import require
-from microspec_kernels.speculative.sampling import choose, uniforms
-from microspec_kernels.speculative.stats import Clock
+from microspec_kernels._optional import require
 
 BOS, INST, INST_END = 1, 3, 4  # Tekken's <s>, [INST] and [/INST]
 
@@ -21,8 +18,8 @@ class Tekken:
     """Mistral's Tekken as mistral-common ships it, with its instruction format."""
 
     def __init__(self) -> None:
-        package = Path(require("mistral_common").__file__).parent
-        tekken = require("mistral_common.tokens.tokenizers.tekken")
+        package = Path(require("mistral_common", "demo").__file__).parent
+        tekken = require("mistral_common.tokens.tokenizers.tekken", "demo")
         self._tokenizer = tekken.Tekkenizer.from_file(package / "data" / "tekken_240911.json")
         self._specials = tekken.SpecialTokenPolicy.IGNORE
 
@@ -38,7 +35,7 @@ class HuggingFace:
     """A checkpoint's own tokenizer, with its chat template where it has one."""
 
     def __init__(self, name: str) -> None:
-        self._name, transformers = name, require("transformers")
+        self._name, transformers = name, require("transformers", "speculative")
         with reading(name, "a tokenizer"):
             self._tokenizer = transformers.AutoTokenizer.from_pretrained(name)
 
@@ -59,25 +56,3 @@ class HuggingFace:
 def load_tokenizer(name: str) -> Tokenizer:
     """The tokenizer called "tekken", or that of a folder or of the hub."""
     return Tekken() if name == "tekken" else HuggingFace(name)
-
-
-def target_alone(
-    target: CausalModel, input_ids: Any, max_new_tokens: int, sampling: Sampling
-) -> Generation:
-    """The target's text without a draft, a token a pass, through the same cache."""
-    import torch
-
-    from microspec_kernels.speculative.cache import causal
-
-    stats, tokens = Stats(), []
-    clock = Clock(target.device, stats.seconds)
-    cache = target.new_cache()
-    with torch.no_grad(), clock("total"):
-        hidden = target.prefill(input_ids, cache)[0][-1:]
-        while True:
-            place = torch.tensor(cache.lengths, device=target.device)
-            new = choose(target.logits(hidden), uniforms(sampling.seed, place), sampling)
-            tokens.append(int(new))
-            if len(tokens) == max_new_tokens or tokens[-1] in target.eos:
-                return Generation(torch.tensor(tokens), stats.acceptance_lengths, stats)
-            hidden = target.forward(new[None], causal(1, target.device), cache)[0][0]

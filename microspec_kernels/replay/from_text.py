@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from .._extras import require
+from microspec_kernels._optional import require
+
 from .._files import read_text, reading
 from .trace import Trace
 

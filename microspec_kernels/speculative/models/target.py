@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from microspec_kernels._linear import embedding_rows, linear_rows
+from microspec_kernels._optional import require
 
 from .cache import KVCache, causal, visible
-from .extra import require
 from .generation_rules import dropped_rules
 from .lm_head import LMHead, scaled
 from .supported import FULL, MIXED, supported
@@ -174,7 +174,7 @@ class CausalModel:
 
 def cache_argument(decoder: Any) -> str:
     """Return the name under which `decoder.forward` takes its KV cache: it differs by version."""
-    cache = require("transformers").Cache
+    cache = require("transformers", "speculative").Cache
     parameters = inspect.signature(decoder.forward).parameters.values()
     names = [one.name for one in parameters if cache in (one.annotation, *get_args(one.annotation))]
     if len(names) != 1:

@@ -1,4 +1,4 @@
-"""What is left to do after the projection, slot by slot; shared by both head ops' kernels."""
+"""Turn the projection's partial sums into logits, slot by slot; both head ops' kernels do it."""
 
 import triton
 import triton.language as tl

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from microspec_kernels._files import read_json, read_pt, reading
-
-from .extra import require
+from microspec_kernels._optional import require
 
 
 def folder_of(path: str | Path) -> Path:
@@ -19,7 +18,7 @@ def folder_of(path: str | Path) -> Path:
         return Path(path)
     if not isinstance(path, str) or path.count("/") != 1 or path.startswith((".", "/", "~")):
         raise FileNotFoundError(f"no folder {path}")
-    fetch = require("huggingface_hub").snapshot_download
+    fetch = require("huggingface_hub", "speculative").snapshot_download
     folder = Path(fetch(path, allow_patterns=["*.json", "model*.safetensors"]))
     if not any(folder.glob("model*.safetensors")):
         folder = Path(fetch(path, allow_patterns=["*.json", "pytorch_model*.bin"]))
@@ -117,7 +116,7 @@ def _load(file: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor]
     if file.suffix == ".safetensors":
         with reading(file, "a safetensors file"):
-            tensors = require("safetensors.torch").load_file(file)
+            tensors = require("safetensors.torch", "speculative").load_file(file)
     else:
         tensors = read_pt(file, "a .bin of named tensors")
         if not isinstance(tensors, dict):
@@ -135,7 +134,7 @@ def has_int8_rows(folder: Path) -> bool:
         if file.suffix != ".safetensors":
             continue
         with reading(file, "a safetensors file"):
-            tensors = require("safetensors").safe_open(file, framework="pt")
+            tensors = require("safetensors", "speculative").safe_open(file, framework="pt")
         with tensors:
             names = set(tensors.keys())
             for name in names:

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from microspec_kernels._files import reading
+from microspec_kernels._optional import require
+from microspec_kernels.speculative.models.eagle3 import Eagle3Draft
+from microspec_kernels.speculative.models.lm_head import LMHead, differ_in_padding
+from microspec_kernels.speculative.models.target import CausalModel
 
-from .eagle3 import Eagle3Draft
-from .extra import require
 from .files import check_shape, fill
-from .lm_head import LMHead, differ_in_padding
-from .model import CausalModel
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,9 @@ def llama_config(
     """A `LlamaConfig` of an EAGLE draft with the tensors `names`; its vocabulary is the target's,
     but for padding rows."""
     with reading(f"{what}: config.json", "a Llama's config"):
-        config = require("transformers").LlamaConfig.from_dict({**fields, **biases(fields, names)})
+        config = require("transformers", "speculative").LlamaConfig.from_dict(
+            {**fields, **biases(fields, names)}
+        )
     if not differ_in_padding(config.vocab_size, target.vocab_size):
         raise ValueError(
             f"{what}: vocab_size: expected the target's {target.vocab_size}, got "

@@ -9,7 +9,7 @@ from .cache import KVCache
 from .eagle import Eagle
 from .layers import Layer, through
 from .lm_head import LMHead
-from .model import CausalModel
+from .target import CausalModel
 
 
 class Eagle3Draft(Eagle):

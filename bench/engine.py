@@ -45,7 +45,7 @@ def made_head(weight: Tensor, requests: int, capacity: int, **settings: Any) -> 
     """With full vocabularies of random tokens, one for all requests or one each."""
     chosen = Settings(capacity=capacity, **settings)
     groups = requests if chosen.vocabulary == "request" else 1
-    head = EngineHead(weight, chosen, groups=groups)
+    head = EngineHead(weight, chosen, num_groups=groups)
     for group in range(groups):
         tokens = torch.randperm(len(weight), device=weight.device)[:capacity]
         head.observe(tokens, None if groups == 1 else torch.full_like(tokens, group))
@@ -77,7 +77,7 @@ class Observing:
     def __call__(self) -> None:
         tokens, groups = next(self.turn), self.groups
         taken = None if groups is None else groups[-self.rows :]
-        self.head.judge(tokens[-self.rows :], taken)
+        self.head.count_coverage(tokens[-self.rows :], taken)
         self.head.observe(tokens, groups)
         self.calls += 1
 
@@ -88,12 +88,12 @@ class Observing:
 
 def entered(head: EngineHead) -> int:
     """Rows since the start; waits for the device."""
-    head.figures()
+    head.stats()
     if head.vocab.device.type == "cuda":
         torch.cuda.synchronize()
-    figures = head.figures()
-    assert figures is not None
-    return figures.rows
+    stats = head.stats()
+    assert stats is not None
+    return stats.rows_entered
 
 
 def check(head: EngineHead, logits: Tensor, hidden: Tensor, groups: Tensor | None) -> None:
@@ -131,7 +131,7 @@ def arms_of(weight: Tensor, requests: int, capacity: int) -> dict[tuple[str, str
                 made[vocabulary, head_name] = Arm(argmax, DRAFTS, captured=True)
             name = f"judge and observe, top {best}, {mode}"
             made[vocabulary, name] = Arm(Observing(head, requests, best))
-        made[vocabulary, "figures"] = Arm(head.figures)
+        made[vocabulary, "figures"] = Arm(head.stats)
     return made
 
 

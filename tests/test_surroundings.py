@@ -62,7 +62,7 @@ def use(made: dict[str, Any]) -> dict[str, Tensor]:
     view = slab.front(groups)
     made["head"].observe(TOKENS)
     engine.observe(TOKENS[0])
-    engine.judge(TOKENS[0])
+    engine.count_coverage(TOKENS[0])
     results = {
         "rows": view.rows, "ids": view.ids, "scale": view.scale, "groups": view.group_ids,
         "share": coverage.share, "recent": coverage.recent,
@@ -74,7 +74,7 @@ def use(made: dict[str, Any]) -> dict[str, Tensor]:
         results[name] = tensor
     coverage.reset([0])
     vocab.load_state_dict(vocab.state_dict())
-    engine.restart()
+    engine.reset()
     return results
 
 

@@ -9,14 +9,14 @@
 docs/engines.md explains the steps.
 """
 
-from .head import EngineHead, Figures, Shard
+from .head import EngineHead, EngineStats, Shard
 from .settings import SWITCH, Settings
 from .token_map import TokenMap
 
 __all__ = [
     "SWITCH",
     "EngineHead",
-    "Figures",
+    "EngineStats",
     "Settings",
     "Shard",
     "TokenMap",

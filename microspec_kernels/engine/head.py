@@ -21,35 +21,38 @@ from .token_map import TokenMap
 class Shard:
     """The rows of the draft's LM head that this rank of a tensor-parallel group holds.
 
-    vocab_size: rows on all ranks together. start: the first one here. group: the ranks (None: all).
+    total_rows: rows on all ranks together. start: the first one here. group: the ranks (None: all).
     """
 
-    vocab_size: int
+    total_rows: int
     start: int
     group: "torch.distributed.ProcessGroup | None" = None
 
 
-class Figures(NamedTuple):
-    """Since the start: tokens of the text that the draft could and could not have proposed, and
-    rows that entered; active: tokens now, over all groups."""
+class EngineStats(NamedTuple):
+    """Totals since the start, over all vocabularies, and the tokens that are active now.
+
+    hits, misses: tokens of the text that were active before they were observed, and that were not.
+    rows_entered: rows of the LM head that became active. active: tokens that are active now.
+    """
 
     hits: int
     misses: int
-    rows: int
+    rows_entered: int
     active: int
 
     @property
     def coverage(self) -> float | None:
-        """The share that it could have proposed; None before any."""
-        judged = self.hits + self.misses
-        return self.hits / judged if judged else None
+        """The share of hits; None before any token was counted."""
+        counted = self.hits + self.misses
+        return self.hits / counted if counted else None
 
 
 class EngineHead:
     """Attach once, observe in eager code, call in a captured graph.
 
         head = EngineHead(draft.lm_head.weight, Settings(frequency="rank.npy"))  # before capture
-        head.judge(accepted)                      # optional: coverage
+        head.count_coverage(accepted)             # optional
         head.observe(torch.cat((step_tokens, target_logits.argmax(-1))))  # between two replays
         tokens = head.argmax(hidden)              # in the graph of the draft's steps
 
@@ -61,7 +64,7 @@ class EngineHead:
         weight: [rows, D] the draft's LM head, without the padding at the end of V; this rank's rows
             with `shard`.
         settings: see :class:`Settings`.
-        groups: how many vocabularies: 1 where the requests share it, else as many as may run.
+        num_groups: how many vocabularies: 1 where the requests share it, else as many as may run.
         target_vocab_size: tokens of the target; default: as many as rows.
         row_tokens: int64 [rows], the target's token of each row of the whole head; None where row i
             is token i.
@@ -82,7 +85,7 @@ class EngineHead:
         weight: Tensor,
         settings: Settings,
         *,
-        groups: int = 1,
+        num_groups: int = 1,
         target_vocab_size: int | None = None,
         row_tokens: Tensor | None = None,
         bias: Tensor | None = None,
@@ -91,7 +94,7 @@ class EngineHead:
         shard: Shard | None = None,
     ) -> None:
         device = plain(weight, "EngineHead: weight").device
-        rows = weight.size(0) if shard is None else shard.vocab_size
+        rows = weight.size(0) if shard is None else shard.total_rows
         broken = broken_rows(weight, bias)
         if shard is not None:
             broken = all_gather_rows(broken, rows, start=shard.start, group=shard.group)
@@ -109,7 +112,7 @@ class EngineHead:
             raise ValueError(f"microspec: frequency: expected {expected}, got none")
         self.settings, self._weight = settings, weight.detach()
         self.vocab = ActiveVocab(
-            rows, min(settings.capacity, rows), groups=groups, initial=initial, device=device
+            rows, min(settings.capacity, rows), groups=num_groups, initial=initial, device=device
         )
         options = {
             "mode": settings.mode,
@@ -127,7 +130,7 @@ class EngineHead:
             self.head = ParallelSparseHead(
                 weight, self.vocab, start=shard.start, group=shard.group, **options
             )
-        self._judged = torch.zeros(2, dtype=torch.int64, device=device)  # the active ones, and all
+        self._counted = torch.zeros(2, dtype=torch.int64, device=device)  # active tokens, all
         self._entered = torch.zeros(1, dtype=torch.int64, device=device)
         self._host_copy = HostCopy()
 
@@ -147,92 +150,98 @@ class EngineHead:
             f"mode {' '.join(filter(None, (settings.mode, settings.slab_dtype)))}"
         )
 
-    def observe(self, tokens: Tensor, groups: Tensor | None = None) -> None:
-        """Let the target's tokens in, before the draft's next step; eager.
+    def observe(self, tokens: Tensor, token_groups: Tensor | None = None) -> None:
+        """Make the target's tokens active, before the draft's next step. Call outside capture.
 
         Args:
             tokens: int32 or int64 [N], the newest last. Those without a row, and -1, are ignored.
-            groups: int32 or int64 [N], each token's vocabulary, -1 to ignore it; None with one.
+            token_groups: int32 or int64 [N], each token's vocabulary, -1 to ignore it; None with
+                one vocabulary.
         """
         before = self.vocab.ids.clone()
-        self.vocab.update(self.token_map.to_rows(tokens), token_groups=groups)
+        self.vocab.update(self.token_map.to_rows(tokens), token_groups=token_groups)
         self._entered += (self.vocab.ids != before).sum()
         self._gather()
 
-    def likeliest(self, logits: Tensor) -> Tensor:
-        """What :meth:`observe` wants of the target: the `top_k` likeliest tokens of each row.
+    def top_target_tokens(self, logits: Tensor) -> Tensor:
+        """Return the target's `top_k` likeliest tokens of each row, for :meth:`observe`.
 
         Args:
             logits: [R, V], the target's.
 
         Returns:
-            int64 [R, top_k], the likeliest last, which is the newest then.
+            int64 [R, top_k], the likeliest last, so that it counts as the newest.
         """
         if self.settings.top_k == 1:
             return logits.max(-1, keepdim=True).indices  # on a CPU a third of argmax's time
         return logits.topk(self.settings.top_k).indices.flip(1)
 
-    def judge(self, tokens: Tensor, groups: Tensor | None = None) -> None:
-        """Count how many of the tokens by which texts went on are active; call before observe.
+    def count_coverage(self, tokens: Tensor, token_groups: Tensor | None = None) -> None:
+        """Count how many of a text's new tokens are active. Call before :meth:`observe`.
 
         Args:
-            tokens, groups: as for :meth:`observe`. Those without a row are misses.
+            tokens, token_groups: as for :meth:`observe`. Tokens without a row are misses.
 
         Raises:
-            ValueError: no groups where there are several.
+            ValueError: no token_groups although there are several vocabularies.
         """
-        if groups is None and self.vocab.groups > 1:
+        if token_groups is None and self.vocab.groups > 1:
             expected = f"each token's, as there are {self.vocab.groups}"
-            raise ValueError(f"microspec: judge: groups: expected {expected}, got None")
-        active = self.vocab.contains(self.token_map.to_rows(tokens), token_groups=groups)
-        judged = self.token_map.is_token(tokens)
-        if groups is not None:
-            judged &= groups >= 0
-        self._judged += torch.stack((active, judged)).sum(1)
+            where = "microspec: count_coverage: token_groups"
+            raise ValueError(f"{where}: expected {expected}, got None")
+        active = self.vocab.contains(self.token_map.to_rows(tokens), token_groups=token_groups)
+        counted = self.token_map.is_token(tokens)
+        if token_groups is not None:
+            counted &= token_groups >= 0
+        self._counted += torch.stack((active, counted)).sum(1)
 
-    def begin(self, groups: Tensor | Sequence[int]) -> None:
-        """Other requests begin in these groups: each vocabulary as at the start. Eager.
+    def reset(self, groups: Tensor | Sequence[int] | None = None) -> None:
+        """Reset vocabularies to their initial tokens. Call outside capture.
 
-        One that is shared goes on from request to request: not to be called there.
+        Do not reset a shared vocabulary for each new request: it serves them all.
 
         Args:
-            groups: integers [n]; a tensor on the weight's device is not waited for.
+            groups: integers [n], the vocabularies in which new requests begin; a tensor on the
+                weight's device is not waited for. None: all of them, and the totals of
+                :meth:`stats`.
         """
-        if len(groups):
+        if groups is None:
+            self.vocab.reset()
+            self._counted.zero_()
+            self._entered.zero_()
+            self._host_copy = HostCopy()  # drop the pending copy: its totals are from before
+        elif len(groups):
             self.vocab.reset(groups)
-            self._gather()
-
-    def restart(self) -> None:
-        """All vocabularies and figures as at the start. Eager."""
-        self.vocab.reset()
-        self._judged.zero_()
-        self._entered.zero_()
-        self._host_copy = HostCopy()  # what is still on its way is of before
+        else:
+            return
         self._gather()
 
     def top_k(
-        self, hidden: Tensor, k: int, groups: Tensor | None = None
+        self, hidden: Tensor, k: int, row_groups: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The draft's best tokens; may be captured.
+        """Return the draft's best tokens. May be captured.
 
         Args:
             hidden: [M, D], what the LM head would get.
-            groups: int32 or int64 [M], each row's vocabulary, -1 for padding; None with one.
+            row_groups: int32 or int64 [M], each row's vocabulary, -1 for padding; None with one
+                vocabulary.
 
         Returns:
             logits fp32 [M, k]; the target's token ids int64 [M, k]; logsumexp fp32 [M] over the
             active tokens. -inf and -1 where a vocabulary has fewer, or a row is padding.
         """
-        logits, rows, logsumexp = self.head(hidden, k, groups)
+        logits, rows, logsumexp = self.head(hidden, k, row_groups)
         return logits, self.token_map.to_tokens(rows), logsumexp
 
-    def argmax(self, hidden: Tensor, groups: Tensor | None = None) -> Tensor:
-        """The draft's best token of each row, int64 [M]: 0 where there is none (it has to be a
-        token, and a wrong one is rejected). May be captured."""
-        return self.top_k(hidden, 1, groups)[1][:, 0].clamp(min=0)
+    def argmax(self, hidden: Tensor, row_groups: Tensor | None = None) -> Tensor:
+        """Return the draft's best token of each row, int64 [M]. May be captured.
+
+        Token 0 stands for none: the result has to be a token, and the target rejects a wrong one.
+        """
+        return self.top_k(hidden, 1, row_groups)[1][:, 0].clamp(min=0)
 
     def slot_logits(self, hidden: Tensor) -> Tensor:
-        """For an engine that chooses among the slots itself; of a shared vocabulary.
+        """Return a shared vocabulary's logits, for an engine that chooses among the slots itself.
 
         Args:
             hidden: [M, D], what the LM head would get.
@@ -243,20 +252,20 @@ class EngineHead:
         return self.head.logits(hidden)[0]
 
     def slot_tokens(self) -> Tensor:
-        """The target's token in each slot: int64 [G, K], -1 for empty ones."""
+        """Return the target's token in each slot: int64 [G, K], -1 for empty ones."""
         return self.token_map.to_tokens(self.vocab.ids.long())
 
-    def figures(self) -> Figures | None:
-        """The newest figures that have reached the host; None before the first. Never waits."""
+    def stats(self) -> EngineStats | None:
+        """Return the newest totals on the host; None before the first arrive. Never waits."""
         active = self.vocab.size.sum(0, keepdim=True)
-        newest = self._host_copy.poll(torch.cat((self._judged, self._entered, active)))
+        newest = self._host_copy.poll(torch.cat((self._counted, self._entered, active)))
         if newest is None:
             return None
-        hits, judged, rows, active_now = newest.tolist()
-        return Figures(hits, judged - hits, rows, active_now)
+        hits, counted, rows_entered, active_now = newest.tolist()
+        return EngineStats(hits, counted - hits, rows_entered, active_now)
 
     def reload(self) -> None:
-        """The weight has changed in place: gather the slab's rows anew. Eager."""
+        """Gather the slab's rows anew, after the weight changed in place. Call outside capture."""
         slab = self._local.slab
         if slab is not None:
             slab.invalidate()

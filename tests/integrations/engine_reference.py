@@ -119,8 +119,8 @@ class Wanted:
         assert head.argmax(hidden, given).tolist() == best, where
         assert head.argmax(hidden, given).dtype == torch.int64
         active: dict[str, Any] = {"active": sum(len(lru.tokens) for lru in self.lru)}
-        figures = {"hits": self.hits, "misses": self.misses, "rows": self.entered, **active}
-        found = head.figures()
+        figures = {"hits": self.hits, "misses": self.misses, "rows_entered": self.entered, **active}
+        found = head.stats()
         assert found is not None and found._asdict() == figures, where
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from microspec_kernels.engine import EngineHead, Figures, Settings
+from microspec_kernels.engine import EngineHead, EngineStats, Settings
 
 from .engine_reference import (
     DIM,
@@ -34,7 +34,7 @@ def test_begins_with_the_frequent_tokens_that_the_draft_has(tmp_path: Any) -> No
     assert active() == set(known[:4])
     head.observe(torch.tensor([known[5]]))
     assert active() == {*known[:3], known[5]}
-    assert head.figures() == Figures(hits=0, misses=0, rows=1, active=4)
+    assert head.stats() == EngineStats(hits=0, misses=0, rows_entered=1, active=4)
 
 
 def test_a_list_that_the_draft_has_no_token_of(tmp_path: Any) -> None:
@@ -60,16 +60,16 @@ def test_a_target_with_more_tokens_than_the_draft() -> None:
     head = EngineHead(weight_of(torch.float32, rows=ROWS), Settings(), target_vocab_size=V)
     tokens = torch.tensor([ROWS - 1, ROWS, V - 1, V])
     head.observe(tokens)
-    head.judge(tokens)
-    assert head.figures() == Figures(hits=1, misses=2, rows=1, active=1)
+    head.count_coverage(tokens)
+    assert head.stats() == EngineStats(hits=1, misses=2, rows_entered=1, active=1)
 
 
 def test_a_target_with_fewer_tokens_than_rows() -> None:
     """What pads the head is never proposed."""
     head = EngineHead(weight_of(torch.float32), Settings(), target_vocab_size=ROWS)
     head.observe(torch.arange(V))
-    head.judge(torch.arange(V))
-    assert head.figures() == Figures(hits=ROWS, misses=0, rows=ROWS, active=ROWS)
+    head.count_coverage(torch.arange(V))
+    assert head.stats() == EngineStats(hits=ROWS, misses=0, rows_entered=ROWS, active=ROWS)
 
 
 @pytest.mark.parametrize(
@@ -109,12 +109,12 @@ def test_coverage_is_of_the_vocabulary_before() -> None:
     )
     absent = [t for t in range(V) if t not in ROW_TOKENS.tolist()][:3]
     tokens = torch.tensor([*ROW_TOKENS[:5].tolist(), *absent, *STRANGE])
-    figures = head.figures()
-    assert figures is not None and figures.coverage is None
-    head.judge(tokens)
-    assert head.figures() == Figures(hits=0, misses=8, rows=0, active=0)
+    stats = head.stats()
+    assert stats is not None and stats.coverage is None
+    head.count_coverage(tokens)
+    assert head.stats() == EngineStats(hits=0, misses=8, rows_entered=0, active=0)
     head.observe(tokens)
-    head.judge(tokens)
-    figures = head.figures()
-    assert figures == Figures(hits=5, misses=8 + 3, rows=5, active=5)
-    assert figures is not None and figures.coverage == 5 / 16
+    head.count_coverage(tokens)
+    stats = head.stats()
+    assert stats == EngineStats(hits=5, misses=8 + 3, rows_entered=5, active=5)
+    assert stats is not None and stats.coverage == 5 / 16

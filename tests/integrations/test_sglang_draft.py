@@ -181,11 +181,11 @@ def test_a_verified_tree_the_targets_best_and_accepted_tokens_enter() -> None:
     prefill(worker, [50, 51], 52)
     verify(worker, [52, 1, 2, 3], [[1, 40]], towards(1, 40, 5, 6))
     assert active(worker) == {52, 1, 2, 3, 40, 5, 6, 51}
-    figures = head(worker).figures()
-    assert (figures.hits, figures.misses) == (0, 2)
+    stats = head(worker).stats()
+    assert (stats.hits, stats.misses) == (0, 2)
     verify(worker, [40, 5, 6, 3], [[5, 6, 41]], towards(5, 6, 41, 42))
-    figures = head(worker).figures()
-    assert (figures.hits, figures.misses) == (2, 3)
+    stats = head(worker).stats()
+    assert (stats.hits, stats.misses) == (2, 3)
     # Accepted tokens are the newest: others leave before them.
     prefill(worker, [10, 11, 12, 13], 14)
     assert active(worker) == {5, 6, 41, 10, 11, 12, 13, 14}

@@ -118,8 +118,8 @@ def test_what_is_prepared(use_v2: bool, monkeypatch: pytest.MonkeyPatch) -> None
         "finish_weight_update",
     ):
         assert getattr(worker, name)() == name
-    assert worker.microspec_figures() == "figures"
-    assert worker.model_runner.microspec_drafter.asked == ["restart", "reload", "reload", "figures"]
+    assert worker.microspec_stats() == "stats"
+    assert worker.model_runner.microspec_drafter.asked == ["reset", "reload", "reload", "stats"]
     monkeypatch.setattr(Drafted, "__new__", lambda cls: None)
     with pytest.raises(UnsupportedError, match=r"Runner\.load_model: expected a drafter attached"):
         without.load_model()

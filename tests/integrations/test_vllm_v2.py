@@ -188,8 +188,8 @@ def test_verified_drafts(make: Any) -> None:
     assert active(runner, 1) == {5, 17, 9, 12} and active(runner, 3) == {6, 8}
     drafter = drafter_of(runner)
     assert drafter is not None
-    figures = drafter.figures()
-    assert (figures["hits"], figures["misses"]) == (0, 2)  # not of slot 3, which had no drafts
+    stats = drafter.stats()
+    assert (stats["hits"], stats["misses"]) == (0, 2)  # not of slot 3, which had no drafts
 
 
 def test_a_slot_begins_anew(make: Any) -> None:

@@ -1,10 +1,10 @@
-"""Figures of a draft's vocabulary for an engine's log and for Prometheus."""
+"""Report a draft vocabulary's counters in an engine's log and in Prometheus."""
 
 import logging
 from functools import cache
 from typing import TYPE_CHECKING
 
-from microspec_kernels.engine import EngineHead, Figures
+from microspec_kernels.engine import EngineHead, EngineStats
 
 if TYPE_CHECKING:
     from prometheus_client import Counter, Gauge
@@ -14,40 +14,40 @@ class Report:
     """Log and export the counters accumulated since the previous report.
 
     Args:
-        head: whose figures. logger: one that the engine shows.
+        head: whose counters. logger: one that the engine shows.
         prometheus: whether the engine has metrics there. In Prometheus' multi-process mode they are
             then beside the engine's own.
     """
 
     def __init__(self, head: EngineHead, logger: logging.Logger, prometheus: bool) -> None:
         self._head, self._logger, self._prometheus = head, logger, prometheus
-        self._last = Figures(0, 0, 0, 0)
+        self._last = EngineStats(0, 0, 0, 0)
 
-    def tell(self, figures: Figures) -> None:
+    def tell(self, stats: EngineStats) -> None:
         """Report the difference to the previous totals; do nothing if there was no new token."""
-        new = Figures(*(a - b for a, b in zip(figures, self._last, strict=True)))
+        new = EngineStats(*(a - b for a, b in zip(stats, self._last, strict=True)))
         if new.coverage is None:
             return
-        self._last = figures
+        self._last = stats
         self._logger.info(
             "MicroSpec metrics: Coverage: %.1f%%, Covered: %d tokens, Not covered: %d tokens, "
             "Rows entered: %d, Active: %d of %d tokens",
             100 * new.coverage,
             new.hits,
             new.misses,
-            new.rows,
-            figures.active,
+            new.rows_entered,
+            stats.active,
             self._head.vocab.ids.numel(),
         )
         if self._prometheus:
             counters, active = _prometheus()
             for name, counter in counters.items():
                 counter.inc(getattr(new, name))
-            active.set(figures.active)
+            active.set(stats.active)
 
-    def restart(self) -> None:
-        """The head's figures begin anew."""
-        self._last = Figures(0, 0, 0, 0)
+    def reset(self) -> None:
+        """Start from zero, after :meth:`EngineHead.reset`."""
+        self._last = EngineStats(0, 0, 0, 0)
 
 
 @cache
@@ -58,7 +58,7 @@ def _prometheus() -> "tuple[dict[str, Counter], Gauge]":
     counters = {
         "hits": Counter("microspec:covered_tokens", "Tokens that the draft could have proposed."),
         "misses": Counter("microspec:uncovered_tokens", "Tokens that it could not have proposed."),
-        "rows": Counter("microspec:rows_entered", "Rows that entered active vocabularies."),
+        "rows_entered": Counter("microspec:rows_entered", "Rows that entered active vocabularies."),
     }
     # Of each process that lives: engines beside each other have vocabularies of their own.
     active = Gauge("microspec:active_tokens", "Tokens now active.", multiprocess_mode="livesum")

@@ -116,8 +116,8 @@ class ActiveDraft:
         accepted = result.next_token_ids.view(len(lengths), -1)
         column = torch.arange(accepted.size(1), device=accepted.device)
         accepted = accepted.masked_fill(column >= lengths[:, None], -1).flatten()
-        likeliest = self.head.likeliest(logits).flatten()
-        self.head.judge(accepted)
+        likeliest = self.head.top_target_tokens(logits).flatten()
+        self.head.count_coverage(accepted)
         self._observe(torch.cat((tree, likeliest, accepted)))
         self._metrics.tick()
 

@@ -45,7 +45,7 @@ def attach(name: str, model: Any, vllm_config: Any, settings: Settings, slots: i
         head = EngineHead(
             weight,
             settings,
-            groups=slots if settings.vocabulary == "request" else 1,
+            num_groups=slots if settings.vocabulary == "request" else 1,
             target_vocab_size=vllm_config.model_config.get_vocab_size(),
             row_tokens=tokens,
             bias=None if handed.bias is None else handed.bias[: end - start],

@@ -62,7 +62,7 @@ class Drafter:
         """
         device = self._weight.device
         if not self._shared:
-            self.head.begin(_to(device, slots))
+            self.head.reset(_to(device, slots))
         if any(prefixes):
             lengths = [len(prefix) for prefix in prefixes]
             groups = [
@@ -74,7 +74,7 @@ class Drafter:
     def keep(self, logits: Tensor, slots: Tensor | None = None) -> None:
         """The target's logits [R, V] of this step's verified rows: at once, since samplers may
         write into them."""
-        self._likeliest = self.head.likeliest(logits), slots
+        self._likeliest = self.head.top_target_tokens(logits), slots
 
     def observe(
         self,
@@ -109,15 +109,15 @@ class Drafter:
             groups_of_likeliest = row_slots.repeat_interleave(likeliest.size(1))
             groups = torch.cat((groups_of_text, groups_of_likeliest, groups_of_sampled))
         judged = sampled.masked_fill(~drafted[:, None], -1).flatten()
-        self.head.judge(judged, groups_of_sampled)
+        self.head.count_coverage(judged, groups_of_sampled)
         self.head.observe(tokens, groups)
         self._metrics.tick()
 
-    def restart(self) -> None:
+    def reset(self) -> None:
         """Forget everything seen so far."""
         self._likeliest = None
-        self.head.restart()
-        self._metrics.restart()
+        self.head.reset()
+        self._metrics.reset()
 
     def reload(self) -> None:
         """The draft's weights have changed.
@@ -131,8 +131,8 @@ class Drafter:
             )
         self.head.reload()
 
-    def figures(self) -> dict[str, Any]:
-        """The newest ones; waits for the device."""
+    def stats(self) -> dict[str, Any]:
+        """Return the newest totals. Waits for the device."""
         return self._metrics.newest()
 
 

@@ -73,7 +73,7 @@ def _prepare(vllm_config: Any, worker: type) -> None:
     wrap(worker, "compile_or_warm_up_model", _warm_up)
     for name in ("reload_weights", "finish_weight_update"):
         wrap(worker, name, _reload)
-    worker.microspec_figures = _figures  # type: ignore[attr-defined]
+    worker.microspec_stats = _stats  # type: ignore[attr-defined]
 
 
 def _load_model(original: Original, given: Mapping[str, Any]) -> Any:
@@ -90,7 +90,7 @@ def _warm_up(original: Original, given: Mapping[str, Any]) -> Any:
     warm = original()
     drafter = drafter_of(given["self"].model_runner)
     if drafter is not None:
-        drafter.restart()  # warming up sends requests of made-up tokens through
+        drafter.reset()  # warming up sends requests of made-up tokens through
     return warm
 
 
@@ -102,7 +102,7 @@ def _reload(original: Original, given: Mapping[str, Any]) -> Any:
     return reloaded
 
 
-def _figures(worker: Any) -> dict[str, Any] | None:
-    """For `llm.collective_rpc("microspec_figures")`: one of each worker."""
+def _stats(worker: Any) -> dict[str, Any] | None:
+    """For `llm.collective_rpc("microspec_stats")`: one of each worker."""
     drafter = drafter_of(worker.model_runner)
-    return None if drafter is None else drafter.figures()
+    return None if drafter is None else drafter.stats()

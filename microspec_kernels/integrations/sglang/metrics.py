@@ -20,7 +20,7 @@ class Metrics:
         self._report = Report(head, logger, bool(observability.enable_metrics))
 
     def tick(self) -> None:
-        """Report what is due; call in every step. Never waits: a GPU's counters are an interval old."""
+        """Report what is due; call in every step. Never waits: a GPU's counters come one late."""
         self._steps += 1
         if self._tells and self._steps % self._interval == 0:
             stats = self._head.stats()

@@ -17,14 +17,16 @@ from .requirements import check_head
 logger = logging.getLogger(f"vllm.{__name__}")  # vLLM shows its own loggers only
 
 
-def attach(name: str, model: Any, vllm_config: Any, settings: Settings, slots: int) -> Drafter:
+def attach(
+    name: str, model: Any, vllm_config: Any, settings: Settings, max_requests: int
+) -> Drafter:
     """Right after the draft model was loaded: so that the buffers made here count in the memory
     profile, and a graph captured later finds them at fixed addresses.
 
     Args:
         name: the drafter's, for the log. model: the draft model.
         vllm_config: the engine's. settings: the user's.
-        slots: how many requests may run: so many vocabularies with `vocabulary="request"`.
+        max_requests: how many may run: as many vocabularies with `vocabulary="request"`.
 
     Raises:
         UnsupportedError: an LM head that is not served.
@@ -45,7 +47,7 @@ def attach(name: str, model: Any, vllm_config: Any, settings: Settings, slots: i
         head = EngineHead(
             weight,
             settings,
-            num_groups=slots if settings.vocabulary == "request" else 1,
+            num_groups=max_requests if settings.vocabulary == "request" else 1,
             target_vocab_size=vllm_config.model_config.get_vocab_size(),
             row_tokens=tokens,
             bias=None if handed.bias is None else handed.bias[: end - start],

@@ -45,7 +45,7 @@ def _load_draft_model(original: Original, given: Mapping[str, Any]) -> None:
     if settings.vocabulary != "shared":
         where = "vllm: vocabulary"
         raise UnsupportedError(where, "'shared' with model runner V1", repr(settings.vocabulary))
-    drafter = attach(type(proposer).__name__, proposer.model, config, settings, slots=1)
+    drafter = attach(type(proposer).__name__, proposer.model, config, settings, max_requests=1)
     for holder in (proposer, proposer.microspec_runner):
         hold(holder, drafter)
 

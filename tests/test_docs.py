@@ -119,7 +119,7 @@ def texts() -> dict[str, Any]:
         "lm_head": torch.empty(4096, 8),
         "frequency": torch.arange(4096),
         "tree_tokens": torch.arange(5),
-        "best": torch.zeros(5, 3).long(),
+        "top_tokens": torch.zeros(5, 3).long(),
         "chosen": torch.arange(5),
     }
 

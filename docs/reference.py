@@ -21,7 +21,7 @@ from microspec_kernels import ops
 MODULES = [
     "microspec_kernels",  # and `policy`, which it exports
     "microspec_kernels.ops",
-    "microspec_kernels.integrations.engine",
+    "microspec_kernels.engine",
     "microspec_kernels.integrations.transformers",
     "microspec_kernels.speculative",
     "microspec_kernels.replay",

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from microspec_kernels.cli.text import load_tokenizer
+from microspec_kernels.cli.tokenizers import load_tokenizer
 from microspec_kernels.integrations.transformers import sparse_assistant
 from microspec_kernels.policy import default
 from microspec_kernels.speculative import load_target

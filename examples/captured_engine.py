@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from microspec_kernels.cli.text import load_tokenizer
-from microspec_kernels.integrations.engine import EngineHead, Settings
+from microspec_kernels.cli.tokenizers import load_tokenizer
+from microspec_kernels.engine import EngineHead, Settings
 from microspec_kernels.speculative import load_target
 
 PAIR = Path(__file__).parent / "tiny_pair"
@@ -91,7 +91,7 @@ with torch.inference_mode():
         best = target(torch.cat((text, tokens))[None]).logits[0, len(text) - 1 :].argmax(-1)
         right = int((tokens == best[:-1]).long().cumprod(0).sum())
         accepted, passes = best[: right + 1], passes + 1
-        head.judge(accepted)
+        head.count_coverage(accepted)
         head.observe(torch.cat((tokens, best, accepted)))  # between two replays, the same stream
         text = torch.cat((text, accepted))
     alone = target.generate(prompt[None], max_new_tokens=args.max_new_tokens, do_sample=False)[0]

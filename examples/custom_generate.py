@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from microspec_kernels.cli.text import load_tokenizer
+from microspec_kernels.cli.tokenizers import load_tokenizer
 from microspec_kernels.integrations.transformers import microspec_generate
 from microspec_kernels.speculative import load_draft, load_target
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from microspec_kernels.cli.text import load_tokenizer
-from microspec_kernels.integrations.engine import EngineHead, Settings
+from microspec_kernels.cli.tokenizers import load_tokenizer
+from microspec_kernels.engine import EngineHead, Settings
 from microspec_kernels.speculative import load_target
 
 PAIR = Path(__file__).parent / "tiny_pair"
@@ -51,7 +51,7 @@ with torch.inference_mode():
         best = target(torch.cat((text, tokens))[None]).logits[0, len(text) - 1 :].argmax(-1)
         right = int((tokens == best[:-1]).long().cumprod(0).sum())
         accepted, passes = best[: right + 1], passes + 1
-        head.judge(accepted)  # for the coverage, before the vocabulary learns them
+        head.count_coverage(accepted)  # for the coverage, before the vocabulary learns them
         head.observe(torch.cat((tokens, best, accepted)))  # between two replays, eagerly
         text = torch.cat((text, accepted))
     alone = target.generate(prompt[None], max_new_tokens=args.max_new_tokens, do_sample=False)[0]
@@ -59,4 +59,4 @@ with torch.inference_mode():
 print(tokenizer.decode(alone[len(prompt) :].tolist()), end="\n\n")
 same = "the target's own text" if torch.equal(text[: len(alone)], alone) else "ANOTHER TEXT"
 print(f"{len(text) - len(prompt)} tokens in {passes} passes of the target, {same}")
-print(head.figures())
+print(head.stats())

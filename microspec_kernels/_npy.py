@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from ._extras import require
 from ._files import reading
+from ._optional import require
 
 
 def integers(path: Path, dimensions: int) -> Any:

@@ -26,8 +26,8 @@ class SlabView(NamedTuple):
     group_ids: Tensor
 
 
-class _Beside:
-    """Work beside the current stream, on a stream of its own; on a CPU, work at once."""
+class _SideStream:
+    """Run work on a second stream, beside the current one; on a CPU, run it at once."""
 
     def __init__(self, device: torch.device, stream: torch.cuda.Stream | None) -> None:
         self._device = device
@@ -40,7 +40,10 @@ class _Beside:
 
     @contextmanager
     def run(self, *tensors: Tensor) -> Iterator[None]:
-        """After all that the current stream has to do by now; ``tensors`` of its own are used."""
+        """Run the body on the side stream, after the work already queued on the current one.
+
+        ``tensors``, which the current stream allocated, are kept until the body has run.
+        """
         if self.stream is None:
             yield
             return
@@ -55,8 +58,8 @@ class _Beside:
     def wait(self) -> None:
         """Let the current stream wait for the last run.
 
-        Nothing is to be waited for where one of the two is part of a captured graph and the other
-        is not: what happens at capture is not what happens at replay.
+        Skip the wait if only one of the two was captured: an event recorded during capture does
+        not order a replay.
         """
         if self._done is not None and self._captured == torch.cuda.is_current_stream_capturing():
             torch.cuda.current_stream(self._device).wait_event(self._done)
@@ -123,13 +126,13 @@ class WeightSlab:
         )
         self._front = torch.zeros(1, dtype=torch.int64, device=device)
         self._buffer = torch.arange(buffers, device=device)[:, None, None]
-        self._beside = _Beside(device, stream)
+        self._side_stream = _SideStream(device, stream)
 
     def refresh(self) -> None:
         """Bring the back buffer up to date with the vocabulary and make it the front."""
         # Taken now: the vocabulary may change before the copying is over.
         ids = self.vocab.ids.clone()
-        with self._beside.run(ids):
+        with self._side_stream.run(ids):
             back = (self._front + 1) % self.buffers
             held = self.ids.view(self.buffers, self.vocab.groups, -1)
             wanted = torch.where(self._buffer == back, ids, held).view_as(self.ids)
@@ -145,7 +148,7 @@ class WeightSlab:
 
     def wait(self) -> None:
         """Let the current stream wait for the last refresh, as :meth:`front` does by itself."""
-        self._beside.wait()
+        self._side_stream.wait()
 
     def front(self, group_ids: Tensor | None = None) -> SlabView:
         """The newest buffer; the current stream waits for it.

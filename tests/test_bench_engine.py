@@ -43,10 +43,10 @@ def test_a_step_has_its_tokens(vocabulary: str, best: int) -> None:
     observing = engine.Observing(head, 4, best)
     rows = 4 * (engine.DRAFTS + 1)
     observing()
-    figures = head.figures()
-    assert figures is not None
-    assert figures.hits + figures.misses == rows
-    assert figures.active == 300 * head.vocab.groups
+    stats = head.stats()
+    assert stats is not None
+    assert stats.hits + stats.misses == rows
+    assert stats.active == 300 * head.vocab.groups
     assert {len(tokens) for tokens in observing.sets} == {rows * (best + 2)}
     for tokens in observing.sets[1:]:
         absent = ~head.vocab.contains(tokens, token_groups=observing.groups)

@@ -123,8 +123,10 @@ def test_the_corpus_without_a_trace_s_own_suite(tmp_path: Path) -> None:
 
 def test_relatives_are_older_than_their_token() -> None:
     table = torch.tensor([[1], [2], [-1]], dtype=torch.int32)
-    taken = policy.Policy(traces.with_relatives(table, "variants")).take(
-        policy.policy.Seen("prompt", torch.tensor([0, 1]), torch.empty(2, 0), torch.full((2,), -1))
+    taken = policy.Policy(traces.with_relatives(table, "variants")).select(
+        policy.policy.TargetPass(
+            "prompt", torch.tensor([0, 1]), torch.empty(2, 0), torch.full((2,), -1)
+        )
     )
     assert taken.tolist() == [1, 0, 2, 1]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bench.harness import models
-from microspec_kernels.cli import advise, info, main
+from microspec_kernels.cli import advise, main
 
 HERE, OTHER = "NVIDIA H100 80GB HBM3", "NVIDIA H100 PCIe"
 V, D = advise.SHAPES["Qwen3-8B"]
@@ -52,7 +52,7 @@ def kept(folder: Path, rows: list[dict[str, object]], name: str = "head.csv") ->
 
 @pytest.fixture(autouse=True)
 def _on_an_h100(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(info, "device_name", lambda: HERE)
+    monkeypatch.setattr(advise, "device_name", lambda: HERE)
 
 
 def asked(folder: Path, *more: str) -> list[str]:

@@ -8,7 +8,8 @@ import torch
 import transformers
 from small_pair import VOCAB
 
-from microspec_kernels.cli import main, text
+from microspec_kernels.cli import main, tokenizers
+from microspec_kernels.speculative import alone as baseline
 
 
 class Letters:
@@ -28,7 +29,7 @@ def pair(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def letters(monkeypatch):
-    monkeypatch.setattr(text, "load_tokenizer", lambda name: Letters())
+    monkeypatch.setattr(tokenizers, "load_tokenizer", lambda name: Letters())
 
 
 def run(pair, tmp_path, *options) -> dict:
@@ -63,8 +64,8 @@ def test_a_difference_is_said(pair, tmp_path, monkeypatch, capsys):
         result.tokens[-1] = (result.tokens[-1] + 1) % VOCAB
         return result
 
-    alone = text.target_alone
-    monkeypatch.setattr(text, "target_alone", other)
+    alone = baseline.target_alone
+    monkeypatch.setattr(baseline, "target_alone", other)
     data = run(pair, tmp_path, "--compare")
     assert [row["identical"] for row in data["rows"]] == ["yes", "no", "no", "no"]
     assert "DOES NOT EQUAL" in capsys.readouterr().out

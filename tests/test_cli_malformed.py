@@ -191,7 +191,7 @@ DRAFT = "model,device,part,context,arm,share"
     ],
 )
 def test_figures(head, draft, tmp_path, refused, monkeypatch):
-    monkeypatch.setattr("microspec_kernels.cli.info.device_name", lambda: "here")
+    monkeypatch.setattr("microspec_kernels.cli.advise.device_name", lambda: "here")
     folder = tmp_path / "here"
     folder.mkdir()
     (folder / "head.csv").write_bytes(head)

@@ -13,7 +13,7 @@ from malformed import RANKS, Planted, damaged, npy, pt
 from safetensors.torch import load_file, save_file
 
 from microspec_kernels import speculative
-from microspec_kernels.cli import main, text
+from microspec_kernels.cli import main, tokenizers
 
 Damage = Callable[[Path], object]
 
@@ -39,7 +39,7 @@ def sound(tmp_path_factory):
 @pytest.fixture
 def refused(sound, monkeypatch, capsys):
     monkeypatch.chdir(sound)
-    monkeypatch.setattr(text, "Tekken", Letters)
+    monkeypatch.setattr(tokenizers, "Tekken", Letters)
 
     def call(*words: str) -> str:
         try:
@@ -65,7 +65,7 @@ def no_model(monkeypatch):
 
     monkeypatch.setattr(speculative, "load_target", load)
     monkeypatch.setattr(speculative, "load_draft", load)
-    monkeypatch.setattr(text, "load_tokenizer", load)
+    monkeypatch.setattr(tokenizers, "load_tokenizer", load)
 
 
 PAIR = ["--prompt", "hello", "--pair", "."]

@@ -37,7 +37,7 @@ from microspec_kernels import cli, ops, speculative
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 MODULES = [
-    "microspec_kernels.integrations.engine",
+    "microspec_kernels.engine",
     "microspec_kernels.integrations.transformers",
     "microspec_kernels.policy",
     "microspec_kernels.replay",
@@ -85,7 +85,7 @@ class Graph:
 
 
 def captured() -> dict[str, Any]:
-    from microspec_kernels.integrations.engine import EngineHead, Settings
+    from microspec_kernels.engine import EngineHead, Settings
 
     weight = torch.randn(VOCAB, 32)
     return {
@@ -133,7 +133,7 @@ def texts() -> dict[str, Any]:
         "lm_head": torch.empty(4096, 8),
         "frequency": torch.arange(4096),
         "tree_tokens": torch.arange(5),
-        "best": torch.zeros(5, 3).long(),
+        "top_tokens": torch.zeros(5, 3).long(),
         "chosen": torch.arange(5),
     }
 
@@ -191,9 +191,9 @@ def test_every_page_shows_python() -> None:
 
 
 def test_the_loop_of_the_readme_counts_every_token() -> None:
-    figures = captured_loop()["head"].figures()
-    assert figures.hits + figures.misses == 8 * 4
-    assert figures.active > 200
+    stats = captured_loop()["head"].stats()
+    assert stats.hits + stats.misses == 8 * 4
+    assert stats.active > 200
 
 
 def anchors(page: Path) -> set[str]:

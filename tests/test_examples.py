@@ -46,8 +46,10 @@ def test_own_engine() -> None:
         r"^(\d+) tokens in (\d+) passes of the target, the target's own text$", out, re.M
     )
     assert said is not None and int(said[1]) >= 16 and int(said[2]) < 12, out
-    figures = re.search(r"^Figures\(hits=(\d+), misses=(\d+), rows=\d+, active=1024\)$", out, re.M)
-    assert figures is not None and int(figures[1]) + int(figures[2]) == int(said[1]), out
+    stats = re.search(
+        r"^EngineStats\(hits=(\d+), misses=(\d+), rows_entered=\d+, active=1024\)$", out, re.M
+    )
+    assert stats is not None and int(stats[1]) + int(stats[2]) == int(said[1]), out
 
 
 def test_captured_engine() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from microspec_kernels.cli.text import Tekken, target_alone
+from microspec_kernels.cli.tokenizers import Tekken
 from microspec_kernels.speculative import (
     CausalModel,
     EagleDraft,
@@ -15,6 +15,7 @@ from microspec_kernels.speculative import (
     load_draft,
     load_target,
 )
+from microspec_kernels.speculative.alone import target_alone
 
 PAIR = Path(__file__).parent.parent / "examples" / "tiny_pair"
 PROMPT = "A shop sells pens for $3 each. Ann buys 7 pens and pays with $50. What is her change?"

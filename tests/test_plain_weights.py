@@ -8,7 +8,7 @@ from altered import PackedTensor
 from torch import Tensor, nn
 
 from microspec_kernels import ActiveVocab, SparseHead, SparseLMHead, WeightSlab
-from microspec_kernels.integrations.engine import EngineHead, Settings
+from microspec_kernels.engine import EngineHead, Settings
 
 V, D = 20, 8
 WEIGHT = torch.randn(V, D)

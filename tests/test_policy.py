@@ -9,18 +9,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from microspec_kernels import ActiveVocab, policy
-from microspec_kernels.policy import ContextSuccessors, Policy, Seen, Source
+from microspec_kernels.policy import ContextSuccessors, Policy, Source, TargetPass
 
 VOCAB = 97
 NOTHING = torch.full((VOCAB, 2), -1, dtype=torch.int32)
 
 
-def seen(stage: str = "step", rows: int = 3, best: int = 3, device: str = "cpu") -> Seen:
+def seen(stage: str = "step", rows: int = 3, best: int = 3, device: str = "cpu") -> TargetPass:
     """Tokens 10, 11, ...; the target's likeliest at row r: 10 r, 10 r + 1, ...; the path 11, 12."""
     every = torch.arange(rows)
     chosen = torch.where(every < 2, 11 + every, -1)
     likeliest = 10 * every[:, None] + torch.arange(best)
-    return Seen(stage, *(t.to(device) for t in (10 + every, likeliest, chosen)))
+    return TargetPass(stage, *(t.to(device) for t in (10 + every, likeliest, chosen)))
 
 
 @pytest.mark.parametrize(
@@ -45,15 +45,15 @@ def test_what_a_source_takes(source: Source, stage: str, taken: list[list[int]])
 
 def test_a_policy_takes_row_by_row_the_last_source_last() -> None:
     both = Policy((policy.top_k(2), policy.generated(), policy.prompt()))
-    assert both.take(seen("step")).tolist() == [1, 0, 11, 11, 10, 12, 21, 20, -1]
-    assert both.take(seen("prompt")).tolist() == [10, 11, 12]
-    assert Policy(()).take(seen()).shape == (0,)
-    assert both.take(seen("step")).dtype == torch.int64
+    assert both.select(seen("step")).tolist() == [1, 0, 11, 11, 10, 12, 21, 20, -1]
+    assert both.select(seen("prompt")).tolist() == [10, 11, 12]
+    assert Policy(()).select(seen()).shape == (0,)
+    assert both.select(seen("step")).dtype == torch.int64
 
 
 def test_best_rows_and_name() -> None:
     last, every = policy.prompt_top_k(5, "last"), policy.prompt_top_k(3)
-    assert [Policy((last, every)).best(stage) for stage in ("prompt", "step")] == [5, 0]
+    assert [Policy((last, every)).target_top_k(stage) for stage in ("prompt", "step")] == [5, 0]
     asked = [(), (policy.prompt(),), (policy.prompt(), last), (last, every)]
     assert [Policy(s).rows("prompt") for s in asked] == ["none", "none", "last", "all"]
     assert Policy((every,)).rows("step") == "none"
@@ -67,7 +67,7 @@ def test_best_rows_and_name() -> None:
 )
 def test_a_budget_keeps_the_newest(rows: list[list[int]], budget: int) -> None:
     table = torch.tensor(rows, dtype=torch.int64).view(len(rows), 3)
-    source = Source("any", "step", lambda seen: table, budget)
+    source = Source("any", "step", lambda target_pass: table, budget)
     kept, left = [], budget
     for token in reversed(table.flatten().tolist()):
         kept.insert(0, token if token >= 0 and left > 0 else -1)
@@ -77,10 +77,14 @@ def test_a_budget_keeps_the_newest(rows: list[list[int]], budget: int) -> None:
 
 def test_microspec_is_prompt_tree_and_top_3_with_the_likeliest_newest() -> None:
     vocab, whole = ActiveVocab(VOCAB, 40), Policy(policy.MICROSPEC)
-    assert (whole.best("prompt"), whole.rows("prompt"), whole.best("step")) == (3, "all", 3)
+    assert (whole.target_top_k("prompt"), whole.rows("prompt"), whole.target_top_k("step")) == (
+        3,
+        "all",
+        3,
+    )
     for stage in ("prompt", "step"):
         vocab.reset()
-        vocab.update(whole.take(seen(stage, best=5)))
+        vocab.update(whole.select(seen(stage, best=5)))
         top3 = {10 * row + rank for row in range(3) for rank in range(3)}
         assert set(vocab.ids[vocab.ids >= 0].tolist()) == {10, 11, 12} | top3
         assert vocab.ids[0, vocab.slot_stamps[0].topk(4).indices].tolist() == [20, 21, 22, 12]
@@ -108,7 +112,7 @@ def test_expanded_looks_up_what_the_other_takes() -> None:
     one = policy.expanded(policy.generated(), table, "kin", budget=2)
     assert one.tokens(seen()).tolist() == [[-1, 40], [-1, 50], [-1, -1]]
     wide = policy.expanded(policy.prompt_top_k(2, "last"), table, "kin")
-    assert (wide.stage, wide.best, wide.rows) == ("prompt", 2, "last")
+    assert (wide.stage, wide.target_top_k, wide.rows) == ("prompt", 2, "last")
     assert wide.tokens(seen("prompt")).shape == (3, 4)
     remembers = ContextSuccessors(VOCAB).sources[0]
     assert policy.expanded(remembers, table, "kin").reset == remembers.reset is not None
@@ -126,9 +130,9 @@ def every_source(device: str) -> list[Source]:
 @pytest.mark.parametrize("rows", [0, 1, 7])
 def test_no_source_reads_a_value(source: Source, rows: int) -> None:
     """A meta tensor has no values: what read one, or took its shape from one, would fail here."""
-    for best in {source.best, 0}:
+    for best in {source.target_top_k, 0}:
         one = seen(source.stage, rows, best, device="meta")
-        taken = Policy((source,)).take(one)
+        taken = Policy((source,)).select(one)
         assert taken.device.type == "meta" and taken.dtype == torch.int64
         assert len(taken) % max(1, rows) == 0
 
@@ -163,14 +167,14 @@ def test_context_is_the_last_follower(order: int, ahead: int, seed: int) -> None
         given_ = torch.randint(0, 3, (9,), generator=rng)
         chosen = torch.full((9,), -1)
         chosen[-1] = seed % 3
-        one = Seen("prompt", given_, given_[:, None][:, :0], chosen)
+        one = TargetPass("prompt", given_, given_[:, None][:, :0], chosen)
         taken = on_prompt.tokens(one)
         for step in range(12):
             new = [*given_.tolist(), seed % 3] if step == 0 else chosen[chosen >= 0].tolist()
             assert taken[-1].tolist() == plain.see(new, ahead)
             assert taken[:-1].eq(-1).all()
             chosen = torch.randint(-2, 3, (5,), generator=rng).clamp(min=-1)
-            taken = on_step.tokens(Seen("step", chosen, chosen[:, None][:, :0], chosen))
+            taken = on_step.tokens(TargetPass("step", chosen, chosen[:, None][:, :0], chosen))
         Policy(context.sources).reset()
 
 
@@ -179,7 +183,7 @@ def in_vocab(texts: Policy, capacity: int, tokens: Tensor) -> set[int]:
     texts.reset()
     for piece in tokens.split(4):
         best = piece[:, None][:, :0]
-        vocab.update(texts.take(Seen("step", piece, best, piece)))
+        vocab.update(texts.select(TargetPass("step", piece, best, piece)))
     return set(vocab.ids[vocab.ids >= 0].tolist())
 
 
@@ -197,9 +201,13 @@ def test_context_matters_only_after_evictions() -> None:
 @pytest.mark.parametrize(
     ("build", "kind", "message"),
     [
-        (lambda: Source("x", "draft", policy.prompt().take), ValueError, "Source: stage: expected"),
+        (
+            lambda: Source("x", "draft", policy.prompt().select),
+            ValueError,
+            "Source: stage: expected",
+        ),
         (lambda: policy.prompt(0), ValueError, "Source: budget: expected at least 1 or None"),
-        (lambda: policy.top_k(-1), ValueError, "Source: best: expected at least 0, got -1"),
+        (lambda: policy.top_k(-1), ValueError, "Source: target_top_k: expected at least 0, got -1"),
         (lambda: policy.prompt_top_k(3, "first"), ValueError, "Source: rows: expected 'all'"),
         (
             lambda: policy.expanded(policy.prompt(), torch.zeros(4, dtype=torch.int32), "x"),

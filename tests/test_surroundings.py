@@ -10,7 +10,7 @@ from compare import assert_bitwise
 from torch import Tensor
 
 from microspec_kernels import ActiveVocab, Coverage, SparseHead, SparseLMHead, WeightSlab, policy
-from microspec_kernels.integrations.engine import EngineHead, Settings
+from microspec_kernels.engine import EngineHead, Settings
 from microspec_kernels.policy import ContextSuccessors
 
 WEIGHT = torch.randn(30, 8, generator=torch.Generator().manual_seed(0))
@@ -62,7 +62,7 @@ def use(made: dict[str, Any]) -> dict[str, Tensor]:
     view = slab.front(groups)
     made["head"].observe(TOKENS)
     engine.observe(TOKENS[0])
-    engine.judge(TOKENS[0])
+    engine.count_coverage(TOKENS[0])
     results = {
         "rows": view.rows, "ids": view.ids, "scale": view.scale, "groups": view.group_ids,
         "share": coverage.share, "recent": coverage.recent,
@@ -74,7 +74,7 @@ def use(made: dict[str, Any]) -> dict[str, Tensor]:
         results[name] = tensor
     coverage.reset([0])
     vocab.load_state_dict(vocab.state_dict())
-    engine.restart()
+    engine.reset()
     return results
 
 

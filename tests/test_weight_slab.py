@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from microspec_kernels import ActiveVocab, SlabView, WeightSlab, reference, sparse_head
-from microspec_kernels.slab import _Beside
+from microspec_kernels.slab import _SideStream
 
 pytestmark = pytest.mark.backends(*COMPILED)
 
@@ -99,7 +99,7 @@ def test_a_refresh_is_of_the_vocabulary_as_it_was_when_it_was_asked_for(
         used.extend(tensors)
         yield
 
-    monkeypatch.setattr(slab._beside, "run", later)
+    monkeypatch.setattr(slab._side_stream, "run", later)
     slab.refresh()
     view = slab.front(torch.arange(2))
     ids, rows, _ = rows_of(view, view.group_ids)
@@ -138,8 +138,8 @@ def test_work_beside_the_current_stream(monkeypatch: pytest.MonkeyPatch) -> None
     """After what was enqueued before it, with its tensors kept; and who waits for it."""
     cuda = FakeCuda(monkeypatch)
     kept = SimpleNamespace(record_stream=lambda stream: cuda.said.append(f"kept: {stream}"))
-    beside = _Beside(torch.device("cuda"), cuda.side)  # type: ignore[arg-type]
-    beside.wait()
+    side = _SideStream(torch.device("cuda"), cuda.side)  # type: ignore[arg-type]
+    side.wait()
     assert cuda.said == [], "nothing to wait for yet"
     ran = [
         "side waits for current: True", "on side: True", "work", "side records", "off side",
@@ -147,13 +147,13 @@ def test_work_beside_the_current_stream(monkeypatch: pytest.MonkeyPatch) -> None
     ]  # fmt: skip
     for captured in (False, True):
         cuda.capturing = captured
-        with beside.run(kept):  # type: ignore[arg-type]
+        with side.run(kept):  # type: ignore[arg-type]
             cuda.said.append("work")
         assert cuda.said == ran
         cuda.said.clear()
         for capturing in (True, False):
             cuda.capturing = capturing
-            beside.wait()
+            side.wait()
             assert cuda.said == ["current waits for event"] * (captured == capturing)
             cuda.said.clear()
 
@@ -165,7 +165,7 @@ def test_what_reads_or_writes_the_rows_waits_for_the_copying(
     slab = WeightSlab(WEIGHT, ActiveVocab(V, K))
     slab.ids.fill_(7)
     seen: list[Tensor] = []
-    monkeypatch.setattr(slab._beside, "wait", lambda: seen.append(slab.ids.clone()))
+    monkeypatch.setattr(slab._side_stream, "wait", lambda: seen.append(slab.ids.clone()))
     slab.front()
     slab.wait()
     slab.invalidate()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .._checks import MAX_TOP_K
 from .common import on_device_of
-from .finish import finish, group_of
+from .epilogue import finish, group_of
 from .projection import Projection
 
 # Slots looked at in one go, at most. Eight a thread of sixteen warps: with all that the logits take

@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .common import on_device_of
-from .finish import finish, group_of
+from .epilogue import finish, group_of
 from .projection import Projection
 
 # Slots a program: eight for each thread of four warps, two 16-byte stores.

@@ -26,9 +26,10 @@ from bench.harness.corpus import rows as read_corpus
 from bench.harness.sizes import CAPACITY
 from bench.harness.tiny_pair import LONGEST_PROMPT, PROMPTS, built_in_prompts, load_pair
 from microspec_kernels.cli.arguments import positive
-from microspec_kernels.cli.text import Tekken, target_alone
+from microspec_kernels.cli.tokenizers import Tekken
 from microspec_kernels.policy import MICROSPEC, Policy, default
 from microspec_kernels.speculative import Batch, Request, Sampling
+from microspec_kernels.speculative.alone import target_alone
 
 TASKS = ("mmlu-pro", "gsm", "crux", "math-l5")  # by turns in the mixed batch
 ALONE = ("gsm",)  # also measured alone

@@ -23,7 +23,7 @@ from bench.harness import models, options
 from bench.harness.cuda_graphs import capture, time_replays, uncaptured
 from bench.harness.inputs import make_weight
 from bench.harness.sizes import CAPACITY, QUICK_CAPACITY, QUICK_ROUNDS, ROUNDS
-from microspec_kernels.integrations.engine import EngineHead, Settings
+from microspec_kernels.engine import EngineHead, Settings
 from microspec_kernels.timing import Percentiles, time_arms
 
 REQUESTS = (1, 8, 32)
@@ -47,7 +47,7 @@ def make_head(weight: Tensor, requests: int, capacity: int, **settings: Any) -> 
     """Make a head with full vocabularies of random tokens, for all requests or one each."""
     chosen = Settings(capacity=capacity, **settings)
     groups = requests if chosen.vocabulary == "request" else 1
-    head = EngineHead(weight, chosen, groups=groups)
+    head = EngineHead(weight, chosen, num_groups=groups)
     for group in range(groups):
         tokens = torch.randperm(len(weight), device=weight.device)[:capacity]
         head.observe(tokens, None if groups == 1 else torch.full_like(tokens, group))
@@ -82,7 +82,7 @@ class Observing:
     def __call__(self) -> None:
         tokens, groups = next(self.turn), self.groups
         taken = None if groups is None else groups[-self.rows :]
-        self.head.judge(tokens[-self.rows :], taken)
+        self.head.count_coverage(tokens[-self.rows :], taken)
         self.head.observe(tokens, groups)
         self.calls += 1
 
@@ -93,12 +93,12 @@ class Observing:
 
 def entered(head: EngineHead) -> int:
     """Return the rows that entered since the start, after waiting for the device."""
-    head.figures()
+    head.stats()
     if head.vocab.device.type == "cuda":
         torch.cuda.synchronize()
-    figures = head.figures()
-    assert figures is not None
-    return figures.rows
+    stats = head.stats()
+    assert stats is not None
+    return stats.rows_entered
 
 
 def check(head: EngineHead, logits: Tensor, hidden: Tensor, groups: Tensor | None) -> None:
@@ -140,7 +140,7 @@ def arms_of(weight: Tensor, requests: int, capacity: int) -> dict[tuple[str, str
                 arms[vocabulary, head_name] = StepCall(argmax, DRAFTS, captured=True)
             name = f"judge and observe, top {best}, {mode}"
             arms[vocabulary, name] = StepCall(Observing(head, requests, best))
-        arms[vocabulary, "figures"] = StepCall(head.figures)
+        arms[vocabulary, "figures"] = StepCall(head.stats)
     return arms
 
 

@@ -27,9 +27,10 @@ from bench.harness.tiny_pair import (
     unseen_prompts,
 )
 from microspec_kernels.cli.arguments import positive, real, whole
-from microspec_kernels.cli.text import Tekken, target_alone
+from microspec_kernels.cli.tokenizers import Tekken
 from microspec_kernels.policy import MICROSPEC, Policy
 from microspec_kernels.speculative import Generation, Sampling, generate
+from microspec_kernels.speculative.alone import target_alone
 
 # Head and capacity of each arm. "MicroSpec" follows the paper's sources and begins empty.
 ARMS = {

@@ -7,7 +7,7 @@ target's shape behind fc [D, 2 D].
 
 from dataclasses import dataclass
 
-from microspec_kernels.cli.advise import SHAPES
+from microspec_kernels.cli.shapes import SHAPES
 
 
 @dataclass(frozen=True)

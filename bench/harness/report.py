@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import microspec_kernels
-from microspec_kernels.cli.info import device_name as device
+from microspec_kernels.device import device_name as device
 
 RESULTS = Path(__file__).parents[1] / "results"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from microspec_kernels.cli.text import Tekken
+from microspec_kernels.cli.tokenizers import Tekken
 from microspec_kernels.speculative import CausalModel, Draft, load_draft, load_target
 
 from .corpus import enough

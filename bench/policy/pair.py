@@ -28,7 +28,7 @@ from bench.harness.tiny_pair import (
     unseen_prompts,
 )
 from microspec_kernels.cli.arguments import Parser, positive
-from microspec_kernels.cli.text import Tekken
+from microspec_kernels.cli.tokenizers import Tekken
 from microspec_kernels.policy import MICROSPEC, TEXT, Policy, draft_tree, prompt_top_k, top_k
 from microspec_kernels.speculative import Generation, Sampling, generate
 

@@ -9,7 +9,7 @@ import sys
 
 import torch
 
-from microspec_kernels import __version__
+from microspec_kernels._version import __version__
 
 from . import bench, generate, info, replay
 from .arguments import Parser, output

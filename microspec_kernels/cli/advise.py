@@ -10,17 +10,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .common import table
-from .measured import HEAD, Row, draft_shares, read
+from microspec_kernels.device import device_name
 
-# Model → V and D of its LM head. bench/harness/models.py has the other shapes and the sources.
-SHAPES = {
-    "Llama-3.1-8B": (128256, 4096),
-    "Llama-3.2-1B": (128256, 2048),
-    "Qwen2.5-7B": (152064, 3584),
-    "Qwen3-8B": (151936, 4096),
-    "Gemma-3-4B": (262144, 2560),
-}
+from .measured import HEAD, Row, draft_shares, read
+from .shapes import SHAPES
+from .table import table
+
 RUN_SIZES = {"K": (1024, 3072, 8192), "M": (1, 10, 60)}
 ALIKE = 0.4  # of the words in the names of two devices, at least, have to be the same
 COMMON_WORDS = {"r", "tm", "cpu", "processor", "family", "model", "threads"}
@@ -37,8 +32,6 @@ class Point(NamedTuple):
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    from .info import device_name
-
     names = {name.lower(): name for name in SHAPES}
     model = names.get(args.advise.lower())
     if model is None:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+DTYPES = ("float32", "float16", "bfloat16")
+
 LARGEST_VOCAB = 2**24
 """Tokens that a vocabulary may have: sixty times as many as any has. Its state is 4 bytes each."""
 

@@ -9,9 +9,10 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from .arguments import LARGEST_VOCAB, check_memory, positive, usable_device, whole
-from .common import DTYPES, table
-from .info import cpu_name
+from microspec_kernels.device import cpu_name
+
+from .arguments import DTYPES, LARGEST_VOCAB, check_memory, positive, usable_device, whole
+from .table import table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -93,7 +94,8 @@ def arms_for(weight: Any, hidden: Any, capacity: int, k: int) -> dict[str, Calla
     import torch
     import torch.nn.functional as F
 
-    from microspec_kernels import ActiveVocab, SparseHead
+    from microspec_kernels.head import SparseHead
+    from microspec_kernels.vocab import ActiveVocab
 
     vocab = ActiveVocab(weight.size(0), capacity, device=weight.device)
     random = torch.Generator(weight.device).manual_seed(0)

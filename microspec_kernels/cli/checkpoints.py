@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from microspec_kernels._files import read_json, reading
-from microspec_kernels.speculative.extra import require
+from microspec_kernels._optional import require
 
 JSON = ("config.json", "generation_config.json", "*.index.json")
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
@@ -42,7 +42,7 @@ def check_folder(option: str, name: str, *, weights: bool = True) -> None:
         if not path.is_file():
             raise IsADirectoryError(f"{path}: expected a safetensors file, got a folder")
         with reading(path, "a safetensors file"):
-            require("safetensors").safe_open(path, framework="pt").keys()
+            require("safetensors", "speculative").safe_open(path, framework="pt").keys()
 
 
 def _check_names(path: Path, config: dict[str, object]) -> None:

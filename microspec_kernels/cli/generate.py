@@ -8,10 +8,10 @@ import argparse
 import sys
 from typing import Any
 
-from microspec_kernels.speculative.extra import require
+from microspec_kernels._optional import require
 
-from .common import table
 from .generate_options import HEADS, add_arguments, check
+from .table import table
 
 __all__ = ["add_arguments", "run"]
 
@@ -21,7 +21,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     from microspec_kernels.speculative import load_draft, load_target
 
-    from .text import load_tokenizer
+    from .tokenizers import load_tokenizer
 
     device, ranked = check(args)
     _quiet()
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def _quiet() -> None:
     """Leave stderr to errors: `load_target` tells what is missing, and bars are for people."""
-    logging = require("transformers").utils.logging
+    logging = require("transformers", "speculative").utils.logging
     logging.set_verbosity_error()
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
@@ -103,8 +103,7 @@ def _generate(
 ) -> Any:
     """A Generation by the head of that name; "none" is the target alone."""
     from microspec_kernels.speculative import Sampling, generate
-
-    from .text import target_alone
+    from microspec_kernels.speculative.alone import target_alone
 
     sampling = Sampling(args.temperature, args.top_p, args.sampled_top_k, args.seed)
     if head == "none":

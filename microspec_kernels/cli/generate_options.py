@@ -6,9 +6,8 @@ from typing import Any
 
 from microspec_kernels._token_ids import read_token_ids
 
-from .arguments import check_used, positive, real, usable_device, whole
+from .arguments import DTYPES, check_used, positive, real, usable_device, whole
 from .checkpoints import check_folder
-from .common import DTYPES
 
 HEADS = ("none", "dense", "static", "sparse")
 # Options that only some calls use have no default of argparse's: whether they were given matters.

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from microspec_kernels._extras import require
+from microspec_kernels._optional import require
 from microspec_kernels.policy import Policy
 from microspec_kernels.replay import (
     Replay,
@@ -27,7 +27,7 @@ from microspec_kernels.replay import (
 
 from . import sources
 from .arguments import LARGEST_VOCAB, check_used, listed, output, positive, whole
-from .common import table
+from .table import table
 
 CAPACITY = 3072
 SHOWN = {

@@ -7,16 +7,23 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from microspec_kernels import policy, replay
 from microspec_kernels._npy import integers
 from microspec_kernels._token_ids import read_token_ids
-from microspec_kernels.policy import ContextSuccessors, Source
+from microspec_kernels.policy import (
+    ContextSuccessors,
+    Source,
+    expanded,
+    generated,
+    prompt,
+    variants,
+)
+from microspec_kernels.replay import load_tokenizer, token_texts
 
 from .arguments import LARGEST_VOCAB, check_used, whole
 
 TEXT: dict[str, Callable[[int | None], Source]] = {
-    "prompt": policy.prompt,
-    "generated": policy.generated,
+    "prompt": prompt,
+    "generated": generated,
 }
 TABLES = ("variants", "successors", "neighbours")
 CONTEXT = {"context1": 1, "context2": 2}
@@ -122,7 +129,7 @@ def named_sources(
             raise ValueError(f"--{name}: expected {expected}, got {len(tables[name])} of {path}")
         else:
             texts = (text(None) for text in TEXT.values())
-            sources += [policy.expanded(text, tables[name], name, budget) for text in texts]
+            sources += [expanded(text, tables[name], name, budget) for text in texts]
     return tuple(sources)
 
 
@@ -151,7 +158,7 @@ def load_ranked(args: argparse.Namespace, capacity: int) -> tuple[list[int], lis
 
 def _table(name: str, path: Path, vocab_size: int | None) -> Tensor:
     if name == "variants" and path.suffix != ".npy":
-        return policy.variants(replay.token_texts(replay.load_tokenizer(path)))
+        return variants(token_texts(load_tokenizer(path)))
     table = torch.from_numpy(integers(path, 2).astype("int64"))
     if not table.numel():
         raise ValueError(f"{path}: expected at least one entry, got shape {list(table.shape)}")

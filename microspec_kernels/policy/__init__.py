@@ -4,20 +4,20 @@ A policy is a short list of sources, and the tokens that a vocabulary begins wit
 of the target it says what enters the active vocabulary:
 
     from microspec_kernels import ActiveVocab
-    from microspec_kernels.policy import Seen, default
+    from microspec_kernels.policy import TargetPass, default
 
     policy = default(frequency)
     vocab = ActiveVocab(
         vocab_size, 3072, initial=policy.initial, pinned=policy.pinned, device=lm_head.device
     )
-    vocab.update(policy.take(Seen("step", tree_tokens, best, chosen)))
+    vocab.update(policy.select(TargetPass("step", tree_tokens, top_tokens, chosen)))
 
 The same policy runs in the speculative loop, over recorded traces (:mod:`..replay`) and, captured
-in a CUDA graph, in an engine: :meth:`Policy.take` never reads a value back to the host.
+in a CUDA graph, in an engine: :meth:`Policy.select` never reads a value back to the host.
 """
 
 from .context import ContextSuccessors
-from .policy import Policy, Rows, Seen, Source, Stage
+from .policy import Policy, Rows, Source, Stage, TargetPass
 from .sources import (
     MICROSPEC,
     TEXT,
@@ -37,9 +37,9 @@ __all__ = [
     "ContextSuccessors",
     "Policy",
     "Rows",
-    "Seen",
     "Source",
     "Stage",
+    "TargetPass",
     "default",
     "draft_tree",
     "expanded",

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .policy import Seen, Source
+from .policy import Source, TargetPass
 
 TOKEN_BITS = 32
 
@@ -64,13 +64,13 @@ class ContextSuccessors:
         self._newest.fill_(-1)
         self._clock.zero_()
 
-    def _after_prompt(self, seen: Seen) -> Tensor:
-        self._learn(torch.cat((seen.tokens, seen.chosen[-1:])))
-        return self._next(seen)
+    def _after_prompt(self, target_pass: TargetPass) -> Tensor:
+        self._learn(torch.cat((target_pass.tokens, target_pass.chosen[-1:])))
+        return self._next(target_pass)
 
-    def _after_step(self, seen: Seen) -> Tensor:
-        self._learn(seen.chosen)
-        return self._next(seen)
+    def _after_step(self, target_pass: TargetPass) -> Tensor:
+        self._learn(target_pass.chosen)
+        return self._next(target_pass)
 
     def _learn(self, text: Tensor) -> None:
         """Append the tokens int64 [m] to the text, whichever of them are not -1."""
@@ -85,14 +85,14 @@ class ContextSuccessors:
         self._newest.copy_(ngrams.index_select(0, (followers >= 0).sum()[None])[0])
         self._clock += len(followers)
 
-    def _next(self, seen: Seen) -> Tensor:
+    def _next(self, target_pass: TargetPass) -> Tensor:
         ngram, ahead = self._newest, []
         for _ in range(self.ahead):
             known = self._followed.index_select(0, self._slots(ngram[None]))
             token = torch.where(known >= 0, known & ((1 << TOKEN_BITS) - 1), -1)
             ngram = torch.cat((ngram[1:], token))
             ahead.append(token)
-        taken = seen.tokens.new_full((len(seen.tokens), self.ahead), -1)
+        taken = target_pass.tokens.new_full((len(target_pass.tokens), self.ahead), -1)
         taken[-1:] = torch.cat(ahead[::-1])  # the nearest last: the newest
         return taken
 

@@ -1,4 +1,4 @@
-"""What a vocabulary policy is: sources of tokens, and a floor that is never evicted."""
+"""Define a vocabulary policy: sources of tokens, and a floor that is never evicted."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,22 +12,23 @@ Rows = Literal["all", "last"]
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
-    """What one pass of the target showed one request.
+class TargetPass:
+    """One request's part of a pass of the target.
 
     Attributes:
         stage: "prompt" where given tokens went in, "step" where a draft was verified.
         tokens: int64 [n], what went in: a prompt (or a later given turn), or a draft tree with its
             root first.
-        best: int64 [n, t], the target's likeliest next tokens after each row, the likeliest first;
-            t may be 0. Where only the last row's were computed (:meth:`Policy.rows`), -1 elsewhere.
+        top_tokens: int64 [n, t], the target's likeliest next tokens after each row, the likeliest
+            first; t may be 0. Where only the last row's were computed (:meth:`Policy.rows`), -1
+            elsewhere.
         chosen: int64 [n], the token by which the text went on after each row (accepted or bonus),
             -1 for rows that are not on the accepted path. In text order along the rows.
     """
 
     stage: Stage
     tokens: Tensor
-    best: Tensor
+    top_tokens: Tensor
     chosen: Tensor
 
 
@@ -38,25 +39,25 @@ class Source:
     Attributes:
         name: what it is called in figures.
         stage: the kind of pass that it takes tokens from.
-        take: gives int64 [n, c], a row per token that went in; -1 is nothing. It must not read a
+        select: gives int64 [n, c], a row per token that went in; -1 is nothing. It must not read a
             value back to the host, and its shape may only depend on its input's: so a CUDA graph
             can capture it.
         budget: at most so many tokens a pass, the newest (the last in row order); None for all.
-        best: how many of the target's likeliest tokens it wants to see at every row. Beyond the
+        target_top_k: how many of the target's likeliest tokens it wants at every row. Beyond the
             argmax that costs a top-k over V, and in the prompt logits at every row.
         rows: of a prompt, whether it wants them at every row or only at the last, which is what
             serving engines compute anyway.
-        reset: forgets the text, where `take` remembers it.
+        reset: forgets the text, where `select` remembers it.
 
     Raises:
-        ValueError: a stage, budget, best or rows that is none.
+        ValueError: a stage, budget, target_top_k or rows that is none.
     """
 
     name: str
     stage: Stage
-    take: Callable[[Seen], Tensor]
+    select: Callable[[TargetPass], Tensor]
     budget: int | None = None
-    best: int = 0
+    target_top_k: int = 0
     rows: Rows = "all"
     reset: Callable[[], None] | None = None
 
@@ -64,16 +65,16 @@ class Source:
         checks = [
             ("stage", self.stage in get_args(Stage), "'prompt' or 'step'", self.stage),
             ("budget", self.budget is None or self.budget >= 1, "at least 1 or None", self.budget),
-            ("best", self.best >= 0, "at least 0", self.best),
+            ("target_top_k", self.target_top_k >= 0, "at least 0", self.target_top_k),
             ("rows", self.rows in get_args(Rows), "'all' or 'last'", self.rows),
         ]
         for argument, fine, expected, got in checks:
             if not fine:
                 raise ValueError(f"Source: {argument}: expected {expected}, got {got!r}")
 
-    def tokens(self, seen: Seen) -> Tensor:
-        """What it takes within its budget: int64 [n, c], -1 is nothing."""
-        taken = self.take(seen)
+    def tokens(self, target_pass: TargetPass) -> Tensor:
+        """Select tokens within the budget: int64 [n, c], -1 is nothing."""
+        taken = self.select(target_pass)
         if self.budget is None or self.budget >= taken.numel():
             return taken
         present = (taken >= 0).flatten()
@@ -107,22 +108,23 @@ class Policy:
         filled = ["filled"] if len(self.initial) else []
         return "+".join([*dict.fromkeys(names), *filled, *floor])
 
-    def best(self, stage: Stage) -> int:
-        """How many of the target's likeliest tokens a pass of that stage has to show."""
-        return max((source.best for source in self.sources if source.stage == stage), default=0)
+    def target_top_k(self, stage: Stage) -> int:
+        """Return how many of the target's likeliest tokens a pass of that stage has to hold."""
+        return max((s.target_top_k for s in self.sources if s.stage == stage), default=0)
 
     def rows(self, stage: Stage) -> Literal["all", "last", "none"]:
-        """At which rows of such a pass."""
-        wanted = {s.rows for s in self.sources if s.stage == stage and s.best}
+        """Return at which rows of such a pass they are wanted."""
+        wanted = {s.rows for s in self.sources if s.stage == stage and s.target_top_k}
         return "all" if "all" in wanted else "last" if wanted else "none"
 
-    def take(self, seen: Seen) -> Tensor:
-        """All sources' tokens of that stage: int64 [N] by row, a later row is newer; -1 is nothing.
+    def select(self, target_pass: TargetPass) -> Tensor:
+        """Return all sources' tokens, int64 [N] by row: a later row is newer, -1 is nothing.
 
-        Nothing is read back to the host, and N depends on the shapes in `seen` alone.
+        Nothing is read back to the host, and N depends on the shapes in `target_pass` alone.
         """
-        columns = [source.tokens(seen) for source in self.sources if source.stage == seen.stage]
-        return torch.cat(columns, dim=1).flatten() if columns else seen.tokens[:0]
+        stage = target_pass.stage
+        columns = [source.tokens(target_pass) for source in self.sources if source.stage == stage]
+        return torch.cat(columns, dim=1).flatten() if columns else target_pass.tokens[:0]
 
     def reset(self) -> None:
         """Another text begins: sources that remember one forget it."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .policy import Policy, Rows, Seen, Source
+from .policy import Policy, Rows, Source, TargetPass
 
 
 def prompt(budget: int | None = None) -> Source:
@@ -25,7 +25,7 @@ def draft_tree(budget: int | None = None) -> Source:
 
 def top_k(k: int, budget: int | None = None) -> Source:
     """The target's k likeliest at every node of the tree; MicroSpec takes 3 (arXiv 2605.26444)."""
-    return Source(f"top{k}", "step", _likeliest(k), budget, best=k)
+    return Source(f"top{k}", "step", _likeliest(k), budget, target_top_k=k)
 
 
 def prompt_top_k(k: int, rows: Rows = "all", budget: int | None = None) -> Source:
@@ -34,7 +34,7 @@ def prompt_top_k(k: int, rows: Rows = "all", budget: int | None = None) -> Sourc
     Serving engines project only the last row: all rows cost one GEMM over V more.
     """
     name = f"prompt_top{k}" if rows == "all" else f"prompt_last_top{k}"
-    return Source(name, "prompt", _likeliest(k, rows), budget, best=k, rows=rows)
+    return Source(name, "prompt", _likeliest(k, rows), budget, target_top_k=k, rows=rows)
 
 
 def expanded(source: Source, table: Tensor, name: str, budget: int | None = None) -> Source:
@@ -42,8 +42,9 @@ def expanded(source: Source, table: Tensor, name: str, budget: int | None = None
 
     Args:
         source: whose tokens are looked up; take it into the policy too if they shall enter.
-        table: int32 or int64 [V, c] on the device of what is seen, the likeliest relative first,
-            -1 is nothing. See :func:`~.variants`, :func:`~.successors` and :func:`~.neighbours`.
+        table: int32 or int64 [V, c] on the device of the passes' tokens, the likeliest relative
+            first, -1 is nothing. See :func:`~.variants`, :func:`~.successors` and
+            :func:`~.neighbours`.
         budget: at most so many relatives a pass.
 
     Raises:
@@ -54,28 +55,30 @@ def expanded(source: Source, table: Tensor, name: str, budget: int | None = None
     if table.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"expanded: table: expected int32 or int64, got {table.dtype}")
 
-    def take(seen: Seen) -> Tensor:
-        taken = source.tokens(seen)
+    def select(target_pass: TargetPass) -> Tensor:
+        taken = source.tokens(target_pass)
         related = table[taken.clamp(min=0)].flip(2)  # the likeliest last: the newest
         return torch.where(taken[:, :, None] >= 0, related, -1).flatten(1).long()
 
-    return Source(name, source.stage, take, budget, source.best, source.rows, source.reset)
+    return Source(
+        name, source.stage, select, budget, source.target_top_k, source.rows, source.reset
+    )
 
 
-def _tokens(seen: Seen) -> Tensor:
-    return seen.tokens[:, None]
+def _tokens(target_pass: TargetPass) -> Tensor:
+    return target_pass.tokens[:, None]
 
 
-def _chosen(seen: Seen) -> Tensor:
-    return seen.chosen[:, None]
+def _chosen(target_pass: TargetPass) -> Tensor:
+    return target_pass.chosen[:, None]
 
 
-def _likeliest(k: int, rows: Rows = "all") -> Callable[[Seen], Tensor]:
-    def take(seen: Seen) -> Tensor:
-        best = seen.best[:, :k].flip(1)  # the likeliest last: the newest
+def _likeliest(k: int, rows: Rows = "all") -> Callable[[TargetPass], Tensor]:
+    def select(target_pass: TargetPass) -> Tensor:
+        best = target_pass.top_tokens[:, :k].flip(1)  # the likeliest last: the newest
         return best if rows == "all" else torch.cat((torch.full_like(best[:-1], -1), best[-1:]))
 
-    return take
+    return select
 
 
 TEXT = (prompt(), generated())

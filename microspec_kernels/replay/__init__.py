@@ -15,9 +15,9 @@ prompt, a later turn) are not judged; they enter when they come, before the next
     result.coverage, result.mean_active
 """
 
+from .from_text import load_text, load_tokenizer, token_texts
 from .plot import plot
 from .run import Replay, passes, replay
-from .text import load_text, load_tokenizer, token_texts
 from .trace import Trace, load_trace
 
 __all__ = [

@@ -4,7 +4,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from .._extras import require
+from microspec_kernels._optional import require
+
 from .run import Replay
 
 # The same figures give the same file.

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..policy import Policy, Seen
+from ..policy import Policy, TargetPass
 from ..vocab import ActiveVocab
 from .trace import Trace
 
@@ -52,23 +52,23 @@ class Replay:
         return asdict(self)
 
 
-def passes(tokens: Tensor, written: Tensor, step: int) -> Iterator[Seen]:
+def passes(tokens: Tensor, written: Tensor, step: int) -> Iterator[TargetPass]:
     """One sequence as passes of a target: each run of given tokens is one, and each step.
 
     There is no draft tree in a recording: a step's own tokens stand for it. Nor is there what the
-    target thought of them: `best` is int64 [n, 0].
+    target thought of them: `top_tokens` is int64 [n, 0].
     """
-    best = tokens[:, None][:, :0]
+    top_tokens = tokens[:, None][:, :0]
     ends = (torch.nonzero(written[1:] != written[:-1]).flatten() + 1).tolist()
     for begin, end in zip([0, *ends], [*ends, len(tokens)], strict=True):
         if begin == end:
             continue
         if written[begin]:
             for piece in tokens[begin:end].split(step):
-                yield Seen("step", piece, best[: len(piece)], piece)
+                yield TargetPass("step", piece, top_tokens[: len(piece)], piece)
         else:
             given = tokens[begin:end]
-            yield Seen("prompt", given, best[: len(given)], torch.full_like(given, -1))
+            yield TargetPass("prompt", given, top_tokens[: len(given)], torch.full_like(given, -1))
 
 
 @torch.inference_mode()
@@ -144,25 +144,27 @@ class _Sequence:
         return self.known.unfold(0, RUN, 1).all(1)[within]
 
 
-def _sequence(vocab: ActiveVocab, slab: Tensor, policy: Policy, shown: Iterable[Seen]) -> _Sequence:
+def _sequence(
+    vocab: ActiveVocab, slab: Tensor, policy: Policy, target_passes: Iterable[TargetPass]
+) -> _Sequence:
     """`slab` int32 [1, K]: the ids whose rows have been gathered; brought up to date."""
     size, turn, gathered = int(vocab.size), 0, 0
     known: list[Tensor] = [torch.empty(0, dtype=torch.bool)]
     turns: list[int] = []
     sizes: list[int] = []
-    for seen in shown:
-        if seen.stage == "step":
+    for target_pass in target_passes:
+        if target_pass.stage == "step":
             changed = int((slab != vocab.ids).sum())
             if changed:
                 gathered += changed
                 size = int(vocab.size)
                 slab.copy_(vocab.ids)
             sizes.append(size)
-            known.append(vocab.contains(seen.chosen))
-            turns += [turn] * len(seen.chosen)
+            known.append(vocab.contains(target_pass.chosen))
+            turns += [turn] * len(target_pass.chosen)
         else:
             turn += 1
-        vocab.update(policy.take(seen))
+        vocab.update(policy.select(target_pass))
     return _Sequence(torch.cat(known), torch.tensor(turns), sizes, gathered)
 
 

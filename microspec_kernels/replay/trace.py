@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._extras import require
+from microspec_kernels._optional import require
+
 from .._files import reading
 
 ARRAYS = ("tokens", "generated", "offsets")

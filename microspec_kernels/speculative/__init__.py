@@ -11,14 +11,14 @@ Models come from `transformers`: `pip install 'microspec-kernels[speculative]'`.
 """
 
 from .batch import Batch
-from .checkpoint import load_draft, load_target
-from .draft import Draft, ModelDraft
-from .eagle import EagleDraft
-from .eagle3 import Eagle3Draft
+from .checkpoints.load import load_draft, load_target
 from .heads import Dense, Head, Sparse, Static
-from .lm_head import LMHead
 from .loop import generate
-from .model import CausalModel
+from .models.draft import Draft, ModelDraft
+from .models.eagle import EagleDraft
+from .models.eagle3 import Eagle3Draft
+from .models.lm_head import LMHead
+from .models.target import CausalModel
 from .request import Request
 from .sampling import Sampling
 from .stats import Generation, Stats

@@ -21,9 +21,9 @@ from .checks import (
     checked_prompt,
     fitted,
 )
-from .draft import Draft, ModelDraft
 from .heads import Head, HeadName, make_head
-from .model import CausalModel
+from .models.draft import Draft, ModelDraft
+from .models.target import CausalModel
 from .observer import Observer
 from .request import Request
 from .sampling import Sampling, choose, uniforms
@@ -157,12 +157,12 @@ class Batch:
             logits = target.logits(hidden[-1:])
             place = torch.tensor([len(prompt)], device=target.device)
             first = choose(logits, uniforms(self._seeds([request]), place), self.sampling)
-            best = self._observer.best_in_prompt(target, hidden, logits)
+            top_tokens = self._observer.target_top_k_of_prompt(target, hidden, logits)
             request.take(first.tolist())
         if request.done:
             return
         with clock("vocabulary"):
-            self._observer.begin(request, prompt, best, first)
+            self._observer.begin(request, prompt, top_tokens, first)
         with clock("draft_layer"):
             text = torch.cat((prompt, first))[None]
             feature = draft.extend(text, features[None], [text.shape[1]], draft_cache)
@@ -191,13 +191,13 @@ class Batch:
                 hidden, features = target.forward(nodes, tree.lineage, self._cache, draft.taps)
                 logits = target.logits(hidden)
                 verified = self._verify(tree, logits, seeds, places)
-                best = self._observer.best(logits, "step")
+                top_tokens = self._observer.target_top_k(logits, "step")
                 counts: list[int] = verified.counts.tolist()
                 paths = zip(verified.paths.tolist(), counts, strict=True)
                 self._cache.keep(bases, [path[:count] for path, count in paths])
             with clock("vocabulary"):
                 self._emit(verified.tokens, counts, groups)
-                self._observer.step(self.requests, tree, best, verified)
+                self._observer.step(self.requests, tree, top_tokens, verified)
             left = [request for request in self.requests if request.done]
             with clock("draft_layer"):
                 self._go_on(verified, counts, features)

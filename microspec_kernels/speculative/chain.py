@@ -6,9 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .cache import KVCache
-from .draft import Draft
 from .heads import Head
+from .models.cache import KVCache
+from .models.draft import Draft
 from .sampling import Sampling, draw, uniforms
 from .stats import Clock
 from .tree import Tree

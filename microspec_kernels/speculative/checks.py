@@ -10,10 +10,10 @@ from torch import Tensor
 from microspec_kernels._token_ids import token_ids
 from microspec_kernels.policy import Policy
 
-from .draft import Draft
 from .heads import Head
-from .lm_head import LMHead, differ_in_padding
-from .model import CausalModel
+from .models.draft import Draft
+from .models.lm_head import LMHead, differ_in_padding
+from .models.target import CausalModel
 
 logger = logging.getLogger(__name__)
 

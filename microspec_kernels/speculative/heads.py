@@ -5,11 +5,12 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
-from microspec_kernels import ActiveVocab, SparseHead
 from microspec_kernels._token_ids import token_ids
+from microspec_kernels.head import SparseHead
 from microspec_kernels.policy import Policy
+from microspec_kernels.vocab import ActiveVocab
 
-from .lm_head import LMHead
+from .models.lm_head import LMHead
 
 HeadName = Literal["dense", "static", "sparse"]
 

@@ -4,8 +4,9 @@ from typing import Any
 
 from torch import Tensor
 
+from microspec_kernels._optional import require
+
 from .batch import Batch
-from .extra import require
 from .sampling import Sampling
 from .stats import Generation
 
@@ -36,7 +37,8 @@ def generate(
         raise ValueError(
             f"generate: temperature: expected the sampling's own alone, got {temperature} beside it"
         )
-    bar = require("tqdm").tqdm(total=max_new_tokens, unit="tok", disable=not progress)
+    tqdm = require("tqdm", "speculative").tqdm
+    bar = tqdm(total=max_new_tokens, unit="tok", disable=not progress)
     batch = Batch(target, draft, sampling=sampling or Sampling(temperature), **options)
     with bar:
         request = batch.join(input_ids, max_new_tokens)

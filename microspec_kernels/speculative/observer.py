@@ -1,21 +1,21 @@
-"""What passes of the target show of the texts, as a policy takes it, for the head to learn."""
+"""Feed the policy's tokens from each pass of the target to the draft's head."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from microspec_kernels.policy import Policy, Seen, Stage
+from microspec_kernels.policy import Policy, Stage, TargetPass
 
 from .heads import Head
-from .model import CHUNK, CausalModel
+from .models.target import CHUNK, CausalModel
 from .request import Request
 from .tree import Tree
 from .verify import Verified
 
 
 class Observer:
-    """Tells a head which tokens the policy takes of each pass.
+    """Tell a head which tokens the policy selects from each pass.
 
     A head that learns nothing is told nothing, and nothing is computed for it.
     """
@@ -24,49 +24,52 @@ class Observer:
         self.head = head
         self.policy = policy
 
-    def best_in_prompt(self, target: CausalModel, hidden: Tensor, last: Tensor) -> Tensor:
-        """`best` after each token of a prompt, int64 [P, t], from the logits [1, V] of the last.
+    def target_top_k_of_prompt(self, target: CausalModel, hidden: Tensor, last: Tensor) -> Tensor:
+        """Return the target's likeliest tokens after each token of a prompt, int64 [P, t].
 
-        Only a policy that asks for more than those has them computed from hidden [P, D].
+        The last token's come from its logits [1, V]. Only for a policy that asks for more are the
+        others computed, from hidden [P, D]; else they are -1.
         """
         rows = self.policy.rows("prompt") if self.head.follows else "none"
         if rows == "all":
             logits = (target.logits(piece) for piece in torch.split(hidden, CHUNK))
-            return torch.cat([self.best(piece, "prompt") for piece in logits])
-        best = self.best(last, "prompt")
-        return torch.cat((best.new_full((len(hidden) - 1, best.shape[1]), -1), best))
+            return torch.cat([self.target_top_k(piece, "prompt") for piece in logits])
+        top_tokens = self.target_top_k(last, "prompt")
+        return torch.cat(
+            (top_tokens.new_full((len(hidden) - 1, top_tokens.shape[1]), -1), top_tokens)
+        )
 
-    def best(self, logits: Tensor, stage: Stage) -> Tensor:
-        """The target's likeliest tokens, as many as the policy wants, int64 [.., t]."""
-        count = self.policy.best(stage) if self.head.follows else 0
+    def target_top_k(self, logits: Tensor, stage: Stage) -> Tensor:
+        """Return as many of the target's likeliest tokens as the policy wants, int64 [.., t]."""
+        count = self.policy.target_top_k(stage) if self.head.follows else 0
         return logits.topk(min(count, logits.shape[-1])).indices
 
-    def begin(self, request: Request, prompt: Tensor, best: Tensor, first: Tensor) -> None:
+    def begin(self, request: Request, prompt: Tensor, top_tokens: Tensor, first: Tensor) -> None:
         """A text begins with a prompt int64 [P] and the first token int64 [1] after it."""
         if self.head.groups > 1:
             self.head.reset(request.group)
         self.policy.reset()
         chosen = torch.full_like(prompt, -1)
         chosen[-1:] = first
-        self._tell([request], [Seen("prompt", prompt, best, chosen)])
+        self._tell([request], [TargetPass("prompt", prompt, top_tokens, chosen)])
 
     def step(
-        self, requests: Sequence[Request], tree: Tree, best: Tensor, verified: Verified
+        self, requests: Sequence[Request], tree: Tree, top_tokens: Tensor, verified: Verified
     ) -> None:
-        """The trees of the texts were verified; best int64 [B, n, t] follows each node."""
+        """The trees of the texts were verified; top_tokens int64 [B, n, t] follows each node."""
         batch, behind = tree.tokens.shape  # the place of a path's pads
         chosen = tree.tokens.new_full((batch, behind + 1), -1)
         paths = verified.paths.where(verified.paths >= 0, behind)
         chosen.scatter_(1, paths, verified.tokens)
-        shown = [
-            Seen("step", tree.tokens[text, :size], best[text, :size], chosen[text, :size])
+        passes = [
+            TargetPass("step", *(part[text, :size] for part in (tree.tokens, top_tokens, chosen)))
             for text, size in enumerate(tree.sizes)
         ]
-        self._tell(requests, shown)
+        self._tell(requests, passes)
 
-    def _tell(self, requests: Sequence[Request], shown: Sequence[Seen]) -> None:
+    def _tell(self, requests: Sequence[Request], passes: Sequence[TargetPass]) -> None:
         if self.head.follows:
-            tokens = [self.policy.take(one) for one in shown]
+            tokens = [self.policy.select(one) for one in passes]
             groups = [
                 torch.full_like(own, request.group)
                 for own, request in zip(tokens, requests, strict=True)

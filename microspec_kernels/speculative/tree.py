@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .cache import KVCache
-from .draft import Draft
 from .heads import Head
+from .models.cache import KVCache
+from .models.draft import Draft
 from .stats import Clock
 
 

@@ -34,8 +34,8 @@ def test_text_is_the_targets_own(checkpoints: Path, runner: str, target: str, dr
     assert drafted.rounds == alone.rounds
     accepted, _ = drafted.accepted
     assert 0 < accepted < mixed(checkpoints, runner, draft, target).accepted[0]
-    (figures,) = drafted.figures
-    assert figures["rows"] > figures["active"] == SMALL["capacity"]
+    (stats,) = drafted.stats
+    assert stats["rows_entered"] > stats["active"] == SMALL["capacity"]
 
 
 @each_draft
@@ -47,8 +47,8 @@ def test_with_all_tokens_active_as_many_are_accepted_as_without_the_plugin(
     with_all = mixed(checkpoints, runner, draft, target, settings=everything)
     assert with_all.rounds == without.rounds
     assert with_all.accepted == without.accepted
-    (figures,) = with_all.figures
-    assert figures["rows"] == 0
+    (stats,) = with_all.stats
+    assert stats["rows_entered"] == 0
     assert "MicroSpec: attached to" in with_all.log
     assert "MicroSpec" not in without.log
 
@@ -59,7 +59,7 @@ def test_a_slab_and_more_of_the_targets_tokens(checkpoints: Path, runner: str) -
     done = mixed(checkpoints, runner, "eagle", settings=settings)
     assert done.rounds == mixed(checkpoints, runner, None).rounds
     fewer = mixed(checkpoints, runner, "eagle", settings=SMALL)
-    assert done.figures[0]["rows"] > fewer.figures[0]["rows"]
+    assert done.stats[0]["rows_entered"] > fewer.stats[0]["rows_entered"]
 
 
 def test_drafts_without_padding(checkpoints: Path) -> None:
@@ -68,7 +68,7 @@ def test_drafts_without_padding(checkpoints: Path) -> None:
     done = mixed(checkpoints, "V1", "eagle", settings=SMALL, speculative=speculative)
     assert done.rounds == mixed(checkpoints, "V1", None).rounds
     padded = mixed(checkpoints, "V1", "eagle", settings=SMALL)
-    assert (done.accepted, done.figures) == (padded.accepted, padded.figures)
+    assert (done.accepted, done.stats) == (padded.accepted, padded.stats)
 
 
 @both_runners
@@ -123,8 +123,8 @@ def test_switched_on_by_the_engines_configuration_alone(checkpoints: Path, runne
     assert done.rounds == mixed(checkpoints, runner, None).rounds
     (line,) = (line for line in done.log.splitlines() if ATTACHED[runner] in line)
     assert "MainProcess" not in line
-    (figures,) = done.figures
-    assert figures["active"] == SMALL["capacity"]
+    (stats,) = done.stats
+    assert stats["active"] == SMALL["capacity"]
 
 
 def test_two_ranks_are_one(checkpoints: Path) -> None:
@@ -143,4 +143,4 @@ def test_two_ranks_are_one(checkpoints: Path) -> None:
     ]
     assert runs[0].rounds == runs[1].rounds == mixed(checkpoints, "V1", None).rounds
     assert runs[0].accepted == runs[1].accepted
-    assert runs[1].figures == 2 * runs[0].figures
+    assert runs[1].stats == 2 * runs[0].stats

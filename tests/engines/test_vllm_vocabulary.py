@@ -18,12 +18,12 @@ def test_vocabulary_learns_exactly_what_was_seen(checkpoints: Path, runner: str)
     done = run(checkpoints, runner, "target", "eagle", rounds, settings=settings, engine=CHUNKED)
     assert done.code == 0, done.log
     assert done.rounds == [[continuation(prompt, 50) for prompt in prompts]]
-    (figures,) = done.figures
+    (stats,) = done.stats
     # The first token of a text was not drafted; of the others, the new ones are those missed.
-    assert figures["misses"] == sum(max(RING - len(prompt) - 1, 0) for prompt in prompts)
-    assert figures["rows"] == figures["active"] == RING * len(prompts)
+    assert stats["misses"] == sum(max(RING - len(prompt) - 1, 0) for prompt in prompts)
+    assert stats["rows_entered"] == stats["active"] == RING * len(prompts)
     accepted, _ = done.accepted
-    assert 50 < accepted < figures["hits"]
+    assert 50 < accepted < stats["hits"]
 
 
 @both_runners
@@ -38,9 +38,9 @@ def test_a_cached_prefix_is_learnt(checkpoints: Path, runner: str) -> None:
     assert done.code == 0, done.log
     assert done.rounds[2] == [continuation(prompt, 20)]
     assert done.counters["prefix_cache_hits"] >= RING
-    (figures,) = done.figures
-    assert figures["misses"] == 0
-    assert figures["rows"] == 7 * RING  # evicted in between, and entered again
+    (stats,) = done.stats
+    assert stats["misses"] == 0
+    assert stats["rows_entered"] == 7 * RING  # evicted in between, and entered again
 
 
 def test_a_vocabulary_for_each_request(checkpoints: Path) -> None:
@@ -59,7 +59,7 @@ def test_a_vocabulary_for_each_request(checkpoints: Path) -> None:
         assert done.code == 0, done.log
         assert done.rounds[0] == [continuation(prompt, 40) for prompt in prompts]
         assert done.rounds[1] == [continuation(prompt, 20) for prompt in later]
-        misses[vocabulary] = done.figures[0]["misses"]
+        misses[vocabulary] = done.stats[0]["misses"]
     # In its own vocabulary all of a ring is known, or nothing but the prompt.
     assert misses["request"] == len(later) * (20 - 1)
     assert misses["shared"] > misses["request"]

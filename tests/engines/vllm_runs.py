@@ -54,14 +54,14 @@ class Run:
     """What a process left: its log always, the rest where it came to its end (code 0).
 
     rounds: the tokens of each request of each round. counters: vLLM's own, by name without prefix.
-    figures: the plugin's, of each worker.
+    stats: the plugin's, of each worker.
     """
 
     code: int
     log: str
     rounds: list[list[list[int]]]
     counters: dict[str, float]
-    figures: list[dict[str, Any]]
+    stats: list[dict[str, Any]]
 
     @property
     def accepted(self) -> tuple[float, float]:
@@ -103,7 +103,7 @@ def run(
     configuration = {
         "engine": _ENGINE | {"model": str(checkpoints / target)} | more,
         "rounds": rounds,
-        "figures": settings is not None or "additional_config" in more,
+        "stats": settings is not None or "additional_config" in more,
     }
     variables = _ENVIRONMENT | RUNNERS[runner] | switch | (environment or {})
     return _run(json.dumps(configuration), json.dumps(variables))
@@ -125,7 +125,7 @@ def _run(configuration: str, variables: str) -> Run:
             text=True,
             timeout=600,
         )
-        result = {"rounds": [], "counters": {}, "figures": []}
+        result = {"rounds": [], "counters": {}, "stats": []}
         if answer.exists():
             result = json.loads(answer.read_text())
         return Run(done.returncode, done.stdout, **result)

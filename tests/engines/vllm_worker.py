@@ -24,8 +24,8 @@ def main(configuration: dict[str, Any]) -> dict[str, Any]:
         for metric in llm.get_metrics()
         if hasattr(metric, "value")
     }
-    figures = llm.collective_rpc("microspec_figures") if configuration["figures"] else []
-    return {"rounds": rounds, "counters": counters, "figures": figures}
+    stats = llm.collective_rpc("microspec_stats") if configuration["stats"] else []
+    return {"rounds": rounds, "counters": counters, "stats": stats}
 
 
 if __name__ == "__main__":  # workers of the engine are spawned, and import this again

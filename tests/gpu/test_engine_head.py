@@ -11,7 +11,7 @@ from compare import assert_bitwise, assert_close
 from integrations.engine_reference import ROW_TOKENS, ROWS, STRANGE, V, hidden_of, weight_of
 from parallel_worker import rounding_of
 
-from microspec_kernels.integrations.engine import EngineHead, Figures, Settings
+from microspec_kernels.engine import EngineHead, EngineStats, Settings
 
 from .test_graphs import captured
 
@@ -45,7 +45,11 @@ def test_one_graph_serves_every_step(options: dict[str, Any], groups: int, tmp_p
     settings = Settings(capacity=12, frequency=str(frequency), **options)
     weight = weight_of(torch.bfloat16, settings.slab_dtype, ROWS)
     there_weight = weight.to(DEVICE)
-    of_draft: dict[str, Any] = {"target_vocab_size": V, "row_tokens": ROW_TOKENS, "groups": groups}
+    of_draft: dict[str, Any] = {
+        "target_vocab_size": V,
+        "row_tokens": ROW_TOKENS,
+        "num_groups": groups,
+    }
     here = EngineHead(weight, settings, **of_draft)
     there = EngineHead(there_weight, settings, **of_draft)
 
@@ -77,11 +81,11 @@ def test_one_graph_serves_every_step(options: dict[str, Any], groups: int, tmp_p
         there_tokens = tokens.to(DEVICE)
         there_which = None if which is None else which.to(DEVICE)
         with no_waiting():
-            there.judge(there_tokens, there_which)
+            there.count_coverage(there_tokens, there_which)
             there.observe(there_tokens, there_which)
-            there.figures()
+            there.stats()
             replay()
-        here.judge(tokens, which)
+        here.count_coverage(tokens, which)
         here.observe(tokens, which)
         given = rows_now if groups > 1 else None
         logits, token_ids, logsumexp = here.top_k(now, BEST, given)
@@ -92,31 +96,31 @@ def test_one_graph_serves_every_step(options: dict[str, Any], groups: int, tmp_p
         if index % 50 == 25:
             first = torch.zeros(1, dtype=torch.int64, device=DEVICE)
             with no_waiting():
-                there.begin(first)
-            here.begin([0])
+                there.reset(first)
+            here.reset([0])
         if index % 100 == 75:
             weight.copy_(weight_of(weight.dtype, settings.slab_dtype, ROWS, seed=index))
             there_weight.copy_(weight)
             here.reload()
             there.reload()
-    there.figures()
+    there.stats()
     torch.cuda.synchronize()
-    found = there.figures()
-    assert found == here.figures()
-    assert found is not None and found.hits > 0 < found.misses and found.rows > STEPS
+    found = there.stats()
+    assert found == here.stats()
+    assert found is not None and found.hits > 0 < found.misses and found.rows_entered > STEPS
 
 
-def test_figures_arrive_without_being_waited_for() -> None:
+def test_stats_arrive_without_being_waited_for() -> None:
     head = EngineHead(weight_of(torch.bfloat16).to(DEVICE), Settings(capacity=8))
-    assert head.figures() is None
+    assert head.stats() is None
     head.observe(torch.arange(3, device=DEVICE))
     torch.cuda.synchronize()
-    first = head.figures()
+    first = head.stats()
     torch.cuda.synchronize()
-    second = head.figures()
+    second = head.stats()
     assert first is not None and first.active == 0, "as it was when it was asked for"
-    assert second is not None and (second.rows, second.active) == (3, 3)
-    head.restart()
-    assert head.figures() is None, "what was on its way is of before"
+    assert second is not None and (second.rows_entered, second.active) == (3, 3)
+    head.reset()
+    assert head.stats() is None, "what was on its way is of before"
     torch.cuda.synchronize()
-    assert head.figures() == Figures(0, 0, 0, 0)
+    assert head.stats() == EngineStats(0, 0, 0, 0)

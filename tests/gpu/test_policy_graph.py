@@ -5,7 +5,7 @@ from compare import assert_bitwise
 from torch import Tensor
 
 from microspec_kernels import ActiveVocab, Coverage, policy
-from microspec_kernels.policy import ContextSuccessors, Policy, Seen
+from microspec_kernels.policy import ContextSuccessors, Policy, TargetPass
 
 from .test_graphs import captured
 
@@ -23,7 +23,7 @@ class Loop:
         self.policy = Policy((*policy.MICROSPEC, policy.generated(), *context, kin))
         self.small, self.large = (ActiveVocab(VOCAB, k, device=device) for k in (20, 256))
         self.coverage = Coverage(self.small, half_life=16)
-        self.seen = Seen(
+        self.target_pass = TargetPass(
             "step",
             torch.full((NODES,), -1, device=device),
             torch.full((NODES, BEST), -1, device=device),
@@ -32,14 +32,14 @@ class Loop:
         self.ids = torch.empty(1, 256, dtype=torch.int32, device=device)
 
     def load(self, tree: Tensor, best: Tensor, chosen: Tensor) -> None:
-        for own, new in zip((self.seen.tokens, self.seen.best, self.seen.chosen),
-                            (tree, best, chosen), strict=True):  # fmt: skip
+        held = self.target_pass
+        for own, new in ((held.tokens, tree), (held.top_tokens, best), (held.chosen, chosen)):
             own.copy_(new)
 
     def step(self) -> None:
         self.ids.copy_(self.coverage.fall_back(self.large, below=0.5))
-        self.coverage.count(self.seen.chosen)
-        tokens = self.policy.take(self.seen)
+        self.coverage.count(self.target_pass.chosen)
+        tokens = self.policy.select(self.target_pass)
         self.small.update(tokens)
         self.large.update(tokens)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from integrations.fake_vllm import DraftModel, config, installed
 
-from microspec_kernels.integrations.engine import Settings
+from microspec_kernels.engine import Settings
 from microspec_kernels.integrations.vllm.attach import attach
 from microspec_kernels.integrations.vllm.drafter import Drafter
 
@@ -55,7 +55,7 @@ def test_captured_drafts_follow_what_is_observed(vocabulary: Any, mode: Any) -> 
         slots.copy_(torch.cat((step.slots, padding)))
         replay()
         assert torch.equal(drafts.cpu(), here.draft(now, slots.cpu())), index
-    assert there.figures() == here.figures()
+    assert there.stats() == here.stats()
 
 
 def step_of(rng: torch.Generator) -> Any:

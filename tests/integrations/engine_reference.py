@@ -13,7 +13,7 @@ from generators import integers
 from lru import Lru
 from torch import Tensor
 
-from microspec_kernels.integrations.engine import EngineHead
+from microspec_kernels.engine import EngineHead
 
 V, ROWS, DIM = 60, 41, 16
 # No tokens of the target, and not to be found in any table.
@@ -119,8 +119,8 @@ class Wanted:
         assert head.argmax(hidden, given).tolist() == best, where
         assert head.argmax(hidden, given).dtype == torch.int64
         active: dict[str, Any] = {"active": sum(len(lru.tokens) for lru in self.lru)}
-        figures = {"hits": self.hits, "misses": self.misses, "rows": self.entered, **active}
-        found = head.figures()
+        figures = {"hits": self.hits, "misses": self.misses, "rows_entered": self.entered, **active}
+        found = head.stats()
         assert found is not None and found._asdict() == figures, where
 
 

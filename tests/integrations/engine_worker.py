@@ -13,7 +13,7 @@ import torch.multiprocessing as mp
 from compare import assert_bitwise
 from parallel_worker import assert_agreed, assert_refused
 
-from microspec_kernels.integrations.engine import EngineHead, Settings, Shard
+from microspec_kernels.engine import EngineHead, Settings, Shard
 
 from .engine_reference import ROW_TOKENS, ROWS, V, hidden_of, weight_of
 
@@ -36,7 +36,7 @@ def check(rank: int, layout: list[tuple[int, int]], groups: int, options: dict[s
     rng = torch.Generator().manual_seed(6)
     bias = torch.randint(-2, 3, (ROWS,), generator=rng).float()
     same: dict[str, Any] = {
-        "groups": groups,
+        "num_groups": groups,
         "target_vocab_size": V,
         "row_tokens": ROW_TOKENS,
         "softcap": 30.0,
@@ -49,10 +49,10 @@ def check(rank: int, layout: list[tuple[int, int]], groups: int, options: dict[s
         rows = torch.randint(-1, groups, (6,), generator=rng) if groups > 1 else None
         hidden = hidden_of(rng, 6, torch.float32)
         for each in (whole, head):
-            each.judge(tokens, which)
+            each.count_coverage(tokens, which)
             each.observe(tokens, which)
             if step == 4:
-                each.begin([groups - 1])
+                each.reset([groups - 1])
         if step == 6:
             weight.copy_(weight_of(torch.float32, settings.slab_dtype, ROWS, seed=3))
             own.copy_(weight[part])
@@ -64,7 +64,7 @@ def check(rank: int, layout: list[tuple[int, int]], groups: int, options: dict[s
             slots = [each.slot_logits(hidden) for each in (head, whole)]
             assert_bitwise(*slots, f"{where}: slot_logits")
         assert torch.equal(head.slot_tokens(), whole.slot_tokens()), where
-        assert head.figures() == whole.figures(), where
+        assert head.stats() == whole.stats(), where
 
 
 def run(rank: int, ranks: int, store: str) -> None:

@@ -16,7 +16,7 @@ from microspec_kernels import SparseLMHead
 from microspec_kernels.integrations.transformers import sparse_assistant
 from microspec_kernels.policy import Policy, draft_tree
 from microspec_kernels.policy import prompt as prompt_tokens
-from microspec_kernels.speculative.model import cache_argument
+from microspec_kernels.speculative.models.target import cache_argument
 
 from .conftest import NEW
 

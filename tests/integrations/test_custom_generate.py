@@ -21,7 +21,7 @@ from transformers.generation import GenerateDecoderOnlyOutput
 
 from microspec_kernels.integrations.transformers import microspec_generate
 from microspec_kernels.speculative import CausalModel, Sampling, generate
-from microspec_kernels.speculative.model import cache_argument
+from microspec_kernels.speculative.models.target import cache_argument
 
 from .conftest import NEW
 

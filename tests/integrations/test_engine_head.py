@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from microspec_kernels import SparseHead
-from microspec_kernels.integrations.engine import EngineHead, Figures, Settings
+from microspec_kernels.engine import EngineHead, EngineStats, Settings
 
 from .engine_reference import (
     DIM,
@@ -36,7 +36,9 @@ def test_every_step(options: dict[str, Any], groups: int, mapped: bool, tmp_path
     settings = Settings(capacity=12, frequency=frequency_file(tmp_path, frequent), **options)
     row_tokens = ROW_TOKENS if mapped else None
     weight = weight_of(torch.bfloat16, settings.slab_dtype, ROWS if mapped else V)
-    head = EngineHead(weight, settings, groups=groups, target_vocab_size=V, row_tokens=row_tokens)
+    head = EngineHead(
+        weight, settings, num_groups=groups, target_vocab_size=V, row_tokens=row_tokens
+    )
     wanted = Wanted(weight, 12, groups=groups, row_tokens=row_tokens, initial=frequent)
     addresses = [tensor.data_ptr() for tensor in state_of(head)]
     for step in range(60):
@@ -48,13 +50,13 @@ def test_every_step(options: dict[str, Any], groups: int, mapped: bool, tmp_path
         low = -1 if groups > 1 else 0
         which = torch.randint(low, groups, (count,), generator=rng)
         given = None if groups == 1 else which if step % 3 else which.int()
-        head.judge(tokens, given)
+        head.count_coverage(tokens, given)
         head.observe(tokens, given)
         wanted.step(tokens.tolist(), which.tolist())
         rows = torch.randint(low, groups, (5,), generator=rng).tolist()
         wanted.check(head, hidden_of(rng, 5, torch.bfloat16), rows, f"step {step}")
         if step % 5 == 4:
-            head.begin([step % groups])
+            head.reset([step % groups])
             wanted.begin([step % groups])
             wanted.check(head, hidden_of(rng, 5, torch.bfloat16), rows, f"begin at {step}")
     assert wanted.hits > 0 < wanted.misses and wanted.entered > 40
@@ -109,12 +111,12 @@ def test_slots_for_an_engine_that_chooses_itself(options: dict[str, Any]) -> Non
             nothing = torch.full((5,), -torch.inf, dtype=torch.float64)
             row = nothing if token < 0 else hidden.double() @ weight[row_of[token]].double()
             assert torch.equal(logits[:, slot].double(), row), f"step {step}, slot {slot}"
-        assert head.figures().active == (tokens >= 0).sum()  # type: ignore[union-attr]
+        assert head.stats().active == (tokens >= 0).sum()  # type: ignore[union-attr]
     assert (tokens >= 0).all()
 
 
 def test_an_empty_vocabulary_proposes_token_0() -> None:
-    head = EngineHead(weight_of(torch.float32), Settings(), groups=2)
+    head = EngineHead(weight_of(torch.float32), Settings(), num_groups=2)
     groups = torch.tensor([0, -1, 1])
     assert head.argmax(torch.ones(3, DIM), groups).tolist() == [0, 0, 0]
     head.observe(torch.tensor([9]), torch.tensor([1]))
@@ -148,27 +150,29 @@ def test_a_broken_row_costs_its_own_token(options: Any, mapped: bool, caplog: An
         assert torch.equal(got, want)
     assert torch.equal(head.slot_logits(hidden), whole.slot_logits(hidden))
     assert torch.equal(head.slot_tokens(), whole.slot_tokens())
-    head.judge(told)
-    assert head.figures()[:2] == (8, 2)  # type: ignore[index]
+    head.count_coverage(told)
+    assert head.stats()[:2] == (8, 2)  # type: ignore[index]
 
 
 def test_several_vocabularies_need_to_be_told_apart() -> None:
-    head = EngineHead(weight_of(torch.float32), Settings(), groups=2)
+    head = EngineHead(weight_of(torch.float32), Settings(), num_groups=2)
     tokens = torch.tensor([1, 2])
-    with pytest.raises(ValueError, match=r"judge: groups: expected each token's, .* 2, got None"):
-        head.judge(tokens)
+    with pytest.raises(
+        ValueError, match=r"count_coverage: token_groups: expected each token's, .* 2, got None"
+    ):
+        head.count_coverage(tokens)
     with pytest.raises(ValueError, match="tokens: expected"):
         head.observe(tokens)
     with pytest.raises(ValueError, match="group_ids: expected"):
         head.argmax(torch.ones(2, DIM))
-    assert head.figures() == Figures(0, 0, 0, 0)
+    assert head.stats() == EngineStats(0, 0, 0, 0)
 
 
 def test_the_only_vocabulary_begins_anew_too() -> None:
     head = EngineHead(weight_of(torch.float32), Settings(vocabulary="request"))
     head.observe(torch.tensor([3, 4]))
-    head.begin([0])
-    assert head.figures() == Figures(hits=0, misses=0, rows=2, active=0)
+    head.reset([0])
+    assert head.stats() == EngineStats(hits=0, misses=0, rows_entered=2, active=0)
 
 
 @pytest.mark.parametrize("top_k", [1, 3])
@@ -177,7 +181,7 @@ def test_the_targets_likeliest_with_the_best_as_the_newest(top_k: int) -> None:
     logits = torch.randn(5, V, generator=rng)
     logits[:, ::2] = -torch.inf  # as a grammar forbids them
     head = EngineHead(weight_of(torch.float32, None, V), Settings(capacity=4, top_k=top_k))
-    got = head.likeliest(logits)
+    got = head.top_target_tokens(logits)
     assert got.tolist() == logits.argsort(dim=1)[:, -top_k:].tolist()
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from microspec_kernels.integrations.engine import SWITCH, Settings
+from microspec_kernels.engine import SWITCH, Settings
 
 ALL = {
     "capacity": 512,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from microspec_kernels.integrations.engine import EngineHead, Figures, Settings
+from microspec_kernels.engine import EngineHead, EngineStats, Settings
 
 from .engine_reference import (
     DIM,
@@ -27,7 +27,7 @@ def test_a_weight_that_changed_in_place(options: dict[str, Any]) -> None:
     settings = Settings(**options)
     slab = settings.slab_dtype
     weight = weight_of(torch.float32, slab)
-    head = EngineHead(weight, settings, groups=2)
+    head = EngineHead(weight, settings, num_groups=2)
     tokens = torch.arange(0, V, 2)
     groups = (tokens > 30).long()
     head.observe(tokens, groups)
@@ -50,7 +50,7 @@ def test_a_weight_that_changed_in_place(options: dict[str, Any]) -> None:
 
 def test_a_slab_takes_no_more_than_its_rows() -> None:
     """A second buffer would double the memory, and the rows gathered."""
-    head = EngineHead(weight_of(torch.bfloat16), Settings(capacity=8, mode="packed"), groups=2)
+    head = EngineHead(weight_of(torch.bfloat16), Settings(capacity=8, mode="packed"), num_groups=2)
     assert head.head.slab.rows.shape == (2, 8, DIM)  # type: ignore[union-attr]
 
 
@@ -60,32 +60,32 @@ def test_inference_mode(made_inside: bool, mode: Any) -> None:
     """As engines run: made while models load, used where nothing is recorded for gradients."""
     weight = torch.nn.Parameter(weight_of(torch.float32))
     with torch.inference_mode(made_inside):
-        head = EngineHead(weight, Settings(capacity=8, mode=mode), groups=2)
+        head = EngineHead(weight, Settings(capacity=8, mode=mode), num_groups=2)
     with torch.inference_mode():
         tokens, groups = torch.tensor([3, 4]), torch.tensor([0, 1])
-        head.judge(tokens, groups)
+        head.count_coverage(tokens, groups)
         head.observe(tokens, groups)
-        head.begin([0])
+        head.reset([0])
         head.reload()
         assert head.argmax(torch.ones(2, DIM), groups).tolist() == [0, 4]
-        assert head.figures() == Figures(hits=0, misses=2, rows=2, active=1)
+        assert head.stats() == EngineStats(hits=0, misses=2, rows_entered=2, active=1)
 
 
 @pytest.mark.parametrize("options", MODES, ids=lambda o: "-".join(o.values()))
 @pytest.mark.parametrize("groups", [1, 2])
-def test_restart(options: dict[str, Any], groups: int, tmp_path: Any) -> None:
-    """Vocabularies, figures and slab as of a head made anew, where they were."""
+def test_reset(options: dict[str, Any], groups: int, tmp_path: Any) -> None:
+    """Vocabularies, stats and slab as of a head made anew, where they were."""
     settings = Settings(capacity=8, frequency=frequency_file(tmp_path, [5, 9, 2]), **options)
     weight = weight_of(torch.float32, settings.slab_dtype)
-    head, fresh = (EngineHead(weight, settings, groups=groups) for _ in range(2))
+    head, fresh = (EngineHead(weight, settings, num_groups=groups) for _ in range(2))
     addresses = [tensor.data_ptr() for tensor in state_of(head)]
     tokens, which = torch.arange(20, 40), torch.arange(20) % groups
     given = which if groups > 1 else None
-    head.judge(tokens, given)
+    head.count_coverage(tokens, given)
     head.observe(tokens, given)
-    assert head.figures() != fresh.figures()
-    head.restart()
-    assert head.figures() == fresh.figures() == Figures(0, 0, 0, active=3 * groups)
+    assert head.stats() != fresh.stats()
+    head.reset()
+    assert head.stats() == fresh.stats() == EngineStats(0, 0, 0, active=3 * groups)
     hidden = hidden_of(torch.Generator().manual_seed(4), 6, torch.float32)
     rows = torch.arange(6) % groups if groups > 1 else None
     for got, want in zip(head.top_k(hidden, 5, rows), fresh.top_k(hidden, 5, rows), strict=True):
@@ -106,14 +106,14 @@ class Late:
         return arrived
 
 
-def test_no_figures_of_before_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("microspec_kernels.integrations.engine.head.HostCopy", Late)
+def test_no_stats_of_before_a_reset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("microspec_kernels.engine.head.HostCopy", Late)
     head = EngineHead(weight_of(torch.float32), Settings())
     head.observe(torch.tensor([3, 4]))
-    assert head.figures() is None
-    head.restart()
-    assert head.figures() is None
-    assert head.figures() == Figures(0, 0, 0, 0)
+    assert head.stats() is None
+    head.reset()
+    assert head.stats() is None
+    assert head.stats() == EngineStats(0, 0, 0, 0)
 
 
 class Recorder:
@@ -131,11 +131,11 @@ def test_nothing_waits_for_the_device() -> None:
     head = EngineHead(
         weight_of(torch.float32, rows=ROWS),
         Settings(),
-        groups=2,
+        num_groups=2,
         target_vocab_size=V,
         row_tokens=ROW_TOKENS,
     )
-    owners = (head, head.vocab, head.rows)
+    owners = (head, head.vocab, head.token_map)
     for owner in owners:
         for name, value in vars(owner).items():
             if isinstance(value, Tensor):
@@ -145,9 +145,9 @@ def test_nothing_waits_for_the_device() -> None:
     head._host_copy = recorder  # type: ignore[assignment]
     tokens = torch.zeros(7, dtype=torch.int64, device="meta")
     groups = torch.zeros(7, dtype=torch.int32, device="meta")
-    head.judge(tokens, groups)
+    head.count_coverage(tokens, groups)
     head.observe(tokens, groups)
-    head.begin(groups)
+    head.reset(groups)
     assert head.argmax(torch.zeros(7, DIM, device="meta"), groups).device.type == "meta"
-    assert head.figures() is None, "none has arrived"
+    assert head.stats() is None, "none has arrived"
     assert [(value.shape, value.device.type) for value in recorder.values] == [((4,), "meta")]

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from microspec_kernels.integrations.engine import Refused, Settings
+from microspec_kernels.engine import Settings
+from microspec_kernels.integrations.hooks import UnsupportedError
 from microspec_kernels.integrations.sglang import plugin
 from microspec_kernels.integrations.sglang.draft import ActiveDraft
 
@@ -180,11 +181,11 @@ def test_a_verified_tree_the_targets_best_and_accepted_tokens_enter() -> None:
     prefill(worker, [50, 51], 52)
     verify(worker, [52, 1, 2, 3], [[1, 40]], towards(1, 40, 5, 6))
     assert active(worker) == {52, 1, 2, 3, 40, 5, 6, 51}
-    figures = head(worker).figures()
-    assert (figures.hits, figures.misses) == (0, 2)
+    stats = head(worker).stats()
+    assert (stats.hits, stats.misses) == (0, 2)
     verify(worker, [40, 5, 6, 3], [[5, 6, 41]], towards(5, 6, 41, 42))
-    figures = head(worker).figures()
-    assert (figures.hits, figures.misses) == (2, 3)
+    stats = head(worker).stats()
+    assert (stats.hits, stats.misses) == (2, 3)
     # Accepted tokens are the newest: others leave before them.
     prefill(worker, [10, 11, 12, 13], 14)
     assert active(worker) == {5, 6, 41, 10, 11, 12, 13, 14}
@@ -217,7 +218,9 @@ def test_idle_batches_are_not_looked_at() -> None:
 
 
 def test_logits_of_another_width_are_refused() -> None:
-    with pytest.raises(Refused, match=r"target's logits: expected shape \[2, 64\].*\[2, 32\]"):
+    with pytest.raises(
+        UnsupportedError, match=r"target's logits: expected shape \[2, 64\].*\[2, 32\]"
+    ):
         verify(patched(), [1, 2], [[9]], torch.zeros(2, V // 2))
 
 
@@ -237,7 +240,7 @@ def test_new_weights_reach_the_slab(source: str) -> None:
     expected = (hidden @ weight[tokens.clamp(min=0)].T)[:, tokens >= 0]
     torch.testing.assert_close(worker.draft_runner.model(hidden)[:, tokens >= 0], expected)
     worker.draft_runner.model.lm_head.weight = torch.nn.Parameter(weight.detach().clone())
-    with pytest.raises(Refused, match="old address"):
+    with pytest.raises(UnsupportedError, match="old address"):
         update(lambda: None)
 
 
@@ -315,7 +318,7 @@ def _wide_tree(worker: Any) -> None:
 def test_heads_that_are_not_served(change: Callable[[Any], None], message: str) -> None:
     worker = unpatched()
     change(worker)
-    with pytest.raises(Refused, match=message):
+    with pytest.raises(UnsupportedError, match=message):
         ActiveDraft(worker, Settings(capacity=K))
 
 
@@ -323,10 +326,10 @@ def test_another_lm_head_is_refused() -> None:
     worker = patched()
     model = worker.draft_runner.model
     other = functools.partial(model.logits_processor._compute_lm_head, torch.zeros(1, D))
-    with pytest.raises(Refused, match="the one that was attached to"):
+    with pytest.raises(UnsupportedError, match="the one that was attached to"):
         other(SimpleNamespace())
 
 
 def test_settings_that_do_not_fit_the_draft(tmp_path: Any) -> None:
-    with pytest.raises(Refused, match=r"nowhere\.npy"):
+    with pytest.raises(UnsupportedError, match=r"nowhere\.npy"):
         patched(frequency=str(tmp_path / "nowhere.npy"))

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from microspec_kernels.integrations.engine import SWITCH, Refused
+from microspec_kernels.engine import SWITCH
+from microspec_kernels.integrations.hooks import UnsupportedError
 from microspec_kernels.integrations.sglang import plugin, register
-from microspec_kernels.integrations.sglang.seams import TESTED, seams
+from microspec_kernels.integrations.sglang.hook_points import TESTED, hook_points
 
 from .fake_sglang import LlamaForCausalLMEagle3, config, installed
 
@@ -22,7 +23,7 @@ SMALL = {"capacity": 8, "mode": "packed"}
 @pytest.fixture(autouse=True)
 def _sglang(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv(SWITCH, raising=False)
-    monkeypatch.setattr(plugin, "check_seams", lambda *_: None)
+    monkeypatch.setattr(plugin, "check_hook_points", lambda *_: None)
     monkeypatch.setattr("importlib.metadata.version", lambda name: "0.5.23")
     with installed():
         yield
@@ -98,27 +99,27 @@ def test_settings_that_cannot_be(
     switch: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(SWITCH, switch)
-    with pytest.raises(Refused, match=message):
+    with pytest.raises(UnsupportedError, match=message):
         register()
 
 
 def test_what_fails_in_loading_is_refused_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(SWITCH, "1")
     monkeypatch.setitem(sys.modules, "sglang.srt.managers.scheduler", None)
-    with pytest.raises(Refused, match=r"sglang\.srt\.managers\.scheduler"):
+    with pytest.raises(UnsupportedError, match=r"sglang\.srt\.managers\.scheduler"):
         register()
 
 
 @pytest.mark.parametrize("version", TESTED)
 def test_versions_that_are_served(version: str) -> None:
-    assert seams(f"{version}.post1") == seams(version)
+    assert hook_points(f"{version}.post1") == hook_points(version)
 
 
 @pytest.mark.parametrize("version", ["0.5.19", "0.5.24", "0.5.2", "1.5.20"])
 def test_versions_that_are_not(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(SWITCH, "1")
     monkeypatch.setattr("importlib.metadata.version", lambda name: version)
-    with pytest.raises(Refused, match=rf"0\.5\.23, got {version}"):
+    with pytest.raises(UnsupportedError, match=rf"0\.5\.23, got {version}"):
         register()
 
 
@@ -148,7 +149,7 @@ def test_configurations_that_are_not_served(
     groups[group][name] = value
     with installed(groups):
         register()
-        with pytest.raises(Refused, match=rf"{name}: expected .*got {value!r}"):
+        with pytest.raises(UnsupportedError, match=rf"{name}: expected .*got {value!r}"):
             scheduler()
 
 
@@ -158,14 +159,16 @@ def test_memory_savers_are_not_served(monkeypatch: pytest.MonkeyPatch) -> None:
     groups["exec"]["features"].enable_memory_saver = True
     with installed(groups):
         register()
-        with pytest.raises(Refused, match=r"enable_memory_saver: expected False, as .* got True"):
+        with pytest.raises(
+            UnsupportedError, match=r"enable_memory_saver: expected False, as .* got True"
+        ):
             scheduler()
 
 
 def test_a_scheduler_without_a_draft_attached_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(SWITCH, "1")
     register()
-    with pytest.raises(Refused, match="a draft attached, got EAGLEWorkerV2"):
+    with pytest.raises(UnsupportedError, match="a draft attached, got EAGLEWorkerV2"):
         scheduler(algorithm=False)
 
 
@@ -178,5 +181,5 @@ def test_drafts_and_verifications_without_one_are_refused(monkeypatch: pytest.Mo
         lambda: worker.verify(SimpleNamespace()),
         lambda: worker.draft_worker._draft_extend_for_prefill(SimpleNamespace(), None, None),
     ):
-        with pytest.raises(Refused, match="a draft attached, got EagleDraftWorker"):
+        with pytest.raises(UnsupportedError, match="a draft attached, got EagleDraftWorker"):
             call()

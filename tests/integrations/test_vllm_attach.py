@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from microspec_kernels.integrations.engine import Refused, Settings, Shard
+from microspec_kernels.engine import Settings, Shard
+from microspec_kernels.integrations.hooks import UnsupportedError
 from microspec_kernels.integrations.vllm.attach import attach
 from microspec_kernels.integrations.vllm.draft_lm_head import DraftLMHead
 from microspec_kernels.integrations.vllm.drafter import Drafter
@@ -75,7 +76,9 @@ def test_another_head_at_draft_time() -> None:
     model = draft_model()
     drafter = drafter_of(model)
     model.lm_head = VocabParallelEmbedding(model.lm_head.weight.data.clone(), V)
-    with pytest.raises(Refused, match="the draft's LM head: expected the one that was attached to"):
+    with pytest.raises(
+        UnsupportedError, match="the draft's LM head: expected the one that was attached to"
+    ):
         drafter.draft(torch.randn(1, DIM), torch.zeros(1))
 
 
@@ -83,28 +86,34 @@ def test_a_model_without_a_logits_processor() -> None:
     model = draft_model()
     weight = model.lm_head.weight
     model.compute_logits = lambda hidden: hidden @ weight.T  # type: ignore[method-assign]
-    with pytest.raises(Refused, match="compute_logits: expected a call of the model's LogitsProc"):
+    with pytest.raises(
+        UnsupportedError, match="compute_logits: expected a call of the model's LogitsProc"
+    ):
         drafter_of(model)
 
 
 def test_a_map_other_than_the_models_own() -> None:
     model = draft_model(OFFSETS)
     model.compute_logits = lambda hidden: model.logits_processor(model.lm_head, hidden)  # type: ignore[method-assign]
-    with pytest.raises(Refused, match="expected logits of the 10 tokens of its LM head"):
+    with pytest.raises(UnsupportedError, match="expected logits of the 10 tokens of its LM head"):
         drafter_of(model)
 
 
 def test_logits_of_padding_are_not_taken_for_tokens() -> None:
     model = draft_model()
     model.logits_processor = LogitsProcessor(PADDED * 2)
-    with pytest.raises(Refused, match="expected logits of the 24 tokens of its LM head, got of 32"):
+    with pytest.raises(
+        UnsupportedError, match="expected logits of the 24 tokens of its LM head, got of 32"
+    ):
         drafter_of(model)
 
 
 def test_a_head_that_is_not_served() -> None:
     model = draft_model()
     model.lm_head.quant_method = object()
-    with pytest.raises(Refused, match=r"Embedding\.quant_method: expected none, got object"):
+    with pytest.raises(
+        UnsupportedError, match=r"Embedding\.quant_method: expected none, got object"
+    ):
         drafter_of(model)
 
 
@@ -128,7 +137,7 @@ def test_each_rank_attaches_to_its_rows(monkeypatch: pytest.MonkeyPatch) -> None
     states = {"get_tp_group": lambda: groups}
     with installed(**{"vllm.distributed.parallel_state": states}):
         model.logits_processor = LogitsProcessor(V)
-        with pytest.raises(Refused, match="enough"):
+        with pytest.raises(UnsupportedError, match="enough"):
             drafter_of(model)
     [(weight, options)] = made
     assert torch.equal(weight, whole[16:24]) and len(options["bias"]) == 8
@@ -136,7 +145,9 @@ def test_each_rank_attaches_to_its_rows(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_settings_that_this_draft_cannot_have() -> None:
-    with pytest.raises(Refused, match="vllm: Speculator: expected settings for this draft, got"):
+    with pytest.raises(
+        UnsupportedError, match="vllm: Speculator: expected settings for this draft, got"
+    ):
         drafter_of(draft_model(), frequency="absent.npy")
 
 
@@ -166,5 +177,7 @@ def test_weights_that_are_loaded_elsewhere() -> None:
     model = draft_model()
     drafter = drafter_of(model)
     model.lm_head.weight.data = model.lm_head.weight.data.clone()
-    with pytest.raises(Refused, match="reload_weights: expected the draft's LM head at its old"):
+    with pytest.raises(
+        UnsupportedError, match="reload_weights: expected the draft's LM head at its old"
+    ):
         drafter.reload()

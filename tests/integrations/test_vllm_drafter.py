@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from microspec_kernels.integrations.engine import Refused
+from microspec_kernels.integrations.hooks import UnsupportedError
 from microspec_kernels.integrations.vllm.drafter import Drafter
 from microspec_kernels.integrations.vllm.metrics import Metrics
 
@@ -48,7 +48,7 @@ def step(
 
 def active(drafter: Drafter, group: int = 0) -> set[int]:
     ids = drafter.head.vocab.ids[group]
-    return set(drafter.head.rows.tokens(ids[ids >= 0].long()).tolist())
+    return set(drafter.head.token_map.to_tokens(ids[ids >= 0].long()).tolist())
 
 
 def test_a_step_lets_in_the_text_the_targets_best_and_the_sampled() -> None:
@@ -109,17 +109,19 @@ def test_coverage_is_of_tokens_that_were_drafted_for() -> None:
     drafter = drafter_of(draft_model(), capacity=8, vocabulary="request")
     drafter.begin([0, 1], [[5, 6], [5]])
     step(drafter, [1, 1], [0, 1], [[5, 7, 6], [5, 6, -1]], drafted=[True, False])
-    figures = drafter.figures()
-    assert (figures["hits"], figures["misses"]) == (2, 1)
+    stats = drafter.stats()
+    assert (stats["hits"], stats["misses"]) == (2, 1)
     step(drafter, [1, 1], [0, 1], [[7, -1, -1], [9, -1, -1]], drafted=[True, True])
-    assert (drafter.figures()["hits"], drafter.figures()["misses"]) == (3, 2)
+    assert (drafter.stats()["hits"], drafter.stats()["misses"]) == (3, 2)
 
 
 def test_drafting_without_having_seen_the_target() -> None:
     drafter = drafter_of(draft_model())
     step(drafter, [1], [0], [[5]])
     groups = torch.zeros(1, dtype=torch.int64)
-    with pytest.raises(Refused, match="the target's sampler: expected a call of it before draft"):
+    with pytest.raises(
+        UnsupportedError, match="the target's sampler: expected a call of it before draft"
+    ):
         drafter.observe(groups, groups[:, None], groups > 0)
 
 
@@ -127,18 +129,18 @@ def test_begins_anew_after_warming_up(tmp_path: Any, monkeypatch: pytest.MonkeyP
     np.save(tmp_path / "rank.npy", np.array([3, 4]))
     drafter = drafter_of(draft_model(), capacity=2, frequency=str(tmp_path / "rank.npy"))
     told: list[str] = []
-    monkeypatch.setattr(Metrics, "restart", lambda self: told.append("restart"))
+    monkeypatch.setattr(Metrics, "reset", lambda self: told.append("reset"))
     step(drafter, [1], [0], [[5]])
     assert active(drafter) == {1, 5}
-    drafter.restart()
-    assert told == ["restart"]
+    drafter.reset()
+    assert told == ["reset"]
     assert active(drafter) == {3, 4}
-    assert drafter.figures() == {
-        "hits": 0, "misses": 0, "rows": 0, "active": 2, "coverage": None
+    assert drafter.stats() == {
+        "hits": 0, "misses": 0, "rows_entered": 0, "active": 2, "coverage": None
     }  # fmt: skip
 
 
-def test_figures_are_told_in_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stats_are_told_in_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     monkeypatch.setattr(Metrics, "tick", lambda self: told.append("tick"))
     drafter = drafter_of(draft_model())

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from microspec_kernels.integrations.engine import EngineHead, Settings
-from microspec_kernels.integrations.engine import metrics as engine_metrics
+from microspec_kernels.engine import EngineHead, Settings
+from microspec_kernels.integrations.hooks import metrics as engine_metrics
 from microspec_kernels.integrations.vllm import metrics
 from microspec_kernels.integrations.vllm.metrics import Metrics
 
@@ -60,7 +60,7 @@ def head_of() -> EngineHead:
 
 
 def go_on(head: EngineHead, *tokens: int) -> None:
-    head.judge(torch.tensor(tokens))
+    head.count_coverage(torch.tensor(tokens))
     head.observe(torch.tensor(tokens))
 
 
@@ -105,7 +105,7 @@ def test_the_device_is_not_asked_between_reports(
 ) -> None:
     head = head_of()
     told, asked = Metrics(head, reports=True), []
-    monkeypatch.setattr(head, "figures", lambda: asked.append(clock[0]))
+    monkeypatch.setattr(head, "stats", lambda: asked.append(clock[0]))
     for _ in range(50):
         told.tick()
     assert asked == []
@@ -114,12 +114,12 @@ def test_the_device_is_not_asked_between_reports(
 def test_a_copy_is_given_a_step_to_arrive(
     clock: list[float], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a GPU, where figures are those of the call before."""
+    """As on a GPU, where stats are those of the call before."""
     caplog.set_level("INFO", "vllm")
     head = head_of()
-    told, newest = Metrics(head, reports=True), head.figures
+    told, newest = Metrics(head, reports=True), head.stats
     arrived: list[Any] = [None]
-    monkeypatch.setattr(head, "figures", lambda: arrived.append(newest()) or arrived[-2])
+    monkeypatch.setattr(head, "stats", lambda: arrived.append(newest()) or arrived[-2])
     for token in (1, 2):
         go_on(head, token)
         clock[0] += 10.1
@@ -141,7 +141,7 @@ def test_other_ranks_tell_nothing(clock: list[float], caplog: pytest.LogCaptureF
     assert caplog.messages == []
 
 
-def test_figures_that_begin_anew(clock: list[float], prometheus: Prometheus) -> None:
+def test_stats_that_begin_anew(clock: list[float], prometheus: Prometheus) -> None:
     """After warming up, in which much was told: counters of Prometheus cannot fall."""
     head = head_of()
     told = Metrics(head, reports=True)
@@ -150,8 +150,8 @@ def test_figures_that_begin_anew(clock: list[float], prometheus: Prometheus) -> 
         clock[0] += 100
         for _ in range(2):
             told.tick()
-        head.restart()
-        told.restart()
+        head.reset()
+        told.reset()
     assert prometheus.values["microspec:uncovered_tokens"] == 5
 
 
@@ -159,5 +159,5 @@ def test_when_asked() -> None:
     head = head_of()
     go_on(head, 1, 2)
     go_on(head, 2, 5)
-    want = {"hits": 1, "misses": 3, "rows": 3, "active": 3, "coverage": 0.25}
+    want = {"hits": 1, "misses": 3, "rows_entered": 3, "active": 3, "coverage": 0.25}
     assert Metrics(head, reports=False).newest() == want

@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 
-from microspec_kernels.integrations.engine import SWITCH, Refused
-from microspec_kernels.integrations.engine.wrap import wrap
+from microspec_kernels.engine import SWITCH
+from microspec_kernels.integrations.hooks import UnsupportedError
+from microspec_kernels.integrations.hooks.wrap import wrap
 from microspec_kernels.integrations.vllm import plugin, register
 from microspec_kernels.integrations.vllm.drafter import hold
-from microspec_kernels.integrations.vllm.seams import TESTED, seams
+from microspec_kernels.integrations.vllm.hook_points import TESTED, hook_points
 
 from .fake_vllm import WorkerBase, config, installed
 from .test_vllm_switch import worker
@@ -20,26 +21,27 @@ def _no_switch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(SWITCH, raising=False)
 
 
-def test_seams_of_each_version() -> None:
+def test_hook_points_of_each_version() -> None:
     for minor in TESTED:
-        assert seams(f"{minor}.0") == seams(f"{minor}.7+cu130") != ()
+        assert hook_points(f"{minor}.0") == hook_points(f"{minor}.7+cu130") != ()
     for version in ("0.29.1", "0.3", "0.300.0", "1.30.0", ""):
-        with pytest.raises(Refused, match="vllm: expected a version among"):
-            seams(version)
+        with pytest.raises(UnsupportedError, match="vllm: expected a version among"):
+            hook_points(version)
 
 
-def test_seams_are_checked_before_anything_is_patched(
+def test_hook_points_are_checked_before_anything_is_patched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with installed():
         monkeypatch.setattr(
-            "microspec_kernels.integrations.engine.seams.package_root", lambda package: tmp_path
+            "microspec_kernels.integrations.hooks.hook_points.package_root",
+            lambda package: tmp_path,
         )
         register()
-        with pytest.raises(Refused, match="expected the seams of vllm") as refused:
+        with pytest.raises(UnsupportedError, match="expected the hook points of vllm") as refused:
             worker(config(microspec=True))
-    for seam in seams("0.32.0"):
-        assert f"{seam}: no such module" in str(refused.value)
+    for hook_point in hook_points("0.32.0"):
+        assert f"{hook_point}: no such module" in str(refused.value)
 
 
 def test_a_worker_without_a_drafter_is_refused() -> None:
@@ -53,7 +55,7 @@ def test_a_worker_without_a_drafter_is_refused() -> None:
     wrap(Worker, "load_model", plugin._load_model)
     assert Worker(config()).load_model() == "loaded"
     on = Worker(config(microspec=True))
-    with pytest.raises(Refused, match=r"Runner\.load_model: expected a drafter attached"):
+    with pytest.raises(UnsupportedError, match=r"Runner\.load_model: expected a drafter attached"):
         on.load_model()
     hold(on.model_runner, object())  # type: ignore[arg-type]
     assert on.load_model() == "loaded"
@@ -91,7 +93,9 @@ class Worker(WorkerBase):
 @pytest.mark.parametrize("use_v2", [False, True])
 def test_what_is_prepared(use_v2: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     patched: list[str] = []
-    monkeypatch.setattr(plugin, "check_seams", lambda *given: patched.append("seams checked"))
+    monkeypatch.setattr(
+        plugin, "check_hook_points", lambda *given: patched.append("hook points checked")
+    )
     for runner in ("v1", "v2"):
         name = f"microspec_kernels.integrations.vllm.{runner}.install"
         monkeypatch.setattr(name, lambda runner=runner: patched.append(runner))
@@ -100,13 +104,13 @@ def test_what_is_prepared(use_v2: bool, monkeypatch: pytest.MonkeyPatch) -> None
         wrap(cls, "__init__", plugin._make_worker)
         unserved = config(microspec=True)
         unserved.speculative_config.method = "ngram"
-        with pytest.raises(Refused, match=r"speculative_config\.method"):
+        with pytest.raises(UnsupportedError, match=r"speculative_config\.method"):
             cls(unserved)
-        assert patched == ["seams checked"]
+        assert patched == ["hook points checked"]
         on = config(microspec=True)
         on.use_v2_model_runner = use_v2
         worker, without = cls(on), cls(on)
-    assert patched[1:3] == ["seams checked", "v2" if use_v2 else "v1"]
+    assert patched[1:3] == ["hook points checked", "v2" if use_v2 else "v1"]
     for name in (
         "load_model",
         "compile_or_warm_up_model",
@@ -114,9 +118,9 @@ def test_what_is_prepared(use_v2: bool, monkeypatch: pytest.MonkeyPatch) -> None
         "finish_weight_update",
     ):
         assert getattr(worker, name)() == name
-    assert worker.microspec_figures() == "figures"
-    assert worker.model_runner.microspec_drafter.asked == ["restart", "reload", "reload", "figures"]
+    assert worker.microspec_stats() == "stats"
+    assert worker.model_runner.microspec_drafter.asked == ["reset", "reload", "reload", "stats"]
     monkeypatch.setattr(Drafted, "__new__", lambda cls: None)
-    with pytest.raises(Refused, match=r"Runner\.load_model: expected a drafter attached"):
+    with pytest.raises(UnsupportedError, match=r"Runner\.load_model: expected a drafter attached"):
         without.load_model()
     assert Worker(config()).load_model.__func__ is Worker.load_model  # others are as they were

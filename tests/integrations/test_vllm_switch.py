@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from microspec_kernels.integrations.engine import SWITCH, Refused, Settings
+from microspec_kernels.engine import SWITCH, Settings
+from microspec_kernels.integrations.hooks import UnsupportedError
 from microspec_kernels.integrations.vllm import plugin, register
-from microspec_kernels.integrations.vllm.plugin import settings_of
+from microspec_kernels.integrations.vllm.switch import settings_of
 
 from .fake_vllm import Executor, WorkerBase, config, installed
 
@@ -115,11 +116,11 @@ def test_asked_for_twice_and_differently(monkeypatch: pytest.MonkeyPatch) -> Non
     assert settings_of(config(microspec=SMALL)) == Settings(**SMALL)
     for other in (True, False, {"capacity": 65, "mode": "packed"}):
         with pytest.raises(
-            Refused, match=r'additional_config\["microspec"\]: expected the same as'
+            UnsupportedError, match=r'additional_config\["microspec"\]: expected the same as'
         ):
             settings_of(config(microspec=other))
     monkeypatch.setenv(SWITCH, "0")
-    with pytest.raises(Refused, match="expected the same as MICROSPEC, None"):
+    with pytest.raises(UnsupportedError, match="expected the same as MICROSPEC, None"):
         settings_of(config(microspec=True))
 
 
@@ -128,13 +129,18 @@ def test_a_switch_that_cannot_be_read_ends_every_process(
     switch: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(SWITCH, switch)
-    with installed(), pytest.raises(Refused, match="microspec: MICROSPEC: expected settings, got"):
+    with (
+        installed(),
+        pytest.raises(UnsupportedError, match="microspec: MICROSPEC: expected settings, got"),
+    ):
         register()
 
 
 def test_a_configuration_that_cannot_be_read(prepared: list[Any]) -> None:
     register()
-    with pytest.raises(Refused, match=r'additional_config\["microspec"\]: expected settings'):
+    with pytest.raises(
+        UnsupportedError, match=r'additional_config\["microspec"\]: expected settings'
+    ):
         worker(config(microspec={"capacity": "large"}))
 
 
@@ -147,10 +153,14 @@ def test_additional_config_of_a_class_of_its_own() -> None:
 def test_another_version_with_the_switch_on(monkeypatch: pytest.MonkeyPatch) -> None:
     with installed("0.34.1+cpu"):
         register()  # off: none of the plugin's business
-        with pytest.raises(Refused, match=r"expected a version among 0\.30, .*, got 0\.34\.1"):
+        with pytest.raises(
+            UnsupportedError, match=r"expected a version among 0\.30, .*, got 0\.34\.1"
+        ):
             worker(config(microspec=True))
         monkeypatch.setenv(SWITCH, "1")
-        with pytest.raises(Refused, match=r"vllm: expected a version among .*, got 0\.34\.1"):
+        with pytest.raises(
+            UnsupportedError, match=r"vllm: expected a version among .*, got 0\.34\.1"
+        ):
             register()
 
 

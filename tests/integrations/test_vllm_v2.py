@@ -1,4 +1,4 @@
-"""vLLM's model runner V2: classes with the seams' arguments go through their steps, patched."""
+"""vLLM's model runner V2: classes with the hook points' arguments take steps, patched."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from microspec_kernels.integrations.engine import Refused
+from microspec_kernels.integrations.hooks import UnsupportedError
 from microspec_kernels.integrations.vllm import v2
 from microspec_kernels.integrations.vllm.drafter import drafter_of
 
@@ -188,8 +188,8 @@ def test_verified_drafts(make: Any) -> None:
     assert active(runner, 1) == {5, 17, 9, 12} and active(runner, 3) == {6, 8}
     drafter = drafter_of(runner)
     assert drafter is not None
-    figures = drafter.figures()
-    assert (figures["hits"], figures["misses"]) == (0, 2)  # not of slot 3, which had no drafts
+    stats = drafter.stats()
+    assert (stats["hits"], stats["misses"]) == (0, 2)  # not of slot 3, which had no drafts
 
 
 def test_a_slot_begins_anew(make: Any) -> None:
@@ -217,5 +217,7 @@ def test_a_chunk_of_a_prompt(make: Any) -> None:
 def test_a_sampler_of_the_models_own_is_refused(make: Any) -> None:
     runner = make()
     runner.sampler = lambda logits, input_batch: Sampler.__mro__[1]()(logits, input_batch)
-    with pytest.raises(Refused, match="the target's sampler: expected a call of it before draft"):
+    with pytest.raises(
+        UnsupportedError, match="the target's sampler: expected a call of it before draft"
+    ):
         runner.sample(best(4), batch({1: [5]}, [1]))

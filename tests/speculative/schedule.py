@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from microspec_kernels.cli.text import target_alone
 from microspec_kernels.speculative import Batch, CausalModel, Request, Sampling
+from microspec_kernels.speculative.alone import target_alone
 
 from . import models
 from .models import example, greedy, noisy

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from microspec_kernels.speculative import CausalModel
-from microspec_kernels.speculative.cache import KVCache, causal, visible
+from microspec_kernels.speculative.models.cache import KVCache, causal, visible
 
 from .models import KINDS, VOCAB, prompt, tiny
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from microspec_kernels.speculative import Sampling
-from microspec_kernels.speculative.cache import KVCache
 from microspec_kernels.speculative.chain import chain_numbers, propose, sample_chain
+from microspec_kernels.speculative.models.cache import KVCache
 from microspec_kernels.speculative.sampling import draw, uniforms
 from microspec_kernels.speculative.stats import Clock
 

@@ -17,7 +17,7 @@ from microspec_kernels.speculative import (
     load_draft,
     load_target,
 )
-from microspec_kernels.speculative.files import dequantised
+from microspec_kernels.speculative.checkpoints.files import dequantised
 
 from .models import SIZE, VOCAB, eagle, eagle_config, example, greedy, prompt, tiny
 

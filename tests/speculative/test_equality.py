@@ -125,7 +125,7 @@ def test_equals_transformers_under_any_settings(
 
 def test_a_prompt_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Prefill in pieces of 7 gives what one pass gives, for the target, a draft and EAGLE."""
-    for module in ("model", "draft", "observer"):
+    for module in ("models.target", "models.draft", "observer"):
         monkeypatch.setattr(f"microspec_kernels.speculative.{module}.CHUNK", 7)
     model, text, truth = example("llama")
     target = CausalModel(model)

@@ -20,9 +20,9 @@ from microspec_kernels.speculative import (
     generate,
     load_draft,
 )
-from microspec_kernels.speculative.cache import KVCache
 from microspec_kernels.speculative.chain import sample_chain
 from microspec_kernels.speculative.heads import Head, make_head
+from microspec_kernels.speculative.models.cache import KVCache
 from microspec_kernels.speculative.stats import Clock
 
 from .eagle3 import ROWS, tensors, write

@@ -20,7 +20,7 @@ from microspec_kernels.speculative import (
     generate,
     load_draft,
 )
-from microspec_kernels.speculative.lm_head import differ_in_padding
+from microspec_kernels.speculative.models.lm_head import differ_in_padding
 
 from .eagle3 import ROWS, tensors, write
 from .models import SIZE, VOCAB, eagle, example, greedy, head_bias, prompt, tiny

@@ -204,7 +204,7 @@ def texts_of_chains(head: Any) -> tuple[Tensor, Tensor]:
 def test_chains_of_a_batch_follow_the_targets_law(
     head: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("microspec_kernels.speculative.cache.SMALLEST_ROOM", 12)
+    monkeypatch.setattr("microspec_kernels.speculative.models.cache.SMALLEST_ROOM", 12)
     check(*texts_of_chains(head))
     monkeypatch.setattr(verify, "accepted", lambda p, q, numbers: q > 0)
     with pytest.raises(AssertionError, match="total variation"):

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from microspec_kernels.speculative import CausalModel, generate, load_target
-from microspec_kernels.speculative.cache import causal
-from microspec_kernels.speculative.model import cache_argument
-from microspec_kernels.speculative.supported import MODEL_TYPES
+from microspec_kernels.speculative.models.cache import causal
+from microspec_kernels.speculative.models.supported import MODEL_TYPES
+from microspec_kernels.speculative.models.target import cache_argument
 
 from .models import VOCAB, eagle, greedy, head_bias, noisy, prompt, tiny
 

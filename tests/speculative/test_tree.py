@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from microspec_kernels.speculative import LMHead
-from microspec_kernels.speculative.cache import KVCache
 from microspec_kernels.speculative.heads import Dense
+from microspec_kernels.speculative.models.cache import KVCache
 from microspec_kernels.speculative.stats import Clock
 from microspec_kernels.speculative.tree import Tree, TreeShape, best_nodes, grow
 

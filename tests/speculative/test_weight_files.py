@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from microspec_kernels.speculative import CausalModel, load_draft, load_target
-from microspec_kernels.speculative.files import tensors_in
+from microspec_kernels.speculative.checkpoints.files import tensors_in
 
 from .models import eagle, example, tiny
 from .test_checkpoint import feature, int8_rows, save_draft

@@ -6,14 +6,15 @@ def register() -> None:
     """SGLang calls this in each of its processes (entry point group `sglang.srt.plugins`).
 
     Raises:
-        Refused: what was asked for cannot be done with this SGLang. No other exception, as SGLang
-            would swallow it.
+        UnsupportedError: this SGLang or its setup is not supported. SGLang would catch any other
+            exception.
     """
-    from microspec_kernels.integrations.engine import SWITCH, Refused
+    from microspec_kernels.engine import SWITCH
+    from microspec_kernels.integrations.hooks import UnsupportedError
 
     try:
         from .plugin import install
 
         install()
     except Exception as error:
-        raise Refused(f"sglang: {SWITCH}", "a plugin that loads", repr(error)) from error
+        raise UnsupportedError(f"sglang: {SWITCH}", "a plugin that loads", repr(error)) from error

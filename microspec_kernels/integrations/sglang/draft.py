@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from microspec_kernels.integrations.engine import EngineHead, Refused, Settings, Shard
+from microspec_kernels.engine import EngineHead, Settings, Shard
+from microspec_kernels.integrations.hooks import UnsupportedError
 
 from .metrics import Metrics
-from .refusals import check_head
+from .requirements import check_head
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ class ActiveDraft:
         settings: the user's.
 
     Raises:
-        Refused: an LM head that is not served, or settings that do not fit it.
+        UnsupportedError: an LM head that is not served, or settings that do not fit it.
     """
 
     def __init__(self, worker: Any, settings: Settings) -> None:
@@ -51,11 +52,11 @@ class ActiveDraft:
                 shard=_shard(self._lm_head, rows, start),
             )
         except (ValueError, TypeError, OSError) as error:
-            raise Refused("sglang: EagleDraftWorker", "settings for it", error) from error
+            raise UnsupportedError("sglang: EagleDraftWorker", "settings for it", error) from error
         capacity = self.head.capacity
         if capacity < worker.topk:
             expected = f"at least speculative_eagle_topk, {worker.topk}"
-            raise Refused("sglang: capacity", expected, capacity)
+            raise UnsupportedError("sglang: capacity", expected, capacity)
         self.places = torch.arange(-capacity, vocab_size, device=self._weight.device)
         self._place()
         self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -77,7 +78,9 @@ class ActiveDraft:
         """For LogitsProcessor._compute_lm_head: [M, D] to fp32 [M, K]; may be captured."""
         if lm_head is not self._lm_head or embedding_bias is not None:
             other = type(lm_head).__name__
-            raise Refused("sglang: the draft's LM head", "the one that was attached to", other)
+            raise UnsupportedError(
+                "sglang: the draft's LM head", "the one that was attached to", other
+            )
         return self.head.slot_logits(hidden_states.to(self._weight.dtype))
 
     def keep(self, chosen: Tensor) -> Tensor:
@@ -106,15 +109,15 @@ class ActiveDraft:
                 with each request's accepted tokens in front, and logits [B · nodes, V].
         """
         logits = result.logits_output.next_token_logits
-        if logits.shape != (len(tree), self.head.rows.target_vocab_size):
-            expected = f"shape [{len(tree)}, {self.head.rows.target_vocab_size}]"
-            raise Refused("sglang: the target's logits", expected, list(logits.shape))
+        if logits.shape != (len(tree), self.head.token_map.target_vocab_size):
+            expected = f"shape [{len(tree)}, {self.head.token_map.target_vocab_size}]"
+            raise UnsupportedError("sglang: the target's logits", expected, list(logits.shape))
         lengths = result.accept_lens
         accepted = result.next_token_ids.view(len(lengths), -1)
         column = torch.arange(accepted.size(1), device=accepted.device)
         accepted = accepted.masked_fill(column >= lengths[:, None], -1).flatten()
-        likeliest = self.head.likeliest(logits).flatten()
-        self.head.judge(accepted)
+        likeliest = self.head.top_target_tokens(logits).flatten()
+        self.head.count_coverage(accepted)
         self._observe(torch.cat((tree, likeliest, accepted)))
         self._metrics.tick()
 
@@ -122,10 +125,12 @@ class ActiveDraft:
         """Weights have changed.
 
         Raises:
-            Refused: the LM head's lie elsewhere now.
+            UnsupportedError: the LM head's lie elsewhere now.
         """
         if self._lm_head.weight.data_ptr() != self._weight.data_ptr():
-            raise Refused("sglang: update_weights", "the draft's LM head at its old address", "not")
+            raise UnsupportedError(
+                "sglang: update_weights", "the draft's LM head at its old address", "not"
+            )
         self.head.reload()
 
     def _observe(self, tokens: Tensor) -> None:

@@ -1,9 +1,9 @@
-"""Figures in SGLang's own way: a line in the log at its interval, and Prometheus."""
+"""Report counters as SGLang does: a line in the log at its interval, and Prometheus."""
 
 import logging
 
-from microspec_kernels.integrations.engine import EngineHead
-from microspec_kernels.integrations.engine.metrics import Report
+from microspec_kernels.engine import EngineHead
+from microspec_kernels.integrations.hooks.metrics import Report
 
 logger = logging.getLogger(__name__)
 
@@ -20,9 +20,9 @@ class Metrics:
         self._report = Report(head, logger, bool(observability.enable_metrics))
 
     def tick(self) -> None:
-        """In every verified step. Never waits: a GPU's figures are those of the interval before."""
+        """Report what is due; call in every step. Never waits: a GPU's counters come one late."""
         self._steps += 1
         if self._tells and self._steps % self._interval == 0:
-            figures = self._head.figures()
-            if figures is not None:
-                self._report.tell(figures)
+            stats = self._head.stats()
+            if stats is not None:
+                self._report.tell(stats)

@@ -1,4 +1,4 @@
-"""The switch, and what is done where it is on: at the seams of SGLang's EAGLE worker."""
+"""Read the MICROSPEC switch and, if it is set, patch SGLang's EAGLE worker."""
 
 import functools
 import importlib.metadata
@@ -6,31 +6,32 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from microspec_kernels.integrations.engine import SWITCH, Refused, Settings, check_seams
-from microspec_kernels.integrations.engine.wrap import Original, wrap
+from microspec_kernels.engine import SWITCH, Settings
+from microspec_kernels.integrations.hooks import UnsupportedError, check_hook_points
+from microspec_kernels.integrations.hooks.wrap import Original, wrap
 
 from .draft import ActiveDraft
-from .refusals import check_config, check_settings
-from .seams import TESTED, UPDATES, seams
+from .hook_points import TESTED, UPDATES, hook_points
+from .requirements import check_config, check_settings
 
 _ATTRIBUTE = "microspec_draft"
 
 
 def install() -> None:
-    """Stand before each scheduler that is made; nothing is touched where the switch is off.
+    """Hook the scheduler's constructor. Does nothing unless MICROSPEC is set.
 
     Raises:
-        Refused: the switch is on and cannot be read, or this SGLang is not served.
+        UnsupportedError: the switch is on and cannot be read, or this SGLang is not served.
     """
     try:
         settings = Settings.parse(os.environ.get(SWITCH))
     except (ValueError, TypeError) as error:
-        raise Refused(SWITCH, "settings", error) from error
+        raise UnsupportedError(SWITCH, "settings", error) from error
     if settings is None:
         return
     check_settings(settings)
     version = importlib.metadata.version("sglang")
-    check_seams("sglang", version, ", ".join(TESTED), seams(version))
+    check_hook_points("sglang", version, ", ".join(TESTED), hook_points(version))
     from sglang.srt.managers.scheduler import Scheduler
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
@@ -45,7 +46,9 @@ def _make_scheduler(settings: Settings, original: Any, *args: Any, **kwargs: Any
     original(*args, **kwargs)
     worker = args[0].draft_worker
     if draft_of(worker.draft_worker) is None:
-        raise Refused("sglang: Scheduler.draft_worker", "a draft attached", type(worker).__name__)
+        raise UnsupportedError(
+            "sglang: Scheduler.draft_worker", "a draft attached", type(worker).__name__
+        )
 
 
 def _patch(settings: Settings) -> None:
@@ -72,7 +75,7 @@ def draft_of(worker: Any) -> ActiveDraft | None:
 def _attached(worker: Any) -> ActiveDraft:
     draft = draft_of(worker)
     if draft is None:
-        raise Refused("sglang: EAGLEWorkerV2", "a draft attached", type(worker).__name__)
+        raise UnsupportedError("sglang: EAGLEWorkerV2", "a draft attached", type(worker).__name__)
     return draft
 
 

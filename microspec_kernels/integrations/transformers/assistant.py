@@ -7,9 +7,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from microspec_kernels import ActiveVocab, SparseLMHead
 from microspec_kernels._linear import broken_rows, linear_rows, log_broken
-from microspec_kernels.policy import Policy, Seen, Stage, default
+from microspec_kernels.head import SparseLMHead
+from microspec_kernels.policy import Policy, Stage, TargetPass, default
+from microspec_kernels.vocab import ActiveVocab
 
 # Not the lowest of all in fp32: divided by a temperature below 1, that would be -inf again.
 LOWEST = -1e30
@@ -82,12 +83,13 @@ def sparse_assistant(
         size, min(capacity, size), pinned=policy.pinned, initial=policy.initial, device=device
     )
     head = AssistantHead(weight, vocab, bias=bias, mode=mode)
-    likeliest = min(policy.best("step"), size)
+    likeliest = min(policy.target_top_k("step"), size)
 
-    def show(stage: Stage, tokens: Tensor, best: Tensor) -> None:
+    def show(stage: Stage, tokens: Tensor, top_tokens: Tensor) -> None:
         tokens = tokens.flatten().to(device)
-        seen = Seen(stage, tokens, best.flatten(0, 1).to(device), torch.full_like(tokens, -1))
-        head.observe(policy.take(seen))
+        top_tokens, chosen = top_tokens.flatten(0, 1).to(device), torch.full_like(tokens, -1)
+        target_pass = TargetPass(stage, tokens, top_tokens, chosen)
+        head.observe(policy.select(target_pass))
 
     def before_assistant(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         tokens = _input_ids(args, kwargs)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from microspec_kernels._optional import require
 from microspec_kernels.speculative import Batch, CausalModel, Sampling
-from microspec_kernels.speculative.extra import require
 
 # Transformers' own, in the order in which it and `Sampling` apply them, and what they read.
 WARPERS = {
@@ -74,7 +74,8 @@ def microspec_generate(draft: Any, **options: Any) -> Callable[..., Any]:
         sequences = torch.cat((input_ids, padded), dim=1)
         if not generation_config.return_dict_in_generate:
             return sequences
-        output = require("transformers.generation").GenerateDecoderOnlyOutput(sequences=sequences)
+        generation = require("transformers.generation", "speculative")
+        output = generation.GenerateDecoderOnlyOutput(sequences=sequences)
         output["stats"] = [request.stats for request in requests]
         return output
 
@@ -158,7 +159,7 @@ def _check_prepared(model_kwargs: dict[str, Any], prepared: dict[str, Any]) -> N
 
 def _sampling(config: Any, processors: Any) -> Sampling:
     """How the target's tokens are drawn: no processor but the known ones, each once, in order."""
-    module = require("transformers.generation.logits_process")
+    module = require("transformers.generation.logits_process", "speculative")
     kinds = [getattr(module, name) for name in WARPERS] if config.do_sample else []
     known = ", ".join(kind.__name__ for kind in kinds)
     settings: dict[str, Any] = {"temperature": 1.0} if config.do_sample else {}
@@ -174,7 +175,7 @@ def _sampling(config: Any, processors: Any) -> Sampling:
 
 def _ends(criteria: Any) -> tuple[int, list[int]]:
     """The longest a text may get, prompt and padding included, and the ids that end it."""
-    module = require("transformers.generation.stopping_criteria")
+    module = require("transformers.generation.stopping_criteria", "speculative")
     lengths: list[int] = []
     eos: list[int] = []
     for criterion in criteria:

@@ -6,7 +6,7 @@ def register() -> None:
     """vLLM calls this in each of its processes (entry point group `vllm.general_plugins`).
 
     Raises:
-        Refused: what was asked for cannot be done with this vLLM.
+        UnsupportedError: this vLLM or its setup is not supported.
     """
     from .plugin import install
 

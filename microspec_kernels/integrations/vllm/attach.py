@@ -6,27 +6,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from microspec_kernels.integrations.engine import EngineHead, Refused, Settings, Shard
+from microspec_kernels.engine import EngineHead, Settings, Shard
+from microspec_kernels.integrations.hooks import UnsupportedError
 
 from .draft_lm_head import DraftLMHead
 from .drafter import Drafter
 from .metrics import Metrics
-from .refusals import check_head
+from .requirements import check_head
 
 logger = logging.getLogger(f"vllm.{__name__}")  # vLLM shows its own loggers only
 
 
-def attach(name: str, model: Any, vllm_config: Any, settings: Settings, slots: int) -> Drafter:
+def attach(
+    name: str, model: Any, vllm_config: Any, settings: Settings, max_requests: int
+) -> Drafter:
     """Right after the draft model was loaded: so that the buffers made here count in the memory
     profile, and a graph captured later finds them at fixed addresses.
 
     Args:
         name: the drafter's, for the log. model: the draft model.
         vllm_config: the engine's. settings: the user's.
-        slots: how many requests may run: so many vocabularies with `vocabulary="request"`.
+        max_requests: how many may run: as many vocabularies with `vocabulary="request"`.
 
     Raises:
-        Refused: an LM head that is not served.
+        UnsupportedError: an LM head that is not served.
     """
     lm_head = DraftLMHead(model)
     size = vllm_config.speculative_config.draft_model_config.get_hidden_size()
@@ -44,14 +47,14 @@ def attach(name: str, model: Any, vllm_config: Any, settings: Settings, slots: i
         head = EngineHead(
             weight,
             settings,
-            groups=slots if settings.vocabulary == "request" else 1,
+            num_groups=max_requests if settings.vocabulary == "request" else 1,
             target_vocab_size=vllm_config.model_config.get_vocab_size(),
             row_tokens=tokens,
             bias=None if handed.bias is None else handed.bias[: end - start],
             shard=_shard(layer, rows, start),
         )
     except (ValueError, TypeError, OSError) as error:
-        raise Refused(f"vllm: {name}", "settings for this draft", error) from error
+        raise UnsupportedError(f"vllm: {name}", "settings for this draft", error) from error
     _announce(name, model, head)
     return Drafter(lm_head, layer, weight, head, Metrics(head, layer.tp_rank == 0))
 
@@ -67,7 +70,9 @@ def _row_tokens(model: Any, rows: int, known: Tensor) -> Tensor | None:
         tokens += offsets.detach()[:rows]
     if not torch.equal(tokens.sort().values, known):
         where = f"vllm: {type(model).__name__}.compute_logits"
-        raise Refused(where, f"logits of the {rows} tokens of its LM head", f"of {len(known)}")
+        raise UnsupportedError(
+            where, f"logits of the {rows} tokens of its LM head", f"of {len(known)}"
+        )
     return None if offsets is None else tokens
 
 

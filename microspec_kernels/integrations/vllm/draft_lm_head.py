@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from microspec_kernels.integrations.engine import Refused
+from microspec_kernels.integrations.hooks import UnsupportedError
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class DraftLMHead:
     what the model itself does before its head.
 
     Raises:
-        Refused: the model does not call any LogitsProcessor.
+        UnsupportedError: the model does not call any LogitsProcessor.
     """
 
     def __init__(self, model: Any) -> None:
@@ -55,7 +55,7 @@ class DraftLMHead:
             return stopped.handed
         finally:
             self._stops = False
-        raise Refused(self._where, "a call of the model's LogitsProcessor", "none")
+        raise UnsupportedError(self._where, "a call of the model's LogitsProcessor", "none")
 
     def tokens(self, like: Tensor) -> Tensor:
         """The target's tokens that the model's own logits know, ascending, int64; waits.

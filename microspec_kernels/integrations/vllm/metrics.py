@@ -1,8 +1,8 @@
-"""Figures in vLLM's own way: a line in the log at its interval, and Prometheus.
+"""Report counters as vLLM does: a line in the log at its interval, and Prometheus.
 
-vLLM carries no figures of plugins from a worker to the process that serves /metrics. They are there
-nevertheless where it was started with PROMETHEUS_MULTIPROC_DIR: each process then writes its own
-into that folder.
+vLLM carries no plugin's counters from a worker to the process that serves /metrics. With
+PROMETHEUS_MULTIPROC_DIR set they get there nevertheless: each process then writes its own into that
+folder.
 """
 
 import logging
@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from microspec_kernels.integrations.engine import EngineHead
-from microspec_kernels.integrations.engine.metrics import Report
+from microspec_kernels.engine import EngineHead
+from microspec_kernels.integrations.hooks.metrics import Report
 
 logger = logging.getLogger(f"vllm.{__name__}")  # vLLM shows its own loggers only
 
@@ -30,25 +30,25 @@ class Metrics:
         self._report = Report(head, logger, prometheus=True)
 
     def tick(self) -> None:
-        """In every step: reports what is due. Never waits for the device."""
+        """Report what is due; call in every step. Never waits for the device."""
         if not self._reports or time.monotonic() < self._due:
             return
-        figures = self._head.figures()
+        stats = self._head.stats()
         self._asked = not self._asked
-        if self._asked or figures is None:
+        if self._asked or stats is None:
             return  # their copy has only begun: the next step finds them
         self._due = time.monotonic() + self._interval
-        self._report.tell(figures)
+        self._report.tell(stats)
 
-    def restart(self) -> None:
-        """The head's figures begin anew."""
-        self._report.restart()
+    def reset(self) -> None:
+        """Start from zero, after :meth:`EngineHead.reset`."""
+        self._report.reset()
 
     def newest(self) -> dict[str, Any]:
-        """Since the start; waits for the device."""
-        self._head.figures()
+        """Return the totals since the start. Waits for the device."""
+        self._head.stats()
         if self._head.vocab.device.type == "cuda":
             torch.cuda.synchronize(self._head.vocab.device)
-        figures = self._head.figures()
-        assert figures is not None
-        return {**figures._asdict(), "coverage": figures.coverage}
+        stats = self._head.stats()
+        assert stats is not None
+        return {**stats._asdict(), "coverage": stats.coverage}

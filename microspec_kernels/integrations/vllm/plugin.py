@@ -1,18 +1,18 @@
-"""The switch, and what is done where it is on: once vLLM's workers know their configuration."""
+"""Patch vLLM when one of its workers receives a configuration with the switch on."""
 
 import logging
-import os
 from collections.abc import Mapping, MutableMapping
 from dataclasses import asdict
-from importlib import import_module
 from typing import Any
 
-from microspec_kernels.integrations.engine import SWITCH, Refused, Settings, check_seams
-from microspec_kernels.integrations.engine.wrap import Original, wrap
+from microspec_kernels.integrations.hooks import UnsupportedError, check_hook_points
+from microspec_kernels.integrations.hooks.wrap import Original, wrap
 
+from . import v1, v2
 from .drafter import drafter_of
-from .refusals import check_config
-from .seams import TESTED, seams
+from .hook_points import TESTED, hook_points
+from .requirements import check_config
+from .switch import from_environment, settings_of
 
 logger = logging.getLogger(f"vllm.{__name__}")  # vLLM shows its own loggers only
 
@@ -23,11 +23,11 @@ def install() -> None:
     Nothing else is touched before, so that vLLM is as ever where the switch is off.
 
     Raises:
-        Refused: the switch is on and cannot be read, or this vLLM is not served.
+        UnsupportedError: the switch is on and cannot be read, or this vLLM is not served.
     """
     version = _version()
-    if _from_environment() is not None:
-        seams(version)
+    if from_environment() is not None:
+        hook_points(version)
         from vllm.v1.executor.abstract import Executor
 
         wrap(Executor, "__init__", _make_executor)
@@ -45,34 +45,6 @@ def _version() -> str:
 
     version: str = vllm.__version__
     return version
-
-
-def settings_of(vllm_config: Any) -> Settings | None:
-    """What an engine's user asked for; None where the switch is off.
-
-    Raises:
-        Refused: not to be read, or asked for twice and differently.
-    """
-    environment = _from_environment()
-    additional = vllm_config.additional_config
-    if not isinstance(additional, Mapping) or "microspec" not in additional:
-        return environment
-    where = 'additional_config["microspec"]'
-    configured = _parse(where, additional["microspec"])
-    if os.environ.get(SWITCH, "").strip() and environment != configured:
-        raise Refused(where, f"the same as {SWITCH}, {environment}", configured)
-    return configured
-
-
-def _from_environment() -> Settings | None:
-    return _parse(SWITCH, os.environ.get(SWITCH))
-
-
-def _parse(where: str, value: Any) -> Settings | None:
-    try:
-        return Settings.parse(value)
-    except (ValueError, TypeError) as error:
-        raise Refused(where, "settings", str(error).removeprefix("microspec: ")) from error
 
 
 def _make_executor(original: Original, given: Mapping[str, Any]) -> None:
@@ -93,22 +65,24 @@ def _make_worker(original: Original, given: Mapping[str, Any]) -> None:
 
 def _prepare(vllm_config: Any, worker: type) -> None:
     version = _version()
-    check_seams("vllm", version, ", ".join(TESTED), seams(version))
+    check_hook_points("vllm", version, ", ".join(TESTED), hook_points(version))
     check_config(vllm_config)
-    runner = "v2" if vllm_config.use_v2_model_runner else "v1"
-    import_module(f"{__package__}.{runner}").install()
+    runner = v2 if vllm_config.use_v2_model_runner else v1
+    runner.install()
     wrap(worker, "load_model", _load_model)
     wrap(worker, "compile_or_warm_up_model", _warm_up)
     for name in ("reload_weights", "finish_weight_update"):
         wrap(worker, name, _reload)
-    worker.microspec_figures = _figures  # type: ignore[attr-defined]
+    worker.microspec_stats = _stats  # type: ignore[attr-defined]
 
 
 def _load_model(original: Original, given: Mapping[str, Any]) -> Any:
     loaded = original()
     runner = given["self"].model_runner
     if settings_of(given["self"].vllm_config) is not None and drafter_of(runner) is None:
-        raise Refused(f"vllm: {type(runner).__name__}.load_model", "a drafter attached", None)
+        raise UnsupportedError(
+            f"vllm: {type(runner).__name__}.load_model", "a drafter attached", None
+        )
     return loaded
 
 
@@ -116,7 +90,7 @@ def _warm_up(original: Original, given: Mapping[str, Any]) -> Any:
     warm = original()
     drafter = drafter_of(given["self"].model_runner)
     if drafter is not None:
-        drafter.restart()  # warming up sends requests of made-up tokens through
+        drafter.reset()  # warming up sends requests of made-up tokens through
     return warm
 
 
@@ -128,7 +102,7 @@ def _reload(original: Original, given: Mapping[str, Any]) -> Any:
     return reloaded
 
 
-def _figures(worker: Any) -> dict[str, Any] | None:
-    """For `llm.collective_rpc("microspec_figures")`: one of each worker."""
+def _stats(worker: Any) -> dict[str, Any] | None:
+    """For `llm.collective_rpc("microspec_stats")`: one of each worker."""
     drafter = drafter_of(worker.model_runner)
-    return None if drafter is None else drafter.figures()
+    return None if drafter is None else drafter.stats()

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from microspec_kernels.integrations.engine import Refused
-from microspec_kernels.integrations.engine.wrap import Original, wrap
+from microspec_kernels.integrations.hooks import UnsupportedError
+from microspec_kernels.integrations.hooks.wrap import Original, wrap
 
 from .attach import attach
 from .drafter import drafter_of, hold
-from .plugin import settings_of
+from .switch import settings_of
 
 
 def install() -> None:
@@ -44,8 +44,8 @@ def _load_draft_model(original: Original, given: Mapping[str, Any]) -> None:
         return
     if settings.vocabulary != "shared":
         where = "vllm: vocabulary"
-        raise Refused(where, "'shared' with model runner V1", repr(settings.vocabulary))
-    drafter = attach(type(proposer).__name__, proposer.model, config, settings, slots=1)
+        raise UnsupportedError(where, "'shared' with model runner V1", repr(settings.vocabulary))
+    drafter = attach(type(proposer).__name__, proposer.model, config, settings, max_requests=1)
     for holder in (proposer, proposer.microspec_runner):
         hold(holder, drafter)
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from microspec_kernels.integrations.engine.wrap import Original, wrap
+from microspec_kernels.integrations.hooks.wrap import Original, wrap
 
 from .attach import attach
 from .drafter import drafter_of, hold
-from .plugin import settings_of
+from .switch import settings_of
 
 
 def install() -> None:
@@ -39,8 +39,8 @@ def _load_draft_model(original: Original, given: Mapping[str, Any]) -> None:
     settings = settings_of(speculator.vllm_config)
     if settings is not None:
         name, config = type(speculator).__name__, speculator.vllm_config
-        slots = speculator.max_num_reqs
-        hold(speculator, attach(name, speculator.model, config, settings, slots))
+        max_requests = speculator.max_num_reqs
+        hold(speculator, attach(name, speculator.model, config, settings, max_requests))
 
 
 def _load_model(original: Original, given: Mapping[str, Any]) -> Any:
@@ -66,8 +66,8 @@ def _add_requests(original: Original, given: Mapping[str, Any]) -> Any:
     runner, new = given["self"], given["scheduler_output"].scheduled_new_reqs
     drafter = drafter_of(runner)
     if drafter is not None and new:
-        slots = [runner.req_states.req_id_to_index[request.req_id] for request in new]
-        drafter.begin(slots, [_cached(request) for request in new])
+        request_index = [runner.req_states.req_id_to_index[request.req_id] for request in new]
+        drafter.begin(request_index, [_cached(request) for request in new])
     return added
 
 

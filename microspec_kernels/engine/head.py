@@ -1,0 +1,283 @@
+"""The draft's LM head over an active vocabulary, as an engine's plugin or an own engine uses it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from microspec_kernels._host_copy import HostCopy
+from microspec_kernels._linear import broken_rows, log_broken, plain
+from microspec_kernels.head import SparseHead
+from microspec_kernels.parallel import ParallelSparseHead, all_gather_rows
+from microspec_kernels.vocab import ActiveVocab
+
+from .settings import Settings
+from .token_map import TokenMap
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The rows of the draft's LM head that this rank of a tensor-parallel group holds.
+
+    total_rows: rows on all ranks together. start: the first one here. group: the ranks (None: all).
+    """
+
+    total_rows: int
+    start: int
+    group: "torch.distributed.ProcessGroup | None" = None
+
+
+class EngineStats(NamedTuple):
+    """Totals since the start, over all vocabularies, and the tokens that are active now.
+
+    hits, misses: tokens of the text that were active before they were observed, and that were not.
+    rows_entered: rows of the LM head that became active. active: tokens that are active now.
+    """
+
+    hits: int
+    misses: int
+    rows_entered: int
+    active: int
+
+    @property
+    def coverage(self) -> float | None:
+        """The share of hits; None before any token was counted."""
+        counted = self.hits + self.misses
+        return self.hits / counted if counted else None
+
+
+class EngineHead:
+    """Attach once, observe in eager code, call in a captured graph.
+
+        head = EngineHead(draft.lm_head.weight, Settings(frequency="rank.npy"))  # before capture
+        head.count_coverage(accepted)             # optional
+        head.observe(torch.cat((step_tokens, target_logits.argmax(-1))))  # between two replays
+        tokens = head.argmax(hidden)              # in the graph of the draft's steps
+
+    All state has fixed addresses and lies on the weight's device. The engine speaks of the target's
+    tokens; rows of the draft's LM head, which EAGLE-3 may have fewer of, stay in here. Tokens whose
+    rows hold NaN or infinity when it is made are logged and never proposed.
+
+    Args:
+        weight: [rows, D] the draft's LM head, without the padding at the end of V; this rank's rows
+            with `shard`.
+        settings: see :class:`Settings`.
+        num_groups: how many vocabularies: 1 where the requests share it, else as many as may run.
+        target_vocab_size: tokens of the target; default: as many as rows.
+        row_tokens: int64 [rows], the target's token of each row of the whole head; None where row i
+            is token i.
+        bias: [rows].
+        logit_scale, softcap: see :func:`~microspec_kernels.sparse_head`.
+        shard: where ranks hold a part each. To make a head and to call it are then collectives, and
+            each rank observes the same tokens.
+
+    Raises:
+        ValueError, TypeError, OSError: as :class:`SparseHead` (a weight that is no plain tensor)
+            and :meth:`Settings.initial` do; a frequency list without any token of the draft; a
+            top_k above the target's tokens.
+    """
+
+    @torch.inference_mode(False)  # or the state could not be updated outside
+    def __init__(
+        self,
+        weight: Tensor,
+        settings: Settings,
+        *,
+        num_groups: int = 1,
+        target_vocab_size: int | None = None,
+        row_tokens: Tensor | None = None,
+        bias: Tensor | None = None,
+        logit_scale: float = 1.0,
+        softcap: float = 0.0,
+        shard: Shard | None = None,
+    ) -> None:
+        device = plain(weight, "EngineHead: weight").device
+        rows = weight.size(0) if shard is None else shard.total_rows
+        broken = broken_rows(weight, bias)
+        if shard is not None:
+            broken = all_gather_rows(broken, rows, start=shard.start, group=shard.group)
+        self.token_map = TokenMap(rows, target_vocab_size, row_tokens, device, broken)
+        log_broken(self.token_map.to_tokens(broken), "microspec: the draft's LM head")
+        if settings.top_k > self.token_map.target_vocab_size:
+            most = self.token_map.target_vocab_size
+            raise ValueError(f"microspec: top_k: expected at most {most}, got {settings.top_k}")
+        initial = self.token_map.to_rows(
+            settings.initial(self.token_map.target_vocab_size).to(device)
+        )
+        initial = initial[initial >= 0]
+        if settings.frequency is not None and len(initial) == 0:
+            expected = "at least one token that the draft has a row for"
+            raise ValueError(f"microspec: frequency: expected {expected}, got none")
+        self.settings, self._weight = settings, weight.detach()
+        self.vocab = ActiveVocab(
+            rows, min(settings.capacity, rows), groups=num_groups, initial=initial, device=device
+        )
+        options = {
+            "mode": settings.mode,
+            "slab_dtype": settings.slab_torch_dtype,
+            # observe waits for the gather, so that a second buffer would only be gathered twice.
+            "buffers": 1 if settings.mode == "packed" else None,
+            "bias": bias,
+            "logit_scale": logit_scale,
+            "softcap": softcap,
+        }
+        self.head: SparseHead | ParallelSparseHead
+        if shard is None:
+            self.head = SparseHead(weight, self.vocab, **options)  # type: ignore[arg-type]
+        else:
+            self.head = ParallelSparseHead(
+                weight, self.vocab, start=shard.start, group=shard.group, **options
+            )
+        self._counted = torch.zeros(2, dtype=torch.int64, device=device)  # active tokens, all
+        self._entered = torch.zeros(1, dtype=torch.int64, device=device)
+        self._host_copy = HostCopy()
+
+    @property
+    def capacity(self) -> int:
+        """K: the setting, or all rows where the head has fewer."""
+        return self.vocab.capacity
+
+    def __str__(self) -> str:
+        """For an engine's log."""
+        settings, weight, count = self.settings, self._weight, self.vocab.groups
+        return (
+            f"LM head [{self.vocab.vocab_size}, {weight.size(1)}] "
+            f"{str(weight.dtype).removeprefix('torch.')}, K = {self.capacity}, "
+            f"{count} vocabular{'y' if count == 1 else 'ies'} ({settings.vocabulary}), "
+            f"target's top-{settings.top_k}, "
+            f"mode {' '.join(filter(None, (settings.mode, settings.slab_dtype)))}"
+        )
+
+    def observe(self, tokens: Tensor, token_groups: Tensor | None = None) -> None:
+        """Make the target's tokens active, before the draft's next step. Call outside capture.
+
+        Args:
+            tokens: int32 or int64 [N], the newest last. Those without a row, and -1, are ignored.
+            token_groups: int32 or int64 [N], each token's vocabulary, -1 to ignore it; None with
+                one vocabulary.
+        """
+        before = self.vocab.ids.clone()
+        self.vocab.update(self.token_map.to_rows(tokens), token_groups=token_groups)
+        self._entered += (self.vocab.ids != before).sum()
+        self._gather()
+
+    def top_target_tokens(self, logits: Tensor) -> Tensor:
+        """Return the target's `top_k` likeliest tokens of each row, for :meth:`observe`.
+
+        Args:
+            logits: [R, V], the target's.
+
+        Returns:
+            int64 [R, top_k], the likeliest last, so that it counts as the newest.
+        """
+        if self.settings.top_k == 1:
+            return logits.max(-1, keepdim=True).indices  # on a CPU a third of argmax's time
+        return logits.topk(self.settings.top_k).indices.flip(1)
+
+    def count_coverage(self, tokens: Tensor, token_groups: Tensor | None = None) -> None:
+        """Count how many of a text's new tokens are active. Call before :meth:`observe`.
+
+        Args:
+            tokens, token_groups: as for :meth:`observe`. Tokens without a row are misses.
+
+        Raises:
+            ValueError: no token_groups although there are several vocabularies.
+        """
+        if token_groups is None and self.vocab.groups > 1:
+            expected = f"each token's, as there are {self.vocab.groups}"
+            where = "microspec: count_coverage: token_groups"
+            raise ValueError(f"{where}: expected {expected}, got None")
+        active = self.vocab.contains(self.token_map.to_rows(tokens), token_groups=token_groups)
+        counted = self.token_map.is_token(tokens)
+        if token_groups is not None:
+            counted &= token_groups >= 0
+        self._counted += torch.stack((active, counted)).sum(1)
+
+    def reset(self, groups: Tensor | Sequence[int] | None = None) -> None:
+        """Reset vocabularies to their initial tokens. Call outside capture.
+
+        Do not reset a shared vocabulary for each new request: it serves them all.
+
+        Args:
+            groups: integers [n], the vocabularies in which new requests begin; a tensor on the
+                weight's device is not waited for. None: all of them, and the totals of
+                :meth:`stats`.
+        """
+        if groups is None:
+            self.vocab.reset()
+            self._counted.zero_()
+            self._entered.zero_()
+            self._host_copy = HostCopy()  # drop the pending copy: its totals are from before
+        elif len(groups):
+            self.vocab.reset(groups)
+        else:
+            return
+        self._gather()
+
+    def top_k(
+        self, hidden: Tensor, k: int, row_groups: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the draft's best tokens. May be captured.
+
+        Args:
+            hidden: [M, D], what the LM head would get.
+            row_groups: int32 or int64 [M], each row's vocabulary, -1 for padding; None with one
+                vocabulary.
+
+        Returns:
+            logits fp32 [M, k]; the target's token ids int64 [M, k]; logsumexp fp32 [M] over the
+            active tokens. -inf and -1 where a vocabulary has fewer, or a row is padding.
+        """
+        logits, rows, logsumexp = self.head(hidden, k, row_groups)
+        return logits, self.token_map.to_tokens(rows), logsumexp
+
+    def argmax(self, hidden: Tensor, row_groups: Tensor | None = None) -> Tensor:
+        """Return the draft's best token of each row, int64 [M]. May be captured.
+
+        Token 0 stands for none: the result has to be a token, and the target rejects a wrong one.
+        """
+        return self.top_k(hidden, 1, row_groups)[1][:, 0].clamp(min=0)
+
+    def slot_logits(self, hidden: Tensor) -> Tensor:
+        """Return a shared vocabulary's logits, for an engine that chooses among the slots itself.
+
+        Args:
+            hidden: [M, D], what the LM head would get.
+
+        Returns:
+            fp32 [M, K], slot by slot, -inf for empty ones. May be captured.
+        """
+        return self.head.logits(hidden)[0]
+
+    def slot_tokens(self) -> Tensor:
+        """Return the target's token in each slot: int64 [G, K], -1 for empty ones."""
+        return self.token_map.to_tokens(self.vocab.ids.long())
+
+    def stats(self) -> EngineStats | None:
+        """Return the newest totals on the host; None before the first arrive. Never waits."""
+        active = self.vocab.size.sum(0, keepdim=True)
+        newest = self._host_copy.poll(torch.cat((self._counted, self._entered, active)))
+        if newest is None:
+            return None
+        hits, counted, rows_entered, active_now = newest.tolist()
+        return EngineStats(hits, counted - hits, rows_entered, active_now)
+
+    def reload(self) -> None:
+        """Gather the slab's rows anew, after the weight changed in place. Call outside capture."""
+        slab = self._local.slab
+        if slab is not None:
+            slab.invalidate()
+            self._gather()
+
+    def _gather(self) -> None:
+        slab = self._local.slab
+        if slab is not None:
+            slab.refresh()
+            slab.wait()  # so that a captured graph, which cannot, finds the rows in place
+
+    @property
+    def _local(self) -> SparseHead:
+        """Over the rows that are held here."""
+        return self.head.local if isinstance(self.head, ParallelSparseHead) else self.head

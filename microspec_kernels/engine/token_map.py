@@ -1,0 +1,63 @@
+"""The map between the target's tokens and the rows of the draft's LM head."""
+
+import torch
+from torch import Tensor
+
+from microspec_kernels._token_ids import token_ids
+
+
+class TokenMap:
+    """Map tokens to rows and rows to tokens; -1 stands for no row and no token.
+
+    Args:
+        rows: of the draft's LM head.
+        target_vocab_size: V, tokens of the target; None: as many as rows.
+        row_tokens: integers [rows], each row's token, as EAGLE-3's d2t has it; None where row i is
+            token i.
+        device: where tokens and rows will lie.
+        broken: int64 [n], rows that count as no token's.
+
+    Raises:
+        ValueError, TypeError: row_tokens.
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        target_vocab_size: int | None,
+        row_tokens: Tensor | None,
+        device: torch.device,
+        broken: Tensor | None = None,
+    ) -> None:
+        self.target_vocab_size = target_vocab_size or rows
+        drops = broken is not None and len(broken) > 0
+        if row_tokens is None and (rows < self.target_vocab_size or drops):
+            row_tokens = torch.arange(rows, device=device)
+        self._row_tokens: Tensor | None = None
+        if row_tokens is not None:
+            where, size = "microspec: row_tokens", self.target_vocab_size
+            if row_tokens.shape != (rows,):
+                got = list(row_tokens.shape)
+                raise ValueError(f"{where}: expected shape [{rows}], got {got}")
+            self._row_tokens = token_ids(where, row_tokens, size, device=device)
+            self._token_rows = torch.full((self.target_vocab_size,), -1, device=device)
+            self._token_rows[self._row_tokens] = torch.arange(rows, device=device)
+            if broken is not None:
+                self._token_rows[self._row_tokens[broken]] = -1
+
+    def is_token(self, tokens: Tensor) -> Tensor:
+        """Return which are tokens of the target, with a row or without: bool, shaped as tokens."""
+        return (tokens >= 0) & (tokens < self.target_vocab_size)
+
+    def to_rows(self, tokens: Tensor) -> Tensor:
+        """Map tokens, int32 or int64 of any shape, to rows; what is no token, too, to -1."""
+        valid = self.is_token(tokens)
+        if self._row_tokens is None:
+            return torch.where(valid, tokens, -1)
+        return torch.where(valid, self._token_rows[tokens.where(valid, 0).long()], -1)
+
+    def to_tokens(self, rows: Tensor) -> Tensor:
+        """Map rows, int64 of any shape, to tokens."""
+        if self._row_tokens is None:
+            return rows
+        return torch.where(rows >= 0, self._row_tokens[rows.clamp(min=0)], -1)

@@ -1,0 +1,12 @@
+"""What the plugins of engines share: hook points, wrapped methods, an error, metrics."""
+
+from .hook_points import HookPoint, check_hook_points, missing_hook_points, package_root
+from .unsupported import UnsupportedError
+
+__all__ = [
+    "HookPoint",
+    "UnsupportedError",
+    "check_hook_points",
+    "missing_hook_points",
+    "package_root",
+]

@@ -1,0 +1,5 @@
+"""Load targets and drafts from folders or the hub, in every published format."""
+
+from .load import load_draft, load_target
+
+__all__ = ["load_draft", "load_target"]

@@ -1,0 +1,182 @@
+"""The files of a checkpoint: its folder, its config and its tensors."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from microspec_kernels._files import read_json, read_pt, reading
+from microspec_kernels._optional import require
+
+
+def folder_of(path: str | Path) -> Path:
+    """`path` where it is a folder, else the hub's repository of that name, fetched."""
+    if Path(path).is_dir():
+        return Path(path)
+    if not isinstance(path, str) or path.count("/") != 1 or path.startswith((".", "/", "~")):
+        raise FileNotFoundError(f"no folder {path}")
+    fetch = require("huggingface_hub", "speculative").snapshot_download
+    folder = Path(fetch(path, allow_patterns=["*.json", "model*.safetensors"]))
+    if not any(folder.glob("model*.safetensors")):
+        folder = Path(fetch(path, allow_patterns=["*.json", "pytorch_model*.bin"]))
+    return folder
+
+
+def config_in(folder: Path) -> dict[str, Any]:
+    """Its config.json; FileNotFoundError where there is none, ValueError for no JSON object."""
+    return read_json(folder / "config.json")
+
+
+def tensors_in(folder: Path) -> dict[str, Tensor]:
+    """All tensors of `weight_files`, on the CPU.
+
+    Raises what that does; ValueError: files that share a tensor, or lack one that the index says
+    they have.
+    """
+    files, index = weight_files(folder)
+    state: dict[str, Tensor] = {}
+    origin: dict[str, str] = {}
+    for file in files:
+        tensors = _load(file)
+        if twice := sorted(state.keys() & tensors.keys()):
+            raise ValueError(
+                f"{folder}: {twice[0]}: expected in one file, got it in {origin[twice[0]]} and "
+                f"{file.name}"
+            )
+        state |= tensors
+        origin |= dict.fromkeys(tensors, file.name)
+    for name, file_name in index.items():
+        if origin.get(name) != file_name:
+            raise ValueError(
+                f"{folder}: {name}: expected in {file_name}, as the index says, got "
+                f"{origin.get(name, 'it nowhere')}"
+            )
+    return state
+
+
+def weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
+    """The files that hold a checkpoint's tensors, and its index from tensors to files' names.
+
+    Where there are safetensors (`model*.safetensors`), they alone count; where there are none,
+    `pytorch_model*.bin`. An index (`model.safetensors.index.json`) says which of them count, and
+    others are leftovers. Without one, and then the index returned is empty, there is a single file
+    or one whole series `-00001-of-0000N`, and nothing beside it.
+
+    Raises FileNotFoundError: no such file, or some that the index or a series' names speak of are
+    missing, by name. ValueError: files that are not one set, or an index that is none.
+    """
+    for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
+        index_file = folder / f"{stem}{suffix}.index.json"
+        if index_file.exists():
+            index = _index_in(index_file)
+            return _all_there(folder, set(index.values()), f"{index_file.name} names"), index
+        if names := {file.name for file in folder.glob(f"{stem}*{suffix}")}:
+            return _all_there(folder, _whole_set(folder, names), "the others' names speak of"), {}
+    raise FileNotFoundError(f"{folder}: no model*.safetensors and no pytorch_model*.bin")
+
+
+def _index_in(file: Path) -> dict[str, str]:
+    """An index's map from tensors to the names of files beside it."""
+    index = read_json(file).get("weight_map")
+    if isinstance(index, dict) and index:
+        names = index.values()
+        if all(isinstance(name, str) and Path(name).name == name for name in names):
+            return index
+    raise ValueError(f"{file}: expected a weight_map from tensors to names of files beside it")
+
+
+def _whole_set(folder: Path, names: set[str]) -> set[str]:
+    """The names of the single file or of the one series that `names` are of."""
+    shards = [re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})(\..*)", name) for name in names]
+    series = {shard.group(1, 3, 4) if shard else None for shard in shards}
+    if series == {None} and len(names) == 1:
+        return names
+    whole: set[str] = set()
+    for start, count, end in filter(None, series):
+        whole |= {f"{start}-{place:05d}-of-{count}{end}" for place in range(1, int(count) + 1)}
+    if len(series) > 1 or not names <= whole:
+        raise ValueError(
+            f"{folder}: expected an index, a single file of weights or one series of them, got "
+            f"{', '.join(sorted(names))}"
+        )
+    return whole
+
+
+def _all_there(folder: Path, names: set[str], who: str) -> list[Path]:
+    """The files of these names."""
+    if missing := sorted(name for name in names if not (folder / name).exists()):
+        raise FileNotFoundError(f"{folder}: missing files that {who}: {', '.join(missing)}")
+    return [folder / name for name in sorted(names)]
+
+
+def _load(file: Path) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor]
+    if file.suffix == ".safetensors":
+        with reading(file, "a safetensors file"):
+            tensors = require("safetensors.torch", "speculative").load_file(file)
+    else:
+        tensors = read_pt(file, "a .bin of named tensors")
+        if not isinstance(tensors, dict):
+            got = type(tensors).__name__
+            raise ValueError(f"{file}: expected a .bin of named tensors, got {got}")
+    return tensors
+
+
+def has_int8_rows(folder: Path) -> bool:
+    """Whether its safetensors hold tensors for `dequantised`; their headers alone say so.
+
+    Other int8 formats, with scales of another shape, are for `transformers` to load.
+    """
+    for file in weight_files(folder)[0]:
+        if file.suffix != ".safetensors":
+            continue
+        with reading(file, "a safetensors file"):
+            tensors = require("safetensors", "speculative").safe_open(file, framework="pt")
+        with tensors:
+            names = set(tensors.keys())
+            for name in names:
+                if tensors.get_slice(name).get_dtype() == "I8" and f"{name}_scale" in names:
+                    return len(tensors.get_slice(f"{name}_scale").get_shape()) == 1
+    return False
+
+
+def dequantised(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Every int8 tensor `X` [rows, ...] with a sibling `X_scale` fp32 [rows] as fp32 X * scale."""
+    none = torch.empty(0, 0)
+    scaled = {
+        name
+        for name, tensor in state.items()
+        if tensor.dtype == torch.int8 and state.get(f"{name}_scale", none).dim() == 1
+    }
+    plain = {
+        name: tensor
+        for name, tensor in state.items()
+        if name not in scaled and name.removesuffix("_scale") not in scaled
+    }
+    return plain | {name: state[name].float() * state[f"{name}_scale"][:, None] for name in scaled}
+
+
+def fill(
+    module: nn.Module, state: Mapping[str, Tensor], what: str, optional: set[str] | None = None
+) -> None:
+    """Copy `state` into `module`: every name and shape, no more and no less.
+
+    The names in `optional` may be missing.
+    """
+    expected = module.state_dict()
+    missing = sorted(expected.keys() - state.keys() - (optional or set()))
+    unknown = sorted(state.keys() - expected.keys())
+    if missing or unknown:
+        raise ValueError(f"{what}: missing tensors {missing}, unknown tensors {unknown}")
+    for name, tensor in state.items():
+        check_shape(tensor, expected[name].shape, f"{what}: {name}")
+    module.load_state_dict(state, strict=False)
+
+
+def check_shape(tensor: Tensor, expected: torch.Size, what: str) -> None:
+    """`tensor` has that shape."""
+    if tensor.shape != expected:
+        raise ValueError(f"{what}: expected shape {list(expected)}, got {list(tensor.shape)}")

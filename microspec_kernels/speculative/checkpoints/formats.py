@@ -1,0 +1,201 @@
+"""EAGLE-3 checkpoints as their makers write them, and what gives other drafts away."""
+
+import logging
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from microspec_kernels._files import reading
+from microspec_kernels._optional import require
+from microspec_kernels.speculative.models.eagle3 import Eagle3Draft
+from microspec_kernels.speculative.models.lm_head import LMHead, differ_in_padding
+from microspec_kernels.speculative.models.target import CausalModel
+
+from .files import check_shape, fill
+
+logger = logging.getLogger(__name__)
+
+EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
+# Drafts of other methods, by what stands in their configs and tensors' names.
+OTHERS = {
+    "Medusa heads": r"[Mm]edusa",
+    "Hydra heads": r"[Hh]ydra",
+    "an MLP speculator": r"mlp_speculator|MLPSpeculator",
+    "a multi-token-prediction module": r"mtp|MTP|NextN|\beh_proj\b",
+    "DFlash": r"[Dd][Ff]lash",
+    "EAGLE for parallel drafting": r"mask_hidden|peagle|PEagle",
+}
+
+
+def refuse_others(config: Mapping[str, Any], names: Iterable[str], what: str) -> None:
+    """ValueError for a draft of a method that this loop does not know, naming what was found."""
+    kind = config.get("speculators_model_type")
+    told = [config.get("model_type"), kind, *(config.get("architectures") or ()), *config, *names]
+    for method, mark in OTHERS.items():
+        found = next((word for word in told if word and re.search(mark, word)), None)
+        if found is not None:
+            raise ValueError(
+                f"{what}: expected an EAGLE-1, -2 or -3 draft or a causal LM, got {method} "
+                f"(by {found!r})"
+            )
+    if kind not in (None, "eagle3"):
+        raise ValueError(
+            f"{what}: speculators_model_type: expected 'eagle3', the one of these that this loop "
+            f"knows, got {kind!r}"
+        )
+
+
+def is_eagle3(config: Mapping[str, Any], names: Iterable[str]) -> bool:
+    """By its config, or by tensors that EAGLE-1/2 do not have."""
+    marks = ("midlayer.", "layers.0.hidden_norm.", "d2t")
+    return config.get("speculators_model_type") == "eagle3" or any(
+        name.startswith(marks) for name in names
+    )
+
+
+def eagle3_draft(
+    config: Mapping[str, Any], state: Mapping[str, Tensor], target: CausalModel, what: str
+) -> Eagle3Draft:
+    """The draft of a checkpoint that the official code, SpecForge or `speculators` wrote.
+
+    Raises ValueError: see `load_draft`.
+    """
+    state = {name.replace("midlayer.", "layers.0.", 1): t for name, t in state.items()}
+    own = {name: state.pop(name) for name in (EMBEDDING, HEAD, "d2t", "t2d") if name in state}
+    fields = flattened(config) | {"fc_bias": "fc.bias" in state}
+    llama = llama_config(fields, state, target, what)
+    size = llama.hidden_size
+    if size != target.hidden_size and not {EMBEDDING, HEAD} <= own.keys():
+        raise ValueError(
+            f"{what}: hidden_size: expected the target's {target.hidden_size} of a draft without "
+            f"its own {EMBEDDING} and {HEAD}, got {size}"
+        )
+    embedding = lm_head = None
+    if EMBEDDING in own:
+        embedding = own_rows(own[EMBEDDING], llama, target, f"{what}: {EMBEDDING}")
+    if HEAD in own:
+        rows = fields.get("draft_vocab_size") or len(own[HEAD])
+        check_shape(own[HEAD], torch.Size((rows, size)), f"{what}: {HEAD}")
+        tokens = tokens_of_rows(own.get("d2t"), own.get("t2d"), rows, llama.vocab_size, what)
+        lm_head = own_head(own[HEAD], tokens, llama.vocab_size, target, what)
+    elif own.keys() & {"d2t", "t2d"}:
+        raise ValueError(f"{what}: missing tensors ['{HEAD}'], whose rows d2t and t2d speak of")
+    draft = Eagle3Draft(llama, target, embedding, lm_head).eval()
+    fill(draft, state, what)
+    return draft
+
+
+def own_rows(weight: Tensor, config: Any, target: CausalModel, what: str) -> Tensor:
+    """A draft's own embedding or LM head, a row for each token of its config's vocabulary."""
+    check_shape(weight, torch.Size((config.vocab_size, config.hidden_size)), what)
+    return weight.to(device=target.device, dtype=target.dtype)
+
+
+def llama_config(
+    fields: Mapping[str, Any], names: Iterable[str], target: CausalModel, what: str
+) -> Any:
+    """A `LlamaConfig` of an EAGLE draft with the tensors `names`; its vocabulary is the target's,
+    but for padding rows."""
+    with reading(f"{what}: config.json", "a Llama's config"):
+        config = require("transformers", "speculative").LlamaConfig.from_dict(
+            {**fields, **biases(fields, names)}
+        )
+    if not differ_in_padding(config.vocab_size, target.vocab_size):
+        raise ValueError(
+            f"{what}: vocab_size: expected the target's {target.vocab_size}, got "
+            f"{config.vocab_size}"
+        )
+    return config
+
+
+def biases(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, bool]:
+    """The fields for biases that an EAGLE draft's config is silent about, as its tensors have it.
+
+    Llama's `attention_bias` is for all of q, k, v and o, and so speaks for `qkv_bias`.
+    """
+    tensors = {"bias": "fc", "attention_bias": "o_proj", "mlp_bias": "down_proj"}
+    if config.get("attention_bias") is None:
+        tensors["qkv_bias"] = "q_proj"
+    marks = {f: f"{part}.bias" for f, part in tensors.items() if config.get(f) is None}
+    names = list(names)
+    return {field: any(name.endswith(mark) for name in names) for field, mark in marks.items()}
+
+
+def flattened(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config with Llama's fields and `Eagle3Draft`'s on one level.
+
+    `speculators` keeps Llama's in `transformer_layer_config`. SpecForge keeps the taps in
+    `eagle_config`, where they are the layers whose outputs are read (SGLang adds 1, too).
+    """
+    fields = {**config, **config.get("transformer_layer_config", {})}
+    fields.pop("model_type", None)
+    outputs = (config.get("eagle_config") or {}).get("eagle_aux_hidden_state_layer_ids")
+    if outputs and not config.get("eagle_aux_hidden_state_layer_ids"):
+        fields["eagle_aux_hidden_state_layer_ids"] = [layer + 1 for layer in outputs]
+    return fields
+
+
+def tokens_of_rows(
+    d2t: Tensor | None, t2d: Tensor | None, rows: int, vocab_size: int, what: str
+) -> Tensor:
+    """Each row's token, int64 [rows]: row + d2t[row].
+
+    d2t: int64 [rows]; None where every token has its row. t2d: bool [V], whether a token has one.
+    """
+    if d2t is None:
+        if rows != vocab_size:
+            raise ValueError(
+                f"{what}: missing tensors ['d2t']: {HEAD} has {rows} rows for {vocab_size} tokens"
+            )
+        d2t = torch.zeros(rows, dtype=torch.int64)
+    check_shape(d2t, torch.Size((rows,)), f"{what}: d2t")
+    if d2t.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"{what}: d2t: expected int64, got {d2t.dtype}")
+    tokens = torch.arange(rows) + d2t.long()
+    outside = (tokens < 0) | (tokens >= vocab_size)
+    if outside.any():
+        row = int(outside.nonzero()[0])
+        raise ValueError(
+            f"{what}: d2t: expected offsets to tokens in [0, {vocab_size}), got {int(d2t[row])} "
+            f"for row {row}"
+        )
+    known = torch.zeros(vocab_size, dtype=torch.bool)
+    known[tokens] = True
+    if int(known.sum()) != rows:
+        raise ValueError(
+            f"{what}: d2t: expected another token for each of {rows} rows, got {int(known.sum())}"
+        )
+    if t2d is not None:
+        check_shape(t2d, known.shape, f"{what}: t2d")
+        if not torch.equal(t2d.bool(), known):
+            token = int((t2d.bool() != known).nonzero()[0])
+            raise ValueError(
+                f"{what}: t2d: expected True for the tokens that d2t leads to and no other, got "
+                f"{bool(t2d[token])} for token {token}"
+            )
+    return tokens
+
+
+def own_head(
+    weight: Tensor, tokens: Tensor, draft_size: int, target: CausalModel, what: str
+) -> LMHead:
+    """The head over a checkpoint's own rows [R, D] for distinct tokens int64 [R] of `draft_size`.
+
+    Where each is, in the target's dtype, the target's row of that token, the head is no other
+    function than the target's rows, and so may have them all.
+    """
+    device, size = target.device, target.vocab_size
+    tokens, weight = tokens.to(device), weight.to(device=device, dtype=target.dtype)
+    comparable = weight.shape[1] == target.hidden_size and int(tokens.max()) < size
+    if comparable and target.has_plain_head:
+        lent = target.lm_head.weight
+        if torch.equal(weight, lent[tokens]):
+            logger.info("%s: its LM head's rows are the target's: all %d tokens", what, size)
+            return LMHead(lent)
+    logger.info("%s: its LM head's rows are its own: %d tokens of %d", what, len(weight), size)
+    token_rows = torch.full((draft_size,), -1, device=device)
+    token_rows[tokens] = torch.arange(len(tokens), device=device)
+    return LMHead(weight, token_rows=token_rows).of_vocabulary(size)

@@ -1,0 +1,18 @@
+"""Targets and drafts: what the loop calls. A model, its LM head's rows and its KV cache."""
+
+from .cache import KVCache
+from .draft import Draft, ModelDraft
+from .eagle import EagleDraft
+from .eagle3 import Eagle3Draft
+from .lm_head import LMHead
+from .target import CausalModel
+
+__all__ = [
+    "CausalModel",
+    "Draft",
+    "Eagle3Draft",
+    "EagleDraft",
+    "KVCache",
+    "LMHead",
+    "ModelDraft",
+]

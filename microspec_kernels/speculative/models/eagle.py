@@ -1,0 +1,144 @@
+"""EAGLE's drafts: a layer that reads the text one feature of the target behind its tokens."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from microspec_kernels._optional import require
+
+from .cache import KVCache, visible
+from .draft import newest, pieces
+from .layers import Layer, through
+from .lm_head import LMHead
+from .target import CausalModel
+
+
+class Eagle(nn.Module, ABC):
+    """What EAGLE's generations share.
+
+    The input at position i is the embedding of token i+1 beside a feature of token i, the output
+    the draft's feature of token i+1: on the target's features where text has been verified, on the
+    draft's own inside a tree. Parameters carry the names of the public checkpoints.
+
+    `config` is the checkpoint's config.json as a `LlamaConfig`; `target` gives the device and the
+    dtype, and lends its embedding where the draft has no `embedding` [R, D] of its own.
+    `vocab_size`: the tokens it can read, R. Another one, which only a target with more padding
+    rows can write, reads as its last.
+    """
+
+    lm_head: LMHead
+    layers: nn.ModuleList
+    rotary: nn.Module
+    taps: Sequence[int] = ()
+
+    def __init__(self, config: Any, target: CausalModel, embedding: Tensor | None = None) -> None:
+        super().__init__()
+        self.hidden_size: int = config.hidden_size
+        # Lent, not owned: a plain tensor is no part of this module's state.
+        self.embedding = target.embedding if embedding is None else embedding
+        self.vocab_size = len(self.embedding)
+
+    def place(self, config: Any, target: CausalModel) -> None:
+        """Move all parameters to the target's device and dtype, and make the rotary embedding."""
+        self.to(device=target.device, dtype=target.dtype)
+        # After the cast: in half precision its frequencies would lose the positions.
+        llama = require("transformers.models.llama.modeling_llama", "speculative")
+        self.rotary = llama.LlamaRotaryEmbedding(config).to(target.device)
+
+    def new_cache(self) -> KVCache:
+        return KVCache(len(self.layers))
+
+    def head_input(self, features: Tensor) -> Tensor:
+        return features
+
+    def extend(
+        self, tokens: Tensor, hidden: Tensor, counts: Sequence[int], cache: KVCache
+    ) -> Tensor:
+        # The first token of a text has no feature before it, so nothing stands for it here.
+        skipped = tokens.shape[1] - hidden.shape[1]
+        counts = [count - skipped for count in counts]
+        read = [
+            self._read(piece, self.fuse(features), lineage, cache, own)
+            for lineage, own, (piece, features) in pieces(counts, tokens[:, skipped:], hidden)
+        ]
+        return newest(read, counts)
+
+    def step(self, tokens: Tensor, parents: Tensor, lineage: Tensor, cache: KVCache) -> Tensor:
+        return self._read(tokens, parents, lineage, cache, tokens.shape[1])
+
+    def _read(
+        self,
+        tokens: Tensor,
+        features: Tensor,
+        lineage: Tensor,
+        cache: KVCache,
+        counts: int | Sequence[int],
+    ) -> Tensor:
+        mask, positions = visible(lineage, cache.lengths)
+        embedded = F.embedding(tokens.clamp(max=self.vocab_size - 1), self.embedding)
+        rotation = self.rotary(embedded, positions)
+        out = self.run(embedded, features, rotation, mask[:, None], cache)
+        cache.advance(counts)
+        return out
+
+    def fuse(self, features: Tensor) -> Tensor:
+        """The target's features [B, n, F] as the draft's own [B, n, D]."""
+        return features
+
+    @abstractmethod
+    def run(
+        self,
+        embedded: Tensor,
+        features: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        mask: Tensor,
+        cache: KVCache,
+    ) -> Tensor:
+        """The layers: features [B, n, D] of tokens embedded [B, n, D], from those before them."""
+
+
+class EagleDraft(Eagle):
+    """EAGLE-1/2 (arXiv 2401.15077, 2406.16858): predicts the target's next feature.
+
+    fc joins the embedding and the feature, which is the target's last hidden state, behind the
+    final norm; so the target's whole LM head serves, bias, scale and soft cap included, where the
+    draft has no `lm_head` of its own. The first layer has no norm before its attention.
+
+    Raises ValueError: the hidden size differs from the target's. TypeError: the target's LM head
+    or embedding, if needed, is not exactly its rows.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        target: CausalModel,
+        embedding: Tensor | None = None,
+        lm_head: LMHead | None = None,
+    ) -> None:
+        super().__init__(config, target, embedding)
+        size = config.hidden_size
+        if size != target.hidden_size:
+            raise ValueError(
+                f"EagleDraft: hidden_size: expected the target's {target.hidden_size}, got {size}"
+            )
+        self.lm_head = target.lm_head if lm_head is None else lm_head
+        self.fc = nn.Linear(2 * size, size, bias=getattr(config, "bias", True))
+        layers = [Layer(config, index) for index in range(config.num_hidden_layers)]
+        layers[0].input_layernorm = nn.Identity()
+        self.layers = nn.ModuleList(layers)
+        self.place(config, target)
+
+    def run(
+        self,
+        embedded: Tensor,
+        features: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        mask: Tensor,
+        cache: KVCache,
+    ) -> Tensor:
+        x: Tensor = self.fc(torch.cat((embedded, features), dim=-1))
+        return through(self.layers, x, rotation, mask, cache)

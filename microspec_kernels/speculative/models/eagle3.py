@@ -1,0 +1,106 @@
+"""EAGLE-3: a draft on features from three depths of the target."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .cache import KVCache
+from .eagle import Eagle
+from .layers import Layer, through
+from .lm_head import LMHead
+from .target import CausalModel
+
+
+class Eagle3Draft(Eagle):
+    """EAGLE-3 (arXiv 2503.01840): predicts the next token on features of several target layers.
+
+    fc makes the draft's feature of a verified token of those that enter the layers `taps` of the
+    target; inside a tree the draft's own output takes its place, as it leaves the layers. The LM
+    head sees it behind `norm`. Later layers than the first, where there are any, are Llama's.
+
+    Fields of `config`, with the names and defaults that the trainers gave them, beside Llama's:
+    eagle_aux_hidden_state_layer_ids: the taps; None for layers 2, n // 2 and n - 3 of n.
+    fc_bias: whether fc has a bias; `load_draft` goes by the tensors.
+    norm_before_fc, fc_norm: whether `input_norm` over all of fc's input, or a norm over each tap's
+        part, comes before it.
+    norm_before_residual: whether the first layer adds to `hidden_norm`'s output, or to its input.
+    norm_output: whether the next step, too, takes the output behind `norm`.
+
+    The LM head is the target's rows without bias, scale and soft cap, unless the draft has an
+    `lm_head` of its own; where the hidden sizes differ it must, as for `embedding`.
+
+    Raises ValueError: taps that are no layers of the target. TypeError: the target's LM head or
+    embedding, if needed, is not exactly its rows.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        target: CausalModel,
+        embedding: Tensor | None = None,
+        lm_head: LMHead | None = None,
+    ) -> None:
+        super().__init__(config, target, embedding)
+        depth, size, eps = target.config.num_hidden_layers, config.hidden_size, config.rms_norm_eps
+        taps = getattr(config, "eagle_aux_hidden_state_layer_ids", None)
+        self.taps = tuple(taps or (2, depth // 2, depth - 3))
+        if min(self.taps) < 0 or max(self.taps) >= depth:
+            raise ValueError(
+                "Eagle3Draft: eagle_aux_hidden_state_layer_ids: expected layers of the target, in "
+                f"[0, {depth}), got {list(self.taps)}"
+            )
+        self.lm_head = LMHead(target.lm_head.weight) if lm_head is None else lm_head
+        parts = [target.hidden_size] * len(self.taps)
+        before_fc = getattr(config, "norm_before_fc", False)
+        self.input_norm = nn.RMSNorm(sum(parts), eps) if before_fc else nn.Identity()
+        normed_parts = parts if getattr(config, "fc_norm", False) else []
+        self.fc_norm = nn.ModuleList(nn.RMSNorm(part, eps) for part in normed_parts)
+        self.fc = nn.Linear(sum(parts), size, bias=getattr(config, "fc_bias", False))
+        first = FirstLayer(config, getattr(config, "norm_before_residual", False))
+        others = [Layer(config, index) for index in range(1, config.num_hidden_layers)]
+        self.layers = nn.ModuleList([first, *others])
+        self.norm = nn.RMSNorm(size, eps)
+        self.norm_output: bool = getattr(config, "norm_output", False)
+        self.place(config, target)
+
+    def head_input(self, features: Tensor) -> Tensor:
+        return features if self.norm_output else self.norm(features)
+
+    def fuse(self, features: Tensor) -> Tensor:
+        features = self.input_norm(features)
+        if len(self.fc_norm):
+            parts = features.chunk(len(self.taps), dim=-1)
+            normed = [norm(part) for norm, part in zip(self.fc_norm, parts, strict=True)]
+            features = torch.cat(normed, dim=-1)
+        fused: Tensor = self.fc(features)
+        return fused
+
+    def run(
+        self,
+        embedded: Tensor,
+        features: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        mask: Tensor,
+        cache: KVCache,
+    ) -> Tensor:
+        first: Any
+        first, *others = self.layers
+        x: Tensor = first(*first.inputs(embedded, features), rotation, mask, cache)
+        x = through(others, x, rotation, mask, cache)
+        return self.norm(x) if self.norm_output else x
+
+
+class FirstLayer(Layer):
+    """The layer whose attention reads the embedding beside the feature, each behind its norm."""
+
+    def __init__(self, config: Any, norm_before_residual: bool) -> None:
+        super().__init__(config, index=0, width=2)
+        self.hidden_norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm_before_residual = norm_before_residual
+
+    def inputs(self, embedded: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+        """What its attention reads, [B, n, 2 D], and what it adds to, [B, n, D]."""
+        normed: Tensor = self.hidden_norm(features)
+        read = torch.cat((self.input_layernorm(embedded), normed), dim=-1)
+        return read, normed if self.norm_before_residual else features

@@ -1,0 +1,112 @@
+"""The layer that all EAGLE drafts are made of: Llama's, over the loop's own cache."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from microspec_kernels._optional import require
+
+from .cache import KVCache
+
+
+class Layer(nn.Module):
+    """A Llama decoder layer whose attention reads `inputs` and adds to `residual`.
+
+    In Llama the inputs are `input_layernorm(residual)`; EAGLE's first layers have others, in
+    EAGLE-3 `width` = 2 hidden states side by side. `index`: the layer's place in the cache.
+    """
+
+    def __init__(self, config: Any, index: int, width: int = 1) -> None:
+        super().__init__()
+        size, eps = config.hidden_size, config.rms_norm_eps
+        self.input_layernorm: nn.Module = nn.RMSNorm(size, eps)
+        self.self_attn = Attention(config, index, width)
+        self.post_attention_layernorm = nn.RMSNorm(size, eps)
+        self.mlp = MLP(config)
+
+    def forward(
+        self,
+        inputs: Tensor,
+        residual: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        mask: Tensor,
+        cache: KVCache,
+    ) -> Tensor:
+        x = residual + self.self_attn(inputs, rotation, mask, cache)
+        after: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return after
+
+
+def through(
+    layers: Iterable[Any],
+    x: Tensor,
+    rotation: tuple[Tensor, Tensor],
+    mask: Tensor,
+    cache: KVCache,
+) -> Tensor:
+    """One `Layer` after the other, each as in Llama."""
+    for layer in layers:
+        x = layer(layer.input_layernorm(x), x, rotation, mask, cache)
+    return x
+
+
+class Attention(nn.Module):
+    """Grouped-query attention over the cache, under a mask."""
+
+    def __init__(self, config: Any, index: int, width: int) -> None:
+        super().__init__()
+        heads = config.num_attention_heads
+        groups = getattr(config, "num_key_value_heads", None) or heads
+        dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+        size = config.hidden_size
+        # Qwen2's drafts have biases on q, k and v alone; `attention_bias` is Llama's, on all four.
+        every = getattr(config, "attention_bias", False)
+        qkv = getattr(config, "qkv_bias", every)
+        self.index = index
+        self.head_dim = dim
+        self.q_proj = nn.Linear(width * size, heads * dim, bias=qkv)
+        self.k_proj = nn.Linear(width * size, groups * dim, bias=qkv)
+        self.v_proj = nn.Linear(width * size, groups * dim, bias=qkv)
+        self.o_proj = nn.Linear(heads * dim, size, bias=every)
+
+    def forward(
+        self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor, cache: KVCache
+    ) -> Tensor:
+        q, k, v = (
+            project(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        keys, values = cache.update(rotate(k, *rotation), v, self.index)
+        # [B, heads, n, head_dim]; key and value heads are shared by groups of query heads.
+        out = F.scaled_dot_product_attention(
+            rotate(q, *rotation), keys, values, mask, enable_gqa=q.shape[1] != k.shape[1]
+        )
+        projected: Tensor = self.o_proj(out.transpose(1, 2).flatten(-2))
+        return projected
+
+
+class MLP(nn.Module):
+    """The gated feed-forward part of a Llama layer."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        size, inner = config.hidden_size, config.intermediate_size
+        bias = getattr(config, "mlp_bias", False)
+        self.gate_proj = nn.Linear(size, inner, bias=bias)
+        self.up_proj = nn.Linear(size, inner, bias=bias)
+        self.down_proj = nn.Linear(inner, size, bias=bias)
+        activations = require("transformers.activations", "speculative")
+        self.activation = activations.ACT2FN[config.hidden_act]
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
+        return out
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding of x [B, heads, n, head_dim] by cos, sin [B, n, head_dim], in halves."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos[:, None] + torch.cat((-second, first), dim=-1) * sin[:, None]

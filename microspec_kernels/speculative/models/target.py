@@ -1,0 +1,198 @@
+"""A Hugging Face causal LM, run over new tokens of a batch of texts with trees as its mask."""
+
+import inspect
+import logging
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+
+from microspec_kernels._linear import embedding_rows, linear_rows
+from microspec_kernels._optional import require
+
+from .cache import KVCache, causal, visible
+from .generation_rules import dropped_rules
+from .lm_head import LMHead, scaled
+from .supported import FULL, MIXED, supported
+
+logger = logging.getLogger(__name__)
+
+# Rotary embeddings that depend on the longest position seen so far: a tree's deepest node would
+# change the rotation of tokens that the model alone would have rotated otherwise.
+LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
+# A prompt goes through in pieces of this many tokens: a mask [512, prompt] and, where they are
+# wanted, logits [512, V] (268 MB in fp32 at V = 128k) bound the memory of any prompt's prefill.
+CHUNK = 512
+
+
+class CausalModel:
+    """A causal LM of `transformers` whose kind is in MODEL_TYPES, in evaluation mode.
+
+    Of its modules the LM head is called, too, so that adapters, hooks and quantisation of any of
+    them stay what they are. A `PeftModel` is taken for the model inside it where its adapters are
+    LoRA's; those of other kinds may work outside the model's modules.
+
+    Attributes: `hidden_size`, `vocab_size`, `num_embeddings` (how many tokens it can read),
+    `device`, `dtype`, `eos` (the set of end-of-text ids of its generation config), and `longest`:
+    the positions within which a tree leaves the rotary embedding alone, None where it always does.
+    What it lends to drafts: `embedding` [V, D] and `lm_head`.
+
+    Raises TypeError: not such a model. ValueError: a kind that is not among those, an attention
+    implementation that cannot be given a tree or leaves out a soft cap, adapters of another kind,
+    forward hooks on the model as a whole, or weights on several devices or on none (offloaded).
+    """
+
+    def __init__(self, model: Any) -> None:
+        model = supported(model)
+        config = model.config
+        self.model = model.eval()
+        self.config = config
+        # Cohere multiplies its logits, Granite divides them, Gemma caps them.
+        self._scale: float = getattr(config, "logit_scale", None) or 1 / getattr(
+            config, "logits_scaling", 1
+        )
+        self._softcap: float = getattr(config, "final_logit_softcapping", None) or 0.0
+        self.vocab_size: int = getattr(self._head, "out_features", config.vocab_size)
+        embedding = model.get_input_embeddings()
+        self.num_embeddings: int = getattr(embedding, "num_embeddings", self.vocab_size)
+        self.hidden_size: int = config.hidden_size
+        self.device: torch.device = model.device
+        self.dtype: torch.dtype = model.dtype
+        self._additive_mask = getattr(config, "_attn_implementation", "eager") == "eager"
+        # Under the name that checkpoints have it; `base_model` and `get_decoder` differ by version.
+        self._decoder = model.model
+        self._cache_argument = cache_argument(self._decoder)
+        windowed = config.model_type not in FULL
+        self._window: int | None = getattr(config, "sliding_window", None) if windowed else None
+        self.longest = _longest(config)
+        generation = getattr(model, "generation_config", None)
+        eos = getattr(generation, "eos_token_id", None)
+        self.eos: frozenset[int] = frozenset([eos] if isinstance(eos, int) else eos or ())
+        for name, value in dropped_rules(generation).items():
+            logger.warning("generation config: %s=%s is not applied", name, value)
+
+    @property
+    def _head(self) -> nn.Module:
+        """Asked for each time: an adapter that comes later puts another module there."""
+        head: nn.Module = self.model.get_output_embeddings()
+        return head
+
+    @property
+    def has_plain_head(self) -> bool:
+        """Whether the rows of its LM head are all that this computes, so that a draft may have
+        them."""
+        try:
+            linear_rows(self._head, "")
+        except (TypeError, ValueError):
+            return False
+        return True
+
+    @cached_property
+    def lm_head(self) -> LMHead:
+        """Its LM head's rows; TypeError, by name, where they are not all that it computes."""
+        weight, bias = linear_rows(self._head, f"{type(self.model).__name__}: LM head")
+        return LMHead(weight, bias, self._scale, self._softcap)
+
+    @cached_property
+    def embedding(self) -> Tensor:
+        """Its embedding's rows; TypeError, by name, where they are not all that it computes.
+
+        Gemma's own scale is no part of them.
+        """
+        name, home = type(self.model).__name__, type(self.model).__module__
+        return embedding_rows(self.model.get_input_embeddings(), f"{name}: embedding", home)
+
+    def new_cache(self) -> KVCache:
+        """An empty cache for one text."""
+        return KVCache(self.config.num_hidden_layers)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [.., V] of what the final norm gave, [.., D]: what the LM head, called, makes."""
+        return scaled(self._head(hidden), self._scale, self._softcap)
+
+    def prefill(
+        self, tokens: Tensor, cache: KVCache, taps: Sequence[int] = ()
+    ) -> tuple[Tensor, Tensor]:
+        """Append tokens int64 [n] that follow one another to one text.
+
+        Returns what `forward` does, [n, D] and [n, F].
+        """
+        pieces = [
+            self.forward(piece[None], causal(len(piece), piece.device), cache, taps)
+            for piece in torch.split(tokens, CHUNK)
+        ]
+        hidden, features = (torch.cat(parts, dim=1)[0] for parts in zip(*pieces, strict=True))
+        return hidden, features
+
+    def forward(
+        self,
+        tokens: Tensor,
+        lineage: Tensor,
+        cache: KVCache,
+        taps: Sequence[int] = (),
+        counts: Sequence[int] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Append tokens int64 [B, n], whose ancestors `lineage` [B, n, m] tells (see `visible`).
+
+        `counts`: how many of its n tokens each text keeps, the rest being padding; None: all. The
+        entries stay in the cache until the caller's `cache.keep`.
+
+        Returns the hidden states after the final norm, [B, n, D], and the features that a draft
+        reads, [B, n, F]: the same, or side by side those that enter the layers `taps`.
+        """
+        mask, positions = visible(lineage, cache.lengths)
+        masks: Any = self._for_attention(mask)
+        if self._window is not None:
+            within = self._for_attention(visible(lineage, cache.lengths, self._window)[0])
+            both = {"full_attention": masks, "sliding_attention": within}
+            masks = both if self.config.model_type in MIXED else within
+        out = self._decoder(
+            input_ids=tokens,
+            attention_mask=masks,
+            position_ids=positions,
+            use_cache=True,
+            output_hidden_states=bool(taps),
+            **{self._cache_argument: cache},
+        )
+        cache.advance(tokens.shape[1] if counts is None else counts)
+        hidden: Tensor = out.last_hidden_state
+        if not taps:
+            return hidden, hidden
+        return hidden, torch.cat([out.hidden_states[tap] for tap in taps], dim=-1)
+
+    def _for_attention(self, mask: Tensor) -> Tensor:
+        """A bool mask [B, n, length] as SDPA takes it, or as eager attention adds it."""
+        if not self._additive_mask:
+            return mask[:, None]
+        hidden = torch.finfo(self.dtype).min
+        return torch.zeros(mask.shape, dtype=self.dtype, device=mask.device).masked_fill_(
+            ~mask, hidden
+        )[:, None]
+
+
+def cache_argument(decoder: Any) -> str:
+    """Return the name under which `decoder.forward` takes its KV cache: it differs by version."""
+    cache = require("transformers", "speculative").Cache
+    parameters = inspect.signature(decoder.forward).parameters.values()
+    names = [one.name for one in parameters if cache in (one.annotation, *get_args(one.annotation))]
+    if len(names) != 1:
+        raise TypeError(
+            f"CausalModel: model: expected one argument of {type(decoder).__name__}.forward to be "
+            f"a transformers Cache, got {names}"
+        )
+    return names[0]
+
+
+def _longest(config: Any) -> int | None:
+    """The positions within which a config's rotary embeddings depend on none, None for all."""
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    # Gemma 3 has one for each kind of layers.
+    each = [value for value in rope.values() if isinstance(value, dict)] or [rope]
+    limits: list[int] = [
+        one.get("original_max_position_embeddings") or config.max_position_embeddings
+        for one in each
+        if one.get("rope_type") in LENGTH_DEPENDENT_ROPE
+    ]
+    return min(limits, default=None)

@@ -67,6 +67,7 @@ test-oldest:
 WHEELS := $(shell uname -m) $(if $(shell command -v aarch64-linux-gnu-g++),aarch64)
 wheel: build
 	$(BIN)/pip install --quiet --no-build-isolation --editable '.[release]'
+	rm -rf dist
 	for processor in $(sort $(WHEELS)); do \
 		PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python release/make_wheel.py $$processor || exit; done
 
@@ -75,7 +76,7 @@ wheel: build
 # WHEEL_PYTHON.
 PYTHONS := $(foreach minor,10 11 12 13 14,$(shell python3.$(minor) -c 'print("python3.$(minor)")' 2>/dev/null))
 WHEEL_PYTHON ?= python3.13
-WHEEL = $(abspath $(wildcard dist/*_$(shell uname -m).whl))
+WHEEL := dist/*_$(shell uname -m).whl
 INSTALLED := build/installed
 test-wheel: wheel
 	rm -rf $(INSTALLED)

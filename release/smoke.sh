@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # smoke.sh PYTHON TORCH WHEEL FOLDER: install the wheel in a clean environment FOLDER/PYTHON-TORCH, and use it.
 set -eu
+unset PYTHONPATH
 environment=$4/$1-$2
 echo "$1, $2"
 "$1" -m venv "$environment"

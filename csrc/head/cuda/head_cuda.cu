@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The head on CUDA: a launch of project, which multiplies, and one of select, which finishes. Joined
-// by dependent launch and not by a last block's ticket: a ticket needs a counter that is zero and
-// nobody else's, which costs either a memset a call (a graph node of 1.3 us) or state that breaks
+// The head on CUDA is two launches: project multiplies, and select finishes. Dependent launch joins them. The
+// alternative is a ticket: the last block of one launch finishes. A ticket needs a counter that is zero and
+// that no other call uses. That costs either a memset a call (a graph node of 1.3 us) or state that breaks
 // when two captured graphs run side by side.
 #include "head_cuda.h"
 
@@ -16,7 +16,7 @@ namespace {
 
 constexpr int64_t kAlignment = 256;
 
-// How a launch's worth of rows is carried out.
+// The launch plan of one chunk of rows.
 struct Plan {
   Device device;
   bool mma;
@@ -47,7 +47,7 @@ HeadArgs rows_from(const HeadArgs& args, int64_t first) {
   return chunk;
 }
 
-// Calls finish(chunk, its first row, plan) after each chunk's projection.
+// Calls finish(chunk, first row of the chunk, plan) after each chunk's projection.
 template <class Finish>
 Error for_each_chunk(const HeadArgs& args, void* workspace, void* stream, Finish&& finish) {
   for (int64_t first = 0; first < args.rows; first += kMaxRows) {
@@ -66,14 +66,15 @@ Error for_each_chunk(const HeadArgs& args, void* workspace, void* stream, Finish
 }  // namespace
 
 int64_t expected_rows(const HeadArgs& args) {
-  // With more than one group, one of two buffers or some of the groups may be without rows.
+  // A call with several groups may leave some of them without rows (one of two buffers, for example), so
+  // expect twice the average.
   return std::min(args.rows, ceil_div(2 * args.rows, args.groups));
 }
 
 int head_cuda_workspace(const HeadArgs& args, size_t* bytes) {
   *bytes = 0;
   if (args.rows == 0) return 0;
-  // The first chunk needs the most: later ones have no more rows, so no more splits either.
+  // The first chunk needs the most: later chunks have no more rows, hence no more splits.
   const HeadArgs chunk = rows_from(args, 0);
   Plan plan;
   if (const Error error = make_plan(chunk, nullptr, plan)) return error;

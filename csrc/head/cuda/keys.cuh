@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// A row's logits as keys: the logit's bits in an order of unsigned integers above the id's complement.
-// So the largest k keys are the answer, ties included, and no two are equal.
+// Keys of a row's logits. The high word is the logit's bits in the order of unsigned integers, the low word
+// is the complement of the token id. So the largest k keys are the top k (the lower id wins a tie), and no
+// two keys are equal.
 #pragma once
 
 #include "cuda/block_select.cuh"
@@ -10,21 +11,21 @@
 
 namespace microspec {
 
-// Sixteen warps a row: 6 keys a thread at K = 3072. Fewer would add to each step of the selection,
-// more to the cost of its barrier.
+// Sixteen warps a row: 6 keys a thread at K = 3072. Fewer warps would lengthen each step of the selection;
+// more would raise the cost of its barrier.
 #ifndef MICROSPEC_SELECT_THREADS
 #define MICROSPEC_SELECT_THREADS 512
 #endif
 constexpr int kSelectThreads = MICROSPEC_SELECT_THREADS;
-// Keys that a thread loads at once, and may hold in registers: those of K = 4096.
+// Keys that a thread loads at once and can hold in registers: enough for K = 4096.
 constexpr int kBatch = 4096 / kSelectThreads;
 
-// The high word of a key. 0 is an empty slot, 1 a NaN; every number is above them.
+// The high word of a NaN's key. An empty slot's high word is 0, and every number's is above 1.
 constexpr uint32_t kNanOrder = 1;
 
 MICROSPEC_DEVICE uint32_t order_of(float logit) {
   if (logit != logit) return kNanOrder;
-  const uint32_t bits = __float_as_uint(logit + 0.0f);  // -0 is equal to 0
+  const uint32_t bits = __float_as_uint(logit + 0.0f);  // -0 equals 0
   return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
@@ -38,7 +39,7 @@ MICROSPEC_DEVICE uint64_t key_of(float logit, int32_t id) {
 }
 MICROSPEC_DEVICE uint32_t order_of(uint64_t key) { return static_cast<uint32_t>(key >> 32); }
 MICROSPEC_DEVICE int64_t id_of(uint64_t key) { return ~static_cast<uint32_t>(key); }
-// A slot's id and what turns its dot product into a logit.
+// A slot's id, and the scale and bias that turn its dot product into a logit.
 struct Slot {
   int32_t id;
   bool active;
@@ -78,9 +79,9 @@ MICROSPEC_DEVICE float logit_of(const HeadArgs& args, float dot, const Slot& slo
   return args.softcap > 0.0f ? args.softcap * tanhf(logit / args.softcap) : logit;
 }
 
-// The sums over the splits for slots first, first + step, …, in the splits' order. All loads of four
-// splits are under way before the first is used: one after the other each would take a trip to the
-// second-level cache.
+// Sums the splits' partial dot products in the order of the splits, for slots first, first + step, … The
+// loads of four splits are all issued before the first is used. Otherwise each would take its own trip to the
+// L2 cache.
 template <int kCount>
 MICROSPEC_DEVICE void load_dots(const HeadArgs& args, const Partials& partials, int64_t row, int64_t first,
                                 int64_t step, float (&dots)[kCount]) {
@@ -106,7 +107,7 @@ MICROSPEC_DEVICE void load_dots(const HeadArgs& args, const Partials& partials, 
   }
 }
 
-// A thread's keys of slots first + thread, first + thread + kSelectThreads, …
+// Loads a thread's keys of slots first + thread, first + thread + kSelectThreads, …
 template <int kCount>
 MICROSPEC_DEVICE void load_keys(const HeadArgs& args, const Partials& partials, int64_t row, int group,
                                 int first, uint64_t (&keys)[kCount]) {
@@ -123,7 +124,7 @@ MICROSPEC_DEVICE void load_keys(const HeadArgs& args, const Partials& partials, 
   }
 }
 
-// A row's keys where they are few, in registers.
+// A row's keys in registers, for K <= kBatch * kSelectThreads.
 struct FewKeys : RegisterKeys<kBatch> {
   MICROSPEC_DEVICE FewKeys(const HeadArgs& args, const Partials& partials, int64_t row, int group,
                            uint64_t*) {
@@ -131,7 +132,8 @@ struct FewKeys : RegisterKeys<kBatch> {
   }
 };
 
-// And where they are many, in memory, shared if they fit. Each thread reads what it wrote.
+// A row's keys in memory, for a larger K: in shared memory if they fit. Each thread reads only keys that it
+// wrote.
 class ManyKeys {
  public:
   MICROSPEC_DEVICE ManyKeys(const HeadArgs& args, const Partials& partials, int64_t row, int group,

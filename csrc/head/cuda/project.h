@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The first of the head's two kernels: hidden times the active rows. Two ways to do it, by the number
-// of rows; torch-free.
+// project, the first of the head's two kernels, multiplies hidden by the active rows. The number of rows
+// selects one of two implementations. Torch-free.
 #pragma once
 
 #include <cstddef>
@@ -11,36 +11,38 @@
 
 namespace microspec {
 
-// Dot products before scale, bias and cap, to be summed over the splits of D in their order. What
-// stands at empty slots is undefined. [splits, rows, pitch], fp32.
+// Dot products before scale, bias and cap: [splits, rows, pitch], fp32. The reader sums them over the splits
+// of D, in the order of the splits. Values at empty slots are undefined.
 struct Partials {
   float* data;
-  int64_t pitch;  // K rounded up to whole runs of slots
+  int64_t pitch;  // K rounded up to a multiple of kRun
   int splits;
 };
 
-// Rows of hidden in one launch; more are split over launches.
+// Rows of hidden in one launch. A call with more rows takes several launches.
 constexpr int kMaxRows = 256;
 
-// Slots that one block takes at a time in project_mma: eight fp32 results are one 32-byte sector.
+// Slots that one block takes at a time in project_mma. Eight fp32 results fill one 32-byte sector.
 constexpr int kRun = 8;
 
 // Rows of one group that project_simt takes at once.
 constexpr int kSimtRows = 4;
-// Beyond it tensor cores do the work: FMAs would then take longer than the weights need to arrive.
+// Above this number of rows, tensor cores do the work: FMAs would take longer than the weights take to
+// arrive.
 #ifndef MICROSPEC_MAX_SIMT_ROWS
 #define MICROSPEC_MAX_SIMT_ROWS kSimtRows
 #endif
 constexpr int kMaxSimtRows = MICROSPEC_MAX_SIMT_ROWS;
 
-// Rows of a group to expect. A group that has more is projected in several turns.
+// The number of rows to expect in a group. A group with more rows is projected in several rounds.
 int64_t expected_rows(const HeadArgs& args);
 
 Error project_simt(const HeadArgs& args, const Partials& partials, const Device& device, void* stream);
 
-// Whether project_mma can serve the call at all.
+// Whether project_mma supports the call: fp16 or bf16 hidden, 16-byte aligned rows, and D a multiple of 64
+// bytes of weights.
 bool fits_mma(const HeadArgs& args);
-// Into how many parts project_mma splits D.
+// The number of parts into which project_mma splits D.
 int mma_splits(const HeadArgs& args, const Device& device);
 Error project_mma(const HeadArgs& args, const Partials& partials, const Device& device, void* stream);
 

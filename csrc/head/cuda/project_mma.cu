@@ -1,18 +1,53 @@
 // SPDX-License-Identifier: Apache-2.0
-// Many rows of hidden: tensor cores, weights as the operand with sixteen rows.
+// project_mma multiplies many rows of hidden by the active rows on tensor cores. The weights are mma's
+// operand a, which has sixteen rows.
 //
-// Floor: as for few rows, the active rows' bytes over the memory's bandwidth. What is new is hidden:
-// 60 rows of 4096 are 480 KB, which every block needs and no shared memory holds. So
-//  - D is split over the block's eight warps, and over `splits` blocks where that is not enough: a
-//    warp keeps its part of hidden in registers (128 of them, kTiles tiles by kSteps steps) from
-//    first to last, and shared memory is all for weights on their way: up to 200 KB an SM;
-//  - the splits' partial sums meet in the second kernel, in their order, without another barrier;
-//  - within a block the warps' sums meet in shared memory, 16 slots at a time.
+// Floor: the active rows' bytes over the memory's bandwidth, as for few rows. The difference to few rows is
+// the size of hidden: 60 rows of 4096 are 480 KB. Every block needs all of them, and no shared memory holds
+// them. Hence:
+// - D is split over the block's eight warps, and over `splits` blocks if that is not enough. A warp keeps its
+//   part of hidden in 128 registers a lane (kTiles x kBlocks x kWords) from first to last. Shared memory
+//   holds the warps' sums and the ring of weights: up to 200 KB an SM.
+// - The second kernel adds the splits' partial sums in the order of the splits. That needs no barrier between
+//   blocks.
+// - Within a block, the warps' sums meet in shared memory, 16 slots at a time.
 //
-// The order in which a lane's elements are multiplied is free as long as weights and hidden agree.
-// So a lane takes 16 bytes of a row at a time, and calls the first four elements of them its part of
-// the first multiplication's sixteen, and so on: one 16-byte load instead of four 4-byte ones, in
-// shared memory as for hidden, and no ldmatrix.
+// Fragment layout. One mma multiplies 16 slots (m) by 8 rows of hidden (n) over 16 elements of D (k). Slots 0
+// to 7 come from the `low` run, slots 8 to 15 from the `high` run. Lane 4g + t (g = 0..7, t = 0..3) holds:
+//
+//     a: weights                        b: hidden                d: dot products
+//
+//       k =   2t,2t+1   2t+8,2t+9               row g              row =   2t   2t+1
+//              +------+------+                 +------+                  +------+------+
+//     slot g   | a[0] | a[2] |      k = 2t,+1  | b[0] |      slot g     | d[0] | d[1] |
+//              +------+------+                 +------+                  +------+------+
+//     slot g+8 | a[1] | a[3] |    k = 2t+8,+9  | b[1] |      slot g+8   | d[2] | d[3] |
+//              +------+------+                 +------+                  +------+------+
+//
+// An a[i] or b[i] is one 32-bit register with two elements; a d[i] is one fp32.
+//
+// Any mapping of k to elements of D gives the same sum, as long as weights and hidden use the same one. So
+// the four lanes of a quad read 64 consecutive bytes of a row (kBlock elements), 16 bytes a lane, and each
+// lane feeds its words to the multiplications in pairs:
+//
+//     64 bytes of a row, 16-bit elements (kBlock = 32):
+//
+//       element         0          8          16         24        31
+//                       |  t = 0   |  t = 1   |  t = 2   |  t = 3   |
+//
+//     The 16 bytes of lane t, two elements a word:
+//
+//                       |  word 0  |  word 1  |  word 2  |  word 3  |
+//       first mma: k =   2t,2t+1    2t+8,2t+9
+//       second mma: k =                        2t,2t+1    2t+8,2t+9
+//
+// With 8-bit elements kBlock is 64. The 16 bytes become eight words in hidden's type and feed four
+// multiplications. This needs one 16-byte load instead of four 4-byte loads, both for weights in shared
+// memory and for hidden in global memory, and no ldmatrix.
+//
+// Execution order: (1) ring.cuh copies runs of weights to shared memory, (2) load_hidden fills the registers,
+// (3) multiply, (4) store writes a warp's sums to shared memory, (5) store_tile adds the warps' sums and
+// writes the partial dot products. project_mma_kernel runs these steps; plan_for sizes them on the host.
 //
 // Versions: this is the first; not yet measured on a GPU.
 #include "cuda/elements.cuh"
@@ -25,33 +60,36 @@ namespace microspec {
 
 namespace {
 
+// ---- Constants and shapes
 constexpr int kThreads = kRingWarps * kWarp;
 constexpr int kHiddenRegisters = 128;
-// Parts of D, also where hidden would fit in the registers with fewer.
+// The smallest number of parts of D, even if the registers could hold hidden with fewer.
 #ifndef MICROSPEC_MIN_SPLITS
 #define MICROSPEC_MIN_SPLITS 1
 #endif
-// Rows in a tile of hidden (mma's n), and of slots (mma's m) in shared memory: 4 floats of padding
-// let 32 lanes store to 32 banks.
+// kTile is the number of hidden rows in a tile (mma's n). kSlots is the number of slots (mma's m) in the sums
+// in shared memory. Their pitch has 4 floats of padding, which lets 32 lanes store to 32 banks.
 constexpr int kTile = 8;
 constexpr int kSlots = 2 * kRun;
 constexpr int kSlotsPitch = kSlots + 4;
 
-// What four lanes read at once of a row, in elements: two or four multiplications of sixteen.
+// Elements that four lanes read at once from a row: two (16-bit) or four (8-bit) multiplications of sixteen.
 template <class Row>
 constexpr int kBlock = 4 * kVector<Row>;
 
 template <class Row, int kTiles>
 struct Shape {
-  static constexpr int kWidth = kTile * kTiles;    // rows of hidden
-  static constexpr int kWords = kVector<Row> / 2;  // of a lane's hidden in a block: two elements each
-  static constexpr int kBlocks = kHiddenRegisters / (kTiles * kWords);  // of a warp
-  static constexpr int kSums = kRingWarps * kWidth * kSlotsPitch;       // floats
+  static constexpr int kWidth = kTile * kTiles;  // rows of hidden
+  static constexpr int kWords =
+      kVector<Row> / 2;  // words of hidden a lane holds per kBlock, two elements each
+  static constexpr int kBlocks =
+      kHiddenRegisters / (kTiles * kWords);                        // kBlock-element blocks of D a warp holds
+  static constexpr int kSums = kRingWarps * kWidth * kSlotsPitch;  // floats of sums in shared memory
 };
 
 struct Plan {
   int splits;
-  int warp_dim;   // elements of D a warp, whole blocks of them
+  int warp_dim;   // elements of D a warp, a multiple of kBlock
   int row_pitch;  // bytes
   int depth;      // runs in the ring
   size_t shared_bytes;
@@ -59,6 +97,7 @@ struct Plan {
   MICROSPEC_DEVICE int dim() const { return warp_dim * kRingWarps; }
 };
 
+// ---- Instructions by hidden's type
 template <class Hidden>
 MICROSPEC_DEVICE void multiply_add(float (&sums)[4], const uint32_t (&weights)[4],
                                    const uint32_t (&hidden)[2]) {
@@ -69,7 +108,8 @@ MICROSPEC_DEVICE void multiply_add(float (&sums)[4], const uint32_t (&weights)[4
   }
 }
 
-// A lane's 16 bytes of a row as pairs in hidden's type. Exact: e4m3 and int8 have fewer bits.
+// Converts a lane's 16 bytes of a row to pairs in hidden's type. The conversion is exact, because e4m3 and
+// int8 have fewer significant bits than bf16 and fp16.
 template <class Hidden, class Row>
 MICROSPEC_DEVICE void as_pairs(const uint4& words, uint32_t (&pairs)[kVector<Row> / 2]) {
   if constexpr (sizeof(Row) == 2) {
@@ -87,19 +127,20 @@ MICROSPEC_DEVICE void as_pairs(const uint4& words, uint32_t (&pairs)[kVector<Row
   }
 }
 
-// One warp's work: its part of D for sixteen slots and kWidth rows of hidden.
+// ---- Steps 2 to 4: one warp's part of D, for sixteen slots and kWidth rows of hidden
 template <class Hidden, class Row, int kTiles>
 class WarpTile {
   using S = Shape<Row, kTiles>;
 
  public:
-  // Of elements [begin, begin + warp_dim) of D, those below `end`.
+  // Takes elements [begin, begin + warp_dim) of D, and drops those at or above `end`.
   MICROSPEC_DEVICE WarpTile(int64_t begin, int warp_dim, int64_t end)
       : begin_(begin), offset_(warp_index() * warp_dim * static_cast<int>(sizeof(Row))) {
     const int64_t dim = min(static_cast<int64_t>(warp_dim), end - begin);
     blocks_ = dim > 0 ? static_cast<int>(dim) / kBlock<Row> : 0;
   }
 
+  // Step 2: loads the b fragments into registers. Rows beyond the segment and elements beyond D are zero.
   MICROSPEC_DEVICE void load_hidden(const HeadArgs& args, const Segment& segment) {
 #pragma unroll
     for (int n = 0; n < kTiles; ++n) {
@@ -123,7 +164,8 @@ class WarpTile {
     }
   }
 
-  // low, high: runs in shared memory, the tile's first and last eight slots.
+  // Step 3: adds the products to `dots`. `low` and `high` are runs in shared memory: slots 0 to 7 and 8 to 15
+  // of the tile.
   MICROSPEC_DEVICE void multiply(const unsigned char* low, const unsigned char* high, int row_pitch,
                                  float (&dots)[kTiles][4]) const {
     const int at = lane_index() / 4 * row_pitch + offset_ + lane_index() % 4 * 16;
@@ -146,7 +188,7 @@ class WarpTile {
     }
   }
 
-  // sums: of this warp, [kWidth, kSlotsPitch].
+  // Step 4: writes the d fragments to this warp's part of the sums, [kWidth, kSlotsPitch].
   MICROSPEC_DEVICE static void store(const float (&dots)[kTiles][4], float* sums) {
     const int slot = lane_index() / 4;
 #pragma unroll
@@ -161,12 +203,15 @@ class WarpTile {
 
  private:
   int64_t begin_;
-  int offset_;  // of the warp's part in a row in shared memory, in bytes
+  int offset_;  // bytes from the start of a row in shared memory to the warp's part
   int blocks_;
   uint32_t hidden_[kTiles][S::kBlocks][S::kWords];
 };
 
-// Adds up the warps' sums of a tile's two runs and writes them: four slots of one row a thread.
+// ---- Step 5: add the warps' sums
+//
+// Adds the warps' sums of a tile's two runs and writes them. Each thread writes four slots of one row of
+// hidden.
 template <int kWidth>
 MICROSPEC_DEVICE void store_tile(const float* sums, const Segment& segment, int low_run, int high_run,
                                  int64_t row_base, const Partials& partials) {
@@ -190,6 +235,7 @@ MICROSPEC_DEVICE void store_tile(const float* sums, const Segment& segment, int 
   }
 }
 
+// ---- The kernel: steps 1 to 5 for each segment of rows that the block works on
 template <class Hidden, class Row, int kTiles>
 MICROSPEC_KERNEL(kThreads, 1)
 project_mma_kernel(HeadArgs args, Partials partials, Plan plan) {
@@ -226,9 +272,9 @@ project_mma_kernel(HeadArgs args, Partials partials, Plan plan) {
       const unsigned char* high = two ? ring.take() : low;
       float dots[kTiles][4] = {};
       tile.multiply(low, high, plan.row_pitch, dots);
-      __syncthreads();  // the last tile's sums are read
+      __syncthreads();  // all threads have read the previous tile's sums
       tile.store(dots, sums + warp_index() * S::kWidth * kSlotsPitch);
-      __syncthreads();  // these are there, and the tile's two places in the ring are free
+      __syncthreads();  // this tile's sums are complete, and its two places in the ring are free
 #pragma unroll 1
       for (int next = i + plan.depth; next < min(i + plan.depth + 2, count); ++next) {
         ring.start(segment.group, share.at(next));
@@ -239,10 +285,11 @@ project_mma_kernel(HeadArgs args, Partials partials, Plan plan) {
   }
 }
 
+// ---- Host: the plan and the launch
 template <class Row, int kTiles>
 Plan plan_for(const HeadArgs& args, const Device& device) {
   using S = Shape<Row, kTiles>;
-  // The ring needs a tile's two runs and one on its way; more splits make the runs smaller.
+  // The ring needs a tile's two runs and one run in flight. More splits make the runs smaller.
   constexpr int kMinDepth = 3;
   constexpr int kMaxWarpDim = S::kBlocks * kBlock<Row>;
   const size_t fixed = S::kSums * sizeof(float);

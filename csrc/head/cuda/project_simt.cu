@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// Few rows of hidden: multiply-adds on weights that go from memory straight to registers.
+// project_simt multiplies few rows of hidden by the active rows with FMAs. Weights go from memory straight to
+// registers.
 //
-// Floor: the active rows' bytes over the memory's bandwidth. What keeps a kernel from it is having
-// too little under way: at 3 TB/s and about 0.7 us, an H100's SM needs 16 KB of loads in flight, and
-// twice to four times that in practice. Here every lane holds kAhead rows' loads, 64 KB and more an
-// SM, with no barrier between them.
+// Floor: the active rows' bytes over the memory's bandwidth. A kernel misses it if too few loads are in
+// flight. At 3 TB/s and about 0.7 us, an H100's SM needs 16 KB of loads in flight, and two to four times that
+// in practice. Here every lane keeps kAhead rows' loads in flight (64 KB and more an SM), with no barrier
+// between them.
 //
-// The elements of a row are split over a block's warps, so that a lane's part of hidden stays in
-// registers for all rows; the slots are dealt to blocks one by one, so that a vocabulary whose first
-// slots alone are taken still keeps all blocks equally busy. Sums are made in one fixed order: lane,
-// warp, then block.
+// A row's elements are split over a block's warps, so a lane's part of hidden stays in registers for all
+// rows. The slots are dealt to the blocks one by one, so all blocks are equally busy even if only the first
+// slots of a vocabulary are occupied. The order of the sums is fixed: lane, then warp, then block.
 //
 // Versions: this is the first; not yet measured on a GPU.
 #include "cuda/elements.cuh"
@@ -24,10 +24,11 @@ namespace {
 // 512 threads of 128 registers fill an SM's register file, as one block or as several small ones.
 constexpr int kMaxWarps = 16;
 constexpr int kMaxThreads = kMaxWarps * kWarp;
-// Rows between two barriers: one id for each lane.
+// Slots between two barriers: one id for each lane.
 constexpr int kRound = kWarp;
 
-// Of one row, by one lane: 32 elements of a narrow row would need too many registers for hidden.
+// 16-byte loads of one row by one lane. A second load of 8-bit elements would make 32 elements a lane, and
+// hidden would need too many registers.
 template <class Row>
 constexpr int kLoads = sizeof(Row) == 1 ? 1 : 2;
 template <class Row>
@@ -35,14 +36,14 @@ constexpr int kLaneElements = kLoads<Row> * kVector<Row>;
 template <class Row>
 constexpr int kWarpElements = kWarp * kLaneElements<Row>;
 
-// Rows that a lane loads ahead: 64 registers beside one row of hidden, 32 beside four. Elements that
-// are loaded one by one take registers of their own.
+// Rows that a lane loads ahead: 64 registers beside one row of hidden, 32 beside four. Without alignment it
+// is one row, because elements that are loaded one by one need registers too.
 template <int kRows, bool kAligned>
 constexpr int kAhead = !kAligned    ? 1
                        : kRows == 1 ? 8
                                     : 4;
 
-// The lane's part of a row, or of hidden.
+// A lane's part of a row of weights or of hidden.
 template <class Row, bool kAligned>
 class LanePart {
  public:
@@ -65,7 +66,7 @@ class LanePart {
   }
 
  private:
-  // The first element of the lane's load i: the lanes of a warp read 512 bytes side by side.
+  // The first element of the lane's load i. The lanes of a warp read 512 consecutive bytes.
   MICROSPEC_DEVICE int64_t element(int i) const { return begin_ + i * kWarp * kVector<Row>; }
 
   template <class Element>
@@ -79,7 +80,7 @@ class LanePart {
   int64_t begin_;
 };
 
-// The sum of values[lane / (32 / kCount)] over the warp, with kCount + 4 - log2(kCount) shuffles
+// Returns the sum of values[lane / (32 / kCount)] over the warp. Takes kCount + 4 - log2(kCount) shuffles
 // instead of 5 kCount.
 template <int kCount>
 MICROSPEC_DEVICE float sums_over_warp(float (&values)[kCount]) {
@@ -108,7 +109,7 @@ MICROSPEC_DEVICE int take_lowest(unsigned& set) {
 template <class Hidden, class Row, int kRows, bool kAligned>
 class Projector {
  public:
-  // sums: [kRound, kRows, kMaxWarps] in shared memory
+  // sums is [kRound, kRows, kMaxWarps] in shared memory.
   MICROSPEC_DEVICE Projector(const HeadArgs& args, const Partials& partials, float* sums)
       : args_(args), partials_(partials), sums_(sums) {
     const int64_t pass_elements = static_cast<int64_t>(blockDim.x) / kWarp * kWarpElements<Row>;

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Weights on their way to the tensor cores: a ring of runs of rows in shared memory, filled by
-// asynchronous copies several runs ahead of their use.
+// The ring holds runs of weight rows in shared memory for the tensor cores. Asynchronous copies fill it
+// several runs ahead of their use.
 //
-// A run is the block's part of kRun consecutive slots' rows. Its copies arrive on the run's barrier:
-// from sm_90 on one bulk copy a row, started by one lane and announced in bytes; before, cp.async of
-// 16 bytes by all threads, one row a warp. Rows of empty slots are not copied; what lies there in
-// shared memory stays, and spoils only results that nobody reads.
+// A run is the block's part of the rows of kRun consecutive slots. Its copies arrive on the run's barrier.
+// From sm_90 on, there is one bulk copy a row, which one lane starts after announcing the bytes. Before
+// sm_90, all threads use cp.async of 16 bytes, one row a warp. Rows of empty slots are not copied. Old data
+// stays in their place and affects only results that nobody reads.
 #pragma once
 
 #include "cuda/ptx.cuh"
@@ -14,17 +14,17 @@
 
 namespace microspec {
 
-// 0: cp.async on every GPU. A bulk copy is one lane's instruction, cp.async is every thread's.
+// 0 selects cp.async on every GPU. One lane issues a bulk copy; every thread issues cp.async.
 #ifndef MICROSPEC_BULK_COPIES
 #define MICROSPEC_BULK_COPIES 1
 #endif
 
-constexpr int kRingWarps = 8;  // in a block: as many as rows in a run
+constexpr int kRingWarps = 8;  // warps in a block, and rows in a run
 constexpr int kMaxDepth = 32;  // runs in the ring
 static_assert(kRingWarps == kRun);
 
-// Beside each row, so that eight lanes reading 16 bytes each from two rows hit all banks once: the
-// distance between rows is 64 bytes more than a multiple of 128.
+// Padding after each row. The distance between rows is 64 bytes more than a multiple of 128, so eight lanes
+// that read 16 bytes each from two rows hit every bank once.
 constexpr int kRowPad = 64;
 
 // A block's part of the rows: elements [begin, begin + dim) of D.
@@ -33,7 +33,7 @@ struct Slice {
   int dim;
 };
 
-// A place in the ring and how often it was used, as a barrier counts it.
+// A place in the ring, and the parity of its barrier phase.
 struct RingPlace {
   int index = 0;
   uint32_t parity = 0;
@@ -49,7 +49,7 @@ struct RingPlace {
 template <class Row>
 class Ring {
  public:
-  // full: [depth] barriers; data: [depth, kRun, row_pitch]. Ends with a barrier of the block.
+  // full is [depth] barriers, data is [depth, kRun, row_pitch]. Ends with a block barrier.
   MICROSPEC_DEVICE Ring(const HeadArgs& args, const Slice& slice, int depth, int row_pitch, uint64_t* full,
                         unsigned char* data)
       : args_(args), slice_(slice), depth_(depth), row_pitch_(row_pitch), full_(full), data_(data) {
@@ -62,10 +62,11 @@ class Ring {
     __syncthreads();
   }
 
-  // Starts to copy a run; called by the whole block, after all are done with the place's last run.
+  // Starts to copy a run. The whole block calls it, after all threads have finished with the run that held
+  // the place before.
   MICROSPEC_DEVICE void start(int group, int run) {
     if (bulk()) {
-      // One warp each in turn, so that the runs' ids are fetched side by side.
+      // The warps take turns, so that the loads of the runs' ids overlap.
       if (run_count_++ % kRingWarps == warp_index()) start_bulk(group, run);
     } else {
       start_by_threads(group, run);
@@ -73,7 +74,7 @@ class Ring {
     next_.advance(depth_);
   }
 
-  // The oldest run that was not taken yet, as soon as it is there: its first row in shared memory.
+  // Waits for the oldest run not yet taken and returns its first row in shared memory.
   MICROSPEC_DEVICE const unsigned char* take() {
     ptx::mbarrier_wait(full_ + oldest_.index, oldest_.parity);
     const unsigned char* run = place(oldest_.index);
@@ -125,8 +126,8 @@ class Ring {
   const int row_pitch_;
   uint64_t* full_;
   unsigned char* data_;
-  RingPlace next_;    // to be filled
-  RingPlace oldest_;  // to be taken
+  RingPlace next_;    // the place to fill next
+  RingPlace oldest_;  // the place to take next
   int run_count_ = 0;
 };
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which group a row of hidden belongs to, where a slot's row lies, and whether it has one.
+// Helpers for rows: the group of a row of hidden, the address of a slot's weights, and whether a slot is
+// active.
 #pragma once
 
 #include "common/dtype.h"
@@ -8,7 +9,7 @@
 
 namespace microspec {
 
-// A slot whose id is -1 or out of range is empty: nothing is read for it.
+// A slot with id -1 or an id out of range is empty. Nothing is read for it.
 MICROSPEC_DEVICE bool is_active(const HeadArgs& args, int32_t id) {
   return static_cast<uint32_t>(id) < static_cast<uint64_t>(args.vocab_size);
 }
@@ -17,7 +18,7 @@ MICROSPEC_DEVICE const int32_t* ids_of(const HeadArgs& args, int group) {
   return args.active_ids + static_cast<int64_t>(group) * args.capacity;
 }
 
-// -1 for a padding row.
+// Returns -1 for a padding row.
 MICROSPEC_DEVICE int group_of(const HeadArgs& args, int64_t row) {
   if (!args.group_ids) return 0;
   const int64_t group = args.long_group_ids ? static_cast<const int64_t*>(args.group_ids)[row]

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which rows of hidden are projected together, and how their slots are shared among blocks.
+// Segments group the rows of hidden that are projected together. A Share is a block's part of a segment's
+// slots.
 #pragma once
 
 #include "cuda/platform.cuh"
@@ -19,20 +20,20 @@ struct Segment {
   MICROSPEC_DEVICE int row(int i) const { return rows ? rows[first + i] : first + i; }
 };
 
-// The rows of a call sorted by group, in shared memory: every block builds the same list for itself,
-// since the groups are known to the device only.
+// The rows of a call sorted by group, in shared memory. Only the device knows the groups, so every block
+// builds the table itself.
 struct SegmentTable {
   int group_of[kMaxRows];      // by row
-  int row[kMaxRows];           // by place in the order
-  int sorted_group[kMaxRows];  // by place
-  int leads[kMaxRows];         // by place: whether a segment begins there
-  int first[kMaxRows + 1];     // by segment: its first place
+  int row[kMaxRows];           // by position in sorted order
+  int sorted_group[kMaxRows];  // by position
+  int leads[kMaxRows];         // by position: whether a segment begins there
+  int first[kMaxRows + 1];     // by segment: its first position
   int count;
 };
 
 class Segments {
  public:
-  // Called by the whole block; ends with a barrier if the call has group ids.
+  // The whole block calls this. It ends with a barrier if the call has group ids.
   template <int kWidth>
   MICROSPEC_DEVICE static Segments of(const HeadArgs& args, SegmentTable* table) {
     Segments segments;
@@ -59,7 +60,7 @@ class Segments {
   }
 
  private:
-  static constexpr int kPadding = 0x7fffffff;  // a group after all others
+  static constexpr int kPadding = 0x7fffffff;  // sorts after every group
 
   MICROSPEC_DEVICE static void sort(const HeadArgs& args, SegmentTable* table, int width) {
     const int rows = static_cast<int>(args.rows);
@@ -109,7 +110,7 @@ class Segments {
   int total_rows_;
 };
 
-// One block's share of a segment's slots, or runs of them: first, first + step, … below `end`.
+// One block's share of a segment's slots, or of its runs: first, first + step, … below `end`.
 struct Share {
   int first;
   int step;
@@ -119,9 +120,9 @@ struct Share {
   MICROSPEC_DEVICE int at(int i) const { return first + i * step; }
 };
 
-// A segment's slots are shared by `shares` blocks, so that `parts` blocks are as busy as can be. One
-// round of parts / segments shares each leaves up to half of the blocks idle when the segments are
-// nearly as many as the blocks; a few rounds of smaller shares do not.
+// Returns the number of blocks that share a segment's slots, chosen to keep `parts` blocks busy. One round of
+// parts / segments shares per segment leaves up to half of the blocks idle if there are nearly as many
+// segments as blocks. A few rounds of smaller shares avoid that.
 MICROSPEC_DEVICE int shares_of_a_segment(int segments, int parts) {
   constexpr int kMaxRounds = 4;
   int best_rounds = ceil_div(segments, parts), best_shares = 1;

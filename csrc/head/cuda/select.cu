@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// From partial dot products to the head's results; one block a row of hidden.
+// select turns partial dot products into the head's results, one block a row of hidden.
 //
-// 3072 logits are 12 KB a row, from the second-level cache: what counts is the number of dependent
-// steps. Keys (keys.cuh) stay in registers; block_threshold finds where the k-th lies, the keys above
-// it go to shared memory in any order, and each finds its rank by counting those above it.
+// 3072 logits are 12 KB a row, read from the L2 cache, so the number of dependent steps decides the time.
+// Keys (keys.cuh) stay in registers. block_threshold finds the k-th key. The keys at or above it go to shared
+// memory in any order, and each finds its rank by counting the keys above it.
 //
-// Started while project still runs; group, ids and scales are fetched before project's results are
-// waited for, which is safe, as project waits for earlier kernels before it lets this one start.
+// select starts while project still runs. We load group, ids and scales before waiting for project. Safe:
+// project itself waited for their writers before it let this kernel start.
 //
 // Versions: this is the first; not yet measured on a GPU.
 #include <algorithm>
@@ -17,15 +17,16 @@
 namespace microspec {
 
 namespace {
+// ---- State in shared memory
 
 constexpr int kWarps = kSelectThreads / kWarp;
 
 struct Scratch {
   SelectScratch select;
-  uint32_t top[kWarps];     // largest order in a warp
-  uint32_t active[kWarps];  // active slots
-  uint32_t nans[kWarps];    // slots with a NaN
-  float sums[kWarps];       // of exponentials
+  uint32_t top[kWarps];     // largest order in each warp
+  uint32_t active[kWarps];  // active slots in each warp
+  uint32_t nans[kWarps];    // NaNs in each warp
+  float sums[kWarps];       // each warp's sum of exponentials
   uint64_t chosen[kMaxTopK];
   int chosen_count;
 };
@@ -42,6 +43,7 @@ struct Counts {
   bool any_nan;
 };
 
+// ---- Step 1: count the row's active slots and NaNs, and find its largest logit
 template <class Keys>
 MICROSPEC_DEVICE Counts count_row(const Keys& keys, Scratch& scratch) {
   uint32_t top = 0, active = 0, nans = 0;
@@ -65,7 +67,9 @@ MICROSPEC_DEVICE Counts count_row(const Keys& keys, Scratch& scratch) {
           __reduce_add_sync(kAllLanes, word_of_warp(scratch.nans, 0u)) > 0};
 }
 
-// Each warp's share of the sum of exponentials, to be read after the next barrier.
+// ---- Step 2: logsumexp
+//
+// Writes each warp's part of the sum of exponentials, to be read after the next barrier.
 template <class Keys>
 MICROSPEC_DEVICE void sum_exponentials(const Keys& keys, float largest, Scratch& scratch) {
   float sum = 0.0f;
@@ -85,6 +89,7 @@ MICROSPEC_DEVICE float logsumexp_of(const Counts& counts, const Scratch& scratch
   return largest + logf(sum);
 }
 
+// ---- Step 3: collect the keys at or above the threshold
 template <class Keys>
 MICROSPEC_DEVICE void choose(const Keys& keys, uint64_t threshold, Scratch& scratch) {
   keys.visit([&](uint64_t key) {
@@ -94,6 +99,8 @@ MICROSPEC_DEVICE void choose(const Keys& keys, uint64_t threshold, Scratch& scra
   });
 }
 
+// ---- Step 4: rank and write
+//
 // The outputs of one row.
 struct RowResult {
   float* logits;
@@ -120,7 +127,9 @@ MICROSPEC_DEVICE void store_ranked(const Scratch& scratch, int count, const RowR
   }
 }
 
-// memory: [rows, K] for keys that fit neither in registers nor in shared memory; else null.
+// ---- The kernels
+//
+// memory is [rows, K] for keys that fit neither in registers nor in shared memory, else null.
 template <class Keys>
 MICROSPEC_KERNEL(kSelectThreads, 1)
 select_kernel(HeadArgs args, Partials partials, Selection selection, uint64_t* memory) {
@@ -144,7 +153,7 @@ select_kernel(HeadArgs args, Partials partials, Selection selection, uint64_t* m
     return;
   }
   sum_exponentials(keys, logit_of_order(counts.top), *scratch);
-  const KeyBounds bounds = block_key_bounds(keys, count, scratch->select);  // has a barrier
+  const KeyBounds bounds = block_key_bounds(keys, count, scratch->select);  // contains a barrier
   if (threadIdx.x == 0) *result.logsumexp = logsumexp_of(counts, *scratch);
   const uint64_t threshold =
       counts.active > count ? block_threshold(keys, count, bounds, scratch->select) : 1;
@@ -176,7 +185,7 @@ finish_logits_kernel(HeadArgs args, Partials partials, float* logits) {
   }
 }
 
-// Where a call's keys are kept.
+// ---- Host: where the keys are kept, and the launches
 bool keys_in_registers(int64_t capacity) { return capacity <= kBatch * kSelectThreads; }
 bool keys_in_shared(int64_t capacity, const Device& device) {
   return capacity * sizeof(uint64_t) + sizeof(Scratch) <= static_cast<size_t>(device.block_shared);

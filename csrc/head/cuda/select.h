@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The second of the head's two kernels: from dot products to logits, and from those to the results.
+// select, the second of the head's two kernels, turns dot products into logits and logits into the results.
 // Torch-free.
 #pragma once
 
@@ -11,7 +11,7 @@
 
 namespace microspec {
 
-// Per row of hidden: the top k, [rows, k], and the logsumexp, [rows].
+// The results per row of hidden: logits and token_ids are [rows, k], logsumexp is [rows].
 struct Selection {
   int k;
   float* logits;
@@ -19,12 +19,12 @@ struct Selection {
   float* logsumexp;
 };
 
-// Bytes of workspace for `rows` rows: 0 where their keys fit in registers or shared memory.
+// Returns the bytes of workspace for `rows` rows: 0 if their keys fit in registers or shared memory.
 size_t select_workspace(int64_t rows, int64_t capacity, const Device& device);
 Error select(const HeadArgs& args, const Partials& partials, const Selection& selection, void* workspace,
              const Device& device, void* stream);
 
-// logits: [rows, K]
+// Writes every slot's logit. logits is [rows, K].
 Error finish_logits(const HeadArgs& args, const Partials& partials, float* logits, const Device& device,
                     void* stream);
 

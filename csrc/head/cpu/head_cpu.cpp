@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The CPU head: sorts rows into groups, runs panels over the thread pool, selects.
+// The CPU head sorts rows into groups, runs panels over the thread pool, and selects.
 //
-// Bytes of one call: the active rows once (K * D, the floor), M * D of activations, M * K logits
+// Bytes of one call: the active rows once (K * D elements, the floor), M * D activations, and M * K logits
 // that stay in L2 until the selection reads them.
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
@@ -22,18 +22,18 @@ namespace microspec {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-// The least worth waking a thread for: about 10 us of reading.
+// The least work worth waking a thread for: about 10 us of reading.
 constexpr int64_t kBytesPerThread = int64_t{1} << 17;
 
-// What one group has to do: its occupied slots times the rows of hidden that belong to it.
+// The work of one group: its occupied slots times the rows of hidden that belong to it.
 struct GroupWork {
   std::vector<int32_t> slots;  // occupied slots, ascending
   std::vector<int32_t> ids;    // their token ids
   std::vector<int64_t> rows;   // rows of hidden
-  int64_t first_hidden;        // of its rows among the packed activations
+  int64_t first_hidden;        // the group's first row among the packed activations
   int64_t panel_rows;          // rows of the weight that a thread takes at a time
-  const char* weight;          // what `index` counts rows from
-  const float* scale;          // likewise, or null
+  const char* weight;          // base of the rows that `index` counts
+  const float* scale;          // base of the scales that `index` counts, or null
   const int32_t* index;        // slots if the weight is packed, else ids
 
   int64_t count() const { return static_cast<int64_t>(slots.size()); }
@@ -62,7 +62,7 @@ class Head {
       packed_rows += kernel_.arrange ? kernel_.arranged_rows(rows) : rows;
       if (work.rows.empty()) continue;
       list_occupied(work, args.active_ids + g * args.capacity);
-      // At least four panels a thread, so that the last ones to finish are not far apart.
+      // Make at least four panels a thread, so that the threads finish at about the same time.
       const int64_t share = work.count() / (4 * thread_count()) / kPanelUnit * kPanelUnit;
       work.panel_rows = std::clamp(share, kPanelUnit, kMaxPanelRows);
       const int64_t group_bytes = args.weight_group_stride * element_size(args.weight_type);
@@ -75,7 +75,7 @@ class Head {
     if (kernel_.arrange) arrange_hidden();
   }
 
-  // logits[row * capacity + column(work, i)] for each row and its i-th occupied slot.
+  // Writes logits[row * capacity + column(work, i)] for each row and its i-th occupied slot.
   template <class Column>
   void project(float* logits, const Column& column) const {
     for (const GroupWork& work : groups_) {
@@ -109,13 +109,13 @@ class Head {
     work.ids.resize(count);
   }
 
-  // Activations of a group lie together, in the kernel's type, zero-padded.
+  // Packs each group's activations together, in the kernel's type, zero-padded.
   void pack_hidden(int64_t packed_rows) {
     hidden_rows_ = packed_rows;
     hidden_stride_ = (args_.dim + kHiddenPadding - 1) / kHiddenPadding * kHiddenPadding;
     const int64_t size = element_size(kernel_.hidden_type);
     hidden_.reset(new char[packed_rows * hidden_stride_ * size]);
-    if (args_.dim == 0) return;  // nothing to copy, and perhaps from null
+    if (args_.dim == 0) return;  // nothing to copy, and the source may be null
     for (const GroupWork& work : groups_) {
       for (size_t i = 0; i < work.rows.size(); ++i) {
         char* target = hidden_.get() + (work.first_hidden + i) * hidden_stride_ * size;
@@ -166,7 +166,7 @@ class Head {
     const int64_t count = std::min(work.panel_rows, work.count() - first);
     const int64_t hidden_count = static_cast<int64_t>(work.rows.size());
     const int64_t* rows = work.rows.data();
-    // Copies, or each store of a float would have them read anew.
+    // Keep local copies: the compiler would reread the members after each store of a float.
     const int64_t capacity = args_.capacity;
     const float logit_scale = args_.logit_scale, softcap = args_.softcap;
     for (int64_t r = 0; r < count; ++r) {

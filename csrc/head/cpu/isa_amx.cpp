@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// AMX with bf16: Sapphire Rapids and later. One instruction multiplies 16 rows by 16 activations
-// over 32 elements, so that up to 64 activations cost little more than the reading of the rows.
+// AMX with bf16: Sapphire Rapids and later. One instruction multiplies 16 rows by 16 activations over 32
+// elements, so up to 64 activations cost little more than reading the rows.
 //
-// Tiles are loaded with one stride, but active rows are scattered: so 16 rows are copied, a block at
-// a time, into a ring that stays in L1. The copy also widens int8 and fp8 rows to bf16, which
-// holds both exactly. bf16 activations only; everything else takes the AVX-512 path.
+// A tile is loaded with one stride, but active rows are scattered. So 16 rows are copied, a block at a time,
+// into a ring that stays in L1. The copy also widens int8 and fp8 rows to bf16, which represents both
+// exactly. This file serves bf16 activations only; other types take the AVX-512 path.
 #ifdef __linux__
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -28,31 +28,31 @@ constexpr int64_t kChunk = Avx512Vec::kLanes;
 constexpr int kTileRows = 16;    // rows of the weight in a tile
 constexpr int kTileDepth = 32;   // elements of a row in a tile
 constexpr int kColumns = 16;     // activations in a tile
-constexpr int kColumnTiles = 4;  // accumulators: tiles 0-3; 4 holds rows, 5-7 activations
-// Blocks of 16 rows by 32 elements between a copy and its multiplication. A tile load cannot take its
-// data from stores still in flight; four blocks later they have reached L1, and the loads of the
-// blocks ahead keep the memory busy meanwhile.
+constexpr int kColumnTiles = 4;  // accumulators are tiles 0-3; tile 4 holds rows, tiles 5-7 hold activations
+// Blocks of 16 rows by 32 elements between a copy and its multiplication. A tile load cannot take its data
+// from stores still in flight. Four blocks later the stores have reached L1, and meanwhile the loads of the
+// next blocks keep the memory busy.
 constexpr int kLag = 4;
 constexpr int kBlock = kTileRows * kTileDepth;
-constexpr int kAhead = 8 * kTileDepth;  // elements that a prefetch is ahead of the copy
+constexpr int kAhead = 8 * kTileDepth;  // elements by which a prefetch is ahead of the copy
 
-// The layout the processor prescribes for LDTILECFG: every tile is 16 rows of 64 bytes.
+// The layout that LDTILECFG requires. Every tile is 16 rows of 64 bytes.
 struct alignas(64) TileConfig {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
   uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
   uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
-// Sixteen rows of a panel, or what is left of it, and the rows that come after them.
+// Up to sixteen rows of a panel, and the rows that follow them.
 struct RowTile {
   const char* const* rows;
-  const char* const* next;  // of `rows` itself, at the end of the panel
+  const char* const* next;  // `rows` itself at the end of the panel
   int64_t count;
 };
 
-// Elements [from, from + 32) of each row, one row after the other: sixteen streams, which the
-// hardware prefetcher follows. It stops at the end of a row, though, so the first lines of the next
-// rows are asked for here. Zeros stand for what is not there.
+// Copies elements [from, from + 32) of each row, one row after the other. The hardware prefetcher follows
+// these sixteen streams but stops at the end of a row, so this function prefetches the first lines of the
+// next rows. Missing rows and elements are zero.
 template <class Row>
 inline void copy_block(const RowTile& tile, int64_t from, int64_t dim, bf16_t* block) {
   const int64_t left = dim - from;
@@ -74,7 +74,7 @@ inline void copy_block(const RowTile& tile, int64_t from, int64_t dim, bf16_t* b
   for (; r < kTileRows; ++r) _mm512_store_si512(block + r * kTileDepth, _mm512_setzero_si512());
 }
 
-// One block of rows times `Tiles` tiles of activations, added to accumulators 0 to Tiles - 1.
+// Adds one block of rows times `Tiles` tiles of activations to accumulators 0 to Tiles - 1.
 template <int Tiles>
 inline void multiply(const bf16_t* block, const char* hidden, int64_t column_bytes) {
   _tile_loadd(4, block, 64);
@@ -94,7 +94,7 @@ inline void multiply(const bf16_t* block, const char* hidden, int64_t column_byt
   }
 }
 
-// Whole rows times `Tiles` tiles of activations.
+// Multiplies whole rows by `Tiles` tiles of activations.
 template <class Row, int Tiles>
 void multiply_rows(const RowTile& tile, int64_t dim, const char* hidden, int64_t column_bytes) {
   alignas(64) bf16_t ring[2 * kLag * kBlock];
@@ -108,18 +108,19 @@ void multiply_rows(const RowTile& tile, int64_t dim, const char* hidden, int64_t
   }
 }
 
-// One activation against bf16 rows is all reading, and VDPBF16PS, which needs no copy of them, then
-// reads a tenth faster. So a logit's last bits may differ between M = 1 and M > 1, and only there.
+// Whether VDPBF16PS serves the panel instead of AMX. One activation against bf16 rows is limited by reading,
+// and VDPBF16PS, which needs no copy of the rows, reads them a tenth faster. So a logit's last bits may
+// differ between M = 1 and M > 1, and only there.
 template <class Row>
 constexpr bool dots_suffice(int64_t count) {
   return count == 1 && std::is_same_v<Row, bf16_t>;
 }
 
-// An accumulator of `rows` rows by `columns` activations to dots[row * stride + column].
+// Writes an accumulator of `rows` rows by `columns` activations to dots[row * stride + column].
 inline void store_tile(int accumulator, int64_t rows, int64_t columns, float gain, float* dots,
                        int64_t stride) {
   alignas(64) float sums[kTileRows * kColumns];
-  switch (accumulator) {  // a tile's number must be a constant
+  switch (accumulator) {  // the tile number must be a constant
     case 0: _tile_stored(0, sums, 64); break;
     case 1: _tile_stored(1, sums, 64); break;
     case 2: _tile_stored(2, sums, 64); break;
@@ -137,7 +138,7 @@ void panel_kernel_amx(const Panel& panel) {
   if (dots_suffice<Row>(panel.hidden_count)) return panel_kernel<Bf16Mac>(panel);
   const TileConfig config;
   _tile_loadconfig(&config);
-  // Activations lie as [column tile][pair of elements][activation][2].
+  // The layout of the activations is [column tile][pair of elements][activation][2].
   const int64_t column_bytes = panel.hidden_stride * kColumns * sizeof(bf16_t);
   for (int64_t row = 0; row < panel.row_count; row += kTileRows) {
     const int64_t left = panel.row_count - row;

@@ -13,7 +13,7 @@ namespace avx2 {
 struct Vec {
   using Type = __m256;
   static constexpr int kLanes = 8;
-  // 2 * 5 accumulators, two rows and an activation: 13 of 16 registers.
+  // 2 * 5 accumulators, two rows and an activation take 13 of 16 registers.
   static constexpr int kRowsFor1 = 8, kRows = 2, kColumns = 5;
   static constexpr float gain(f8e4m3_t) { return 256.0f; }  // see load(const f8e4m3_t*)
   template <class Row>
@@ -32,7 +32,8 @@ struct Vec {
   static Type load(const int8_t* p) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
   }
-  // e4m3 shifted into fp16's fields is the value times 2^-8 (biases 7 and 15), subnormals included.
+  // e4m3 bits shifted into fp16's fields represent the value times 2^-8 (biases 7 and 15), subnormals
+  // included.
   static Type load(const f8e4m3_t* p) {
     const __m128i bits = _mm_cvtepi8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
     const __m128i magnitude = _mm_and_si128(bits, _mm_set1_epi16(0x7f));

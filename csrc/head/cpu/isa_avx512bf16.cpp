@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// AVX-512 with VDPBF16PS: Cooper Lake, Sapphire Rapids, Zen 4 and later. One instruction adds two
-// products of bf16 to each of sixteen lanes.
+// AVX-512 with VDPBF16PS: Cooper Lake, Sapphire Rapids, Zen 4 and later. One instruction adds two products of
+// bf16 to each of sixteen lanes.
 //
-// A lane is a row: 32 rows are transposed, 64 elements at a time, so that a register holds a pair of
-// elements of sixteen rows, and an activation's pair is broadcast to it. So a logit is one lane's sum
-// over the pairs in order, whatever M is; there are no sums across lanes; and what a block of rows
-// and activations needs stays in L1. The copy also widens int8 and fp8 rows to bf16, which holds
-// both exactly. bf16 activations only; everything else takes the AVX-512 path.
+// A lane is a row. 32 rows are transposed, 64 elements at a time, so that a register holds a pair of elements
+// of each of sixteen rows. An activation's pair is broadcast to the lanes. So a logit is one lane's sum over
+// the pairs in order, for every M, and there are no sums across lanes. The data of a block of rows and
+// activations stays in L1. The copy also widens int8 and fp8 rows to bf16, which represents both exactly.
+// This file serves bf16 activations only; other types take the AVX-512 path.
 #include <cstdint>
 
 #include "head/args.h"
@@ -22,19 +22,19 @@ constexpr int64_t kChunk = Avx512Vec::kLanes;
 #include "select.inl"
 
 constexpr int kLanes = 16;
-constexpr int kLine = 32;  // elements of an activation that lie together
+constexpr int kLine = 32;  // consecutive elements of an activation
 constexpr int kPairs = kLine / 2;
 constexpr int kDepth = 64;      // elements of the rows between a copy and its multiplication
 constexpr int kRowVectors = 2;  // 2 * 12 accumulators, two of rows and an activation: 27 registers
 constexpr int kColumns = 12;
 constexpr int64_t kMaxColumns = 64;
-// Elements that a prefetch is ahead of the copy: on a Sapphire Rapids 64 to 256 measure the same, 512 takes
-// 8 % longer at M = 1.
+// Elements by which a prefetch is ahead of the copy. On a Sapphire Rapids, 64 to 256 measure the same; 512
+// takes 8 % longer at M = 1.
 constexpr int64_t kAhead = 128;
 
 static_assert(kDepth == kHiddenPadding);
 
-// Sixteen vectors of sixteen pairs: rows become columns.
+// Transposes sixteen vectors of sixteen pairs.
 inline void transpose(__m512i (&v)[kLanes]) {
   __m512i t[kLanes];
 #pragma GCC unroll 16
@@ -49,7 +49,7 @@ inline void transpose(__m512i (&v)[kLanes]) {
     v[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
     v[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
   }
-  // v[4 a + b], quarter c: pairs 4 c + b of rows 4 a to 4 a + 3.
+  // Now v[4 a + b], quarter c, holds pairs 4 c + b of rows 4 a to 4 a + 3.
 #pragma GCC unroll 4
   for (int b = 0; b < 4; ++b) {
     const __m512i low = _mm512_shuffle_i32x4(v[b], v[4 + b], 0x88);
@@ -65,7 +65,7 @@ inline void transpose(__m512i (&v)[kLanes]) {
   for (int i = 0; i < kLanes; ++i) v[i] = t[i];
 }
 
-// The rows of a block and of the one after it (itself, at the end of the panel).
+// The rows of a block, and of the next block (or the same block, at the end of the panel).
 template <class Row>
 struct RowBlock {
   const Row* rows[kRowVectors * kLanes];
@@ -80,7 +80,8 @@ inline __m512i load_line(const Row* row, int64_t left) {
   return widen(padded);
 }
 
-// Elements [from, from + kDepth) of R * 16 rows to copy[pair][R][row][2]; zeros behind the last one.
+// Copies elements [from, from + kDepth) of R * 16 rows to copy[pair][R][row][2], with zeros after the last
+// element.
 template <class Row, int R>
 void copy_rows(const RowBlock<Row>& block, int64_t from, int64_t dim, bf16_t* copy) {
   const int64_t ahead = from + kAhead;
@@ -146,7 +147,7 @@ void multiply(const bf16_t* copy, const bf16_t* hidden, int64_t line_stride, flo
   }
 }
 
-// The same for `count` activations, 1 <= count <= C.
+// Does the same for `count` activations, 1 <= count <= C.
 template <int R, int C>
 inline void multiply_columns(const bf16_t* copy, const bf16_t* hidden, int64_t line_stride, float* sums,
                              int64_t count) {
@@ -156,7 +157,8 @@ inline void multiply_columns(const bf16_t* copy, const bf16_t* hidden, int64_t l
   multiply<R, C>(copy, hidden, line_stride, sums);
 }
 
-// R * 16 rows from `first_row` on, those past the panel's end being its last, and `count` activations.
+// Multiplies R * 16 rows from `first_row` on by `count` activations. Rows past the panel's end repeat its
+// last row.
 template <class Row, int R>
 void panel_block(const Panel& panel, int64_t first_row, int64_t first_hidden, int64_t count) {
   constexpr int kRows = R * kLanes;
@@ -171,7 +173,7 @@ void panel_block(const Panel& panel, int64_t first_row, int64_t first_hidden, in
   alignas(64) bf16_t copy[kRows * kDepth];
   alignas(64) float sums[kMaxColumns * kRows];
   __builtin_memset(sums, 0, count * kRows * sizeof(float));
-  // Blocks of even size: 14 activations are 7 + 7, not 12 + 2.
+  // Use blocks of even size: 14 activations are 7 + 7, not 12 + 2.
   const int64_t columns = (count + kColumns - 1) / kColumns;
   const int64_t width = (count + columns - 1) / columns;
   const int64_t line_stride = panel.hidden_count * kLine;
@@ -211,7 +213,7 @@ void panel_kernel_bf16(const Panel& panel) {
 
 int64_t arranged_rows(int64_t count) { return count; }
 
-// To [line of 32 elements][activation][32], so that what is multiplied together lies together.
+// Copies to [line of 32 elements][activation][32], so that elements multiplied together are adjacent.
 void arrange(const void* hidden, int64_t count, int64_t stride, void* arranged) {
   const auto source = static_cast<const bf16_t*>(hidden);
   const auto target = static_cast<bf16_t*>(arranged);

@@ -1,26 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
 // Advanced SIMD with FEAT_BF16: Neoverse V1, N2, V2 (Grace) and later. BFMMLA multiplies two rows by two
-// activations over four elements: 16 products an instruction, where FMLA makes four. bf16 activations
-// only; everything else takes the base path.
+// activations over four elements: 16 products an instruction, against FMLA's four. This file serves bf16
+// activations only; other types take the base path.
 //
-// Why not SDOT or SMMLA for int8 rows: both operands would have to be int8, and the activations are
-// not. bf16 holds int8 and fp8 exactly, so such rows are widened to bf16, a chunk at a time, once for
-// all activations.
+// Why not SDOT or SMMLA for int8 rows: both operands would have to be int8, and the activations are not. bf16
+// represents int8 and fp8 exactly, so such rows are widened to bf16, a chunk at a time, once for all
+// activations.
 //
-// Registers: 8 rows * 8 activations are 16 accumulators of 2 x 2, eight registers of rows and one of
-// activations: 25 of 32. Per 8 elements that tile takes 16 loads, 8 ZIPs and 32 BFMMLAs for 512
-// products. A Neoverse V2 has four pipes that take a BFMMLA each cycle and, into the same accumulator,
-// another four cycles later (LLVM's model of it): the 16 accumulators are as many as keep them busy.
+// Registers: 8 rows * 8 activations take 16 accumulators of 2 x 2, eight registers of rows and one of
+// activations: 25 of 32. Per 8 elements that tile takes 16 loads, 8 ZIPs and 32 BFMMLAs for 512 products. A
+// Neoverse V2 has four pipes that each take a BFMMLA a cycle. A pipe takes one for the same accumulator four
+// cycles later (LLVM's model). So 16 accumulators are just enough to keep the pipes busy.
 //
-// Floor on Grace (72 cores at about 3 GHz, about 450 GB/s): K = 3072 rows of D = 4096 in bf16 are 25 MB,
-// 56 us. The tile's 40 vector instructions take 10 cycles for 8 * 8 * 8 products, so M activations take
-// M * 1.1 us: reading decides up to M = 50. int8 rows: half the bytes; to widen 8 elements takes about
-// two cycles, so 12 GB/s a core, of which 36 reach the floor. Speed was not measured: these kernels were
+// Floor on Grace (72 cores at about 3 GHz, about 450 GB/s): K = 3072 rows of D = 4096 in bf16 are 25 MB, 56
+// us. The tile's 40 vector instructions take 10 cycles for 8 * 8 * 8 products, so M activations take M * 1.1
+// us: reading is the limit up to M = 50. int8 rows are half the bytes. Widening 8 elements takes about two
+// cycles, hence 12 GB/s a core, and 36 cores reach the floor. Speed was not measured: these kernels were
 // tested under an emulator.
 //
-// Rounding: without FEAT_EBF16 switched on (Linux leaves it off) each sum of two products, and each
-// addition of it to the accumulator, is rounded to odd: an error below one ulp rather than half of one,
-// of no sign in the mean. Numbers below fp32's smallest normal count as zero.
+// Rounding: unless FEAT_EBF16 is switched on (Linux leaves it off), each sum of two products, and each
+// addition of it to the accumulator, is rounded to odd. The error is below one ulp instead of half an ulp,
+// and has no bias in the mean. Numbers below fp32's smallest normal count as zero.
 #include <cstdint>
 #include <type_traits>
 
@@ -37,7 +37,7 @@ constexpr int64_t kChunk = NeonVec::kLanes;
 #include "select.inl"
 
 constexpr int kRows = 8;         // rows in a tile
-constexpr int kColumnPairs = 4;  // pairs of activations beside each other
+constexpr int kColumnPairs = 4;  // pairs of activations in a tile
 constexpr int kStep = 8;         // elements of a row in a register
 constexpr int kWidened = 256;    // elements of each row that are widened at a time: 4 KB, which stay in L1
 
@@ -56,14 +56,14 @@ inline uint16x8_t widen(const f8e4m3_t* p) {
   return join(vcvt_f32_f16(vget_low_f16(values)), vcvt_high_f32_f16(values));
 }
 
-// The sums of a tile so far, which wait in the panel's result while the next chunk is widened.
+// The partial sums of a tile. They wait in the panel's result while the next chunk is widened.
 struct Sums {
-  float* dots;     // of the tile's first row and first activation
+  float* dots;     // the tile's first row and first activation
   int64_t stride;  // from row to row
   int64_t rows;
   int64_t columns;
 
-  // Of two rows and two activations; zeros stand for what is not there.
+  // Loads the sums of two rows and two activations. Missing ones are zero.
   float32x4_t load(int row, int column) const {
     return vcombine_f32(pair(row, column), pair(row + 1, column));
   }
@@ -86,7 +86,7 @@ struct Sums {
   }
 };
 
-// `depth` elements of eight rows, a multiple of kStep, times `Pairs` pairs of activations.
+// Multiplies `depth` elements (a multiple of kStep) of eight rows by `Pairs` pairs of activations.
 template <int Pairs>
 inline void multiply(const Rows& rows, int64_t depth, const bfloat16_t* hidden, int64_t pair_stride,
                      bool first, float gain, const Sums& sums) {
@@ -122,7 +122,7 @@ inline void multiply(const Rows& rows, int64_t depth, const bfloat16_t* hidden, 
   }
 }
 
-// `pairs` pairs of activations, 1 <= pairs <= Pairs.
+// Does the same for `pairs` pairs of activations, 1 <= pairs <= Pairs.
 template <int Pairs>
 inline void multiply_columns(int64_t pairs, const Rows& rows, int64_t depth, const bfloat16_t* hidden,
                              int64_t pair_stride, bool first, float gain, const Sums& sums) {
@@ -134,8 +134,9 @@ inline void multiply_columns(int64_t pairs, const Rows& rows, int64_t depth, con
   multiply<Pairs>(rows, depth, hidden, pair_stride, first, gain, sums);
 }
 
-// Elements [from, from + returned) of the tile's rows as bf16: whole steps of bf16 rows are taken as
-// they lie, all else is copied. Zeros fill the last step, so that nothing is read past a row's end.
+// Sets `rows` to elements [from, from + returned) of the tile's rows as bf16. Whole steps of bf16 rows are
+// used in place; everything else is copied to `copy`. The last step is filled with zeros, so that nothing is
+// read past a row's end.
 template <class Row>
 inline int64_t take(const Row* const (&tile)[kRows], int64_t from, int64_t dim,
                     bf16_t (&copy)[kRows][kWidened], Rows& rows) {
@@ -166,7 +167,7 @@ template <class Row>
 void panel_kernel_mmla(const Panel& panel) {
   const int64_t pair_stride = 2 * panel.hidden_stride;
   const int64_t pairs = (panel.hidden_count + 1) / 2;
-  // Blocks of even size: 5 pairs are 3 + 2, not 4 + 1.
+  // Use blocks of even size: 5 pairs are 3 + 2, not 4 + 1.
   const int64_t blocks = (pairs + kColumnPairs - 1) / kColumnPairs;
   const int64_t width = (pairs + blocks - 1) / blocks;
   bf16_t copy[kRows][kWidened];
@@ -174,13 +175,13 @@ void panel_kernel_mmla(const Panel& panel) {
     const int64_t count = panel.row_count - row < kRows ? panel.row_count - row : kRows;
     const Row* tile[kRows];
     for (int64_t r = 0; r < kRows; ++r) {
-      // The last tile may be short: its first row stands in, and nothing is stored of that.
+      // In a short last tile, the first row stands in for the missing rows, and their results are not stored.
       tile[r] = reinterpret_cast<const Row*>(panel.rows[row + (r < count ? r : 0)]);
-      // The hardware prefetcher stops at the end of a row: the next ones' first lines are asked for.
+      // The hardware prefetcher stops at the end of a row, so prefetch the next rows' first lines.
       if (row + kRows + r < panel.row_count) __builtin_prefetch(panel.rows[row + kRows + r]);
     }
     int64_t from = 0;
-    do {  // once also where D is 0, for the zeros
+    do {  // also once for D = 0, to write the zeros
       Rows rows;
       const int64_t taken = take(tile, from, panel.dim, copy, rows);
       const int64_t depth = (taken + kStep - 1) / kStep * kStep;
@@ -199,7 +200,7 @@ void panel_kernel_mmla(const Panel& panel) {
 
 int64_t arranged_rows(int64_t count) { return (count + 1) / 2 * 2; }
 
-// Activations lie as [pair][four elements][activation][4], the second one of the last pair perhaps zero.
+// The layout is [pair][four elements][activation][4]. The second activation of the last pair may be zeros.
 void arrange(const void* hidden, int64_t count, int64_t stride, void* arranged) {
   const auto source = static_cast<const uint64_t*>(hidden);  // four elements each
   const auto target = static_cast<uint64_t*>(arranged);

@@ -8,12 +8,12 @@
 namespace microspec {
 namespace portable {
 
-// 16 bytes: what SSE2, NEON and their like all have.
+// 16 bytes, which SSE2, NEON and similar instruction sets all have.
 typedef float Four __attribute__((vector_size(16)));
 typedef uint32_t Words __attribute__((vector_size(16)));
 typedef int32_t SignedWords __attribute__((vector_size(16)));
 
-// Four integers, each extended to a word.
+// Loads four integers and extends each to a word.
 template <class Integer>
 inline SignedWords load_words(const void* p) {
   typedef Integer Integers __attribute__((vector_size(4 * sizeof(Integer))));
@@ -22,9 +22,9 @@ inline SignedWords load_words(const void* p) {
   return __builtin_convertvector(integers, SignedWords);
 }
 
-// A smaller format's numbers, their exponent and fraction in fp32's places, with fp32's bias. What was
-// a subnormal 0.f * 2^e comes out of that as 1.f * 2^(e - 1); twice itself less 2^e is the number meant.
-// No fp32 subnormal on the way: processors may take a hundred cycles for one.
+// Rebiases numbers of a smaller format whose exponent and fraction are already in fp32's fields. A subnormal
+// 0.f * 2^e becomes 1.f * 2^(e - 1) by this; twice that less 2^e is the value. No fp32 subnormal occurs on
+// the way: processors may take a hundred cycles for one.
 inline Four rebias(Words magnitude, uint32_t bias) {
   const uint32_t shift = (127 - bias) << 23, least_normal = shift + (1u << 23);
   const SignedWords bits = reinterpret_cast<SignedWords>(magnitude + shift);
@@ -34,7 +34,7 @@ inline Four rebias(Words magnitude, uint32_t bias) {
   return value + reinterpret_cast<Four>(subnormal & reinterpret_cast<SignedWords>(surplus));
 }
 
-// The sign of `bits`, and infinity or NaN where `special` is all ones.
+// Adds the sign of `bits`, and makes infinity or NaN where `special` is all ones.
 inline Four finish(Four magnitude, SignedWords special, SignedWords bits) {
   const SignedWords sign = bits & INT32_MIN, exponent = special & 0x7f800000;
   return reinterpret_cast<Four>(reinterpret_cast<SignedWords>(magnitude) | sign | exponent);
@@ -59,8 +59,8 @@ inline Four widen(const f8e4m3_t* p) {
 struct Vec {
   using Type = Four;
   static constexpr int kLanes = 4;
-  // To widen a row costs more than to multiply it, so one is shared by as many activations as leave
-  // room for it among 16 registers.
+  // Widening a row costs more than multiplying it, so as many activations share a widened row as 16 registers
+  // allow.
   static constexpr int kRowsFor1 = 4, kRows = 1, kColumns = 10;
   template <class Row>
   static constexpr float gain(Row) {

@@ -14,7 +14,7 @@ namespace microspec {
 
 namespace {
 
-// Best first; the portable one is always last.
+// The supported sets, best first. The portable set is always last.
 std::vector<const InstructionSet*> supported() {
   std::vector<const InstructionSet*> sets;
 #ifdef MICROSPEC_X86
@@ -24,7 +24,7 @@ std::vector<const InstructionSet*> supported() {
   if (avx512 && amx_usable()) sets.push_back(&kAmx);
   if (avx512 && __builtin_cpu_supports("avx512bf16")) sets.push_back(&kAvx512Bf16);
   if (avx512) sets.push_back(&kAvx512);
-  // Every processor with AVX2 has FMA and F16C.
+  // Every processor with AVX2 and FMA also has F16C.
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) sets.push_back(&kAvx2);
 #endif
 #ifdef MICROSPEC_ARM
@@ -58,7 +58,8 @@ const InstructionSet& instruction_set() {
 
 }  // namespace microspec
 
-// For `microspec info`, through ctypes; an error's text, which names all sets, if MICROSPEC_ISA names none.
+// Returns the set's name for `microspec info`, through ctypes. If MICROSPEC_ISA names no set, returns an
+// error text that lists them.
 extern "C" __attribute__((visibility("default"))) const char* microspec_instruction_set() noexcept {
   try {
     return microspec::instruction_set().name;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What each instruction set provides to the CPU head, and the choice among them.
+// The interface of the instruction sets that the CPU head uses, and the choice among them.
 #pragma once
 
 #include <cstdint>
@@ -8,31 +8,31 @@
 
 namespace microspec {
 
-// A panel: some active rows against all activations of their group.
+// A panel: some active rows times all activations of their group.
 struct Panel {
   const char* const* rows;  // [row_count] first byte of each row
   int64_t row_count;        // at most kMaxPanelRows
-  const void* hidden;       // [hidden_count, hidden_stride], zero-padded, or as arranged
+  const void* hidden;       // [hidden_count, hidden_stride], zero-padded, or in `arrange`'s order
   int64_t hidden_count;
   int64_t hidden_stride;  // in elements
   int64_t dim;            // D
   float* dots;            // out: [row_count, hidden_count]
 };
-// Panels are a multiple of kPanelUnit rows, which every kernel can fill. Larger ones are faster: at
-// a panel's end the next rows' first lines come unprefetched.
+// Panels hold a multiple of kPanelUnit rows, which suits every kernel. Larger panels are faster, because the
+// first lines of the next panel's rows are not prefetched.
 constexpr int64_t kPanelUnit = 16, kMaxPanelRows = 64;
 
 struct HeadKernel {
   void (*panel)(const Panel&);
-  // The activations' type in the panel: bf16 where the instruction set multiplies it, else fp32.
+  // The activations' type in the panel: bf16 if the instruction set multiplies bf16, else fp32.
   DType hidden_type;
-  // If not null, copies activations [count, stride] into the order the panel wants, in
+  // If not null, copies activations [count, stride] into the order that the panel needs, in
   // arranged_rows(count) * stride elements.
   void (*arrange)(const void* hidden, int64_t count, int64_t stride, void* arranged);
   int64_t (*arranged_rows)(int64_t count);
 };
 
-// Top k of logits[count] (best first, ties to the lower id) and their logsumexp.
+// Computes the top k of logits[count] (best first, ties to the lower id) and their logsumexp.
 using SelectKernel = void (*)(const float* logits, const int32_t* ids, int64_t count, int64_t k,
                               float* top_logits, int64_t* top_ids, float* logsumexp);
 
@@ -42,11 +42,11 @@ struct InstructionSet {
   SelectKernel select;
 };
 
-// Activations are padded with zeros to a multiple of this many elements, so that kernels may read
-// whole vectors of them. Rows of the weight are never read past their end.
+// Activations are padded with zeros to a multiple of this many elements, so that kernels may read whole
+// vectors. Rows of the weight are never read past their end.
 constexpr int64_t kHiddenPadding = 64;
 
-// The best set this processor has, or the one that MICROSPEC_ISA names. Chosen once.
+// Returns the processor's best set, or the set that MICROSPEC_ISA names. The choice is made once.
 const InstructionSet& instruction_set();
 
 extern const InstructionSet kPortable;
@@ -55,7 +55,7 @@ extern const InstructionSet kAvx2;
 extern const InstructionSet kAvx512;
 extern const InstructionSet kAvx512Bf16;
 extern const InstructionSet kAmx;
-bool amx_usable();  // also asks the kernel for the right to use the tiles
+bool amx_usable();  // also requests the operating system's permission to use the tiles
 #endif
 #ifdef MICROSPEC_ARM
 extern const InstructionSet kNeon;

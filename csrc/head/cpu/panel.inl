@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-// The panel kernel, compiled once for each instruction set. Included inside that set's namespace,
-// after its vector type: no function of the standard library may be instantiated here, or the linker
-// could hand a copy with AVX-512 in it to a processor without.
+// The panel kernel, compiled once for each instruction set. Each set includes this file inside its namespace,
+// after its vector type. No standard library function may be instantiated here: the linker could give a copy
+// with AVX-512 instructions to a processor without them.
 //
-// Floor: every byte of a row is read once from memory, whatever M. A panel of R rows stays in L1/L2
-// while its activations pass by C at a time, and R * C accumulators stay in registers: R + C loads
-// for R * C multiply-adds. Each (row, activation) pair has one accumulator that sees the elements in
-// order, so a logit depends neither on its slot, nor on M, nor on the number of threads. (On M it
-// does in one step where AMX serves M > 1; see isa_amx.cpp.)
+// Floor: every byte of a row is read once from memory, whatever M. A panel of R rows stays in L1/L2 while its
+// activations pass by C at a time, and R * C accumulators stay in registers: R + C loads for R * C
+// multiply-adds. Each (row, activation) pair has one accumulator that adds the elements in order. So a logit
+// does not depend on its slot, on M, or on the number of threads. (One exception: with AMX it differs between
+// M = 1 and M > 1; see isa_amx.cpp.)
 //
-// Mac supplies: Row, Hidden (element types), kStep (elements per multiply-add), RowVec, HiddenVec,
-// Acc, load(), load_partial(), load_hidden(), mac(), sum(), and kGain, a factor its sums still need.
+// Mac supplies: Row, Hidden (element types), kStep (elements per multiply-add), RowVec, HiddenVec, Acc,
+// load(), load_partial(), load_hidden(), mac(), sum(), and kGain, a factor that its sums still need.
 
 template <class Mac, int R, int C>
 inline void panel_tile(const Panel& panel, int64_t first_row, int64_t first_hidden) {
@@ -21,8 +21,8 @@ inline void panel_tile(const Panel& panel, int64_t first_row, int64_t first_hidd
   for (int r = 0; r < R; ++r) {
     row[r] = reinterpret_cast<const Row*>(panel.rows[first_row + r]);
   }
-  // One activation leaves time only for the reading: the hardware prefetcher stops at the end of a
-  // row, so what comes next is asked for eight lines ahead, across that end.
+  // With one activation, reading is the limit. The hardware prefetcher stops at the end of a row, so prefetch
+  // eight lines ahead, across that end.
   constexpr int kAhead = 8 * kLine;
   const Row* next[R];
   for (int r = 0; r < R; ++r) {
@@ -84,7 +84,7 @@ inline void panel_tile(const Panel& panel, int64_t first_row, int64_t first_hidd
   }
 }
 
-// R rows against `count` activations, 1 <= count <= C.
+// Multiplies R rows by `count` activations, 1 <= count <= C.
 template <class Mac, int R, int C>
 inline void panel_columns(const Panel& panel, int64_t row, int64_t first, int64_t count) {
   if constexpr (C > 1) {
@@ -93,7 +93,8 @@ inline void panel_columns(const Panel& panel, int64_t row, int64_t first, int64_
   panel_tile<Mac, R, C>(panel, row, first);
 }
 
-// Mac::kRowsFor1 rows for one activation, Mac::kRows for more, Mac::kColumns of them at a time.
+// Takes Mac::kRowsFor1 rows at a time for one activation, and Mac::kRows rows by up to Mac::kColumns
+// activations for more.
 template <class Mac>
 void panel_kernel(const Panel& panel) {
   const int64_t m = panel.hidden_count;
@@ -105,7 +106,7 @@ void panel_kernel(const Panel& panel) {
     for (; row < panel.row_count; ++row) panel_tile<Mac, 1, 1>(panel, row, 0);
     return;
   }
-  // Blocks of even size: 10 activations are 5 + 5, not 6 + 4.
+  // Use blocks of even size: 10 activations are 5 + 5, not 6 + 4.
   const int64_t blocks = (m + Mac::kColumns - 1) / Mac::kColumns;
   const int64_t width = (m + blocks - 1) / blocks;
   int64_t row = 0;
@@ -126,7 +127,7 @@ HeadKernel head_kernel(DType hidden_type) {
   return {panel_kernel<Mac>, hidden_type, nullptr, nullptr};
 }
 
-// The multiply-add of every type that is widened to fp32 first. Vec is the set's vector of floats.
+// The multiply-add for rows that are widened to fp32 first. Vec is the set's vector of floats.
 template <class Vec, class RowType>
 struct WideningMac {
   using Row = RowType;

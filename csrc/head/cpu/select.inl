@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Top-k and logsumexp of one row's logits. Included inside an instruction set's namespace, as
-// panel.inl is, after kChunk, the number of floats in its registers.
+// Top k and logsumexp of one row's logits. Each instruction set includes this file inside its namespace, as
+// it does panel.inl, after it defines kChunk, the number of floats in its registers.
 
-// Orders logits as the contract does, as one integer: logit descending, then id ascending. NaN is
-// below -inf; zero stands for "no entry" (an id's complement is never zero in the low half).
+// Returns one integer that orders logits as the contract does: logit descending, then id ascending. NaN is
+// below -inf. Zero means "no entry" (an id's complement is never zero in the low half).
 inline uint64_t selection_key(float logit, int32_t id) {
   uint32_t bits = 0;
   if (logit == logit) {
@@ -23,8 +23,8 @@ inline float key_logit(uint64_t key) {
   return logit;
 }
 
-// The compiler's own vectors, kChunk lanes wide: what one register of the set holds. (Wider ones are
-// taken apart element by element.)
+// The compiler's vectors of kChunk lanes, the width of one register of the set. The compiler takes wider
+// vectors apart element by element.
 typedef float Floats __attribute__((vector_size(4 * kChunk)));
 typedef int32_t Ints __attribute__((vector_size(4 * kChunk)));
 typedef double Doubles __attribute__((vector_size(8 * kChunk)));
@@ -35,18 +35,19 @@ inline Floats load_chunk(const float* p) {
   return chunk;
 }
 
-// The last, partial chunk: what is missing is -inf, which adds nothing to maximum or sum.
+// Loads the last, partial chunk. Missing elements are -inf, which changes neither maximum nor sum.
 inline Floats load_rest(const float* p, int64_t count) {
   Floats chunk = Floats{} - __builtin_inff();
   for (int64_t j = 0; j < count; ++j) chunk[j] = p[j];
   return chunk;
 }
 
-// exp(x) for x <= 0, within 2 ulp: 2^n times the Taylor series of the rest, |rest| <= ln(2) / 2.
+// Returns exp(x) for x <= 0, within 2 ulp: 2^n times the Taylor series of the remainder, |remainder| <= ln(2)
+// / 2.
 inline Floats exp_of_nonpositive(Floats x) {
   constexpr float kLog2E = 1.44269504f, kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
   constexpr float kRound = 12582912.0f;                      // 1.5 * 2^23: adding it rounds to an integer
-  const Floats bounded = x < -87.0f ? Floats{} - 87.0f : x;  // e^-87 is nothing beside a sum >= 1
+  const Floats bounded = x < -87.0f ? Floats{} - 87.0f : x;  // e^-87 is negligible beside a sum >= 1
   const Floats n = (bounded * kLog2E + kRound) - kRound;
   const Floats r = (bounded - n * kLn2High) - n * kLn2Low;
   Floats p = r * (1.0f / 5040) + 1.0f / 720;
@@ -75,10 +76,10 @@ inline float log_sum_exp(const float* logits, int64_t count) {
     if (lane_nan[j]) return __builtin_nanf("");
     largest = lane_max[j] > largest ? lane_max[j] : largest;
   }
-  // Nothing active, or nothing but -inf; or a +inf, beside which nothing else counts.
+  // No slot is active, or all logits are -inf; or one is +inf, and the others do not matter.
   if (largest == -__builtin_inff() || largest == __builtin_inff()) return largest;
 
-  // Sums in double: their order then does not show in the fp32 result.
+  // Sum in double, so that the order does not show in the fp32 result.
   Doubles lane_sum = __builtin_convertvector(exp_of_nonpositive(rest - largest), Doubles);
   for (int64_t i = 0; i < whole; i += kChunk) {
     const Floats z = load_chunk(logits + i);
@@ -89,8 +90,8 @@ inline float log_sum_exp(const float* logits, int64_t count) {
   return static_cast<float>(largest + __builtin_log(sum));
 }
 
-// Almost every chunk fails against the k-th best so far with one compare, so the sorted insertion
-// runs about k * ln(count / k) times.
+// Writes the top k and the logsumexp. One compare rejects almost every chunk against the k-th best so far, so
+// the sorted insertion runs about k * ln(count / k) times.
 void select(const float* logits, const int32_t* ids, int64_t count, int64_t k, float* top_logits,
             int64_t* top_ids, float* logsumexp) {
   uint64_t best[kMaxTopK];
@@ -104,7 +105,7 @@ void select(const float* logits, const int32_t* ids, int64_t count, int64_t k, f
   };
   int64_t i = 0;
   for (; i + kChunk <= count; i += kChunk) {
-    // Nothing is below the NaN that stands for "no entry", and no NaN is below anything.
+    // No logit is below the NaN that stands for "no entry", and no NaN is below any logit.
     const Ints below = load_chunk(logits + i) < key_logit(best[k - 1]);
     int32_t all_below = -1;
     for (int64_t j = 0; j < kChunk; ++j) all_below &= below[j];

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// AVX-512 (F, BW, VL, DQ): sixteen lanes, thirty-two registers. Shared by the two AVX-512 sets.
+// AVX-512 (F, BW, VL, DQ): sixteen lanes, thirty-two registers. Both AVX-512 sets use it.
 #pragma once
 
 #include <immintrin.h>
@@ -12,7 +12,7 @@ namespace {
 struct Avx512Vec {
   using Type = __m512;
   static constexpr int kLanes = 16;
-  // 4 * 6 accumulators, four rows and an activation: 29 of 32 registers.
+  // 4 * 6 accumulators, four rows and an activation take 29 of 32 registers.
   static constexpr int kRowsFor1 = 8, kRows = 4, kColumns = 6;
   static constexpr float gain(f8e4m3_t) { return 256.0f; }  // see load(const f8e4m3_t*)
   template <class Row>
@@ -31,7 +31,8 @@ struct Avx512Vec {
   static Type load(const int8_t* p) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
   }
-  // e4m3 shifted into fp16's fields is the value times 2^-8 (biases 7 and 15), subnormals included.
+  // e4m3 bits shifted into fp16's fields represent the value times 2^-8 (biases 7 and 15), subnormals
+  // included.
   static Type load(const f8e4m3_t* p) {
     const __m256i bits = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
     const __m256i magnitude = _mm256_and_si256(bits, _mm256_set1_epi16(0x7f));

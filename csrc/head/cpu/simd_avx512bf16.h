@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// VDPBF16PS: two products of bf16 a lane and no widening. Shared by the AVX-512 bf16 and AMX sets.
+// VDPBF16PS adds two products of bf16 a lane, without widening. The AVX-512 bf16 and AMX sets use it.
 #pragma once
 
 #include "simd_avx512.h"
@@ -7,7 +7,8 @@
 namespace microspec {
 namespace {
 
-// Thirty-two elements of a row as bf16, which holds int8 and fp8 exactly (fp8 without Avx512Vec's gain).
+// Loads thirty-two elements of a row as bf16, which represents int8 and fp8 exactly (fp8 without Avx512Vec's
+// gain).
 inline __m512i widen(const bf16_t* p) { return _mm512_loadu_si512(p); }
 template <class Row>
 inline __m512i widen(const Row* p) {

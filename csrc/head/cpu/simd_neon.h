@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Advanced SIMD of every ARMv8 processor: four lanes, thirty-two registers. Shared by the two Arm sets.
+// Advanced SIMD of every ARMv8 processor: four lanes, thirty-two registers. Both Arm sets use it.
 #pragma once
 
 #include <arm_neon.h>
@@ -11,7 +11,7 @@
 namespace microspec {
 namespace {
 
-// e4m3 shifted into fp16's fields is the value times 2^-8 (biases 7 and 15), subnormals included.
+// Returns e4m3 bits shifted into fp16's fields: the value times 2^-8 (biases 7 and 15), subnormals included.
 inline float16x8_t e4m3_as_f16(int8x8_t codes) {
   const uint16x8_t bits = vreinterpretq_u16_s16(vmovl_s8(codes));
   const uint16x8_t magnitude = vandq_u16(bits, vdupq_n_u16(0x7f));
@@ -23,7 +23,7 @@ inline float16x8_t e4m3_as_f16(int8x8_t codes) {
 struct NeonVec {
   using Type = float32x4_t;
   static constexpr int kLanes = 4;
-  // 4 * 6 accumulators, four rows and an activation: 29 of 32 registers.
+  // 4 * 6 accumulators, four rows and an activation take 29 of 32 registers.
   static constexpr int kRowsFor1 = 8, kRows = 4, kColumns = 6;
   static constexpr float gain(f8e4m3_t) { return 256.0f; }  // see e4m3_as_f16
   template <class Row>

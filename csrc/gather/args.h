@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// One call of gather_rows_ as raw pointers: what the kernels of every backend see. Torch-free.
+// GatherArgs is one call of gather_rows_ as raw pointers, as every backend's kernel sees it. Torch-free.
 #pragma once
 
 #include <cstdint>
@@ -22,7 +22,7 @@ struct GatherArgs {
   DType weight_type;
 };
 
-// Largest magnitudes that a quantised row uses: symmetric int8, and float8_e4m3fn.
+// The largest magnitudes of a quantised row: symmetric int8, and float8_e4m3fn.
 constexpr float kInt8Max = 127.0f;
 constexpr float kFloat8Max = 448.0f;
 

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// Copies the rows of the slots whose id changed: what every gather shares, and the plain copy.
+// copy_rows_kernel copies the rows of the slots whose id changed. for_each_changed is common to every gather
+// kernel.
 //
-// A step of speculative decoding changes some 20 to 200 of 3072 slots, a new prompt all of them. The
-// first is a chain of latencies (ids 0.7 µs, row 1 µs, store), so it must not go through more loads
-// than that and every changed row wants a block of its own; the second is bandwidth. Both want a grid
-// of as many blocks as fit on the device, with the slots dealt out one by one: changed slots often
-// lie side by side, and so land on different SMs.
+// A step of speculative decoding changes about 20 to 200 of 3072 slots; a new prompt changes all of them. A
+// step is a chain of latencies (ids 0.7 µs, row 1 µs, store), so the kernel must add no further loads to the
+// chain, and each changed row should get its own block. A new prompt is limited by bandwidth. Both need a
+// grid of as many blocks as fit on the device. The slots are dealt out one by one: changed slots are often
+// adjacent, and so land on different SMs.
 //
 // Ladder: this is the first version. None of it is measured yet.
 #pragma once
@@ -17,22 +18,22 @@
 
 namespace microspec::gather {
 
-// A row of 8 KB (4096 of 16 bits) is one pass of a block: kPass loads of 16 bytes a thread, all
+// A row of 8 KB (4096 elements of 16 bits) is one pass of a block: kPass loads of 16 bytes a thread, all
 // issued before the first store.
 constexpr int kThreads = 128;
 constexpr int kPass = 4;
-// Blocks on an SM: 96 KB of such rows under way, beyond what latency times bandwidth needs (some 40
-// KB on an H100), in 42 registers a thread. 1536 threads is also the limit of sm_86 and sm_89.
+// Blocks on an SM. 96 KB of such rows are in flight, more than latency times bandwidth needs (about 40 KB on
+// an H100), in 42 registers a thread. 1536 threads are also the limit of sm_86 and sm_89.
 constexpr int kResident = 12;
 
-// Calls bring(slot, id), in the whole block, for each of the block's slots that has a new row to
-// hold. Also writes the slab's ids, and the scales of rows that are copied with theirs. Ids outside
-// [0, V) are empty slots, and noted as such: a head that reads the slab need not know V.
+// Calls bring(slot, id), in the whole block, for each of the block's slots that needs a new row. Also writes
+// the slab's ids, and the scales of quantised rows that are copied. An id outside [0, V) is an empty slot and
+// is stored as -1, so that a head that reads the slab need not know V.
 template <class Bring>
 MICROSPEC_DEVICE void for_each_changed(const GatherArgs& args, int slots, Bring&& bring) {
   const int stride = static_cast<int>(gridDim.x);
   for (int first = static_cast<int>(blockIdx.x); first < slots; first += kWarp * stride) {
-    // Every warp compares for itself, so that no barrier stands before the rows.
+    // Every warp compares for itself, so that no barrier precedes the rows.
     const int slot = first + lane_index() * stride;
     const int32_t wanted = slot < slots ? args.active_ids[slot] : -1;
     const int32_t id = wanted >= 0 && wanted < args.vocab_size ? wanted : -1;
@@ -55,7 +56,7 @@ MICROSPEC_DEVICE uint4 load_word(const uint4* word) { return ptx::load_once16(wo
 MICROSPEC_DEVICE uint32_t load_word(const uint32_t* word) { return *word; }
 MICROSPEC_DEVICE uint8_t load_word(const uint8_t* word) { return *word; }
 
-// Rows are `words` long, and `weight_stride` words apart in the weight.
+// A row is `words` long. Rows are `weight_stride` words apart in the weight.
 template <class Word>
 MICROSPEC_KERNEL(kThreads, kResident)
 copy_rows_kernel(GatherArgs args, int slots, int words, int64_t weight_stride) {
@@ -64,7 +65,7 @@ copy_rows_kernel(GatherArgs args, int slots, int words, int64_t weight_stride) {
   for_each_changed(args, slots, [&](int slot, int32_t id) {
     const Word* const source = static_cast<const Word*>(args.weight) + id * weight_stride;
     Word* const target = static_cast<Word*>(args.slab) + int64_t{slot} * words;
-#pragma unroll 1  // two passes at once mix loads and stores
+#pragma unroll 1  // two passes at once would mix loads and stores
     for (int begin = threadIdx.x; begin < words; begin += kPass * kThreads) {
       const Word* const from = source + begin;
       Word* const to = target + begin;

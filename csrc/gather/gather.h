@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// gather_rows_: brings a slab's rows up to date with the active vocabulary.
+// gather_rows_ brings a slab's rows up to date with the active vocabulary.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -11,7 +11,7 @@
 
 namespace microspec {
 
-// Torch-free: brings slots [begin, end) up to date.
+// Brings slots [begin, end) up to date on the CPU. Torch-free.
 void gather_slots(const GatherArgs& args, int64_t begin, int64_t end);
 
 void gather_rows_(torch::stable::Tensor slab, torch::stable::Tensor slab_ids, torch::stable::Tensor weight,

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Copies the rows whose id changed, quantising on the way when the slab is int8 or fp8.
+// gather_slots copies the rows whose id changed. It quantises them if the slab is int8 or fp8 and the weight
+// is not.
 //
-// A quantised row is q = round(row / scale), scale = amax / largest, rounded half to even. A row
-// of zeros, or of nothing above about 1e-36, has scale 1. A row with a NaN or infinity has scale NaN and q =
-// 0, so that its logit is NaN here as it (nearly always) would be in full precision.
+// A quantised row is q = round(row / scale), with scale = amax / largest, rounded half to even. A row of
+// zeros, or of values no larger than about 1e-36, has scale 1. A row with a NaN or infinity has scale NaN and
+// q = 0, so that its logit is NaN, as it (nearly always) would be in full precision.
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Float8_e4m3fn.h>
 #include <torch/headeronly/util/Half.h>
@@ -21,7 +22,8 @@ namespace {
 
 constexpr uint32_t kInfinityBits = 0x7f800000u;
 
-// The largest magnitude's bits: magnitudes order as their bits do, infinity and NaN above all.
+// Returns the bits of the largest magnitude. Magnitudes order as their bits do, with infinity and NaN above
+// all.
 MICROSPEC_CLONES uint32_t amax_bits(const float* row, int64_t dim) {
   uint32_t largest = 0;
   for (int64_t d = 0; d < dim; ++d) {
@@ -34,8 +36,8 @@ MICROSPEC_CLONES uint32_t amax_bits(const float* row, int64_t dim) {
 }
 
 MICROSPEC_CLONES void quantise_int8(const float* row, int64_t dim, float scale, int8_t* target) {
-  // Adding 1.5 * 2^23 rounds to an integer, half to even. |row / scale| is at most 127 and its
-  // rounding error, so nothing is left to clamp.
+  // Adding 1.5 * 2^23 rounds to an integer, half to even. |row / scale| is at most 127 plus its rounding
+  // error, so no clamp is needed.
   constexpr float kRound = 12582912.0f;
   for (int64_t d = 0; d < dim; ++d) {
     target[d] = static_cast<int8_t>(static_cast<int32_t>((row[d] / scale + kRound) - kRound));
@@ -94,7 +96,7 @@ void gather_slots(const GatherArgs& args, int64_t begin, int64_t end) {
     char* target = static_cast<char*>(args.slab) + slot * slab_row;
     const char* source = static_cast<const char*>(args.weight) + id * weight_row;
     if (args.slab_type == args.weight_type) {
-      if (slab_row > 0) std::memcpy(target, source, slab_row);  // rows of nothing may be at null
+      if (slab_row > 0) std::memcpy(target, source, slab_row);  // rows of zero bytes may be at null
       if (args.slab_scale) args.slab_scale[slot] = args.weight_scale[id];
     } else {
       const float* row = as_float(source, args.weight_type, args.dim, buffer);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// gather_rows_ on CUDA: which kernel serves, and how many blocks.
+// gather_rows_ on CUDA: the choice of kernel, and the number of blocks.
 #include "gather/gather_cuda.h"
 
 #include <algorithm>
@@ -39,7 +39,8 @@ Error copy(const Device& device, const GatherArgs& args, int slots, void* stream
 
 template <class Source, class Target>
 Error quantise(const Device& device, const GatherArgs& args, int slots, void* stream) {
-  // What the kernel and the system need of a block's shared memory besides the row.
+  // Shared memory that the kernel (kOwn) and the system (kSystem) need in each block besides the row, in
+  // bytes.
   constexpr int64_t kOwn = 2 * 4 * kMaxWarps, kSystem = 1024;
   const int64_t row_bytes = args.dim * element_size(args.weight_type);
   const bool staged = row_bytes + kOwn <= device.block_shared;
@@ -66,7 +67,8 @@ Error quantise_to(const Device& device, const GatherArgs& args, int slots, void*
 
 int run_gather_rows_cuda(const GatherArgs& args, int64_t slots, void* stream) {
   if (slots == 0) return cudaSuccess;
-  // In the kernels slots, and what they count in a row, are ints, with room for a warp's slots beyond.
+  // In the kernels, slots and counts within a row are ints. The limit leaves room for a warp's slots beyond
+  // the last.
   constexpr int64_t kMost = int64_t{1} << 30;
   if (std::max(slots, args.dim * element_size(args.weight_type)) > kMost) return kInvalidValue;
   Device device;
@@ -79,7 +81,7 @@ int run_gather_rows_cuda(const GatherArgs& args, int64_t slots, void* stream) {
   }
   if (args.slab_type == DType::i8) return quantise_to<int8_t>(device, args, count, stream);
   if (args.slab_type != DType::f8e4m3) return kInvalidValue;
-  // The instruction that rounds to e4m3 came with sm_89.
+  // sm_89 introduced the instruction that rounds to e4m3.
   return device.arch < 890 ? kNotSupported : quantise_to<f8e4m3_t>(device, args, count, stream);
 }
 

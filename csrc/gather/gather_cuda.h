@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// gather_rows_ on CUDA: torch-free, enqueued on a stream (a cudaStream_t), nothing read back.
+// gather_rows_ on CUDA. Torch-free. Every call enqueues its work on a stream (a cudaStream_t) and reads
+// nothing back.
 #pragma once
 
 #include <cstdint>

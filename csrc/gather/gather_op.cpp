@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Checks of gather_rows_ and its split over threads.
+// The gather_rows_ op: its checks, and its split over threads.
 #include "gather.h"
 
 #include <algorithm>
@@ -71,7 +71,7 @@ void gather_rows_(Tensor slab, Tensor slab_ids, Tensor weight, Tensor active_ids
   note_writes(written);
   if (call.on_cuda()) return call.check(run_gather_rows_cuda(args, slots, call.stream()));
 
-  // A quarter megabyte of rows is the least worth a thread; most slots, though, cost one compare.
+  // A thread is worth waking for a quarter megabyte of rows, although most slots cost only one compare.
   const int64_t row_bytes = std::max<int64_t>(1, dim * element_size(args.weight_type));
   const int64_t grain = std::max<int64_t>(16, (int64_t{1} << 18) / row_bytes);
   parallel_for(slots, grain, [&](int64_t begin, int64_t end) { gather_slots(args, begin, end); });

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Quantises the rows of the slots whose id changed, bit for bit as gather_cpu.cpp does it.
+// quantise_rows_kernel quantises the rows of the slots whose id changed, bit for bit as gather_cpu.cpp does.
 //
-// A row is needed twice, for its largest magnitude and for its quotients, and fetched once: a weight
-// in pinned host memory must not cross the bus twice. On its way through the registers to shared
-// memory its magnitudes are looked at. Each thread works on what it fetched itself, so the one barrier
-// a row is that of the maximum. A row that shared memory cannot hold is read twice.
+// A row is needed twice, for its largest magnitude and for its quotients, but fetched once: a weight in
+// pinned host memory must not cross the bus twice. The kernel takes the magnitudes while the row passes
+// through the registers to shared memory. Each thread works on the elements that it fetched, so the only
+// barrier a row is that of the maximum. A row that does not fit in shared memory is read twice.
 //
 // Ladder: this is the first version, not yet measured.
 #pragma once
@@ -21,7 +21,7 @@ constexpr uint32_t kInfinityBits = 0x7f800000u;
 constexpr uint32_t kSmallestNormalBits = 0x00800000u;
 constexpr uint32_t kNanBits = 0x7fc00000u;
 
-// Of the source, what a thread fetches at once: 16 bytes, or one element where rows are not aligned.
+// The part of the source that a thread fetches at once: 16 bytes, or one element if rows are not aligned.
 template <class Source, bool vector>
 struct Chunk;
 
@@ -93,14 +93,14 @@ MICROSPEC_DEVICE uint32_t amax_bits(const Own& chunk) {
   return largest;
 }
 
-// q, four in a word, the first in the low byte; with one value, in the low byte.
+// The values q: four in a word, the first in the low byte. A single value is in the low byte.
 template <int count>
 struct Codes {
   uint32_t word[count > 4 ? count / 4 : 1];
 };
 
-// Adding 1.5 * 2^23 rounds to an integer, half to even, and leaves it in the low bits in two's
-// complement. |value / scale| is at most 127 and its rounding error, so nothing is left to clamp.
+// Adding 1.5 * 2^23 rounds to an integer, half to even, and leaves it in the low bits in two's complement.
+// |value / scale| is at most 127 plus its rounding error, so no clamp is needed.
 MICROSPEC_DEVICE uint32_t encode_pair(int8_t, float low, float high) {
   constexpr float kRound = 12582912.0f;
   return (__float_as_uint(low + kRound) & 0xff) | (__float_as_uint(high + kRound) & 0xff) << 8;
@@ -109,17 +109,17 @@ MICROSPEC_DEVICE uint32_t encode_pair(f8e4m3_t, float low, float high) {
   return ptx::e4m3x2_of_floats(low, high);
 }
 
-// value / scale, correctly rounded.
+// Returns value / scale, correctly rounded.
 struct Division {
   float scale;
   MICROSPEC_DEVICE float operator()(float value) const { return __fdiv_rn(value, scale); }
 };
 
-// The same with one reciprocal a row and no branch: six instructions instead of some twenty, of which
-// quantising a full slab would consist. The first step makes the quotient faithful, after which, by
-// Markstein's theorem, the second makes it exact, if the reciprocal is correctly rounded and the
-// remainders are exact. They are unless they underflow, which with a scale of at least 2^-64 needs a
-// quotient below 2^-30: rounded in whatever way, that becomes 0 in either type.
+// Returns the same with one reciprocal a row and no branch: six instructions instead of about twenty, which
+// would dominate the quantisation of a full slab. The first step makes the quotient faithful. By Markstein's
+// theorem, the second step then makes it exact, if the reciprocal is correctly rounded and the remainders are
+// exact. The remainders are exact unless they underflow. With a scale of at least 2^-64, that needs a
+// quotient below 2^-30, which becomes 0 in either type however it is rounded.
 struct FastDivision {
   static constexpr uint32_t kSmallestScaleBits = (127u - 64u) << 23;
   float scale, reciprocal;
@@ -127,7 +127,7 @@ struct FastDivision {
     const float rough = __fmul_rn(value, reciprocal);
     const float faithful = __fmaf_rn(__fmaf_rn(-rough, scale, value), reciprocal, rough);
     const float exact = __fmaf_rn(__fmaf_rn(-faithful, scale, value), reciprocal, faithful);
-    // A remainder of +0 would make +0 of -0.
+    // A remainder of +0 would turn -0 into +0.
     return __uint_as_float((__float_as_uint(exact) & kMagnitude) | (__float_as_uint(value) & ~kMagnitude));
   }
 };
@@ -154,7 +154,7 @@ MICROSPEC_DEVICE void store_codes(void* target, int index, const Codes<1>& codes
   static_cast<uint8_t*>(target)[index] = static_cast<uint8_t>(codes.word[0]);
 }
 
-// The scale of a row from the bits of its largest magnitude: magnitudes order as their bits do,
+// Returns the scale of a row from the bits of its largest magnitude. Magnitudes order as their bits do, with
 // infinity and NaN above all. A subnormal quotient has too few bits to divide by, or is zero.
 MICROSPEC_DEVICE float scale_of(uint32_t amax, float largest) {
   if (amax >= kInfinityBits) return __uint_as_float(kNanBits);
@@ -199,7 +199,8 @@ quantise_rows_kernel(GatherArgs args, int slots, bool staged) {
     if (lane_index() == 0) words[warp_index()] = amax;
     __syncthreads();
     amax = __reduce_max_sync(kAllLanes, word_of_warp(words, 0u));
-    // Two sets of words in turn: the next row's barrier lies between this read and the next write.
+    // Alternate between two sets of words, so that the next row's barrier lies between this read and the next
+    // write.
     words = words == warp_amax ? warp_amax + kMaxWarps : warp_amax;
 
     const float scale = scale_of(amax, largest);

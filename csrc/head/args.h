@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// One call of the head as raw pointers: what the kernels of every backend see. Torch-free.
+// HeadArgs is one call of the head as raw pointers, as every backend's kernel sees it. Torch-free.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@ namespace microspec {
 
 constexpr int64_t kMaxTopK = 128;
 
-// One checked call, as raw pointers. Strides are in elements.
+// One checked call. Strides are in elements.
 struct HeadArgs {
   const void* hidden;  // [M, D] in hidden_type
   int64_t hidden_row_stride;
@@ -25,7 +25,7 @@ struct HeadArgs {
   int64_t dim;                  // D
   int64_t groups;               // G
   int64_t capacity;             // K
-  int64_t vocab_size;           // V; 2^31, more than any id, for a slab without bias
+  int64_t vocab_size;           // V; 2^31, above every id, for a slab without bias
   float logit_scale;
   float softcap;  // 0: none
   DType hidden_type;
@@ -41,9 +41,9 @@ struct HeadArgs {
   }
 };
 
-// logits and token_ids are [M, k], logsumexp is [M].
+// Computes the top k of each row on the CPU. logits and token_ids are [M, k], logsumexp is [M].
 void run_sparse_head(const HeadArgs& args, int64_t k, float* logits, int64_t* token_ids, float* logsumexp);
-// logits is [M, K].
+// Computes every slot's logit on the CPU. logits is [M, K].
 void run_sparse_logits(const HeadArgs& args, float* logits);
 
 }  // namespace microspec

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// sparse_head and sparse_logits: the LM head over the active vocabulary.
+// sparse_head and sparse_logits compute the LM head over the active vocabulary.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Checks of sparse_head and sparse_logits, and their results' allocation.
+// The sparse_head and sparse_logits ops: their checks, and the allocation of their results.
 #include <cmath>
 
 #include "args.h"
@@ -49,7 +49,7 @@ HeadArgs checked(const Checker& check, const DeviceCall& call, const Tensor& hid
   args.weight_type = check.row_dtype(weight, "weight", hidden.scalar_type());
   call.check_rows(args.weight_type, "weight");
 
-  args.vocab_size = int64_t{1} << 31;  // unknown for a slab, unless a bias tells
+  args.vocab_size = int64_t{1} << 31;  // unknown for a slab, unless a bias has V elements
   if (!packed) {
     check.value(weight.dim() == 2 && weight.size(1) == args.dim, "weight",
                 "shape [V, " + std::to_string(args.dim) + "]", shape_of(weight));

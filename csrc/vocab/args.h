@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// One call of vocab_update_ as raw pointers: what the CUDA kernel sees. Torch-free.
+// VocabArgs is one call of vocab_update_ as raw pointers, as the CUDA kernel sees it. Torch-free.
 #pragma once
 
 #include <cstdint>
@@ -7,12 +7,12 @@
 
 namespace microspec {
 
-// A pinned slot carries the largest stamp, an empty one the smallest: so the n slots to give to
-// n newcomers are always the n smallest by (stamp, slot).
+// A pinned slot has the largest stamp, an empty slot the smallest. So the n slots for n newcomers are always
+// the n smallest by (stamp, slot).
 constexpr int64_t kPinnedStamp = std::numeric_limits<int64_t>::max();
 constexpr int64_t kEmptyStamp = -1;
 
-// Of a clock and a position, wrapping around: a caller's state may hold any number.
+// Adds a clock and a position, wrapping around: a caller's state may hold any number.
 constexpr int64_t wrapping_add(int64_t a, int64_t b) {
   return static_cast<int64_t>(static_cast<uint64_t>(a) + static_cast<uint64_t>(b));
 }

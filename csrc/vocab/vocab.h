@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// vocab_update_: the active vocabulary as an exact LRU cache.
+// vocab_update_ maintains the active vocabulary as an exact LRU cache.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -23,18 +23,18 @@ struct VocabGroup {
   int64_t clock_advance;  // positions in the call, padding included
 };
 
-// The update of one group. Torch-free. Equals the sequential LRU of the contract in set and recency. The
-// state may be nonsense: nothing outside its arrays is read or written then, and a token that comes
-// enters if there is room.
+// The update of one group. Torch-free. The result equals the contract's sequential LRU in set and recency. If
+// the state is invalid, nothing outside its arrays is read or written, and a new token still enters if there
+// is room.
 class VocabUpdate {
  public:
   explicit VocabUpdate(const VocabGroup& group);
 
-  // Whether older tokens change nothing any more.
+  // Whether older tokens can change nothing any more.
   bool full() const { return distinct_ >= room_; }
-  // A token in [0, V) at its position in the call, newest first, unless the update is full.
+  // Takes a token in [0, V) at its position in the call. Call it newest first, until the update is full.
   void see(int64_t token, int64_t position);
-  // Gives the newcomers their slots, once all tokens were seen.
+  // Gives the newcomers their slots. Call it after the last see().
   void seat();
 
  private:

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Exact LRU without a list: a slot carries the time of its last use.
+// Exact LRU without a list: each slot carries the time of its last use.
 //
-// Sequential LRU over a batch leaves the C most recently used distinct tokens (C = unpinned slots),
-// whatever order the evictions happened in. So: walk the batch from its newest token back, refresh
-// the resident, note the newcomers, stop after C distinct ones; then hand the newcomers the slots
-// with the smallest stamps. Cost: the tokens walked over + K, not their product.
+// Sequential LRU over a batch leaves the C most recently used distinct tokens (C = unpinned slots), in
+// whatever order the evictions happened. So the update walks the batch from its newest token back, refreshes
+// the residents, records the newcomers and stops after C distinct tokens. Then it gives the newcomers the
+// slots with the smallest stamps. The cost is the tokens walked plus a multiple of K, not their product.
 #include <algorithm>
 #include <vector>
 
@@ -15,8 +15,8 @@ namespace microspec {
 
 namespace {
 
-// In token_slots between the walk and the seating: this newcomer, so that a repeated token is counted
-// once. The index makes a mark that the caller's state held before the call differ from ours.
+// The mark of a newcomer in token_slots between the walk and seat(), so that a repeated token is counted
+// once. The index in the mark distinguishes it from a value that the caller's state held before the call.
 int32_t pending_mark(int64_t newcomer) { return static_cast<int32_t>(-2 - newcomer); }
 
 MICROSPEC_CLONES int64_t count_at_most(const int64_t* stamps, int64_t count, int64_t limit) {
@@ -25,8 +25,8 @@ MICROSPEC_CLONES int64_t count_at_most(const int64_t* stamps, int64_t count, int
   return hits;
 }
 
-// The smallest stamp such that at least `wanted` slots carry it or a smaller one. Bisection over
-// the values: each probe is one vectorised sweep, and twenty of them beat a selection's branches.
+// Returns the smallest stamp such that at least `wanted` slots carry it or a smaller one. Bisects over the
+// values: each probe is one vectorised sweep, and twenty sweeps are faster than a selection's branches.
 int64_t eviction_threshold(const int64_t* stamps, int64_t count, int64_t wanted, int64_t newest) {
   int64_t low = kEmptyStamp, high = newest;
   while (low < high) {
@@ -72,8 +72,8 @@ void VocabUpdate::seat() {
   const int64_t wanted = static_cast<int64_t>(newcomers_.size());
   const int64_t newest = std::min(wrapping_add(base_, group_.clock_advance), kPinnedStamp - 1);
   const int64_t threshold = eviction_threshold(group_.slot_stamps, group_.capacity, wanted, newest);
-  // Only empty slots share a stamp, and the lowest of them go first; so at the threshold itself
-  // just as many as are still wanted are taken.
+  // Only empty slots share a stamp, and the lowest of them go first. So take only as many slots at the
+  // threshold as are still wanted.
   int64_t at_threshold = wanted - count_at_most(group_.slot_stamps, group_.capacity, threshold - 1);
   for (int64_t slot = 0; !newcomers_.empty() && slot < group_.capacity; ++slot) {
     const int64_t stamp = group_.slot_stamps[slot];
@@ -86,7 +86,7 @@ void VocabUpdate::seat() {
     group_.token_slots[newcomer.token] = static_cast<int32_t>(slot);
     group_.slot_stamps[slot] = newcomer.stamp;
   }
-  // Only stamps beyond the clock, which no update leaves, can have kept a newcomer out.
+  // A newcomer is left over only if a slot's stamp lies beyond the clock, which no update produces.
   for (const Newcomer& newcomer : newcomers_) group_.token_slots[newcomer.token] = -1;
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// vocab_update_ on CUDA: the grid, the memory, and which of the kernel's sizes serves.
+// vocab_update_ on CUDA: the launch's grid and memory, and the choice among the kernel's sizes.
 #include <algorithm>
 
 #include "vocab/vocab_cuda.h"
@@ -11,12 +11,13 @@ namespace {
 
 using vocab::kThreads;
 
-// Slots a thread can keep in registers: two words each of the 128 that a thread of 512 has.
+// Slots that a thread can keep in registers: two words each, of the 128 registers of a thread in a block of
+// 512.
 constexpr int kMostSlots = 32;
 
 struct Plan {
   vocab::Layout layout;
-  bool in_shared;  // that layout; else in the workspace, group by group
+  bool in_shared;  // the layout is in shared memory; else in the workspace, group by group
 };
 
 Error plan_of(const VocabArgs& args, Plan& plan) {
@@ -46,15 +47,16 @@ int vocab_cuda_workspace(const VocabArgs& args, size_t* bytes) {
 }
 
 int run_vocab_update_cuda(const VocabArgs& args, void* workspace, void* stream) {
-  // In the kernel positions and slots are ints, with room for a tile's or a warp's slots beyond.
+  // Positions and slots are ints in the kernel. The limit leaves room for a tile's or a warp's slots beyond
+  // the last.
   constexpr int64_t kMost = int64_t{1} << 30;
   if (std::max({args.count, args.capacity, args.groups}) > kMost) return kInvalidValue;
   if (args.groups == 0 || args.count == 0) return cudaSuccess;
   Plan plan;
   if (const Error error = plan_of(args, plan)) return error;
   if (!plan.in_shared) return start<0>(args, plan, workspace, stream);
-  // 1024, 3072 (the usual capacity) and all the rest: more registers a thread cost nothing but the
-  // instructions for slots that are not there.
+  // Sizes: 1024, 3072 (the usual capacity), 8192 and 16384. Spare registers cost only the instructions for
+  // slots that do not exist.
   if (args.capacity <= 2 * kThreads) return start<2>(args, plan, workspace, stream);
   if (args.capacity <= 6 * kThreads) return start<6>(args, plan, workspace, stream);
   if (args.capacity <= 16 * kThreads) return start<16>(args, plan, workspace, stream);

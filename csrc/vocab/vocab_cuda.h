@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// vocab_update_ on CUDA: torch-free, enqueued on a stream (a cudaStream_t), nothing read back.
+// vocab_update_ on CUDA. Torch-free. Every call enqueues its work on a stream (a cudaStream_t) and reads
+// nothing back.
 #pragma once
 
 #include <cstddef>
@@ -8,8 +9,8 @@
 
 namespace microspec {
 
-// Bytes of device memory that a call needs besides its state, 256-byte aligned; 0 for all but very
-// large vocabularies. Like the runner, returns a cudaError_t, 0 for success.
+// Sets *bytes to the device memory that a call needs besides its state, a multiple of 256: 0 except for very
+// large vocabularies. Returns a cudaError_t, 0 for success, as the runner does.
 int vocab_cuda_workspace(const VocabArgs& args, size_t* bytes);
 
 // Enqueues the update of every group.

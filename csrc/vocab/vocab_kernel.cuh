@@ -1,26 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0
-// Exact LRU in one block per group, by the method of vocab_cpu.cpp: the most recent distinct tokens
-// survive, whatever order the evictions happened in.
+// vocab_update_kernel computes exact LRU with one block per group, by the method of vocab_cpu.cpp. The most
+// recent distinct tokens survive, in whatever order the evictions happened.
 //
-//   1. Walk the tokens from the newest back, a tile of kThreads at a time. A resident's slot and a
-//      newcomer's place in a small hash table remember the largest position seen; whoever finds its
-//      own position there is its token's last occurrence. Ballots rank these, newest first.
+//   1. Walk the tokens from the newest back, a tile of kThreads at a time. A resident's slot, or a
+//      newcomer's place in a small hash table, stores the largest position seen. A thread that finds its
+//      own position there has its token's last occurrence. Ballots rank these tokens, newest first.
 //   2. Stop when as many distinct tokens are found as there are unpinned slots.
-//   3. Residents found: their stamps are refreshed. For n newcomers, a threshold over their ages
-//      frees the n least recent slots; ballots rank them, and the newcomers, oldest first, move in.
+//   3. Refresh the stamps of the residents found. For n newcomers, a threshold over the ages frees the n
+//      least recent slots. Ballots rank the freed slots, and the newcomers, oldest first, take them.
 //
-// What decides the time of a call of one tile is the chain of dependent steps (expected, from known
-// latencies on an H100, in µs): stamps, clock and token 0.7 -> the token's slot 0.6 -> four barriers
-// with shared atomics 0.3 -> some eleven steps of bisection 1.0 -> rank and write 0.2 + the kernel's
-// end. So: all loads of a level at once, and none in step 3, where the old ids are in registers
-// already; newcomers are told apart in shared memory, not by an atomicMin on token_slots and a load of
-// its outcome, two trips to L2; and no more warps than a tile needs, as every one of them issues all of
-// the code between two barriers.
+// The chain of dependent steps decides the time of a call of one tile (expected, from known latencies on an
+// H100, in µs): stamps, clock and token 0.7 -> the token's slot 0.6 -> four barriers with shared atomics 0.3
+// -> about eleven steps of bisection 1.0 -> rank and write 0.2 + the kernel's end. Hence:
+// - All loads of a level are issued at once. Step 3 issues none, because the old ids are already in
+//   registers.
+// - Newcomers are told apart in shared memory. An atomicMin on token_slots and a load of its result would
+//   take two trips to L2.
+// - A block has no more warps than a tile needs, because every warp issues all of the code between two
+//   barriers.
 //
 // Ladder (none of it measured yet; instructions counted in the SASS):
-//   1. Ages of 64 bits in registers: 4 instructions a slot and probe.
-//   2. Ages of 32 bits, and 64 from memory if a token is older than that: 2; half the registers.
-//   3. The clock through shared memory, which lets the load of a token's slot go out 100 instructions
+//   1. 64-bit ages in registers: 4 instructions a slot and probe.
+//   2. 32-bit ages, and 64-bit ages from memory if a token is too old: 2 instructions, half the registers.
+//   3. The clock goes through shared memory, so the load of a token's slot is issued 100 instructions
 //      earlier.
 #pragma once
 
@@ -31,7 +33,7 @@
 
 namespace microspec::vocab {
 
-// Gives the oldest `wanted` slots to the newcomers.
+// ---- Step 3, second half: give the oldest `wanted` slots to the newcomers
 template <class Own>
 MICROSPEC_DEVICE void seat(const Own& slots, Bounds<typename Own::Age> bounds, const Newcomer* newcomers,
                            unsigned wanted, int64_t base, Shared& shared) {
@@ -58,6 +60,7 @@ MICROSPEC_DEVICE void seat(const Own& slots, Bounds<typename Own::Age> bounds, c
     group.token_slots[newcomer.token] = slots.slot(i);
   });
 }
+// ---- The kernel: steps 1 to 3
 
 template <int slots_per_thread>
 MICROSPEC_KERNEL(kThreads, 1)
@@ -72,24 +75,24 @@ vocab_update_kernel(VocabArgs args, Layout layout, int32_t* workspace) {
       slots_per_thread > 0 ? reinterpret_cast<int32_t*>(dynamic) : workspace + blockIdx.x * layout.words;
   Newcomer* const newcomers = reinterpret_cast<Newcomer*>(last_use + layout.newcomers);
 
-  // First level of loads: clock, token, stamps, ids. Second: the token's slot.
+  // First level of loads: clock, token, stamps and ids. Second level: the token's slot.
   const int64_t clock = args.clock[blockIdx.x];
   Slots<slots_per_thread> slots(group);
   slots.fetch();
   Entry newest;
   newest.fetch(args, args.count - 1 - static_cast<int64_t>(threadIdx.x));
-  // For the compiler, which would issue some of these loads only after the token has come.
+  // Without this, the compiler would issue some of these loads only after the token has arrived.
   __syncwarp();
   const int32_t token = newest.own_token(args);
   const int32_t slot = slot_of(group, token);
-  // The clock comes through shared memory, so that the ages are computed behind this barrier and not,
-  // as the assembler would have it, between a token and the load of its slot.
+  // Pass the clock through shared memory, so that the ages are computed after this barrier. The assembler
+  // would otherwise compute them between a token and the load of its slot.
   if (threadIdx.x == 0) shared.clock = clock;
   __syncthreads();
   const int64_t base = shared.clock;
   slots.set_clock(base);
 
-  int oldest = 0;  // token, in short ages
+  int oldest = 0;  // the oldest token's age, among short ages
   unsigned movable = 0, empty = 0;
   slots.each([&](int i, auto age) {
     if (slots.exists(i)) last_use[slots.slot(i)] = age ? kNone : kAlways;
@@ -99,7 +102,7 @@ vocab_update_kernel(VocabArgs args, Layout layout, int32_t* workspace) {
       oldest = max(oldest, static_cast<int>(age));
     }
   });
-  // Both counts in one word: with the ages in registers there are fewer than 2^16 slots.
+  // Both counts fit one word: with the ages in registers there are fewer than 2^16 slots.
   movable = __reduce_add_sync(kAllLanes, movable | empty << 16);
   oldest = __reduce_max_sync(kAllLanes, oldest);
   if (lane_index() == 0) {
@@ -126,10 +129,10 @@ vocab_update_kernel(VocabArgs args, Layout layout, int32_t* workspace) {
       slots.refresh(i);
     }
     if constexpr (slots_per_thread > 16) {
-      if (i % 8 == 7) __syncwarp();  // as in set_clock
+      if (i % 8 == 7) __syncwarp();  // limits the loads in flight, as in set_clock
     }
   }
-  // At most room - wanted slots have been refreshed, so there are enough left.
+  // At most room - wanted slots have been refreshed, so at least `wanted` slots are left.
   if (wanted == 0) return;
   if constexpr (slots_per_thread > 0) {
     oldest = __reduce_max_sync(kAllLanes, word_of_warp(shared.warp_oldest, 0));
@@ -142,7 +145,8 @@ vocab_update_kernel(VocabArgs args, Layout layout, int32_t* workspace) {
       return;
     }
   }
-  // These slots are not dealt out as those were: the stamps just refreshed may be other threads'.
+  // Slots<0> assigns slots to threads differently, so another thread may have refreshed a stamp we read:
+  // hence the barrier.
   __syncthreads();
   Slots<0> any(group);
   any.set_clock(base);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Checks of vocab_update_ and the walk over its tokens, newest first.
+// The vocab_update_ op: its checks, and the walk over its tokens on the CPU, newest first.
 #include <algorithm>
 #include <limits>
 #include <vector>
@@ -19,7 +19,7 @@ int64_t value_at(const void* data, bool is_long, int64_t i) {
   return is_long ? static_cast<const int64_t*>(data)[i] : static_cast<const int32_t*>(data)[i];
 }
 
-// Whether all values are in [-1, limit). One vectorised sweep, where nothing is wrong.
+// Whether all values are in [-1, limit). One vectorised sweep.
 MICROSPEC_CLONES bool all_below(const int32_t* values, int64_t count, int64_t limit) {
   const auto bound = static_cast<int32_t>(std::min<int64_t>(limit, std::numeric_limits<int32_t>::max()));
   int32_t bad = 0;
@@ -38,7 +38,7 @@ bool all_below(const void* values, bool is_long, int64_t count, int64_t limit) {
                  : all_below(static_cast<const int32_t*>(values), count, limit);
 }
 
-// Every token and group is read before the first write, those too that the walk will not reach.
+// Reads every token and group before the first write, including those that the walk will not reach.
 void check_tokens(const Checker& check, const VocabArgs& args, const void* tokens, const void* token_groups) {
   const int64_t total = token_groups ? args.count : args.groups * args.count;
   if (all_below(tokens, args.long_tokens, total, args.vocab_size) &&
@@ -66,7 +66,7 @@ VocabUpdate update_of(const VocabArgs& args, int64_t g) {
                       args.count});
 }
 
-// Tokens [G, N]: each group walks over its own.
+// Updates from tokens [G, N]: each group walks over its own row.
 void update_rows(const VocabArgs& args) {
   parallel_for(args.groups, 1, [&](int64_t begin, int64_t end) {
     for (int64_t g = begin; g < end; ++g) {
@@ -80,7 +80,7 @@ void update_rows(const VocabArgs& args) {
   });
 }
 
-// Tokens [N] of all groups: one walk, until no group has use for older ones.
+// Updates from tokens [N] of all groups: one walk, until every group is full.
 void update_ragged(const VocabArgs& args) {
   std::vector<VocabUpdate> updates;
   updates.reserve(args.groups);
@@ -168,7 +168,7 @@ void vocab_update_(Tensor active_ids, Tensor slot_stamps, Tensor token_slots, Te
   args.capacity = capacity;
   args.vocab_size = vocab_size;
 
-  // Everything is read and checked before the first write.
+  // Read and check everything before the first write.
   const HostValues token_values(call, tokens);
   std::optional<HostValues> group_values;
   if (ragged) group_values.emplace(call, *token_groups);

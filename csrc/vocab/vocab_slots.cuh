@@ -1,22 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
-// How long each slot has been idle: what decides which of them newcomers take.
+// The age of each slot, which decides the slots that newcomers take.
 #pragma once
 
 #include "vocab/vocab_state.cuh"
 
 namespace microspec::vocab {
 
-// How long a slot has been idle, in positions: the largest is evicted first. 0: not at all, as it is
-// pinned or was refreshed in this call. Distinct, for only empty slots share a stamp: those are older
-// than every token, the lowest slot the oldest.
+// Returns a slot's age: the number of positions for which it has been idle. The largest age is evicted first.
+// 0 means pinned or refreshed in this call. Ages other than 0 are distinct, because only empty slots share a
+// stamp. Empty slots are older than every token, and the lowest empty slot is the oldest.
 MICROSPEC_DEVICE uint64_t age_of(int64_t stamp, int slot, int64_t base, int capacity) {
-  if (stamp >= base && stamp >= 0) return 0;  // compared and not subtracted: no clock makes a pinned slot old
+  if (stamp >= base && stamp >= 0) return 0;  // compare, do not subtract: no clock makes a pinned slot old
   const int64_t age = stamp < 0 ? wrapping_add(base, capacity - slot) : base - stamp;
   return age > 0 ? static_cast<uint64_t>(age) : 0;
 }
 
-// The same order in 32 bits, which halves the registers and the work of every probe: exact as long as
-// no token's age is kTooOld, which is to say, as every token was seen among the latest two billion.
+// The same order in 32 bits, which halves the registers and the work of every probe. It is exact as long as
+// no token's age reaches kTooOld, that is, as every token was seen within the latest two billion positions.
 // An empty slot's age is negative if read as an int.
 constexpr int kTooOld = 0x7fffffff;
 MICROSPEC_DEVICE uint32_t short_age_of(int64_t stamp, int slot, int64_t base) {
@@ -26,13 +26,13 @@ MICROSPEC_DEVICE uint32_t short_age_of(int64_t stamp, int slot, int64_t base) {
   return age < kTooOld ? static_cast<uint32_t>(age) : kTooOld;
 }
 
-// The slots of one thread: every 32nd of its warp's, which lie together, so that ballots taken one
-// after the other number them in ascending order. `count` of them, with their ages in registers.
+// The slots of one thread, `count` of them, with their ages in registers. A warp's slots are contiguous, and
+// a thread has every 32nd of them, so ballots taken one after the other number the slots in ascending order.
 template <int count>
 struct Slots {
   using Age = uint32_t;
-  // What is fetched before the clock is known, as long as there are registers for it: the stamps, and
-  // the old ids too.
+  // Fetched before the clock is known, as long as there are registers: the stamps (kAhead) and the old ids
+  // (kKeepsIds).
   static constexpr bool kAhead = count <= 16;
   static constexpr bool kKeepsIds = count <= 6;
   const Group& group;
@@ -52,7 +52,7 @@ struct Slots {
     return exists(i) ? group.slot_stamps[slot(i)] : kPinnedStamp;
   }
 
-  // In two steps, so that all loads can be under way before the first is waited for.
+  // fetch and set_clock are two steps, so that all loads are in flight before the first is waited for.
   MICROSPEC_DEVICE void fetch() {
 #pragma unroll
     for (int i = 0; i < count; ++i) {
@@ -67,7 +67,7 @@ struct Slots {
         age[i] = short_age_of(stamp[i], slot(i), clock);
       } else {
         age[i] = short_age_of(read_stamp(i), slot(i), clock);
-        if (i % 8 == 7) __syncwarp();  // no more under way at once, or registers would be spilled
+        if (i % 8 == 7) __syncwarp();  // limits the loads in flight: more would spill registers
       }
     }
   }
@@ -80,7 +80,7 @@ struct Slots {
     }
   }
 
-  // f(i, age) for each slot, also for those beyond the last, of age 0.
+  // Calls f(i, age) for each slot. Slots beyond the last have age 0.
   template <class F>
   MICROSPEC_DEVICE void each(F&& f) const {
 #pragma unroll
@@ -92,7 +92,8 @@ struct Slots {
   }
 };
 
-// Any number, computed from memory each time: for large capacities and for tokens of great age.
+// Any number of slots, with ages computed from memory each time: for large capacities and for very old
+// tokens.
 template <>
 struct Slots<0> {
   using Age = uint64_t;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the parts of the vocab_update_ kernel share: sizes, marks, a group's state and the block's.
+// Shared definitions of the vocab_update_ kernel: sizes, marks, a group's state and the block's state.
 #pragma once
 
 #include "cuda/block_select.cuh"
@@ -7,9 +7,9 @@
 
 namespace microspec::vocab {
 
-// Tokens in a tile, one a thread. A draft tree with the target's candidates is 100 to 500 tokens:
-// one tile. Twice as many threads would halve the tiles of a long prompt and make every barrier and
-// every step of the bisection of a short call dearer.
+// Tokens in a tile, one a thread. A draft tree with the target's candidates is 100 to 500 tokens: one tile.
+// Twice as many threads would halve the tiles of a long prompt, but make every barrier and every bisection
+// step of a short call slower.
 constexpr int kThreads = 512;
 constexpr int kWarps = kThreads / kWarp;
 // A tile's newcomers fill at most half of the table: 1.5 probes each.
@@ -18,16 +18,16 @@ constexpr int kTableBits = 10;
 static_assert(kTable == 1 << kTableBits);
 
 constexpr int32_t kNone = -1;
-// In token_slots, between its tile and its seating: a newcomer that is already in the list.
+// The mark in token_slots of a newcomer that is already in the list, from its tile until it gets a slot.
 constexpr int32_t kListed = -2;
-// Above every position: the last use of a pinned slot.
+// The last use of a pinned slot: above every position.
 constexpr int32_t kAlways = 0x7fffffff;
 
-// Of the two arrays that grow with the call, in dynamic shared memory or in a group's part of the
-// workspace: the last uses [K] at word 0, then the newcomers [min(K, N)], newest first.
+// The layout of the two arrays that grow with the call, in dynamic shared memory or in a group's part of the
+// workspace. The last uses [K] begin at word 0. The newcomers [min(K, N)] follow, newest first.
 struct Layout {
-  int64_t newcomers;  // the word at which they begin, even
-  int64_t words;      // in all
+  int64_t newcomers;  // their first word, even
+  int64_t words;      // words in total
 };
 
 struct Newcomer {
@@ -42,7 +42,7 @@ struct Shared {
   unsigned slot_counts[kMaxWarps];
   int warp_oldest[kMaxWarps];
   int64_t clock;
-  // What the walk found: positions before the cut-off do not count, newcomers that do.
+  // The walk's result: the position below which tokens do not count, and the number of newcomers that do.
   int32_t cutoff;
   unsigned newcomers;
   SelectScratch select;

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// The walk over a call's tokens, newest first: which residents it refreshes, who is new.
+// The walk over a call's tokens, newest first. It finds the residents to refresh and the newcomers.
 #pragma once
 
 #include "vocab/vocab_state.cuh"
 
 namespace microspec::vocab {
 
-// Of an int32 or int64, the words: the high one of an int32 that is not negative is 0, and all others
-// are of no use here. So one can be fetched without a branch or a wait.
+// The words of an int32 or int64. The high word of a non-negative int32 is 0, and negative values are not
+// needed. So an Integer can be fetched without a branch or a wait.
 struct Integer {
   int32_t low = kNone, high = 0;
 
@@ -18,7 +18,7 @@ struct Integer {
   }
 };
 
-// What a position holds, on its way.
+// The token and group at one position, possibly still in flight.
 struct Entry {
   Integer token, group;
 
@@ -29,7 +29,7 @@ struct Entry {
     token.fetch(args.tokens, args.long_tokens, row + position);
     if (args.token_groups) group.fetch(args.token_groups, args.long_groups, position);
   }
-  // The token if it is one and this group's, else kNone.
+  // Returns the token if it is valid and belongs to this block's group, else kNone.
   MICROSPEC_DEVICE int32_t own_token(const VocabArgs& args) const {
     const bool own = !args.token_groups || (group.low == static_cast<int32_t>(blockIdx.x) && group.high == 0);
     const bool exists = token.low >= 0 && token.low < args.vocab_size && token.high == 0;
@@ -37,7 +37,7 @@ struct Entry {
   }
 };
 
-// The token's slot, kListed, or kNone if it has none.
+// Returns the token's slot, kListed, or kNone if it has no slot.
 MICROSPEC_DEVICE int32_t slot_of(const Group& group, int32_t token) {
   if (token == kNone) return kNone;
   const int32_t slot = group.token_slots[token];
@@ -52,7 +52,7 @@ MICROSPEC_DEVICE void clear_table(Shared& shared) {
   }
 }
 
-// Notes a newcomer; returns its place.
+// Records a newcomer and returns its place in the table.
 MICROSPEC_DEVICE int note_newcomer(Shared& shared, int32_t token, int32_t position) {
   // Multiplicative hashing: the top bits of the product depend on all bits of the token.
   int place = static_cast<int>(static_cast<uint32_t>(token) * 0x9e3779b1u >> (32 - kTableBits));
@@ -65,8 +65,9 @@ MICROSPEC_DEVICE int note_newcomer(Shared& shared, int32_t token, int32_t positi
   return place;
 }
 
-// The walk: fills `newcomers`, newest first, and last_use; cutoff and newcomers in `shared` are its
-// result after the next barrier. `token` is the thread's in the first tile and `slot` that token's.
+// Walks over the tokens. Fills `newcomers`, newest first, and last_use. Sets shared.cutoff and
+// shared.newcomers, which are valid after the next barrier. `token` is the thread's token in the first tile,
+// and `slot` is that token's slot.
 MICROSPEC_DEVICE void walk(const VocabArgs& args, const Group& group, Shared& shared, int32_t* last_use,
                            Newcomer* newcomers, unsigned room, int32_t token, int32_t slot) {
   unsigned distinct = 0, listed = 0;
@@ -81,14 +82,15 @@ MICROSPEC_DEVICE void walk(const VocabArgs& args, const Group& group, Shared& sh
     } else if (token != kNone && slot != kListed) {
       place = note_newcomer(shared, token, own);
     }
-    // Most tiles of a ragged batch hold other groups' tokens only.
+    // Most tiles of a ragged batch hold only other groups' tokens.
     if (__syncthreads_or(token != kNone)) {
-      // A pinned slot's last use is no position, and one of a newer tile is no position of this one.
+      // A pinned slot's last use (kAlways) equals no position. A last use from a newer tile equals no
+      // position of this tile.
       const bool is_resident = slot >= 0 && last_use[slot] == own;
       const bool is_newcomer = place >= 0 && shared.table_positions[place] == own;
       const unsigned found = __ballot_sync(kAllLanes, is_resident || is_newcomer);
       const unsigned fresh = __ballot_sync(kAllLanes, is_newcomer);
-      // Both counts in one word: at most kThreads each.
+      // Both counts fit one word: each is at most kThreads.
       if (lane_index() == 0) shared.tile_counts[warp_index()] = __popc(found) | __popc(fresh) << 16;
       __syncthreads();
       const Prefix counts = sum_of_warps(shared.tile_counts);

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// The schemas of every op, and which function serves which device. Nothing else lives here.
+// The schemas of every op, and the function for each device. Nothing else belongs here.
 #include <torch/csrc/stable/library.h>
 
 #include "gather/gather.h"
 #include "head/head.h"
 #include "vocab/vocab.h"
 
-// TORCH_BOX does not check the C++ types of scalars against the schema: a `float` would silently
-// read 0 and an `int` be cut off. Every parameter must be one of these.
+// TORCH_BOX does not check the C++ types of scalars against the schema: a `float` would silently read 0, and
+// an `int` would be truncated. Every parameter must be one of these types.
 template <class T>
 constexpr bool boxes_right =
     std::is_same_v<T, torch::stable::Tensor> || std::is_same_v<T, std::optional<torch::stable::Tensor>> ||

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Takes the place of the CUDA sources in a build without nvcc, where no op is registered for CUDA
-// tensors and none of this is ever called.
+// Replaces the CUDA sources in a build without nvcc. That build registers no op for CUDA tensors, so nothing
+// here is ever called.
 #include "gather/gather_cuda.h"
 #include "head/cuda/head_cuda.h"
 #include "cuda/runtime.h"

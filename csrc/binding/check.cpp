@@ -20,7 +20,8 @@ std::string shape_text(const int64_t* sizes, size_t count) {
   return text.str();
 }
 
-// A branch a value would cost more than the loop: whether there is a bad one at all, first.
+// Whether all ids are in range. Without a branch for each value, the loop vectorises; the caller finds the
+// bad one.
 MICROSPEC_CLONES bool all_in_range(const int32_t* ids, int64_t count, int32_t largest) {
   int32_t bad = 0;
   for (int64_t i = 0; i < count; ++i) bad |= (ids[i] < -1) | (ids[i] > largest);
@@ -32,7 +33,7 @@ struct Place {
   int32_t index;
 };
 
-// The CPU has no index worth comparing.
+// Returns the tensor's device. The CPU has index 0, since its index means nothing.
 Place place_of(const Tensor& tensor) {
   int32_t type = 0;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &type));
@@ -63,7 +64,7 @@ Extent extent_of(const Argument& argument) {
 void note_writes(std::initializer_list<Argument> written) {
   for (const Argument& argument : written) {
     if (!argument.tensor) continue;
-    // A copy onto itself moves nothing, and counts as a write.
+    // A copy onto itself moves no data, and counts as a write.
     const AtenTensorHandle handle = argument.tensor->get();
     TORCH_ERROR_CODE_CHECK(aoti_torch_copy_(handle, handle, false));
   }

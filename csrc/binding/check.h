@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Argument checks. Every message names the op, the argument, what was expected and what came:
+// Argument checks. Every message names the op, the argument, the expected value and the actual value:
 //   "ValueError: microspec::sparse_head: k: expected 1 <= k <= 128, got 200"
-// The stable ABI can only raise RuntimeError; the leading word tells the Python layer
-// (microspec_kernels/ops.py) which of Python's own types to raise instead.
+// The stable ABI can only raise RuntimeError. The leading word tells the Python layer
+// (microspec_kernels/ops.py) which Python type to raise instead.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -20,22 +20,22 @@ namespace microspec {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// A dtype's PyTorch name ("bfloat16"), as users know it.
+// Returns a dtype's PyTorch name ("bfloat16").
 std::string dtype_name(ScalarType type);
-// "[3072, 4096]"
+// Returns a tensor's shape as text: "[3072, 4096]".
 std::string shape_of(const Tensor& tensor);
 
-// A tensor by its name; null if it is optional and was not given.
+// A tensor and its name. The tensor is null if the argument is optional and was not passed.
 struct Argument {
   const Tensor* tensor;
   const char* name;
 };
 
-// Tells autograd that an op writes into the tensors: a graph that had saved one of them will refuse to use
-// it. Call it before the first write: PyTorch refuses here to write into some tensors.
+// Tells autograd that an op writes into the tensors, so that a graph that saved one of them refuses to use
+// it. Call it before the first write: PyTorch raises here for tensors that must not be written.
 void note_writes(std::initializer_list<Argument> written);
 
-// The checks of one op on one device, so that both are said once.
+// The checks of one op on one device. Holds both, so that they are given once.
 class Checker {
  public:
   Checker(const char* op, const Tensor& tensor);
@@ -61,25 +61,26 @@ class Checker {
   }
 
   void dtype(const Tensor& tensor, const char* argument, ScalarType expected) const;
-  // int32 or int64; true if int64
+  // Requires int32 or int64. Returns true for int64.
   bool integer(const Tensor& tensor, const char* argument) const;
   void shape(const Tensor& tensor, const char* argument, std::initializer_list<int64_t> expected) const;
-  // Every id in [0, bound) or -1; else an IndexError that names the first bad one.
+  // Requires every id to be -1 or in [0, bound). Otherwise raises an IndexError that names the first bad id.
   void ids(const int32_t* ids, int64_t count, int64_t bound, const char* argument) const;
-  // active_ids, as every op takes them: [K] or [G, K], at least one group.
+  // Requires active_ids to be [K] or [G, K] with at least one group.
   void slots(const Tensor& active_ids) const;
   void contiguous(const Tensor& tensor, const char* argument) const;
   void on_device(const Tensor& tensor, const char* argument) const;
-  // No memory that the op writes is also another argument's.
+  // Requires that no memory that the op writes belongs to another argument too.
   void disjoint(std::initializer_list<Argument> written, std::initializer_list<Argument> read) const;
-  // Rows may lie apart or repeat; the elements of a row may not.
+  // Requires the elements of a row to be contiguous. Rows may be strided or repeated.
   void unit_inner_stride(const Tensor& tensor, const char* argument) const;
 
-  // bf16, fp16 or fp32
+  // Requires bf16, fp16 or fp32.
   DType float_dtype(const Tensor& tensor, const char* argument) const;
-  // reference's dtype, or fp8-e4m3 or int8
+  // Requires reference's dtype, fp8-e4m3 or int8.
   DType row_dtype(const Tensor& tensor, const char* argument, ScalarType reference) const;
-  // A scale is there exactly if the rows are quantised; fp32, contiguous, of the given shape.
+  // Requires a scale exactly if the rows are quantised: fp32, contiguous, of the given shape. Returns its
+  // data, or null.
   const float* row_scale(const std::optional<Tensor>& scale, const char* argument, DType rows,
                          std::initializer_list<int64_t> shape) const;
 

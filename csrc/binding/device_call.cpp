@@ -13,9 +13,9 @@ namespace microspec {
 
 namespace {
 
-// Only PyTorch's CUDA builds have this function, in a library that this one may not be linked to, or
-// it would not load without it; and which is loaded where only its dependents see its symbols, so
-// that a weak reference stays null. Its name finds it.
+// Returns PyTorch's current stream. Only PyTorch's CUDA builds have the function, in libtorch_cuda.so. This
+// library may not be linked to that one, or it would not load without it. A weak reference would stay null,
+// because only dependents of libtorch_cuda.so see its symbols. So the function is looked up by name.
 void* current_stream(int32_t index) {
   using Function = AOTITorchError (*)(int32_t, void**);
   static const auto function = [] {
@@ -42,7 +42,7 @@ bool validates() {
 DeviceCall::DeviceCall(const Checker& check, const Tensor& tensor, const char* argument)
     : check_(check), on_cuda_(tensor.is_cuda()), index_(on_cuda_ ? tensor.get_device_index() : 0) {
   if (!on_cuda_) {
-    // Only a call past the dispatcher can come here with another.
+    // Only a call that bypasses the dispatcher can reach this with another device.
     check.value(tensor.is_cpu(), argument, "a tensor on cpu or cuda", "one on meta");
     return;
   }
@@ -51,7 +51,7 @@ DeviceCall::DeviceCall(const Checker& check, const Tensor& tensor, const char* a
 }
 
 Tensor DeviceCall::empty(std::initializer_list<int64_t> sizes, ScalarType dtype) const {
-  // Not torch::stable::empty: that goes through the dispatcher once more.
+  // torch::stable::empty would go through the dispatcher once more.
   const int64_t dims = static_cast<int64_t>(sizes.size());
   const int64_t strides[] = {dims == 2 ? std::max<int64_t>(1, sizes.begin()[1]) : 1, 1};
   const int32_t device = on_cuda_ ? aoti_torch_device_type_cuda() : aoti_torch_device_type_cpu();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Where an op runs: its device made current, its stream, and memory on it.
+// DeviceCall is an op's context: its device, made current, its stream, and memory on the device.
 #pragma once
 
 #include <torch/csrc/stable/accelerator.h>
@@ -15,22 +15,22 @@ namespace microspec {
 
 class DeviceCall {
  public:
-  // On the device of `tensor`, CPU or CUDA.
+  // Uses the device of `tensor`, CPU or CUDA.
   DeviceCall(const Checker& check, const Tensor& tensor, const char* argument);
 
   bool on_cuda() const { return on_cuda_; }
-  // PyTorch's current stream there, a cudaStream_t.
+  // Returns PyTorch's current stream on the device, a cudaStream_t.
   void* stream() const { return stream_; }
 
-  // Contiguous, uninitialised.
+  // Returns a contiguous, uninitialised tensor.
   Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype) const;
   Tensor workspace(size_t bytes) const;
 
-  // Raises what a cudaError_t says.
+  // Raises an error for a cudaError_t other than 0.
   void check(int error) const;
-  // Rows in fp8 need a GPU that converts them.
+  // Requires a GPU that converts fp8 if the rows are fp8.
   void check_rows(DType rows, const char* argument) const;
-  // Where the device finds a tensor that may also be in pinned host memory.
+  // Returns the address by which the device reaches a tensor, which may also be in pinned host memory.
   const void* data_of(const Tensor& tensor, const char* argument) const;
 
  private:
@@ -41,13 +41,13 @@ class DeviceCall {
   void* stream_ = nullptr;
 };
 
-// An int32 or int64 tensor's values for checks on the host. Those on a GPU would have to be waited for: they
-// are looked at only if MICROSPEC_VALIDATE=1 is set, and never while a graph is captured.
+// An int32 or int64 tensor's values, for checks on the host. Reading values from a GPU means waiting for
+// them, so they are read only if MICROSPEC_VALIDATE=1 is set, and never during graph capture.
 class HostValues {
  public:
   HostValues(const DeviceCall& call, const Tensor& tensor);
 
-  // Whether they are to be looked at.
+  // Whether the values are available for checks.
   bool known() const { return known_; }
 
   template <class T>

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// For loops that the compiler vectorises by itself: one copy per instruction set, chosen at load.
+// MICROSPEC_CLONES compiles a function once per instruction set and chooses at load. It is for loops that the
+// compiler vectorises by itself.
 #pragma once
 
 #if defined(__x86_64__) && defined(__GNUC__) && defined(__gnu_linux__)

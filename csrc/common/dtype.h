@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Element types of the rows and activations, as the torch-free kernels see them.
+// Element types of rows and activations for the torch-free kernels.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,7 @@ namespace microspec {
 
 enum class DType { f32, f16, bf16, i8, f8e4m3 };
 
-// Storage types: distinct, so that a load overload can be picked by type.
+// Storage types. They are distinct, so that overloads can select by type.
 struct f16_t {
   uint16_t bits;
 };

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// PyTorch's intra-op thread pool, so that an engine's thread settings hold here too.
+// parallel_for runs on PyTorch's intra-op thread pool, so that an engine's thread settings apply here too.
 #pragma once
 
 #include <torch/csrc/stable/c/shim.h>
@@ -17,9 +17,8 @@ inline int64_t thread_count() {
   return count;
 }
 
-// Runs body(begin, end) over disjoint ranges of at most `grain` that cover [0, count). A thread takes
-// the next range when it is done with the last, so that one slow core does not hold up the others.
-// body must not throw.
+// Runs body(begin, end) over disjoint ranges of at most `grain` that cover [0, count). A thread takes the
+// next range when it finishes one, so a slow core does not hold up the others. body must not throw.
 template <class Body>
 void parallel_for(int64_t count, int64_t grain, const Body& body) {
   const int64_t threads = std::min<int64_t>(thread_count(), (count + grain - 1) / grain);
@@ -29,7 +28,7 @@ void parallel_for(int64_t count, int64_t grain, const Body& body) {
       body(begin, std::min(begin + grain, count));
     }
   };
-  if (threads <= 1) return work();  // not worth waking the pool
+  if (threads <= 1) return work();  // one range is not worth waking the pool
   const auto trampoline = [](int64_t, int64_t, void* context) {
     (*static_cast<const decltype(work)*>(context))();
   };

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Counts, maxima and prefix sums over a warp or a block, in integers: the same whatever the order.
+// Counts, maxima and prefix sums over a warp or a block, in integers, so that the order does not change the
+// result.
 //
-// A block-wide step is one word a warp in shared memory, one __syncthreads, and a reduction of those
-// words that every warp does for itself, so that no second barrier has to hand the result out. The
-// array of words may be written again only after another barrier.
+// A block-wide step takes one word a warp in shared memory, one __syncthreads, and a reduction of those words
+// that every warp does for itself. So no second barrier is needed to distribute the result. The array of
+// words may be written again only after another barrier.
 #pragma once
 
 #include "platform.cuh"
@@ -14,10 +15,11 @@ constexpr int kMaxWarps = 32;  // in a block
 
 MICROSPEC_DEVICE int warps_in_block() { return static_cast<int>(blockDim.x) / kWarp; }
 
-// The lanes before this one.
+// Returns the mask of the lanes before this one.
 MICROSPEC_DEVICE unsigned lanes_below() { return (1u << lane_index()) - 1; }
 
-// The largest value in the warp: high words first, then the low words of those that have it.
+// Returns the largest value in the warp. Compares the high words first, then the low words of the lanes with
+// the largest high word.
 MICROSPEC_DEVICE uint64_t warp_max(uint64_t value) {
   const uint32_t high = static_cast<uint32_t>(value >> 32);
   const uint32_t top = __reduce_max_sync(kAllLanes, high);
@@ -25,14 +27,14 @@ MICROSPEC_DEVICE uint64_t warp_max(uint64_t value) {
   return static_cast<uint64_t>(top) << 32 | low;
 }
 
-// After each warp's lane 0 wrote its word and a barrier: this lane's warp's word, `none` beyond the
-// last warp.
+// Returns the word of the warp whose index is this lane's, or `none` beyond the last warp. Call it after each
+// warp's lane 0 has written its word and a barrier.
 template <class T>
 MICROSPEC_DEVICE T word_of_warp(const T* words, T none) {
   return lane_index() < warps_in_block() ? words[lane_index()] : none;
 }
 
-// The largest of the warps' words.
+// Returns the largest of the warps' words.
 MICROSPEC_DEVICE uint64_t max_of_warps(const uint64_t* words) {
   return warp_max(word_of_warp(words, uint64_t{0}));
 }
@@ -42,7 +44,7 @@ struct Prefix {
   unsigned total;   // sum over all warps
 };
 
-// Sums of the warps' words.
+// Returns sums of the warps' words.
 MICROSPEC_DEVICE Prefix sum_of_warps(const unsigned* words) {
   const unsigned word = word_of_warp(words, 0u);
   return {__reduce_add_sync(kAllLanes, lane_index() < warp_index() ? word : 0u),

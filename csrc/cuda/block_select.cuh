@@ -1,27 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0
-// Selection in a block: a threshold above which exactly n keys lie.
+// Selection in a block: block_threshold finds a threshold such that exactly n keys lie at or above it.
 //
-// Bisection over the keys' values, not over the keys: nothing is moved or sorted, and a step is one
-// compare a key, one warp reduction, one add to a counter in shared memory and one __syncthreads.
-// It ends as soon as a probe has exactly n keys at or above it, which the gap between the n-th key
-// and the next decides: about log2(range / gap) steps. Of 3072 normal logits with the bounds below,
-// the top 10 take 5 steps on average, 64 take 8, 128 take 9; 120 evictions from 3072 slots of a
-// Zipfian stream take 11 (simulated). At most 64.
-// Per step: 2 instructions a key (4 for keys of 64 bits) and about 30 more in every warp, then the
-// latencies of the reduction, the shared add, the barrier and one shared load: expected, not yet
-// measured, 60 to 100 ns with 16 warps.
+// It bisects the range of key values, not the keys: nothing is moved or sorted. A step is one compare a key,
+// one warp reduction, one add to a counter in shared memory and one __syncthreads. The bisection ends as soon
+// as exactly n keys are at or above a probe. The gap between the n-th key and the next decides when: about
+// log2(range / gap) steps. Of 3072 normal logits with the bounds below, the top 10 take 5 steps on average,
+// 64 take 8, 128 take 9; 120 evictions from 3072 slots of a Zipfian stream take 11 (simulated). The most
+// possible is 64.
 //
-// Keys are uint64_t or uint32_t: the larger the better, 0 for "no key", none with all bits set. They
-// should differ. They come through a visitor, an object with
+// Cost of a step: 2 instructions a key (4 for 64-bit keys) and about 30 more in every warp, then the
+// latencies of the reduction, the shared add, the barrier and one shared load. Expected, not yet measured: 60
+// to 100 ns with 16 warps.
+//
+// Keys are uint64_t or uint32_t, and larger keys win. 0 means "no key", and no key may have all bits set.
+// Keys should differ. A visitor supplies them, an object with
 //   template <class F> MICROSPEC_DEVICE void visit(F&& f) const;   // f(key) for each of this thread's
-// so that keys in registers and keys in memory serve one algorithm.
+// so that one algorithm serves keys in registers and keys in memory.
 #pragma once
 
 #include "block_reduce.cuh"
 
 namespace microspec {
 
-// Keys in registers, `count` a thread; `count` is a constant, so every loop over them is unrolled.
+// `count` keys a thread, in registers. `count` is a constant, so every loop over the keys is unrolled.
 template <int count, class Key = uint64_t>
 struct RegisterKeys {
   Key key[count];
@@ -33,31 +34,31 @@ struct RegisterKeys {
   }
 };
 
-// Of a block, in shared memory. Between two uses of one lies at least one barrier.
+// A block's scratch in shared memory. At least one barrier must separate two uses.
 struct SelectScratch {
-  // One counter is added to, one is read, one is cleared; so a step needs no second barrier.
+  // One counter is added to, one is read and one is cleared, so a step needs no second barrier.
   unsigned counters[3];
-  uint32_t warp_best[kMaxWarps];   // largest high word in a warp
-  uint32_t warp_floor[kMaxWarps];  // smallest of the segments' largest
+  uint32_t warp_best[kMaxWarps];   // largest high word in each warp
+  uint32_t warp_floor[kMaxWarps];  // smallest of the segments' largest, in each warp
 };
 
-// What block_threshold starts between: at least n keys are >= low, fewer than n are >= high.
+// The initial range of block_threshold: at least n keys are >= low, fewer than n are >= high.
 template <class Key>
 struct Bounds {
   Key low, high;
 };
 using KeyBounds = Bounds<uint64_t>;
 
-// Before block_threshold, with a barrier between the two.
+// Prepares the scratch for block_threshold. A barrier must follow before that call.
 MICROSPEC_DEVICE void prepare_select(SelectScratch& scratch) {
   if (threadIdx.x == 0) scratch.counters[0] = 0;
 }
 
-// Bounds from the high words, for keys whose high words spread (a float above an id). Cut the block
-// into at least n segments of up to 32 lanes: each has a largest key, so n keys are at or above the
-// smallest of those. That leaves out the sparse lower tail, through which a bisection over floats
-// would spend most of its steps. With more keys wanted than there are threads, or a segment without
-// keys, low is 1: every key. Prepares the scratch too and has one barrier.
+// Returns bounds computed from the high words, for keys whose high words spread (a float above an id).
+// Divides the block into at least n segments of up to 32 lanes. Each segment has a largest key, so n keys are
+// at or above the smallest of those. That leaves out the sparse lower tail, in which a bisection over floats
+// would spend most of its steps. If n exceeds the number of threads, or a segment has no keys, low is 1:
+// every key. Also prepares the scratch. Contains one barrier.
 template <class Keys>
 MICROSPEC_DEVICE KeyBounds block_key_bounds(const Keys& keys, int n, SelectScratch& scratch) {
   const int threads = static_cast<int>(blockDim.x);
@@ -90,8 +91,8 @@ MICROSPEC_DEVICE KeyBounds block_key_bounds(const Keys& keys, int n, SelectScrat
   return {low > 1 ? low : 1, last + 1 > last ? last + 1 : last};
 }
 
-// The threshold T such that exactly n keys of the block are >= T, for 1 <= n <= the number of keys.
-// If keys are equal there may be none: then more than n are >= T, but fewer than n are > T, and the
+// Returns the threshold T such that exactly n keys of the block are >= T, for 1 <= n <= the number of keys.
+// If keys are equal, such a T may not exist. Then more than n keys are >= T and fewer than n are > T, and the
 // caller has to leave some out. Every thread of the block gets the same T.
 template <class Keys, class Key>
 MICROSPEC_DEVICE Key block_threshold(const Keys& keys, int n, Bounds<Key> bounds, SelectScratch& scratch) {
@@ -103,7 +104,7 @@ MICROSPEC_DEVICE Key block_threshold(const Keys& keys, int n, Bounds<Key> bounds
     above = __reduce_add_sync(kAllLanes, above);
     const int next = counter == 2 ? 0 : counter + 1;
     if (lane_index() == 0) atomicAdd(&scratch.counters[counter], above);
-    // Last read in the step before the last one, so nobody is reading it any more.
+    // This counter was last read in the step before the previous one, so no thread reads it now.
     if (threadIdx.x == 0) scratch.counters[next] = 0;
     __syncthreads();
     above = scratch.counters[counter];

@@ -34,7 +34,7 @@ Error current_device(Device& device) {
   int index = 0;
   if (const cudaError_t error = cudaGetDevice(&index)) return error;
   static std::mutex mutex;
-  static std::vector<Device> known;  // arch 0: not asked yet
+  static std::vector<Device> known;  // arch 0: not queried yet
   const std::lock_guard lock(mutex);
   if (known.size() <= static_cast<size_t>(index)) known.resize(index + 1);
   if (known[index].arch == 0) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Elements of rows and activations in registers: 32-bit words to floats and back.
+// Conversions between 32-bit words and floats, for elements of rows and activations in registers.
 #pragma once
 
 #include "common/dtype.h"
@@ -53,8 +53,9 @@ struct Elements<f8e4m3_t> {
 template <>
 struct Elements<int8_t> {
   static constexpr int kPerWord = 4;
-  // The conversion instruction runs at a quarter of the rate of an addition. An unsigned byte in the
-  // last bits of 2^23 is 2^23 + byte; flipping the sign bit makes a signed byte unsigned.
+  // The conversion instruction runs at a quarter of the rate of an addition. So place an unsigned byte in the
+  // last bits of 2^23, which gives 2^23 + byte, and subtract. Flipping the sign bit makes a signed byte
+  // unsigned.
   MICROSPEC_DEVICE static void unpack(uint32_t word, float* values) {
     constexpr float kOffset = 8388608.0f + 128.0f;
     const uint32_t bytes = word ^ 0x80808080u;
@@ -65,7 +66,7 @@ struct Elements<int8_t> {
   }
 };
 
-// 16 bytes as kVector<Element> floats.
+// Unpacks 16 bytes to kVector<Element> floats.
 template <class Element>
 MICROSPEC_DEVICE void unpack16(const uint4& words, float* values) {
   constexpr int kPerWord = Elements<Element>::kPerWord;
@@ -75,7 +76,7 @@ MICROSPEC_DEVICE void unpack16(const uint4& words, float* values) {
   Elements<Element>::unpack(words.w, values + 3 * kPerWord);
 }
 
-// The first `count` elements at a pointer that is aligned to an element only; zeros after them.
+// Loads the first `count` elements from a pointer that is aligned to one element only. The rest is zero.
 template <class Element>
 MICROSPEC_DEVICE uint4 load_elements(const Element* source, int64_t count) {
   constexpr int kPerWord = Elements<Element>::kPerWord;

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-// Starting a kernel, and what the host must know of the device to choose its grid.
+// Launching a kernel, and the properties of the device that decide its grid.
 #pragma once
 
 #include "platform.cuh"
 
-// Whether a kernel that may start before the one ahead of it is over does so.
+// 1: a kernel launched with `dependent` may start before the kernel ahead of it is over. 0: it never does.
 #ifndef MICROSPEC_DEPENDENT_LAUNCH
 #define MICROSPEC_DEPENDENT_LAUNCH 1
 #endif
 
 namespace microspec {
 
-// A cudaError_t; 0 is success. (An int, so that callers need no CUDA header.)
+// A cudaError_t; 0 is success. An int, so that callers need no CUDA header.
 using Error = int;
 constexpr Error kInvalidValue = 1;
 
@@ -22,7 +22,7 @@ struct Device {
   int sm_shared;     // bytes of shared memory on an SM
 };
 
-// Of the calling thread's current device; asked for once.
+// Sets `device` to the calling thread's current device. Queries each device once.
 Error current_device(Device& device);
 
 struct Launch {
@@ -30,8 +30,9 @@ struct Launch {
   unsigned threads;
   size_t shared_bytes;
   void* stream;
-  // From sm_90 on the kernel may start before the one ahead of it in the stream is over. It must
-  // call ptx::wait_for_earlier_kernels in every thread before it reads or writes anything.
+  // From sm_90 on, the kernel may start before the kernel ahead of it in the stream is over. Every thread
+  // must call ptx::wait_for_earlier_kernels before it reads or writes anything that an earlier kernel
+  // touches.
   bool dependent = false;
 };
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// What every kernel stands on. The same kernel sources are compiled by nvcc for GPUs and by g++ for
-// csrc/emulation, which runs them on the host; so they use CUDA's own names where g++ can be given
-// them too (threadIdx, __syncthreads, __shfl_xor_sync, atomicMax, …) and the macros below where it
-// cannot. Instructions that need PTX are in ptx.cuh, starting a kernel is in launch.cuh.
+// The base of every kernel. nvcc compiles the kernel sources for GPUs, and g++ compiles the same sources for
+// csrc/emulation, which runs them on the host. So kernels use CUDA's own names where g++ can have them too
+// (threadIdx, __syncthreads, __shfl_xor_sync, atomicMax, …), and the macros below where it cannot. ptx.cuh
+// has the instructions that need PTX. launch.cuh starts kernels.
 #pragma once
 
 #include <cstddef>
@@ -15,14 +15,15 @@
 #include <cuda_runtime.h>
 
 #define MICROSPEC_DEVICE __device__ __forceinline__
-// Before a kernel's name: at most `threads` in a block, registers for `blocks` of them on an SM.
+// Stands before a kernel's name: a block has at most `threads` threads, and the registers must suffice for
+// `blocks` blocks on an SM.
 #define MICROSPEC_KERNEL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
 #define MICROSPEC_SHARED(type, name, count) __shared__ type name[count]
-// The launch's shared memory, 128-byte aligned; declared once in a kernel.
+// Declares the launch's dynamic shared memory, 128-byte aligned. Use it once in a kernel.
 #define MICROSPEC_DYNAMIC_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
 
-// Compute capability times 100, a constant in device code: `if (MICROSPEC_ARCH >= 900)`. The host
-// asks current_device().arch instead.
+// Compute capability times 100, a constant in device code: `if (MICROSPEC_ARCH >= 900)`. Host code uses
+// current_device().arch instead.
 #ifdef __CUDA_ARCH__
 #define MICROSPEC_ARCH __CUDA_ARCH__
 #else

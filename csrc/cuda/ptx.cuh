@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The instructions that CUDA C++ has no name for, one function each, on generic pointers. Kernels
-// have no inline assembly of their own. csrc/emulation/ptx.h gives each of these a meaning on the
-// host, and tests/gpu/test_conformance.py holds the two to each other on a GPU.
+// The instructions that CUDA C++ has no name for, one function each, on generic pointers. Kernels contain no
+// inline assembly. csrc/emulation/ptx.h implements the same functions on the host, and
+// tests/gpu/test_conformance.py compares the two on a GPU.
 #pragma once
 
 #include "platform.cuh"
@@ -16,7 +16,7 @@ MICROSPEC_DEVICE uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
-// 16 aligned bytes of global memory that nobody writes during the kernel and nobody reads twice.
+// Loads 16 aligned bytes of global memory that no thread writes during the kernel and no thread reads twice.
 MICROSPEC_DEVICE uint4 load_once16(const void* global) {
   uint4 v;
   asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
@@ -25,8 +25,9 @@ MICROSPEC_DEVICE uint4 load_once16(const void* global) {
   return v;
 }
 
-// ---- Barriers in shared memory that asynchronous copies arrive on.
-// For `arrivals` arrivals a phase; to be followed by mbarrier_init_fence and a block barrier.
+// ---- Barriers in shared memory that asynchronous copies arrive on
+//
+// Initialises a barrier for `arrivals` arrivals a phase. mbarrier_init_fence and a block barrier must follow.
 MICROSPEC_DEVICE void mbarrier_init(uint64_t* barrier, int arrivals) {
   asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
 }
@@ -36,7 +37,7 @@ MICROSPEC_DEVICE void mbarrier_init_fence() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 #endif
 }
-// Waits until the phase of the given parity is over: 0 for the first, 1 for the second, 0 for …
+// Waits until the phase of the given parity is over: 0 for the first phase, 1 for the second, 0 for …
 MICROSPEC_DEVICE void mbarrier_wait(uint64_t* barrier, uint32_t parity) {
   uint32_t done;
   do {
@@ -54,19 +55,20 @@ MICROSPEC_DEVICE void mbarrier_wait(uint64_t* barrier, uint32_t parity) {
   } while (!done);
 }
 
-// ---- cp.async: each thread copies 16 aligned bytes from global to shared memory.
+// ---- cp.async: each thread copies 16 aligned bytes from global to shared memory
 MICROSPEC_DEVICE void cp_async16(void* shared, const void* global) {
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(shared_address(shared)),
                "l"(__cvta_generic_to_global(global))
                : "memory");
 }
-// One arrival, as soon as all copies that this thread has started are there.
+// Arrives once on the barrier when all copies that this thread has started are complete.
 MICROSPEC_DEVICE void cp_async_arrive(uint64_t* barrier) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(shared_address(barrier)) : "memory");
 }
 
-// ---- Bulk copies (sm_90): one thread copies any number of bytes through the copy engine.
-// One arrival that also announces `bytes` to come by bulk copies in this phase.
+// ---- Bulk copies (sm_90): one thread copies any number of bytes through the copy engine
+//
+// Arrives once and announces `bytes` that bulk copies will deliver in this phase.
 MICROSPEC_DEVICE void mbarrier_arrive_expect(uint64_t* barrier, uint32_t bytes) {
 #if MICROSPEC_ARCH >= 900
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
@@ -85,9 +87,10 @@ MICROSPEC_DEVICE void bulk_copy(void* shared, const void* global, uint32_t bytes
 #endif
 }
 
-// ---- Tensor cores: d[16 x 8] += a[16 x 16] · b[16 x 8], accumulated in fp32.
-// Lane 4g + t holds a[g][2t..], a[g + 8][2t..], a[g][2t + 8..], a[g + 8][2t + 8..] (two elements
-// each), b[2t..][g], b[2t + 8..][g], and d[g][2t..], d[g + 8][2t..].
+// ---- Tensor cores: d[16 x 8] += a[16 x 16] · b[16 x 8], accumulated in fp32
+//
+// Lane 4g + t holds a[g][2t..], a[g + 8][2t..], a[g][2t + 8..], a[g + 8][2t + 8..] (two elements each),
+// b[2t..][g], b[2t + 8..][g], and d[g][2t..], d[g + 8][2t..].
 MICROSPEC_DEVICE void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
       "{%8, %9}, {%0, %1, %2, %3};"
@@ -101,7 +104,7 @@ MICROSPEC_DEVICE void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint3
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// ---- Conversions. A pair lies in one word, the first element in the low half.
+// ---- Conversions. A pair is one word, with the first element in the low half.
 MICROSPEC_DEVICE float2 float2_of_f16x2(uint32_t pair) {
   float2 v;
   asm("{ .reg .b16 low, high; mov.b32 {low, high}, %2; cvt.f32.f16 %0, low; cvt.f32.f16 %1, high; }"
@@ -109,7 +112,7 @@ MICROSPEC_DEVICE float2 float2_of_f16x2(uint32_t pair) {
       : "r"(pair));
   return v;
 }
-// Rounded to the nearest, ties to even.
+// Rounds to the nearest, ties to even.
 MICROSPEC_DEVICE uint32_t f16x2_of_floats(float low, float high) {
   uint32_t pair;
   asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
@@ -120,7 +123,7 @@ MICROSPEC_DEVICE uint32_t bf16x2_of_floats(float low, float high) {
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
   return pair;
 }
-// Two e4m3 in the low half of `pair` as two fp16, exactly (sm_89).
+// Converts two e4m3 in the low half of `pair` to two fp16, exactly (sm_89).
 MICROSPEC_DEVICE uint32_t f16x2_of_e4m3x2(uint32_t pair) {
   uint32_t halves = 0;
 #if MICROSPEC_ARCH >= 890
@@ -128,7 +131,7 @@ MICROSPEC_DEVICE uint32_t f16x2_of_e4m3x2(uint32_t pair) {
 #endif
   return halves;
 }
-// Rounded to the nearest, ties to even, clamped to ±448 (sm_89).
+// Rounds to the nearest, ties to even, and clamps to ±448 (sm_89).
 MICROSPEC_DEVICE uint32_t e4m3x2_of_floats(float low, float high) {
   unsigned short pair = 0;
 #if MICROSPEC_ARCH >= 890
@@ -137,14 +140,15 @@ MICROSPEC_DEVICE uint32_t e4m3x2_of_floats(float low, float high) {
   return pair;
 }
 
-// ---- Dependent launch (sm_90): see launch.cuh.
-// Returns when the kernels before this one in the stream are over and their writes visible.
+// ---- Dependent launch (sm_90): see launch.cuh
+//
+// Returns when the kernels before this one in the stream are over and their writes are visible.
 MICROSPEC_DEVICE void wait_for_earlier_kernels() {
 #if MICROSPEC_ARCH >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
-// Lets the next kernel in the stream start as soon as every block has come here and has room left.
+// Lets the next kernel in the stream start as soon as every block has called this and there is room.
 MICROSPEC_DEVICE void let_next_kernel_start() {
 #if MICROSPEC_ARCH >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");

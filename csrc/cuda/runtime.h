@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the checks in C++ ask of the CUDA runtime, without its headers. Functions that return an int
+// The part of the CUDA runtime that the C++ checks need, without its headers. Functions that return an int
 // return a cudaError_t, 0 for success.
 #pragma once
 
@@ -7,19 +7,20 @@
 
 namespace microspec {
 
-// What nvcc compiled for, as CMake names it: "80-real;90a-real"; null without nvcc. C linkage, for
-// Python to call.
+// Returns the architectures that nvcc compiled for, as CMake names them: "80-real;90a-real". Returns null
+// without nvcc. C linkage, because Python calls it.
 extern "C" const char* microspec_cuda_architectures();
 
 const char* cuda_error_text(int error);
 
-// Compute capability of the current device times 100: 890.
+// Sets *arch to the current device's compute capability times 100: 890.
 int cuda_arch(int* arch);
 
-// Where the device finds pinned host memory; null for other memory.
+// Sets *device to the device address of pinned host memory, or to null for other memory.
 int cuda_pinned_pointer(const void* host, const void** device);
 
-// Waits for the stream and copies; leaves it if the stream is being captured.
+// Waits for the stream and copies to the host. If the stream is being captured, does nothing and sets *copied
+// to false.
 int cuda_copy_to_host(void* host, const void* device, size_t bytes, void* stream, bool* copied);
 
 }  // namespace microspec

@@ -1,11 +1,11 @@
 """The ops of :mod:`microspec_kernels.reference` as Triton kernels, one file per op.
 
-Same signatures and meaning; arguments are taken as valid (``microspec_kernels._checks`` has the
-checks), ids outside [0, V) count as empty. They run on CUDA and ROCm devices and, with
-``TRITON_INTERPRET=1`` set before the import, on CPU tensors. No call waits for the device; after
-one warm-up call of the same kind each can be captured in a CUDA graph.
+Signatures and meaning are the same. Arguments are not checked (``microspec_kernels._checks`` has
+the checks); ids outside [0, V) count as empty. The kernels run on CUDA and ROCm devices and, with
+``TRITON_INTERPRET=1`` set before the import, on CPU tensors. No call waits for the device. After
+one warm-up call of the same kind, each op can be captured in a CUDA graph.
 
-Imported only where Triton is: nothing else in the package needs it.
+This package is imported only if Triton is installed; nothing else in the package needs it.
 """
 
 from .common import INTERPRETED

@@ -1,4 +1,4 @@
-"""What the launchers share: the device they size their grids for, and where they launch."""
+"""Helpers of the launchers: the properties of the device, and the device to launch on."""
 
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
@@ -13,7 +13,10 @@ HIP = torch.version.hip is not None
 
 @lru_cache
 def multiprocessors(device: torch.device) -> int:
-    """How many the device has; the interpreter is given a few, so that grids have their shape."""
+    """Return the device's number of multiprocessors; 2 under the interpreter.
+
+    Two keep the interpreter's grids small, but shaped like a device's.
+    """
     if INTERPRETED:
         return 2
     count: int = torch.cuda.get_device_properties(device).multi_processor_count
@@ -22,10 +25,13 @@ def multiprocessors(device: torch.device) -> int:
 
 @lru_cache
 def converts_float8(device: torch.device) -> bool:
-    """Whether the hardware reads e4m3fn: sm_89 and later. Elsewhere its bits are taken apart."""
+    """Return whether the hardware reads e4m3fn (sm_89 and later).
+
+    Elsewhere the kernels convert its bits themselves.
+    """
     return not INTERPRETED and not HIP and torch.cuda.get_device_capability(device) >= (8, 9)
 
 
 def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
-    """Triton launches on the current device, which need not be the tensor's."""
+    """Return a context in which the tensor's device is current: Triton launches there."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()

@@ -1,4 +1,4 @@
-"""Turn the projection's partial sums into logits, slot by slot; both head ops' kernels do it."""
+"""The epilogue of both head ops' kernels: turn the projection's partial sums into logits."""
 
 import triton
 import triton.language as tl
@@ -6,7 +6,10 @@ import triton.language as tl
 
 @triton.jit
 def _tanh(x):
-    """To an ulp or two: Cephes' polynomial near 0, where 1 - 2 / (e^2x + 1) cancels."""
+    """Compute tanh to an ulp or two.
+
+    Near 0, where 1 - 2 / (e^2x + 1) cancels, use Cephes' polynomial.
+    """
     size = tl.abs(x)
     square = size * size
     near = -5.70498872745e-3
@@ -23,7 +26,7 @@ def _tanh(x):
 
 @triton.jit
 def group_of(group_ids, row, groups):
-    """A row's group, -1 where that is not one of them."""
+    """Return a row's group, or -1 if it is not in [0, groups)."""
     group = tl.load(group_ids + row)
     return tl.where((group >= 0) & (group < groups), group, -1).to(tl.int32)
 
@@ -48,7 +51,7 @@ def finish(
     BIASED: tl.constexpr,
     CAPPED: tl.constexpr,
 ):
-    """The logits of one row of hidden at some slots: -inf where not valid."""
+    """Return the logits of one row of hidden at some slots; -inf at slots that are not valid."""
     at = partial + row.to(tl.int64) * capacity + slots
     step = m_rows.to(tl.int64) * capacity
     z = tl.zeros_like(slots).to(tl.float32)

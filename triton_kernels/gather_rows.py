@@ -1,7 +1,7 @@
-"""gather_rows_: copies, or quantises, the rows of the slots whose id changed.
+"""gather_rows_: copy or quantise the rows of the slots whose id changed.
 
-A program compares the ids of a few slots, then moves one changed row after the other. Its slots lie
-a grid apart, because evicted ones, which were used in the same step, tend to be neighbours.
+A program compares the ids of a few slots, then moves one changed row after the other. Its slots are
+a grid apart, because evicted slots tend to be neighbours: they were last used in the same step.
 """
 
 import torch
@@ -11,9 +11,9 @@ from torch import Tensor
 
 from .common import multiprocessors, on_device_of
 
-# Four warps each, and 64 warps are what a multiprocessor holds: all slots are looked at in one go.
+# A program has four warps, and a multiprocessor holds 64 warps, so all slots are compared at once.
 PROGRAMS_PER_MULTIPROCESSOR = 16
-# Four 16-byte loads in flight a thread, so that a row of 4096 bf16 values is one round.
+# Four 16-byte loads in flight a thread: a row of 4096 bf16 values takes one round.
 BLOCK_BYTES = 8192
 INT8_MAX = tl.constexpr(127.0)
 FLOAT8_MAX = tl.constexpr(448.0)
@@ -22,21 +22,22 @@ TINY = tl.constexpr(2.0**-126)  # the smallest normal number
 
 @triton.jit
 def _int8(x):
-    """Rounded half to even: 1.5 · 2^23 is where fp32's neighbours are 1 apart. |x| <= 127."""
+    """Round half to even, for |x| <= 127: near 1.5 · 2^23, fp32 numbers are 1 apart."""
     return ((x + 12582912.0) - 12582912.0).to(tl.int8)
 
 
 @triton.jit
 def _e4m3(x):
-    """float8_e4m3fn's byte, rounded half to even; |x| <= 448, so nothing overflows.
+    """Return float8_e4m3fn's byte, rounded half to even; |x| <= 448, so nothing overflows.
 
-    By hand, as not every device converts (an A100 does not) and all must agree bit for bit.
+    The conversion is in integer arithmetic, because not every device converts (an A100 does not)
+    and all must agree bit for bit.
     """
     bits = x.to(tl.int32, bitcast=True)
     size = bits & 0x7FFFFFFF
-    # Normal numbers: 20 mantissa bits go, half to even, and the exponent's bias falls by 120.
+    # Normal numbers: drop 20 mantissa bits, half to even, and lower the exponent's bias by 120.
     normal = ((size + 0x7FFFF + ((size >> 20) & 1)) >> 20) - (120 << 3)
-    # Below 2^-6 steps are 2^-9, which is what fp32's are beside 2^14: the addition rounds.
+    # Below 2^-6 the step is 2^-9, which is fp32's step near 2^14: the addition rounds.
     beside = size.to(tl.float32, bitcast=True) + 16384.0
     subnormal = beside.to(tl.int32, bitcast=True) - (141 << 23)
     byte = tl.where(size < (121 << 23), subnormal, normal)
@@ -45,12 +46,15 @@ def _e4m3(x):
 
 @triton.jit
 def _quantise(source, target, scale, dim, E4M3: tl.constexpr, BLOCK: tl.constexpr):
-    """One row: scale = amax / largest, 1 where that is subnormal; NaN, and q = 0, if not finite."""
+    """Quantise one row: scale = amax / largest, or 1 if that is subnormal.
+
+    If a value is not finite, scale is NaN and q is 0.
+    """
     largest = tl.full((), 0, tl.int32)
     for start in range(0, dim, BLOCK):
         d = start + tl.arange(0, BLOCK)
         x = tl.load(source + d, mask=d < dim, other=0.0).to(tl.float32)
-        # Magnitudes order as their bits do, infinity and NaN above all.
+        # Magnitudes order as their bits do, with infinity and NaN above all.
         size = x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
         largest = tl.maximum(largest, tl.max(size, 0))
     amax = largest.to(tl.float32, bitcast=True)
@@ -93,7 +97,8 @@ def gather_rows_kernel(
     mine = tl.program_id(0) + tl.arange(0, BLOCK_SLOTS) * tl.num_programs(0)
     held = tl.load(slab_ids + mine, mask=mine < slots, other=-1)
     wanted = tl.load(active_ids + mine, mask=mine < slots, other=-1)
-    # Out of range is empty, and noted as such: a head that reads the slab need not know V.
+    # An id out of range is an empty slot and is stored as -1, so that a head that reads the slab
+    # need not know V.
     wanted = tl.where((wanted >= 0) & (wanted <= last_id), wanted, -1)
     changed = (held != wanted) & (mine < slots)
     tl.store(slab_ids + mine, wanted, mask=changed)
@@ -123,13 +128,13 @@ def gather_rows_(
     slab_scale: Tensor | None = None,
     weight_scale: Tensor | None = None,
 ) -> None:
-    """See :func:`microspec_kernels.gather_rows_`."""
+    """Compute :func:`microspec_kernels.gather_rows_` in Triton, without its checks."""
     slots, dim = active_ids.numel(), weight.size(1)
     if not slots:
         return
     quantise = slab.dtype != weight.dtype
     programs = min(slots, PROGRAMS_PER_MULTIPROCESSOR * multiprocessors(slab.device))
-    # Copies move bits, not numbers: every dtype of a size is the same kernel.
+    # Copies move bits, not numbers, so every dtype of one size uses the same kernel.
     bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[weight.element_size()]
     float8 = slab.dtype == torch.float8_e4m3fn
     block = min(BLOCK_BYTES // weight.element_size(), triton.next_power_of_2(max(1, dim)))

@@ -1,10 +1,10 @@
-"""Active rows × hidden: the part of the head that reads the weight, shared by both head ops.
+"""Active rows × hidden: the part of both head ops that reads the weight.
 
-The product is bound by the rows' bytes, so each active row is read once and as many bytes as the
-device needs are kept in flight: a program owns 64 slots of one group and a stretch of D, and
-streams their rows through ``tl.dot`` against all of the group's rows of hidden. The stretches are
-as many as fill the device at once. Their fp32 sums go to a scratch tensor and are added in order by
-``finish``, in the kernel that consumes them: no atomics, and the same bits every time.
+The bytes of the rows bound the product. So each active row is read once, and as many bytes are kept
+in flight as the device needs. A program owns 64 slots of one group and a stretch of D. It streams
+their rows through ``tl.dot`` against all of the group's rows of hidden. There are as many stretches
+as fill the device at once. Their fp32 sums go to a scratch tensor. ``finish`` adds them in order,
+in the kernel that consumes them, without atomics, so the result has the same bits every time.
 """
 
 import torch
@@ -14,19 +14,19 @@ from torch import Tensor
 
 from .common import HIP, INTERPRETED, converts_float8, multiprocessors
 
-# Slots a program. 64 is one warpgroup's wgmma on Hopper, with the rows as its first operand;
-# hidden is then read once per 64 rows, at M <= 16 a quarter of the rows' bytes, and from L2.
+# Slots a program. 64 is one warpgroup's wgmma on Hopper, with the rows as its first operand. So
+# hidden is read once per 64 rows: at M <= 16 a quarter of the rows' bytes, and from L2.
 BLOCK_SLOTS = 64
-# D is cut at multiples of this, which every BLOCK_D divides: the cuts, and with them the result's
-# last bits, do not depend on the configuration that tuning picks.
+# D is cut at multiples of this number, which every BLOCK_D divides. So the cuts, and with them the
+# result's last bits, do not depend on the configuration that tuning picks.
 SPLIT_STEP = 128
 # Two programs of four warps and up to 255 registers fit on a multiprocessor, each with up to 48 KB
-# of rows in flight (3 stages of 64 x 128 x 2 bytes): on an H100 12 MB in all, four times the 3 MB
-# that 3 TB/s and 1 us of latency ask for.
+# of rows in flight (3 stages of 64 x 128 x 2 bytes). On an H100 that is 12 MB in total, four times
+# the 3 MB that 3 TB/s and 1 us of latency require.
 PROGRAMS_PER_MULTIPROCESSOR = 2
-# group_ids looked at in one go when a group's rows of hidden are searched.
+# group_ids compared at once in the search for a group's rows of hidden.
 BLOCK_SEARCH = 32
-# NumPy, which the interpreter computes with, has no bf16.
+# The interpreter computes with NumPy, which has no bf16.
 WIDEN = tl.constexpr(INTERPRETED)
 
 
@@ -37,11 +37,11 @@ def _config(block_d: int, stages: int, warps: int, registers: int | None) -> tri
 
 
 def configs(fp32: bool, block_m: int, hip: bool = HIP) -> list[triton.Config]:
-    """What tuning tries; the order of summation is the same in all of them.
+    """Return the configurations that tuning tries; all of them sum in the same order.
 
-    With 64 rows of hidden a stage of 128 would spill at four warps. HIP's stages are kept in 64 KB
-    of LDS. fp32 has no tensor cores, and a thread holds all of its BLOCK_D in registers. Not told
-    that it may have 255 registers, ptxas stops at 168, for a third program, and spills.
+    With 64 rows of hidden, a stage of 128 would spill at four warps. HIP's stages stay within 64 KB
+    of LDS. fp32 has no tensor cores, and a thread holds all of its BLOCK_D in registers. Without an
+    explicit limit of 255 registers, ptxas stops at 168, to fit a third program, and spills.
     """
     if fp32:
         return [_config(32, 2 if hip else 4, 4, None)]
@@ -58,10 +58,10 @@ def _usable(_: object, arguments: dict[str, Tensor], **constants: int) -> list[t
 
 @triton.jit
 def _e4m3(bits):
-    """float8_e4m3fn, given as uint8, in fp16, which holds all of its values.
+    """Convert float8_e4m3fn, passed as uint8, to fp16, which represents all of its values.
 
-    Its exponent and mantissa in fp16's places are the value but for the bias, 2^8; a multiplication
-    also gets the subnormals right.
+    The exponent and mantissa in fp16's fields are the value but for the bias, a factor of 2^8. A
+    multiplication by it is also right for subnormals.
     """
     wide = bits.to(tl.uint16)
     shifted = ((wide & 0x80) << 8) | ((wide & 0x7F) << 7)
@@ -71,7 +71,7 @@ def _e4m3(bits):
 
 @triton.jit
 def _members(group_ids, group, first, m_rows, BLOCK_M: tl.constexpr, BLOCK: tl.constexpr):
-    """Positions of the group's rows number first, first + 1, … and how many rows it has in all."""
+    """Return the positions of the group's rows numbered from first, and the group's row count."""
     wanted = first + tl.arange(0, BLOCK_M)
     rows = tl.zeros([BLOCK_M], tl.int32)
     count = 0
@@ -86,9 +86,10 @@ def _members(group_ids, group, first, m_rows, BLOCK_M: tl.constexpr, BLOCK: tl.c
 
 
 @triton.autotune(
-    # The interpreter has nothing to choose, and no clock to choose by.
+    # The interpreter has only one configuration, and no clock to compare by.
     configs=[_config(64, 1, 4, None)] if INTERPRETED else configs(False, 16) + configs(False, 64),
-    # Of M only its size class, BLOCK_M, of two values; never M, K or what is active.
+    # Tune for dim and for the size class of M (BLOCK_M has two values); never for M, K or the
+    # active tokens.
     key=["dim", "BLOCK_M"],
     prune_configs_by={"early_config_prune": _usable},
     cache_results=True,
@@ -108,11 +109,11 @@ def project_kernel(
     weight_stride,
     weight_group_stride,
     splits,
-    steps,  # of SPLIT_STEP elements, a split
+    steps,  # in units of SPLIT_STEP elements, for each split
     PACKED: tl.constexpr,
     GROUPED: tl.constexpr,
-    E4M3: tl.constexpr,  # weight is given as bytes
-    CONVERTS: tl.constexpr,  # in hardware
+    E4M3: tl.constexpr,  # the weight is passed as uint8
+    CONVERTS: tl.constexpr,  # the hardware converts e4m3
     STEP: tl.constexpr,
     BLOCK_SLOTS: tl.constexpr,
     BLOCK_SEARCH: tl.constexpr,
@@ -130,7 +131,7 @@ def project_kernel(
     valid = (ids >= 0) & (ids <= last_id)
     count = m_rows
     if tl.max(valid.to(tl.int32), 0) == 0:
-        count = 0  # empty slots are nobody's to read or write
+        count = 0  # nothing to read or write for empty slots
     elif GROUPED:
         _, count = _members(group_ids, group, 0, m_rows, BLOCK_M, BLOCK_SEARCH)
 
@@ -156,23 +157,23 @@ def project_kernel(
                 row = row.to(tl.float8e4nv, bitcast=True) if CONVERTS else _e4m3(row)
             if WIDEN:
                 x = x.to(tl.float32)
-            # int8 and e4m3 fit into any hidden's dtype; "ieee" is no TF32 for fp32.
+            # int8 and e4m3 fit into hidden's dtype, whatever it is; "ieee" excludes TF32 for fp32.
             total = tl.dot(row.to(x.dtype), tl.trans(x), total, input_precision="ieee")
         target = (split.to(tl.int64) * m_rows + rows)[None, :] * capacity + slots[:, None]
         tl.store(partial + target, total, mask=valid[:, None] & used[None, :])
 
 
 class Projection:
-    """Launches the projection, and holds what the kernels that finish it take.
+    """A launch of the projection, with the arguments of the kernels that finish it.
 
     Attributes:
         partial: fp32 [splits, M, K].
-        group_ids: [M]; any tensor where there is none, as for weight_scale and bias below: the
+        group_ids: [M]. If there are none, any tensor, as for weight_scale and bias below: the
             kernels' constants say that they are not read.
         groups: G.
-        last_id: the largest id that is not out of range.
-        arguments: of ``finish``, from weight_scale on.
-        constants: of ``finish``, and GROUPED.
+        last_id: the largest valid id.
+        arguments: the arguments of ``finish``, from weight_scale on.
+        constants: the constants of ``finish``, and GROUPED.
     """
 
     def __init__(
@@ -219,8 +220,8 @@ class Projection:
         if not m_rows or not tiles:
             return
         e4m3 = weight.dtype == torch.float8_e4m3fn
-        # Two sizes: a tree's node or level, and a whole tree or batch. fp32 has no tensor cores,
-        # for which more rows would only be more registers.
+        # Two sizes: one for a tree's node or level, one for a whole tree or batch. fp32 has no
+        # tensor cores, so more rows would only cost more registers.
         small = m_rows <= 16 or hidden.dtype == torch.float32
         project_kernel[(tiles * splits,)](
             hidden,
@@ -249,9 +250,9 @@ class Projection:
 
     @staticmethod
     def _cut(dim: int, tiles: int, device: torch.device) -> tuple[int, int]:
-        """Steps a split and splits of D, so that all programs run at once if they can.
+        """Return the steps in a split and the splits of D, so that all programs can run at once.
 
-        Neither depends on M: a row's logits are the same bits alone or in a batch.
+        Neither depends on M: a row's logits have the same bits alone or in a batch.
         """
         steps = max(1, triton.cdiv(dim, SPLIT_STEP))
         room = PROGRAMS_PER_MULTIPROCESSOR * multiprocessors(device)

@@ -1,8 +1,8 @@
 """sparse_head: top-k and logsumexp of the projection's logits, one program per row of hidden.
 
-Selection works on 64-bit keys, logit above, complement of the id below: one order without ties,
-so the result depends neither on the slots' order nor on how a network of comparisons breaks ties.
-The sum of exponentials is taken in fixed point, which makes it as independent of the order.
+Selection compares 64-bit keys, with the logit above the complement of the id. No two keys are
+equal, so the result depends neither on the order of the slots nor on how a network of comparisons
+breaks ties. The sum of exponentials is in fixed point, so it does not depend on the order either.
 """
 
 import torch
@@ -15,25 +15,25 @@ from .common import on_device_of
 from .epilogue import finish, group_of
 from .projection import Projection
 
-# Slots looked at in one go, at most. Eight a thread of sixteen warps: with all that the logits take
-# to finish, more would spill. A usual capacity of 3072 is then one round, whose logits stay in
-# registers for logsumexp.
+# The largest number of slots processed at once: eight a thread of sixteen warps. More would spill,
+# together with all the values that finishing the logits needs. The usual capacity of 3072 takes one
+# round, so its logits stay in registers for logsumexp.
 BLOCK = 4096
 SLOTS_PER_WARP = 128
 EMPTY = tl.constexpr(-(2**63))  # below every key
 LARGEST = tl.constexpr(2**63 - 1)
-# exp(z - max) in units of 2^-40: a sum of 2^22 of them fits int64, and what is cut off, at most
-# 2^-40 a term of a sum that is at least 1, is below fp32's rounding for up to 2^16 terms.
+# exp(z - max) in units of 2^-40. A sum of 2^22 of them fits int64. Truncation loses at most 2^-40 a
+# term, of a sum that is at least 1. That is below fp32's rounding for up to 2^16 terms.
 UNIT = tl.constexpr(2.0**-40)
 UNITS = tl.constexpr(2.0**40)
 
 
 @triton.jit
 def _keys(z, ids, valid):
-    """int64, ordered as the contract orders: numbers, then NaN, then empty slots, which are least.
+    """Return int64 keys in the contract's order: numbers, then NaN, then empty slots (least).
 
-    The bits of a float, all but the sign flipped where it is negative, order as it does. -inf is
-    then -0x7F800001: NaN goes right below, and both zeros are one.
+    The bits of a float, with all but the sign flipped if it is negative, order as the float does.
+    -inf is then -0x7F800001. NaN comes right below it, and both zeros are equal.
     """
     bits = tl.where(z == 0, 0.0, z).to(tl.int32, bitcast=True)
     ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
@@ -53,11 +53,12 @@ def _logits_of(keys):
 
 @triton.jit
 def _select(keys, best, k, MERGE: tl.constexpr):
-    """The k largest keys, and with MERGE of ``best`` too, largest first, in a tensor as ``best``.
+    """Return the k largest of the keys (and of ``best``, with MERGE), in the shape of ``best``.
 
-    One maximum after the other, each among the keys below the last. At 4096 keys that is some 400
-    cycles a round, which for a tree's k of about ten is no more than a sorting network's passes,
-    and a network over 4096 keys takes Triton a minute to compile, for each size of k.
+    The result is sorted, largest first. Each round finds the maximum of the keys below the last
+    one. At 4096 keys a round takes about 400 cycles. For a tree's k of about ten that is no more
+    than a sorting network's passes, and Triton compiles a network over 4096 keys for a minute, for
+    each size of k.
     """
     places = tl.arange(0, best.shape[0])
     result = tl.full(best.shape, EMPTY, tl.int64)
@@ -73,7 +74,7 @@ def _select(keys, best, k, MERGE: tl.constexpr):
 
 @triton.jit
 def _units(z, top):
-    """Sum of exp(z - top), in fixed point. NaN adds nothing, nor does -inf beside -inf."""
+    """Return the sum of exp(z - top) in fixed point; NaN, and -inf at top = -inf, add nothing."""
     share = tl.where(z < top, tl.exp(z - top), 0.0)
     share = tl.where((z == top) & (z > float("-inf")), 1.0, share)
     return tl.sum((share * UNITS).to(tl.int64), 0)
@@ -131,7 +132,7 @@ def sparse_head_kernel(
         )  # fmt: skip
         broken = tl.maximum(broken, tl.max((more != more).to(tl.int32), 0))
         keys = _keys(more, ids, valid)
-        # Few rounds of many bring anything that is better than the worst so far.
+        # Most later rounds bring no key above the worst of the best so far.
         if tl.max(keys, 0) > tl.min(tl.where(places < k, best, LARGEST), 0):
             best = _select(keys, best, k, True)
 
@@ -142,7 +143,7 @@ def sparse_head_kernel(
     tl.store(logits + out, best_logits, mask=places < k)
     tl.store(token_ids + out, best_ids, mask=places < k)
 
-    # The largest number; -inf if there is none.
+    # The largest logit that is not NaN; -inf if there is none.
     top = tl.max(tl.where(best_logits == best_logits, best_logits, float("-inf")), 0)
     total = _units(z, top)
     for start in range(BLOCK, in_use, BLOCK):
@@ -154,7 +155,7 @@ def sparse_head_kernel(
             logit_scale, softcap, PACKED, SCALED, BIASED, CAPPED,
         )  # fmt: skip
         total += _units(more, top)
-    # In fp64, once a row: one rounding in all, and log(1 + small) keeps its digits.
+    # fp64, once a row, rounds only once in total, and log(1 + small) keeps its digits.
     result = (top.to(tl.float64) + tl.log(tl.maximum(total, 1).to(tl.float64) * UNIT)).to(
         tl.float32
     )
@@ -163,7 +164,7 @@ def sparse_head_kernel(
 
 
 def warps(block: int) -> int:
-    """For so many slots at a time."""
+    """Return the number of warps for ``block`` slots at a time."""
     return min(16, max(4, block // SLOTS_PER_WARP))
 
 
@@ -180,7 +181,7 @@ def sparse_head(
     logit_scale: float = 1.0,
     softcap: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See :func:`microspec_kernels.sparse_head`."""
+    """Compute :func:`microspec_kernels.sparse_head` in Triton, without its checks."""
     m_rows, capacity = hidden.size(0), active_ids.size(-1)
     logits = hidden.new_empty((m_rows, k), dtype=torch.float32)
     token_ids = hidden.new_empty((m_rows, k), dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""sparse_logits: the projection's partial sums, finished slot by slot."""
+"""sparse_logits: finish the projection's partial sums slot by slot."""
 
 import torch
 import triton
@@ -61,7 +61,7 @@ def sparse_logits(
     logit_scale: float = 1.0,
     softcap: float = 0.0,
 ) -> Tensor:
-    """See :func:`microspec_kernels.sparse_logits`."""
+    """Compute :func:`microspec_kernels.sparse_logits` in Triton, without its checks."""
     m_rows, capacity = hidden.size(0), active_ids.size(-1)
     logits = hidden.new_empty((m_rows, capacity), dtype=torch.float32)
     with on_device_of(hidden):

@@ -1,18 +1,19 @@
-"""vocab_update_: exact LRU, without a list, as a slot carries the time of its last use.
+"""vocab_update_: exact LRU without a list; each slot carries the time of its last use.
 
 Sequential LRU over a batch leaves the most recently used distinct tokens, as many as there are
-unpinned slots, whatever order the evictions happened in. Three kernels:
+unpinned slots, in whatever order the evictions happened. Three kernels compute that:
 
-1. Mark: every token leaves its position where its last one wins, a resident in its slot's stamp
-   (atomic max), a newcomer in its entry of token_slots (atomic min of -2 - position).
-2. Choose: from the newest token back, the last occurrences are numbered; newcomers among as many as
-   there is room for are noted, the others' marks taken back.
-3. Seat: the slots with the smallest stamps, found by bisection, are freed, and the oldest newcomer
+1. Mark: every token writes its position to a place where its last occurrence wins: a resident to
+   its slot's stamp (atomic max), a newcomer to its entry of token_slots (atomic min of -2 -
+   position).
+2. Choose: the last occurrences are numbered from the newest token back. Newcomers among as many as
+   there is room for are recorded; the marks of the other newcomers are removed.
+3. Seat: bisection finds the slots with the smallest stamps. They are freed, and the oldest newcomer
    takes the lowest of them.
 
-Kernels, and not phases of one with barriers between them, because on AMD a barrier waits for shared
-memory only. The atomics are integer maxima and minima: their result does not depend on their order.
-No index is taken from a table without a look at its range.
+These are separate kernels, not phases of one kernel with barriers between them, because on AMD a
+barrier waits for shared memory only. The atomics are integer maxima and minima, so their result
+does not depend on their order. Every index read from a table is checked against its range.
 """
 
 import triton
@@ -21,15 +22,15 @@ from torch import Tensor
 
 from .common import on_device_of
 
-# Tokens or slots looked at in one go: eight for each thread of eight warps. A step's tree and
-# candidates, a few hundred tokens, are one round; a capacity of 3072 is two.
+# Tokens or slots processed at once: eight for each thread of eight warps. A step's tree and
+# candidates, a few hundred tokens, take one round; a capacity of 3072 takes two.
 BLOCK = 2048
 PINNED = tl.constexpr(2**63 - 1)
 
 
 @triton.jit
 def _look_up(tokens, token_groups, token_slots, group, at, count, vocab_size, RAGGED: tl.constexpr):
-    """Tokens at some positions, which of them are the group's, and their entries in token_slots."""
+    """Return the tokens at some positions, whether each is the group's, and their token_slots."""
     there = (at >= 0) & (at < count)
     token = tl.load(tokens + at, mask=there, other=-1)
     there = there & (token >= 0) & (token < vocab_size)
@@ -50,9 +51,9 @@ def _count_at_most(stamps, capacity, limit, BLOCK: tl.constexpr):
 
 @triton.jit
 def _eviction_threshold(stamps, capacity, wanted, clock, BLOCK: tl.constexpr):
-    """The smallest stamp such that at least ``wanted`` slots carry it or a smaller one.
+    """Return the smallest stamp such that at least ``wanted`` slots carry it or a smaller one.
 
-    Between the oldest stamp and the newest: about twenty rounds, whatever the clock shows.
+    Bisects between the oldest stamp and the newest: about twenty rounds, whatever the clock shows.
     """
     low = clock
     for start in range(0, capacity, BLOCK):
@@ -94,7 +95,7 @@ def mark_kernel(
     token, mine, slot = _look_up(
         tokens, token_groups, token_slots, group, at, count, vocab_size, RAGGED
     )
-    # Pinned slots carry the largest stamp there is, and keep it.
+    # Pinned slots carry the largest possible stamp, and keep it.
     stamp = tl.load(clock + group) + at
     resident = mine & (slot >= 0) & (slot < capacity)
     tl.atomic_max(slot_stamps + slot, stamp, mask=resident, sem="relaxed")
@@ -108,7 +109,7 @@ def choose_kernel(
     clock,  # int64 [G]
     tokens,  # [G, N]; RAGGED: [N]
     token_groups,  # [N], when RAGGED
-    newcomers,  # int32 [G, K + 1]: positions of the chosen, newest first; the last is their number
+    newcomers,  # int32 [G, K + 1]: positions of the chosen, newest first, then their number
     capacity,
     vocab_size,
     count,  # N
@@ -137,7 +138,7 @@ def choose_kernel(
         chosen = new & (distinct + tl.cumsum(last, 0) <= room)
         number = wanted + tl.cumsum(chosen.to(tl.int32), 0) - 1
         tl.store(newcomers + number, at, mask=chosen)
-        # An earlier occurrence reads the mark or what replaces it: neither is its own.
+        # An earlier occurrence reads the mark or its replacement; neither equals its own mark.
         tl.store(token_slots + token, -1, mask=new & (chosen == 0))
         distinct += tl.sum(last, 0)
         wanted += tl.sum(chosen.to(tl.int32), 0)
@@ -185,7 +186,7 @@ def seat_kernel(
             tl.store(active_ids + slot, token, mask=freed)
             tl.store(slot_stamps + slot, base + at, mask=freed)
             seated += tl.sum(freed.to(tl.int32), 0)
-    # Last: by then every warp that needs it has read the old one.
+    # Store the clock last: by then every warp that needs it has read the old value.
     tl.store(clock + group, base + count)
 
 
@@ -198,7 +199,7 @@ def vocab_update_(
     *,
     token_groups: Tensor | None = None,
 ) -> None:
-    """See :func:`microspec_kernels.vocab_update_`."""
+    """Compute :func:`microspec_kernels.vocab_update_` in Triton, without its checks."""
     groups, vocab_size = token_slots.shape
     capacity, count = active_ids.size(-1), tokens.size(-1)
     if not count:

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// numpy arrays as the ops' raw pointers.
+// Conversions from numpy arrays to the ops' raw pointers.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -20,7 +20,7 @@ namespace py = pybind11;
 using Array = py::array;
 using OptionalArray = std::optional<py::array>;
 
-// numpy has neither bf16 nor fp8: they come as uint16 and uint8.
+// numpy has neither bf16 nor fp8: they are passed as uint16 and uint8.
 inline DType element_type(const Array& array) {
   const char kind = array.dtype().kind();
   switch (array.itemsize()) {
@@ -52,7 +52,7 @@ inline void check(int error, const char* op) {
   if (error) throw std::runtime_error(std::string(op) + ": error " + std::to_string(error));
 }
 
-// Device memory of exactly this size, which nobody has cleared.
+// Uncleared device memory of exactly this size, filled with 0xFF.
 class Workspace {
  public:
   explicit Workspace(size_t bytes) : memory_(bytes ? std::aligned_alloc(256, bytes) : nullptr) {

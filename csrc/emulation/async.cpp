@@ -40,7 +40,7 @@ void AsyncCopies::init(uint64_t* barrier, int arrivals, const Site& site) {
   made.race_context = races::make_context("asynchronous copies");
 }
 
-// Ends the phase if all is there.
+// Ends the phase if all arrivals and bytes are there.
 void AsyncCopies::advance(MBarrier& barrier, const Site& site) {
   if (barrier.missing > 0) return;
   if (barrier.bytes < 0) fail(Kind::mbarrier, "more bytes copied than were announced to the mbarrier", site);
@@ -87,7 +87,8 @@ void AsyncCopies::add(void* shared, const void* global) {
     own.push_back({shared, global});
   }
   if (settings.copies == Copies::eager) copy_as_kernel(shared, global, 16);
-  // Some come at once. (And again with the rest: until its arrival a copy's target is undefined.)
+  // Some copies arrive at once. They arrive again with the rest, because a copy's target is undefined until
+  // its arrival.
   if (settings.copies == Copies::random && random().one_in(4)) copy_as_kernel(shared, global, 16);
 }
 
@@ -124,9 +125,9 @@ void AsyncCopies::start(Transfer&& transfer) {
 }
 
 void AsyncCopies::deliver_one() {
-  const races::Unseen unseen;  // the copying itself is done by another line of execution
+  const races::Unseen unseen;  // another line of execution does the copying
   size_t index = settings.copies == Copies::random ? random().below(under_way_.size()) : 0;
-  // A thread's arrival waits for all that it copied before.
+  // A thread's arrival waits for all of its earlier copies.
   const Thread* thread = under_way_[index].thread;
   for (size_t earlier = 0; thread && earlier < index; ++earlier) {
     if (under_way_[earlier].thread == thread) index = earlier;

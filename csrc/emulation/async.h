@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Copies that arrive later, by cp.async and by the copy engine, and the mbarriers that they arrive on.
+// Asynchronous copies, by cp.async and by the copy engine, and the mbarriers that they arrive on.
 #pragma once
 
 #include <cstdint>
@@ -12,38 +12,38 @@ namespace microspec::emulation {
 
 struct Thread;
 
-// Reads and writes as the kernel itself would: instrumented. `bytes` is a multiple of 16.
+// Copies `bytes` (a multiple of 16) as the kernel itself would, with instrumented reads and writes.
 void copy_as_kernel(void* to, const void* from, uint32_t bytes);
 
 struct MBarrier {
   uint64_t* address;
   int arrivals;       // in a phase
-  int missing;        // of them, in this phase
-  int64_t bytes = 0;  // announced and not yet there, or there and not yet announced
+  int missing;        // arrivals still to come in this phase
+  int64_t bytes = 0;  // announced bytes still to come; negative: bytes that came before their announcement
   unsigned phase = 0;
   std::vector<Thread*> waiting;
-  void* race_context = nullptr;  // of the copies that complete here
+  void* race_context = nullptr;  // context of the copies that complete here
   char issue_key = 0, phase_keys[2] = {};
 };
 
-// Of one block.
+// The asynchronous copies and mbarriers of one block.
 class AsyncCopies {
  public:
   ~AsyncCopies();
 
   void init(uint64_t* barrier, int arrivals, const Site& site);
-  // One arrival, and bytes to come.
+  // Arrives once and announces bytes to come.
   void arrive(uint64_t* barrier, uint32_t bytes, const Site& site);
   void wait(uint64_t* barrier, uint32_t parity, const Site& site);
 
-  // 16 bytes, by the current thread.
+  // Copies 16 bytes, for the current thread.
   void add(void* shared, const void* global);
-  // An arrival once all that the current thread added is there.
+  // Arrives once everything that the current thread added is there.
   void arrive_after_own(uint64_t* barrier, const Site& site);
   void add_bulk(void* shared, const void* global, uint32_t bytes, uint64_t* barrier, const Site& site);
 
   bool any_under_way() const { return !under_way_.empty(); }
-  // Lets one transfer arrive: the oldest, or any where the order is free.
+  // Lets one transfer arrive: the oldest, or any transfer if the order is free.
   void deliver_one();
 
  private:
@@ -52,11 +52,11 @@ class AsyncCopies {
     const void* from;
     uint32_t bytes;
   };
-  // What ends with one signal to a barrier: bytes, or an arrival.
+  // Copies that end with one signal to a barrier: bytes, or an arrival.
   struct Transfer {
     std::vector<Piece> pieces;
     MBarrier* barrier;
-    const Thread* thread;  // whose cp.asyncs these are; null for a bulk copy
+    const Thread* thread;  // the thread that issued these cp.asyncs; null for a bulk copy
     Site site;
   };
   MBarrier& at(uint64_t* barrier, const Site& site);

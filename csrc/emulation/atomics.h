@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Atomics and fences, for the types that CUDA has them for; none on floats, which the project forbids
+// Atomics and fences, for the types that CUDA supports. There are none on floats, which the project forbids
 // (their order decides the result). As on CUDA, an atomic alone orders no other access.
 #pragma once
 
@@ -15,12 +15,13 @@ concept AtomicWord = std::same_as<T, int> || std::same_as<T, unsigned> || std::s
 template <class T>
 concept AtomicOrdered = AtomicWord<T> || std::same_as<T, long long>;
 
-// Around every atomic operation: a chance for others to go first, and what races.h is told.
+// begin_atomic and end_atomic enclose every atomic operation. They may let other threads go first, and they
+// notify races.h.
 void begin_atomic(const void* address, size_t bytes, const Site& site);
 void end_atomic(const void* address);
 void fence_of_current();
 
-// A new value from the old one; returns the old one.
+// Replaces the value with f(value) and returns the old value.
 template <class T, class F>
 T update_atomically(T* address, const Site& site, F&& f) {
   begin_atomic(address, sizeof(T), site);
@@ -34,7 +35,7 @@ T update_atomically(T* address, const Site& site, F&& f) {
 
 }  // namespace microspec::emulation
 
-// The second operand is no template argument: it converts, as on CUDA.
+// The second operand does not deduce T, so it converts, as on CUDA.
 #define MICROSPEC_ATOMIC(name, types, result)                                                             \
   template <microspec::emulation::types T>                                                                \
   T name(T* address, std::type_identity_t<T> value, MICROSPEC_SITE) {                                     \
@@ -64,5 +65,5 @@ T atomicCAS(T* address, std::type_identity_t<T> expected, std::type_identity_t<T
 }
 
 inline void __threadfence() { microspec::emulation::fence_of_current(); }
-// Orders within the block only, which no kernel here builds on: no order at all.
+// Orders accesses within the block only. No kernel here relies on that, so it orders nothing.
 inline void __threadfence_block() {}

@@ -20,7 +20,7 @@ constexpr const char* kNames[] = {"DivergentBarrier", "DivergentWarp", "WrongMas
                                   "Misaligned",       "Deadlock",      "MBarrierMisuse",
                                   "SharedMemory",     "Unsupported",   "MissedWait"};
 
-// One module's exceptions; never freed, as a module is not.
+// The module's exceptions. Never freed, because a module is never freed either.
 std::vector<py::object>& exceptions() {
   static auto* classes = new std::vector<py::object>;
   return *classes;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a module that runs kernels offers to Python besides them: the device's settings, and a Python
-// exception for each kind of failure.
+// bind_emulation adds the device's settings, and a Python exception for each kind of failure, to a module
+// that runs kernels.
 #pragma once
 
 #include <pybind11/pybind11.h>

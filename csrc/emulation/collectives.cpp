@@ -16,7 +16,7 @@ void for_lanes(unsigned mask, F&& f) {
   for (; mask; mask &= mask - 1) f(static_cast<unsigned>(__builtin_ctz(mask)));
 }
 
-// Everything before, in any of the threads, ahead of everything after, in all of them.
+// Orders everything that any of the threads did before this ahead of everything that all of them do after it.
 template <class Threads>
 void order_all(const Threads& threads, const void* key) {
   if (!races::kDetected) return;
@@ -34,7 +34,7 @@ void order_all(const Threads& threads, const void* key) {
   races::switch_to(self);
 }
 
-// The lane that a shuffle reads; its own where CUDA says that the value stays.
+// Returns the lane that a shuffle reads: the lane itself if CUDA keeps its value.
 unsigned source_of(const WarpRequest& request, unsigned lane) {
   const unsigned width = request.width, first = lane & ~(width - 1);
   switch (request.op) {
@@ -85,7 +85,7 @@ uint32_t combine(WarpOp op, uint32_t a, uint32_t b) {
   }
 }
 
-// One result for all lanes: votes and reductions.
+// Computes the one result for all lanes of a vote or a reduction.
 uint64_t reduce(const Warp& warp, WarpOp op, unsigned mask) {
   unsigned votes = 0;
   uint32_t sum = 0;
@@ -130,7 +130,7 @@ void execute(Warp& warp, WarpOp op, unsigned mask) {
   }
 }
 
-// Two lanes that name each other must be at the same instruction.
+// Requires two lanes that name each other to be at the same instruction.
 void check_same(const Thread& self, const Thread& other) {
   const WarpRequest& own = self.request;
   const WarpRequest& its = other.request;
@@ -142,12 +142,12 @@ void check_same(const Thread& self, const Thread& other) {
        self.site);
 }
 
-// Whether all lanes of the mask are there, at the same instruction.
+// Whether all lanes of the mask have arrived, at the same instruction.
 bool all_arrived(const Warp& warp, const Thread& self) {
   const unsigned others = self.request.mask & ~(1u << self.lane);
   const unsigned here = others & warp.waiting;
   if (here != others) {
-    // The rest is checked with the last one.
+    // The last lane to arrive checks the others.
     if (here) check_same(self, *warp.lanes[__builtin_ctz(here)]);
     return false;
   }

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// What lanes of a warp and threads of a block do together.
+// Collective operations of the lanes of a warp and the threads of a block.
 #pragma once
 
 #include "runtime.h"
 
 namespace microspec::emulation {
 
-// Waits until all lanes of the mask are at the same operation; the caller's result.
+// Waits until all lanes of the mask are at the same operation. Returns the caller's result.
 uint64_t warp_collective(const char* name, const WarpRequest& request, const Site& site);
 
 enum class BarrierResult { none, count, all, any };

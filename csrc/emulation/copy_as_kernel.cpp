@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The one file of the emulation that sanitizers instrument as they do kernels.
+// The only file of the emulation that sanitizers instrument as they do kernels.
 #include "async.h"
 
 namespace microspec::emulation {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a kernel did wrong, as an exception of the launch that ran it.
+// Failure is an error in a kernel, thrown by the launch that ran it.
 #pragma once
 
 #include <source_location>
@@ -8,7 +8,7 @@
 
 namespace microspec::emulation {
 
-// Where in the kernel's source.
+// A place in the kernel's source.
 class Site {
  public:
   constexpr Site() = default;
@@ -23,17 +23,17 @@ class Site {
   unsigned line_ = 0;
 };
 
-// The last, default argument of every emulated instruction: where the kernel calls it.
+// The last, default argument of every emulated instruction: the place of the kernel's call.
 #define MICROSPEC_SITE const ::microspec::emulation::Site& site = std::source_location::current()
 
 enum class Kind {
-  divergent_barrier,  // __syncthreads not reached by all threads of a block, or not the same one
+  divergent_barrier,  // not all threads of a block reach a __syncthreads, or they reach different ones
   divergent_warp,     // lanes that name each other in their masks execute different instructions
   wrong_mask,         // a mask without the caller, with an exited lane, or a read of a lane outside it
   misaligned,
   deadlock,
   mbarrier,       // misuse of an mbarrier or of a bulk copy
-  shared_memory,  // more than a block may have, or writes beside what was asked for
+  shared_memory,  // more than a block may have, or writes beside the arrays
   unsupported,    // an instruction that the emulated device does not have
   missed_wait,    // a dependent kernel's thread that never waited for the kernels before it
 };
@@ -44,11 +44,11 @@ class Failure : public std::runtime_error {
   const Kind kind;
 };
 
-// Ends the launch that the calling thread of a kernel belongs to: launch() throws a Failure that
-// names the block, the thread and the site.
+// Ends the launch of the calling kernel thread: launch() throws a Failure that names the block, the thread
+// and the site.
 [[noreturn]] void fail(Kind kind, const std::string& what, const Site& site);
 
-// "vocab_kernel.cuh:120"
+// Returns a site as text: "vocab_kernel.cuh:120".
 std::string text_of(const Site& site);
 
 }  // namespace microspec::emulation

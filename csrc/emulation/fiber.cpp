@@ -18,7 +18,7 @@ namespace microspec::emulation {
 
 namespace {
 
-// Virtual; what is touched of it is a few KB. AddressSanitizer needs larger frames.
+// Virtual memory; a stack uses a few KB of it. AddressSanitizer needs larger frames.
 #ifdef __SANITIZE_ADDRESS__
 constexpr size_t kStackBytes = 512 * 1024;
 #else
@@ -31,7 +31,7 @@ size_t page_bytes() {
 }
 
 unsigned char* map_stack() {
-  // The lowest page stays inaccessible, so that an overflow is a fault and not a riddle.
+  // The lowest page stays inaccessible, so that an overflow faults at once.
   void* pages = mmap(nullptr, page_bytes() + kStackBytes, PROT_READ | PROT_WRITE,
                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (pages == MAP_FAILED) throw std::bad_alloc();
@@ -41,8 +41,8 @@ unsigned char* map_stack() {
 
 void unmap_stack(unsigned char* stack) { munmap(stack - page_bytes(), page_bytes() + kStackBytes); }
 
-// Stacks of fibers that are over. ThreadSanitizer would take the next fiber's use of one for a race
-// with the last one's; there each stack is new.
+// Stacks of ended fibers, for reuse. Under ThreadSanitizer each stack is new, or it would report a race
+// between a stack's next fiber and its last one.
 std::vector<unsigned char*>& free_stacks() {
   static std::vector<unsigned char*> stacks;
   return stacks;
@@ -53,7 +53,7 @@ unsigned char* take_stack() {
   unsigned char* stack = free_stacks().back();
   free_stacks().pop_back();
 #ifdef __SANITIZE_ADDRESS__
-  __asan_unpoison_memory_region(stack, kStackBytes);  // frames that a failed launch left
+  __asan_unpoison_memory_region(stack, kStackBytes);  // frames of a failed launch
 #endif
   return stack;
 }
@@ -75,8 +75,8 @@ Fiber::~Fiber() {
 
 #if defined(__x86_64__)
 
-// Saves what a function must preserve on the old stack and takes the same off the new one. (The
-// floating-point modes are preserved too, in theory; kernels do not change them.)
+// Saves the registers that a function must preserve on the old stack, and restores them from the new one.
+// (The floating-point modes belong to these too, but kernels do not change them.)
 extern "C" __attribute__((visibility("hidden"))) void microspec_switch_stack(void** save, void* load);
 asm(R"(
 .text
@@ -107,10 +107,10 @@ void Fiber::start(void (*entry)()) {
   stack_ = take_stack();
   bottom_ = stack_;
   size_ = kStackBytes;
-  // Not all at the same place in a page: they would compete for the same lines of the cache.
+  // Vary the start within a page, or the stacks would compete for the same cache lines.
   static unsigned started = 0;
   const unsigned line = started++ * 5 % 64;
-  // As a call would leave it: a return address, which nobody uses, below a multiple of 16.
+  // Lay the stack out as a call would: a return address, which is never used, below a multiple of 16.
   auto* top = reinterpret_cast<void**>(stack_ + kStackBytes - 64 * line - 16);
   *--top = nullptr;
   *--top = reinterpret_cast<void*>(entry);
@@ -134,7 +134,7 @@ void Fiber::start(void (*entry)()) {
 #endif
 
 namespace {
-Fiber* left = nullptr;  // whom the last switch left
+Fiber* left = nullptr;  // the fiber that the last switch left
 }
 
 void Fiber::switch_to(Fiber& from, Fiber& to) {
@@ -153,7 +153,7 @@ void Fiber::switch_to(Fiber& from, Fiber& to) {
 
 void Fiber::arrived([[maybe_unused]] Fiber& self) {
 #ifdef __SANITIZE_ADDRESS__
-  // The main fiber's stack is the process's own: learnt when it is left for the first time.
+  // The main fiber's stack is the process's own, and becomes known when the fiber is left for the first time.
   __sanitizer_finish_switch_fiber(self.fake_stack_, &left->bottom_, &left->size_);
 #endif
 }

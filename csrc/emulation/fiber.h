@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A line of execution with a stack of its own, switched to by hand: one per emulated thread.
+// Fiber is a line of execution with its own stack, switched to explicitly. Each emulated thread has one.
 #pragma once
 
 #include <cstddef>
@@ -12,29 +12,29 @@ namespace microspec::emulation {
 
 class Fiber {
  public:
-  Fiber() = default;  // the one that is running already
+  Fiber() = default;  // the fiber that is already running
   ~Fiber();
   Fiber(const Fiber&) = delete;
   Fiber& operator=(const Fiber&) = delete;
 
-  // Gives it a stack; the first switch to it calls `entry`, which must not return.
+  // Gives the fiber a stack. The first switch to it calls `entry`, which must not return.
   void start(void (*entry)());
-  // Leaves `from`, which is running, for `to`. Returns when something switches to `from` again.
+  // Switches from the running fiber `from` to `to`. Returns when something switches back to `from`.
   static void switch_to(Fiber& from, Fiber& to);
-  // To be called first by `entry`.
+  // `entry` must call this first.
   static void arrived(Fiber& self);
 
-  // ThreadSanitizer's name for this line of execution.
+  // ThreadSanitizer's handle of this line of execution.
   void* race_context = nullptr;
 
  private:
-  unsigned char* stack_ = nullptr;  // lowest byte of what may be used
+  unsigned char* stack_ = nullptr;  // lowest usable byte
 #if defined(__x86_64__)
   void* stack_pointer_ = nullptr;
 #else
   ucontext_t context_;
 #endif
-  const void* bottom_ = nullptr;  // as AddressSanitizer knows the stack
+  const void* bottom_ = nullptr;  // the stack, as AddressSanitizer knows it
   size_t size_ = 0;
   void* fake_stack_ = nullptr;
 };

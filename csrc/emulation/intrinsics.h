@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// One thread's arithmetic and loads, under CUDA's names.
+// Arithmetic and loads of one thread, under CUDA's names.
 #pragma once
 
 #include <math.h>
@@ -27,7 +27,7 @@ void store(T* pointer, T value, const char* name, const Site& site) {
   *pointer = value;
 }
 
-// min and max of mixed arguments: the usual arithmetic conversions, as CUDA's overloads have it.
+// min and max of mixed arguments use the usual arithmetic conversions, as CUDA's overloads do.
 template <class A, class B>
 concept Arithmetic = std::is_arithmetic_v<A> && std::is_arithmetic_v<B>;
 template <class A, class B>
@@ -60,7 +60,7 @@ auto max(A a, B b) {
   return microspec::emulation::larger(a, b);
 }
 
-// Loads and stores that say how they are cached.
+// Loads and stores with a cache operator.
 #define MICROSPEC_LOAD(name)                                 \
   template <class T>                                         \
   T name(const T* pointer, MICROSPEC_SITE) {                 \
@@ -112,7 +112,7 @@ inline float __int_as_float(int x) { return std::bit_cast<float>(x); }
 inline long long __double_as_longlong(double x) { return std::bit_cast<long long>(x); }
 inline double __longlong_as_double(long long x) { return std::bit_cast<double>(x); }
 
-// Rounded each by itself: g++ must not contract them either (-ffp-contract=off).
+// Each operation rounds by itself, so g++ must not contract them (-ffp-contract=off).
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fsub_rn(float a, float b) { return a - b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
@@ -126,7 +126,7 @@ inline float __logf(float a) { return logf(a); }
 inline float __log2f(float a) { return log2f(a); }
 inline float __fdividef(float a, float b) { return a / b; }
 inline float __int2float_rn(int a) { return static_cast<float>(a); }
-// Saturating; 0 for NaN.
+// Saturates, and returns 0 for NaN.
 inline int __float2int_rn(float a) {
   if (isnan(a)) return 0;
   const float whole = rintf(a);

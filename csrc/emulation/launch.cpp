@@ -15,8 +15,8 @@ namespace {
 
 constexpr unsigned kMostThreads = 1024;
 
-// The threads that MICROSPEC_KERNEL allows, rounded up to warps: it leaves a one-byte no-operation
-// for each warp at the kernel's entry, where compilers put none of their own.
+// Returns the number of threads that MICROSPEC_KERNEL allows, rounded up to warps. The macro leaves a
+// one-byte no-operation for each warp at the kernel's entry, where compilers put none of their own.
 unsigned most_threads([[maybe_unused]] const void* kernel) {
 #if defined(__x86_64__)
   constexpr unsigned char kNop = 0x90;

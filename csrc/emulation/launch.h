@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// launch() of cuda/launch.cuh on the host: returns when the kernel is over, or throws a Failure.
+// launch() of cuda/launch.cuh on the host. It returns when the kernel is over, or throws a Failure.
 #pragma once
 
 #include "runtime.h"
 
 namespace microspec::emulation {
 
-// Whether the device and the kernel's own bound allow it.
+// Whether the device and the kernel's own thread bound allow the launch.
 bool can_launch(const void* kernel, const Launch& how);
 
 }  // namespace microspec::emulation

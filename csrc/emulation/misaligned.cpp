@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Where g++'s own check (-fsanitize=alignment) of every access in a kernel reports: so that a
-// misaligned vector access is a Failure with its source line, without the sanitizer's library.
+// The handler of g++'s alignment check (-fsanitize=alignment) of every access in a kernel. It turns a
+// misaligned vector access into a Failure with its source line, without the sanitizer's library.
 #include "runtime.h"
 
 namespace {
 
-// As GCC lays it out for this handler.
+// GCC's layout of the argument.
 struct TypeMismatch {
   struct {
     const char* file;

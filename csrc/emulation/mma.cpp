@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// mma.sync m16n8k16: each lane's elements into matrices, their product, and back.
+// mma.sync m16n8k16: gathers the lanes' elements into matrices, multiplies, and scatters the result.
 #include "collectives.h"
 #include "numbers.h"
 
@@ -17,8 +17,8 @@ void unpack(uint32_t pair, bool bf16, float& low, float& high) {
 
 }  // namespace
 
-// Accumulated in double and rounded once. (A tensor core truncates on the way: its result may differ
-// from this in the last bits.)
+// Accumulates in double and rounds once. A tensor core truncates on the way, so its result may differ in the
+// last bits.
 void multiply(const std::array<MmaLane*, 32>& lanes) {
   float a[kM][kK], b[kK][kN];
   const bool bf16 = lanes[0]->bf16;

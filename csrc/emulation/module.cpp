@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// _emulation: the runners of the CUDA library, over numpy arrays. Arguments are taken as checked.
+// _emulation runs the CUDA library's runners over numpy arrays. It does not check arguments.
 #include "arrays.h"
 #include "bindings.h"
 #include "gather/gather_cuda.h"
@@ -27,7 +27,7 @@ HeadArgs head_args(const Array& hidden, const Array& weight, const Array& active
   args.dim = hidden.shape(1);
   args.groups = active_ids.ndim() == 2 ? active_ids.shape(0) : 1;
   args.capacity = active_ids.shape(active_ids.ndim() - 1);
-  // A slab without bias has rows for slots only, so any id will do.
+  // A slab without bias has rows for slots only, so any id is valid.
   args.vocab_size = !packed ? weight.shape(0) : bias ? bias->shape(0) : int64_t{1} << 31;
   args.logit_scale = static_cast<float>(logit_scale);
   args.softcap = static_cast<float>(softcap);

@@ -12,19 +12,19 @@ namespace microspec::emulation {
 inline float float_of_bf16(uint16_t bits) { return std::bit_cast<float>(uint32_t{bits} << 16); }
 
 inline float float_of_f16(uint16_t bits) {
-  // The fields where a float has them, and the difference of the biases as a factor.
+  // Move the fields to their places in a float, and multiply by the difference of the biases.
   const auto scaled = std::bit_cast<float>(uint32_t{bits & 0x7fffu} << 13) * 0x1p112f;
   const float magnitude = (bits & 0x7c00) != 0x7c00 ? scaled : bits & 0x3ff ? NAN : INFINITY;
   return bits & 0x8000 ? -magnitude : magnitude;
 }
 
-// To a float of `mantissa_bits` and `bias`, nearest, ties to even; overflow gives the code after the
-// largest finite one or more. The sign is left out.
+// Rounds to the code of a format with `mantissa_bits` and `bias`, nearest, ties to even. Overflow gives a
+// code above the largest finite one. The sign is left out.
 inline uint32_t rounded_code(float magnitude, int mantissa_bits, int bias) {
-  // In units of the last place: subnormals share the smallest normal number's.
+  // Count in units of the last place. Subnormals have the same unit as the smallest normal number.
   const int exponent = magnitude == 0 ? 1 - bias : std::max(std::ilogb(magnitude), 1 - bias);
   const double steps = std::nearbyint(std::ldexp(static_cast<double>(magnitude), mantissa_bits - exponent));
-  // A carry out of the mantissa moves the exponent up by itself.
+  // A carry out of the mantissa increments the exponent.
   return static_cast<uint32_t>((exponent + bias - 1) << mantissa_bits) + static_cast<uint32_t>(steps);
 }
 
@@ -42,7 +42,7 @@ inline uint16_t bf16_of_float(float value) {
   return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
-// No infinity; all ones is NaN.
+// e4m3 has no infinity; all ones is NaN.
 inline float float_of_e4m3(uint8_t bits) {
   const int exponent = bits >> 3 & 15, mantissa = bits & 7;
   float magnitude;
@@ -56,7 +56,7 @@ inline float float_of_e4m3(uint8_t bits) {
   return bits & 0x80 ? -magnitude : magnitude;
 }
 
-// Clamped to the largest finite number.
+// Clamps to the largest finite number.
 inline uint8_t e4m3_of_float(float value) {
   constexpr uint32_t kLargest = 0x7e;
   if (std::isnan(value)) return 0x7f;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// CUDA C++'s names for g++: what kernels may use besides the ptx functions.
+// CUDA C++'s names for g++: everything that kernels may use besides the ptx functions.
 #pragma once
 
 #include <math.h>
@@ -19,10 +19,10 @@
 #define __align__(bytes) __attribute__((aligned(bytes)))
 
 #define MICROSPEC_DEVICE inline
-// The bound stays in the code, as one no-operation per warp at the kernel's entry: launch() counts them.
+// The code records the thread bound as one no-operation per warp at the kernel's entry. launch() counts them.
 #define MICROSPEC_KERNEL(threads, blocks) \
   __attribute__((patchable_function_entry(((threads) + 31) / 32))) void
-// The static stands for the declaration: one per instance of a template, as on CUDA.
+// The static variable identifies the declaration: one per instance of a template, as on CUDA.
 #define MICROSPEC_SHARED(type, name, count)                                                       \
   static const char name##_declaration = 0;                                                       \
   auto& name = *static_cast<type(*)[count]>(::microspec::emulation::current->block->shared.fixed( \
@@ -30,7 +30,7 @@
 #define MICROSPEC_DYNAMIC_SHARED(name) \
   unsigned char* const name = ::microspec::emulation::current->block->shared.dynamic()
 
-// The emulated device's; not a constant, so kernels use it in `if`, not in `#if`.
+// The emulated device's architecture. It is not a constant, so kernels use it in `if`, not in `#if`.
 #define MICROSPEC_ARCH (::microspec::emulation::settings.arch)
 
 #define threadIdx (::microspec::emulation::thread_index())

@@ -12,7 +12,7 @@ namespace detail {
 using emulation::Kind;
 using emulation::Site;
 
-// What an initialised mbarrier's memory holds, so that writing over it shows.
+// The content of an initialised mbarrier's memory, which reveals an overwrite.
 constexpr uint64_t kMBarrier = 0x6d62617272696572;
 
 inline void require_arch(int arch, const char* what, const Site& site) {

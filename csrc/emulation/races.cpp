@@ -23,13 +23,13 @@ namespace {
 
 constexpr unsigned kWithoutOrder = 1;  // __tsan_switch_to_fiber_no_sync
 
-// Addresses of atomics that some thread operated on after a fence.
+// Addresses of atomics that some thread used after a fence.
 std::unordered_set<const void*> published;
 
-// ThreadSanitizer allows for 8128 in all.
+// ThreadSanitizer allows 8128 contexts in total.
 constexpr size_t kMostKept = 4096;
 
-// Lines of execution that are over: in this launch, and before.
+// Contexts that have ended: in this launch, and before it.
 std::vector<void*> over, idle;
 
 char* key_of(const void* address) { return static_cast<char*>(const_cast<void*>(address)); }
@@ -44,7 +44,7 @@ void* make_context(const char* name) {
   } else {
     context = idle.back();
     idle.pop_back();
-    const char key = 0;  // on the maker's own stack: no other's order comes with it
+    const char key = 0;  // on the maker's own stack, so no other order comes with it
     release(&key);
     as(context, [&] { acquire(&key); });
   }
@@ -71,10 +71,10 @@ void switch_to(void* context) { __tsan_switch_to_fiber(context, kWithoutOrder); 
 void release(const void* key) { __tsan_release(key_of(key)); }
 void acquire(const void* key) { __tsan_acquire(key_of(key)); }
 
-// fence; atomic on X   ...   atomic on X; fence   orders what is before the first fence before what
-// is after the second. Two helpers a thread keep what that takes: `fenced` has the order of the
-// thread's last fence and publishes it at each atomic; `observed` gathers what atomics have read,
-// which the thread itself gets with its next fence.
+// Orders accesses before the first fence ahead of accesses after the second fence in this pattern: fence;
+// atomic on X   ...   atomic on X; fence. Two helper contexts a thread hold the order. `fenced` has the order
+// of the thread's last fence and publishes it at each atomic. `observed` gathers the order that atomics have
+// read, and the thread acquires it at its next fence.
 void fence(Thread& thread) {
   if (thread.observed) {
     as(thread.observed, [&] { release(&thread.observed); });

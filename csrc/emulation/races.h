@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// What orders memory accesses in CUDA's memory model, told to ThreadSanitizer. Without it, nothing.
+// Tells ThreadSanitizer which memory accesses CUDA's memory model orders. Without ThreadSanitizer, all
+// functions do nothing.
 //
-// Emulated threads are fibers that ThreadSanitizer takes for unordered threads. What orders them:
-// barriers of a block and __syncwarp (not shuffles and votes), the end of a kernel, completed copies,
-// and a fence before and one after two atomics on the same address. An atomic alone orders nothing.
-// This must only be called from code that is not instrumented.
+// Emulated threads are fibers, which ThreadSanitizer takes for unordered threads. These order them: barriers
+// of a block and __syncwarp (but not shuffles and votes), the end of a kernel, completed copies, and a fence
+// before and one after two atomics on the same address. An atomic alone orders nothing. Only code that is not
+// instrumented may call these functions.
 #pragma once
 
 namespace microspec::emulation {
@@ -17,13 +18,13 @@ namespace races {
 
 constexpr bool kDetected = true;
 
-// A line of execution, ordered after all that its maker did so far. Once it is over it serves again,
-// but not before the next launch: until then it would be ordered after what it was first.
+// Makes a line of execution, ordered after everything that its maker has done. A context that has ended is
+// reused, but only from the next launch on: within its launch, its new use would be ordered after its first.
 void* make_context(const char* name);
 void end_context(void* context);
-// Of a thread that was left in the middle of something.
+// Destroys the context of a thread that was left in the middle of its work.
 void abandon_context(void* context);
-// By the host, once all of a launch's threads are over.
+// The host calls this when all of a launch's threads are over.
 void end_launch();
 void* this_context();
 void switch_to(void* context);
@@ -46,7 +47,7 @@ void before_atomic(Thread& thread, const void* address);
 void start(Thread& thread, const char* name);
 void finish(Thread& thread);
 
-// Inside, accesses by library functions (an allocator's, memcpy's) are the emulation's own.
+// In its scope, accesses by library functions (an allocator's, memcpy's) count as the emulation's own.
 class Unseen {
  public:
   Unseen();

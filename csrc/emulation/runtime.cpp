@@ -19,11 +19,11 @@ namespace {
 constexpr unsigned kWarp = 32;
 
 constexpr unsigned ceil_div(unsigned a, unsigned b) { return (a + b - 1) / b; }
-// What orders a launch's threads before the host's next step.
+// The key that orders a launch's threads before the host's next step.
 char launch_key = 0;
 
-// Warps in the order in which they became ready. Never reallocated, as it changes hands between
-// threads that ThreadSanitizer takes for unordered.
+// Warps in the order in which they became ready. The queue is never reallocated, because threads that
+// ThreadSanitizer takes for unordered share it.
 class ReadyQueue {
  public:
   explicit ReadyQueue(size_t most) : slots_(most) {}
@@ -42,7 +42,7 @@ class ReadyQueue {
   size_t first_ = 0, count_ = 0;
 };
 
-// One launch: which blocks there are, who could go on, and what went wrong.
+// One launch: its blocks, the threads that can run, and the failure.
 class Scheduler {
  public:
   explicit Scheduler(const Job& job)
@@ -55,7 +55,7 @@ class Scheduler {
     if (!thread.warp->ready) ready_.push(thread.warp);
     thread.warp->ready |= 1u << thread.lane;
   }
-  // Leaves the current thread for another, or for the host if no thread can go on.
+  // Switches from the current thread to another, or to the host if no thread can run.
   void leave();
   [[noreturn]] void abandon(Kind kind, std::string message) {
     failure_.emplace(kind, std::move(message));
@@ -64,12 +64,12 @@ class Scheduler {
   static void thread_main();
 
  private:
-  // Removes it from those that could go on; null if there is none.
+  // Removes and returns a thread that can run; null if there is none.
   Thread* pick();
   void start_block();
   void on_exit(Thread& thread);
   void retire(Block* block);
-  // With no thread that could go on: lets a copy arrive, or throws.
+  // Called if no thread can run: lets a copy arrive, or throws.
   void move_on();
   [[noreturn]] void back_to_host();
 
@@ -90,11 +90,11 @@ Scheduler* scheduler = nullptr;
 Thread* Scheduler::pick() {
   if (ready_.empty()) return nullptr;
   const bool shuffled = settings.order == Order::shuffled;
-  // Mostly the same warp again: so that one gets far ahead of the others, which is what a missing
-  // barrier takes to show.
+  // Mostly continue with the same warp, so that one warp gets far ahead of the others. A missing barrier then
+  // shows.
   if (shuffled && random.one_in(4)) std::swap(ready_[0], ready_[random.below(ready_.size())]);
   Warp& warp = *ready_[0];
-  // The first lane that could go on, from a random one on.
+  // Take the first lane that can run, starting from a random lane.
   const int from = shuffled ? static_cast<int>(random.below(kWarp)) : 0;
   const int lane = (std::countr_zero(std::rotr(warp.ready, from)) + from) % static_cast<int>(kWarp);
   warp.ready &= ~(1u << lane);
@@ -114,7 +114,7 @@ void Scheduler::back_to_host() {
   Thread& self = *current;
   current = nullptr;
   Fiber::switch_to(self.fiber, host_);
-  std::abort();  // nobody switches to a thread that is over
+  std::abort();  // nothing switches to a thread that is over
 }
 
 void Scheduler::thread_main() {
@@ -237,7 +237,7 @@ Block::~Block() {
 }
 
 void run(const Job& job) {
-  const races::Unseen unseen;  // the host's part: memory that threads used comes and goes
+  const races::Unseen unseen;  // hides the host's part: memory that threads used comes and goes
   grid_dim = {job.blocks, 1, 1};
   block_dim = {job.threads, 1, 1};
   Scheduler own(job);

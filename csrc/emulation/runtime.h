@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // The emulated machine: a grid of blocks of warps of threads, which take turns on one OS thread.
 //
-// A thread runs until it has to wait for others (a barrier, a shuffle, an mbarrier) and then switches
-// straight to one that can go on. Kernels, which sanitizers instrument, only read what is here; all
-// of it is written by the emulation's own files, which ThreadSanitizer does not instrument.
+// A thread runs until it has to wait for others (a barrier, a shuffle, an mbarrier), and then switches
+// directly to a thread that can run. Sanitizers instrument kernels. Kernels only read the data here; only the
+// emulation's own files, which ThreadSanitizer does not instrument, write it.
 #pragma once
 
 #include <array>
@@ -65,21 +65,21 @@ struct Thread {
   Fiber fiber;
   bool exited = false;
   bool waited_for_earlier_kernels = false;
-  const char* waits_at = nullptr;  // null: it does not wait
+  const char* waits_at = nullptr;  // null: the thread does not wait
   Site site;
   WarpRequest request;
   uint64_t result = 0;
-  std::vector<std::pair<void*, const void*>> copies;  // by cp.async, before the arrival that covers them
-  // Helpers of races.cpp: what the last fence covered, and what atomics have read since.
+  std::vector<std::pair<void*, const void*>> copies;  // cp.async copies before the arrival that covers them
+  // Helper contexts of races.cpp: the order of the last fence, and the order that atomics have read since.
   void* fenced = nullptr;
   void* observed = nullptr;
 };
 
 struct Warp {
   std::array<Thread*, 32> lanes{};
-  unsigned ready = 0;                 // lanes that could go on
+  unsigned ready = 0;                 // lanes that can run
   unsigned waiting = 0;               // lanes at a collective
-  unsigned exited = 0;                // or never there
+  unsigned exited = 0;                // lanes that have exited or never existed
   std::array<char, 32> order_keys{};  // for races: one per lowest lane of a mask
 };
 
@@ -87,11 +87,11 @@ struct BlockBarrier {
   unsigned arrived = 0;
   const char* name = nullptr;  // the instruction
   Site site;
-  int count = 0;  // of true predicates
+  int count = 0;  // true predicates
   int all = 1, any = 0;
   struct {
     int count, all, any;
-  } result{};  // of the last barrier that is over
+  } result{};  // result of the last completed barrier
 };
 
 struct Block {
@@ -117,23 +117,24 @@ struct Job {
   bool dependent;
 };
 
-// Throws a Failure.
+// Runs a launch, or throws a Failure.
 void run(const Job& job);
 
-// The thread that runs; null while the host does. `grid_dim` and `block_dim` are the launch's.
+// The running thread; null while the host runs. `grid_dim` and `block_dim` belong to the launch.
 extern Thread* current;
 extern dim3 grid_dim, block_dim;
 
 void note_wait_for_earlier_kernels();
 
-// ---- For the emulation's own files, on behalf of the current thread.
-// Others run until somebody wakes this thread.
+// ---- For the emulation's own files, on behalf of the current thread
+//
+// Lets other threads run until one of them wakes this thread.
 void wait_here(const char* at, const Site& site);
 void wake(Thread& thread);
-// Any other thread may go first; does so now and then, where the order is free.
+// Lets another thread go first now and then, if the order is free.
 void maybe_yield();
 Random& random();
-// "block 0, thread 5"
+// Returns a thread's place as text: "block 0, thread 5".
 std::string place_of(const Thread& thread);
 
 }  // namespace microspec::emulation

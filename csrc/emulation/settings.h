@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// The emulated device and how it behaves where CUDA leaves a choice. Set from Python.
+// The emulated device, and its behaviour where CUDA leaves a choice. Python sets them.
 #pragma once
 
 #include <cstdint>
 
 namespace microspec::emulation {
 
-enum class Order { in_order, shuffled };    // of warps and lanes that could go on
+enum class Order { in_order, shuffled };    // of warps and lanes that can run
 enum class Copies { eager, late, random };  // when asynchronous copies arrive
 
 struct Settings {
@@ -16,8 +16,8 @@ struct Settings {
   int sm_shared = 164 * 1024;
   Order order = Order::in_order;
   Copies copies = Copies::eager;
-  uint64_t seed = 0;        // of the next launch; each launch moves on to the next one
-  int resident_blocks = 1;  // that take turns; the others wait until one of these is over
+  uint64_t seed = 0;        // seed of the next launch; each launch advances it by one
+  int resident_blocks = 1;  // blocks that take turns; the others wait until one of these is over
 };
 
 extern Settings settings;

@@ -18,7 +18,7 @@ namespace {
 
 constexpr size_t kGuard = 128;
 constexpr size_t kDynamicAlignment = 128;
-// As the linker of device code has it: arrays declared with a size share this much.
+// Arrays of declared size share this much, as in the linker of device code.
 constexpr size_t kMostFixed = 48 * 1024;
 constexpr size_t kMostArrays = 64;
 // Guard, alignment to twice 128 bytes and another 128.
@@ -46,7 +46,7 @@ SharedMemory::~SharedMemory() {
 }
 
 unsigned char* SharedMemory::place(const void* declaration, size_t bytes, size_t alignment) {
-  // At an odd multiple of the alignment: what relies on more must show.
+  // Use an odd multiple of the alignment, so that code that relies on more fails.
   const auto base = reinterpret_cast<uintptr_t>(memory_.get());
   uintptr_t at = base + used_ + kGuard;
   at = (at + 2 * alignment - 1) / (2 * alignment) * (2 * alignment) + alignment;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The shared memory of one block. Every array lies alone between guards, no better aligned than it
-// was declared, and is filled with 0xFF.
+// The shared memory of one block. Every array lies between guards, has no more than its declared alignment,
+// and is filled with 0xFF.
 #pragma once
 
 #include <cstddef>
@@ -19,10 +19,10 @@ class SharedMemory {
   SharedMemory& operator=(const SharedMemory&) = delete;
 
   unsigned char* dynamic() const { return arrays_[0].begin; }
-  // The array that `declaration` stands for.
+  // Returns the array that `declaration` identifies.
   void* fixed(const void* declaration, size_t bytes, size_t alignment, const Site& site);
   bool contains(const void* pointer, size_t bytes) const;
-  // Whether a guard was written; only without AddressSanitizer, which stops at the write itself.
+  // Whether a guard was overwritten. Always false with AddressSanitizer, which stops at the write itself.
   bool is_overrun() const;
 
  private:
@@ -35,7 +35,7 @@ class SharedMemory {
 
   size_t capacity_;
   std::unique_ptr<unsigned char[]> memory_;
-  size_t used_ = 0;       // of memory_, guards included
+  size_t used_ = 0;       // bytes of memory_ in use, guards included
   size_t asked_for_ = 0;  // bytes in arrays
   std::vector<Array> arrays_;
 };

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// CUDA's vector types, as far as kernels use them, with CUDA's alignments.
+// The CUDA vector types that kernels use, with CUDA's alignments.
 #pragma once
 
 #define MICROSPEC_VECTOR2(name, element, align) \

@@ -10,7 +10,7 @@
 
 namespace microspec::emulation {
 
-// What CUDA overloads these for.
+// The types for which CUDA overloads these functions.
 template <class T>
 concept WarpValue = std::same_as<T, int> || std::same_as<T, unsigned> || std::same_as<T, long> ||
                     std::same_as<T, unsigned long> || std::same_as<T, long long> ||

@@ -28,7 +28,7 @@ class DeviceCall {
 
   // Raises an error for a cudaError_t other than 0.
   void check(int error) const;
-  // Requires a GPU that converts fp8 if the rows are fp8.
+  // Requires a CUDA device that converts fp8, if the rows are fp8 and on CUDA.
   void check_rows(DType rows, const char* argument) const;
   // Returns the address by which the device reaches a tensor, which may also be in pinned host memory.
   const void* data_of(const Tensor& tensor, const char* argument) const;

@@ -31,8 +31,8 @@ struct Launch {
   size_t shared_bytes;
   void* stream;
   // From sm_90 on, the kernel may start before the kernel ahead of it in the stream is over. Every thread
-  // must call ptx::wait_for_earlier_kernels before it reads or writes anything that an earlier kernel
-  // touches.
+  // must call ptx::wait_for_earlier_kernels, and must do so before it accesses memory that an unfinished
+  // kernel may read or write.
   bool dependent = false;
 };
 

@@ -21,6 +21,8 @@ constexpr uint32_t kInfinityBits = 0x7f800000u;
 constexpr uint32_t kSmallestNormalBits = 0x00800000u;
 constexpr uint32_t kNanBits = 0x7fc00000u;
 
+// ---- Step 1: fetch a row and find its largest magnitude
+//
 // The part of the source that a thread fetches at once: 16 bytes, or one element if rows are not aligned.
 template <class Source, bool vector>
 struct Chunk;
@@ -93,6 +95,8 @@ MICROSPEC_DEVICE uint32_t amax_bits(const Own& chunk) {
   return largest;
 }
 
+// ---- Step 2: divide by the scale and encode
+//
 // The values q: four in a word, the first in the low byte. A single value is in the low byte.
 template <int count>
 struct Codes {
@@ -162,6 +166,8 @@ MICROSPEC_DEVICE float scale_of(uint32_t amax, float largest) {
   return __float_as_uint(quotient) >= kSmallestNormalBits ? quotient : 1.0f;
 }
 
+// ---- The kernel
+//
 // `staged`: the launch has shared memory for a row of the source.
 template <class Source, class Target, bool vector>
 MICROSPEC_KERNEL(kThreads, kResident)

@@ -80,11 +80,11 @@ constexpr int kBlock = 4 * kVector<Row>;
 template <class Row, int kTiles>
 struct Shape {
   static constexpr int kWidth = kTile * kTiles;  // rows of hidden
-  static constexpr int kWords =
-      kVector<Row> / 2;  // words of hidden a lane holds per kBlock, two elements each
-  static constexpr int kBlocks =
-      kHiddenRegisters / (kTiles * kWords);                        // kBlock-element blocks of D a warp holds
-  static constexpr int kSums = kRingWarps * kWidth * kSlotsPitch;  // floats of sums in shared memory
+  // A lane's words of hidden in each kBlock elements of a row, two elements a word.
+  static constexpr int kWords = kVector<Row> / 2;
+  // Blocks of kBlock elements of D that a warp holds.
+  static constexpr int kBlocks = kHiddenRegisters / (kTiles * kWords);
+  static constexpr int kSums = kRingWarps * kWidth * kSlotsPitch;  // floats in shared memory
 };
 
 struct Plan {

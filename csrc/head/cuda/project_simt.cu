@@ -21,6 +21,8 @@ namespace microspec {
 
 namespace {
 
+// ---- Constants
+//
 // 512 threads of 128 registers fill an SM's register file, as one block or as several small ones.
 constexpr int kMaxWarps = 16;
 constexpr int kMaxThreads = kMaxWarps * kWarp;
@@ -43,7 +45,7 @@ constexpr int kAhead = !kAligned    ? 1
                        : kRows == 1 ? 8
                                     : 4;
 
-// A lane's part of a row of weights or of hidden.
+// ---- Step 1: load a lane's part of a row of weights or of hidden
 template <class Row, bool kAligned>
 class LanePart {
  public:
@@ -80,6 +82,8 @@ class LanePart {
   int64_t begin_;
 };
 
+// ---- Step 2: multiply, and add over the lanes of a warp
+//
 // Returns the sum of values[lane / (32 / kCount)] over the warp. Takes kCount + 4 - log2(kCount) shuffles
 // instead of 5 kCount.
 template <int kCount>
@@ -106,6 +110,7 @@ MICROSPEC_DEVICE int take_lowest(unsigned& set) {
   return lowest;
 }
 
+// ---- Steps 1 to 3 for a share of a segment's slots: load, multiply, and add over the warps of a block
 template <class Hidden, class Row, int kRows, bool kAligned>
 class Projector {
  public:
@@ -194,6 +199,7 @@ class Projector {
     }
   }
 
+  // Step 3: adds the warps' sums of a round's slots and writes the partial dot products.
   MICROSPEC_DEVICE void store(const Segment& segment, const Share& share, int first, unsigned active) const {
     const int warps = blockDim.x / kWarp;
     for (int o = threadIdx.x; o < kRound * kRows; o += blockDim.x) {
@@ -212,6 +218,7 @@ class Projector {
   float hidden_[kRows][kLaneElements<Row>];
 };
 
+// ---- The kernel
 template <class Hidden, class Row, int kRows, bool kAligned>
 MICROSPEC_KERNEL(kMaxThreads, 1)
 project_simt_kernel(HeadArgs args, Partials partials) {
@@ -228,6 +235,7 @@ project_simt_kernel(HeadArgs args, Partials partials) {
   }
 }
 
+// ---- Host: the launch
 template <class Hidden, class Row>
 Error start(const HeadArgs& args, const Partials& partials, const Device& device, void* stream) {
   const int64_t warps =

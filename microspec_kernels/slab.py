@@ -72,8 +72,8 @@ class WeightSlab:
     """A packed copy of the active rows that copies only the rows that changed.
 
     The buffers are groups of one slab. The number of the front buffer lies on the device, so one
-    captured graph serves every step. A slab has its own ids. A head that reads the slab therefore
-    always matches its rows, even if the vocabulary has changed since.
+    captured graph serves every step. A slab has its own ids, which a head reads with the rows. The
+    ids therefore always match the rows, even if the vocabulary has changed since.
 
     On a GPU, :meth:`refresh` only enqueues the copies on a side stream, and :meth:`front` lets the
     current stream wait for them. On a CPU, :meth:`refresh` copies at once, so one buffer is enough.

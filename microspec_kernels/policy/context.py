@@ -75,7 +75,7 @@ class ContextSuccessors:
         return self._next(target_pass)
 
     def _learn(self, text: Tensor) -> None:
-        """Append the tokens int64 [m] that are not -1 to the text, and record what follows what."""
+        """Append the tokens int64 [m] that are not -1, and record the n-grams' followers."""
         first = (text < 0).to(torch.uint8).argsort(stable=True)
         text = torch.cat((self._newest, text[first]))
         ngrams = text.unfold(0, self.order, 1)

@@ -22,8 +22,8 @@ class TargetPass:
         top_tokens: int64 [n, t], the target's likeliest next tokens after each row, the likeliest
             first; t may be 0. If only the last row's were computed (:meth:`Policy.rows`), the other
             rows are -1.
-        chosen: int64 [n], the token that followed each row in the text (accepted or bonus), in text
-            order; -1 for rows that are not on the accepted path.
+        chosen: int64 [n], the token that followed each row in the text (accepted or bonus); -1 for
+            rows that are not on the accepted path. The rows of that path are in text order.
     """
 
     stage: Stage

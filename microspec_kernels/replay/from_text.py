@@ -66,7 +66,7 @@ def load_text(path: Path, tokenizer: Any, prompt_tokens: int = 0) -> Trace:
 
 def _prompts_and_responses(path: Path, text: str) -> list[tuple[str, str]]:
     pairs = []
-    for number, line in enumerate(text.split("\n"), 1):  # splitlines also splits within strings
+    for number, line in enumerate(text.split("\n"), 1):  # splitlines also splits at U+2028
         if not line.strip():
             continue
         try:

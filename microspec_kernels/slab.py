@@ -30,7 +30,7 @@ class SlabView(NamedTuple):
 
 
 class _SideStream:
-    """A second stream that runs work in parallel to the current one; on a CPU, it runs at once."""
+    """A second stream for work beside the current stream. On a CPU, the work runs at once."""
 
     def __init__(self, device: torch.device, stream: torch.cuda.Stream | None) -> None:
         self._device = device

@@ -109,7 +109,10 @@ def nearest(here: str, devices: Iterable[str]) -> str | None:
 
 
 def _kind(arm: str) -> str | None:
-    """Classify an arm as "sparse" or "dense"; None for quantised rows and for all other arms."""
+    """Classify an arm as "sparse" or "dense"; None for quantised rows and for all other arms.
+
+    Quantised rows have other figures, and the package does not offer the other arms.
+    """
     if arm.startswith("sparse_head") and not re.search("fp8|int8", arm):
         return "sparse"
     return "dense" if arm.startswith("dense") else None

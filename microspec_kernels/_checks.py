@@ -1,8 +1,8 @@
-"""The argument checks of every op, for what is written in Python: fakes, reference, Triton.
+"""Argument checks of every op, for the code in Python: fakes, reference and Triton.
 
-They mirror ``csrc/binding/check.h`` and ``csrc/*/*_op.cpp``, down to the wording; a test holds the
-two to it. Only shapes, dtypes, strides and devices are looked at unless a name says ``ids``, so
-the checks also work on fake tensors.
+The checks mirror ``csrc/binding/check.h`` and ``csrc/*/*_op.cpp``, including the messages; a test
+compares the two. They read only shapes, dtypes, strides and devices, so they also work on fake
+tensors. ``ids``, ``head_ids`` and ``disjoint`` are the exceptions: they read values or addresses.
 """
 
 import math
@@ -24,7 +24,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def _extent(tensor: Tensor | None) -> tuple[int, int]:
-    """The addresses of the first byte and of the one behind the last."""
+    """Return the addresses of the first byte and of the byte after the last; (0, 0) if empty."""
     if tensor is None or tensor.numel() == 0:
         return 0, 0
     steps = zip(tensor.shape, tensor.stride(), strict=True)
@@ -34,7 +34,10 @@ def _extent(tensor: Tensor | None) -> tuple[int, int]:
 
 
 class Checker:
-    """The checks of one op on one device, so that both are said once."""
+    """Checks of one op on one device. Every error names the op and the argument.
+
+    A wrong dtype raises TypeError, a wrong id IndexError, and anything else ValueError.
+    """
 
     def __init__(self, op: str, device: torch.device) -> None:
         self.op = op
@@ -94,7 +97,7 @@ class Checker:
     def disjoint(
         self, written: Mapping[str, Tensor | None], read: Mapping[str, Tensor | None]
     ) -> None:
-        """No memory that the op writes is also another argument's. Not for fake tensors."""
+        """Check that written tensors share no memory with other arguments. Not for fake tensors."""
         extents = {name: _extent(tensor) for name, tensor in {**written, **read}.items()}
         checked: list[str] = []
         for name in written:
@@ -120,8 +123,8 @@ class Checker:
             self.on_device(scale, argument)
 
     def ids(self, ids: Tensor, argument: str, vocab_size: int, noun: str, where: str) -> None:
-        """Every value in [0, vocab_size) or -1. Reads the values: not for fake tensors."""
-        wide = ids.long()  # vocab_size may be 2^31
+        """Check that every value is in [0, vocab_size) or -1. Not for fake tensors."""
+        wide = ids.long()  # int32 cannot hold a vocab_size of 2^31
         bad = ((wide < -1) | (wide >= vocab_size)).flatten().nonzero()
         if len(bad):
             position = int(bad[0])
@@ -148,7 +151,7 @@ def head(
     softcap: float,
     k: int | None = None,
 ) -> None:
-    """Checks of sparse_head (with ``k``) and sparse_logits, but for the ids' values."""
+    """Check the arguments of sparse_head (with ``k``) or sparse_logits, except the ids' values."""
     check = Checker(op, hidden.device)
     if k is not None:
         check.value(1 <= k <= MAX_TOP_K, "k", f"1 <= k <= {MAX_TOP_K}", k)
@@ -199,7 +202,7 @@ def head_ids(
     group_ids: Tensor | None,
     bias: Tensor | None,
 ) -> None:
-    """The values of active_ids and group_ids, as sparse_head and sparse_logits want them."""
+    """Check the values of active_ids and group_ids for sparse_head and sparse_logits."""
     check = Checker(op, hidden.device)
     vocab_size = weight.size(0) if not packed else bias.size(0) if bias is not None else 2**31
     check.ids(active_ids, "active_ids", vocab_size, "ids", "flat position")
@@ -216,7 +219,7 @@ def gather(
     slab_scale: Tensor | None,
     weight_scale: Tensor | None,
 ) -> Checker:
-    """Checks of gather_rows_, but for the ids' values."""
+    """Check the arguments of gather_rows_, except the ids' values."""
     check = Checker("gather_rows_", slab.device)
     groups, capacity = groups_and_capacity(check, active_ids)
     check.value(weight.dim() == 2, "weight", "shape [V, D]", list(weight.shape))
@@ -233,7 +236,7 @@ def gather(
     check.row_scale(weight_scale, "weight_scale", weight.dtype, (weight.size(0),))
     check.row_scale(slab_scale, "slab_scale", slab.dtype, ids_shape)
     check.unit_inner_stride(weight, "weight")
-    # Beside a slab on a GPU, pinned host memory will do; the compiled op knows whether it is.
+    # With a slab on a GPU, the weight may lie in pinned host memory. The compiled op checks that.
     if slab.device.type != "cuda" or weight.device.type != "cpu":
         check.on_device(weight, "weight")
     for tensor, name in ((slab, "slab"), (slab_ids, "slab_ids"), (active_ids, "active_ids")):
@@ -250,7 +253,7 @@ def vocab(
     tokens: Tensor,
     token_groups: Tensor | None,
 ) -> Checker:
-    """Checks of vocab_update_, but for the tokens' values."""
+    """Check the arguments of vocab_update_, except the tokens' values."""
     check = Checker("vocab_update_", active_ids.device)
     groups, capacity = groups_and_capacity(check, active_ids)
     check.value(token_slots.dim() == 2, "token_slots", "shape [G, V]", list(token_slots.shape))

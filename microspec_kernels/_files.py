@@ -1,4 +1,4 @@
-"""Read files that others wrote: whatever is wrong with one becomes an error that names it."""
+"""Read external files; an error names the file."""
 
 import json
 import warnings
@@ -12,19 +12,19 @@ import torch
 
 @contextmanager
 def reading(path: str | Path, expected: str) -> Iterator[None]:
-    """Turn whatever a parser raises over a file's contents into a ValueError of one line.
+    """Turn any exception of a parser into a ValueError with a one-line message.
 
-    Parsers raise whatever they come upon, so every Exception counts as a fault of the file: put the
-    parser's call under this, and nothing of our own.
+    Parsers raise many types of exceptions, so every Exception counts as a fault of the file. Put
+    only the parser's call into the body, and none of this package's code.
 
     Args:
-        path: what the error names.
-        expected: what the file should be, as "a tokenizer.json".
+        path: the path that the error names.
+        expected: description of a valid file, such as "a tokenizer.json".
 
     Raises:
         OSError: the system could not open or read the file.
         ImportError: a package is missing.
-        ValueError: the file holds anything but `expected`.
+        ValueError: the contents are not `expected`.
     """
     try:
         yield
@@ -38,10 +38,10 @@ def reading(path: str | Path, expected: str) -> Iterator[None]:
 
 
 def read_text(path: Path) -> str:
-    """Read a text.
+    """Read a text file.
 
     Raises:
-        OSError: no such file, or not readable.
+        OSError: the file does not exist or is not readable.
         ValueError: not UTF-8.
     """
     with reading(path, "UTF-8 text"):
@@ -52,8 +52,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        OSError: no such file, or not readable.
-        ValueError: anything but a JSON object.
+        OSError: the file does not exist or is not readable.
+        ValueError: the contents are not a JSON object.
     """
     with reading(path, "a JSON object"):
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -63,17 +63,17 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_pt(path: Path, expected: str) -> Any:
-    """Load what `torch.save` wrote, onto the CPU; no code of the file's runs.
+    """Load a file that `torch.save` wrote onto the CPU, without running code from the file.
 
     Raises:
-        OSError: no such file, or not readable.
-        ValueError: another kind of file.
+        OSError: the file does not exist or is not readable.
+        ValueError: another kind of file. The message says that `expected` was expected.
     """
     with reading(path, expected), path.open("rb") as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's, about pickles that it did not write
+        warnings.simplefilter("ignore")  # torch warns about pickles that it did not write
         return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def first_line(error: Exception) -> str:
-    """Tell an error in one line of at most 200 characters."""
+    """Summarise an error in one line of at most 200 characters."""
     return (str(error).strip().splitlines() or [""])[0][:200] or type(error).__name__

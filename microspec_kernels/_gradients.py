@@ -1,4 +1,4 @@
-"""Refuse a backward pass through ops that have none, instead of leaving its gradients out."""
+"""Raise an error in a backward pass through ops without a gradient, rather than omit gradients."""
 
 from typing import Any
 
@@ -26,7 +26,11 @@ class _Refusal(torch.autograd.Function):
 def refuse_backward(
     op: str, results: tuple[Tensor, ...], **inputs: Tensor | None
 ) -> tuple[Tensor, ...]:
-    """Return the results, such that a backward pass from them to one of the inputs is an error."""
+    """Return the results, so that a backward pass from them to an input raises an error.
+
+    The backward pass raises NotImplementedError. It names ``op`` and the first input that requires
+    a gradient.
+    """
     if torch.is_grad_enabled():
         for argument, tensor in inputs.items():
             if tensor is not None and tensor.requires_grad:

@@ -1,4 +1,4 @@
-"""Check which groups a caller means."""
+"""Check a caller's choice of groups."""
 
 from collections.abc import Sequence
 
@@ -9,15 +9,19 @@ from torch import Tensor
 def group_ids(
     where: str, groups: Tensor | Sequence[int] | None, count: int, device: torch.device
 ) -> Tensor:
-    """Turn a choice of groups into their numbers, int64 [n] on ``device``.
+    """Convert a choice of groups into group numbers.
 
-    Numbers on a GPU are not waited for: PyTorch's own assert on the device stops at a wrong one. A
-    mask there is waited for.
+    The function does not wait for numbers on a GPU: PyTorch's device assert fails later on a wrong
+    one. It waits for a mask on a GPU.
 
     Args:
-        where: what to call the choice in an error.
-        groups: numbers in [0, count), of an integer dtype; or a bool mask [count]; None: all.
-        count: G.
+        where: name of the choice in an error.
+        groups: numbers in [0, count), of an integer dtype; or a bool mask [count]; or None for all.
+        count: G, number of groups.
+        device: device of the result.
+
+    Returns:
+        int64 [n] on ``device``.
 
     Raises:
         TypeError: floats.
@@ -38,7 +42,8 @@ def group_ids(
         raise ValueError(f"{where}: expected shape [n], got {list(chosen.shape)}")
     chosen = chosen.flatten().long()
     if chosen.device.type != "cpu":
-        return chosen.where(chosen >= 0, count).to(device)  # below 0 it would count from the end
+        # A negative index would count from the end; count makes it fail instead.
+        return chosen.where(chosen >= 0, count).to(device)
     outside = chosen[(chosen < 0) | (chosen >= count)]
     if len(outside):
         raise IndexError(f"{where}: expected groups in [0, {count}), got {int(outside[0])}")

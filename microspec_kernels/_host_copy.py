@@ -1,21 +1,22 @@
-"""A value of the device on the host, without waiting for the device."""
+"""Copy a value from the device to the host without waiting for the device."""
 
 import torch
 from torch import Tensor
 
 
 class HostCopy:
-    """The newest of a tensor's values that has arrived on the host."""
+    """The newest value of a tensor that has arrived on the host."""
 
     def __init__(self) -> None:
         self._newest: Tensor | None = None
         self._arriving: tuple[Tensor, torch.cuda.Event] | None = None
 
     def poll(self, value: Tensor) -> Tensor | None:
-        """The newest value that has reached the host; None before the first.
+        """Return the newest value that has reached the host; None before the first.
 
-        Never waits: it looks whether the copy that an earlier call began has arrived, and begins
-        that of ``value``, whose shape and dtype are the same in every call. Not to be captured.
+        The method never waits. If the copy that an earlier call began has arrived, it begins a copy
+        of ``value``. The shape and dtype of ``value`` must be the same in every call. A value on a
+        CPU is returned at once. Do not call this during graph capture.
         """
         if value.device.type == "cpu":
             return value

@@ -1,4 +1,4 @@
-"""Finds and loads the compiled library, which registers ``torch.ops.microspec.*``."""
+"""Find and load the compiled library, which registers ``torch.ops.microspec.*``."""
 
 import ctypes
 from pathlib import Path
@@ -6,14 +6,14 @@ from pathlib import Path
 import torch
 
 PATH = Path(__file__).with_name("libmicrospec.so")
-_ERROR = "ValueError: "  # begins what the library tells instead of a name
+_ERROR = "ValueError: "  # the library returns a text with this prefix instead of a name
 
 
 def load() -> None:
-    """Load the library; the schemas of all ops are registered afterwards.
+    """Load the library, which registers the schemas of all ops.
 
     Raises:
-        ImportError: the library is missing or does not fit this torch.
+        ImportError: the library is missing or does not match this torch.
     """
     if not PATH.exists():
         raise ImportError(
@@ -29,10 +29,10 @@ def load() -> None:
 
 
 def instruction_set() -> str:
-    """The processor's instructions that the CPU kernels use: "amx", "neon", "portable", …
+    """Name the instruction set that the CPU kernels use: "amx", "neon", "portable", …
 
     Raises:
-        ValueError: ``MICROSPEC_ISA`` names one that this processor has not.
+        ValueError: this processor lacks the instruction set that ``MICROSPEC_ISA`` names.
     """
     function = ctypes.CDLL(str(PATH)).microspec_instruction_set
     function.restype = ctypes.c_char_p
@@ -43,7 +43,7 @@ def instruction_set() -> str:
 
 
 def cuda_architectures() -> str | None:
-    """The GPUs that the CUDA kernels were compiled for: "80-real 90a-real". None without them."""
+    """Name the GPUs of the compiled CUDA kernels: "80-real 90a-real". None without kernels."""
     function = ctypes.CDLL(str(PATH)).microspec_cuda_architectures
     function.restype = ctypes.c_char_p
     names: bytes | None = function()

@@ -1,7 +1,7 @@
-"""What an LM head or an embedding may be where its rows are read, and the module is not called.
+"""Read the rows of an LM head or an embedding without calling the module.
 
-Its rows are all that such a module computes only where it is exactly PyTorch's own: an adapter, a
-hook, a parametrization, another forward or packed values would be left out without a word.
+The rows define the module's result only if it is exactly PyTorch's own class. Code that reads rows
+would silently ignore an adapter, a hook, a parametrization, another forward or packed values.
 """
 
 import logging
@@ -15,11 +15,16 @@ logger = logging.getLogger(__name__)
 
 
 def linear_rows(module: object, what: str) -> tuple[Tensor, Tensor | None]:
-    """The weight [V, D] of x · weight + bias, and the bias [V] or None; detached.
+    """Return the weight [V, D] and the bias [V] or None of a linear layer, detached.
+
+    Args:
+        module: the LM head.
+        what: name of the module in an error.
 
     Raises:
-        TypeError: names the class of a module that computes anything else (see :func:`not_exactly`)
-            or of a tensor that is not dense; ValueError: values that are on no device.
+        TypeError: a module that computes anything but x · weight + bias (see :func:`not_exactly`),
+            or a tensor that is not dense. The message names its class.
+        ValueError: a tensor without values (on meta).
     """
     if (found := not_exactly(module, nn.Linear)) is not None:
         raise TypeError(f"{what}: expected exactly nn.Linear, whose rows can be read, got {found}")
@@ -30,9 +35,13 @@ def linear_rows(module: object, what: str) -> tuple[Tensor, Tensor | None]:
 
 
 def embedding_rows(module: object, what: str, home: str) -> Tensor:
-    """The weight [V, D] of an embedding; detached.
+    """Return the weight [V, D] of an embedding, detached.
 
-    home: the Python module of the model that it belongs to, whose own embeddings are taken, too.
+    Args:
+        module: the embedding.
+        what: name of the module in an error.
+        home: the Python module that defines the model. Subclasses of nn.Embedding defined there
+            are accepted, too.
 
     Raises:
         TypeError, ValueError: as :func:`linear_rows`.
@@ -48,10 +57,10 @@ def embedding_rows(module: object, what: str, home: str) -> Tensor:
 
 
 def not_exactly(module: object, kind: type[nn.Module]) -> str | None:
-    """What makes a call of `module` another function than `kind`'s; None where nothing does.
+    """Describe why calling `module` may differ from `kind`'s forward; None if it does not.
 
-    Adapters, quantised layers and parametrized modules are of other classes, though some bear the
-    same name; accelerate's hooks are a forward of the instance's own.
+    Adapters, quantised layers and parametrized modules have other classes, some with the same name.
+    accelerate's hooks replace the forward of the instance.
     """
     if type(module) is not kind:
         return class_name(module)
@@ -64,10 +73,16 @@ def not_exactly(module: object, kind: type[nn.Module]) -> str | None:
 
 
 def plain(tensor: Tensor, what: str) -> Tensor:
-    """`tensor`, which is an ordinary dense one: not sharded, quantised inside or without values.
+    """Return `tensor` if it is an ordinary dense tensor with values.
+
+    Args:
+        tensor: the tensor to check.
+        what: name of the tensor in an error.
 
     Raises:
-        TypeError: another class or layout, by name. ValueError: the device meta.
+        TypeError: another class (such as a sharded tensor), another layout, or a quantised dtype.
+            The message names it.
+        ValueError: a tensor on the meta device.
     """
     if type(tensor) not in (Tensor, nn.Parameter):
         raise TypeError(f"{what}: expected a plain torch.Tensor, got {class_name(tensor)}")
@@ -80,25 +95,28 @@ def plain(tensor: Tensor, what: str) -> Tensor:
 
 
 def class_name(thing: object) -> str:
-    """With its Python module: adapters, too, call their classes Linear."""
+    """Name the class with its Python module: adapters also call their classes Linear."""
     return f"{type(thing).__module__}.{type(thing).__qualname__}"
 
 
 def broken_rows(weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Rows of weight [V, D] and bias [V] that hold NaN or infinity: int64, ascending; waits.
+    """Find the rows of weight [V, D] and bias [V] that hold NaN or infinity; wait for the device.
 
-    int8 and fp8 are not looked into.
+    int8 and fp8 weights are not searched.
+
+    Returns:
+        int64 [n], row numbers, ascending.
     """
     if weight.dtype not in FLOATS:
         return torch.empty(0, dtype=torch.int64, device=weight.device)
-    finite = weight.amin(1).isfinite() & weight.amax(1).isfinite()  # of NaN, both are NaN
+    finite = weight.amin(1).isfinite() & weight.amax(1).isfinite()  # both propagate NaN
     if bias is not None:
         finite &= bias.isfinite()
     return (~finite).nonzero()[:, 0]
 
 
 def log_broken(tokens: Tensor, what: str) -> None:
-    """Warn, where there are any, that tokens int64 [n] are left out for their broken rows."""
+    """Log a warning that names the tokens int64 [n] with broken rows; do nothing if n = 0."""
     if len(tokens):
         named = ", ".join(map(str, tokens[:8].tolist())) + (", ..." if len(tokens) > 8 else "")
         logger.warning(

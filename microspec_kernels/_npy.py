@@ -8,16 +8,17 @@ from ._optional import require
 
 
 def integers(path: Path, dimensions: int) -> Any:
-    """Read the integers of an .npy file: a numpy array of so many dimensions.
+    """Read a numpy array of integers with `dimensions` dimensions from an .npy file.
 
     Raises:
-        OSError: no such file, or not readable.
-        ValueError: another kind of file, a damaged one, or other contents.
+        OSError: the file does not exist or is not readable.
+        ValueError: another kind of file, a damaged file, or other contents.
+        ImportError: the `replay` extra is missing.
     """
     np = require("numpy", "replay")
     expected = f"an .npy of integers in {dimensions} dimension(s)"
     with reading(path, expected):
-        # A map is as long as the file, whatever a damaged header says; and it never unpickles.
+        # mmap never unpickles, and limits the read to the file's length if a header claims more.
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     if not isinstance(array, np.ndarray):
         raise ValueError(f"{path}: expected {expected}, got an .npz")

@@ -1,14 +1,14 @@
-"""Import optional dependencies, or name the extra of this package that brings them."""
+"""Import optional dependencies, or name the extra of this package that installs them."""
 
 from importlib import import_module
 from typing import Any
 
 
 def require(module: str, extra: str) -> Any:
-    """Import `module`, or say which extra brings it.
+    """Import and return `module`, a dependency of the package's extra `extra`.
 
     Raises:
-        ImportError: it is not installed.
+        ImportError: the module is not installed. The message names the extra.
     """
     try:
         return import_module(module)

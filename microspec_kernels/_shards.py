@@ -1,28 +1,32 @@
-"""Shards of the LM head: what a rank does with its own, and how one result comes of all. No
-communication here (:mod:`microspec_kernels.parallel` has it); nothing is read back to the host.
+"""Compute a rank's part of the sharded LM head, and merge the parts of all ranks.
+
+This module does not communicate; :mod:`microspec_kernels.parallel` does. Its tensor functions read
+nothing back to the host.
 """
 
 import torch
 from torch import Tensor
 
-# Below the order of every logit: see keys_of.
+# Both lie below the order of every logit: see keys_of.
 _NAN_ORDER, _EMPTY_ORDER = -(2**31) + 1, -(2**31)
-_START = "microspec_kernels.parallel: start"  # what errors name
+_START = "microspec_kernels.parallel: start"  # the argument that errors name
 
 
 def local_ids(active_ids: Tensor, start: int, rows: int) -> Tensor:
-    """The active tokens that a rank holds, as rows of its shard; -1 for everybody else's.
+    """Convert active tokens to rows of a rank's shard; -1 for tokens of other ranks.
 
     Args:
-        active_ids: int32 [K] or [G, K], token ids; -1 is an empty slot, and so is what no rank
-            holds.
-        start, rows: the rank holds the rows of tokens start to start + rows - 1.
+        active_ids: int32 [K] or [G, K], token ids; -1 marks an empty slot. A token that no rank
+            holds counts as an empty slot.
+        start: the token of the shard's first row.
+        rows: number of rows of the shard: it holds tokens start to start + rows - 1.
 
     Returns:
-        int32, shaped as active_ids, for ops that have the shard as weight; a token keeps its slot.
+        int32, shape of active_ids, for ops that take the shard as weight. A token keeps its slot.
 
     Raises:
-        ValueError, TypeError: start.
+        ValueError: start out of range.
+        TypeError: start is not an int.
     """
     check_start(start, rows)
     owned = (active_ids >= start) & (active_ids < start + rows)
@@ -30,14 +34,19 @@ def local_ids(active_ids: Tensor, start: int, rows: int) -> Tensor:
 
 
 def packed(logits: Tensor, token_ids: Tensor, logsumexp: Tensor, start: int) -> Tensor:
-    """A rank's part of the all-gather: int32 [M, 2k + 1], floats as their bits."""
+    """Pack a rank's result for the all-gather: int32 [M, 2k + 1], floats as their bits.
+
+    Args:
+        logits, token_ids, logsumexp: fp32 [M, k], int64 [M, k] and fp32 [M].
+        start: offset that turns the shard's row numbers into token ids.
+    """
     tokens = torch.where(token_ids >= 0, token_ids + start, -1).int()
     bits = logits.view(torch.int32), tokens, logsumexp[:, None].view(torch.int32)
     return torch.cat(bits, dim=1)
 
 
 def merged(parts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """All ranks' parts, int32 [ranks, M, 2k + 1], as the result of sparse_head."""
+    """Merge the packed parts int32 [ranks, M, 2k + 1] into a result of sparse_head."""
     k = parts.size(2) // 2
     values = parts.view(torch.float32)
     logits = values[..., :k].transpose(0, 1).flatten(1)
@@ -48,9 +57,13 @@ def merged(parts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def keys_of(logits: Tensor, token_ids: Tensor) -> Tensor:
-    """int64, larger is better: by logit, then NaN, then empty entries; equals by smaller id."""
-    bits = (logits + 0.0).view(torch.int32)  # -0 is equal to 0
-    order = torch.where(bits >= 0, bits, bits ^ 0x7FFFFFFF)  # as integers as they were as floats
+    """Compute int64 sort keys, larger is better: logits, then NaN, then empty entries.
+
+    Among equal logits, the smaller token id has the larger key.
+    """
+    bits = (logits + 0.0).view(torch.int32)  # turns -0 into 0
+    # Flip the lower bits of negative floats: then the integers have the order of the floats.
+    order = torch.where(bits >= 0, bits, bits ^ 0x7FFFFFFF)
     order = torch.where(logits.isnan(), _NAN_ORDER, order)
     order = torch.where(token_ids < 0, _EMPTY_ORDER, order)
     return (order.long() << 32) - token_ids
@@ -64,7 +77,7 @@ def check_start(start: int, rows: int) -> None:
 
 
 def check_ranges(ranges: list[list[int]], vocab_size: int) -> None:
-    """``ranges``: [start, end) of each rank; together all of [0, vocab_size), in any order."""
+    """Check that the ranges [start, end) of all ranks, in any order, partition [0, vocab_size)."""
     held = sorted([start, end] for start, end in ranges if start < end)
     edges = [0, *(edge for pair in held for edge in pair), vocab_size]
     if edges[::2] != edges[1::2]:

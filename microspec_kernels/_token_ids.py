@@ -1,4 +1,4 @@
-"""Check a caller's list of token ids: the one door for ids that are not an op's tensors."""
+"""Check lists of token ids from callers and files. The ops check their own tensors elsewhere."""
 
 import json
 import operator
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 INT32_IDS = 2**31
-"""A vocabulary size that every id of an op stays below, for when the real one is not known."""
+"""Vocabulary size to assume when the real one is unknown: every id of an op is below it."""
 
 _INT64_MAX = 2**63 - 1
 
@@ -29,21 +29,21 @@ def token_ids(
     device: torch.device | str = "cpu",
     distinct: bool = True,
 ) -> Tensor:
-    """Check a list of token ids, before anything narrows them.
+    """Check a list of token ids before any narrowing conversion.
 
     Args:
-        where: what to call the list in an error, as "ActiveVocab: pinned".
-        ids: [n], of an integer dtype or Python ints; an empty list may be of any dtype.
-        vocab_size: V; every id is in [0, V).
-        device: where the result lies.
+        where: name of the list in an error, such as "ActiveVocab: pinned".
+        ids: [n], of an integer dtype or Python ints; an empty list may have any dtype.
+        vocab_size: V; every id must be in [0, V).
+        device: device of the result.
         distinct: whether a repeated id is an error.
 
     Returns:
-        int64 [n] on ``device``, in the order given.
+        int64 [n] on ``device``, in the same order.
 
     Raises:
-        TypeError: floats, bools or anything else but integers.
-        ValueError: another shape, an id outside [0, V), or a repeated id.
+        TypeError: ids that are not integers, such as floats or bools.
+        ValueError: wrong shape, an id outside [0, V), or a repeated id.
     """
     tokens = _wide(where, ids)
     outside = ((tokens < 0) | (tokens >= vocab_size)).nonzero()
@@ -64,17 +64,17 @@ def read_token_ids(
     """Read a list of distinct token ids, such as tokens by falling frequency.
 
     Args:
-        path: an .npy of integers [n]; a .pt with such a tensor or a list of ints, as FR-Spec's
+        path: an .npy of integers [n]; a .pt with such a tensor or a list of ints, like FR-Spec's
             maps (loaded with ``weights_only=True``); or a .json list of ints.
-        vocab_size: V; every id is in [0, V). By default what int32 holds.
-        device: where the result lies.
+        vocab_size: V; every id must be in [0, V). The default is the limit of int32.
+        device: device of the result.
 
     Returns:
         int64 [n] on ``device``, in the file's order.
 
     Raises:
-        OSError: no such file, or not readable.
-        ValueError: another kind of file, a damaged one, or one of anything else but such ids. The
+        OSError: the file does not exist or is not readable.
+        ValueError: another kind of file, a damaged file, or contents that are not such ids. The
             message is one line that names the file.
     """
     path = Path(path)
@@ -85,7 +85,7 @@ def read_token_ids(
 
 
 def _wide(where: str, ids: Any) -> Tensor:
-    """The ids as int64 [n] on the CPU; what int64 does not hold is an error."""
+    """Convert ids to int64 [n] on the CPU; raise ValueError for an id that int64 cannot hold."""
     if isinstance(ids, Tensor):
         dtype = str(ids.dtype).removeprefix("torch.")
         _check_array(where, ids.shape, dtype, dtype.startswith(("int", "uint")))

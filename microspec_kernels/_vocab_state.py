@@ -1,4 +1,4 @@
-"""Check that a saved state of a vocabulary is one that updates can have left."""
+"""Check that updates of a vocabulary could have produced a saved state."""
 
 from collections.abc import Mapping
 
@@ -7,21 +7,21 @@ from torch import Tensor
 from ._checks import EMPTY_STAMP, PINNED_STAMP, dtype_name
 
 LARGEST_CLOCK = 2**62
-"""Far beyond what any text reaches, and as far from the end of int64."""
+"""Upper limit of a clock: no text reaches it, and int64 still leaves 2^62 positions above it."""
 
 
 def check_state(state: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> None:
-    """Compare a state with its consumer's tensors and with itself.
+    """Check the shapes, dtypes, ranges and consistency of a saved state.
 
     Args:
         state: "ids" int32 [G, K], "slot_stamps" int64 [G, K], "token_slots" int32 [G, V] and
             "clock" int64 [G].
-        like: the same of the vocabulary that is to take it over.
+        like: the same tensors of the vocabulary that will load the state.
 
     Raises:
-        ValueError: a missing entry; a shape; an id, slot, stamp or clock out of range; a repeated
-            id or stamp; token_slots that is not the inverse of ids.
-        TypeError: another dtype, or no tensor.
+        ValueError: a missing entry; a wrong shape; an id, slot, stamp or clock out of range; a
+            repeated id or stamp; token_slots is not the inverse of ids.
+        TypeError: a wrong dtype, or an entry that is not a tensor.
     """
     for name, tensor in like.items():
         _check_kind(name, state.get(name), tensor)
@@ -63,8 +63,8 @@ def _check_range(name: str, values: Tensor, low: int, high: int) -> None:
 
 
 def _check_distinct(name: str, values: Tensor, where: Tensor) -> None:
-    """In each group, those of ``where``."""
-    # What does not count becomes distinct among itself, and below all that does.
+    """Check that in each group the values selected by the mask ``where`` are distinct."""
+    # Replace the other values by distinct ones below all selected values.
     fillers = -2 - values.new_ones(values.shape).cumsum(1)
     ordered = values.where(where, fillers).sort(1).values
     _refuse(name, "distinct values", ordered[:, 1:], ordered[:, 1:] == ordered[:, :-1])

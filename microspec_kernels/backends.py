@@ -1,6 +1,7 @@
-"""Which code serves ``torch.ops.microspec.*``: the compiled library, Triton, or plain PyTorch.
+"""Select the code behind ``torch.ops.microspec.*``: the compiled library, Triton or plain PyTorch.
 
-The choice is made in the dispatcher, so engines that call the ops directly get it too.
+The selection is made in PyTorch's dispatcher, so it also applies to engines that call the ops
+directly.
 """
 
 import importlib
@@ -19,7 +20,7 @@ from . import _checks, _library, reference
 
 NAMES = ("cpu", "cuda", "triton", "reference")
 _library.load()
-# Before anything is registered here: whether nvcc was there when the library was built.
+# Whether the library was built with nvcc. Read this before this module registers any kernel.
 HAS_CUDA: bool = torch._C._dispatch_has_kernel_for_dispatch_key("microspec::sparse_head", "CUDA")
 
 _current = "cuda" if HAS_CUDA and torch.cuda.is_available() else "cpu"
@@ -32,20 +33,24 @@ def _reference() -> ModuleType:
 
 @cache
 def _triton() -> ModuleType:
-    """Imported when it is first needed: that takes a quarter of a second."""
+    """Import the Triton kernels at the first call: the import takes a quarter of a second."""
     return importlib.import_module(".triton_kernels", __package__)
 
 
 def _implementations(code: Callable[[], ModuleType]) -> dict[str, Callable[..., Any]]:
-    """The ops of the module ``code()`` behind the checks of their arguments."""
+    """Return the ops of the module ``code()`` by name, each with checks of its arguments."""
 
     def reads_ids(tensor: Tensor) -> bool:
-        """The reference needs valid ids; on a device, to look at them is to wait for it."""
+        """Return whether to check the values of ids.
+
+        The reference needs valid ids. On a GPU, reading them would wait for the device, so the
+        other backends check them there only if MICROSPEC_VALIDATE=1.
+        """
         on_host = code is _reference or tensor.device.type == "cpu"
         return on_host or os.environ.get("MICROSPEC_VALIDATE") == "1"
 
     def note_writes(tensors: Mapping[str, Tensor | None]) -> None:
-        """Tell autograd: a graph that had saved one of them will refuse to use it."""
+        """Increment the tensors' versions: an autograd graph that saved one raises an error."""
         torch.autograd.graph.increment_version([t for t in tensors.values() if t is not None])
 
     def check_head(
@@ -132,7 +137,7 @@ def _register(key: str, code: Callable[[], ModuleType]) -> torch.library.Library
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", "Warning only once for all operators"
-        )  # we mean to override
+        )  # the override is intended
         for name, function in _implementations(code).items():
             library.impl(name, function, key, allow_override=True)
     return library
@@ -142,23 +147,23 @@ def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-# Without CUDA kernels in the library, tensors there (ROCm's too) are served by Triton where it is
-# installed, else by the reference.
+# If the library has no CUDA kernels, Triton serves CUDA tensors (ROCm's too) if it is installed,
+# else the reference does.
 _cuda = None if HAS_CUDA else _register("CUDA", _triton if _has_triton() else _reference)
 
 
 def backend(name: str | None = None) -> str:
-    """The backend in use; with ``name``, switch to it first.
+    """Return the backend in use; with ``name``, switch to that backend first.
 
     Args:
-        name: "cpu" or "cuda", both the compiled library, each tensor on its own device (the
-            default; CUDA tensors stay with Triton, or the reference, if the library was built
-            without nvcc); "triton" or "reference" (plain PyTorch), for tensors on every device. On
-            a CPU Triton needs its interpreter: ``TRITON_INTERPRET=1`` before the first import;
-            otherwise CPU tensors stay with "cpu".
+        name: "cpu" or "cuda" selects the compiled library, which serves each tensor on its own
+            device. This is the default. If the library was built without nvcc, Triton or else the
+            reference serves CUDA tensors. "triton" or "reference" (plain PyTorch) serves tensors on
+            every device. On a CPU, Triton needs its interpreter: set ``TRITON_INTERPRET=1`` before
+            the first import. Otherwise the compiled library still serves CPU tensors.
 
     Raises:
-        ValueError: no backend has that name, or it is not there.
+        ValueError: no backend has that name, or the backend is not available here.
     """
     global _current
     if name is not None:
@@ -180,7 +185,11 @@ def backend(name: str | None = None) -> str:
 
 
 def _read_environment() -> None:
-    """Do what MICROSPEC_BACKEND says, and refuse a MICROSPEC_VALIDATE that says nothing."""
+    """Select the backend of MICROSPEC_BACKEND, and check the value of MICROSPEC_VALIDATE.
+
+    Raises:
+        ValueError: either variable has an invalid value.
+    """
     validate = os.environ.get("MICROSPEC_VALIDATE")
     if validate not in (None, "", "0", "1"):
         raise ValueError(f"microspec: MICROSPEC_VALIDATE: expected 0 or 1, got {validate}")

@@ -1,4 +1,4 @@
-"""How much of the target's text the draft could have proposed, counted where the text is."""
+"""Count on the device how much of the target's text the draft could have proposed."""
 
 from collections.abc import Sequence
 
@@ -12,12 +12,12 @@ from .vocab import ActiveVocab
 
 
 class Coverage:
-    """Hits and misses of an active vocabulary, on its device.
+    """Counters of the hits and misses of an active vocabulary, on its device.
 
     :meth:`count` and :meth:`fall_back` read nothing back to the host and can be captured in a CUDA
-    graph; counts are sums of integers, so the same on every run. Two ways to act on a fall, both
-    without waiting for the device. In the graph, a larger vocabulary beside the small one, whose
-    rows are read only while the small one covers too little:
+    graph. The counts are sums of integers, so every run gives the same ones. A caller can react to
+    low coverage in two ways, neither of which waits for the device. Inside the graph, keep a larger
+    vocabulary beside the small one; its rows are read only while the small one covers too little:
 
         small, large = ActiveVocab(vocab_size, 3072), ActiveVocab(vocab_size, 16384)
         coverage = Coverage(small)
@@ -28,23 +28,26 @@ class Coverage:
             small.update(tokens)
             large.update(tokens)
 
-    On the host, between two captured graphs, the dense head's among them:
+    On the host, choose between two captured graphs, for example a dense and a sparse one:
 
         recent = coverage.poll()  # some steps old, or None
         graph = dense if recent is not None and bool((recent < 0.8).any()) else sparse
 
     Args:
-        vocab: whose coverage it is.
-        half_life: judged tokens of a group after which a token counts half in :attr:`recent`.
+        vocab: the active vocabulary to measure.
+        half_life: number of counted tokens of a group after which a token's weight in
+            :attr:`recent` has halved.
 
     Attributes:
-        hits, misses: int64 [G], tokens judged since the start.
+        hits: int64 [G], counted tokens that were active, since the start or the last reset.
+        misses: int64 [G], counted tokens that were not active.
 
     Raises:
-        ValueError: a half_life that is not above 0.
+        ValueError: half_life is not above 0.
     """
 
-    @torch.inference_mode(False)  # or the counts could not be updated outside
+    # Inference tensors could not be updated in place outside inference mode.
+    @torch.inference_mode(False)
     def __init__(self, vocab: ActiveVocab, *, half_life: float = 256.0) -> None:
         if not half_life > 0:
             raise ValueError(f"Coverage: half_life: expected above 0, got {half_life}")
@@ -52,30 +55,33 @@ class Coverage:
         groups, device = vocab.groups, vocab.device
         self.hits = torch.zeros(groups, dtype=torch.int64, device=device)
         self.misses = torch.zeros(groups, dtype=torch.int64, device=device)
-        # Hits and tokens, each fading.
+        # Row 0: hits; row 1: hits and misses. Both decay with half_life.
         self._fading = torch.zeros(2, groups, dtype=torch.float32, device=device)
         self._each_group = torch.arange(groups, device=device)[:, None]
         self._host_copy = HostCopy()
 
     @property
     def share(self) -> Tensor:
-        """Share of the judged tokens that were active, fp32 [G] on the device; NaN before any."""
+        """Share of the counted tokens that were active, fp32 [G] on the device; NaN before any."""
         return self.hits.float() / (self.hits + self.misses).float()
 
     @property
     def recent(self) -> Tensor:
-        """The same with older tokens counting less (`half_life`)."""
+        """The same share, with older tokens weighted less (`half_life`); fp32 [G]."""
         return self._fading[0] / self._fading[1]
 
     def count(self, tokens: Tensor, *, token_groups: Tensor | None = None) -> None:
-        """Judge the tokens by which the text went on, against the vocabulary as it is now.
+        """Count which of the text's next tokens are in the vocabulary now.
 
-        Call it before :meth:`ActiveVocab.update` lets them in.
+        Call this before :meth:`ActiveVocab.update` adds the tokens.
 
         Args:
-            tokens: int32 or int64 [G, N], or [N] when G = 1 or with ``token_groups``; what
-                is no id in [0, V) is ignored.
-            token_groups: int32 or int64 [N], each token's group, -1 to ignore it.
+            tokens: int32 or int64 [G, N], or [N] if G = 1 or with ``token_groups``. An id outside
+                [0, V) is ignored.
+            token_groups: int32 or int64 [N], the group of each token; -1 ignores the token.
+
+        Raises:
+            TypeError: ``tokens`` or ``token_groups`` of another dtype.
         """
         known = self.vocab.contains(tokens, token_groups=token_groups)
         judged = (tokens >= 0) & (tokens < self.vocab.vocab_size)
@@ -92,17 +98,22 @@ class Coverage:
         self._fading += torch.stack((hits, count))
 
     def fall_back(self, larger: ActiveVocab, *, below: float) -> Tensor:
-        """The ids to draft with: the vocabulary's own, or the larger one's where recent < below.
+        """Choose the ids to draft with: the larger vocabulary's for groups with recent < below.
 
-        The small one goes on being judged, so a group comes back when it would cover enough again.
-        Own ids leave the slots beyond their capacity empty: the head reads no row for those. (A
-        slab of these ids is gathered anew when a group changes sides.)
+        :meth:`count` still measures the small vocabulary, so a group returns to it when its
+        coverage suffices again. The small vocabulary's ids leave the slots beyond its capacity
+        empty; the head reads no row for those. (A slab of these ids gathers all rows again when a
+        group switches.)
+
+        Args:
+            larger: a vocabulary with as many groups and at least the same capacity.
+            below: the coverage below which a group uses ``larger``.
 
         Returns:
-            int32 [G, larger's capacity], -1 is an empty slot.
+            int32 [G, larger's capacity]; -1 marks an empty slot.
 
         Raises:
-            ValueError: a vocabulary of other groups, or a smaller one.
+            ValueError: ``larger`` has another number of groups or a smaller capacity.
         """
         room = larger.capacity - self.vocab.capacity
         if larger.groups != self.vocab.groups or room < 0:
@@ -114,18 +125,18 @@ class Coverage:
         return torch.where((self.recent < below)[:, None], larger.ids, own)
 
     def poll(self) -> Tensor | None:
-        """The newest :attr:`recent` that has reached the host, fp32 [G]; None before the first.
+        """Return the newest :attr:`recent` that has reached the host: fp32 [G], None before any.
 
-        Never waits: it looks whether the copy that the last call began has arrived, and begins the
-        next. Not to be captured.
+        The method never waits. It checks whether the copy that an earlier call began has arrived,
+        and if so begins the next one. Do not call it during graph capture.
         """
         return self._host_copy.poll(self.recent)
 
     def reset(self, groups: Tensor | Sequence[int] | None = None) -> None:
-        """Count anew in some groups.
+        """Set the counts of some groups to zero.
 
         Args:
-            groups: as of :meth:`ActiveVocab.reset`, with its errors.
+            groups: see :meth:`ActiveVocab.reset`, which raises the same errors.
         """
         vocab = self.vocab
         which = group_ids("Coverage: reset: groups", groups, vocab.groups, vocab.device)

@@ -1,4 +1,4 @@
-"""The name of the device that figures measured here belong to."""
+"""Name the device on which figures are measured."""
 
 import platform
 import re
@@ -10,14 +10,14 @@ from ._library import instruction_set
 
 
 def device_name() -> str:
-    """Name what is measured here: the GPU, or the CPU with its threads and instructions."""
+    """Name the GPU; without one, name the CPU, its threads and its instruction set."""
     if torch.cuda.is_available():
         return str(torch.cuda.get_device_name())
     return f"{cpu_name()}, {torch.get_num_threads()} threads, {instruction_set()}"
 
 
 def cpu_name() -> str:
-    """Name the CPU with family and model, which a virtual machine's name often hides."""
+    """Name the CPU with family and model: a virtual machine's CPU name often hides them."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:

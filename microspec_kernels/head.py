@@ -12,9 +12,9 @@ from .vocab import ActiveVocab
 
 
 class _ActiveHead(nn.Module):
-    """What both heads share: the operands of the ops, and how the vocabulary learns."""
+    """Base of both heads: it holds the operands of the ops and updates the vocabulary."""
 
-    # Whether the weight is in the module's state_dict; else it is the model's own to save.
+    # Whether weight, weight_scale and bias are in the state_dict. If not, the model saves them.
     _saved = False
 
     weight: Tensor
@@ -53,7 +53,7 @@ class _ActiveHead(nn.Module):
             raise ValueError(f"{name}: slab_dtype, buffers: expected None in indexed mode, got one")
         self.vocab = vocab
         self.mode = mode
-        # Views of the model's own tensors, not trained here.
+        # The buffers share memory with the model's tensors and are not trained here.
         for buffer, tensor in (("weight", weight), ("weight_scale", weight_scale), ("bias", bias)):
             view = None if tensor is None else tensor.detach()
             self.register_buffer(buffer, view, persistent=self._saved)
@@ -61,7 +61,7 @@ class _ActiveHead(nn.Module):
         self.logit_scale, self.softcap = logit_scale, softcap
         self.slab: WeightSlab | None = None
         if mode == "packed":
-            # On a CPU the refresh is synchronous: a second buffer would only be gathered twice.
+            # On a CPU the refresh is synchronous: a second buffer would only double the copies.
             count = buffers or (1 if vocab.device.type == "cpu" else 2)
             self.slab = WeightSlab(
                 weight.detach(), vocab, dtype=slab_dtype, buffers=count, weight_scale=weight_scale
@@ -69,22 +69,35 @@ class _ActiveHead(nn.Module):
             self.slab.refresh()
 
     def _gather_anew(self, _: object) -> None:
-        """The weight has been loaded: the slab's rows are of the one before."""
+        """Gather the slab's rows again after load_state_dict has replaced the weight."""
         if self.slab is not None:
             self.slab.weight, self.slab.weight_scale = self.weight.detach(), self.weight_scale
             self.slab.invalidate()
             self.slab.refresh()
 
     def observe(self, tokens: Tensor, *, token_groups: Tensor | None = None) -> None:
-        """Let tokens into the vocabulary (see :meth:`ActiveVocab.update`) and refresh the slab."""
+        """Add tokens to the vocabulary and refresh the slab.
+
+        Args:
+            tokens, token_groups: see :meth:`ActiveVocab.update`, which also raises the errors.
+        """
         self.vocab.update(tokens, token_groups=token_groups)
         if self.slab is not None:
             self.slab.refresh()
 
     def logits(self, hidden: Tensor, group_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """hidden [M, D] to logits fp32 [M, K] and token_ids int64 [M, K], slot by slot.
+        """Compute the logits of every slot.
 
-        An empty slot has -inf and -1. group_ids and errors as in :func:`~.ops.sparse_logits`.
+        Args:
+            hidden: bf16, fp16 or fp32 [M, D].
+            group_ids: int32 or int64 [M], the vocabulary's group for each row; required if G > 1.
+
+        Returns:
+            logits fp32 [M, K] and token_ids int64 [M, K], in slot order; -inf and -1 at empty
+            slots.
+
+        Raises:
+            ValueError, TypeError, IndexError: as :func:`~.ops.sparse_logits`.
         """
         operands = self._operands(hidden, group_ids)
         ids, groups = operands["active_ids"].long(), operands["group_ids"]
@@ -104,55 +117,78 @@ class _ActiveHead(nn.Module):
 
 
 class SparseHead(_ActiveHead):
-    """Top-k of the LM head over the active vocabulary.
+    """A module that computes the top-k of the LM head over the active vocabulary.
 
     Args:
         weight: the LM head [V, D], bf16, fp16 or fp32; int8 or float8_e4m3fn with ``weight_scale``.
         vocab: the active vocabulary, on weight's device.
-        mode: "indexed" reads rows of the weight, "packed" rows of a :class:`WeightSlab`.
+        mode: "indexed" reads the rows from the weight; "packed" reads them from a
+            :class:`WeightSlab`.
         weight_scale: fp32 [V] of a quantised weight.
-        bias: [V].
+        bias: [V], in hidden's dtype or fp32.
         logit_scale, softcap: see :func:`~.ops.sparse_head`.
-        slab_dtype, buffers: of the slab, in packed mode.
+        slab_dtype: dtype of the slab, in packed mode only; default: weight's.
+        buffers: number of slab buffers, in packed mode only; default: 1 on a CPU, 2 on a GPU.
 
     Raises:
-        ValueError: mode, weight's shape, or a tensor without values (on meta).
-        TypeError: a tensor of another class (DTensor, torchao's), or a module for one: a head that
-            is more than x · weight + bias, by an adapter or a hook, has no place here.
+        ValueError: unknown mode; wrong shape of weight; a tensor without values (on meta);
+            slab_dtype or buffers in indexed mode; errors of :class:`WeightSlab`.
+        TypeError: a tensor of another class (a DTensor, a torchao tensor), or a module in place of
+            a tensor. The head computes x · weight + bias only, so it cannot include an adapter or
+            a hook.
     """
 
     def forward(
         self, hidden: Tensor, k: int, group_ids: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """hidden [M, D] to logits fp32 [M, k], token_ids int64 [M, k], logsumexp fp32 [M].
+        """Compute the k best active tokens of each row.
 
-        group_ids: int32 or int64 [M], each row's group of the vocabulary; needed when G > 1.
-        Padding and errors as in :func:`~.ops.sparse_head`.
+        Args:
+            hidden: bf16, fp16 or fp32 [M, D].
+            k: number of entries per row, 1 to 128.
+            group_ids: int32 or int64 [M], the vocabulary's group for each row; required if G > 1.
+
+        Returns:
+            logits fp32 [M, k], token_ids int64 [M, k] and logsumexp fp32 [M], padded as in
+            :func:`~.ops.sparse_head`.
+
+        Raises:
+            ValueError, TypeError, IndexError, NotImplementedError: as :func:`~.ops.sparse_head`.
         """
         return ops.sparse_head(hidden, k=k, **self._operands(hidden, group_ids))
 
 
 class SparseLMHead(_ActiveHead):
-    """Drop-in for an LM head that must give dense logits: -inf off the active set.
+    """A drop-in LM head that returns dense logits, -inf for inactive tokens.
 
-    Skips the projection, not the V-wide row: prefer :class:`SparseHead` where the caller only needs
-    the best few. Arguments are those of :class:`SparseHead`.
+    It skips the projection of inactive tokens, but still writes rows of width V. Prefer
+    :class:`SparseHead` if the caller only needs the best few tokens. Arguments and errors are those
+    of :class:`SparseHead`.
 
-    In a model's place for its LM head, it is saved and loaded as a linear layer is: ``weight`` and
-    ``bias`` are in its state_dict, the vocabulary is not. (:class:`SparseHead`, which stands beside
-    the model's own LM head, has an empty state_dict.)
+    It can replace a model's LM head, and is saved and loaded like a linear layer: its state_dict
+    has ``weight`` and ``bias``, but not the vocabulary. (:class:`SparseHead` stands beside the
+    model's LM head and has an empty state_dict.)
     """
 
     _saved = True
 
     def forward(self, hidden: Tensor, group_ids: Tensor | None = None) -> Tensor:
-        """hidden [..., D] to logits [..., V] in hidden's dtype.
+        """Compute dense logits.
 
-        group_ids: int32 or int64, one for each row of hidden, flattened; needed when G > 1.
+        Args:
+            hidden: bf16, fp16 or fp32 [..., D].
+            group_ids: int32 or int64 [M], the vocabulary's group for each of the M rows of the
+                flattened hidden; required if G > 1.
+
+        Returns:
+            [..., V] in hidden's dtype; -inf for tokens that are not active.
+
+        Raises:
+            ValueError, TypeError, IndexError: as :func:`~.ops.sparse_logits`.
         """
         flat = hidden.reshape(-1, hidden.size(-1))
         logits, ids = self.logits(flat, group_ids)
-        # One column more than V takes what empty slots would write.
+        # Empty slots write to an extra column V, which is cut off below.
         size = self.vocab.vocab_size
         dense = hidden.new_full((len(flat), size + 1), float("-inf"))
         dense.scatter_(1, torch.where(ids >= 0, ids, size), logits.to(hidden.dtype))

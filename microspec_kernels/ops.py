@@ -1,7 +1,7 @@
-"""The ops, with Python's own error types, and their fakes for ``torch.compile``.
+"""The ops with Python's built-in error types, and their fakes for ``torch.compile``.
 
-Each function calls ``torch.ops.microspec.<name>`` and nothing else; engines may as well call the
-op itself, which raises ``RuntimeError`` with the same text.
+Each function calls ``torch.ops.microspec.<name>`` and nothing else. Engines may also call the op
+directly: it raises ``RuntimeError`` with the same text.
 """
 
 import re
@@ -25,7 +25,10 @@ _MESSAGE = re.compile(r"(ValueError|TypeError|IndexError): (microspec.*)", re.DO
 
 
 def _reraise(error: RuntimeError) -> NoReturn:
-    """What the stable ABI can only raise as RuntimeError, as the type its first word names."""
+    """Raise the error as the type that its first word names.
+
+    The stable ABI can only raise RuntimeError.
+    """
     match = _MESSAGE.match(str(error))
     if match is None:
         raise error
@@ -45,35 +48,39 @@ def sparse_head(
     logit_scale: float = 1.0,
     softcap: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The LM head over the active vocabulary: projection, logsumexp and top-k in one pass.
+    """Apply the LM head to the active vocabulary: projection, logsumexp and top-k in one pass.
 
-    z = logit_scale · (x·w + bias), then softcap · tanh(z / softcap) if softcap > 0, accumulated in
-    fp32. Ordered by logit descending, equal logits by token id ascending, NaN last; so the result
-    equals ``torch.topk`` over a dense head restricted to the same ids. Method: MicroSpec,
-    arXiv 2605.26444.
+    A logit is z = logit_scale · (x·w + bias), then softcap · tanh(z / softcap) if softcap > 0. The
+    op accumulates in fp32. It sorts by logit descending, then by token id ascending; NaN comes
+    last. The result therefore equals ``torch.topk`` over a dense head restricted to the same ids.
+    Method: MicroSpec, arXiv 2605.26444.
 
     Args:
-        hidden: [M, D] bf16, fp16 or fp32; any row stride.
-        weight: the LM head [V, D] (``packed=False``) or a slab [K, D] or [G, K, D]
-            (``packed=True``), in hidden's dtype, or float8_e4m3fn or int8 with ``weight_scale``.
-        active_ids: int32 [K] or [G, K]; -1 is an empty slot, anywhere.
-        k: entries a row, 1 to 128.
+        hidden: bf16, fp16 or fp32 [M, D]; any row stride, stride 1 in the last dimension.
+        weight: the LM head [V, D] (``packed=False``), or a slab [K, D] or [G, K, D]
+            (``packed=True``). Its dtype is hidden's, or float8_e4m3fn or int8 with
+            ``weight_scale``.
+        active_ids: int32 [K] or [G, K]; -1 marks an empty slot, anywhere.
+        k: number of entries per row, 1 to 128.
         packed: whether row i of ``weight`` belongs to slot i rather than to token i.
-        group_ids: int32 or int64 [M], each row's group; needed when G > 1; -1 marks a padding row.
-        weight_scale: fp32 [V], [K] or [G, K]; a factor per row of a quantised weight.
-        bias: [V], hidden's dtype or fp32.
-        logit_scale: factor on every logit.
-        softcap: bound of the logits' magnitude; 0 for none.
+        group_ids: int32 or int64 [M], the group of each row; required if G > 1; -1 marks a padding
+            row.
+        weight_scale: fp32 [V], [K] or [G, K], the scale of each row of a quantised weight.
+        bias: [V], in hidden's dtype or fp32.
+        logit_scale: factor that multiplies every logit.
+        softcap: bound on the magnitude of the logits; 0 applies none.
 
     Returns:
         logits fp32 [M, k], token_ids int64 [M, k] and logsumexp fp32 [M] over the row's active
-        tokens, so that log-probability = logits - logsumexp. Fewer than k active: padded with
-        (-inf, -1). A NaN logit makes its row's logsumexp NaN. There is no gradient.
+        tokens, so that log-probability = logits - logsumexp. A row with fewer than k active tokens
+        is padded with (-inf, -1). A NaN logit makes the logsumexp of its row NaN. The results have
+        no gradient.
 
     Raises:
-        ValueError, TypeError: a wrong shape, stride, device, k or softcap; a wrong dtype.
-        IndexError: an id or group out of range (CPU).
-        NotImplementedError: in a backward pass that reaches the results.
+        ValueError: wrong shape, stride, device, k or softcap.
+        TypeError: wrong dtype.
+        IndexError: id or group out of range (CPU).
+        NotImplementedError: a backward pass reaches the results.
     """
     try:
         results: tuple[Tensor, Tensor, Tensor] = torch.ops.microspec.sparse_head(
@@ -113,9 +120,12 @@ def sparse_logits(
     logit_scale: float = 1.0,
     softcap: float = 0.0,
 ) -> Tensor:
-    """The logits of :func:`sparse_head`, slot by slot: fp32 [M, K], -inf at empty slots.
+    """Compute the logits of :func:`sparse_head` for every slot.
 
     Arguments and errors are those of :func:`sparse_head`.
+
+    Returns:
+        fp32 [M, K], in slot order; -inf at empty slots.
     """
     try:
         logits: Tensor = torch.ops.microspec.sparse_logits(
@@ -151,24 +161,25 @@ def gather_rows_(
     slab_scale: Tensor | None = None,
     weight_scale: Tensor | None = None,
 ) -> None:
-    """Bring a slab up to date: afterwards slab_ids == active_ids, and each row is its token's.
+    """Copy the rows of changed tokens into a slab, in place.
 
-    (On a GPU, where ids are not checked, one out of range becomes -1 in slab_ids.)
+    Afterwards slab_ids equals active_ids, and each row of the slab holds the row of its token.
+    (The op does not check ids on a GPU. An id out of range becomes -1 in slab_ids there.)
 
-    A row whose id did not change is neither read nor written. Rows of a float weight are
-    quantised on the way into an int8 or float8_e4m3fn slab: q = round(row / scale),
-    scale = amax / 127 or amax / 448 (see :func:`microspec_kernels.reference.quantise_rows`).
+    The op neither reads nor writes a row whose id did not change. It quantises the rows of a float
+    weight for an int8 or float8_e4m3fn slab: q = round(row / scale), scale = amax / 127 or
+    amax / 448 (see :func:`microspec_kernels.reference.quantise_rows`).
 
     Args:
         slab: [K, D] or [G, K, D], contiguous; weight's dtype, or int8 or float8_e4m3fn.
-        slab_ids: int32, shaped as active_ids: which token each row of the slab holds, or -1.
+        slab_ids: int32, shape of active_ids: the token that each row of the slab holds, or -1.
         weight: [V, D], bf16, fp16 or fp32, or int8 or float8_e4m3fn with ``weight_scale``.
-        active_ids: int32 [K] or [G, K]; -1 is an empty slot.
-        slab_scale: fp32 [K] or [G, K], exactly when the slab is quantised.
-        weight_scale: fp32 [V], exactly when the weight is quantised.
+        active_ids: int32 [K] or [G, K]; -1 marks an empty slot.
+        slab_scale: fp32 [K] or [G, K]; required if the slab is quantised, else None.
+        weight_scale: fp32 [V]; required if the weight is quantised, else None.
 
     Raises:
-        ValueError, TypeError, IndexError: as :func:`sparse_head`; nothing is written then.
+        ValueError, TypeError, IndexError: as :func:`sparse_head`. The op then writes nothing.
     """
     try:
         torch.ops.microspec.gather_rows_(
@@ -187,23 +198,24 @@ def vocab_update_(
     *,
     token_groups: Tensor | None = None,
 ) -> None:
-    """Let tokens into the active vocabulary, evicting the least recently used.
+    """Add tokens to the active vocabulary in place, and evict the least recently used ones.
 
-    The set and its recency order are exactly those of a sequential LRU over the tokens; a token
-    that stays keeps its slot; newcomers, oldest first, take the free slots in ascending order.
-    Slots with stamp 2^63 - 1 are pinned: never evicted.
+    The set and its recency order are exactly those of a sequential LRU over the tokens. A token
+    that stays keeps its slot. New tokens, oldest first, take the free slots in ascending order.
+    A slot with stamp 2^63 - 1 is pinned: the op never evicts its token.
 
     Args:
-        active_ids: int32 [K] or [G, K]; -1 is an empty slot.
-        slot_stamps: int64 [G, K]: time of last use; -1 at an empty slot.
-        token_slots: int32 [G, V]: each token's slot, or -1.
-        clock: int64 [G]: positions seen so far.
-        tokens: int32 or int64 [G, N], or [N] when G = 1 or with ``token_groups``; oldest first;
+        active_ids: int32 [K] or [G, K]; -1 marks an empty slot.
+        slot_stamps: int64 [G, K], time of last use; -1 at an empty slot.
+        token_slots: int32 [G, V], the slot of each token, or -1.
+        clock: int64 [G], positions seen so far, padding included.
+        tokens: int32 or int64 [G, N], or [N] if G = 1 or with ``token_groups``; oldest first;
             -1 is padding. N may exceed K.
-        token_groups: int32 or int64 [N]: the group of each token of a ragged batch, -1 to ignore.
+        token_groups: int32 or int64 [N], the group of each token of a ragged batch; -1 ignores the
+            token.
 
     Raises:
-        ValueError, TypeError, IndexError: as :func:`sparse_head`; nothing is written then.
+        ValueError, TypeError, IndexError: as :func:`sparse_head`. The op then writes nothing.
     """
     try:
         torch.ops.microspec.vocab_update_(
@@ -214,9 +226,10 @@ def vocab_update_(
 
 
 def _refuse_lazy_views(op: str) -> Callable[..., None]:
-    """Name a negated or conjugated argument: PyTorch's fallback fails over an absent option.
+    """Make a kernel that raises an error for a negated or conjugated argument, by name.
 
-    The heads need no such kernel: the fallback gives them what the view stands for.
+    PyTorch's fallback fails when an optional argument is absent. The heads need no such kernel:
+    the fallback resolves the view for them.
     """
     names = [a.name for a in getattr(torch.ops.microspec, op).default._schema.arguments]
 

@@ -1,17 +1,18 @@
-"""The LM head where each rank of a process group holds some of its rows, as in tensor parallelism.
+"""The LM head split by rows over the ranks of a process group, as in tensor parallelism.
 
-Every rank sees the same tokens, so every rank keeps the same active vocabulary. It scores the
-active tokens whose rows it holds (others are empty slots there: nothing is read for them), and one
-all-gather lets all ranks merge the same candidates in the same order. So
+Every rank sees the same tokens, so every rank keeps the same active vocabulary. A rank scores the
+active tokens whose rows it holds. The other tokens are empty slots on that rank, for which it reads
+nothing. One all-gather lets all ranks merge the same candidates in the same order. Therefore
 
-- all ranks have the same result bit for bit, even where their copies of ``hidden`` do not agree
-  (given like devices and builds of PyTorch);
-- logits and token_ids are those of one rank that holds all rows, bit for bit but on the
-  reference backend: M, D and K are the same there, and no logit depends on what other slots hold;
-- logsumexp is that of one rank to rounding: each rank's is rounded to fp32 on its way.
+- all ranks have the same result bit for bit, even if their copies of ``hidden`` differ (with equal
+  devices and equal builds of PyTorch);
+- logits and token_ids equal those of one rank that holds all rows, bit for bit, except on the
+  reference backend: M, D and K are the same there, and no logit depends on the other slots;
+- logsumexp equals that of one rank up to rounding: each rank rounds its logsumexp to fp32 before it
+  sends it.
 
-Nothing is read back to the host, and shapes depend on M and k alone. So a call can be captured in a
-CUDA graph where its collective can: NCCL's can, after a first call outside the graph. None of this
+A call reads nothing back to the host, and its shapes depend on M and k alone. It can be captured in
+a CUDA graph if its collective can: NCCL's can, after a first call outside the graph. None of this
 has been run or measured on several GPUs yet.
 """
 
@@ -34,7 +35,7 @@ __all__ = [
     "parallel_sparse_head",
 ]
 
-# Its name from torch 2.13 on, and before; None in a build without torch.distributed.
+# torch 2.13 renamed all_gather_into_tensor to all_gather_single. None without torch.distributed.
 _all_gather: Any = getattr(dist, "all_gather_single", getattr(dist, "all_gather_into_tensor", None))
 
 
@@ -46,21 +47,25 @@ def all_gather_top_k(
     start: int,
     group: "dist.ProcessGroup | None" = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The k best of what all ranks have; a collective, to be called with the same M and k by all.
+    """Merge the results of all ranks into the k best entries per row.
 
-    A rank sends 8k + 4 bytes a row: k logits, k ids as int32, and the logsumexp. (The largest logit
-    and a sum beside it would be more, and tell no more: the result is fp32.)
+    This is a collective: all ranks must call it with the same M and k. A rank sends 8k + 4 bytes
+    per row: k logits, k ids as int32, and the logsumexp. (A largest logit and a sum in place of the
+    logsumexp would take more bytes and add nothing, because the result is fp32.)
 
     Args:
-        logits, token_ids, logsumexp: of :func:`~.ops.sparse_head` over :func:`local_ids`.
+        logits, token_ids, logsumexp: fp32 [M, k], int64 [M, k] and fp32 [M], from
+            :func:`~.ops.sparse_head` over :func:`local_ids`.
         start: the token of the shard's first row. No two ranks may hold the same token.
-        group: the ranks; None for all. NCCL's for tensors on GPUs, gloo's for those on CPUs.
+        group: the process group; None for all ranks. Use NCCL for tensors on GPUs, gloo on CPUs.
 
     Returns:
-        What sparse_head returns over the tokens of all ranks: in the same order, ties included.
+        logits fp32 [M, k], token_ids int64 [M, k] and logsumexp fp32 [M] over the tokens of all
+        ranks, in sparse_head's order, ties included.
 
     Raises:
-        ValueError, TypeError: start; a group that is not initialised or not this rank's.
+        ValueError: start out of range; a group that is not initialised or lacks this rank.
+        TypeError: start is not an int.
     """
     check_start(start, 0)
     ranks = _size_of(group)
@@ -84,24 +89,28 @@ def parallel_sparse_head(
     logit_scale: float = 1.0,
     softcap: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`~.ops.sparse_head` over a weight [V, D] of which each rank holds some rows.
+    """Compute :func:`~.ops.sparse_head` over a weight [V, D] whose rows are split over the ranks.
 
-    A collective: all call it with equal hidden, active_ids, k and options, whose meaning is that of
-    sparse_head. (From a slab: :class:`ParallelSparseHead`.)
+    This is a collective: all ranks must call it with equal hidden, active_ids, k and options. The
+    options mean the same as in sparse_head. (:class:`ParallelSparseHead` can read from a slab.)
 
     Args:
-        shard: [rows, D], the rows of tokens start to start + rows - 1; rows may be 0. Without the
-            padding that engines put at the end of V.
-        active_ids: as for :func:`local_ids`.
+        hidden: bf16, fp16 or fp32 [M, D].
+        shard: [rows, D], the rows of tokens start to start + rows - 1; rows may be 0. The shard
+            must not contain the padding rows that engines put at the end of V.
+        active_ids: int32 [K] or [G, K], as for :func:`local_ids`.
+        k: number of entries per row, 1 to 128.
         start, group: as for :func:`all_gather_top_k`.
+        group_ids: int32 or int64 [M], as for sparse_head.
         weight_scale, bias: [rows], the shard's part.
+        logit_scale, softcap: as for sparse_head.
 
     Returns:
-        logits fp32 [M, k], token_ids int64 [M, k], logsumexp fp32 [M], the same on all ranks.
+        logits fp32 [M, k], token_ids int64 [M, k] and logsumexp fp32 [M], the same on all ranks.
 
     Raises:
-        ValueError, TypeError, IndexError: as sparse_head and all_gather_top_k do. Others then wait
-            for the rank that raised until the group's timeout.
+        ValueError, TypeError, IndexError: as sparse_head and all_gather_top_k. If one rank raises,
+            the others wait for it until the group's timeout.
     """
     top = ops.sparse_head(
         hidden,
@@ -118,7 +127,7 @@ def parallel_sparse_head(
 
 
 class _LocalVocab:
-    """Of an ActiveVocab what heads and slabs use, with its tokens as rows of a rank's shard."""
+    """The part of ActiveVocab that heads and slabs use, with tokens as rows of a rank's shard."""
 
     def __init__(self, vocab: ActiveVocab, start: int, rows: int) -> None:
         self.vocab_size, self.capacity, self.groups = rows, vocab.capacity, vocab.groups
@@ -131,19 +140,20 @@ class _LocalVocab:
 
 
 class ParallelSparseHead(nn.Module):
-    """:class:`SparseHead` over a weight of which each rank holds some rows.
+    """A :class:`SparseHead` over a weight whose rows are split over the ranks.
 
-    To make one and to call it are collectives. Each rank has a vocabulary of its own and lets it
-    observe the same tokens; in packed mode its slab has room for K rows and holds the rank's.
+    Construction and calls are collectives. Each rank has its own vocabulary and must observe the
+    same tokens. In packed mode, a rank's slab has room for K rows and holds the active rows of the
+    rank's shard.
 
     Args:
         shard, start, group: as for :func:`parallel_sparse_head`.
-        vocab: the active vocabulary, over all V tokens, on shard's device.
-        options: SparseHead's; weight_scale and bias [rows].
+        vocab: the active vocabulary over all V tokens, on shard's device.
+        options: options of :class:`SparseHead`; weight_scale and bias are [rows].
 
     Raises:
-        ValueError, TypeError: as SparseHead and all_gather_top_k do; start, where the ranks do not
-            hold each of the V tokens once.
+        ValueError, TypeError: as SparseHead and all_gather_top_k. ValueError also if the ranks do
+            not hold each of the V tokens exactly once.
     """
 
     def __init__(
@@ -166,21 +176,36 @@ class ParallelSparseHead(nn.Module):
         self.local = SparseHead(shard, local, **options)
 
     def observe(self, tokens: Tensor, *, token_groups: Tensor | None = None) -> None:
-        """As :meth:`SparseHead.observe`, with the same tokens on every rank."""
+        """Observe tokens as :meth:`SparseHead.observe` does; every rank must pass the same ones."""
         self.local.observe(tokens, token_groups=token_groups)
 
     def forward(
         self, hidden: Tensor, k: int, group_ids: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """As SparseHead: hidden [M, D] to logits and token_ids [M, k] and logsumexp [M]."""
+        """Compute the k best active tokens of each row over all ranks. This is a collective.
+
+        Args:
+            hidden, k, group_ids: as for :meth:`SparseHead.forward`.
+
+        Returns:
+            logits fp32 [M, k], token_ids int64 [M, k] and logsumexp fp32 [M], the same on all
+            ranks.
+        """
         top = self.local(hidden, k, group_ids)
         return all_gather_top_k(*top, start=self.start, group=self.group)
 
     def logits(self, hidden: Tensor, group_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """As SparseHead: hidden [M, D] to logits fp32 and token_ids int64 [M, K], slot by slot.
+        """Compute the logits of every slot. This is a collective.
 
-        A collective. The logits are those of one rank bit for bit: each rank fills in the slots
-        whose rows it holds, and the others of it are -inf.
+        Each rank fills the slots whose rows it holds and writes -inf to the others. The logits
+        therefore equal those of one rank with all rows, bit for bit.
+
+        Args:
+            hidden: bf16, fp16 or fp32 [M, D].
+            group_ids: int32 or int64 [M], the vocabulary's group for each row; required if G > 1.
+
+        Returns:
+            logits fp32 [M, K] and token_ids int64 [M, K], in slot order.
         """
         logits, _ = self.local.logits(hidden, group_ids)
         dist.all_reduce(logits, op=dist.ReduceOp.MAX, group=self.group)
@@ -192,9 +217,18 @@ class ParallelSparseHead(nn.Module):
 def all_gather_rows(
     rows: Tensor, total_rows: int, *, start: int, group: "dist.ProcessGroup | None" = None
 ) -> Tensor:
-    """What all ranks have of rows int64 [n] of their shards, as rows of the whole: ascending.
+    """Gather row numbers from all ranks. This is a collective, and it waits for the device.
 
-    A collective, which waits for the device. start, group: as for :func:`all_gather_top_k`.
+    Args:
+        rows: int64 [n], row numbers within this rank's shard; n may differ between ranks.
+        total_rows: number of rows of all shards.
+        start, group: as for :func:`all_gather_top_k`.
+
+    Returns:
+        int64 [m], row numbers within the whole LM head, ascending.
+
+    Raises:
+        ValueError: a group that is not initialised or lacks this rank.
     """
     _size_of(group)
     marks = torch.zeros(total_rows, dtype=torch.uint8, device=rows.device)
@@ -204,7 +238,7 @@ def all_gather_rows(
 
 
 def _size_of(group: "dist.ProcessGroup | None") -> int:
-    """The number of ranks."""
+    """Return the number of ranks; raise ValueError without a usable group."""
     where = "microspec_kernels.parallel: group"
     if not (dist.is_available() and dist.is_initialized()):
         expected = "an initialised one (torch.distributed.init_process_group)"

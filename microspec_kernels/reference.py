@@ -1,6 +1,6 @@
-"""The meaning of every op, in plain PyTorch: slow, obvious, what the kernels are tested against.
+"""The definition of every op in plain PyTorch: slow and obvious. Tests compare the kernels with it.
 
-Arguments are taken as valid (``_checks`` has the checks); shapes and dtypes are those of
+The functions do not check their arguments (``_checks`` does). Shapes and dtypes are those of
 :mod:`microspec_kernels.ops`. ``dtype`` lets a test compute the logits in float64.
 """
 
@@ -15,7 +15,7 @@ LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 
 
 def by_group(ids: Tensor) -> Tensor:
-    """[K] as [1, K]."""
+    """View ids [K] as [1, K]; return [G, K] as is."""
     return ids if ids.dim() == 2 else ids[None]
 
 
@@ -32,7 +32,11 @@ def sparse_logits(
     softcap: float = 0.0,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """z[m, slot] = logit_scale · (hidden[m] · row[slot] + bias), soft-capped; -inf where empty."""
+    """Compute the logits [M, K] in ``dtype``, in slot order; -inf where empty.
+
+    z[m, slot] = logit_scale · (hidden[m] · row[slot] + bias), then softcap · tanh(z / softcap) if
+    softcap > 0.
+    """
     ids = by_group(active_ids)
     rows = hidden.size(0)
     group_of = torch.zeros(rows, dtype=torch.long) if group_ids is None else group_ids.cpu().long()
@@ -45,7 +49,7 @@ def sparse_logits(
         tokens = group_active[slots].long()
         source = weight.reshape(len(ids), *weight.shape[-2:])[group] if packed else weight
         index = slots if packed else tokens
-        # PyTorch indexes fp8 only as bytes.
+        # PyTorch can index fp8 tensors only as bytes.
         as_bytes = source.view(torch.uint8) if source.dtype == torch.float8_e4m3fn else source
         row = as_bytes[index].view(source.dtype).to(dtype)
         if weight_scale is not None:
@@ -75,7 +79,14 @@ def sparse_head(
     softcap: float = 0.0,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Top k of sparse_logits, logit descending, then id ascending; NaN last; (-inf, -1) pads."""
+    """Compute the top k of sparse_logits and their logsumexp over the row's active tokens.
+
+    Entries are sorted by logit descending, then by id ascending; NaN comes last. Rows with fewer
+    than k active tokens are padded with (-inf, -1).
+
+    Returns:
+        logits [M, k] in ``dtype``, token_ids int64 [M, k] and logsumexp [M] in ``dtype``.
+    """
     z = sparse_logits(
         hidden,
         weight,
@@ -94,7 +105,7 @@ def sparse_head(
     else:
         padding = (group_ids < 0)[:, None]
         token_ids = ids[group_ids.clamp(min=0).long()].masked_fill(padding, -1)
-    # Stable sorts, least significant key first: id, then logit, then (number, NaN, empty).
+    # Stable sorts, least significant key first: id, then logit, then rank (number, NaN, empty).
     order = token_ids.argsort(dim=1, stable=True)
     value = z.nan_to_num(nan=float("-inf"), posinf=float("inf"), neginf=float("-inf"))
     order = order.gather(1, value.gather(1, order).argsort(dim=1, descending=True, stable=True))
@@ -105,20 +116,24 @@ def sparse_head(
     padded_ids = token_ids.new_full((z.size(0), k), -1)
     padded_logits[:, : order.size(1)] = z.gather(1, order)
     padded_ids[:, : order.size(1)] = token_ids.gather(1, order)
-    # An empty sum: logsumexp of nothing is -inf.
+    # If K = 0, the logsumexp is that of an empty sum: -inf.
     logsumexp = z.logsumexp(1) if z.size(1) else z.new_full((z.size(0),), float("-inf"))
     return padded_logits, padded_ids, logsumexp
 
 
 def quantise_rows(rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Rows [N, D] as int8 or float8_e4m3fn with one fp32 scale each: row ≈ q · scale.
+    """Quantise rows [N, D] to int8 or float8_e4m3fn, so that row ≈ q · scale.
 
-    scale = amax / (127 or 448), rounding is half to even. A row of zeros has scale 1; a row with
-    a NaN or an infinity has scale NaN and q = 0.
+    scale = amax / (127 or 448); rounding is half to even. A row whose scale would be below the
+    smallest normal fp32, such as a row of zeros, gets scale 1. A row with a NaN or an infinity gets
+    scale NaN and q = 0.
+
+    Returns:
+        q [N, D] in ``dtype`` and scale fp32 [N].
     """
     values = rows.float()
     scale = values.abs().amax(1) / LARGEST[dtype]
-    # amax ignores nothing: a NaN in the row is a NaN here.
+    # amax propagates NaN. This comparison turns it into 1, and the next line into NaN again.
     scale = torch.where(scale >= torch.finfo(torch.float32).tiny, scale, torch.ones_like(scale))
     scale = torch.where(values.isfinite().all(1), scale, torch.full_like(scale, float("nan")))
     q = torch.where(scale.isnan()[:, None], torch.zeros_like(values), values / scale[:, None])
@@ -136,12 +151,12 @@ def gather_rows_(
     slab_scale: Tensor | None = None,
     weight_scale: Tensor | None = None,
 ) -> None:
-    """Copies, or quantises, the rows of the slots whose id changed. Other rows are not touched."""
+    """Copy or quantise the rows of the slots whose id changed, in place. Keep the other rows."""
     changed = (slab_ids != active_ids).flatten().nonzero().flatten()
     tokens = active_ids.flatten()[changed].long()
     slots, tokens = changed[tokens >= 0], tokens[tokens >= 0]
-    byte_rows = weight.dtype == torch.float8_e4m3fn  # PyTorch indexes fp8 only as bytes
-    at = tokens.to(weight.device)  # which may be the host's
+    byte_rows = weight.dtype == torch.float8_e4m3fn  # PyTorch can index fp8 only as bytes
+    at = tokens.to(weight.device)  # the weight may lie in host memory
     rows = weight.view(torch.uint8)[at].view(weight.dtype) if byte_rows else weight[at]
     rows = rows.to(slab.device)
     scale = None if weight_scale is None else weight_scale[tokens]
@@ -165,12 +180,11 @@ def vocab_update_(
     *,
     token_groups: Tensor | None = None,
 ) -> None:
-    """Sequential LRU over the tokens, group by group.
+    """Run a sequential LRU over the tokens, group by group, and update the state in place.
 
-    A token's stamp is the group's clock before the call plus the token's position in it; the
-    clock then advances by all positions. Newcomers, oldest first, take the slots that are free
-    afterwards in ascending order: first those with the smallest stamps (empty: -1), as many as
-    there are newcomers.
+    A token's stamp is the group's clock before the call plus the token's position in the call. The
+    clock then advances by the number of positions, padding included. The n new tokens take n slots:
+    those of evicted tokens, and the lowest empty ones. The oldest new token takes the lowest slot.
     """
     ids = by_group(active_ids)
     count = tokens.size(-1)
@@ -205,7 +219,7 @@ def _update_group(
     gone = [t for t in before if t not in recency and t not in pinned]
     newcomers = [t for t in recency if t not in before]
     empty = [slot for slot, t in enumerate(slot_ids) if t < 0]
-    # Nothing is evicted while a slot is empty, so this is all of `empty` as soon as `gone` is not.
+    # No token is evicted while a slot is empty: if `gone` is not empty, this takes all of `empty`.
     free = sorted(empty[: len(newcomers) - len(gone)] + [before[t] for t in gone])
     for token in gone:
         slots[token] = -1

@@ -14,10 +14,13 @@ from .vocab import ActiveVocab
 
 
 class SlabView(NamedTuple):
-    """What ``sparse_head(packed=True)`` takes.
+    """Operands for ``sparse_head(packed=True)``. B is the number of buffers.
 
-    rows: [B·G, K, D]; ids: int32 [B·G, K]; scale: fp32 [B·G, K] or None;
-    group_ids: int64 [M], which buffer and group serves each row of hidden.
+    Attributes:
+        rows: [B·G, K, D], the slab.
+        ids: int32 [B·G, K], the token that each row holds; -1 where empty.
+        scale: fp32 [B·G, K], the scale of each row of a quantised slab; else None.
+        group_ids: int64 [M], the buffer and group for each row of hidden; or [1], to be expanded.
     """
 
     rows: Tensor
@@ -27,7 +30,7 @@ class SlabView(NamedTuple):
 
 
 class _SideStream:
-    """Run work on a second stream, beside the current one; on a CPU, run it at once."""
+    """A second stream for work beside the current stream. On a CPU, the work runs at once."""
 
     def __init__(self, device: torch.device, stream: torch.cuda.Stream | None) -> None:
         self._device = device
@@ -40,9 +43,9 @@ class _SideStream:
 
     @contextmanager
     def run(self, *tensors: Tensor) -> Iterator[None]:
-        """Run the body on the side stream, after the work already queued on the current one.
+        """Run the body on the side stream, after the work already queued on the current stream.
 
-        ``tensors``, which the current stream allocated, are kept until the body has run.
+        ``tensors``, which the current stream allocated, are kept alive until the body finishes.
         """
         if self.stream is None:
             yield
@@ -66,36 +69,44 @@ class _SideStream:
 
 
 class WeightSlab:
-    """Keeps the rows of the active tokens side by side, copying only those that changed.
+    """A packed copy of the active rows that copies only the rows that changed.
 
-    The buffers are groups of one slab, and which of them is the front is a number on the device: so
-    one captured graph serves every step. A slab carries its own ids: a head that reads it can never
-    disagree with the rows, whatever the vocabulary has done since.
+    The buffers are groups of one slab. The number of the front buffer lies on the device, so one
+    captured graph serves every step. A slab has its own ids, which a head reads with the rows. The
+    ids therefore always match the rows, even if the vocabulary has changed since.
 
-    On a GPU, :meth:`refresh` only enqueues the copying, on a stream of its own, and :meth:`front`
-    lets the current stream wait for it. On a CPU it is done at once; one buffer is enough there.
+    On a GPU, :meth:`refresh` only enqueues the copies on a side stream, and :meth:`front` lets the
+    current stream wait for them. On a CPU, :meth:`refresh` copies at once, so one buffer is enough.
 
-    In a CUDA graph: capture both in one graph; or refresh outside, and then call :meth:`wait`
-    before each replay of the graph that has :meth:`front` in it.
+    With a CUDA graph, capture both methods in one graph. Or refresh outside the graph, and call
+    :meth:`wait` before each replay of the graph that contains :meth:`front`.
 
     Args:
         weight: the LM head [V, D], bf16, fp16 or fp32; int8 or float8_e4m3fn with ``weight_scale``.
-            With the vocabulary on a GPU it may also lie in pinned host memory: only rows that
-            change cross the bus.
-        vocab: whose rows to keep.
-        dtype: of the slab: weight's (default), or int8 or float8_e4m3fn, quantised row by row.
-        buffers: 2 lets a refresh overlap with a draft that reads the other; 1 where they never do.
+            If the vocabulary is on a GPU, the weight may also lie in pinned host memory: only rows
+            that change cross the bus.
+        vocab: the active vocabulary.
+        dtype: dtype of the slab: weight's (default), or int8 or float8_e4m3fn, quantised by row.
+        buffers: 1 or 2. With 2, a refresh can overlap with a draft that reads the other buffer.
+            1 is enough if they never overlap.
         weight_scale: fp32 [V] of a quantised weight, on vocab's device.
-        stream: on a GPU, where :meth:`refresh` copies. By default one of the 32 that PyTorch hands
-            out in turn; should that be the caller's own, nothing overlaps.
+        stream: the stream on which :meth:`refresh` copies, on a GPU. The default is one of the 32
+            streams that PyTorch hands out in turn. If that is also the caller's stream, nothing
+            overlaps.
+
+    Attributes:
+        rows: [buffers · G, K, D], in ``dtype``.
+        ids: int32 [buffers · G, K], the token that each row holds; -1 where empty.
+        scale: fp32 [buffers · G, K] of a quantised slab; else None.
 
     Raises:
-        ValueError: weight does not have vocab's V rows or lies on another device; another number of
-            buffers.
-        TypeError: weight is no plain tensor (a DTensor, torchao's).
+        ValueError: weight does not have vocab's V rows; weight lies on another device; buffers is
+            neither 1 nor 2.
+        TypeError: weight is not a plain tensor (for example a DTensor or a torchao tensor).
     """
 
-    @torch.inference_mode(False)  # or the slab could not be refreshed outside
+    # Inference tensors could not be refreshed in place outside inference mode.
+    @torch.inference_mode(False)
     def __init__(
         self,
         weight: Tensor,
@@ -129,8 +140,8 @@ class WeightSlab:
         self._side_stream = _SideStream(device, stream)
 
     def refresh(self) -> None:
-        """Bring the back buffer up to date with the vocabulary and make it the front."""
-        # Taken now: the vocabulary may change before the copying is over.
+        """Copy the vocabulary's changed rows into the back buffer, and make it the front."""
+        # Clone now: the vocabulary may change before the side stream has copied the rows.
         ids = self.vocab.ids.clone()
         with self._side_stream.run(ids):
             back = (self._front + 1) % self.buffers
@@ -147,15 +158,15 @@ class WeightSlab:
             self._front.copy_(back)
 
     def wait(self) -> None:
-        """Let the current stream wait for the last refresh, as :meth:`front` does by itself."""
+        """Let the current stream wait for the last refresh. :meth:`front` calls this itself."""
         self._side_stream.wait()
 
     def front(self, group_ids: Tensor | None = None) -> SlabView:
-        """The newest buffer; the current stream waits for it.
+        """Return the newest buffer, and let the current stream wait for it.
 
         Args:
-            group_ids: int32 or int64 [M], each row's group of the vocabulary, -1 for padding.
-                Default: group 0, as one id to be expanded over the rows.
+            group_ids: int32 or int64 [M], the vocabulary's group for each row; -1 is padding.
+                Default: group 0, returned as one id [1] that the caller expands over the rows.
         """
         self.wait()
         base = self._front * self.vocab.groups
@@ -164,6 +175,9 @@ class WeightSlab:
         return SlabView(self.rows, self.ids, self.scale, base if group_ids is None else group_ids)
 
     def invalidate(self) -> None:
-        """Forget every row, as after a change of the weight; refresh before the next use."""
+        """Mark every row as empty, for example after a change of the weight.
+
+        Call :meth:`refresh` before the next use.
+        """
         self.wait()
         self.ids.fill_(-1)

@@ -1,8 +1,8 @@
-"""Comparing the speed of things fairly: their rounds are interleaved, and medians are reported.
+"""Compare the speed of several arms: interleave their rounds and report percentiles.
 
-On a machine that is shared or throttles, two measurements taken minutes apart tell more of the
-machine than of the code. So every arm is called once a round, each round begins with another arm,
-and whatever slows the machine slows them all.
+On a machine that is shared or throttles, two measurements taken minutes apart say more about the
+machine than about the code. Therefore each round calls every arm once and begins with another arm,
+so that a slow phase of the machine slows all arms.
 """
 
 import math
@@ -16,19 +16,19 @@ Name = TypeVar("Name")
 
 
 class Percentiles(NamedTuple):
-    """Seconds a call, over the rounds."""
+    """Percentiles of the seconds per call, over the rounds."""
 
     p20: float
     p50: float
     p80: float
 
     def in_us(self) -> dict[str, float]:
-        """Microseconds, named as a column of figures is."""
+        """Convert to microseconds, keyed by column name: "p20_us", "p50_us" and "p80_us"."""
         return {f"{name}_us": value * 1e6 for name, value in self._asdict().items()}
 
 
 def percentiles(seconds: list[float]) -> Percentiles:
-    """The 20th, 50th and 80th percentile, each a time that was measured (nearest rank)."""
+    """Compute the 20th, 50th and 80th percentile by nearest rank: each is a measured time."""
     ranked = sorted(seconds)
     return Percentiles(*(ranked[math.ceil(p * len(ranked) / 100) - 1] for p in (20, 50, 80)))
 
@@ -39,13 +39,16 @@ def time_arms(
     warmup: int = 3,
     before: Callable[[str], object] | None = None,
 ) -> dict[str, Percentiles]:
-    """Time every arm once a round. On a GPU a call is timed until the device has finished it.
+    """Time every arm once per round. On a GPU, the time of a call includes the device's work.
 
     Args:
-        arms: name → what to call.
-        rounds: measured calls of each arm.
-        warmup: calls of each arm that are not counted, the first allocations and caches among them.
-        before: called with the arm's name ahead of every call of it, not timed.
+        arms: the function to call, by the arm's name.
+        rounds: number of measured calls of each arm.
+        warmup: number of uncounted calls of each arm, which pay for first allocations and caches.
+        before: called with the arm's name before each of its calls, and not timed.
+
+    Returns:
+        The percentiles in seconds, by the arm's name.
 
     Raises:
         ValueError: no arms, or no rounds.
@@ -70,11 +73,16 @@ def time_arms(
 def interleaved(
     names: Sequence[Name], rounds: int, warmup: int, seconds_of: Callable[[Name], float]
 ) -> dict[Name, list[float]]:
-    """Measure each name once a round, and begin each round with another one.
+    """Measure each name once per round, and begin each round with another name.
 
     Args:
-        warmup: rounds ahead of those that count.
-        seconds_of: measures one call of a name.
+        names: the names to measure.
+        rounds: number of counted rounds.
+        warmup: number of uncounted rounds before them.
+        seconds_of: measures one call of a name, in seconds.
+
+    Returns:
+        The seconds of the counted rounds, in order, by name.
     """
     seconds: dict[Name, list[float]] = {name: [] for name in names}
     order = list(names)

@@ -13,33 +13,38 @@ from .ops import vocab_update_
 
 
 class ActiveVocab:
-    """At most ``capacity`` tokens a group, the least recently seen evicted first.
+    """An LRU set of at most ``capacity`` token ids per group.
 
-    One group serves one request or a whole batch; ``groups`` > 1 keeps one vocabulary per request.
-    All state is on the device and updated in place, so a captured CUDA graph sees every change.
-    Method: MicroSpec, arXiv 2605.26444.
+    One group serves one request or a whole batch. ``groups`` > 1 keeps one vocabulary per request.
+    All state is on the device. Methods update it in place, so a captured CUDA graph sees every
+    change. Method: MicroSpec, arXiv 2605.26444.
 
     Args:
-        vocab_size: V, tokens of the tokenizer.
-        capacity: K, slots a group.
-        groups: G.
-        pinned: tokens that are never evicted, at most K; they take the first slots of every group.
-        initial: tokens that every group begins with, the likeliest first, which is the last of them
-            to be evicted; as many as there is room for beside the pinned ones.
-        device: where the state lives.
+        vocab_size: V, number of tokens of the tokenizer.
+        capacity: K, number of slots per group.
+        groups: G, number of groups.
+        pinned: at most K distinct token ids that are never evicted. They take the first slots of
+            every group.
+        initial: distinct token ids that every group begins with, the likeliest first. The
+            likeliest is evicted last. Ids that do not fit beside the pinned ones are left out.
+        device: device of the state.
 
     Attributes:
-        ids: int32 [G, K], the token in each slot, -1 where empty. A token keeps its slot.
-        slot_stamps: int64 [G, K], time of last use.
-        token_slots: int32 [G, V], each token's slot, -1 where absent.
-        clock: int64 [G], positions seen.
+        ids: int32 [G, K], the token in each slot; -1 where empty. A token keeps its slot.
+        slot_stamps: int64 [G, K], time of last use; -1 at an empty slot, 2^63 - 1 at a pinned one.
+        token_slots: int32 [G, V], the slot of each token; -1 where absent.
+        clock: int64 [G], positions seen so far.
+        pinned: int32 [n], the pinned tokens.
+        initial: int32 [m], the initial tokens that fit; none of them is pinned.
 
     Raises:
-        ValueError: a size below 1; too many, repeated or out-of-range pinned or initial tokens.
+        ValueError: a size below 1; more than K pinned tokens; a repeated or out-of-range pinned or
+            initial token.
         TypeError: pinned or initial tokens that are not integers.
     """
 
-    @torch.inference_mode(False)  # or the state could not be updated outside
+    # Inference tensors could not be updated in place outside inference mode.
+    @torch.inference_mode(False)
     def __init__(
         self,
         vocab_size: int,
@@ -75,15 +80,16 @@ class ActiveVocab:
 
     @property
     def size(self) -> Tensor:
-        """Active tokens, int32 [G]."""
+        """Number of active tokens, int32 [G]."""
         return (self.ids >= 0).sum(1, dtype=torch.int32)
 
     def update(self, tokens: Tensor, *, token_groups: Tensor | None = None) -> None:
-        """Let tokens in, or refresh them; the last is the newest. See :func:`~.ops.vocab_update_`.
+        """Add tokens, or refresh those already active. See :func:`~.ops.vocab_update_`.
 
         Args:
-            tokens: int32 or int64 [G, N], or [N] when G = 1 or with ``token_groups``; -1 pads.
-            token_groups: int32 or int64 [N], each token's group, -1 to ignore it.
+            tokens: int32 or int64 [G, N], or [N] if G = 1 or with ``token_groups``; oldest first;
+                -1 is padding.
+            token_groups: int32 or int64 [N], the group of each token; -1 ignores the token.
 
         Raises:
             ValueError, TypeError, IndexError: as :func:`~.ops.vocab_update_`.
@@ -98,16 +104,19 @@ class ActiveVocab:
         )
 
     def contains(self, tokens: Tensor, *, token_groups: Tensor | None = None) -> Tensor:
-        """Which tokens are active: bool, shaped as ``tokens``.
+        """Test which tokens are active.
 
         Args:
-            tokens: int32 or int64 [G, ...], or any shape when G = 1 or with ``token_groups``. What
-                is no id in [0, V) is not active.
-            token_groups: int32 or int64, shaped as ``tokens``: the group of each token of a ragged
-                batch. Nothing is active in what is no group in [0, G).
+            tokens: int32 or int64 [G, ...], or any shape if G = 1 or with ``token_groups``. An id
+                outside [0, V) is not active.
+            token_groups: int32 or int64, shape of ``tokens``: the group of each token of a ragged
+                batch. A token of a group outside [0, G) is not active.
+
+        Returns:
+            bool, shape of ``tokens``.
 
         Raises:
-            TypeError: another dtype.
+            TypeError: ``tokens`` or ``token_groups`` of another dtype.
         """
         inside, tokens = _inside("tokens", tokens, self.vocab_size)
         if token_groups is None:
@@ -117,15 +126,16 @@ class ActiveVocab:
         return inside & in_group & (self.token_slots[groups, tokens] >= 0)
 
     def reset(self, groups: Tensor | Sequence[int] | None = None) -> None:
-        """Go back to the pinned and the initial tokens, in some groups.
+        """Reset some groups to the pinned and the initial tokens.
 
         Args:
-            groups: their numbers, integers [n]; or a bool mask [G]. Default: all. A mask on a GPU
-                is waited for, numbers there are not.
+            groups: integers [n], the numbers of the groups; or a bool mask [G]. Default: all
+                groups. The call waits for a mask on a GPU, but not for numbers there.
 
         Raises:
-            IndexError: a number outside [0, G). (On a GPU it ends in PyTorch's device assert.)
-            ValueError, TypeError: another shape; floats.
+            IndexError: a number outside [0, G). (On a GPU, PyTorch's device assert fails instead.)
+            ValueError: wrong shape.
+            TypeError: floats.
         """
         which = group_ids("ActiveVocab: reset: groups", groups, self.groups, self.device)
         first, later = len(self.pinned), len(self.initial)
@@ -141,18 +151,23 @@ class ActiveVocab:
         self.clock[which] = later
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The whole state, as copies."""
+        """Return copies of the whole state.
+
+        Returns:
+            "ids" int32 [G, K], "slot_stamps" int64 [G, K], "token_slots" int32 [G, V] and "clock"
+            int64 [G].
+        """
         return {name: tensor.clone() for name, tensor in self._state().items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take over what :meth:`state_dict` gave, in place.
+        """Copy a state that :meth:`state_dict` returned, in place.
 
-        Nothing is copied unless all of it is consistent: shapes, ranges, and ``token_slots`` the
-        inverse of ``ids``.
+        The method checks everything before it copies anything: shapes, ranges, and that
+        ``token_slots`` is the inverse of ``ids``.
 
         Raises:
-            ValueError: a missing entry, one of another shape, or what no update can have left.
-            TypeError: an entry of another dtype.
+            ValueError: missing entry, wrong shape, or values that no update can produce.
+            TypeError: an entry of another dtype, or one that is not a tensor.
         """
         own = self._state()
         check_state(state, own)
@@ -174,13 +189,16 @@ def _distinct_ids(
     vocab_size: int,
     device: torch.device | str,
 ) -> Tensor:
-    """Distinct token ids, int32 [n]."""
+    """Check that token ids are distinct, and return them as int32 [n]."""
     where = f"ActiveVocab: {name}"
     return token_ids(where, () if ids is None else ids, vocab_size, device=device).int()
 
 
 def _inside(name: str, values: Tensor, bound: int) -> tuple[Tensor, Tensor]:
-    """Which values lie in [0, bound), and all of them as int64, those brought into it."""
+    """Return a mask of the values in [0, bound), and the values as int64.
+
+    Values outside [0, bound) become 0 in the second result. Both have the shape of ``values``.
+    """
     if values.dtype not in (torch.int32, torch.int64):
         got = dtype_name(values.dtype)
         raise TypeError(f"ActiveVocab: contains: {name}: expected int32 or int64, got {got}")

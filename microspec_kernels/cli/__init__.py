@@ -1,6 +1,7 @@
-"""The command ``microspec``: a file per subcommand, each with add_arguments and run.
+"""The command ``microspec``, with a module for each subcommand.
 
-``run`` prints for people and returns the same figures as data, which ``--json FILE`` writes.
+Each module has ``add_arguments`` and ``run``. ``run`` prints a readable report and returns the same
+figures as data, which ``--json FILE`` writes.
 """
 
 import argparse
@@ -18,18 +19,22 @@ COMMANDS = {"generate": generate, "replay": replay, "bench": bench, "info": info
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; 0, or 2 after one line on stderr where it cannot be done.
+    """Run the command line.
+
+    Returns:
+        0; or 2 after an error of arguments, files or memory, printed as one line on stderr; or 1 if
+        the reader of stdout has closed the pipe.
 
     Raises:
-        SystemExit: of argparse.
-        Exception: any other than these of arguments and files: a fault of the program's own.
+        SystemExit: argparse ends the program.
+        Exception: any other exception is a bug in the program.
     """
     args = _parser().parse_args(argv)
     try:
         data = COMMANDS[args.command].run(args)
         if args.json is not None:
             args.json.write_text(json.dumps(data, indent=2) + "\n")
-    except BrokenPipeError:  # the reader, `head` say, has seen enough
+    except BrokenPipeError:  # a reader such as `head` has closed the pipe
         sys.stderr.close()
         return 1
     except (OSError, ValueError, ImportError, MemoryError, torch.OutOfMemoryError) as error:

@@ -1,4 +1,4 @@
-"""``python -m microspec_kernels.cli``, for where the command is not on the path."""
+"""Run ``python -m microspec_kernels.cli``, for systems where the command is not on the path."""
 
 import sys
 

@@ -1,7 +1,7 @@
-"""When the dense head is the better one for a model, by figures measured on this device.
+"""Advise for a model whether the dense or the sparse head is faster, from measured figures.
 
-Figures are the CSV files that the benchmarks of the checkout write: RESULTS/<device>/head.csv, and
-draft_step.csv for the share. An installed package has none of its own.
+The figures are CSV files that the benchmarks of a checkout write: RESULTS/<device>/head.csv, and
+draft_step.csv for the head's share of the draft. An installed package contains no figures.
 """
 
 import argparse
@@ -17,13 +17,13 @@ from .shapes import SHAPES
 from .table import table
 
 RUN_SIZES = {"K": (1024, 3072, 8192), "M": (1, 10, 60)}
-ALIKE = 0.4  # of the words in the names of two devices, at least, have to be the same
+ALIKE = 0.4  # least share of common words in the names of two similar devices
 COMMON_WORDS = {"r", "tm", "cpu", "processor", "family", "model", "threads"}
-SITUATIONS = ("in situ", "cold")  # by how well they tell what an engine will see
+SITUATIONS = ("in situ", "cold")  # the one closest to an engine comes first
 
 
 class Point(NamedTuple):
-    """Medians in µs at one K and M."""
+    """Median times in µs of both heads at one K (capacity) and M (rows)."""
 
     capacity: int
     rows: int
@@ -83,7 +83,7 @@ def _folder(given: Path | None) -> Path:
 
 
 def _stored(given: Path | None, model: str) -> list[Row]:
-    """Figures of heads of the model's shape, of any device."""
+    """Read the figures of heads with the model's shape, of all devices."""
     shape = tuple(map(str, SHAPES[model]))
     folder = _folder(given)
     rows = read(folder, "head.csv", HEAD)
@@ -93,7 +93,10 @@ def _stored(given: Path | None, model: str) -> list[Row]:
 
 
 def nearest(here: str, devices: Iterable[str]) -> str | None:
-    """This device, or the one whose name has most words in common with its name."""
+    """Return this device, or else the one whose name has the most words in common with its name.
+
+    The result is None if no name has a share of at least ALIKE common words.
+    """
 
     def words(name: str) -> set[str]:
         return set(re.findall(r"[a-z0-9]+", name.lower())) - COMMON_WORDS
@@ -106,19 +109,22 @@ def nearest(here: str, devices: Iterable[str]) -> str | None:
 
 
 def _kind(arm: str) -> str | None:
-    """Quantised rows give other figures, and other arms are not what the package offers."""
+    """Classify an arm as "sparse" or "dense"; None for quantised rows and for all other arms.
+
+    Quantised rows have other figures, and the package does not offer the other arms.
+    """
     if arm.startswith("sparse_head") and not re.search("fp8|int8", arm):
         return "sparse"
     return "dense" if arm.startswith("dense") else None
 
 
 def points(rows: list[Row]) -> tuple[str, list[Point]]:
-    """The situation that the figures are of, and the best of each head in it."""
+    """Return the situation of the figures, and the fastest time of each head in that situation."""
     rows = [row for row in rows if _kind(row["arm"])]
     present = [row["situation"] for row in rows]
     situation = next((name for name in SITUATIONS if name in present), present[0])
     sparse: dict[tuple[int, int], float] = {}
-    dense: dict[int, float] = {}  # by M: it is the same for every K
+    dense: dict[int, float] = {}  # by M: the dense head does not depend on K
     for row in rows:
         if row["situation"] != situation:
             continue
@@ -133,7 +139,10 @@ def points(rows: list[Row]) -> tuple[str, list[Point]]:
 
 
 def dense_from(found: list[Point]) -> dict[int, int | None]:
-    """M → the smallest K measured from which on the dense head is no slower, if there is one."""
+    """Find for each M the smallest measured K from which on the dense head is no slower.
+
+    The value is None for an M at which the dense head is slower at the largest measured K.
+    """
     result: dict[int, int | None] = {}
     for m in sorted({point.rows for point in found}):
         result[m] = None
@@ -145,7 +154,7 @@ def dense_from(found: list[Point]) -> dict[int, int | None]:
 
 
 def verdicts(found: list[Point]) -> list[str]:
-    """A sentence for all M with the same answer."""
+    """Write one sentence for each set of M that have the same answer."""
     groups: dict[int | None, list[int]] = {}
     for m, capacity in dense_from(found).items():
         groups.setdefault(capacity, []).append(m)
@@ -168,7 +177,7 @@ def _range(sizes: list[int]) -> str:
 
 
 def measure(model: str, device: str) -> list[Row]:
-    """A quick run: calls from Python, repeated, with whatever then lies in the caches."""
+    """Measure both heads quickly, by repeated calls from Python and without flushing the caches."""
     import torch
 
     from microspec_kernels.timing import time_arms

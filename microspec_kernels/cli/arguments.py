@@ -1,4 +1,4 @@
-"""Read and check arguments before anything costly: a mistake is one line on stderr, exit code 2."""
+"""Parse and check arguments before any costly work. An error is one line on stderr, exit code 2."""
 
 import argparse
 import math
@@ -10,11 +10,11 @@ from typing import Any, NoReturn
 DTYPES = ("float32", "float16", "bfloat16")
 
 LARGEST_VOCAB = 2**24
-"""Tokens that a vocabulary may have: sixty times as many as any has. Its state is 4 bytes each."""
+"""Largest vocabulary accepted: sixty times any real one. Its state takes 4 bytes per token."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Take options by their whole names alone, and tell a mistake in one line."""
+    """A parser that accepts no abbreviated options and prints an error as one line."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
@@ -24,7 +24,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def whole(low: int, high: int | None = None) -> Callable[[str], int]:
-    """Make an argument's type: an integer of at least `low` and at most `high`."""
+    """Make an argument type: an integer of at least `low` and, if given, at most `high`."""
     limits = f"of at least {low}" if high is None else f"in [{low}, {high}]"
 
     def read(text: str) -> int:
@@ -43,12 +43,12 @@ positive = whole(1)
 
 
 def listed(read: Callable[[str], int]) -> Callable[[str], list[int]]:
-    """Make an argument's type: numbers separated by commas, each as `read` takes it."""
+    """Make an argument type: numbers separated by commas, each parsed by `read`."""
     return lambda text: [read(number) for number in text.split(",")]
 
 
 def real(expected: str, fits: Callable[[float], bool]) -> Callable[[str], float]:
-    """Make an argument's type: a finite number that `fits`, which `expected` describes."""
+    """Make an argument type: a finite number that `fits` accepts and `expected` describes."""
 
     def read(text: str) -> float:
         try:
@@ -63,10 +63,10 @@ def real(expected: str, fits: Callable[[float], bool]) -> Callable[[str], float]
 
 
 def output(*suffixes: str) -> Callable[[str], Path]:
-    """Make an argument's type: the path of a file that can be written, in a folder that exists.
+    """Make an argument type: the path of a writable file in an existing folder.
 
     Args:
-        suffixes: those that the file may have; none: any.
+        suffixes: the suffixes that the file may have; without any, all are accepted.
     """
 
     def problem_of(path: Path) -> str | None:
@@ -85,7 +85,7 @@ def output(*suffixes: str) -> Callable[[str], Path]:
         path = Path(text)
         try:
             problem = problem_of(path)
-        except OSError as error:  # a name that is too long, say
+        except OSError as error:  # for example, a name that is too long
             problem = str(error)
         if problem is not None:
             raise argparse.ArgumentTypeError(problem)
@@ -95,14 +95,15 @@ def output(*suffixes: str) -> Callable[[str], Path]:
 
 
 def check_used(args: argparse.Namespace, *rules: tuple[str, bool, str]) -> None:
-    """Refuse options that were given and that nothing would use.
+    """Raise an error for an option that was set but that nothing would use.
 
     Args:
-        rules: an option's attribute (None, False or empty where it was not given), whether anything
-            uses it, and what it would take.
+        args: the parsed arguments.
+        rules: for each option: its attribute (None, False or empty if it was not set), whether
+            anything uses it, and the text of what it requires.
 
     Raises:
-        ValueError: names the first of them.
+        ValueError: an option is unused. The message names the first one.
     """
     for name, used, expected in rules:
         given = getattr(args, name)
@@ -112,10 +113,10 @@ def check_used(args: argparse.Namespace, *rules: tuple[str, bool, str]) -> None:
 
 
 def usable_device(name: str | None) -> Any:
-    """The torch.device of that name; by default the GPU where there is one.
+    """Return the torch.device of that name. The default is the GPU if there is one, else the CPU.
 
     Raises:
-        ValueError: neither the CPU nor a GPU that torch can use here.
+        ValueError: the name is neither the CPU nor a GPU that torch can use here.
     """
     import torch
 
@@ -133,14 +134,15 @@ def usable_device(name: str | None) -> Any:
 
 
 def check_memory(names: str, size: int, device: Any) -> None:
-    """Refuse sizes whose tensors the device's memory cannot hold.
+    """Raise an error if the device's memory cannot hold the tensors.
 
     Args:
-        names: the options that decide it.
-        size: bytes.
+        names: the options that determine the size, for the message.
+        size: size of the tensors in bytes.
+        device: the torch.device.
 
     Raises:
-        ValueError: more than the device has.
+        ValueError: the size is larger than the device's memory.
     """
     import torch
 

@@ -1,8 +1,8 @@
-"""Time the sparse head on this machine, beside a dense head and a plain row selection.
+"""Time the sparse head on this machine against a dense head and a plain row selection.
 
-All arms answer the same question, the top k and their log-probabilities; "select" is what a few
-lines of PyTorch do: index_select the active rows, then a matrix product. Before anything is timed,
-the sparse arms' results are compared with those of "select".
+Each arm computes the top k and their log-probabilities. "select" is the version in a few lines of
+PyTorch: index_select of the active rows, then a matrix product. Before any timing, the command
+compares the results of the sparse arms with those of "select".
 """
 
 import argparse
@@ -41,7 +41,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             of = most.replace("_", "-")
             raise ValueError(f"--{name}: expected at most the --{of} of {limit}, got {value}")
     device, dtype = usable_device(args.device), getattr(torch, args.dtype)
-    # The head, its active rows, hidden and the dense head's logits, in fp32 as well.
+    # The LM head, two copies of its active rows, hidden, and the dense head's logits (in dtype, and
+    # twice in fp32).
     elements = (args.vocab_size + 2 * args.capacity + args.rows) * args.dim
     logits = args.rows * args.vocab_size * (dtype.itemsize + 8)
     size = elements * dtype.itemsize + logits
@@ -80,7 +81,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def operands(vocab_size: int, dim: int, rows: int, device: Any, dtype: Any) -> tuple[Any, Any]:
-    """A random head [V, D] and hidden [M, D], the same at every run."""
+    """Make a random LM head [V, D] and hidden [M, D], the same in every run."""
     import torch
 
     random = torch.Generator(device).manual_seed(0)
@@ -90,7 +91,7 @@ def operands(vocab_size: int, dim: int, rows: int, device: Any, dtype: Any) -> t
 
 
 def arms_for(weight: Any, hidden: Any, capacity: int, k: int) -> dict[str, Callable[[], Any]]:
-    """What is to be timed, over random active tokens."""
+    """Make the functions to time, by name, over `capacity` random active tokens."""
     import torch
     import torch.nn.functional as F
 
@@ -126,7 +127,11 @@ def arms_for(weight: Any, hidden: Any, capacity: int, k: int) -> dict[str, Calla
 
 
 def validate(arms: dict[str, Callable[[], Any]], tolerance: float) -> None:
-    """The sparse arms give select's log-probabilities, but for rounding of its dtype."""
+    """Check that the sparse arms match the log-probabilities of "select" within `tolerance`.
+
+    Raises:
+        ValueError: an arm differs by more. The message names it.
+    """
     import torch
 
     expected, _ = arms["select"]()

@@ -1,4 +1,4 @@
-"""Look at a checkpoint's folder before anything is loaded: its JSON files and tensors' headers."""
+"""Check a checkpoint's folder before loading: its JSON files and the headers of its tensors."""
 
 from pathlib import Path
 
@@ -10,16 +10,17 @@ WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 
 
 def check_folder(option: str, name: str, *, weights: bool = True) -> None:
-    """Check what a folder tells at once; a hub's name tells nothing before it is fetched.
+    """Check a folder; do nothing for a name on the hub, which cannot be checked before download.
 
     Args:
-        option: what errors name where there is no folder.
-        name: of a folder or of a repository on the hub.
-        weights: whether it has to hold a model, not a tokenizer alone.
+        option: the option that errors name.
+        name: a folder, or the name of a repository on the hub.
+        weights: whether the folder must hold a model, rather than only a tokenizer.
 
     Raises:
-        OSError: no such folder, a file that is missing or that cannot be read.
-        ValueError: neither a folder nor the name of a repository, or a damaged file; names it.
+        OSError: `name` is neither a folder nor the name of a repository, or a file is missing or
+            cannot be read.
+        ValueError: a damaged file. The message names it.
     """
     folder = Path(name)
     if folder.exists() and not folder.is_dir():
@@ -46,7 +47,7 @@ def check_folder(option: str, name: str, *, weights: bool = True) -> None:
 
 
 def _check_names(path: Path, config: dict[str, object]) -> None:
-    """`model_type` and `architectures`, by which a checkpoint is known, are texts."""
+    """Check that `model_type` and `architectures`, which identify a checkpoint, are texts."""
     kind, classes = config.get("model_type"), config.get("architectures") or []
     if not isinstance(kind, str | None):
         raise ValueError(f"{path}: model_type: expected a text, got {type(kind).__name__}")

@@ -1,7 +1,7 @@
-"""Continue a prompt with a target and a draft, and say what the draft's head cost.
+"""Continue a prompt with a target and a draft, and report the cost of the draft's head.
 
---compare runs the target alone and then every head on the same prompt, and compares their outputs
-with the target's own.
+--compare runs the target alone and then every head on the same prompt. It compares their outputs
+with the target's output.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     frequency = None if ranked is None else torch.tensor(ranked, device=target.device)
     policy = _policy(args.floor, ranked)
 
-    # One short run each before any is timed: the first calls pay for caches and allocations.
+    # Warm up each head with a short run: the first calls pay for caches and allocations.
     for head in heads if args.compare else []:
         _generate(args, head, target, draft, input_ids, frequency, policy, new=8)
     runs = {
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         )
         for head in heads
     }
-    # A chain's text follows the law of the target's, and is that text only where all is certain.
+    # A chain's text has the target's distribution, but equals the target's text only if greedy.
     comparable = "none" in runs and not (args.chain and args.temperature)
     own = runs["none"].tokens.tolist() if comparable else None
     text = tokenizer.decode(next(iter(runs.values())).tokens.tolist())
@@ -61,7 +61,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _quiet() -> None:
-    """Leave stderr to errors: `load_target` tells what is missing, and bars are for people."""
+    """Keep transformers from writing warnings to stderr, and progress bars if it is no terminal.
+
+    `load_target` itself reports missing weights.
+    """
     logging = require("transformers", "speculative").utils.logging
     logging.set_verbosity_error()
     if not sys.stderr.isatty():
@@ -71,7 +74,11 @@ def _quiet() -> None:
 def _check_ids(
     args: argparse.Namespace, prompt: list[int], ranked: list[int], vocab_size: int
 ) -> None:
-    """All ids are of the target's vocabulary, which also has room for the sparse head's."""
+    """Check that all ids and the sparse head's capacity fit the target's vocabulary.
+
+    Raises:
+        ValueError: an empty prompt, an id outside the vocabulary, or a --capacity above its size.
+    """
     if not prompt:
         raise ValueError("--prompt: expected at least one token, got none")
     of_tokenizer = f"--tokenizer {args.tokenizer or args.target}"
@@ -85,7 +92,10 @@ def _check_ids(
 
 
 def _policy(floor: int | None, ranked: list[int] | None) -> Any:
-    """The default's sources over a pinned floor; None, which is the default, without one."""
+    """Make a policy of the default sources and `floor` pinned tokens; None without a floor.
+
+    None selects the default policy.
+    """
     from microspec_kernels.policy import Policy, default
 
     return None if floor is None else Policy(default().sources, pinned=(ranked or [])[:floor])
@@ -101,7 +111,7 @@ def _generate(
     policy: Any,
     new: int,
 ) -> Any:
-    """A Generation by the head of that name; "none" is the target alone."""
+    """Generate `new` tokens with the head of that name; "none" is the target alone."""
     from microspec_kernels.speculative import Sampling, generate
     from microspec_kernels.speculative.alone import target_alone
 
@@ -126,7 +136,7 @@ def _generate(
 
 
 def _row(head: str, result: Any, depth: int, own: list[int] | None) -> dict[str, Any]:
-    """One line of the table. A draft step is one level of the tree: one call of the head."""
+    """Make one line of the table. A draft step is one level of the tree, with one head call."""
     stats = result.stats
     seconds = stats.seconds
     drafted = stats.steps * depth if head != "none" else 0

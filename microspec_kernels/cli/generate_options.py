@@ -1,4 +1,4 @@
-"""The options of `generate`, and what can be checked of them before a model is loaded."""
+"""Define the options of `generate`, and check them before a model is loaded."""
 
 import argparse
 from pathlib import Path
@@ -10,7 +10,8 @@ from .arguments import DTYPES, check_used, positive, real, usable_device, whole
 from .checkpoints import check_folder
 
 HEADS = ("none", "dense", "static", "sparse")
-# Options that only some calls use have no default of argparse's: whether they were given matters.
+# Argparse has no defaults for options that only some calls use: check_used needs to know whether
+# an option was set.
 DEFAULTS: dict[str, Any] = {
     "head": "sparse",
     "capacity": 3072,
@@ -78,13 +79,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check(args: argparse.Namespace) -> tuple[Any, list[int] | None]:
-    """Check all that can be checked without a model; then fill in defaults and the pair's parts.
+    """Check the options as far as possible without a model; fill in defaults and the pair's parts.
 
     Returns:
-        The torch.device, and the token ids of --frequency-rank if there is one.
+        The torch.device, and the token ids of --frequency-rank or None.
 
     Raises:
-        OSError, ValueError: names the option or the file that is wrong.
+        OSError, ValueError: a wrong option or file. The message names it.
     """
     device = usable_device(args.device)
     _check_used(args)
@@ -148,7 +149,7 @@ def _fill_from_pair(args: argparse.Namespace) -> None:
 
 
 def _check_ranked(args: argparse.Namespace, ranked: list[int] | None) -> None:
-    """What takes its tokens from --frequency-rank finds enough there."""
+    """Check that options that need --frequency-rank have it, and that it has enough tokens."""
     capacity = args.capacity or DEFAULTS["capacity"]
     needs = {"--head static": args.head == "static", "--floor": bool(args.floor)}
     needs["--static-capacity"] = args.static_capacity is not None

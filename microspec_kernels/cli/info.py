@@ -1,4 +1,4 @@
-"""What is installed here, and what it runs on; --advise says when a dense head serves better."""
+"""Show the installation and the device; --advise says when a dense head is faster for a model."""
 
 import argparse
 import os

@@ -1,4 +1,4 @@
-"""Figures that benchmarks have kept: CSV files in a folder a device."""
+"""Read figures that benchmarks wrote: CSV files, in one folder per device."""
 
 import csv
 import math
@@ -14,7 +14,7 @@ Columns = Mapping[str, Callable[[str], object]]
 
 
 def number(text: str) -> float:
-    """A finite number; ValueError for anything else."""
+    """Parse a finite number; raise ValueError for any other text."""
     value = float(text)
     if not math.isfinite(value):
         raise ValueError(f"not finite: {text}")
@@ -34,15 +34,16 @@ DRAFT: Columns = {
 
 
 def read_csv(path: Path, columns: Columns | None = None) -> list[Row]:
-    """Read the rows of a file; times in ms become µs.
+    """Read the rows of a file, and add a column in µs for each column in ms.
 
     Args:
-        columns: that the file has to have, and what reads each.
+        path: the CSV file.
+        columns: the columns that the file must have, each with the function that parses it.
 
     Raises:
-        OSError: no such file, or not readable.
-        ValueError: another kind of file, a column that is missing, or a field that is not what its
-            column holds; says where.
+        OSError: the file does not exist or is not readable.
+        ValueError: another kind of file, a missing column, or a field that its column's function
+            does not accept. The message names the place.
     """
     with reading(path, "a CSV file"), path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file, strict=True)
@@ -75,12 +76,12 @@ def _field(path: Path, line: int, row: Row, name: str, read: Callable[[str], Fie
 
 
 def read(results: Path, name: str, columns: Columns) -> list[Row]:
-    """The rows of that file of all devices; errors are those of :func:`read_csv`."""
+    """Read the rows of the file `name` of all devices. Errors are those of :func:`read_csv`."""
     return [row for path in sorted(results.glob(f"*/{name}")) for row in read_csv(path, columns)]
 
 
 def draft_shares(results: Path, model: str, device: str) -> dict[str, float]:
-    """The head's share of a whole draft by arm, at the shortest context that was measured."""
+    """Read the head's share of a whole draft, by arm, at the shortest measured context."""
     rows = [
         row
         for row in read(results, "draft_step.csv", DRAFT)

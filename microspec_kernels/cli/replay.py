@@ -1,9 +1,10 @@
 """Run recorded token traces, or your own text, through a vocabulary policy.
 
-A trace is an .npz with tokens, generated (1 = the model wrote it, 0 = it was given) and offsets
-(sequence i is tokens[offsets[i]:offsets[i+1]]). A text is a file whose first --prompt-tokens count
-as given, or a .jsonl with the fields prompt and response. Every sequence begins with a
-new vocabulary. A step's tokens are judged against the vocabulary as it was when the step began.
+A trace is an .npz with tokens, generated (1 = the model wrote the token, 0 = it was given) and
+offsets (sequence i is tokens[offsets[i]:offsets[i+1]]). A text is a file whose first
+--prompt-tokens count as given, or a .jsonl with the fields prompt and response. Without --keep,
+every sequence begins with a new vocabulary. A step's tokens are judged against the vocabulary at
+the beginning of the step.
 """
 
 import argparse
@@ -82,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # these tensors are small: threads would only wait for one another
+    torch.set_num_threads(1)  # the tensors are small, so threads would only wait for each other
     try:
         results = _replay(args)
     finally:
@@ -123,7 +124,11 @@ def _replay(args: argparse.Namespace) -> list[Replay]:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Check what the options alone tell, before any file is read."""
+    """Check the options before reading any file.
+
+    Raises:
+        ValueError: a missing, unused or inconsistent option.
+    """
     if not args.traces and not args.text:
         raise ValueError("expected a TRACE.npz or a --text, got none")
     if args.text and args.tokenizer is None:

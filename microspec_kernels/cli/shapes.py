@@ -1,6 +1,6 @@
-"""The LM heads that `info --advise` knows by their model's name."""
+"""The shapes of LM heads that `info --advise` knows, by the model's name."""
 
-# Model → V and D of its LM head. bench/harness/models.py has the other shapes, and the sources.
+# Model → (V, D) of its LM head. bench/harness/models.py has the other shapes and the sources.
 SHAPES = {
     "Llama-3.1-8B": (128256, 4096),
     "Llama-3.2-1B": (128256, 2048),

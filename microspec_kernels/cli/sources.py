@@ -1,4 +1,4 @@
-"""The parts of the vocabulary policy that `replay`'s options describe."""
+"""Make the parts of a vocabulary policy from the options of `replay`."""
 
 import argparse
 from collections.abc import Callable
@@ -28,7 +28,7 @@ TEXT: dict[str, Callable[[int | None], Source]] = {
 TABLES = ("variants", "successors", "neighbours")
 CONTEXT = {"context1": 1, "context2": 2}
 NAMES = (*TEXT, *TABLES, *CONTEXT)
-AHEAD = 5  # as deep as a draft looks
+AHEAD = 5  # about the depth of a draft
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,10 +68,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Check what the options alone tell.
+    """Check the options before reading any file.
 
     Raises:
-        ValueError: one that nothing would use, or that lacks another.
+        ValueError: an option that nothing would use, or that lacks another option.
     """
     ranked, used = args.frequency_rank is not None, {name for name, _ in args.source or ()}
     check_used(
@@ -86,10 +86,10 @@ def check(args: argparse.Namespace) -> None:
 
 
 def check_ids(path: Path, ids: Tensor, vocab_size: int | None) -> None:
-    """Check ids of a file, which are at least -1.
+    """Check an upper bound on the ids of a file, which are at least -1.
 
     Raises:
-        ValueError: one that is not below --vocab-size, or below what any vocabulary has.
+        ValueError: an id that is not below --vocab-size, or without one, below LARGEST_VOCAB.
     """
     size = vocab_size or LARGEST_VOCAB
     outside = ids[ids >= size]
@@ -99,11 +99,11 @@ def check_ids(path: Path, ids: Tensor, vocab_size: int | None) -> None:
 
 
 def load_tables(args: argparse.Namespace) -> dict[str, Tensor]:
-    """Load the tables that are given, by their source's name: int32 [V, c].
+    """Load the tables that the options name: int32 [V, c], by the name of their source.
 
     Raises:
-        OSError: no such file, or not readable.
-        ValueError: not such a table.
+        OSError: a file does not exist or is not readable.
+        ValueError: a file is not such a table.
     """
     paths = {name: getattr(args, name) for name in TABLES if getattr(args, name)}
     return {name: _table(name, path, args.vocab_size) for name, path in paths.items()}
@@ -112,7 +112,7 @@ def load_tables(args: argparse.Namespace) -> dict[str, Tensor]:
 def named_sources(
     args: argparse.Namespace, tables: dict[str, Tensor], vocab_size: int
 ) -> tuple[Source, ...]:
-    """What --source says, or else the text and every table.
+    """Make the sources of --source; without it, those of the text and of every table.
 
     Raises:
         ValueError: a table has no row for some token below `vocab_size`.
@@ -134,13 +134,15 @@ def named_sources(
 
 
 def load_ranked(args: argparse.Namespace, capacity: int) -> tuple[list[int], list[int]]:
-    """The tokens that are pinned, and those that every sequence begins with.
+    """Return the pinned tokens, and the tokens that every sequence begins with.
 
     Args:
-        capacity: the least of the run.
+        args: the parsed arguments.
+        capacity: the smallest capacity of the run.
 
     Raises:
-        OSError, ValueError: not a list of token ids, or too few for --floor.
+        OSError: the file of --frequency-rank does not exist or is not readable.
+        ValueError: the file is not a list of token ids, or has too few for --floor.
     """
     path, floor = args.frequency_rank, args.floor or 0
     if path is None:

@@ -1,10 +1,10 @@
-"""Print figures as a table."""
+"""Format figures as a table."""
 
 from collections.abc import Mapping, Sequence
 
 
 def table(rows: Sequence[Mapping[str, object]]) -> str:
-    """Rows with the same keys under a heading: text to the left, numbers to the right."""
+    """Format rows with equal keys under a heading; align text left and numbers right."""
     heading = list(rows[0])
     cells = [heading, *([_text(row[key]) for key in heading] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]

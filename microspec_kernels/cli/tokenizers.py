@@ -1,4 +1,4 @@
-"""Turn text into tokens and back: Mistral's Tekken, or a checkpoint's own tokenizer."""
+"""Convert text to tokens and back with Mistral's Tekken or a checkpoint's tokenizer."""
 
 from pathlib import Path
 from typing import Protocol
@@ -15,7 +15,7 @@ class Tokenizer(Protocol):
 
 
 class Tekken:
-    """Mistral's Tekken as mistral-common ships it, with its instruction format."""
+    """Mistral's Tekken from the package mistral-common, with its instruction format."""
 
     def __init__(self) -> None:
         package = Path(require("mistral_common", "demo").__file__).parent
@@ -32,7 +32,7 @@ class Tekken:
 
 
 class HuggingFace:
-    """A checkpoint's own tokenizer, with its chat template where it has one."""
+    """A checkpoint's tokenizer, with its chat template if it has one."""
 
     def __init__(self, name: str) -> None:
         self._name, transformers = name, require("transformers", "speculative")
@@ -54,5 +54,5 @@ class HuggingFace:
 
 
 def load_tokenizer(name: str) -> Tokenizer:
-    """The tokenizer called "tekken", or that of a folder or of the hub."""
+    """Load Tekken for the name "tekken", else the tokenizer of a folder or of the hub."""
     return Tekken() if name == "tekken" else HuggingFace(name)

@@ -1,7 +1,7 @@
-"""Vocabulary policies: which tokens the draft may propose, and why.
+"""Vocabulary policies: rules that decide which tokens the draft may propose.
 
-A policy is a short list of sources, and the tokens that a vocabulary begins with. After every pass
-of the target it says what enters the active vocabulary:
+A policy is a short list of sources, together with the tokens that a vocabulary begins with. After
+every pass of the target, it selects the tokens that enter the active vocabulary:
 
     from microspec_kernels import ActiveVocab
     from microspec_kernels.policy import TargetPass, default
@@ -12,8 +12,8 @@ of the target it says what enters the active vocabulary:
     )
     vocab.update(policy.select(TargetPass("step", tree_tokens, top_tokens, chosen)))
 
-The same policy runs in the speculative loop, over recorded traces (:mod:`..replay`) and, captured
-in a CUDA graph, in an engine: :meth:`Policy.select` never reads a value back to the host.
+The same policy runs in the speculative loop, over recorded traces (:mod:`..replay`), and in an
+engine's CUDA graph: :meth:`Policy.select` never reads a value back to the host.
 """
 
 from .context import ContextSuccessors

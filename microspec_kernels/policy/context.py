@@ -1,4 +1,4 @@
-"""What followed the newest tokens when they stood earlier in the same text."""
+"""A source that predicts from the text itself: the tokens that last followed the same n-gram."""
 
 import torch
 from torch import Tensor
@@ -9,27 +9,29 @@ TOKEN_BITS = 32
 
 
 class ContextSuccessors:
-    """Remembers, for each n-gram of a text, the token that followed it last.
+    """A memory of the token that last followed each n-gram of a text.
 
-    As prompt-lookup decoding drafts (github.com/apoorvumang/prompt-lookup-decoding), here only to
-    say which tokens to keep active. All that it names has been in the text: with the prompt and
-    the generated tokens among the sources it matters only once some of them have been evicted.
+    Prompt-lookup decoding (github.com/apoorvumang/prompt-lookup-decoding) drafts in this way. Here
+    the memory only decides which tokens to keep active. It selects only tokens of the text. If the
+    prompt and the generated tokens are also sources, it therefore matters only after some of them
+    have been evicted.
 
-    The state is int64 [V + 1] on the device, a slot per hash of an n-gram (for single tokens the
-    token itself; two n-grams that share a slot cost each other a guess). One object serves one
-    text at a time.
+    The state is int64 [V + 1] on the device, a slot per hash of an n-gram. The hash of a single
+    token is the token itself. If two n-grams share a slot, the later one replaces the follower of
+    the other. One object serves one text at a time.
 
     Args:
-        vocab_size: V, tokens of the tokenizer.
-        order: how many tokens an n-gram has.
-        ahead: how many tokens to look ahead; each is looked up after the one before.
-        device: where the state lives.
+        vocab_size: V, number of tokens of the tokenizer.
+        order: number of tokens in an n-gram.
+        ahead: number of tokens to look ahead; each look-up continues from the token before.
+        device: device of the state.
 
     Raises:
         ValueError: a number below 1.
     """
 
-    @torch.inference_mode(False)  # or the text could not be learned outside
+    # Inference tensors could not be updated in place outside inference mode.
+    @torch.inference_mode(False)
     def __init__(
         self,
         vocab_size: int,
@@ -42,8 +44,8 @@ class ContextSuccessors:
             if value < 1:
                 raise ValueError(f"ContextSuccessors: {name}: expected at least 1, got {value}")
         self.vocab_size, self.order, self.ahead = vocab_size, order, ahead
-        # What followed, below the time at which it did, so that the latest is the largest. The
-        # last slot stands for what is no n-gram, and stays empty.
+        # An entry is (time << TOKEN_BITS) | follower, so the latest entry is the largest. The last
+        # slot is for windows that are not n-grams, and its entry stays -1.
         self._followed = torch.empty(vocab_size + 1, dtype=torch.int64, device=device)
         self._newest = torch.empty(order, dtype=torch.int64, device=device)
         self._clock = torch.empty((), dtype=torch.int64, device=device)
@@ -51,7 +53,7 @@ class ContextSuccessors:
 
     @property
     def sources(self) -> tuple[Source, Source]:
-        """Takes `ahead` tokens a pass, at its last row, of prompts and of steps."""
+        """Two sources, for prompts and steps; each selects `ahead` tokens at the last row."""
         name = f"context{self.order}x{self.ahead}"
         return (
             Source(name, "prompt", self._after_prompt, reset=self.reset),
@@ -73,7 +75,7 @@ class ContextSuccessors:
         return self._next(target_pass)
 
     def _learn(self, text: Tensor) -> None:
-        """Append the tokens int64 [m] to the text, whichever of them are not -1."""
+        """Append the tokens int64 [m] that are not -1, and record the n-grams' followers."""
         first = (text < 0).to(torch.uint8).argsort(stable=True)
         text = torch.cat((self._newest, text[first]))
         ngrams = text.unfold(0, self.order, 1)
@@ -93,11 +95,11 @@ class ContextSuccessors:
             ngram = torch.cat((ngram[1:], token))
             ahead.append(token)
         taken = target_pass.tokens.new_full((len(target_pass.tokens), self.ahead), -1)
-        taken[-1:] = torch.cat(ahead[::-1])  # the nearest last: the newest
+        taken[-1:] = torch.cat(ahead[::-1])  # the nearest token comes last, so it is the newest
         return taken
 
     def _slots(self, ngrams: Tensor) -> Tensor:
-        """Where n-grams int64 [m, order] are kept; what has a -1 in it, in the last slot."""
+        """Return the slots int64 [m] of n-grams int64 [m, order]: slot V for those with a -1."""
         slot = torch.zeros_like(ngrams[:, 0])
         for column in ngrams.unbind(1):
             slot = (slot * 1000003 + column) % self.vocab_size

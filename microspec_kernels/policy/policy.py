@@ -1,4 +1,4 @@
-"""Define a vocabulary policy: sources of tokens, and a floor that is never evicted."""
+"""Define a vocabulary policy: sources of tokens, initial tokens and pinned tokens."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ class TargetPass:
     """One request's part of a pass of the target.
 
     Attributes:
-        stage: "prompt" where given tokens went in, "step" where a draft was verified.
-        tokens: int64 [n], what went in: a prompt (or a later given turn), or a draft tree with its
-            root first.
+        stage: "prompt" if the target read given tokens, "step" if it verified a draft.
+        tokens: int64 [n], the input tokens: a prompt (or a later given turn), or a draft tree with
+            its root first.
         top_tokens: int64 [n, t], the target's likeliest next tokens after each row, the likeliest
-            first; t may be 0. Where only the last row's were computed (:meth:`Policy.rows`), -1
-            elsewhere.
-        chosen: int64 [n], the token by which the text went on after each row (accepted or bonus),
-            -1 for rows that are not on the accepted path. In text order along the rows.
+            first; t may be 0. If only the last row's were computed (:meth:`Policy.rows`), the other
+            rows are -1.
+        chosen: int64 [n], the token that followed each row in the text (accepted or bonus); -1 for
+            rows that are not on the accepted path. The rows of that path are in text order.
     """
 
     stage: Stage
@@ -34,23 +34,24 @@ class TargetPass:
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A rule that takes tokens from one kind of pass.
+    """A rule that selects tokens from one kind of pass.
 
     Attributes:
-        name: what it is called in figures.
-        stage: the kind of pass that it takes tokens from.
-        select: gives int64 [n, c], a row per token that went in; -1 is nothing. It must not read a
-            value back to the host, and its shape may only depend on its input's: so a CUDA graph
-            can capture it.
-        budget: at most so many tokens a pass, the newest (the last in row order); None for all.
-        target_top_k: how many of the target's likeliest tokens it wants at every row. Beyond the
-            argmax that costs a top-k over V, and in the prompt logits at every row.
-        rows: of a prompt, whether it wants them at every row or only at the last, which is what
-            serving engines compute anyway.
-        reset: forgets the text, where `select` remembers it.
+        name: name in reports and in the policy's name.
+        stage: the kind of pass from which the source selects tokens.
+        select: a function that returns int64 [n, c], one row per input token; -1 is padding. It
+            must not read a value back to the host, and the shape of its result may depend only on
+            the shape of its input, so that a CUDA graph can capture it.
+        budget: the largest number of tokens per pass; None for all. The newest tokens (the last in
+            row order) are kept.
+        target_top_k: number of the target's likeliest tokens that the source needs at every row.
+            A number above 1 costs a top-k over V, and in the prompt logits at every row.
+        rows: whether the source needs them at every row of a prompt ("all") or only at the last
+            row ("last"), which serving engines compute anyway.
+        reset: forgets the text, if `select` remembers it; else None.
 
     Raises:
-        ValueError: a stage, budget, target_top_k or rows that is none.
+        ValueError: an invalid stage, budget, target_top_k or rows.
     """
 
     name: str
@@ -73,27 +74,27 @@ class Source:
                 raise ValueError(f"Source: {argument}: expected {expected}, got {got!r}")
 
     def tokens(self, target_pass: TargetPass) -> Tensor:
-        """Select tokens within the budget: int64 [n, c], -1 is nothing."""
+        """Select tokens within the budget: int64 [n, c], -1 is padding."""
         taken = self.select(target_pass)
         if self.budget is None or self.budget >= taken.numel():
             return taken
         present = (taken >= 0).flatten()
-        newer = present.flip(0).cumsum(0).flip(0)  # this one and those after it
+        newer = present.flip(0).cumsum(0).flip(0)  # count of this token and those after it
         return torch.where(newer.view_as(taken) <= self.budget, taken, -1)
 
 
 @dataclass(frozen=True, eq=False)
 class Policy:
-    """What enters an active vocabulary, and what never leaves it.
-
-    Attributes:
-        sources: in the order of their tokens within a row: the last source's are the newest, which
-            an LRU vocabulary forgets last.
-        initial: token ids that a vocabulary begins with, as many as it has room for, the likeliest
-            first; they leave when what the sources take needs their slots.
-        pinned: token ids that are never evicted, the most frequent first.
+    """A choice of tokens that enter an active vocabulary, and of tokens that never leave it.
 
     A policy whose sources remember the text (:meth:`reset`) serves one request at a time.
+
+    Attributes:
+        sources: the sources, in the order of their tokens within a row. The last source's tokens
+            are the newest, so an LRU vocabulary evicts them last.
+        initial: token ids that a vocabulary begins with, the likeliest first, as many as fit. They
+            are evicted when selected tokens need their slots.
+        pinned: token ids that are never evicted, the most frequent first.
     """
 
     sources: tuple[Source, ...]
@@ -102,32 +103,35 @@ class Policy:
 
     @property
     def name(self) -> str:
-        """Its sources, with their budgets, whether it begins filled, and the size of its floor."""
+        """The sources and their budgets, "filled" if there are initial tokens, "floor" and count.
+
+        For example "prompt+top3=64+filled+floor1024".
+        """
         names = [s.name if s.budget is None else f"{s.name}={s.budget}" for s in self.sources]
         floor = [f"floor{len(self.pinned)}"] if len(self.pinned) else []
         filled = ["filled"] if len(self.initial) else []
         return "+".join([*dict.fromkeys(names), *filled, *floor])
 
     def target_top_k(self, stage: Stage) -> int:
-        """Return how many of the target's likeliest tokens a pass of that stage has to hold."""
+        """Return the number of the target's likeliest tokens that a pass of that stage needs."""
         return max((s.target_top_k for s in self.sources if s.stage == stage), default=0)
 
     def rows(self, stage: Stage) -> Literal["all", "last", "none"]:
-        """Return at which rows of such a pass they are wanted."""
+        """Return at which rows of such a pass the target's likeliest tokens are needed."""
         wanted = {s.rows for s in self.sources if s.stage == stage and s.target_top_k}
         return "all" if "all" in wanted else "last" if wanted else "none"
 
     def select(self, target_pass: TargetPass) -> Tensor:
-        """Return all sources' tokens, int64 [N] by row: a later row is newer, -1 is nothing.
+        """Return all sources' tokens: int64 [N], row by row, the newest last; -1 is padding.
 
-        Nothing is read back to the host, and N depends on the shapes in `target_pass` alone.
+        The method reads nothing back to the host. N depends only on the shapes in `target_pass`.
         """
         stage = target_pass.stage
         columns = [source.tokens(target_pass) for source in self.sources if source.stage == stage]
         return torch.cat(columns, dim=1).flatten() if columns else target_pass.tokens[:0]
 
     def reset(self) -> None:
-        """Another text begins: sources that remember one forget it."""
+        """Reset the sources that remember a text. Call this before another text begins."""
         for source in self.sources:
             if source.reset is not None:
                 source.reset()

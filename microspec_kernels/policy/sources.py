@@ -1,4 +1,4 @@
-"""The sources of a policy: each a few lines over what a pass of the target showed."""
+"""The sources of a policy. Each selects tokens from a pass of the target in a few lines."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,46 +9,53 @@ from .policy import Policy, Rows, Source, TargetPass
 
 
 def prompt(budget: int | None = None) -> Source:
-    """What was given, a user's later turns included (MicroSpec, arXiv 2605.26444)."""
+    """Select given tokens, including a user's later turns (MicroSpec, arXiv 2605.26444)."""
     return Source("prompt", "prompt", _tokens, budget)
 
 
 def generated(budget: int | None = None) -> Source:
-    """What the text went on with: accepted tokens and the bonus token (arXiv 2605.26444)."""
+    """Select the text's new tokens: accepted tokens and the bonus token (arXiv 2605.26444)."""
     return Source("generated", "step", _chosen, budget)
 
 
 def draft_tree(budget: int | None = None) -> Source:
-    """Every node of the draft tree, accepted or not (arXiv 2605.26444)."""
+    """Select every node of the draft tree, accepted or not (arXiv 2605.26444)."""
     return Source("tree", "step", _tokens, budget)
 
 
 def top_k(k: int, budget: int | None = None) -> Source:
-    """The target's k likeliest at every node of the tree; MicroSpec takes 3 (arXiv 2605.26444)."""
+    """Select the target's k likeliest tokens at every node of the draft tree.
+
+    MicroSpec uses k = 3 (arXiv 2605.26444).
+    """
     return Source(f"top{k}", "step", _likeliest(k), budget, target_top_k=k)
 
 
 def prompt_top_k(k: int, rows: Rows = "all", budget: int | None = None) -> Source:
-    """The target's k likeliest at the prompt's rows; MicroSpec takes 3 at all (arXiv 2605.26444).
+    """Select the target's k likeliest tokens at the prompt's rows.
 
-    Serving engines project only the last row: all rows cost one GEMM over V more.
+    MicroSpec uses k = 3 at all rows (arXiv 2605.26444). Serving engines project only the last row,
+    so rows = "all" costs one more GEMM over V.
     """
     name = f"prompt_top{k}" if rows == "all" else f"prompt_last_top{k}"
     return Source(name, "prompt", _likeliest(k, rows), budget, target_top_k=k, rows=rows)
 
 
 def expanded(source: Source, table: Tensor, name: str, budget: int | None = None) -> Source:
-    """Relatives of the tokens that another source takes, by a table.
+    """Select relatives of another source's tokens from a table.
 
     Args:
-        source: whose tokens are looked up; take it into the policy too if they shall enter.
+        source: the source of the tokens to look up. Its own tokens enter the vocabulary only if the
+            policy also has this source.
         table: int32 or int64 [V, c] on the device of the passes' tokens, the likeliest relative
-            first, -1 is nothing. See :func:`~.variants`, :func:`~.successors` and
+            first; -1 is padding. See :func:`~.variants`, :func:`~.successors` and
             :func:`~.neighbours`.
-        budget: at most so many relatives a pass.
+        name: the name of the new source.
+        budget: the largest number of relatives per pass; None for all.
 
     Raises:
-        ValueError, TypeError: a table of another shape or dtype.
+        ValueError: a table of another shape.
+        TypeError: a table of another dtype.
     """
     if table.dim() != 2:
         raise ValueError(f"expanded: table: expected shape [V, c], got {list(table.shape)}")
@@ -57,7 +64,7 @@ def expanded(source: Source, table: Tensor, name: str, budget: int | None = None
 
     def select(target_pass: TargetPass) -> Tensor:
         taken = source.tokens(target_pass)
-        related = table[taken.clamp(min=0)].flip(2)  # the likeliest last: the newest
+        related = table[taken.clamp(min=0)].flip(2)  # the likeliest comes last, so it is newest
         return torch.where(taken[:, :, None] >= 0, related, -1).flatten(1).long()
 
     return Source(
@@ -75,31 +82,33 @@ def _chosen(target_pass: TargetPass) -> Tensor:
 
 def _likeliest(k: int, rows: Rows = "all") -> Callable[[TargetPass], Tensor]:
     def select(target_pass: TargetPass) -> Tensor:
-        best = target_pass.top_tokens[:, :k].flip(1)  # the likeliest last: the newest
+        best = target_pass.top_tokens[:, :k].flip(1)  # the likeliest comes last, so it is newest
         return best if rows == "all" else torch.cat((torch.full_like(best[:-1], -1), best[-1:]))
 
     return select
 
 
 TEXT = (prompt(), generated())
-"""What a text alone shows, without a draft and without the target's logits."""
+"""Sources that need only the text, neither a draft nor the target's logits."""
 
 MICROSPEC = (prompt(), prompt_top_k(3), draft_tree(), top_k(3))
-"""MicroSpec's sources (arXiv 2605.26444); its argmax at every node is the first of the top 3."""
+"""MicroSpec's sources (arXiv 2605.26444). Its argmax at every node is the first of the top 3."""
 
 
 FILLED = (prompt(), top_k(3), generated())
-"""What a vocabulary that begins filled gains from; the rest of MICROSPEC adds nothing there."""
+"""Sources for a vocabulary with initial tokens. The rest of MICROSPEC adds nothing there."""
 
 
 def default(frequency: Tensor | Sequence[int] = ()) -> Policy:
-    """The package's own choice: a vocabulary that begins filled, or MicroSpec's without a list.
+    """Return the package's default policy.
 
-    Slots that the text does not need cost little to fill with frequent tokens, and a text seldom
-    comes to evict the top of the list; docs/policy.md has the figures.
+    With ``frequency``, the vocabulary begins with the most frequent tokens. Without it, the policy
+    has MicroSpec's sources and the generated tokens. It costs little to fill slots that the text
+    does not need with frequent tokens, and a text seldom evicts the top of the list.
+    docs/policy.md has the figures.
 
     Args:
-        frequency: token ids by falling frequency, best counted on one's own traffic
+        frequency: token ids by falling frequency. Preferably count them on your own traffic
             (:func:`~.frequency_rank`).
     """
     return Policy(FILLED, frequency) if len(frequency) else Policy((*MICROSPEC, generated()))

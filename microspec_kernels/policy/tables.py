@@ -1,6 +1,6 @@
-"""What is counted or computed beforehand: a ranking of tokens, and tables of relatives.
+"""Compute a ranking of tokens and tables of related tokens in advance.
 
-A table is int32 [V, c]: of each token, the likeliest relative first; -1 is nothing.
+A table is int32 [V, c]: row t lists the relatives of token t, the likeliest first; -1 is padding.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,18 +14,20 @@ from microspec_kernels._token_ids import token_ids
 def frequency_rank(
     texts: Iterable[Tensor], vocab_size: int, prior: Tensor | Sequence[int] = ()
 ) -> Tensor:
-    """Tokens by how many texts they stand in, the most first: what a vocabulary may begin with.
+    """Rank tokens by the number of texts that contain them, as a vocabulary's initial tokens.
 
-    Texts count, not occurrences: a token that fills one text says little about the next.
+    The function counts texts, not occurrences: a token that fills one text says little about the
+    next text.
 
     Args:
-        texts: int64 or int32 [n] each, ids in [0, vocab_size); best of one's own traffic.
+        texts: int64 or int32 [n] each, ids in [0, vocab_size); preferably from your own traffic.
         vocab_size: V.
-        prior: distinct ids by falling frequency elsewhere: orders the tokens of equally many texts,
-            and follows with those of none. Without one, both go by id.
+        prior: distinct ids by falling frequency in another corpus. Its order breaks ties between
+            tokens with equal counts. Its tokens that are in no text follow at the end. Without a
+            prior, ties are in the order of ids.
 
     Returns:
-        int64 [S] on the CPU, distinct: the tokens that stand in a text or in the prior.
+        int64 [S] on the CPU, distinct: the tokens that are in a text or in the prior.
 
     Raises:
         ValueError: a token outside the vocabulary, or repeated in the prior.
@@ -44,15 +46,18 @@ def frequency_rank(
 
 
 def variants(texts: Sequence[str | None]) -> Tensor:
-    """The same word with or without a leading space, in lower case, capitalised or in capitals.
+    """Build a table of each token's variants in case and leading space.
+
+    Variants are the same word with or without a leading space, as it stands, in lower case,
+    capitalised or in upper case.
 
     Args:
-        texts: each token's text, by id; None for tokens without one (special ones, parts of a
-            character).
+        texts: the text of each token, by id; None for tokens without one (special tokens, parts of
+            a character).
 
     Returns:
-        int32 [V, c], c the most variants that a token has, at most 7: those that keep the token's
-        space first.
+        int32 [V, c] on the CPU. Variants with the token's own leading space, or lack of it, come
+        first. c is the largest number of variants of a token, at most 7.
     """
     ids: dict[str, int] = {}
     for token, text in enumerate(texts):
@@ -68,7 +73,7 @@ def variants(texts: Sequence[str | None]) -> Tensor:
 
 
 def _forms(text: str) -> list[str]:
-    """Other ways to write a token's text: case as it stands before others, so with its space."""
+    """List the variants of a text: its own leading space first, then its own case first."""
     core = text.removeprefix(" ")
     spaces = (" ", "") if text.startswith(" ") else ("", " ")
     cases = dict.fromkeys((core, core.lower(), core.capitalize(), core.upper()))
@@ -77,18 +82,18 @@ def _forms(text: str) -> list[str]:
 
 
 def successors(texts: Iterable[Tensor], vocab_size: int, count: int) -> Tensor:
-    """What followed each token most often in a corpus.
+    """Build a table of the tokens that most often follow each token in a corpus.
 
     Args:
         texts: int64 or int32 [n] each, ids in [0, vocab_size).
         vocab_size: V.
-        count: c, successors a token.
+        count: c, number of successors per token.
 
     Returns:
-        int32 [V, count] on the CPU; equally frequent ones by token id.
+        int32 [V, count] on the CPU, the most frequent first; equally frequent ones by token id.
 
     Raises:
-        ValueError: a count or a vocabulary below 1, or a token outside it.
+        ValueError: count or vocab_size below 1, or a token outside the vocabulary.
         TypeError: tokens that are not integers.
     """
     for name, value in (("vocab_size", vocab_size), ("count", count)):
@@ -113,19 +118,19 @@ def successors(texts: Iterable[Tensor], vocab_size: int, count: int) -> Tensor:
 
 
 def neighbours(weight: Tensor, count: int, *, cosine: bool = True, chunk: int = 256) -> Tensor:
-    """The rows of an LM head that are nearest to each row.
+    """Build a table of the nearest rows of an LM head to each row.
 
     Args:
         weight: [V, D], floating point.
-        count: c, neighbours a token, at most V - 1.
-        cosine: by the angle between rows; otherwise by their dot product.
-        chunk: rows compared with all of V at a time.
+        count: c, number of neighbours per token, at most V - 1.
+        cosine: compare rows by cosine similarity; otherwise by dot product.
+        chunk: number of rows that are compared with all V rows at a time.
 
     Returns:
-        int32 [V, count] on the weight's device, the nearest first, the token itself left out.
+        int32 [V, count] on the weight's device, the nearest first, without the token itself.
 
     Raises:
-        ValueError: a weight of another shape; a count or chunk out of range.
+        ValueError: a weight of another shape; count or chunk out of range.
     """
     if weight.dim() != 2:
         raise ValueError(f"neighbours: weight: expected shape [V, D], got {list(weight.shape)}")
@@ -138,7 +143,7 @@ def neighbours(weight: Tensor, count: int, *, cosine: bool = True, chunk: int = 
     for begin in range(0, len(weight), chunk):
         scores = (weight[begin : begin + chunk] @ weight.T).float()
         if cosine:
-            scores /= lengths  # the row's own length changes nothing in its order
+            scores /= lengths  # dividing by the row's own length would not change the order
         scores.diagonal(begin).fill_(-torch.inf)
         nearest.append(scores.topk(count).indices.int())
     return torch.cat(nearest)

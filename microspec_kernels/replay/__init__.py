@@ -1,9 +1,9 @@
-"""Recorded token traces through a vocabulary policy: would a draft have known the next tokens?
+"""Replay recorded token traces through a vocabulary policy: could a draft have proposed the tokens?
 
-A step is what a speculative loop does between two passes of the target: the draft proposes, the
-target accepts or corrects ``step`` tokens, and all of them enter the vocabulary at once. So every
-token of a step is judged against the vocabulary as it was when that step began. Given tokens (a
-prompt, a later turn) are not judged; they enter when they come, before the next step begins.
+A step is the work of a speculative loop between two passes of the target: the draft proposes, the
+target accepts or corrects ``step`` tokens, and all of them enter the vocabulary at once. Every
+token of a step is therefore judged against the vocabulary at the beginning of the step. Given
+tokens (a prompt, a later turn) are not judged. They enter before the next step begins.
 
     from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A user's own text as a trace, and a tokenizer's tokens as text."""
+"""Convert a user's text to a trace, and a tokenizer's tokens to text."""
 
 import json
 from itertools import accumulate
@@ -16,11 +16,11 @@ BYTE_LEVEL_SPACE, METASPACE = "Ġ", "▁"
 
 
 def load_tokenizer(path: Path) -> Any:
-    """The `tokenizers.Tokenizer` of a tokenizer.json.
+    """Load a tokenizer.json as a `tokenizers.Tokenizer`.
 
     Raises:
-        OSError: no such file, or not readable.
-        ValueError: not a tokenizer.
+        OSError: the file does not exist or is not readable.
+        ValueError: the file is not a tokenizer.
         ImportError: the `replay` extra is missing.
     """
     tokenizers = require("tokenizers", "replay")
@@ -30,15 +30,17 @@ def load_tokenizer(path: Path) -> Any:
 
 
 def load_text(path: Path, tokenizer: Any, prompt_tokens: int = 0) -> Trace:
-    """A text file as one sequence, or a .jsonl as one a line.
+    """Load a text file as one sequence, or a .jsonl file as one sequence per line.
 
     Args:
-        path: of a text, whose first ``prompt_tokens`` count as given and the rest as generated; or
-            of a .jsonl of objects with the fields "prompt" and "response".
-        tokenizer: :func:`load_tokenizer`'s.
+        path: a text file; or a .jsonl file of objects with the fields "prompt" (given tokens) and
+            "response" (generated tokens).
+        tokenizer: a tokenizer from :func:`load_tokenizer`.
+        prompt_tokens: number of tokens at the start of a text file that count as given; the rest
+            count as generated. A .jsonl file does not use it.
 
     Raises:
-        OSError: no such file, or not readable.
+        OSError: the file does not exist or is not readable.
         ValueError: a line of a .jsonl that is not such an object, a text that is not UTF-8,
             or prompt_tokens below 0.
     """
@@ -64,14 +66,14 @@ def load_text(path: Path, tokenizer: Any, prompt_tokens: int = 0) -> Trace:
 
 def _prompts_and_responses(path: Path, text: str) -> list[tuple[str, str]]:
     pairs = []
-    for number, line in enumerate(text.split("\n"), 1):  # splitlines knows ends that JSON does not
+    for number, line in enumerate(text.split("\n"), 1):  # splitlines also splits at U+2028
         if not line.strip():
             continue
         try:
             fields = json.loads(line)
             pair = fields["prompt"], fields["response"]
             for part in pair:
-                part.encode()  # lone surrogates are no text
+                part.encode()  # raises UnicodeEncodeError, a ValueError, for lone surrogates
         except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
             expected = 'an object with texts as "prompt" and "response"'
             got = f"{line[:80]}{'…' * (len(line) > 80)}"
@@ -81,10 +83,14 @@ def _prompts_and_responses(path: Path, text: str) -> list[tuple[str, str]]:
 
 
 def token_texts(tokenizer: Any) -> list[str | None]:
-    """Each token's text, by id, for :func:`~microspec_kernels.policy.variants`.
+    """List the text of each token by id, for :func:`~microspec_kernels.policy.variants`.
 
-    None for special tokens, for parts of a character, and for ids without a token. Reads the two
-    common alphabets: byte-level (GPT-2, Llama 3, Qwen) and metaspace (Llama 2, Mistral).
+    The entry is None for special tokens, for parts of a character, and for ids without a token. The
+    function reads the two common alphabets: byte-level (GPT-2, Llama 3, Qwen) and metaspace
+    (Llama 2, Mistral).
+
+    Raises:
+        ImportError: the `replay` extra is missing.
     """
     decode = require("tokenizers.decoders", "replay").ByteLevel().decode
     pieces = tokenizer.get_vocab()

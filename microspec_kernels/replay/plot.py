@@ -1,4 +1,4 @@
-"""Coverage against the size of the active vocabulary."""
+"""Plot coverage against the size of the active vocabulary."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -8,16 +8,18 @@ from microspec_kernels._optional import require
 
 from .run import Replay
 
-# The same figures give the same file.
+# With these settings, equal results give equal files.
 FIXED = {"svg.hashsalt": "microspec", "svg.fonttype": "none", "font.size": 9}
 
 
 def plot(results: Sequence[Replay], path: Path) -> None:
-    """Draw coverage against mean active size: a curve a trace and policy, a point a capacity.
+    """Draw coverage against mean active size.
+
+    There is a curve for each trace and policy, and a point for each capacity.
 
     Args:
-        results: what :func:`~.replay` gave.
-        path: of an .svg, .png or .pdf.
+        results: results of :func:`~.replay`.
+        path: the .svg, .png or .pdf file to write.
 
     Raises:
         ValueError: no results, or another kind of file.

@@ -1,4 +1,4 @@
-"""Traces through a policy: what was covered, at which size and at which churn."""
+"""Replay traces through a policy, and measure coverage, vocabulary size and changed rows."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -11,25 +11,31 @@ from ..policy import Policy, TargetPass
 from ..vocab import ActiveVocab
 from .trace import Trace
 
-FIRST = 64  # generated tokens of a sequence that count for coverage_first64
-RUN = 5  # tokens that a draft needs in a row, about as many as a tree is deep
+FIRST = 64  # number of generated tokens of a sequence that count for coverage_first64
+RUN = 5  # number of consecutive tokens that a draft needs: about the depth of a tree
 
 
 @dataclass(frozen=True)
 class Replay:
-    """What a policy did on a trace. Shares are of the generated tokens, 0 where there are none.
+    """Results of a policy on a trace. Shares are of the generated tokens, and 0 if there are none.
 
     Attributes:
-        keep: whether a sequence began with what the one before it had left.
-        steps, tokens: how many were judged.
-        coverage: the share that was active when its step began.
-        coverage_first64: the same over the first 64 generated tokens of every sequence.
-        coverage_rest: the same over those after them.
-        coverage_runs5: the share of windows of 5 generated tokens in a row that were all active.
-        coverage_p10: a tenth of the sequences had at most this coverage.
-        mean_active, max_active: size of the vocabulary as steps began.
-        rows_gathered_per_step: slots whose token changed since the step before, or since the
-            vocabulary as it begins: the rows that a slab would copy.
+        trace: name of the trace.
+        policy: name of the policy.
+        capacity: K, pinned tokens included.
+        step: number of generated tokens per speculative step.
+        keep: whether a sequence began with the vocabulary that the sequence before it left.
+        steps: number of steps.
+        tokens: number of judged tokens.
+        coverage: share of tokens that were active when their step began.
+        coverage_first64: coverage of the first 64 generated tokens of every sequence.
+        coverage_rest: coverage of the tokens after those.
+        coverage_runs5: share of windows of 5 consecutive generated tokens that were all active.
+        coverage_p10: 10th percentile of the sequences' coverage.
+        mean_active: mean size of the vocabulary at the beginning of a step.
+        max_active: largest such size.
+        rows_gathered_per_step: mean number of slots whose token changed since the previous step, or
+            since the initial vocabulary: the rows that a slab would copy.
     """
 
     trace: str
@@ -53,10 +59,15 @@ class Replay:
 
 
 def passes(tokens: Tensor, written: Tensor, step: int) -> Iterator[TargetPass]:
-    """One sequence as passes of a target: each run of given tokens is one, and each step.
+    """Yield one sequence as passes of a target: one per run of given tokens, and one per step.
 
-    There is no draft tree in a recording: a step's own tokens stand for it. Nor is there what the
-    target thought of them: `top_tokens` is int64 [n, 0].
+    A recording has no draft tree, so the step's own tokens take its place. A recording has no
+    logits of the target, so `top_tokens` is int64 [n, 0].
+
+    Args:
+        tokens: int64 [n].
+        written: bool [n], whether the model generated the token.
+        step: number of generated tokens per step.
     """
     top_tokens = tokens[:, None][:, :0]
     ends = (torch.nonzero(written[1:] != written[:-1]).flatten() + 1).tolist()
@@ -85,15 +96,17 @@ def replay(
     """Run every sequence of a trace through an active vocabulary.
 
     Args:
-        vocab_size: V; every token of the trace is below it.
+        trace: the recorded sequences.
+        policy: the policy to measure.
+        vocab_size: V; every token of the trace must be below it.
         capacity: K, pinned tokens included.
-        step: generated tokens a speculative step.
-        keep: begin each sequence with what the one before it has left, as requests that share a
-            group do; otherwise all begin anew.
-        progress: wraps the iterator over sequences, for a progress bar.
+        step: number of generated tokens per speculative step.
+        keep: begin each sequence with the vocabulary that the sequence before it left, like
+            requests that share a group. Otherwise reset the vocabulary for each sequence.
+        progress: wraps the iterable of sequences, for a progress bar.
 
     Raises:
-        ValueError: no steps are possible with these numbers.
+        ValueError: step below 1; errors of :class:`~.ActiveVocab`.
     """
     if step < 1:
         raise ValueError(f"replay: step: expected at least 1, got {step}")
@@ -129,7 +142,14 @@ def replay(
 
 @dataclass(frozen=True, eq=False)
 class _Sequence:
-    """known: bool [g], of each generated token; turn: int64 [g], which run of them it is in."""
+    """Measurements of one sequence with g generated tokens.
+
+    Attributes:
+        known: bool [g], whether each generated token was active.
+        turn: int64 [g], the number of the run of generated tokens that contains the token.
+        sizes: size of the vocabulary at the beginning of each step.
+        gathered: number of rows that a slab would have copied.
+    """
 
     known: Tensor
     turn: Tensor
@@ -137,7 +157,7 @@ class _Sequence:
     gathered: int
 
     def runs(self) -> Tensor:
-        """Of each window of RUN tokens within a turn, whether all are known: bool [w]."""
+        """Test for each window of RUN tokens within a turn whether all are known: bool [w]."""
         if len(self.known) < RUN:
             return self.known[:0]
         within = self.turn[RUN - 1 :] == self.turn[: 1 - RUN]
@@ -147,7 +167,11 @@ class _Sequence:
 def _sequence(
     vocab: ActiveVocab, slab: Tensor, policy: Policy, target_passes: Iterable[TargetPass]
 ) -> _Sequence:
-    """`slab` int32 [1, K]: the ids whose rows have been gathered; brought up to date."""
+    """Measure one sequence and update `vocab`.
+
+    Args:
+        slab: int32 [1, K], the ids whose rows a slab holds; updated in place.
+    """
     size, turn, gathered = int(vocab.size), 0, 0
     known: list[Tensor] = [torch.empty(0, dtype=torch.bool)]
     turns: list[int] = []

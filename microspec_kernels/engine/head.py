@@ -270,7 +270,11 @@ class EngineHead:
         return self.token_map.to_tokens(self.vocab.ids.long())
 
     def stats(self) -> EngineStats | None:
-        """Return the newest totals on the host; None before the first copy arrives. Never waits."""
+        """Return the newest totals on the host; None before the first copy arrives.
+
+        Never waits for the device: on a GPU, each call returns the totals of an earlier call. Call
+        outside capture.
+        """
         active = self.vocab.size.sum(0, keepdim=True)
         newest = self._host_copy.poll(torch.cat((self._counted, self._entered, active)))
         if newest is None:

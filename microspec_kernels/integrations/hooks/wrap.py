@@ -10,8 +10,7 @@ Around = Callable[[Original, Mapping[str, Any]], Any]
 
 
 def wrap(owner: type, name: str, around: Around) -> None:
-    """Replace a method by `around(original, given)`. Wrapping twice with the same `around` does
-    nothing.
+    """Replace a method by `around(original, given)`; do nothing if `around` wraps it already.
 
     Args:
         owner: the class.

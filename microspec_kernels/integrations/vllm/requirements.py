@@ -5,7 +5,7 @@ from typing import Any
 from microspec_kernels.integrations.hooks import UnsupportedError
 
 METHODS = ("eagle", "eagle3", "mtp", "draft_model")
-"""Supported values of speculative_config.method: their drafts have an LM head, one token a step."""
+"""Supported speculative_config.method values: drafts with an LM head that draft token by token."""
 
 _EXPECTED: tuple[tuple[str, Any], ...] = (
     # These drafts have another LM head or call it differently.

@@ -58,7 +58,7 @@ class KVCache:
         self.lengths = [old + new for old, new in zip(self.lengths, counts, strict=True)]
 
     def keep(self, bases: Sequence[int], nodes: Sequence[Sequence[int]]) -> None:
-        """Keep the entries after each text's `base` at `base + node` for its nodes, in this order.
+        """Keep each text's entries before its `base`, then those at `base + node` of its nodes.
 
         A text's `nodes` are ascending, so an entry only moves towards the front.
         """

@@ -29,7 +29,7 @@ args = parser.parse_args()
 
 
 class CapturedDraft:
-    """Drafts the next DRAFTS tokens of a text, in buffers with fixed shapes and addresses.
+    """A draft of the next DRAFTS tokens of a text, in buffers with fixed shapes and addresses.
 
     The text fills ``tokens`` from the left. Attention is causal, so the padding after it does not
     matter, and one graph serves texts of every length.

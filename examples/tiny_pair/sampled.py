@@ -14,7 +14,7 @@ NEVER = 1e4
 
 
 class Candidates:
-    """Draws the tokens that a batch is scored against, with their probabilities of being drawn."""
+    """The tokens that a batch is scored against, drawn at random with known probabilities."""
 
     def __init__(self, counts: np.ndarray, batch_tokens: int, frequent: int, uniform: int) -> None:
         by_root = np.sqrt(counts / counts.sum())

@@ -16,10 +16,11 @@ HeadName = Literal["dense", "static", "sparse"]
 
 
 class Head(Protocol):
-    """Ranks a draft's next tokens, for the texts of a batch.
+    """The ranking of a draft's next tokens, for the texts of a batch.
 
     `follows`: whether the head learns from the target's passes; if not, the loop does not gather
-        tokens for it. `groups`: number of vocabularies; with 1, all texts share one.
+        tokens for it.
+    `groups`: number of vocabularies; with 1, all texts share one.
     """
 
     follows: bool
@@ -62,7 +63,7 @@ class Head(Protocol):
 
 
 class Dense:
-    """Ranks over all rows of the LM head except broken ones (see `LMHead.sound`)."""
+    """A ranking over all rows of the LM head except broken ones (see `LMHead.sound`)."""
 
     follows = False
     groups = 1
@@ -93,7 +94,7 @@ class Dense:
 
 
 class Static(Dense):
-    """Ranks over the rows of `ids` int64 [S] only.
+    """A ranking over the rows of `ids` int64 [S] only.
 
     FR-Spec (arXiv 2502.14856) ranks over the most frequent tokens in this way. Ids without a row
     are skipped.
@@ -105,7 +106,7 @@ class Static(Dense):
 
 
 class Sparse:
-    """Ranks over an active vocabulary that follows the text and the target (arXiv 2605.26444).
+    """A ranking over an active vocabulary that follows the text and the target (arXiv 2605.26444).
 
     `vocab` is an `ActiveVocab` over the rows of the LM head. Tokens without a row are ignored.
     """

@@ -15,9 +15,9 @@ from .verify import Verified
 
 
 class Observer:
-    """Tells a head which tokens the policy selects from each pass.
+    """The link from the target's passes to a head: it observes the tokens that the policy selects.
 
-    If the head does not follow the text (`Head.follows`), the observer computes and tells nothing.
+    For a head that does not follow the text (`Head.follows`), it selects and computes nothing.
     """
 
     def __init__(self, head: Head, policy: Policy) -> None:
@@ -27,8 +27,8 @@ class Observer:
     def target_top_k_of_prompt(self, target: CausalModel, hidden: Tensor, last: Tensor) -> Tensor:
         """Return the target's likeliest tokens after each token of a prompt, int64 [P, t].
 
-        The last token's come from its logits `last` [1, V]. The others are computed from hidden [P,
-        D] only if the policy asks for all rows; otherwise they are -1.
+        The last row comes from the logits `last` [1, V]. The other rows are computed from hidden
+        [P, D] only if the policy asks for all rows; otherwise they are -1.
         """
         rows = self.policy.rows("prompt") if self.head.follows else "none"
         if rows == "all":

@@ -13,7 +13,7 @@ class Request:
     """A text that a `Batch` continues.
 
     `tokens`: the new tokens so far. `seed`: seed of the random numbers that draw them. `group`: the
-        text's vocabulary in the head. `stats.seconds` covers the whole batch.
+    text's vocabulary in the head. `stats.seconds` covers the whole batch.
     """
 
     max_new_tokens: int

@@ -1,6 +1,6 @@
 """Sampling with random numbers that depend only on seed and position.
 
-So drafting cannot change the text.
+Drafting therefore cannot change the text.
 """
 
 import math

@@ -87,7 +87,7 @@ class Generation:
 
 
 class Clock:
-    """Adds the time of each named part to `seconds`."""
+    """A clock that adds the time of each named part to `seconds`."""
 
     def __init__(self, device: torch.device, seconds: dict[str, float]) -> None:
         self._device = device

@@ -33,7 +33,7 @@ class Tree:
     `tokens` int64 [B, n], on the device: -1 for padding.
     `parents` int64 [B, n], on the device: the root's parent is the root.
     `lineage` bool [B, n, n]: the ancestor mask; entry [b, i, j] is set if node j is an ancestor of
-    node i, or i itself.
+        node i, or i itself.
     `sizes`: each tree's number of nodes without padding.
     """
 
@@ -55,10 +55,12 @@ def grow(
 ) -> Tree:
     """Draft a tree below each root int64 [B], whose draft features are [B, D].
 
-    `groups` int64 [B]: each text's vocabulary in the head. Each level asks the head for the
-    candidates after the frontier. The best `top_k` candidates by log-probability of the whole path
-    form the next frontier. The candidates of all levels compete for the tree. At the end the
-    draft's cache drops the entries of the nodes, because they rest on predicted features.
+    groups: int64 [B], each text's vocabulary in the head.
+
+    Each level asks the head for the candidates after the frontier. The best `top_k` candidates by
+    log-probability of the whole path form the next frontier. The candidates of all levels compete
+    for the tree. At the end the draft's cache drops the entries of the nodes, because they rest on
+    predicted features.
     """
     bases = list(cache.lengths)
     # The frontier: nodes, as indices into the pool, that have features and no children yet. The

@@ -16,7 +16,7 @@ class Verified(NamedTuple):
 
     `paths` int64 [B, m]: the accepted nodes from the root (node 0) on, then -1.
     `tokens` int64 [B, m]: the token after each accepted node, then -1: the accepted tokens and the
-    bonus.
+        bonus.
     `counts` int64 [B]: number of these tokens, at least 1.
     """
 
@@ -61,10 +61,10 @@ def verify_chain(p: Tensor, q: Tensor, drafted: Tensor, accept: Tensor, final: T
 
     p fp64 [B, d+1, V]: the target's probabilities after the root and after each drafted token.
     q fp64 [B, d, V]: the probabilities from which the tokens `drafted` int64 [B, d] were drawn.
-    Where no token was drawn, q is zero and the token is -1.
+        Where no token was drawn, q is zero and the token is -1.
     accept fp64 [B, d], final fp64 [B, d+1]: uniform numbers in [0, 1), independent of each other
-    and of the numbers that produced q and `drafted`. `final[:, i]` draws the last token if i tokens
-    are accepted.
+        and of the numbers that produced q and `drafted`. `final[:, i]` draws the last token if i
+        tokens are accepted.
 
     Speculative sampling (Leviathan et al., arXiv 2211.17192; Chen et al., arXiv 2302.01318) keeps a
     token x drawn from q with probability min(1, p(x)/q(x)); otherwise it draws one from (p - q)+,

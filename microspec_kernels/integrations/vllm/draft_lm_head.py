@@ -26,7 +26,7 @@ class Handed:
 
 
 class DraftLMHead:
-    """Runs a draft model's `compute_logits` up to its LM head.
+    """A draft model's LM head, found by running the model's `compute_logits` up to it.
 
     Under graph capture this adds no replay cost: Python runs once, and the graph holds only what
     the model computes before its head.

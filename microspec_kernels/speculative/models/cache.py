@@ -117,10 +117,11 @@ def visible(
 ) -> tuple[Tensor, Tensor]:
     """Return the attention mask and the positions of new entries.
 
-    `lineage`: ancestor mask, bool [B, n, m], or [1, n, m] for all texts. It marks which of a text's
+    lineage: ancestor mask, bool [B, n, m], or [1, n, m] for all texts. It marks which of a text's
         last m entries, the n new ones included, are ancestors of each new entry or the entry
-        itself. Every earlier entry is an ancestor of all. `lengths`: number of entries of each text
-        without the new ones. `window`: length of the sliding window; None: no window.
+        itself. Every earlier entry is an ancestor of all.
+    lengths: number of entries of each text without the new ones.
+    window: length of the sliding window; None: no window.
 
     Returns the mask bool [B, n, longest + n] and the positions int64 [B, n]. An entry sees exactly
     the text that leads to it, so its position is the number of entries it sees minus 1. Within a

@@ -15,8 +15,8 @@ class Draft(Protocol):
     """The interface of a draft.
 
     `lm_head`: applied to `head_input` of the draft's features of a token, it gives the logits of
-        the next token. `taps`: the layers of the target whose inputs the draft reads (see
-        `CausalModel.forward`); empty: it reads the target's last hidden states.
+    the next token. `taps`: the layers of the target whose inputs the draft reads (see
+    `CausalModel.forward`); empty: it reads the target's last hidden states.
     """
 
     lm_head: LMHead

@@ -24,10 +24,12 @@ class Eagle(nn.Module, ABC):
     the draft's feature of token i+1. The features are the target's for verified text and the
     draft's own inside a tree. Parameters have the names of the public checkpoints.
 
-    `config`: the checkpoint's config.json as a `LlamaConfig`. `target`: gives the device and the
-        dtype, and its embedding if `embedding` [R, D] is None. `vocab_size`: number of tokens the
-        draft can read, R. A token beyond it, which only a target with more padding rows can emit,
-        is read as the last one.
+    config: the checkpoint's config.json as a `LlamaConfig`.
+    target: gives the device and the dtype.
+    embedding: [R, D]; None: the target's embedding.
+
+    Attribute `vocab_size`: R, the number of tokens the draft can read. A token beyond it, which
+    only a target with more padding rows can emit, is read as the last one.
     """
 
     lm_head: LMHead

@@ -34,10 +34,13 @@ class CausalModel:
     quantisation stay in effect. A `PeftModel` is unwrapped if all its adapters are LoRA; adapters
     of other kinds may work outside the model's modules.
 
-    Attributes: `hidden_size`, `vocab_size`, `num_embeddings` (number of tokens it can read),
-        `device`, `dtype`, `eos` (the end-of-text ids of its generation config), and `longest`: the
-        number of positions within which a tree does not change the rotary embedding; None: no
-        limit. Lent to drafts: `embedding` [V, D] and `lm_head`.
+    Attributes:
+        hidden_size, vocab_size, device, dtype: the model's.
+        num_embeddings: number of tokens it can read.
+        eos: the end-of-text ids of its generation config.
+        longest: number of positions within which a tree does not change the rotary embedding; None:
+            no limit.
+        embedding, lm_head: lent to drafts.
 
     Raises TypeError: the object is not a Hugging Face causal LM. ValueError: an unsupported model
     type, an attention implementation that cannot take a tree's mask or omits a soft cap, adapters
@@ -82,10 +85,7 @@ class CausalModel:
 
     @property
     def has_plain_head(self) -> bool:
-        """Whether the LM head computes only what its rows and bias say.
-
-        If so, a draft may use its rows.
-        """
+        """Whether the LM head is exactly its rows and bias, so that a draft may use them."""
         try:
             linear_rows(self._head, "")
         except (TypeError, ValueError):
@@ -143,8 +143,8 @@ class CausalModel:
         """Append tokens int64 [B, n] with their ancestor mask `lineage` [B, n, m] (see `visible`).
 
         `taps`: layers whose inputs the draft reads. `counts` [B]: how many of its n tokens each
-            text keeps, the rest being padding; None: all. The entries stay in the cache until the
-            caller's `cache.keep`.
+        text keeps, the rest being padding; None: all. The entries stay in the cache until the
+        caller's `cache.keep`.
 
         Returns the hidden states after the final norm, [B, n, D], and the features that a draft
         reads, [B, n, F]: the inputs of the layers `taps` concatenated, or without `taps` the same
@@ -194,7 +194,7 @@ def cache_argument(decoder: Any) -> str:
 
 
 def _longest(config: Any) -> int | None:
-    """Return the largest length at which the rotary embeddings do not depend on the length.
+    """Return the length up to which the rotary embeddings do not depend on the text's length.
 
     None: no limit.
     """

@@ -136,7 +136,8 @@ class Batch:
         seed: seed of the drawn tokens, in [0, 2^64); None: the seed of `sampling`. Texts with equal
             seeds are not independent.
 
-        Returns the request. It is `done` already if its first token ends it.
+        Returns the request. It is `done` already, and not in the batch, if `max_new_tokens` is 0 or
+        the first token ends it.
 
         Raises TypeError or ValueError: an invalid prompt, count or seed, no free group, or a policy
         whose sources remember one text at a time while another text runs.

@@ -120,7 +120,8 @@ def llama_config(
 def biases(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, bool]:
     """Return the bias fields that the config leaves open, set by whether the tensors have a bias.
 
-    Llama's `attention_bias` covers q, k, v and o, so it also sets `qkv_bias`.
+    Llama's `attention_bias` covers q, k, v and o. If the config sets it, `qkv_bias` is not
+    returned.
     """
     tensors = {"bias": "fc", "attention_bias": "o_proj", "mlp_bias": "down_proj"}
     if config.get("attention_bias") is None:
@@ -149,11 +150,11 @@ def tokens_of_rows(
 ) -> Tensor:
     """Return each row's token, int64 [rows]: row + d2t[row].
 
-    d2t: int64 or int32 [rows]; None: every token has its row. t2d: bool [V], whether a token has a
-        row; None: not checked.
+    d2t: int64 or int32 [rows]; None: every token has its row.
+    t2d: bool [V], whether a token has a row; None: not checked.
 
-    Raises ValueError: a wrong shape or dtype, tokens outside [0, V) or repeated, d2t missing with
-    fewer rows than tokens, or t2d that contradicts d2t.
+    Raises ValueError: a wrong shape or dtype, tokens outside [0, V) or repeated, d2t missing
+    although rows differs from V, or t2d that contradicts d2t.
     """
     if d2t is None:
         if rows != vocab_size:

@@ -1,7 +1,8 @@
-"""The entry points of the engines' plugins.
+"""The entry points of the engine plugins.
 
-Beside the package, not in it: where the package itself does not load (no compiled library, another
-torch), engines would log that and go on without it, and the user would never know.
+This module lies beside the package, not in it. If the package does not load (no compiled library,
+another torch), an engine would only log the error and run without the plugin, unnoticed by the
+user.
 """
 
 import logging
@@ -10,12 +11,12 @@ from importlib import import_module
 
 
 def vllm() -> None:
-    """Entry point group `vllm.general_plugins`; :mod:`microspec_kernels.integrations.vllm`."""
+    """Register with vLLM (`vllm.general_plugins`): :mod:`microspec_kernels.integrations.vllm`."""
     _register("vllm")
 
 
 def sglang() -> None:
-    """Entry point group `sglang.srt.plugins`; :mod:`microspec_kernels.integrations.sglang`."""
+    """Register with SGLang (`sglang.srt.plugins`): :mod:`microspec_kernels.integrations.sglang`."""
     _register("sglang")
 
 
@@ -25,7 +26,8 @@ def _register(engine: str) -> None:
     except Exception as error:
         problem = f"microspec: {engine}: expected microspec_kernels to load, got {error!r}"
         if os.environ.get("MICROSPEC", "").strip() in ("", "0", "false"):
-            # Nobody asked for it here; an engine's own configuration cannot be looked at.
+            # The environment does not ask for it. The engine's own configuration is not visible
+            # here.
             logging.getLogger(engine).error(problem)
             return
         raise SystemExit(problem) from error

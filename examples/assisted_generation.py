@@ -1,8 +1,8 @@
-"""Run transformers' assisted generation, with the assistant's LM head dense and then sparse.
+"""Run transformers' assisted generation with a dense and then a sparse LM head of the assistant.
 
     python examples/assisted_generation.py "Write a short story about a dog."
 
-Offline: the target of examples/tiny_pair, and its first layers as the assistant.
+Runs offline: the target is that of examples/tiny_pair, and the assistant is its first layers.
 """
 
 import argparse
@@ -24,7 +24,10 @@ PAIR = Path(__file__).parent / "tiny_pair"
 
 
 def first_layers(target: PreTrainedModel, count: int) -> PreTrainedModel:
-    """The target's first layers, with its embedding, norm and LM head: four tokens a draft."""
+    """Return an assistant of the target's first `count` layers.
+
+    It keeps the target's embedding, norm and LM head, and drafts four tokens at a time.
+    """
     config = copy.deepcopy(target.config)
     config.num_hidden_layers = count
     assistant = type(target)(config).eval()

@@ -1,9 +1,9 @@
-"""Draft in a captured CUDA graph, the LM head over an active vocabulary in it.
+"""Draft in a captured CUDA graph that contains the LM head over an active vocabulary.
 
     python examples/captured_engine.py "Write a short story about a dog."
 
-Offline: the target of examples/tiny_pair, its first layers as the draft. On a GPU one graph
-drafts all tokens of a step; it is captured once. On a CPU the same function runs eagerly.
+Runs offline: the target is that of examples/tiny_pair, and the draft is its first layers. On a GPU,
+one graph drafts all tokens of a step; it is captured once. On a CPU the same function runs eagerly.
 """
 
 import argparse
@@ -29,9 +29,9 @@ args = parser.parse_args()
 
 
 class CapturedDraft:
-    """Draft the next DRAFTS tokens of a text, in buffers whose shapes and addresses never change.
+    """A draft of the next DRAFTS tokens of a text, in buffers with fixed shapes and addresses.
 
-    The text fills ``tokens`` from the left. Attention is causal, so the padding behind it does not
+    The text fills ``tokens`` from the left. Attention is causal, so the padding after it does not
     matter, and one graph serves texts of every length.
     """
 
@@ -60,7 +60,7 @@ class CapturedDraft:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            self._draft()  # first calls choose kernels and allocate, which a capture must not
+            self._draft()  # first calls choose kernels and allocate, not allowed in a capture
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):

@@ -1,8 +1,8 @@
-"""Run the reference loop behind transformers' `generate`, as its `custom_generate`.
+"""Run the reference loop in transformers' `generate`, as its `custom_generate`.
 
     python examples/custom_generate.py "Write a short story about a dog." --temperature 0.7
 
-Offline: the target and the EAGLE draft of examples/tiny_pair.
+Runs offline, with the target and the EAGLE draft of examples/tiny_pair.
 """
 
 import argparse

@@ -2,9 +2,9 @@
 
     python examples/own_engine.py "Write a short story about a dog."
 
-Offline: the target of examples/tiny_pair, its first layers as the draft. No caches, no
-batches, no graphs (captured_engine.py has one): the four places are where an engine attaches,
-drafts, verifies and observes.
+Runs offline: the target is that of examples/tiny_pair, and the draft is its first layers. The
+example has no caches, batches or graphs (captured_engine.py has a graph). The four places are where
+an engine attaches, drafts, verifies and observes.
 """
 
 import argparse
@@ -30,13 +30,13 @@ target = load_target(PAIR / "target").model
 draft = copy.deepcopy(target.model)  # hidden states without an LM head
 draft.layers = draft.layers[:3]
 
-# Attach: once, before graphs are captured. All state stays where it is from here on.
+# Attach once, before graphs are captured. From here on, all state stays at fixed addresses.
 settings = Settings(capacity=1024, frequency=str(PAIR / "frequency_rank.npy"))
 head = EngineHead(target.lm_head.weight, settings)
 
 
 def drafted(text: Tensor) -> Tensor:
-    """Draft the next DRAFTS tokens. An engine captures this, with the head in it."""
+    """Draft the next DRAFTS tokens. An engine captures this function, the head included."""
     for _ in range(DRAFTS):
         text = torch.cat((text, head.argmax(draft(text[None]).last_hidden_state[0, -1:])))
     return text[-DRAFTS:]

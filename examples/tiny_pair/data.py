@@ -18,12 +18,12 @@ RANKED = 32768
 
 
 def tokenizer() -> Tekkenizer:
-    """The Tekken tokenizer as mistral-common ships it."""
+    """Return the Tekken tokenizer that mistral-common ships."""
     return Tekkenizer.from_file(Path(mistral_common.__file__).parent / "data/tekken_240911.json")
 
 
 def documents(corpus: Path, split: str) -> Iterator[dict[str, str]]:
-    """The corpus's documents of one split, in file order."""
+    """Yield the corpus's documents of one split, in file order."""
     with lzma.open(corpus, "rt", encoding="utf-8") as lines:
         for line in lines:
             document = json.loads(line)
@@ -32,14 +32,17 @@ def documents(corpus: Path, split: str) -> Iterator[dict[str, str]]:
 
 
 def encode_prompt(tekken: Tekkenizer, prompt: str) -> list[int]:
-    """`<s>[INST]prompt[/INST]`, or `<s>` alone where the corpus has no prompt."""
+    """Return the tokens of `<s>[INST]prompt[/INST]`; of `<s>` only if there is no prompt."""
     if not prompt:
         return [BOS]
     return [BOS, INST, *tekken.encode(prompt, bos=False, eos=False), INST_END]
 
 
 def encode_split(corpus: Path, split: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """One stream of a split's documents in random order, and token counts of its responses."""
+    """Encode a split as one stream of its documents in random order; count its responses' tokens.
+
+    Returns the stream int32 [n] and the counts int64 [VOCAB].
+    """
     tekken = tokenizer()
     encoded = []
     counts = np.zeros(VOCAB, dtype=np.int64)
@@ -48,25 +51,25 @@ def encode_split(corpus: Path, split: str, seed: int) -> tuple[np.ndarray, np.nd
         response = [*tekken.encode(document["response"], bos=False, eos=False), EOS]
         np.add.at(counts, response, 1)
         encoded.append(np.array(prompt + response, dtype=np.int32))
-    # The corpus is sorted by source; a window of the stream should see a mixture.
+    # The corpus is sorted by source, but a window of the stream should see a mixture.
     order = np.random.default_rng(seed).permutation(len(encoded))
     return np.concatenate([encoded[i] for i in order]), counts
 
 
 def windows(stream: np.ndarray, starts: np.ndarray, length: int) -> torch.Tensor:
-    """Rows of `length` consecutive tokens from the given starts."""
+    """Return rows of `length` consecutive tokens from the given starts, int64 [rows, length]."""
     return torch.from_numpy(stream[starts[:, None] + np.arange(length)].astype(np.int64))
 
 
 def random_windows(
     stream: np.ndarray, rng: np.random.Generator, rows: int, length: int
 ) -> torch.Tensor:
-    """Rows of `length` consecutive tokens from random places."""
+    """Return rows of `length` consecutive tokens from random places."""
     return windows(stream, rng.integers(0, len(stream) - length, rows), length)
 
 
 def fixed_windows(stream: np.ndarray, rows: int, length: int) -> torch.Tensor:
-    """The same evenly spread rows at every call, to measure on."""
+    """Return evenly spread rows of `length` tokens, the same at every call, to measure on."""
     return windows(stream, np.linspace(0, len(stream) - length, rows).astype(np.int64), length)
 
 

@@ -1,4 +1,4 @@
-"""Write a training checkpoint as a folder of int8 rows."""
+"""Write a training checkpoint as a folder with int8 rows."""
 
 import argparse
 from pathlib import Path
@@ -12,7 +12,7 @@ HF_PREFIX = "model."
 
 
 def load_target(folder: Path) -> Llama:
-    """The target as it will run: after its weights have been through int8."""
+    """Load the target with the weights it will run with: converted to int8 and back."""
     model = Llama(Config())
     weights = {name.removeprefix(HF_PREFIX): weight for name, weight in load(folder).items()}
     model.load_state_dict(weights)
@@ -20,7 +20,7 @@ def load_target(folder: Path) -> Llama:
 
 
 def load_draft(folder: Path) -> Draft:
-    """The draft as it will run."""
+    """Load the draft with the weights it will run with."""
     model = Draft(Config(num_hidden_layers=1))
     model.load_state_dict(load(folder))
     return model.eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Let the target continue prompts greedily, for the draft to learn from."""
+"""Let the target continue prompts greedily, as training data for the draft."""
 
 import argparse
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ PAD = 0
 
 
 class Cache:
-    """Keys and values of one layer, for a batch of rows that grow together."""
+    """Keys and values of one layer, for a batch of rows of equal length."""
 
     def __init__(self, model: Llama, rows: int, length: int) -> None:
         config = model.config
@@ -28,7 +28,7 @@ class Cache:
         self.length = 0
 
     def keep(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Append, and return all."""
+        """Append keys and values; return all of them."""
         start, self.length = self.length, self.length + keys.shape[2]
         self.keys[:, :, start : self.length] = keys
         self.values[:, :, start : self.length] = values
@@ -37,12 +37,15 @@ class Cache:
 
 @torch.no_grad()
 def greedy(model: Llama, prompts: list[list[int]], new: int) -> list[list[int]]:
-    """Prompts with up to `new` tokens more, to the end of text at the latest."""
+    """Return each prompt with a greedy continuation of at most `new` tokens.
+
+    An end-of-text token ends a continuation and is included.
+    """
     weight = model.embed_tokens.weight
     head = weight.bfloat16()
     longest = max(map(len, prompts))
-    # Padded at the left, so that all rows grow at the same place. Rotary positions are
-    # relative, and the padding counts as another document: nothing changes for a row.
+    # Pad at the left, so that all rows grow at the same index. Rotary positions are relative, and
+    # the padding counts as another document, so the rows' output does not change.
     padded = [[PAD] * (longest - len(prompt)) + prompt for prompt in prompts]
     rows = torch.tensor(padded, device=weight.device)
     keeps = [Cache(model, len(prompts), longest + new).keep for _ in model.layers]
@@ -62,7 +65,7 @@ def greedy(model: Llama, prompts: list[list[int]], new: int) -> list[list[int]]:
 
 
 def prompts_of(corpus: Path, split: str, tekken: Tekkenizer, longest: int) -> Iterator[list[int]]:
-    """The split's different prompts that are not too long."""
+    """Yield the split's distinct prompts of at most `longest` tokens."""
     seen = set()
     for document in documents(corpus, split):
         if document["prompt"] and document["prompt"] not in seen:
@@ -88,7 +91,7 @@ def main() -> None:
     prompts = list(prompts_of(args.corpus, "train", tokenizer(), args.longest))
     rng = np.random.default_rng(args.seed)
     chosen = [prompts[i] for i in rng.permutation(len(prompts))[: args.prompts]]
-    # Rows of a batch should be about equally long.
+    # Rows of a batch should have about the same length.
     chosen.sort(key=len)
     texts = []
     for start in tqdm(range(0, len(chosen), args.rows), unit="batch"):

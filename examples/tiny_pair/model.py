@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Takes the keys and values of new positions, returns those of all to look at.
+# Takes the keys and values of new positions; returns those of all visible positions.
 Keep = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class Config:
-    """The fields of a Hugging Face Llama config that shape the model."""
+    """The fields of a Hugging Face Llama config that define the model's shape."""
 
     vocab_size: int = 131072
     hidden_size: int = 160
@@ -28,7 +28,7 @@ class Config:
         return self.hidden_size // self.num_attention_heads
 
     def to_hf(self) -> dict[str, object]:
-        """The whole config.json."""
+        """Return the whole config.json."""
         return asdict(self) | {
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
@@ -46,7 +46,7 @@ class Config:
 
 
 def rope(config: Config, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines and sines, each [positions, head_dim]."""
+    """Return cosines and sines, each [positions, head_dim]."""
     exponent = torch.arange(0, config.head_dim, 2, device=positions.device) / config.head_dim
     angles = positions[:, None] / config.rope_theta**exponent
     angles = torch.cat((angles, angles), dim=-1)
@@ -54,7 +54,7 @@ def rope(config: Config, positions: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding with the two halves of a head paired, as Llama checkpoints store them."""
+    """Apply the rotary embedding; a head's two halves are paired, as in Llama checkpoints."""
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
@@ -106,7 +106,7 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    """A Llama layer; EAGLE's draft leaves out the norm before attention."""
+    """A Llama layer; EAGLE's draft omits the norm before attention."""
 
     def __init__(self, config: Config, normed: bool = True) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class Layer(nn.Module):
 
 
 class Llama(nn.Module):
-    """The target; its embedding is also its head, which the callers apply."""
+    """The target. Its embedding is also its LM head, which the callers apply."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ class Llama(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, sparse=True)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config)
-        # The matrices that write to the residual stream start smaller: there are two a layer.
+        # Matrices that write to the residual stream start smaller; each layer has two.
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
                 writes = name.endswith(("o_proj.weight", "down_proj.weight"))
@@ -145,10 +145,10 @@ class Llama(nn.Module):
         start: int = 0,
         keeps: Sequence[Keep] | None = None,
     ) -> Tensor:
-        """Features after the final norm, [rows, length, hidden].
+        """Return the features after the final norm, [rows, length, hidden].
 
-        The mask is True where a position may look; without one, attention is causal. The first
-        token's position is `start`; `keeps` holds a cache's `keep` for every layer.
+        The mask is True where a position may look; without a mask, attention is causal. The first
+        token's position is `start`. `keeps` has a cache's `keep` for every layer.
         """
         positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
         cos, sin = rope(self.config, positions)
@@ -160,7 +160,7 @@ class Llama(nn.Module):
 
 
 class Draft(nn.Module):
-    """EAGLE's draft: from a token and the feature before it to that token's feature."""
+    """EAGLE's draft: predicts a token's feature from the token and the feature before it."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -169,7 +169,7 @@ class Draft(nn.Module):
         self.layers = nn.ModuleList([Layer(config, normed=False)])
 
     def forward(self, embedded: Tensor, features: Tensor, mask: Tensor, keep: Keep) -> Tensor:
-        """Predicted features of pairs from position 0 on."""
+        """Return the predicted features of pairs from position 0 on."""
         cos, sin = rope(self.config, torch.arange(embedded.shape[1], device=embedded.device))
         x = self.fc(torch.cat((embedded, features), dim=-1))
         return self.layers[0](x, cos, sin, mask, keep)

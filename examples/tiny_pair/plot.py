@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 
 
 def read(path: Path) -> dict[str, list[float]]:
-    """The columns of a curve."""
+    """Return the columns of a curve."""
     with path.open(newline="") as file:
         rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
     return {name: [row[name] for row in rows] for name in rows[0]}

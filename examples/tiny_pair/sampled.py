@@ -1,4 +1,4 @@
-"""A softmax over a part of the vocabulary, and the whole one to measure with."""
+"""Losses over a sampled part of the vocabulary, and measurements over all of it."""
 
 from typing import Any
 
@@ -9,12 +9,12 @@ from torch import Tensor
 
 BLOCK = 256
 ROUND = 512
-# Subtracted from a logit, leaves it no chance; infinity would make 0 * inf of it.
+# Subtracting this from a logit makes its probability 0; infinity would give 0 * inf.
 NEVER = 1e4
 
 
 class Candidates:
-    """Draws the tokens a batch is scored against, and knows how likely each was to be drawn."""
+    """The tokens that a batch is scored against, drawn at random with known probabilities."""
 
     def __init__(self, counts: np.ndarray, batch_tokens: int, frequent: int, uniform: int) -> None:
         by_root = np.sqrt(counts / counts.sum())
@@ -31,22 +31,22 @@ class Candidates:
         self.log_drawn = torch.from_numpy(np.log(-np.expm1(missed))).float()
 
     def draw(self, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Candidate tokens, sorted, and their log-probabilities of having been drawn."""
+        """Return candidate tokens, sorted, and the log-probabilities that they are drawn."""
         places = torch.rand(self.frequent, dtype=torch.float64)
         frequent = torch.searchsorted(self.cumulative, places).clamp_(max=self.vocab - 1)
         uniform = torch.randint(self.vocab, (self.uniform,))
         drawn = torch.cat((frequent, uniform)).to(targets.device)
         candidates = torch.cat((targets.flatten(), drawn)).unique()
         log_drawn = self.log_drawn.to(targets.device)[candidates]
-        # Matrix libraries keep something for every shape they meet: let there be few. The last
-        # token stands in again, with no weight.
+        # Matrix libraries cache data for every shape, so keep the number of shapes small: pad with
+        # the last token, at no weight.
         spare = -len(candidates) % ROUND
         candidates = torch.cat((candidates, candidates[-1:].expand(spare)))
         return candidates, F.pad(log_drawn, (0, spare), value=NEVER)
 
 
 class SampledLoss(torch.autograd.Function):
-    """Mean cross-entropy over candidates, with the gradients taken while a block is in cache."""
+    """Mean cross-entropy over candidates; gradients are computed while a block is in cache."""
 
     @staticmethod
     def forward(
@@ -79,17 +79,17 @@ class SampledLoss(torch.autograd.Function):
 
 
 def sampled_loss(features: Tensor, rows: Tensor, log_drawn: Tensor, places: Tensor) -> Tensor:
-    """Mean cross-entropy of `places` (targets as indices into the candidates' `rows`).
+    """Return the mean cross-entropy of `places` (targets as indices into the candidates' `rows`).
 
-    Dividing a drawn token's weight by its chance of being drawn makes the sum over the
-    candidates an unbiased estimate of the sum over the vocabulary. A position's own target
-    is always there, so its weight stays.
+    Dividing a drawn token's weight by its probability of being drawn makes the sum over the
+    candidates an unbiased estimate of the sum over the vocabulary. A position's own target is
+    always a candidate, so its weight stays.
     """
     return SampledLoss.apply(features, rows, log_drawn, places)
 
 
 class ImitationLoss(torch.autograd.Function):
-    """Cross-entropy of several predictions against one teacher, block by block like the above."""
+    """Cross-entropy of several predictions against one teacher, block by block."""
 
     @staticmethod
     def forward(
@@ -103,7 +103,7 @@ class ImitationLoss(torch.autograd.Function):
         half_rows = rows.bfloat16()
         grad = torch.empty_like(predictions)
         total = predictions.new_zeros(())
-        # Both sides have the same candidates, so nothing has to stand for the missing ones.
+        # Both sides have the same candidates, so no term has to replace the missing ones.
         left_out = log_drawn.clamp_min(0)
         for start in range(0, len(wanted), BLOCK):
             block = slice(start, start + BLOCK)
@@ -125,17 +125,17 @@ class ImitationLoss(torch.autograd.Function):
 def imitation_loss(
     predictions: Tensor, wanted: Tensor, rows: Tensor, log_drawn: Tensor, weight: Tensor
 ) -> Tensor:
-    """Weighted cross-entropy of features' softmax over `rows` against that of the wanted ones.
+    """Return the weighted cross-entropy of two softmaxes over `rows`.
 
-    Predictions are [steps, positions, hidden], their weight [steps, positions]; each step has
-    the same wanted features, [positions, hidden].
+    `predictions` [steps, positions, hidden] give one softmax, `wanted` [positions, hidden] the
+    other, the same for each step. `weight` [steps, positions] weights the predictions.
     """
     return ImitationLoss.apply(predictions, wanted, rows, log_drawn, weight)
 
 
 @torch.no_grad()
 def full_loss(features: Tensor, weight: Tensor, targets: Tensor) -> tuple[float, float]:
-    """Cross-entropy and accuracy over the whole vocabulary."""
+    """Return cross-entropy and accuracy over the whole vocabulary."""
     loss, right = 0.0, 0
     for part, wanted in zip(features.split(256), targets.split(256), strict=True):
         logits = part.float() @ weight.T
@@ -148,7 +148,11 @@ def full_loss(features: Tensor, weight: Tensor, targets: Tensor) -> tuple[float,
 def full_agreement(
     predictions: Tensor, wanted: Tensor, weight: Tensor, counting: Tensor
 ) -> list[float]:
-    """Per step, the share of counting positions with the same best token as the wanted ones."""
+    """Return, for each step, the share of counted positions where both best tokens agree.
+
+    They are the best tokens of the predicted and of the wanted features. `counting` bool [steps,
+    positions] selects positions.
+    """
 
     def best(features: Tensor) -> Tensor:
         return torch.cat([(part.float() @ weight.T).argmax(-1) for part in features.split(256)])

@@ -15,16 +15,16 @@ from sampled import Candidates, full_agreement, imitation_loss
 from train_target import document_mask
 from training import Run, add_options
 
-# A later step of drafting counts only where the earlier ones were right.
+# A later step of drafting matters only if the earlier ones were right.
 STEP_WEIGHT = 0.8
 FEATURE_WEIGHT = 0.2
 
 
 def later_mask(mask: Tensor, step: int) -> Tensor:
-    """What position i may look at in a later step of drafting, over the keys of all steps.
+    """Return which keys position i sees in a later step of drafting, over the keys of all steps.
 
-    Its draft began `step` positions before it: up to there it sees the target's features (the
-    keys of step 0), then one key of each step, down to its own.
+    The draft of position i began `step` positions earlier. Up to there it sees the target's
+    features (the keys of step 0), then one key of each step, the last being its own.
     """
     every = torch.ones_like(mask[0, 0])
     first = mask & every.tril(-step)
@@ -36,10 +36,11 @@ def later_mask(mask: Tensor, step: int) -> Tensor:
 def unroll(
     draft: Draft, embedded: Tensor, features: Tensor, tokens: Tensor, steps: int
 ) -> tuple[Tensor, Tensor]:
-    """Predictions of every step of drafting, [steps, rows, pairs, hidden], and which count.
+    """Return the predictions of all steps of drafting, and which of them count.
 
-    Pair i holds the feature of token i and the embedding of token i + 1, and predicts the
-    feature of token i + 1. In each later step its feature is the prediction of pair i - 1.
+    The predictions are [steps, rows, pairs, hidden], the second result bool [steps, rows, pairs].
+    Pair i has the feature of token i and the embedding of token i + 1, and predicts the feature of
+    token i + 1. In each later step its feature is the prediction of pair i - 1.
     """
     mask = document_mask(tokens[:, :-1])
     document = (tokens[:, :-1] == BOS).cumsum(1)
@@ -65,7 +66,7 @@ def unroll(
 
 
 def prepare(target: Llama, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The pairs' embeddings and features, and the features to predict."""
+    """Return the embeddings and features of the pairs, and the features to predict."""
     with torch.no_grad():
         features = target(tokens, document_mask(tokens)).float()
         return target.embed_tokens(tokens[:, 1:]), features[:, :-1], features[:, 1:]
@@ -73,7 +74,7 @@ def prepare(target: Llama, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 @torch.no_grad()
 def measure(target: Llama, draft: Draft, tokens: Tensor, steps: int) -> list[float]:
-    """Per step, how often the draft's first choice is the target's, on fixed windows."""
+    """Return each step's share of first choices that are the target's, on fixed windows."""
     embedded, features, wanted = prepare(target, tokens)
     predictions, counting = unroll(draft, embedded, features, tokens, steps)
     weight = target.embed_tokens.weight

@@ -13,7 +13,7 @@ from training import Run, add_options
 
 
 def document_mask(tokens: Tensor) -> Tensor:
-    """True where a position may look: back to the start of its own document."""
+    """Return a mask that is True where a position may look: back to its document's start."""
     document = (tokens == BOS).cumsum(1)
     same = document[:, None, :, None] == document[:, None, None, :]
     return same & torch.ones(same.shape[-2:], dtype=torch.bool, device=tokens.device).tril()
@@ -21,7 +21,7 @@ def document_mask(tokens: Tensor) -> Tensor:
 
 @torch.no_grad()
 def measure(model: Llama, stream: np.ndarray, length: int, rows: int) -> tuple[float, float]:
-    """Full-vocabulary loss and accuracy on fixed windows of a stream."""
+    """Return loss and accuracy over the whole vocabulary, on fixed windows of a stream."""
     weight = model.embed_tokens.weight
     window = fixed_windows(stream, rows, length + 1).to(weight.device)
     features, targets = [], []
@@ -45,7 +45,7 @@ def main() -> None:
     model = Llama(Config()).to(args.device)
     forward = torch.compile(model) if args.compile else model
     run = Run(args, model, ["test_loss", "test_accuracy"])
-    # A resumed run draws new windows, not the first ones again.
+    # A resumed run draws new windows and does not repeat the first ones.
     rng = np.random.default_rng([args.seed, run.step])
     for _ in run.steps():
         batch = random_windows(train, rng, args.rows, args.length + 1).to(args.device)

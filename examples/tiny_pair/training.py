@@ -1,4 +1,4 @@
-"""What the two trainings share: optimizers, the learning rate, checkpoints and the curve."""
+"""The common part of both trainings: optimizers, learning rate, checkpoints and the curve."""
 
 import csv
 import time
@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 
 def add_options(parser: ArgumentParser, steps: int) -> None:
-    """The command-line options that both trainings have."""
+    """Add the command-line options that both trainings have."""
     parser.add_argument("--cache", type=Path, required=True, help="folder of the token streams")
     parser.add_argument("--checkpoint", type=Path, required=True, help="resumed from if there")
     parser.add_argument("--curve", type=Path, required=True, help="a CSV file to write")
@@ -30,7 +30,7 @@ def add_options(parser: ArgumentParser, steps: int) -> None:
 
 
 class Run:
-    """A training that can be interrupted after any measurement and started again."""
+    """A training that can be interrupted and resumed at each measurement's checkpoint."""
 
     def __init__(self, args: Namespace, model: nn.Module, columns: Iterable[str]) -> None:
         self.args, self.model = args, model
@@ -58,12 +58,12 @@ class Run:
             args.curve.write_text(",".join(head) + "\n")
 
     def rate(self) -> float:
-        """Warm-up, a plateau until 40 % of the way, then a straight line to zero."""
+        """Return the rate's factor: a warm-up, 1 until 40 % of the steps, then linear to zero."""
         steps = self.args.steps
         return min(1.0, (self.step + 1) / self.args.warmup, (steps - self.step) / (0.6 * steps))
 
     def steps(self) -> Iterator[int]:
-        """The steps still to do; their time is counted, the time to measure is not."""
+        """Yield the remaining steps. Counts their time without the time of measurements."""
         with tqdm(total=self.args.steps, initial=self.step, mininterval=5) as progress:
             while self.step < self.args.steps:
                 self.began = time.perf_counter()
@@ -72,7 +72,7 @@ class Run:
                 progress.set_postfix(loss=f"{self.losses[-1]:.3f}", refresh=False)
 
     def descend(self, loss: Tensor) -> bool:
-        """Take a step down the gradient; True if it is time to measure."""
+        """Take one optimizer step; return True if it is time to measure."""
         loss.backward()
         for optimizer, peak in zip(self.optimizers, self.peaks, strict=True):
             optimizer.param_groups[0]["lr"] = peak * self.rate()
@@ -87,7 +87,7 @@ class Run:
         """Add a row to the curve and save a checkpoint."""
         tokens = self.step * self.args.rows * self.args.length
         values = [sum(self.losses) / len(self.losses), *measured]
-        # An interrupted and resumed run leaves a gap in this mean, never in the weights.
+        # An interrupted and resumed run leaves a gap in this mean but not in the weights.
         self.losses = self.losses[-1:]
         with self.args.curve.open("a", newline="") as file:
             shown = [f"{value:.4f}" for value in values]
@@ -98,7 +98,7 @@ class Run:
             "model": self.model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
-        # Written beside and renamed: an interrupted save leaves the last checkpoint whole.
+        # Write another file and rename it: an interrupted save keeps the last checkpoint intact.
         partial = self.args.checkpoint.with_suffix(".partial")
         torch.save(state, partial)
         partial.replace(self.args.checkpoint)

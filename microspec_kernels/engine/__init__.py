@@ -1,4 +1,4 @@
-"""The draft's LM head over an active vocabulary, for an inference engine: yours, or a plugin's.
+"""The draft's LM head over an active vocabulary, for an inference engine or its plugin.
 
     from microspec_kernels import EngineHead, Settings
 

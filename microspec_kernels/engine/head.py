@@ -1,4 +1,4 @@
-"""The draft's LM head over an active vocabulary, as an engine's plugin or an own engine uses it."""
+"""`EngineHead`: the draft's LM head over an active vocabulary, for plugins and custom engines."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +21,10 @@ from .token_map import TokenMap
 class Shard:
     """The rows of the draft's LM head that this rank of a tensor-parallel group holds.
 
-    total_rows: rows on all ranks together. start: the first one here. group: the ranks (None: all).
+    Attributes:
+        total_rows: rows on all ranks together.
+        start: index of the first row on this rank.
+        group: the process group of the ranks; None: the default group.
     """
 
     total_rows: int
@@ -30,10 +33,13 @@ class Shard:
 
 
 class EngineStats(NamedTuple):
-    """Totals since the start, over all vocabularies, and the tokens that are active now.
+    """Totals since the start over all vocabularies, and the number of tokens active now.
 
-    hits, misses: tokens of the text that were active before they were observed, and that were not.
-    rows_entered: rows of the LM head that became active. active: tokens that are active now.
+    Attributes:
+        hits: counted tokens that were active, see :meth:`EngineHead.count_coverage`.
+        misses: counted tokens that were not active.
+        rows_entered: rows of the LM head that became active.
+        active: tokens that are active now.
     """
 
     hits: int
@@ -43,7 +49,7 @@ class EngineStats(NamedTuple):
 
     @property
     def coverage(self) -> float | None:
-        """The share of hits; None before any token was counted."""
+        """hits / (hits + misses); None before any token was counted."""
         counted = self.hits + self.misses
         return self.hits / counted if counted else None
 
@@ -56,30 +62,33 @@ class EngineHead:
         head.observe(torch.cat((step_tokens, target_logits.argmax(-1))))  # between two replays
         tokens = head.argmax(hidden)              # in the graph of the draft's steps
 
-    All state has fixed addresses and lies on the weight's device. The engine speaks of the target's
-    tokens; rows of the draft's LM head, which EAGLE-3 may have fewer of, stay in here. Tokens whose
-    rows hold NaN or infinity when it is made are logged and never proposed.
+    All state lies at fixed addresses on the weight's device. Arguments and results are the target's
+    token ids; the head maps them to rows of the draft's LM head internally, because an EAGLE-3
+    draft may have fewer rows than the target has tokens. The constructor finds tokens whose rows
+    hold NaN or infinity, logs them and never proposes them.
 
     Args:
-        weight: [rows, D] the draft's LM head, without the padding at the end of V; this rank's rows
-            with `shard`.
+        weight: [rows, D], the draft's LM head without the padding rows at the end of V; with
+            `shard`, the rows of this rank.
         settings: see :class:`Settings`.
-        num_groups: how many vocabularies: 1 where the requests share it, else as many as may run.
-        target_vocab_size: tokens of the target; default: as many as rows.
-        row_tokens: int64 [rows], the target's token of each row of the whole head; None where row i
-            is token i.
+        num_groups: number of vocabularies: 1 if all requests share one, else the most requests that
+            may run at once.
+        target_vocab_size: number of the target's tokens; default: the number of rows.
+        row_tokens: int64 [rows], the target's token of each row of the whole head; None: row i is
+            token i.
         bias: [rows].
         logit_scale, softcap: see :func:`~microspec_kernels.sparse_head`.
-        shard: where ranks hold a part each. To make a head and to call it are then collectives, and
-            each rank observes the same tokens.
+        shard: this rank's part if ranks share the head. The constructor and the calls are then
+            collectives, and each rank must observe the same tokens.
 
     Raises:
-        ValueError, TypeError, OSError: as :class:`SparseHead` (a weight that is no plain tensor)
-            and :meth:`Settings.initial` do; a frequency list without any token of the draft; a
-            top_k above the target's tokens.
+        ValueError, TypeError, OSError: as :class:`SparseHead` (for example, the weight is not a
+            plain tensor) and :meth:`Settings.initial`.
+        ValueError: the frequency list has no token with a row in the draft, or top_k exceeds the
+            number of the target's tokens.
     """
 
-    @torch.inference_mode(False)  # or the state could not be updated outside
+    @torch.inference_mode(False)  # a tensor made in inference mode cannot be updated outside it
     def __init__(
         self,
         weight: Tensor,
@@ -117,7 +126,7 @@ class EngineHead:
         options = {
             "mode": settings.mode,
             "slab_dtype": settings.slab_torch_dtype,
-            # observe waits for the gather, so that a second buffer would only be gathered twice.
+            # observe waits for the gather, so a second buffer would only add another gather.
             "buffers": 1 if settings.mode == "packed" else None,
             "bias": bias,
             "logit_scale": logit_scale,
@@ -130,17 +139,17 @@ class EngineHead:
             self.head = ParallelSparseHead(
                 weight, self.vocab, start=shard.start, group=shard.group, **options
             )
-        self._counted = torch.zeros(2, dtype=torch.int64, device=device)  # active tokens, all
+        self._counted = torch.zeros(2, dtype=torch.int64, device=device)  # active, all
         self._entered = torch.zeros(1, dtype=torch.int64, device=device)
         self._host_copy = HostCopy()
 
     @property
     def capacity(self) -> int:
-        """K: the setting, or all rows where the head has fewer."""
+        """K: the setting, or the number of rows if the head has fewer."""
         return self.vocab.capacity
 
     def __str__(self) -> str:
-        """For an engine's log."""
+        """Describe the head in one line, for an engine's log."""
         settings, weight, count = self.settings, self._weight, self.vocab.groups
         return (
             f"LM head [{self.vocab.vocab_size}, {weight.size(1)}] "
@@ -151,12 +160,12 @@ class EngineHead:
         )
 
     def observe(self, tokens: Tensor, token_groups: Tensor | None = None) -> None:
-        """Make the target's tokens active, before the draft's next step. Call outside capture.
+        """Make the target's tokens active before the draft's next step. Call outside capture.
 
         Args:
-            tokens: int32 or int64 [N], the newest last. Those without a row, and -1, are ignored.
-            token_groups: int32 or int64 [N], each token's vocabulary, -1 to ignore it; None with
-                one vocabulary.
+            tokens: int32 or int64 [N], newest last. -1 and tokens without a row are ignored.
+            token_groups: int32 or int64 [N], each token's vocabulary, -1 to ignore the token; None
+                with one vocabulary.
         """
         before = self.vocab.ids.clone()
         self.vocab.update(self.token_map.to_rows(tokens), token_groups=token_groups)
@@ -167,10 +176,11 @@ class EngineHead:
         """Return the target's `top_k` likeliest tokens of each row, for :meth:`observe`.
 
         Args:
-            logits: [R, V], the target's.
+            logits: [R, V], the target's logits.
 
         Returns:
-            int64 [R, top_k], the likeliest last, so that it counts as the newest.
+            int64 [R, top_k], the likeliest last, because :meth:`observe` takes the last as the
+            newest.
         """
         if self.settings.top_k == 1:
             return logits.max(-1, keepdim=True).indices  # on a CPU a third of argmax's time
@@ -180,10 +190,10 @@ class EngineHead:
         """Count how many of a text's new tokens are active. Call before :meth:`observe`.
 
         Args:
-            tokens, token_groups: as for :meth:`observe`. Tokens without a row are misses.
+            tokens, token_groups: as for :meth:`observe`. Tokens without a row count as misses.
 
         Raises:
-            ValueError: no token_groups although there are several vocabularies.
+            ValueError: token_groups is None although there are several vocabularies.
         """
         if token_groups is None and self.vocab.groups > 1:
             expected = f"each token's, as there are {self.vocab.groups}"
@@ -198,11 +208,11 @@ class EngineHead:
     def reset(self, groups: Tensor | Sequence[int] | None = None) -> None:
         """Reset vocabularies to their initial tokens. Call outside capture.
 
-        Do not reset a shared vocabulary for each new request: it serves them all.
+        Do not reset a shared vocabulary for a new request: all requests use it.
 
         Args:
-            groups: integers [n], the vocabularies in which new requests begin; a tensor on the
-                weight's device is not waited for. None: all of them, and the totals of
+            groups: integers [n], the vocabularies in which new requests begin. A tensor on the
+                weight's device causes no synchronisation. None: all vocabularies and the totals of
                 :meth:`stats`.
         """
         if groups is None:
@@ -219,16 +229,17 @@ class EngineHead:
     def top_k(
         self, hidden: Tensor, k: int, row_groups: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the draft's best tokens. May be captured.
+        """Return the draft's k best tokens of each row. May be captured.
 
         Args:
-            hidden: [M, D], what the LM head would get.
+            hidden: [M, D], the input of the LM head.
             row_groups: int32 or int64 [M], each row's vocabulary, -1 for padding; None with one
                 vocabulary.
 
         Returns:
             logits fp32 [M, k]; the target's token ids int64 [M, k]; logsumexp fp32 [M] over the
-            active tokens. -inf and -1 where a vocabulary has fewer, or a row is padding.
+            active tokens. Logits are -inf and ids -1 for padding rows and where a vocabulary has
+            fewer than k tokens.
         """
         logits, rows, logsumexp = self.head(hidden, k, row_groups)
         return logits, self.token_map.to_tokens(rows), logsumexp
@@ -236,27 +247,34 @@ class EngineHead:
     def argmax(self, hidden: Tensor, row_groups: Tensor | None = None) -> Tensor:
         """Return the draft's best token of each row, int64 [M]. May be captured.
 
-        Token 0 stands for none: the result has to be a token, and the target rejects a wrong one.
+        A row without an active token gets token 0: engines need a valid token id, and the target
+        rejects a wrong one.
         """
         return self.top_k(hidden, 1, row_groups)[1][:, 0].clamp(min=0)
 
     def slot_logits(self, hidden: Tensor) -> Tensor:
         """Return a shared vocabulary's logits, for an engine that chooses among the slots itself.
 
+        May be captured.
+
         Args:
-            hidden: [M, D], what the LM head would get.
+            hidden: [M, D], the input of the LM head.
 
         Returns:
-            fp32 [M, K], slot by slot, -inf for empty ones. May be captured.
+            fp32 [M, K], one column for each slot, -inf for empty slots.
         """
         return self.head.logits(hidden)[0]
 
     def slot_tokens(self) -> Tensor:
-        """Return the target's token in each slot: int64 [G, K], -1 for empty ones."""
+        """Return the target's token in each slot: int64 [G, K], -1 for empty slots."""
         return self.token_map.to_tokens(self.vocab.ids.long())
 
     def stats(self) -> EngineStats | None:
-        """Return the newest totals on the host; None before the first arrive. Never waits."""
+        """Return the newest totals on the host; None before the first copy arrives.
+
+        Never waits for the device: on a GPU, each call returns the totals of an earlier call. Call
+        outside capture.
+        """
         active = self.vocab.size.sum(0, keepdim=True)
         newest = self._host_copy.poll(torch.cat((self._counted, self._entered, active)))
         if newest is None:
@@ -265,7 +283,7 @@ class EngineHead:
         return EngineStats(hits, counted - hits, rows_entered, active_now)
 
     def reload(self) -> None:
-        """Gather the slab's rows anew, after the weight changed in place. Call outside capture."""
+        """Gather the slab again after the weight changed in place. Call outside capture."""
         slab = self._local.slab
         if slab is not None:
             slab.invalidate()
@@ -275,9 +293,9 @@ class EngineHead:
         slab = self._local.slab
         if slab is not None:
             slab.refresh()
-            slab.wait()  # so that a captured graph, which cannot, finds the rows in place
+            slab.wait()  # a captured graph cannot wait, so the rows must be in place first
 
     @property
     def _local(self) -> SparseHead:
-        """Over the rows that are held here."""
+        """The sparse head over this rank's rows."""
         return self.head.local if isinstance(self.head, ParallelSparseHead) else self.head

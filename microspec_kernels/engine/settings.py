@@ -1,4 +1,4 @@
-"""What a user sets, in every engine alike: one switch, and what it may be made of."""
+"""Settings of the active vocabulary, the same for every engine, and the switch that sets them."""
 
 import json
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from microspec_kernels._checks import QUANTISED
 from microspec_kernels._token_ids import INT32_IDS, read_token_ids
 
 SWITCH = "MICROSPEC"
-"""The environment variable: 1, or the settings as a JSON object; 0 or empty is off."""
+"""The environment variable: 1 or a JSON object of settings turns it on; 0 or empty is off."""
 
 Vocabulary = Literal["shared", "request"]
 Mode = Literal["indexed", "packed"]
@@ -21,21 +21,23 @@ _SLAB_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in QUANTISED}
 
 @dataclass(frozen=True)
 class Settings:
-    """How the draft's LM head is made small.
+    """Settings of the active vocabulary in the draft's LM head.
 
     Attributes:
-        capacity: K, tokens that a draft may propose at a time.
-        vocabulary: "shared" by all requests, or one for each "request" that is running.
-        top_k: of the target's likeliest tokens after each verified row, how many enter. The first
-            is nearly free; more cost a top-k over V in every step.
-        frequency: .npy, .pt or .json of token ids by falling frequency, best counted on one's own
-            outputs (:func:`microspec_kernels.policy.frequency_rank`): a vocabulary begins filled
-            with them.
-        mode: "indexed" reads rows of the draft's LM head, "packed" a slab beside it.
-        slab_dtype: of the slab: None for the head's own, or "int8" or "float8_e4m3fn".
+        capacity: K, the number of tokens that can be active at a time.
+        vocabulary: "shared": one vocabulary for all requests; "request": one for each running
+            request.
+        top_k: how many of the target's likeliest tokens enter after each verified row. 1 is nearly
+            free; more cost a top-k over V in every step.
+        frequency: path of a .npy, .pt or .json file of token ids by falling frequency. A vocabulary
+            starts filled with them. Best counted on your own outputs
+            (:func:`microspec_kernels.policy.frequency_rank`).
+        mode: "indexed" reads rows of the draft's LM head; "packed" copies the active rows into a
+            slab.
+        slab_dtype: dtype of the slab: "int8", "float8_e4m3fn", or None for the head's dtype.
 
     Raises:
-        ValueError, TypeError: a value of another kind, by name.
+        ValueError, TypeError: a value is outside these ranges; the message names the setting.
     """
 
     capacity: int = 3072
@@ -63,10 +65,13 @@ class Settings:
 
     @classmethod
     def parse(cls, value: str | bool | Mapping[str, Any] | None) -> "Settings | None":
-        """Of :data:`SWITCH`'s text, or of an engine's own configuration; None where it is off.
+        """Parse the text of :data:`SWITCH` or an engine's configuration value; None if it is off.
+
+        Args:
+            value: None, a bool, an int 0 or 1, JSON text, or a mapping of settings.
 
         Raises:
-            ValueError, TypeError: neither a switch nor an object with these names.
+            ValueError, TypeError: value is not a switch or an object of known settings.
         """
         if isinstance(value, str):
             try:
@@ -92,11 +97,11 @@ class Settings:
         return None if self.slab_dtype is None else _SLAB_DTYPES[self.slab_dtype]
 
     def initial(self, target_vocab_size: int = INT32_IDS) -> Tensor:
-        """Read the token ids of :attr:`frequency`, int64 [n] on the CPU.
+        """Read the token ids of :attr:`frequency`, int64 [n] on the CPU; n = 0 without a file.
 
         Raises:
-            OSError, ValueError: no file, or one of anything else but distinct token ids in
-                [0, target_vocab_size).
+            OSError: the file cannot be read.
+            ValueError: the file does not hold distinct token ids in [0, target_vocab_size).
         """
         if self.frequency is None:
             return torch.empty(0, dtype=torch.int64, device="cpu")

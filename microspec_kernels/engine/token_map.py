@@ -10,15 +10,16 @@ class TokenMap:
     """Map tokens to rows and rows to tokens; -1 stands for no row and no token.
 
     Args:
-        rows: of the draft's LM head.
-        target_vocab_size: V, tokens of the target; None: as many as rows.
-        row_tokens: integers [rows], each row's token, as EAGLE-3's d2t has it; None where row i is
+        rows: number of rows of the draft's LM head.
+        target_vocab_size: V, the number of the target's tokens; None: the number of rows.
+        row_tokens: integers [rows], each row's token, derived from EAGLE-3's d2t; None: row i is
             token i.
-        device: where tokens and rows will lie.
-        broken: int64 [n], rows that count as no token's.
+        device: device of the tokens and rows.
+        broken: int64 [n], rows that no token maps to.
 
     Raises:
-        ValueError, TypeError: row_tokens.
+        ValueError, TypeError: row_tokens has another shape, or does not hold distinct token ids
+            below V.
     """
 
     def __init__(
@@ -46,18 +47,18 @@ class TokenMap:
                 self._token_rows[self._row_tokens[broken]] = -1
 
     def is_token(self, tokens: Tensor) -> Tensor:
-        """Return which are tokens of the target, with a row or without: bool, shaped as tokens."""
+        """Return which tokens lie in [0, V), with or without a row: bool, shaped as tokens."""
         return (tokens >= 0) & (tokens < self.target_vocab_size)
 
     def to_rows(self, tokens: Tensor) -> Tensor:
-        """Map tokens, int32 or int64 of any shape, to rows; what is no token, too, to -1."""
+        """Map tokens, int32 or int64 of any shape, to rows; no row, or outside [0, V): -1."""
         valid = self.is_token(tokens)
         if self._row_tokens is None:
             return torch.where(valid, tokens, -1)
         return torch.where(valid, self._token_rows[tokens.where(valid, 0).long()], -1)
 
     def to_tokens(self, rows: Tensor) -> Tensor:
-        """Map rows, int64 of any shape, to tokens."""
+        """Map rows, int64 of any shape, to tokens; -1 stays -1."""
         if self._row_tokens is None:
             return rows
         return torch.where(rows >= 0, self._row_tokens[rows.clamp(min=0)], -1)

@@ -1,1 +1,1 @@
-"""The active vocabulary inside other people's inference loops, a module for each of them."""
+"""The active vocabulary inside other inference loops: transformers, vLLM and SGLang."""

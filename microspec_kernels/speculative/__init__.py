@@ -1,4 +1,4 @@
-"""The reference speculative loop: a target, a draft, a tree, and the three heads to compare.
+"""The reference speculative loop: target, draft, draft tree, and three LM heads to compare.
 
     from microspec_kernels.speculative import generate, load_draft, load_target
 

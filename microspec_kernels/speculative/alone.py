@@ -1,4 +1,4 @@
-"""The target without a draft: what the loop's output and speed are compared with."""
+"""Generation by the target alone: the baseline for the loop's output and speed."""
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from .stats import Clock, Generation, Stats
 def target_alone(
     target: CausalModel, input_ids: Tensor, max_new_tokens: int, sampling: Sampling
 ) -> Generation:
-    """Generate without a draft: one token a pass, through the cache that the loop uses."""
+    """Generate without a draft: one token a pass, through the same cache as the loop."""
     stats, tokens = Stats(), []
     clock = Clock(target.device, stats.seconds)
     cache = target.new_cache()

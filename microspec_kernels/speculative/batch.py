@@ -1,4 +1,4 @@
-"""Texts that one draft and one target continue together: the reference speculative loop."""
+"""The reference speculative loop: one draft and one target continue a batch of texts."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -40,32 +40,36 @@ class Batch:
         while batch.requests:
             batch.step()
 
-    Each text is what the target alone would write: token by token its greedy choices or, with
-    `sampling`, what it draws with the request's seed (chains: a text of the same law). Draft, head,
-    trees and the other texts only decide how many tokens one pass of the target yields. But for
-    rounding: a pass over 61 rows rounds otherwise than 61 passes, which may turn a choice at a near
-    tie; hardly ever in fp32, sooner in fp16 and bf16.
-    Of the target's generation config only the end-of-text ids count; other rules that it sets are
-    logged.
+    The output is token-for-token the target's own: its greedy choices, or with `sampling` the
+    tokens it draws with the request's seed. With `chain` and a temperature, the output has the
+    target's distribution but is another text. Draft, head, trees and the other texts only decide
+    how many tokens one pass of the target yields. Rounding can flip a choice at a near tie, because
+    a pass over 61 rows rounds differently than 61 passes; this is rare in fp32 and more frequent in
+    fp16 and bf16.
+    The loop applies only the end-of-text ids of the target's generation config. It logs other rules
+    that the config sets.
 
-    target: `load_target`'s result or a Hugging Face causal LM (see `CausalModel`).
-    draft: `load_draft`'s result, or such a model with the target's tokenizer. Vocabularies whose
-        padding rows differ in number fit; prompts keep to the tokens that both have.
-    head: "dense" ranks the draft's next tokens over the vocabulary, "static" over the first
-        `capacity` ids of `frequency`, "sparse" over an active vocabulary of `capacity` that follows
-        `policy`. Or a `Head` of your own, which then keeps what it has learned.
+    target: the result of `load_target`, or a Hugging Face causal LM (see `CausalModel`).
+    draft: the result of `load_draft`, or a Hugging Face causal LM with the target's tokenizer. The
+        vocabularies may differ in the number of padding rows; prompts may use only tokens that both
+        have.
+    head: "dense" ranks the draft's next tokens over the vocabulary; "static" over the first
+        `capacity` ids of `frequency`; "sparse" over an active vocabulary of `capacity` tokens that
+        follows `policy`. A `Head` object is used as it is and keeps what it has learned.
     depth, top_k, tree_size: calls of the head for an EAGLE-2 tree (arXiv 2406.16858), rows and
-        candidates in each, nodes verified.
+        candidates a row in each call, nodes verified.
     frequency: integers [S], distinct token ids by falling frequency.
-    policy: what the active vocabulary learns from, and what it never forgets; None:
+    policy: decides which tokens enter the active vocabulary and which are never evicted; None:
         `policy.default(frequency)`.
-    mode: whether the sparse head reads rows of the whole weight or packs them into a slab.
-    groups: how many texts have an active vocabulary of their own; 1: all share one.
-    sampling: how tokens are drawn; None: greedily.
-    chain: draft no tree but a chain of `depth` tokens, drawn by the draft's law under `sampling`
-        (arXiv 2211.17192). Texts that share what a head learns then need a seed each.
+    mode: "indexed": the sparse head reads rows of the whole weight; "packed": it copies them into a
+        slab.
+    groups: number of active vocabularies, one for each running text; 1: all texts share one.
+    sampling: how tokens are drawn; None: greedy.
+    chain: draft a chain of `depth` tokens instead of a tree, drawn from the draft's distribution
+        under `sampling` (arXiv 2211.17192). Texts that share an active vocabulary then need
+        distinct seeds.
 
-    Raises TypeError or ValueError for anything else, naming the argument.
+    Raises TypeError or ValueError for any other value, naming the argument.
     """
 
     def __init__(
@@ -108,8 +112,8 @@ class Batch:
         self.requests: list[Request] = []
         self.seconds: dict[str, float] = {}
         self._clock = Clock(self.target.device, self.seconds)
-        # Of each text: what the models have read, its newest token, which they have not, and the
-        # draft's features of that.
+        # For each text: the caches hold what the models have read; `_newest` is the token they have
+        # not read yet; `_features` are the draft's features for it.
         self._cache, self._draft_cache = self.target.new_cache(), self.draft.new_cache()
         for cache in (self._cache, self._draft_cache):
             cache.select([])
@@ -118,21 +122,25 @@ class Batch:
 
     @property
     def free_groups(self) -> list[int]:
-        """Those that a text may join: of several, those without one; a shared one always."""
+        """Groups a new request may use: any unused group, or group 0 if all requests share one."""
         taken = {request.group for request in self.requests} if self.head.groups > 1 else set()
         return [group for group in range(self.head.groups) if group not in taken]
 
     @torch.no_grad()
     def join(self, input_ids: Tensor, max_new_tokens: int, *, seed: int | None = None) -> Request:
-        """Read a prompt and choose its first token; `step` goes on from there.
+        """Read a prompt and choose its first token; `step` continues the text.
 
         input_ids: int64 or int32 [P] or [1, P], P >= 1.
-        max_new_tokens: how many tokens to add at most; end of text ends it sooner and is included.
-        seed: of what is drawn, in [0, 2^64); None: the sampling's own. Texts with equal seeds are
-            not independent.
+        max_new_tokens: the most tokens to add. An end-of-text token ends the text sooner and is
+            included.
+        seed: seed of the drawn tokens, in [0, 2^64); None: the seed of `sampling`. Texts with equal
+            seeds are not independent.
 
-        Raises TypeError or ValueError: not such a prompt or count, no group left, or a policy that
-        remembers one text at a time.
+        Returns the request. It is `done` already, and not in the batch, if `max_new_tokens` is 0 or
+        the first token ends it.
+
+        Raises TypeError or ValueError: an invalid prompt, count or seed, no free group, or a policy
+        whose sources remember one text at a time while another text runs.
         """
         prompt = checked_prompt(input_ids, self.target, self.draft)
         check_counts(max_new_tokens=max_new_tokens)
@@ -169,14 +177,14 @@ class Batch:
         self._cache.append(cache)
         self._draft_cache.append(draft_cache)
         self._newest = torch.cat((self._newest, first))
-        # How wide they are is the draft's affair: a first text's stand alone.
+        # Feature width depends on the draft, so the first request defines it.
         others = [self._features] if self.requests else []
         self._features = torch.cat((*others, feature))
         self.requests.append(request)
 
     @torch.no_grad()
     def step(self) -> list[Request]:
-        """Draft and verify one tree for each text. Returns those done with it; they have left."""
+        """Draft and verify one tree for each text. Returns the requests that ended and left."""
         if not self.requests:
             return []
         clock, target, draft = self._clock, self.target, self.draft
@@ -211,7 +219,7 @@ class Batch:
         return sample_chain(*shared, self.sampling, numbers, self._clock)
 
     def _verify(self, tree: Tree, logits: Tensor, seeds: Tensor, places: Tensor) -> Verified:
-        """What the target keeps of trees below `places` [B], by its logits [B, n, V]."""
+        """Verify trees whose roots stand at `places` [B], by the target's logits [B, n, V]."""
         if isinstance(tree, Chain):
             numbers = chain_numbers(seeds, places, self.shape.depth)
             p = self.sampling.probabilities(logits)
@@ -226,12 +234,12 @@ class Batch:
         return follow(tree, choice)
 
     def _seeds(self, requests: list[Request]) -> Tensor:
-        """As int64 [B], of the same bits."""
+        """Return the requests' unsigned seeds as int64 [B] with the same 64 bits."""
         bits = [(request.seed ^ 2**63) - 2**63 for request in requests]
         return torch.tensor(bits, device=self.target.device)
 
     def _emit(self, new: Tensor, counts: list[int], groups: Tensor) -> None:
-        """Continue the texts by the first `counts` [B] of the tokens new [B, m], and keep score."""
+        """Append the first `counts` [B] of the tokens new [B, m] to the texts; update the stats."""
         known = self.head.contains(new.flatten(), groups.repeat_interleave(new.shape[1]))
         hits = known.view_as(new).tolist()
         active = self.head.active().tolist()
@@ -242,9 +250,10 @@ class Batch:
             request.stats.covered += sum(hits[text][:emitted])
 
     def _go_on(self, verified: Verified, counts: list[int], features: Tensor) -> None:
-        """Let go of texts that are done; of the others the draft reads the new tokens [B, m].
+        """Remove ended texts; let the draft read the new tokens [B, m] of the others.
 
-        `counts` [B] of them are a text's; the target's features [B, n, F] are its trees'.
+        `counts` [B]: number of new tokens of each text. `features` [B, n, F]: the target's, for
+        each node.
         """
         going = [text for text, request in enumerate(self.requests) if not request.done]
         if len(going) < len(self.requests):

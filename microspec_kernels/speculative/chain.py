@@ -1,4 +1,4 @@
-"""Chains of sampled tokens, which engines draft where they do not draft trees."""
+"""Chains of sampled tokens, the drafts of engines that do not draft trees."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,14 +16,17 @@ from .tree import Tree
 
 @dataclass(frozen=True)
 class Chain(Tree):
-    """A tree without branches, whose tokens were drawn from `laws` fp64 [B, n - 1, V]."""
+    """A tree without branches. `laws` fp64 [B, n - 1, V]: the distributions of its drawn tokens."""
 
     laws: Tensor
 
 
 class Numbers(NamedTuple):
-    """What draws and verifies chains of d tokens: `draft` and `accept` fp64 [B, d], and `final`
-    [B, d + 1] for the token behind as many accepted ones (see `verify.verify_chain`)."""
+    """Random numbers that draw and verify chains of d tokens.
+
+    `draft` and `accept`: fp64 [B, d]. `final`: fp64 [B, d + 1], one for each possible number of
+    accepted tokens (see `verify.verify_chain`).
+    """
 
     draft: Tensor
     accept: Tensor
@@ -31,12 +34,13 @@ class Numbers(NamedTuple):
 
 
 def chain_numbers(seeds: Tensor, places: Tensor, depth: int) -> Numbers:
-    """For texts with seeds int64 [B], whose chains begin below the places int64 [B].
+    """Return the numbers for texts with seeds int64 [B] and chain roots at positions int64 [B].
 
-    The target's own token takes the number of its place in the text. A draft's are
-    those of its root's place, level by level, and not of its own: a token that is rejected may
-    have taught the vocabulary something, so that the next chain's laws depend on the numbers that
-    drew it, which therefore may not draw from these laws. No two chains of a text have one root.
+    The target's token takes the number of its own position in the text. A drafted token takes
+    numbers of the root's position, two streams for each level, and not of its own position. Reason:
+    a rejected token may have changed the vocabulary, so the next chain's distributions depend on
+    the numbers that drew it, and these numbers must not draw from those distributions. No two
+    chains of a text have the same root.
     """
     seeds, roots = seeds[:, None], places[:, None]
     levels = torch.arange(depth + 1, device=places.device)
@@ -59,9 +63,10 @@ def sample_chain(
     numbers: Tensor,
     clock: Clock,
 ) -> Chain:
-    """Draft a chain below each root int64 [B], a level by each column of numbers fp64 [B, depth].
+    """Draft a chain below each root int64 [B], one level a column of numbers fp64 [B, depth].
 
-    Each level draws one token over those that the head knows. The rest is as for `tree.grow`.
+    Each level draws one token among those that the head knows. For the other arguments see
+    `tree.grow`.
     """
     bases = list(cache.lengths)
     tokens, laws = [roots], []
@@ -70,7 +75,7 @@ def sample_chain(
         with clock("head"):
             logits, ids = head.logits(draft.head_input(features), groups)
         with clock("tree"):
-            # A chain that has ended stays so.
+            # An ended chain stays ended.
             logits = logits.where(tokens[-1][:, None] >= 0, -torch.inf)
             vocab_size = draft.lm_head.vocab_size
             drawn, law = propose(logits, ids, vocab_size, numbers[:, level], sampling)
@@ -97,13 +102,14 @@ def propose(
 ) -> tuple[Tensor, Tensor]:
     """Draw from logits [B, c] of the tokens `ids` int64 [B, c], -1 for none, by numbers fp64 [B].
 
-    Returns the tokens int64 [B] and their laws fp64 [B, V]; where the logits give no law, as those
-    of an empty vocabulary or of a broken draft, -1 and zeros.
+    Returns the tokens int64 [B] and their distributions fp64 [B, V]. Where a row has no finite
+    largest logit (an empty vocabulary or a broken draft), the token is -1 and the distribution is
+    zero.
     """
     usable = logits.amax(-1).isfinite()
     shares = sampling.probabilities(logits.where(usable[:, None], 0))
     tokens = ids.gather(1, draw(shares, numbers)[:, None])[:, 0].where(usable, -1)
     law = shares.new_zeros(len(ids), vocab_size)
-    # Added, not written: what is no token brings a zero to token 0.
+    # Add instead of writing: an entry without a token adds a zero to token 0.
     law.scatter_add_(1, ids.clamp(min=0), shares * (usable[:, None] & (ids >= 0)))
     return tokens, law

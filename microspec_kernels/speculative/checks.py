@@ -1,4 +1,4 @@
-"""What `generate` refuses, and how it says so."""
+"""Check the arguments of `generate` and `Batch`."""
 
 import copy
 import logging
@@ -19,7 +19,10 @@ logger = logging.getLogger(__name__)
 
 
 def checked_prompt(input_ids: Tensor, target: CausalModel, draft: Draft) -> Tensor:
-    """The prompt, int64 [P] on the target's device, of tokens that target and draft can read."""
+    """Return the prompt, int64 [P] on the target's device, after checking dtype, shape and ids.
+
+    Raises TypeError or ValueError; every id must be one that target and draft can read.
+    """
     if not isinstance(input_ids, Tensor) or input_ids.dtype not in (torch.int32, torch.int64):
         got = getattr(input_ids, "dtype", type(input_ids).__name__)
         raise TypeError(f"generate: input_ids: expected an int64 or int32 tensor, got {got}")
@@ -51,7 +54,7 @@ LIMITS = {
 
 
 def check_counts(**counts: int) -> None:
-    """Every count is an int within its limits."""
+    """Raise TypeError or ValueError unless every count is an int within its LIMITS."""
     for name, value in counts.items():
         low, high = LIMITS[name]
         if not isinstance(value, int):
@@ -62,7 +65,7 @@ def check_counts(**counts: int) -> None:
 
 
 def checked_frequency(ids: Tensor | Sequence[int], target: CausalModel) -> Tensor:
-    """The token ids, int64 [S] on the target's device, S >= 1."""
+    """Check token ids and return them, int64 [S] on the target's device, S >= 1."""
     frequency = token_ids("generate: frequency", ids, target.vocab_size, device=target.device)
     if len(frequency) == 0:
         raise ValueError("generate: frequency: expected at least one token id, got none")
@@ -70,9 +73,10 @@ def checked_frequency(ids: Tensor | Sequence[int], target: CausalModel) -> Tenso
 
 
 def fitted(draft: Draft, target: CausalModel) -> Draft:
-    """The draft, which lies beside the target, with an LM head over the target's vocabulary.
+    """Return the draft with an LM head over the target's vocabulary.
 
-    Where the two differ in padding rows alone, it is a copy whose LM head is `of_vocabulary`.
+    If the vocabularies differ in padding rows only, the result is a copy of the draft whose LM head
+    is `of_vocabulary`. Raises ValueError: another device or another vocabulary.
     """
     size, device = draft.lm_head.vocab_size, draft.lm_head.weight.device
     if device != target.device:
@@ -91,7 +95,11 @@ def fitted(draft: Draft, target: CausalModel) -> Draft:
 
 
 def check_head(head: Head, target: CausalModel) -> None:
-    """A head of the caller's own, where it tells its LM head, ranks the target's tokens."""
+    """Check a `Head` object of the caller.
+
+    Raises TypeError: the object has no `topk`. ValueError: it has an `lm_head` over another
+    vocabulary than the target's.
+    """
     if not hasattr(head, "topk"):
         raise TypeError(f"generate: head: expected a name or a Head, got {type(head).__name__}")
     lm_head = getattr(head, "lm_head", None)
@@ -103,7 +111,7 @@ def check_head(head: Head, target: CausalModel) -> None:
 
 
 def check_length(target: CausalModel, length: int) -> None:
-    """A text of so many tokens, with a tree behind it, is in the target's reach."""
+    """Raise ValueError if a text of `length` tokens exceeds the target's `longest`."""
     if target.longest is not None and length > target.longest:
         raise ValueError(
             "generate: max_new_tokens: this target's rotary embedding changes with the text's "
@@ -112,7 +120,7 @@ def check_length(target: CausalModel, length: int) -> None:
 
 
 def check_policy(policy: Policy, others: int) -> None:
-    """A policy that remembers its text has no `others` beside it."""
+    """Raise ValueError if a policy that remembers its text has `others` running beside it."""
     remembers = [source.name for source in policy.sources if source.reset is not None]
     if remembers and others:
         raise ValueError(
@@ -122,7 +130,7 @@ def check_policy(policy: Policy, others: int) -> None:
 
 
 def check_room(free: Sequence[int], groups: int) -> None:
-    """Of the `groups`, some are free for a text."""
+    """Raise ValueError if none of the `groups` is free."""
     if not free:
         raise ValueError(
             f"generate: groups: expected at most {groups} requests, one a group, got {groups + 1}"
@@ -130,7 +138,10 @@ def check_room(free: Sequence[int], groups: int) -> None:
 
 
 def check_seed(seed: int, others: Sequence[int]) -> None:
-    """A text's chains are not drawn by numbers that have taught their vocabulary something."""
+    """Raise ValueError if another text with the same shared vocabulary has this seed.
+
+    The numbers that draw a text's chains must not have changed the vocabulary before.
+    """
     if seed in others:
         raise ValueError(
             "generate: seed: expected one each for sampled chains that share a vocabulary, "

@@ -1,4 +1,4 @@
-"""Three ways to rank the draft's next tokens: over all, a fixed part or an active part of V."""
+"""Three heads that rank the draft's next tokens: over all of V, a fixed part, or an active part."""
 
 from collections.abc import Sequence
 from typing import Literal, Protocol
@@ -16,50 +16,54 @@ HeadName = Literal["dense", "static", "sparse"]
 
 
 class Head(Protocol):
-    """How a draft's next tokens are ranked, for the texts of a batch.
+    """The ranking of a draft's next tokens, for the texts of a batch.
 
-    `follows` says whether it learns from what the target shows; where it does not, the loop does
-    not gather that. `groups`: how many texts may have a vocabulary of their own; with 1, all share
-    the one there is.
+    `follows`: whether the head learns from the target's passes; if not, the loop does not gather
+        tokens for it.
+    `groups`: number of vocabularies; with 1, all texts share one.
     """
 
     follows: bool
     groups: int
 
     def topk(self, hidden: Tensor, k: int, groups: Tensor) -> tuple[Tensor, Tensor]:
-        """Of features [M, D]: log-probabilities fp32 [M, <= k], falling, and token ids int64.
+        """Return the best tokens after features [M, D].
 
-        `groups` int64 [M]: each row's vocabulary. Probabilities are over the tokens that this head
-        knows. Where a row has fewer than k, the result is narrower or the rest is (-inf, -1).
+        `groups` int64 [M]: each row's vocabulary.
+
+        Returns log-probabilities fp32 [M, <= k], falling, and token ids int64 of the same shape.
+        The probabilities are relative to the tokens that this head knows. If a row has fewer than k
+        tokens, the result is narrower or the rest is (-inf, -1).
         """
         ...
 
     def logits(self, hidden: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
-        """Of features [M, D]: logits [M, c] of the tokens it knows, and their ids int64 [M, c].
+        """Return logits [M, c] of the tokens that the head knows, and their ids int64 [M, c].
 
-        `groups` as for `topk`. What is none has (-inf, -1).
+        The arguments are features [M, D] and `groups` as for `topk`. An entry without a token is
+        (-inf, -1).
         """
         ...
 
     def observe(self, tokens: Tensor, groups: Tensor) -> None:
-        """Learn tokens int64 [N], each in its group int64 [N], the newest last; -1 is none."""
+        """Learn tokens int64 [N], each in its group int64 [N], newest last; -1 is ignored."""
         ...
 
     def contains(self, tokens: Tensor, groups: Tensor) -> Tensor:
-        """Which of tokens int64 [N] it can propose now in their groups int64 [N]: bool [N]."""
+        """Return which tokens int64 [N] it can propose now in their groups int64 [N]: bool [N]."""
         ...
 
     def active(self) -> Tensor:
-        """How many tokens it can propose now in each group, int [groups]."""
+        """Return how many tokens the head can propose now in each group, int [groups]."""
         ...
 
     def reset(self, group: int) -> None:
-        """Forget what a group has learned: another text begins there."""
+        """Forget what a group has learned, for a new text."""
         ...
 
 
 class Dense:
-    """All rows that the LM head has, but for broken ones (see `LMHead.sound`)."""
+    """A ranking over all rows of the LM head except broken ones (see `LMHead.sound`)."""
 
     follows = False
     groups = 1
@@ -77,7 +81,7 @@ class Dense:
         return logits, self.lm_head.ids.expand_as(logits)
 
     def observe(self, tokens: Tensor, groups: Tensor) -> None:
-        """Nothing: what it knows is fixed."""
+        """Do nothing: the tokens are fixed."""
 
     def contains(self, tokens: Tensor, groups: Tensor) -> Tensor:
         return self.lm_head.rows(tokens) >= 0
@@ -86,13 +90,14 @@ class Dense:
         return (self.lm_head.ids >= 0).sum()[None]
 
     def reset(self, group: int) -> None:
-        """Nothing: it learns nothing."""
+        """Do nothing: the tokens are fixed."""
 
 
 class Static(Dense):
-    """The rows of `ids` int64 [S] alone, as FR-Spec (arXiv 2502.14856) takes the most frequent.
+    """A ranking over the rows of `ids` int64 [S] only.
 
-    It passes over ids without a row.
+    FR-Spec (arXiv 2502.14856) ranks over the most frequent tokens in this way. Ids without a row
+    are skipped.
     """
 
     def __init__(self, lm_head: LMHead, ids: Tensor) -> None:
@@ -101,9 +106,9 @@ class Static(Dense):
 
 
 class Sparse:
-    """An active vocabulary that follows the text and the target (arXiv 2605.26444).
+    """A ranking over an active vocabulary that follows the text and the target (arXiv 2605.26444).
 
-    `vocab` is over the rows of the LM head. Tokens without a row it cannot learn.
+    `vocab` is an `ActiveVocab` over the rows of the LM head. Tokens without a row are ignored.
     """
 
     follows = True
@@ -157,11 +162,15 @@ def make_head(
     mode: Literal["indexed", "packed"],
     groups: int = 1,
 ) -> Head:
-    """The head called `name`.
+    """Make the head called `name`.
 
-    capacity, mode, groups: of the sparse head's vocabulary, which `policy` begins.
-    The static head takes the first `capacity` ids of `frequency`. Both pass over tokens that the
-    LM head has no row for.
+    capacity, mode, groups: options of the sparse head. `policy` gives its pinned and initial
+        tokens.
+    frequency: the static head takes the first `capacity` ids of it. Both heads skip tokens that the
+        LM head has no row for.
+
+    Raises ValueError: an unknown name, no `frequency` for the static head, or one without any token
+    of the LM head.
     """
     lm_head = lm_head.sound()
     if name == "dense":

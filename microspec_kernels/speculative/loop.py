@@ -1,4 +1,4 @@
-"""One text, continued speculatively."""
+"""`generate`: continue one text speculatively."""
 
 from typing import Any
 
@@ -22,16 +22,19 @@ def generate(
     progress: bool = False,
     **options: Any,
 ) -> Generation:
-    """Continue one text as the target alone would, in fewer of its passes.
+    """Continue one text with the target's own output, in fewer of its passes.
 
     target, draft, input_ids, max_new_tokens: see `Batch` and `Batch.join`.
-    temperature, sampling: how tokens are drawn; a temperature is short for `Sampling(temperature)`,
-        which also has top-p, top-k and a seed. By default the likeliest token is taken.
-    progress: show a bar.
-    options: those of `Batch`: head, depth, top_k, tree_size, capacity, frequency, policy, mode,
+    temperature, sampling: how tokens are drawn. `temperature` is short for `Sampling(temperature)`,
+        which also has top-p, top-k and a seed. Default: greedy.
+    progress: show a progress bar.
+    options: options of `Batch`: head, depth, top_k, tree_size, capacity, frequency, policy, mode,
         chain.
 
-    Raises what they do; ImportError where the `speculative` extra is missing.
+    Returns the new tokens and their statistics, see `Generation`.
+
+    Raises TypeError or ValueError as `Batch` and `Batch.join` do, and ValueError if both a
+    temperature and `sampling` are given. ImportError: the `speculative` extra is missing.
     """
     if sampling is not None and temperature:
         raise ValueError(

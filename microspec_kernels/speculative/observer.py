@@ -15,9 +15,9 @@ from .verify import Verified
 
 
 class Observer:
-    """Tell a head which tokens the policy selects from each pass.
+    """The link from the target's passes to a head: it observes the tokens that the policy selects.
 
-    A head that learns nothing is told nothing, and nothing is computed for it.
+    For a head that does not follow the text (`Head.follows`), it selects and computes nothing.
     """
 
     def __init__(self, head: Head, policy: Policy) -> None:
@@ -27,8 +27,8 @@ class Observer:
     def target_top_k_of_prompt(self, target: CausalModel, hidden: Tensor, last: Tensor) -> Tensor:
         """Return the target's likeliest tokens after each token of a prompt, int64 [P, t].
 
-        The last token's come from its logits [1, V]. Only for a policy that asks for more are the
-        others computed, from hidden [P, D]; else they are -1.
+        The last row comes from the logits `last` [1, V]. The other rows are computed from hidden
+        [P, D] only if the policy asks for all rows; otherwise they are -1.
         """
         rows = self.policy.rows("prompt") if self.head.follows else "none"
         if rows == "all":
@@ -40,12 +40,12 @@ class Observer:
         )
 
     def target_top_k(self, logits: Tensor, stage: Stage) -> Tensor:
-        """Return as many of the target's likeliest tokens as the policy wants, int64 [.., t]."""
+        """Return the target's t likeliest tokens that the policy wants, int64 [.., t]."""
         count = self.policy.target_top_k(stage) if self.head.follows else 0
         return logits.topk(min(count, logits.shape[-1])).indices
 
     def begin(self, request: Request, prompt: Tensor, top_tokens: Tensor, first: Tensor) -> None:
-        """A text begins with a prompt int64 [P] and the first token int64 [1] after it."""
+        """Begin a text with a prompt int64 [P] and the first token int64 [1] after it."""
         if self.head.groups > 1:
             self.head.reset(request.group)
         self.policy.reset()
@@ -56,8 +56,8 @@ class Observer:
     def step(
         self, requests: Sequence[Request], tree: Tree, top_tokens: Tensor, verified: Verified
     ) -> None:
-        """The trees of the texts were verified; top_tokens int64 [B, n, t] follows each node."""
-        batch, behind = tree.tokens.shape  # the place of a path's pads
+        """Observe the verified trees of the texts; top_tokens int64 [B, n, t] follow each node."""
+        batch, behind = tree.tokens.shape  # index of a path's padding
         chosen = tree.tokens.new_full((batch, behind + 1), -1)
         paths = verified.paths.where(verified.paths >= 0, behind)
         chosen.scatter_(1, paths, verified.tokens)

@@ -1,4 +1,4 @@
-"""One text of a batch: how far it has come and where it ends."""
+"""`Request`: the state of one text of a batch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,8 +12,8 @@ from .stats import Generation, Stats
 class Request:
     """A text that a `Batch` continues.
 
-    `tokens`: the new ones so far. `seed`: of the numbers that draw them. `group`: of the head's
-    vocabularies. The seconds in `stats` are the whole batch's.
+    `tokens`: the new tokens so far. `seed`: seed of the random numbers that draw them. `group`: the
+    text's vocabulary in the head. `stats.seconds` covers the whole batch.
     """
 
     max_new_tokens: int
@@ -25,12 +25,12 @@ class Request:
 
     @property
     def done(self) -> bool:
-        """The text has its length or an end of text; it has then left the batch."""
+        """Whether the text has its length or an end-of-text token; it has then left the batch."""
         ended = bool(self.tokens) and self.tokens[-1] in self.eos
         return ended or len(self.tokens) >= self.max_new_tokens
 
     def take(self, new: Sequence[int]) -> int:
-        """Continue by these as far as the text goes. Returns how many those are."""
+        """Append tokens until the text is done. Returns how many were appended."""
         before = len(self.tokens)
         for token in new:
             if self.done:

@@ -1,4 +1,7 @@
-"""What may come next, and which of it does: by numbers that only the text's positions decide."""
+"""Sampling with random numbers that depend only on seed and position.
+
+Drafting therefore cannot change the text.
+"""
 
 import math
 from dataclasses import dataclass
@@ -7,10 +10,10 @@ import torch
 from torch import Tensor
 
 WORD = 0xFFFFFFFF
-# Threefry-2x32-20's rotations, and the constant that its third key word starts from.
+# Rotations of Threefry-2x32-20, and the start value of its third key word.
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 PARITY = 0x1BD11BDA
-# SplitMix64's, as int64 of the same bits.
+# SplitMix64's constants, as int64 with the same bits.
 GAMMA = 0x9E3779B97F4A7C15 - 2**64
 MIX = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
 
@@ -19,11 +22,11 @@ MIX = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
 class Sampling:
     """How the next token is chosen from logits.
 
-    temperature: the logits' divisor; 0 takes the likeliest token, whatever the rest says.
+    temperature: the divisor of the logits; 0 takes the likeliest token and ignores the other
+        fields.
     top_p: keep the fewest likeliest tokens whose probabilities reach this sum, in (0, 1].
-    top_k: keep the k likeliest (and those equal to the last of them); 0 keeps all.
-    seed: in [0, 2^64). Equal seeds give equal texts, so texts that are to be independent take
-        different ones.
+    top_k: keep the k likeliest tokens and those equal to the last of them; 0 keeps all.
+    seed: in [0, 2^64). Equal seeds give equal texts, so independent texts need different seeds.
 
     Raises TypeError or ValueError, naming the argument.
     """
@@ -52,13 +55,15 @@ class Sampling:
                 )
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Of logits [..., V]: the law of the next token, fp64 [..., V].
+        """Return the distribution of the next token, fp64 [..., V], from logits [..., V].
 
-        As `transformers` warps logits: temperature, then top-k, then top-p. Of equal logits top-k
-        keeps all or none, and top-p the lower ids, where its edge runs among them. Temperature 0
-        is certain of the first of the largest logits (NaN is largest, as in `torch.argmax`).
+        The order is that of `transformers`: temperature, then top-k, then top-p. Among equal logits
+        top-k keeps all or none; if the edge of top-p runs among them, top-p keeps the lower ids.
+        Temperature 0 gives probability 1 to the first of the largest logits (NaN is largest, as in
+        `torch.argmax`).
 
-        Raises ValueError: at a temperature, a row's largest logit is NaN or infinite.
+        Raises ValueError: with a temperature above 0, the largest logit of a row is NaN or
+        infinite.
         """
         if self.temperature == 0:
             certain = torch.zeros(logits.shape, dtype=torch.float64, device=logits.device)
@@ -69,7 +74,7 @@ class Sampling:
                 "Sampling: logits: expected a finite largest logit in every row, "
                 f"got {largest[~largest.isfinite()][0].item()}"
             )
-        # The difference first: it cannot overflow, however low the temperature.
+        # Subtract first: the difference cannot overflow, however low the temperature is.
         scores = (logits.double() - largest) / self.temperature
         if 0 < self.top_k < scores.shape[-1]:
             scores[scores < scores.topk(self.top_k).values[..., -1:]] = -math.inf
@@ -82,9 +87,9 @@ class Sampling:
 
 
 def choose(logits: Tensor, numbers: Tensor, sampling: Sampling) -> Tensor:
-    """The token that follows each row: logits [..., V], numbers fp64 [...] in [0, 1).
+    """Choose the next token of each row: logits [..., V], numbers fp64 [...] in [0, 1).
 
-    Returns int64 [...]. See `Sampling.probabilities` and `race`; errors are theirs.
+    Returns int64 [...]. See `Sampling.probabilities`, also for its errors, and `race`.
     """
     if sampling.temperature == 0:
         return logits.argmax(-1)
@@ -92,25 +97,26 @@ def choose(logits: Tensor, numbers: Tensor, sampling: Sampling) -> Tensor:
 
 
 def race(probabilities: Tensor, numbers: Tensor) -> Tensor:
-    """The first of tokens that take exponential times, each at its own rate.
+    """Draw the token with the earliest of V exponential times, whose rates are the probabilities.
 
-    probabilities [..., V] of sum 1; numbers fp64 [...], multiples of 2^-53 in [0, 1), of which
-    each stands for times of its own. Returns int64 [...], never a token of probability 0.
+    probabilities [..., V] of sum 1; numbers fp64 [...], multiples of 2^-53 in [0, 1). Each number
+    determines all V times of its row. Returns int64 [...], never a token of probability 0.
 
-    The first comes with its share of the rates (the Gumbel-max trick, taken to times). Rounding of
-    the probabilities turns it only where two times are as close as that, so two passes that round
-    otherwise choose alike: the edges of a CDF over 10^5 tokens lie much closer.
+    Each token is the earliest with its own probability (the Gumbel-max trick, applied to times).
+    Rounding of the probabilities changes the result only if two times are nearly equal, so two
+    passes that round differently still choose the same token. An inverse CDF would be more
+    sensitive: its edges over 10^5 tokens lie much closer together.
     """
     keys = splitmix64((numbers * 2.0**53).long(), torch.zeros_like(numbers, dtype=torch.int64))
     tokens = torch.arange(probabilities.shape[-1], device=probabilities.device)
-    # 52 bits and a half: never 0 or 1, so that no time is infinite or 0.
+    # 52 bits plus a half: never 0 or 1, so no time is infinite or 0.
     words = logical_shift(splitmix64(keys[..., None], tokens), 12)
     uniform = (words.double() + 0.5) * 2.0**-52
     return (-uniform.log() / probabilities).argmin(-1)
 
 
 def splitmix64(state: Tensor, index: Tensor) -> Tensor:
-    """Output `index` (from 0) of SplitMix64 begun at `state`: int64 as 64 bits, broadcast.
+    """Return output `index` (from 0) of SplitMix64 started at `state`: int64 as 64 bits, broadcast.
 
     Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
     """
@@ -121,39 +127,40 @@ def splitmix64(state: Tensor, index: Tensor) -> Tensor:
 
 
 def logical_shift(words: Tensor, bits: int) -> Tensor:
-    """int64 as 64 bits, shifted to the right with zeros behind."""
+    """Shift int64 words, taken as 64 bits, to the right and fill with zeros."""
     return words >> bits & (1 << 64 - bits) - 1
 
 
 def draw(probabilities: Tensor, numbers: Tensor) -> Tensor:
-    """Inverse CDF in the order of token ids: the token whose share of [0, 1) a number falls into.
+    """Draw tokens by inverse CDF, in the order of token ids.
 
-    A third of a `race`'s time, for tokens that no other pass has to choose alike: those of chains.
+    This takes a third of the time of `race`. It serves chains, where no other pass has to choose
+    the same token.
 
-    probabilities [..., V] >= 0, of any positive sum; numbers fp64 [...] in [0, 1). Returns
-    int64 [...], never a token of probability 0.
+    probabilities [..., V] >= 0, of any positive sum; numbers fp64 [...] in [0, 1). Returns int64
+    [...], never a token of probability 0.
 
-    Shares are cut to whole multiples of 2^-52 of the sum. Their running sums are exact integers,
-    the same in whatever order a device adds them up; a share of nothing stays nothing.
+    Shares are truncated to whole multiples of 2^-52 of the sum. Their running sums are exact
+    integers, the same in any order of addition on any device. A share of 0 stays 0.
     """
     shares = probabilities.double()
     ends = (shares * (2.0**52 / shares.sum(-1, keepdim=True))).long().cumsum(-1)
-    # For a whole n <= 2^53 and u <= 1 - 2^-53, u * n rounds to less than n.
+    # For an integer n <= 2^53 and u <= 1 - 2^-53, u * n rounds to less than n.
     at = (numbers[..., None] * ends[..., -1:].double()).long()
     return torch.searchsorted(ends, at, right=True)[..., 0]
 
 
 def uniforms(seed: int | Tensor, positions: Tensor, stream: int | Tensor = 0) -> Tensor:
-    """One number in [0, 1) for each (seed, position, stream): fp64, a multiple of 2^-53.
+    """Return one number in [0, 1) for each (seed, position, stream): fp64, a multiple of 2^-53.
 
     positions: int64 [...] in [0, 2^32). seed, in [0, 2^64), and stream, in [0, 2^32): ints, or
-    int64 tensors that broadcast with `positions`. The stream tells apart the numbers that one
-    position needs.
+        int64 tensors that broadcast with `positions`. Different streams give one position several
+        independent numbers.
 
-    Threefry-2x32 with 20 rounds (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
-    SC 2011; JAX's default generator): a keyed bijection of the counter (position, stream) that
-    passes BigCrush over counters and keys in a row. So a number depends on nothing but these
-    three: not on the device, the batch or how many were drawn before.
+    The generator is Threefry-2x32 with 20 rounds (Salmon et al., "Parallel random numbers: as easy
+    as 1, 2, 3", SC 2011; JAX's default generator): a keyed bijection of the counter (position,
+    stream) that passes BigCrush over consecutive counters and keys. So a number depends only on
+    seed, position and stream, not on the device, the batch or earlier draws.
     """
     keys = [seed & WORD, (seed >> 32) & WORD]
     keys.append(PARITY ^ keys[0] ^ keys[1])
@@ -164,5 +171,5 @@ def uniforms(seed: int | Tensor, positions: Tensor, stream: int | Tensor = 0) ->
             right = ((right << rotation | right >> (32 - rotation)) & WORD) ^ left
         left = (left + keys[turn % 3]) & WORD
         right = (right + keys[(turn + 1) % 3] + turn) & WORD
-    # 32 bits of one word and 21 of the other: as many as a double's mantissa holds.
+    # 32 bits of one word and 21 of the other: a double's mantissa holds 53.
     return (left << 21 | right >> 11).double() * 2.0**-53

@@ -1,4 +1,4 @@
-"""What a generation cost and how much of the draft was right."""
+"""Statistics of one generation: counts, seconds, and how many drafted tokens were accepted."""
 
 import time
 from collections import Counter
@@ -15,12 +15,13 @@ from torch import Tensor
 class Stats:
     """Counts and seconds of one generation.
 
-    `acceptance_lengths`: tokens that each verification produced, bonus included. `active_sizes`:
-    tokens the draft could propose at each step. `covered`: how many of the tokens so produced it
-    could propose. `seconds` by part: `prefill` (target), `draft_layer`, `head`, `vocabulary`
-    (observing tokens, counting coverage), `tree` (choosing its nodes), `verify` (target, its
-    logits, walk, cache) and `total`, which holds the others and the loop between them. On a GPU
-    the device is synchronised at each part's ends, so that a part's time is its own.
+    `acceptance_lengths`: tokens that each verification produced, bonus included.
+    `active_sizes`: tokens the draft could propose at each step.
+    `covered`: how many of the produced tokens the draft could propose.
+    `seconds`: time of each part: `prefill` (target), `draft_layer`, `head`, `vocabulary` (observing
+        tokens, counting coverage), `tree` (choosing its nodes), `verify` (target, its logits, walk,
+        cache) and `total`, which includes the other parts and the loop between them. On a GPU the
+        clock synchronises the device at both ends of each part, so each part is timed separately.
     """
 
     acceptance_lengths: list[int] = field(default_factory=list)
@@ -30,36 +31,36 @@ class Stats:
 
     @property
     def steps(self) -> int:
-        """Passes of the target after the prefill, each with a draft before it."""
+        """Number of the target's passes after the prefill; each verifies one draft."""
         return len(self.acceptance_lengths)
 
     @property
     def tau(self) -> float:
-        """Mean acceptance length; 0 where nothing was drafted."""
+        """Mean acceptance length; 0 without a step."""
         return fmean(self.acceptance_lengths) if self.steps else 0.0
 
     @property
     def histogram(self) -> dict[int, int]:
-        """How many steps had each acceptance length."""
+        """Number of steps with each acceptance length, by ascending length."""
         return dict(sorted(Counter(self.acceptance_lengths).items()))
 
     @property
     def active_mean(self) -> float:
-        """Mean number of tokens the draft could propose; 0 where nothing was drafted."""
+        """Mean number of tokens the draft could propose; 0 without a step."""
         return fmean(self.active_sizes) if self.steps else 0.0
 
     @property
     def active_max(self) -> int:
-        """Largest number of tokens the draft could propose; 0 where nothing was drafted."""
+        """Largest number of tokens the draft could propose; 0 without a step."""
         return max(self.active_sizes, default=0)
 
     @property
     def coverage(self) -> float:
-        """Share of the target's tokens that were active when drafted; 0 where none were."""
+        """Share of the produced tokens that were active when drafted; 0 without a step."""
         return self.covered / max(1, sum(self.acceptance_lengths))
 
     def as_dict(self) -> dict[str, object]:
-        """Everything above but the per-step lists, ready for JSON."""
+        """Return everything above except the per-step lists, ready for JSON."""
         return {
             "steps": self.steps,
             "tau": self.tau,
@@ -73,10 +74,11 @@ class Stats:
 
 @dataclass
 class Generation:
-    """`tokens` int64 [n]: the new tokens alone, on the CPU, end of text included.
+    """The output of one text.
 
-    `acceptance_lengths` are the stats'. The first token comes from the prefill, so
-    1 + sum(acceptance_lengths) = n where n > 0.
+    `tokens` int64 [n], on the CPU: the new tokens only, end of text included.
+    `acceptance_lengths`: the same list as in `stats`. The first token comes from the prefill, so 1
+        + sum(acceptance_lengths) = n where n > 0.
     """
 
     tokens: Tensor
@@ -85,7 +87,7 @@ class Generation:
 
 
 class Clock:
-    """Adds up in `seconds` what each named part took."""
+    """A clock that adds the time of each named part to `seconds`."""
 
     def __init__(self, device: torch.device, seconds: dict[str, float]) -> None:
         self._device = device

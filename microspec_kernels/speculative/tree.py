@@ -13,8 +13,11 @@ from .stats import Clock
 
 @dataclass(frozen=True)
 class TreeShape:
-    """`depth` calls of the draft's head, each with at most `top_k` rows and `top_k` candidates a
-    row; `size` is the most nodes verified, the root aside."""
+    """The limits of a draft tree.
+
+    `depth`: calls of the draft's head, each with at most `top_k` rows and `top_k` candidates a row.
+    `size`: the most nodes verified, the root excluded.
+    """
 
     depth: int
     top_k: int
@@ -23,12 +26,15 @@ class TreeShape:
 
 @dataclass(frozen=True)
 class Tree:
-    """One tree for each of B texts, in n nodes; what a smaller one lacks are pads behind the rest.
+    """One tree for each of B texts, in n nodes; smaller trees are padded at the end.
 
-    Node 0 is the root, the newest token of the text; a parent comes before its children. `tokens`
-    int64 [B, n], -1 for a pad, and `parents` int64 [B, n] (the root's is itself) lie on the device;
-    `lineage` bool [B, n, n] says which nodes are ancestors of a node, or itself. `sizes`: each
-    tree's nodes, pads apart.
+    Node 0 is the root, the newest token of the text; a parent comes before its children.
+
+    `tokens` int64 [B, n], on the device: -1 for padding.
+    `parents` int64 [B, n], on the device: the root's parent is the root.
+    `lineage` bool [B, n, n]: the ancestor mask; entry [b, i, j] is set if node j is an ancestor of
+        node i, or i itself.
+    `sizes`: each tree's number of nodes without padding.
     """
 
     tokens: Tensor
@@ -49,15 +55,17 @@ def grow(
 ) -> Tree:
     """Draft a tree below each root int64 [B], whose draft features are [B, D].
 
-    `groups` int64 [B]: each text's group of the head's vocabulary. Each level asks the head what
-    follows the frontier, and the best `top_k` of the answers, by the log-probability of the whole
-    path, are the next frontier. All answers of all levels compete for the tree. What the draft
-    cached for nodes rests on guessed features and is dropped again.
+    groups: int64 [B], each text's vocabulary in the head.
+
+    Each level asks the head for the candidates after the frontier. The best `top_k` candidates by
+    log-probability of the whole path form the next frontier. The candidates of all levels compete
+    for the tree. At the end the draft's cache drops the entries of the nodes, because they rest on
+    predicted features.
     """
     bases = list(cache.lengths)
-    # The frontier: nodes (as places in the pool) whose features are known and whose children are
-    # not. The pool: every node there is, in the order found, the root first. A node that a head
-    # with few tokens could not fill has token -1 and score -inf, and so have its descendants.
+    # The frontier: nodes, as indices into the pool, that have features and no children yet. The
+    # pool: all nodes in the order found, root first. Where a head has too few tokens, a node has
+    # token -1 and score -inf, and so have its descendants.
     frontier = torch.zeros_like(roots)[:, None]
     path_scores = torch.zeros(frontier.shape, device=roots.device)
     lineage = torch.ones(len(roots), 1, 0, dtype=torch.bool, device=roots.device)
@@ -74,7 +82,7 @@ def grow(
             )
         with clock("tree"):
             answers = tokens.shape[1]
-            # A path's score must not rise by rounding, or a node would outrank its parent.
+            # Rounding must not raise a path's score, or a node would outrank its parent.
             scores = path_scores.flatten()[:, None] + log_probs.clamp(max=0)
             known = (tokens >= 0) & (scores > -torch.inf)
             scores = scores.where(known, -torch.inf).view(len(roots), -1)
@@ -103,16 +111,16 @@ def grow(
 
 
 def best_nodes(tokens: Tensor, parents: Tensor, scores: Tensor, shape: TreeShape) -> Tree:
-    """The trees of the root (node 0) and the `shape.size` best others of pools [B, N].
+    """Return the trees of the root (node 0) and the `shape.size` best other nodes of pools [B, N].
 
-    A parent comes before its children and scores no less. So in a stable order by score an
-    ancestor comes first, even at equal scores, and the best nodes always form a tree.
+    A parent comes before its children and scores no less. So in a stable order by score an ancestor
+    comes first, even at equal scores, and the best nodes always form a tree.
     """
     chosen = ranked(scores)[:, : shape.size + 1]
     known = scores.gather(1, chosen) > -torch.inf
     sizes: list[int] = known.sum(1).tolist()
     chosen, known = chosen[:, : max(sizes)], known[:, : max(sizes)]
-    # In the order found; pads last, at a place of their own behind the pool.
+    # Restore the order found. Padding sorts last, because its index lies after the pool.
     pad = scores.shape[1]
     chosen = chosen.where(known, pad).sort(1).values
     known = chosen < pad
@@ -123,7 +131,7 @@ def best_nodes(tokens: Tensor, parents: Tensor, scores: Tensor, shape: TreeShape
     lineage = torch.eye(chosen.shape[1], dtype=torch.bool, device=chosen.device)
     lineage = lineage.repeat(len(chosen), 1, 1)
     ancestor = parents
-    # One generation a turn; the root is its own parent, so it is where every line ends.
+    # Each iteration adds one generation. The root is its own parent, so every path ends there.
     for _ in range(shape.depth):
         lineage.scatter_(2, ancestor[:, :, None], True)
         ancestor = parents.gather(1, ancestor)
@@ -131,10 +139,10 @@ def best_nodes(tokens: Tensor, parents: Tensor, scores: Tensor, shape: TreeShape
 
 
 def of_rows(table: Tensor, rows: Tensor) -> Tensor:
-    """Rows int64 [B, n] of a table [B, N, c], text by text: [B, n, c]."""
+    """Return rows int64 [B, n] of a table [B, N, c], separately for each text: [B, n, c]."""
     return table.gather(1, rows[:, :, None].expand(-1, -1, table.shape[2]))
 
 
 def ranked(scores: Tensor) -> Tensor:
-    """Indices [B, n] of fp32 scores [B, n], falling; equal scores in their order."""
+    """Return indices [B, n] of fp32 scores [B, n], falling; equal scores keep their order."""
     return scores.sort(dim=1, descending=True, stable=True).indices

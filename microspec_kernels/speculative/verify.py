@@ -1,4 +1,4 @@
-"""What of a draft the target keeps: the output follows the target's law, whatever was drafted."""
+"""Verify drafts losslessly: the output follows the target's distribution for any draft."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,11 +12,12 @@ from .tree import Tree
 
 
 class Verified(NamedTuple):
-    """How B texts go on.
+    """The accepted part of B drafts, and the tokens that continue the texts.
 
-    `paths` int64 [B, m]: the nodes that are accepted, from the root (node 0) on, then -1.
-    `tokens` int64 [B, m]: the token after each of them, then -1: those accepted, and the bonus.
-    `counts` int64 [B]: how many tokens those are, at least 1.
+    `paths` int64 [B, m]: the accepted nodes from the root (node 0) on, then -1.
+    `tokens` int64 [B, m]: the token after each accepted node, then -1: the accepted tokens and the
+        bonus.
+    `counts` int64 [B]: number of these tokens, at least 1.
     """
 
     paths: Tensor
@@ -27,15 +28,16 @@ class Verified(NamedTuple):
 def follow(tree: Tree, choose: Callable[[Tensor, Tensor], Tensor]) -> Verified:
     """Walk down the trees by the target's choices, as long as they are in the tree.
 
-    choose: takes texts int64 [a] and a node int64 [a] of each, gives the target's tokens int64 [a]
-        after these nodes. It is asked for no token that is not emitted, as drawing one takes a
-        softmax, and maybe a sort, over V.
+    tree: drafts of B texts.
+    choose: takes text indices int64 [a] and one node of each, int64 [a]; returns the target's
+        tokens int64 [a] after these nodes. `follow` asks only for tokens that it emits, because
+        drawing one takes a softmax, and maybe a sort, over V.
 
-    Why this is lossless: the choice at a node is drawn from the target's law after the text that
-    ends there, by the number of its position (`sampling.uniforms`), which nothing in the draft
-    can change. So, token by token, the text is what the target alone emits with the same seed,
-    and the tree only decides how much of it one pass yields. The numbers of different positions
-    are independent and uniform, so the law of the text is the target's.
+    Lossless, because the choice at a node is drawn from the target's distribution after the text
+    that ends there, with the random number of its position (`sampling.uniforms`), which the draft
+    cannot change. So, token by token, the text equals the target's own text for the same seed, and
+    the tree only decides how much of it one pass yields. The numbers of different positions are
+    independent and uniform, so the text has the target's distribution.
     """
     batch = len(tree.tokens)
     texts = torch.arange(batch, device=tree.tokens.device)
@@ -47,7 +49,7 @@ def follow(tree: Tree, choose: Callable[[Tensor, Tensor], Tensor]) -> Verified:
         for columns, column in ((paths, nodes), (tokens, chosen)):
             columns.append(column.new_full((batch,), -1).index_copy_(0, texts, column))
         children = (tree.parents[texts] == nodes[:, None]) & (tree.tokens[texts] == chosen[:, None])
-        children[:, 0] = False  # the root is its own parent, but no child
+        children[:, 0] = False  # the root is its own parent but not a child
         going = children.any(1)
         texts, nodes = texts[going], children.int().argmax(1)[going]
     path = torch.stack(paths, dim=1)
@@ -55,26 +57,27 @@ def follow(tree: Tree, choose: Callable[[Tensor, Tensor], Tensor]) -> Verified:
 
 
 def verify_chain(p: Tensor, q: Tensor, drafted: Tensor, accept: Tensor, final: Tensor) -> Verified:
-    """Keep what the target accepts of sampled chains, and one token of its own behind that.
+    """Keep the tokens of sampled chains that the target accepts, and add one token of the target.
 
-    p fp64 [B, d+1, V]: the target's laws after the root and after each drafted token.
-    q fp64 [B, d, V]: the laws that the tokens `drafted` int64 [B, d] were drawn from; zeros where
-        none was drawn, and the token is -1.
+    p fp64 [B, d+1, V]: the target's probabilities after the root and after each drafted token.
+    q fp64 [B, d, V]: the probabilities from which the tokens `drafted` int64 [B, d] were drawn.
+        Where no token was drawn, q is zero and the token is -1.
     accept fp64 [B, d], final fp64 [B, d+1]: uniform numbers in [0, 1), independent of each other
-        and of everything that q and `drafted` came from; `final[:, i]` serves if i are accepted.
+        and of the numbers that produced q and `drafted`. `final[:, i]` draws the last token if i
+        tokens are accepted.
 
-    Speculative sampling (Leviathan et al., arXiv 2211.17192; Chen et al., arXiv 2302.01318): a
-    token x drawn from q is kept with probability min(1, p(x)/q(x)), else one is drawn from
-    (p - q)+, normalised. Kept or not, token t then comes out with probability
-    min(p(t), q(t)) + (1 - sum of min(p, q)) (p(t) - q(t))+ / sum of (p - q)+ = p(t), as the sum
-    of (p - q)+ is 1 - sum of min(p, q). Where all are kept, the bonus token is drawn from p.
+    Speculative sampling (Leviathan et al., arXiv 2211.17192; Chen et al., arXiv 2302.01318) keeps a
+    token x drawn from q with probability min(1, p(x)/q(x)); otherwise it draws one from (p - q)+,
+    normalised. In total, token t has the probability min(p(t), q(t)) + (1 - sum of min(p, q)) (p(t)
+    - q(t))+ / sum of (p - q)+ = p(t), because the sum of (p - q)+ is 1 - sum of min(p, q). If all
+    tokens are kept, the bonus token is drawn from p.
     """
     known = drafted.clamp(min=0)[..., None]
     p_drafted, q_drafted = p[:, :-1].gather(2, known)[..., 0], q.gather(2, known)[..., 0]
     kept = accepted(p_drafted, q_drafted, accept)
     count = kept.long().cumprod(1).sum(1)
     row = torch.arange(len(p), device=p.device)
-    # Behind the last drafted token nothing was drafted: q is zero there, and the rest is p.
+    # No token was drafted after the last one: q is zero there, so the residual is p.
     rest = residual(p[row, count], F.pad(q, (0, 0, 0, 1))[row, count])
     tokens = F.pad(drafted, (0, 1), value=-1)
     tokens[row, count] = draw(rest, final[row, count])
@@ -84,18 +87,18 @@ def verify_chain(p: Tensor, q: Tensor, drafted: Tensor, accept: Tensor, final: T
 
 
 def accepted(p: Tensor, q: Tensor, numbers: Tensor) -> Tensor:
-    """Which tokens of probability p at the target and q at the draft are kept: bool.
+    """Return which tokens of probability p at the target and q at the draft are kept: bool.
 
-    A product instead of p / q, so that q may underflow; a token that q excludes was not drawn
-    from it.
+    The comparison is a product instead of p / q, so that q may underflow. A token with q = 0 was
+    not drawn from q and is rejected.
     """
     return (q > 0) & (numbers * q < p)
 
 
 def residual(p: Tensor, q: Tensor) -> Tensor:
-    """What the target has over the draft, (p - q)+ [B, V], unnormalised.
+    """Return the target's excess over the draft, (p - q)+ [B, V], unnormalised.
 
-    Where that is nothing, p equals q but for rounding, and p it is.
+    Where it sums to zero, p and q differ only by rounding, and the result is p.
     """
     over = (p - q).clamp(min=0)
     return torch.where(over.sum(-1, keepdim=True) > 0, over, p)

@@ -1,4 +1,4 @@
-"""What the plugins of engines share: hook points, wrapped methods, an error, metrics."""
+"""Shared code of the engine plugins: hook points, wrapped methods, an error, metrics."""
 
 from .hook_points import HookPoint, check_hook_points, missing_hook_points, package_root
 from .unsupported import UnsupportedError

@@ -1,7 +1,7 @@
-"""The places of an engine that a plugin stands on, checked by their source before they are used.
+"""Hook points: the functions of an engine that a plugin uses, checked in the engine's source.
 
-By the syntax tree, so that it costs no import (engines' modules may need a GPU) and the same check
-reads an installed engine and an unpacked wheel.
+The check reads the syntax tree. So it imports no engine module, which may need a GPU, and it works
+alike on an installed engine and on an unpacked wheel.
 """
 
 import ast
@@ -16,11 +16,13 @@ from .unsupported import UnsupportedError
 
 @dataclass(frozen=True)
 class HookPoint:
-    """A function or method that is called or replaced.
+    """A function or method of an engine that the plugin calls or replaces.
 
-    module: "package.module". name: "function" or "Class.method", where it is defined and on no
-    condition. arguments: the names that the plugin relies on, `self` among them; there may be
-    others.
+    Attributes:
+        module: "package.module".
+        name: "function" or "Class.method", defined in this module unconditionally.
+        arguments: names of the arguments that the plugin relies on, including `self`; the function
+            may have others.
     """
 
     module: str
@@ -28,7 +30,11 @@ class HookPoint:
     arguments: tuple[str, ...]
 
     def problem(self, root: Path) -> str | None:
-        """What is wrong with it in the package whose folder is root; None where nothing is."""
+        """Compare the hook point with the package in the folder `root`.
+
+        Returns:
+            What is missing or different; None if the hook point fits.
+        """
         path = root.joinpath(*self.module.split(".")[1:])
         path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
         if not path.is_file():
@@ -60,7 +66,7 @@ class HookPoint:
 
 
 def missing_hook_points(hook_points: Iterable[HookPoint], root: Path) -> list[str]:
-    """Describe each hook point that the package lacks or defines otherwise."""
+    """Describe each hook point that the package lacks or defines differently."""
     found = ((hook_point, hook_point.problem(root)) for hook_point in hook_points)
     return [f"{hook_point}: {problem}" for hook_point, problem in found if problem is not None]
 
@@ -71,10 +77,13 @@ def check_hook_points(
     """Refuse an engine in which a hook point is missing.
 
     Args:
-        engine: the name of its package. version: of it. tested: the versions that were tested.
+        engine: name of the engine's package.
+        version: its installed version.
+        tested: the tested versions, for the message.
+        hook_points: the hook points to look for.
 
     Raises:
-        UnsupportedError: names every hook point that is not there.
+        UnsupportedError: names every missing hook point, or the package is not installed.
     """
     wrong = missing_hook_points(hook_points, package_root(engine))
     if wrong:
@@ -85,10 +94,10 @@ def check_hook_points(
 
 
 def package_root(package: str) -> Path:
-    """The folder of an installed package, which is not imported.
+    """Return the folder of an installed package without importing it.
 
     Raises:
-        UnsupportedError: it is not there.
+        UnsupportedError: the package is not installed.
     """
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:

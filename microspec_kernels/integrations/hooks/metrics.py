@@ -14,9 +14,10 @@ class Report:
     """Log and export the counters accumulated since the previous report.
 
     Args:
-        head: whose counters. logger: one that the engine shows.
-        prometheus: whether the engine has metrics there. In Prometheus' multi-process mode they are
-            then beside the engine's own.
+        head: the head whose counters are reported.
+        logger: a logger that the engine shows.
+        prometheus: whether to export to Prometheus, too. In Prometheus' multi-process mode the
+            metrics appear beside the engine's own.
     """
 
     def __init__(self, head: EngineHead, logger: logging.Logger, prometheus: bool) -> None:
@@ -24,7 +25,7 @@ class Report:
         self._last = EngineStats(0, 0, 0, 0)
 
     def tell(self, stats: EngineStats) -> None:
-        """Report the difference to the previous totals; do nothing if there was no new token."""
+        """Report the difference to the previous totals; do nothing if no token is new."""
         new = EngineStats(*(a - b for a, b in zip(stats, self._last, strict=True)))
         if new.coverage is None:
             return
@@ -52,7 +53,7 @@ class Report:
 
 @cache
 def _prometheus() -> "tuple[dict[str, Counter], Gauge]":
-    # Not before: it looks for its multi-process mode when it is imported.
+    # Import late: prometheus_client checks for its multi-process mode at import.
     from prometheus_client import Counter, Gauge
 
     counters = {
@@ -60,6 +61,6 @@ def _prometheus() -> "tuple[dict[str, Counter], Gauge]":
         "misses": Counter("microspec:uncovered_tokens", "Tokens that it could not have proposed."),
         "rows_entered": Counter("microspec:rows_entered", "Rows that entered active vocabularies."),
     }
-    # Of each process that lives: engines beside each other have vocabularies of their own.
+    # Sum over live processes: engines side by side have separate vocabularies.
     active = Gauge("microspec:active_tokens", "Tokens now active.", multiprocess_mode="livesum")
     return counters, active

@@ -4,8 +4,13 @@
 class UnsupportedError(SystemExit):
     """End the process with a message: the plugin does not support this setup.
 
-    Engines catch their plugins' exceptions and go on without the plugin, and the user would never
-    know. They let SystemExit through.
+    Derives from SystemExit because engines catch other exceptions of their plugins and run on
+    without the plugin, unnoticed by the user.
+
+    Args:
+        where: the engine and the option.
+        expected: the supported value.
+        got: the actual value.
     """
 
     def __init__(self, where: str, expected: str, got: object) -> None:

@@ -1,4 +1,4 @@
-"""Functions of the engine with something around them."""
+"""Wrap methods of an engine's classes."""
 
 import functools
 import inspect
@@ -10,10 +10,14 @@ Around = Callable[[Original, Mapping[str, Any]], Any]
 
 
 def wrap(owner: type, name: str, around: Around) -> None:
-    """Replace a method by `around(original, given)`; once, however often it is asked for.
+    """Replace a method by `around(original, given)`; do nothing if `around` wraps it already.
 
-    original calls the method as it was called. given: its arguments by name, `self` among them, so
-    that arguments may come and move between versions as long as those that are read keep theirs.
+    Args:
+        owner: the class.
+        name: the method.
+        around: receives `original`, which calls the method with the caller's arguments, and
+            `given`, the arguments by name, including `self`. Arguments may be added or moved
+            between versions of the engine as long as the names that `around` reads stay.
     """
     function = getattr(owner, name)
     if getattr(function, "microspec_around", None) is around:

@@ -1,9 +1,13 @@
-"""Inside SGLang, by its plugins: off unless MICROSPEC asks for it. docs/engines.md says what it
-serves and how to see that it is on."""
+"""The SGLang plugin: on if MICROSPEC sets it.
+
+docs/engines.md lists the supported setups and shows how to check that the plugin is on.
+"""
 
 
 def register() -> None:
-    """SGLang calls this in each of its processes (entry point group `sglang.srt.plugins`).
+    """Install the plugin.
+
+    SGLang calls this in each of its processes (entry point group `sglang.srt.plugins`).
 
     Raises:
         UnsupportedError: this SGLang or its setup is not supported. SGLang would catch any other

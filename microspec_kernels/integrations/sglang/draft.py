@@ -1,10 +1,11 @@
 """SGLang's EAGLE draft worker with its LM head over an active vocabulary.
 
-SGLang chooses among a row of logits and looks the chosen up in the worker's `hot_token_id`. So its
-LM head gives K logits here, slot by slot, and `hot_token_id` says which token is in which slot.
-What draft-extend has chosen SGLang looks up only when the request drafts next, and until then the
-slots may have other tokens: so it is looked up at once (:meth:`ActiveDraft.keep`), and the tokens
-are kept as places K + token behind the slots, where `hot_token_id` has every token for itself.
+SGLang chooses indices in a row of logits and maps them to tokens by the worker's `hot_token_id`.
+Here the LM head returns K logits, one for each slot, and the first K entries of `hot_token_id` are
+the tokens in the slots.
+SGLang maps the choices of draft-extend only when the request drafts next, and the slots may hold
+other tokens by then. So :meth:`ActiveDraft.keep` maps these choices at once and replaces each by
+the index K + token. From index K on, `hot_token_id` maps K + token to the token itself.
 """
 
 import logging
@@ -24,14 +25,16 @@ logger = logging.getLogger(__name__)
 
 
 class ActiveDraft:
-    """Made right after the worker has its LM head, before its CUDA graphs are captured.
+    """The active vocabulary of one draft worker.
+
+    Make it right after the worker gets its LM head and before its CUDA graphs are captured.
 
     Args:
         worker: an EagleDraftWorker; its `hot_token_id` and its logits processor are replaced.
-        settings: the user's.
+        settings: the user's settings.
 
     Raises:
-        UnsupportedError: an LM head that is not served, or settings that do not fit it.
+        UnsupportedError: the LM head is unsupported, or the settings do not fit it.
     """
 
     def __init__(self, worker: Any, settings: Settings) -> None:
@@ -75,7 +78,13 @@ class ActiveDraft:
         *,
         out: Tensor | None = None,
     ) -> Tensor:
-        """For LogitsProcessor._compute_lm_head: [M, D] to fp32 [M, K]; may be captured."""
+        """Return logits fp32 [M, K] of hidden states [M, D]. May be captured.
+
+        Replaces LogitsProcessor._compute_lm_head.
+
+        Raises:
+            UnsupportedError: the call has a bias or another LM head than the attached one.
+        """
         if lm_head is not self._lm_head or embedding_bias is not None:
             other = type(lm_head).__name__
             raise UnsupportedError(
@@ -84,14 +93,25 @@ class ActiveDraft:
         return self.head.slot_logits(hidden_states.to(self._weight.dtype))
 
     def keep(self, chosen: Tensor) -> Tensor:
-        """What was chosen just now, int64 of any shape, as places whose tokens stay."""
+        """Map chosen slots to indices that stand for the same tokens permanently.
+
+        Args:
+            chosen: int64 of any shape, indices chosen in the logits just now.
+
+        Returns:
+            int64 of the same shape, K + token.
+        """
         return self.places[chosen] + self.head.capacity
 
     def prompts(self, batch: Any, next_token_ids: Tensor) -> None:
-        """The target has read a part of each prompt of a batch; before the draft does.
+        """Observe the part of each prompt that the target has read. Call before the draft reads it.
 
-        next_token_ids: [B], its tokens behind them. Other parts are read in other batches, except
-        what was cached: no batch has those tokens, but the request does.
+        Other parts of a prompt come in other batches. Tokens with cached keys and values come in no
+        batch; they are taken from the request.
+
+        Args:
+            batch: SGLang's batch.
+            next_token_ids: [B], the target's token after each part.
         """
         cached: list[int] = []
         for request, length in zip(batch.reqs, batch.prefix_lens, strict=True):
@@ -101,12 +121,15 @@ class ActiveDraft:
         self._observe(torch.cat((self._to_device(cached), batch.input_ids, next_token_ids)))
 
     def verified(self, tree: Tensor, result: Any) -> None:
-        """The target has verified the trees of a batch; before the draft goes on.
+        """Observe the trees that the target has verified. Call before the draft's next step.
 
         Args:
-            tree: [B · nodes], their tokens.
-            result: SGLang's GenerationBatchResult: accept_lens [B], next_token_ids [B · nodes]
-                with each request's accepted tokens in front, and logits [B · nodes, V].
+            tree: [B · nodes], the tokens of the trees.
+            result: SGLang's GenerationBatchResult: accept_lens [B], next_token_ids [B · nodes] with
+                each request's accepted tokens first, and logits [B · nodes, V].
+
+        Raises:
+            UnsupportedError: the logits have another shape.
         """
         logits = result.logits_output.next_token_logits
         if logits.shape != (len(tree), self.head.token_map.target_vocab_size):
@@ -122,10 +145,10 @@ class ActiveDraft:
         self._metrics.tick()
 
     def reload(self) -> None:
-        """Weights have changed.
+        """Update the head after the weights changed in place.
 
         Raises:
-            UnsupportedError: the LM head's lie elsewhere now.
+            UnsupportedError: the LM head's weight lies at another address now.
         """
         if self._lm_head.weight.data_ptr() != self._weight.data_ptr():
             raise UnsupportedError(
@@ -138,8 +161,8 @@ class ActiveDraft:
         self._place()
 
     def _place(self) -> None:
-        # An empty slot is never the best of a row, but a tree may run out of others: token 0 then,
-        # as it has to be one.
+        # An empty slot is never the best of a row, but a tree may need more tokens than are active.
+        # It then gets token 0, because SGLang needs a valid token id.
         tokens = self.head.slot_tokens()[0].clamp(min=0)
         self.places[: self.head.capacity] = tokens
 

@@ -1,14 +1,14 @@
-"""The places of SGLang that the plugin stands on, by version."""
+"""The hook points of the plugin in SGLang, by version."""
 
 from microspec_kernels.integrations.hooks import HookPoint, UnsupportedError
 
 TESTED: tuple[str, ...] = ("0.5.20", "0.5.21", "0.5.22", "0.5.23")
-"""Versions that are served."""
+"""Supported versions."""
 
 _WORKER = "sglang.srt.speculative.eagle_worker_v2"
 _UPDATER = "sglang.srt.managers.scheduler_components.weight_updater"
 UPDATES = ("disk", "distributed", "tensor", "ipc")
-"""Where new weights may come from."""
+"""Sources of new weights: suffixes of the weight updater's `update_weights_from_` methods."""
 
 _HOOK_POINTS = (
     HookPoint("sglang.srt.managers.scheduler", "Scheduler.__init__", ("self", "server_args")),
@@ -43,10 +43,10 @@ _HOOK_POINTS = (
 
 
 def hook_points(version: str) -> tuple[HookPoint, ...]:
-    """What has to be there in SGLang's version.
+    """Return the hook points that a version of SGLang must have.
 
     Raises:
-        UnsupportedError: a version that is not served.
+        UnsupportedError: the version is unsupported.
     """
     if ".".join(version.split(".")[:3]) not in TESTED:
         raise UnsupportedError("sglang", f"a version among {', '.join(TESTED)}", version)

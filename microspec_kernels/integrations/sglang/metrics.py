@@ -1,4 +1,4 @@
-"""Report counters as SGLang does: a line in the log at its interval, and Prometheus."""
+"""Report counters as SGLang does: a log line at SGLang's interval, and Prometheus."""
 
 import logging
 
@@ -9,7 +9,7 @@ logger = logging.getLogger(__name__)
 
 
 class Metrics:
-    """Of one draft; of a tensor-parallel group's ranks the first one tells them."""
+    """The metrics of one draft. Only the first rank of a tensor-parallel group reports them."""
 
     def __init__(self, head: EngineHead) -> None:
         from sglang.srt.runtime_context import get_observability, get_parallel
@@ -20,7 +20,10 @@ class Metrics:
         self._report = Report(head, logger, bool(observability.enable_metrics))
 
     def tick(self) -> None:
-        """Report what is due; call in every step. Never waits: a GPU's counters come one late."""
+        """Report if the interval has passed. Call in every step.
+
+        Never waits for the device: on a GPU each report shows the counters of one interval ago.
+        """
         self._steps += 1
         if self._tells and self._steps % self._interval == 0:
             stats = self._head.stats()

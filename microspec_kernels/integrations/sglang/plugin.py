@@ -21,7 +21,8 @@ def install() -> None:
     """Hook the scheduler's constructor. Does nothing unless MICROSPEC is set.
 
     Raises:
-        UnsupportedError: the switch is on and cannot be read, or this SGLang is not served.
+        UnsupportedError: MICROSPEC cannot be read, or it is on and its settings or this SGLang are
+            unsupported.
     """
     try:
         settings = Settings.parse(os.environ.get(SWITCH))
@@ -35,7 +36,7 @@ def install() -> None:
     from sglang.srt.managers.scheduler import Scheduler
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    # The rest waits for the scheduler's own process: other processes need no draft worker.
+    # The rest happens in the scheduler's process: other processes have no draft worker.
     target = f"{Scheduler.__module__}.{Scheduler.__qualname__}.__init__"
     HookRegistry.register(target, functools.partial(_make_scheduler, settings), HookType.AROUND)
 
@@ -52,7 +53,7 @@ def _make_scheduler(settings: Settings, original: Any, *args: Any, **kwargs: Any
 
 
 def _patch(settings: Settings) -> None:
-    """By hand, as SGLang's registry would only log that a place to patch is not there."""
+    """Wrap SGLang's methods directly: its registry would only log a missing method."""
     from sglang.srt.managers.scheduler_components.weight_updater import (
         SchedulerWeightUpdaterManager,
     )
@@ -67,7 +68,7 @@ def _patch(settings: Settings) -> None:
 
 
 def draft_of(worker: Any) -> ActiveDraft | None:
-    """What was attached to a draft worker."""
+    """Return what is attached to a draft worker; None if nothing is."""
     draft: ActiveDraft | None = getattr(worker, _ATTRIBUTE, None)
     return draft
 

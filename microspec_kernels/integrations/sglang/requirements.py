@@ -1,4 +1,4 @@
-"""What the plugin does not serve, each by its name in SGLang's configuration or on the LM head."""
+"""Check SGLang's configuration and the draft's LM head against what the plugin supports."""
 
 import operator
 from typing import Any
@@ -8,7 +8,7 @@ from microspec_kernels.integrations.hooks import UnsupportedError
 
 ALGORITHMS = ("EAGLE", "EAGLE3")
 DRAFTS = ("LlamaForCausalLMEagle", "LlamaForCausalLMEagle3")
-"""Draft models that were tested: EAGLE's and, for targets of every kind, EAGLE-3's."""
+"""The tested draft models: EAGLE, and EAGLE-3 for targets of every kind."""
 
 _UNTESTED = "the plugin was not tested with it"
 _RANKS = "a rank would see a part of the requests or of the layers"
@@ -25,11 +25,11 @@ _EXPECTED: tuple[tuple[str, object, str], ...] = (
     ("parallel.pp_size", 1, _RANKS),
     ("disagg.disaggregation_mode", "null", "the other half would have to know this one's slots"),
 )
-"""Options by the groups of SGLang's runtime context, what they have to be, and why."""
+"""Options by the groups of SGLang's runtime context, with the required value and the reason."""
 
 
 def check_settings(settings: Settings) -> None:
-    """Refuse settings that SGLang has no place for.
+    """Refuse settings that the SGLang plugin does not support.
 
     Raises:
         UnsupportedError: names the setting.
@@ -40,7 +40,7 @@ def check_settings(settings: Settings) -> None:
 
 
 def check_config() -> None:
-    """Refuse what is not served, before anything is loaded.
+    """Refuse an unsupported configuration. Call before anything is loaded.
 
     Raises:
         UnsupportedError: names the option.
@@ -63,7 +63,9 @@ def check_head(model: Any, rows: int, dtype: Any) -> None:
     """Refuse a draft whose LM head is not plain rows of its own dtype.
 
     Args:
-        model: the draft's. rows: of tokens that it may draft. dtype: of its hidden states.
+        model: the draft model.
+        rows: number of tokens that it may draft.
+        dtype: dtype of its hidden states.
 
     Raises:
         UnsupportedError: names the class and the attribute.

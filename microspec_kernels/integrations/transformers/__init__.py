@@ -1,4 +1,4 @@
-"""Hugging Face's `generate`: a sparse LM head in its assisted generation, or the reference loop.
+"""Hugging Face's `generate`: a sparse LM head for assisted generation, or the reference loop.
 
     from microspec_kernels.integrations.transformers import microspec_generate, sparse_assistant
 
@@ -7,7 +7,8 @@
 
     target.generate(input_ids, custom_generate=microspec_generate(draft, head="sparse"))
 
-For transformers 4.56 and later. Nothing of it is patched: hooks on the two models, and a callable.
+Requires transformers 4.56 or later and patches nothing in it: `sparse_assistant` sets hooks on the
+two models, and `microspec_generate` returns a callable.
 """
 
 from .assistant import sparse_assistant

@@ -12,17 +12,18 @@ from microspec_kernels.head import SparseLMHead
 from microspec_kernels.policy import Policy, Stage, TargetPass, default
 from microspec_kernels.vocab import ActiveVocab
 
-# Not the lowest of all in fp32: divided by a temperature below 1, that would be -inf again.
+# Not fp32's lowest value: divided by a temperature below 1, it would become -inf again.
 LOWEST = -1e30
 
 
 class AssistantHead(SparseLMHead):
-    """A very low number in place of -inf off the active set, and of NaN.
+    """A sparse LM head that returns a very low number instead of -inf (inactive tokens) and NaN.
 
-    Beside the logit of any active token both are probability 0. But transformers' processors may
-    forbid every active token (`suppress_tokens`, `bad_words_ids`, …), and a row of nothing but -inf
-    has no softmax to sample from; so what they still allow is drafted evenly.
-    One of NaN, from a broken row, would leave no other token a probability.
+    Beside the logit of any active token, the low number and -inf both have probability 0. But
+    transformers' processors may forbid every active token (`suppress_tokens`, `bad_words_ids`, …),
+    and a row that is all -inf has no softmax to sample from. With the low number, the tokens that
+    are still allowed are drafted with equal probability. A single NaN, from a broken row, would
+    make every probability of the row NaN.
     """
 
     def forward(self, hidden: Tensor, group_ids: Tensor | None = None) -> Tensor:
@@ -42,36 +43,37 @@ def sparse_assistant(
 ) -> Iterator[AssistantHead]:
     """Within the context, `assistant` drafts over an active vocabulary that follows `target`.
 
-    For `target.generate(…, assistant_model=assistant)`. The policy is shown what the assistant
-    reads (the prompt, accepted tokens, its own drafts) as a "prompt" pass, and what the target
-    reads (the newest and the drafted tokens) with its likeliest tokens after each as a "step" pass.
-    Neither knows yet what will be chosen, and logits for the whole prompt are not there:
-    transformers does not compute them. The vocabulary goes on from one `generate` to the next;
-    another subject is better served by a context of its own.
+    For `target.generate(…, assistant_model=assistant)`. The policy receives the tokens the
+    assistant reads (the prompt, accepted tokens, its own drafts) as a "prompt" pass. It receives
+    the tokens the target reads (the newest and the drafted tokens), with the target's likeliest
+    tokens after each, as a "step" pass. Neither pass contains the chosen tokens, and there are no
+    logits for the whole prompt, because transformers does not compute them. The vocabulary persists
+    from one `generate` to the next; use a new context for another subject.
 
-    Transformers wants logits over the whole vocabulary from an assistant, so this saves the
-    projection alone, not the softmax over V (:func:`microspec_generate` has neither). The
-    assistant's probabilities are those among the active tokens: higher than over all, which
-    `assistant_confidence_threshold` will notice.
+    Transformers requires logits over the whole vocabulary from an assistant, so this saves the
+    projection but not the softmax over V (:func:`microspec_generate` avoids both). The assistant's
+    probabilities are relative to the active tokens, so they are higher than over all tokens, which
+    affects `assistant_confidence_threshold`.
 
-    The output is the target's, as with any assistant. Greedily, transformers compares tokens. In
-    sampling it accepts a token drawn from q with probability min(1, p/q) and else draws from
-    (p - q)+, normalised (arXiv 2211.17192), which is right for every q that the token was really
-    drawn from. A token off the active set has q = 0: it is never drafted, and (p - q)+ keeps all
-    of its p.
+    The output is the target's, as with any assistant. In greedy search, transformers compares
+    tokens. In sampling, it accepts a token drawn from q with probability min(1, p/q) and otherwise
+    draws from (p - q)+, normalised (arXiv 2211.17192). This is correct for any q from which the
+    token was drawn. A token outside the active set has q = 0: it is never drafted, and (p - q)+
+    keeps all of its p.
 
-    assistant, target: decoder-only causal LMs of `transformers` with one vocabulary, on the
-        devices and in the dtypes in which they shall run.
-    capacity: how many tokens are active at most.
-    policy: what they are; by default `microspec_kernels.policy.default()`.
-    mode: whether the head reads rows of the whole weight or packs them into a slab.
+    assistant, target: decoder-only causal LMs of `transformers` with one vocabulary, already on
+        their devices and in their dtypes.
+    capacity: the most tokens that are active.
+    policy: decides which tokens are active; None: `microspec_kernels.policy.default()`.
+    mode: "indexed": the head reads rows of the whole weight; "packed": it copies them into a slab.
 
-    Yields the head that has taken the place of the assistant's output embeddings: `head.vocab` is
-    the active vocabulary. On exit the assistant has its own head again, and the hooks are gone.
+    Yields the head that replaces the assistant's output embeddings; `head.vocab` is the active
+    vocabulary. On exit the assistant gets its own head back, and the hooks are removed.
 
-    Raises TypeError: no causal LM, or an LM head that is not exactly `nn.Linear` (adapted,
-    quantised, hooked, sharded: by name). ValueError: the target as its own assistant, an
-    encoder-decoder, another vocabulary than the target's, a dtype, weights on meta.
+    Raises TypeError: a model is not a causal LM, or the assistant's LM head is not exactly
+    `nn.Linear` (adapted, quantised, hooked or sharded; the message names it). ValueError: the
+    assistant is the target, a model is an encoder-decoder, the vocabularies differ, the dtype is
+    not bf16, fp16 or fp32, or weights are on meta.
     """
     weight, bias = _checked_head(assistant, target)
     dense = assistant.get_output_embeddings()
@@ -98,7 +100,7 @@ def sparse_assistant(
     def after_target(
         _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
-        rows = output.logits.shape[1]  # of a prompt the last alone, and one for each drafted token
+        rows = output.logits.shape[1]  # a prompt has logits for its last token only
         tokens = _input_ids(args, kwargs)[:, -rows:]
         show("step", tokens, output.logits.topk(likeliest).indices)
 
@@ -116,7 +118,7 @@ def sparse_assistant(
 
 
 def _input_ids(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """int64 [B, n], as `generate` calls a model and as others may."""
+    """Return input_ids int64 [B, n], passed by keyword as `generate` does or by position."""
     ids = kwargs.get("input_ids", args[0] if args else None)
     if ids is None:
         raise ValueError("sparse_assistant: input_ids: expected token ids, got none")
@@ -125,7 +127,7 @@ def _input_ids(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
 
 
 def _checked_head(assistant: Any, target: Any) -> tuple[Tensor, Tensor | None]:
-    """The rows of the assistant's own LM head, and its bias."""
+    """Check both models; return the weight of the assistant's LM head and its bias."""
     for name, model in (("assistant", assistant), ("target", target)):
         what = f"sparse_assistant: {name}"
         if not hasattr(model, "get_output_embeddings") or not hasattr(model, "config"):
@@ -141,7 +143,7 @@ def _checked_head(assistant: Any, target: Any) -> tuple[Tensor, Tensor | None]:
         raise ValueError(f"{what}: expected bf16, fp16 or fp32, got {weight.dtype}")
     size = target.config.get_text_config().vocab_size
     if len(weight) != size:
-        # Not even of other padding: transformers then takes the tokenizers for different ones.
+        # Other padding is no exception: transformers then takes the tokenizers for different ones.
         raise ValueError(
             f"{what}: expected the target's vocabulary of {size}, got {len(weight)} rows"
         )

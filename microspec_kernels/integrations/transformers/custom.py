@@ -1,4 +1,4 @@
-"""The reference loop as transformers' `custom_generate`."""
+"""The reference loop as a `custom_generate` callable for transformers."""
 
 import copy
 from collections.abc import Callable
@@ -11,7 +11,8 @@ from torch.nn.utils.rnn import pad_sequence
 from microspec_kernels._optional import require
 from microspec_kernels.speculative import Batch, CausalModel, Sampling
 
-# Transformers' own, in the order in which it and `Sampling` apply them, and what they read.
+# Transformers' warpers in the order in which transformers and `Sampling` apply them, each with the
+# attribute that holds its value.
 WARPERS = {
     "TemperatureLogitsWarper": "temperature",
     "TopKLogitsWarper": "top_k",
@@ -21,22 +22,26 @@ OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden
 
 
 def microspec_generate(draft: Any, **options: Any) -> Callable[..., Any]:
-    """A callable for `target.generate(input_ids, custom_generate=…, max_new_tokens=…)`.
+    """Return a callable for `target.generate(input_ids, custom_generate=…, max_new_tokens=…)`.
 
-    draft: `load_draft`'s result, or a causal LM of `transformers` with the target's vocabulary.
-    options: of :class:`microspec_kernels.speculative.Batch`: `head`, `capacity`, `groups`, ….
+    draft: the result of `load_draft`, or a causal LM of `transformers` with the target's
+        vocabulary.
+    options: options of :class:`microspec_kernels.speculative.Batch`: `head`, `capacity`, `groups`,
+        ….
 
-    Called by transformers, it continues input_ids int64 [B, P], padded on the left, by the
-    reference loop. It gives what every decoding method gives: int64 [B, P + n], padded on the right
-    or, with `return_dict_in_generate`, a `GenerateDecoderOnlyOutput`; its `stats` are a list of
-    this package's, one for each text. Of the call and its generation config it honours the
-    end-of-text and padding ids, `max_new_tokens`, `max_length` and, with `do_sample`,
-    `temperature`, `top_k`, `top_p` and `num_return_sequences`. Seeds are then drawn from PyTorch's
-    default generator, so `torch.manual_seed` decides the texts.
+    Transformers calls the callable with input_ids int64 [B, P], padded on the left, and the
+    reference loop continues them. It returns the same types as every decoding method: int64 [B, P +
+    n], padded on the right, or, with `return_dict_in_generate`, a `GenerateDecoderOnlyOutput` whose
+    `stats` is a list with one `Stats` of this package for each text. It applies these options of
+    the call and its generation config: the end-of-text and padding ids, `max_new_tokens`,
+    `max_length` and, with `do_sample`, `temperature`, `top_k`, `top_p` and `num_return_sequences`.
+    With `do_sample` it draws one seed for each text from PyTorch's default generator, so
+    `torch.manual_seed` determines the texts.
 
-    Raises ValueError, by name: whatever else the call asks for that this loop cannot do (beams,
-    other logits processors or stopping criteria, a used cache, scores, …). Not a `streamer`:
-    transformers 5 does not hand it to a callable, and gives it the prompt alone.
+    The callable raises ValueError for any other option that the loop cannot apply, and names it
+    (beams, other logits processors or stopping criteria, a used cache, scores, …). A `streamer` is
+    the exception: transformers 5 does not pass it to the callable, and the streamer receives only
+    the prompt.
     """
 
     def custom_generate(
@@ -66,7 +71,7 @@ def microspec_generate(draft: Any, **options: Any) -> Callable[..., Any]:
         while batch.requests:
             batch.step()
 
-        # Where texts differ in length there is an end of text; it pads as in transformers.
+        # Texts of different length imply an end-of-text id; it is the padding, as in transformers.
         pad = generation_config.pad_token_id
         pad = pad if pad is not None else eos[0] if eos else 0
         new = [request.result().tokens for request in requests]
@@ -87,7 +92,7 @@ def _refusal(argument: str, expected: object, got: object) -> ValueError:
 
 
 def _check_config(config: Any) -> None:
-    """Texts searched greedily or sampled, and nothing but their tokens wanted."""
+    """Refuse anything but greedy search or sampling, and any output but tokens."""
     if config.num_beams not in (None, 1):
         raise _refusal("num_beams", 1, config.num_beams)
     if (mode := config.get_generation_mode().value) not in ("greedy_search", "sample"):
@@ -98,7 +103,7 @@ def _check_config(config: Any) -> None:
 
 
 def _kept(input_ids: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
-    """Return which of input_ids [B, P] are of a text: bool [B, P], each from its beginning."""
+    """Return which of input_ids [B, P] are not padding, bool [B, P]; padding is on the left."""
     mask = model_kwargs.get("attention_mask")
     kept = torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask.bool()
     if bool((kept[:, :-1] & ~kept[:, 1:]).any()):
@@ -110,7 +115,7 @@ def _kept(input_ids: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
 
 
 def _prepared(model: Any, input_ids: Tensor, kept: Tensor, config: Any) -> dict[str, Any]:
-    """Ask the installed transformers what it hands to a decoding method with these ids alone."""
+    """Return the arguments that the installed transformers derives from these ids alone."""
 
     def asked(
         model: Any,
@@ -124,12 +129,12 @@ def _prepared(model: Any, input_ids: Tensor, kept: Tensor, config: Any) -> dict[
 
     config = copy.deepcopy(config)
     if config.cache_implementation is not None:
-        config.cache_implementation = "dynamic"  # a static one would be allocated, and kept
+        config.cache_implementation = "dynamic"  # transformers would allocate and keep a static one
     config.max_length, config.max_new_tokens = input_ids.shape[1] + 1, None
     config.min_length, config.min_new_tokens = 0, None
-    config.num_return_sequences = 1  # input_ids are the texts' already
+    config.num_return_sequences = 1  # input_ids are repeated already
     if config.pad_token_id is None and config.eos_token_id is not None:
-        # What transformers chose, with a warning that need not be given twice.
+        # The value that transformers has chosen already: setting it avoids a second warning.
         eos = config.eos_token_id
         config.pad_token_id = eos if isinstance(eos, int) else eos[0]
     prepared: dict[str, Any] = model.generate(
@@ -139,17 +144,17 @@ def _prepared(model: Any, input_ids: Tensor, kept: Tensor, config: Any) -> dict[
 
 
 def _check_prepared(model_kwargs: dict[str, Any], prepared: dict[str, Any]) -> None:
-    """Refuse what transformers would not have handed over by itself, or has another value.
+    """Refuse arguments that transformers alone would not pass, or would pass with another value.
 
-    The loop reads nothing of it, so whatever the caller has put there would change nothing.
+    The loop reads none of them, so a value set by the caller would be ignored silently.
     """
     for name, value in model_kwargs.items():
         if hasattr(value, "get_seq_length"):
             if (entries := int(value.get_seq_length())) > 0:
                 raise _refusal(name, "an empty cache", f"{entries} entries")
-        elif name in ("attention_mask", "position_ids"):  # `_kept` has compared them
+        elif name in ("attention_mask", "position_ids"):  # `_kept` has checked them
             continue
-        # Transformers 4 names a streamer and synced_gpus whether there are any or not.
+        # Transformers 4 passes streamer and synced_gpus even if they are not set.
         elif value is not None and value is not False:
             if name not in prepared:
                 raise _refusal(name, None, type(value).__name__)
@@ -158,7 +163,7 @@ def _check_prepared(model_kwargs: dict[str, Any], prepared: dict[str, Any]) -> N
 
 
 def _sampling(config: Any, processors: Any) -> Sampling:
-    """How the target's tokens are drawn: no processor but the known ones, each once, in order."""
+    """Convert the logits processors to a `Sampling`: only WARPERS, each once, in order."""
     module = require("transformers.generation.logits_process", "speculative")
     kinds = [getattr(module, name) for name in WARPERS] if config.do_sample else []
     known = ", ".join(kind.__name__ for kind in kinds)
@@ -174,7 +179,7 @@ def _sampling(config: Any, processors: Any) -> Sampling:
 
 
 def _ends(criteria: Any) -> tuple[int, list[int]]:
-    """The longest a text may get, prompt and padding included, and the ids that end it."""
+    """Return the longest length, prompt and padding included, and the end-of-text ids."""
     module = require("transformers.generation.stopping_criteria", "speculative")
     lengths: list[int] = []
     eos: list[int] = []

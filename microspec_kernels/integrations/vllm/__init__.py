@@ -1,9 +1,13 @@
-"""Inside vLLM, by its plugins: off unless MICROSPEC or additional_config={"microspec": …} asks for
-it. docs/engines.md says what it serves and how to see that it is on."""
+"""The vLLM plugin: on if MICROSPEC or additional_config={"microspec": …} sets it.
+
+docs/engines.md lists the supported setups and shows how to check that the plugin is on.
+"""
 
 
 def register() -> None:
-    """vLLM calls this in each of its processes (entry point group `vllm.general_plugins`).
+    """Install the plugin.
+
+    vLLM calls this in each of its processes (entry point group `vllm.general_plugins`).
 
     Raises:
         UnsupportedError: this vLLM or its setup is not supported.

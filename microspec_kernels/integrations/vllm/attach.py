@@ -1,4 +1,4 @@
-"""From a draft model that vLLM has loaded to a :class:`Drafter`."""
+"""Attach a :class:`Drafter` to a draft model that vLLM has loaded."""
 
 import logging
 from typing import Any
@@ -20,16 +20,21 @@ logger = logging.getLogger(f"vllm.{__name__}")  # vLLM shows its own loggers onl
 def attach(
     name: str, model: Any, vllm_config: Any, settings: Settings, max_requests: int
 ) -> Drafter:
-    """Right after the draft model was loaded: so that the buffers made here count in the memory
-    profile, and a graph captured later finds them at fixed addresses.
+    """Make the drafter of a draft model. Call right after the model was loaded.
+
+    vLLM's memory profile then counts the buffers made here, and graphs captured later find them at
+    fixed addresses.
 
     Args:
-        name: the drafter's, for the log. model: the draft model.
-        vllm_config: the engine's. settings: the user's.
-        max_requests: how many may run: as many vocabularies with `vocabulary="request"`.
+        name: the drafter's name, for the log.
+        model: the draft model.
+        vllm_config: the engine's configuration.
+        settings: the user's settings.
+        max_requests: the most requests that run at once: the number of vocabularies with
+            `vocabulary="request"`.
 
     Raises:
-        UnsupportedError: an LM head that is not served.
+        UnsupportedError: the LM head is unsupported, or the settings do not fit it.
     """
     lm_head = DraftLMHead(model)
     size = vllm_config.speculative_config.draft_model_config.get_hidden_size()
@@ -60,9 +65,16 @@ def attach(
 
 
 def _row_tokens(model: Any, rows: int, known: Tensor) -> Tensor | None:
-    """The target's token of each row; None where row i is token i.
+    """Return the target's token of each row, int64 [rows]; None if row i is token i.
 
-    known: the tokens that the model's own logits know: they have to be these.
+    Args:
+        model: the draft model.
+        rows: rows of its LM head, without padding.
+        known: the tokens with finite logits in the model's own output, ascending. They must be the
+            same tokens.
+
+    Raises:
+        UnsupportedError: the tokens differ.
     """
     offsets = getattr(model, "draft_id_to_target_id", None)
     tokens = torch.arange(rows, device=known.device)

@@ -1,8 +1,8 @@
-"""Where a draft model's LM head is, and what it is handed: asked of the model itself.
+"""Find a draft model's LM head and its input by running the model's own code.
 
-`compute_logits` of EAGLE's, EAGLE-3's, MTP's and standalone drafts differ: norms before the head,
-one head of several, a map to the target's tokens behind it. All of them call a LogitsProcessor with
-the head and the hidden states; there they are stopped.
+`compute_logits` differs between EAGLE, EAGLE-3, MTP and standalone drafts: norms before the head,
+one head of several, a map to the target's tokens after it. All of them call a LogitsProcessor with
+the head and the hidden states; a hook stops them there.
 """
 
 import inspect
@@ -17,7 +17,7 @@ from microspec_kernels.integrations.hooks import UnsupportedError
 
 @dataclass(frozen=True)
 class Handed:
-    """What a LogitsProcessor was called with."""
+    """The arguments of a LogitsProcessor call."""
 
     processor: Any
     lm_head: Any
@@ -26,13 +26,10 @@ class Handed:
 
 
 class DraftLMHead:
-    """Runs a draft model's `compute_logits` up to its LM head.
+    """A draft model's LM head, found by running the model's `compute_logits` up to it.
 
-    In a graph's capture this costs nothing afterwards: Python runs once, and what is captured is
-    what the model itself does before its head.
-
-    Raises:
-        UnsupportedError: the model does not call any LogitsProcessor.
+    Under graph capture this adds no replay cost: Python runs once, and the graph holds only what
+    the model computes before its head.
     """
 
     def __init__(self, model: Any) -> None:
@@ -47,7 +44,11 @@ class DraftLMHead:
         self._signature = inspect.signature(LogitsProcessor.forward)
 
     def handed(self, hidden: Tensor) -> Handed:
-        """For the draft's hidden states [N, H]: what its head gets for them."""
+        """Return what the LM head receives for the draft's hidden states [N, H].
+
+        Raises:
+            UnsupportedError: the model does not call a LogitsProcessor.
+        """
         self._stops = True
         try:
             self._model.compute_logits(hidden)
@@ -58,7 +59,9 @@ class DraftLMHead:
         raise UnsupportedError(self._where, "a call of the model's LogitsProcessor", "none")
 
     def tokens(self, like: Tensor) -> Tensor:
-        """The target's tokens that the model's own logits know, ascending, int64; waits.
+        """Return the target's tokens with finite logits in the model's own output, int64 ascending.
+
+        Waits for the device.
 
         Args:
             like: any hidden state [1, H].

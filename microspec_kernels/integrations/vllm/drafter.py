@@ -1,4 +1,4 @@
-"""A draft model of vLLM with its LM head over an active vocabulary, for both model runners."""
+"""A vLLM draft model with its LM head over an active vocabulary, for both model runners."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,25 +16,28 @@ _ATTRIBUTE = "microspec_drafter"
 
 
 def drafter_of(holder: Any) -> "Drafter | None":
-    """That of one of the engine's objects: a speculator, a sampler, a runner."""
+    """Return the drafter of a speculator, sampler or runner; None if it has none."""
     drafter: Drafter | None = getattr(holder, _ATTRIBUTE, None)
     return drafter
 
 
 def hold(holder: Any, drafter: "Drafter") -> None:
-    """Let one of the engine's objects know its drafter."""
+    """Store the drafter on one of the engine's objects, for :func:`drafter_of`."""
     setattr(holder, _ATTRIBUTE, drafter)
 
 
 class Drafter:
     """Pass what the runner's hooks receive to the draft's :class:`EngineHead`.
 
-    `request_index` says at which index the runner keeps each request while it runs: int32 or int64,
-    -1 for padding. It may be None if one vocabulary serves all requests.
+    `request_index` in the methods is the index at which the runner keeps each request while it
+    runs: int32 or int64, -1 for padding. It may be None if one vocabulary serves all requests.
 
     Args:
-        lm_head: of the draft model. module, weight: vLLM's layer, and its rows that the head reads.
-        head: made over that weight.
+        lm_head: the draft model's LM head.
+        module: vLLM's layer of that head.
+        weight: the rows of `module` that `head` reads.
+        head: an :class:`EngineHead` over `weight`.
+        metrics: reports the head's counters.
     """
 
     def __init__(
@@ -46,7 +49,11 @@ class Drafter:
         self._likeliest: tuple[Tensor, Tensor | None] | None = None
 
     def draft(self, hidden: Tensor, request_index: Tensor | None = None) -> Tensor:
-        """Return the draft's tokens int64 [N] for its hidden states [N, H]. May be captured."""
+        """Return the draft's tokens int64 [N] for its hidden states [N, H]. May be captured.
+
+        Raises:
+            UnsupportedError: the model calls another LM head than the attached one.
+        """
         handed = self._lm_head.handed(hidden)
         if handed.lm_head is not self._module:
             other = type(handed.lm_head).__name__
@@ -56,9 +63,12 @@ class Drafter:
         return self.head.argmax(handed.hidden, None if self._shared else request_index)
 
     def begin(self, request_index: Sequence[int], prefixes: Sequence[Sequence[int]]) -> None:
-        """Begin new requests at these indices.
+        """Begin new requests.
 
-        prefixes: each request's tokens whose keys and values are cached: no step will run them.
+        Args:
+            request_index: index of each new request.
+            prefixes: each request's tokens whose keys and values are cached. No step will run them,
+                so the vocabulary observes them here.
         """
         device = self._weight.device
         if not self._shared:
@@ -71,8 +81,14 @@ class Drafter:
             self.head.observe(_to(device, tokens), None if self._shared else _to(device, groups))
 
     def keep(self, logits: Tensor, request_index: Tensor | None = None) -> None:
-        """The target's logits [R, V] of this step's verified rows: at once, since samplers may
-        write into them."""
+        """Keep the target's likeliest tokens of this step until :meth:`observe`.
+
+        Call before the sampler, which may write into the logits.
+
+        Args:
+            logits: [R, V], the target's logits of the verified rows.
+            request_index: [R], each row's request.
+        """
         self._likeliest = self.head.top_target_tokens(logits), request_index
 
     def observe(
@@ -83,16 +99,17 @@ class Drafter:
         request_index: Tensor | None = None,
         lengths: Tensor | None = None,
     ) -> None:
-        """After a step of the target, before the draft's next; eager, nothing waits.
+        """Observe a step of the target. Call eagerly, before the draft's next step; never waits.
 
         Args:
-            text: [N] tokens that the target was run over, drafts among them.
-            sampled: [B, n] tokens by which each text went on, -1 behind them.
-            drafted: bool [B], texts for which there were drafts.
-            request_index, lengths: [B], each text's index and its part of N.
+            text: [N], the tokens that the target ran, drafts included.
+            sampled: [B, n], the tokens that continue each text, then -1.
+            drafted: bool [B], whether the text had drafts.
+            request_index: [B], each text's index.
+            lengths: [B], each text's number of tokens in `text`.
 
         Raises:
-            UnsupportedError: the target's logits of this step were not seen.
+            UnsupportedError: :meth:`keep` was not called in this step.
         """
         if self._likeliest is None:
             raise UnsupportedError(
@@ -113,16 +130,16 @@ class Drafter:
         self._metrics.tick()
 
     def reset(self) -> None:
-        """Forget everything seen so far."""
+        """Reset the vocabularies, the totals and the kept tokens."""
         self._likeliest = None
         self.head.reset()
         self._metrics.reset()
 
     def reload(self) -> None:
-        """The draft's weights have changed.
+        """Update the head after the draft's weights changed in place.
 
         Raises:
-            UnsupportedError: they lie elsewhere now.
+            UnsupportedError: the weights lie at another address now.
         """
         if self._module.weight.data_ptr() != self._weight.data_ptr():
             raise UnsupportedError(
@@ -136,6 +153,6 @@ class Drafter:
 
 
 def _to(device: torch.device, values: Sequence[int]) -> Tensor:
-    """int64 [n] on the device, which is not waited for."""
+    """Copy values to the device as int64 [n], without waiting for the copy."""
     tensor = torch.tensor(values, dtype=torch.int64, pin_memory=device.type == "cuda")
     return tensor.to(device, non_blocking=True)

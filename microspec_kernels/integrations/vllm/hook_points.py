@@ -1,9 +1,9 @@
-"""The places of vLLM that the plugin stands on, by version."""
+"""The hook points of the plugin in vLLM, by version."""
 
 from microspec_kernels.integrations.hooks import HookPoint, UnsupportedError
 
 TESTED: tuple[str, ...] = ("0.30", "0.31", "0.32", "0.33")
-"""Minor versions that are served."""
+"""Supported minor versions."""
 
 _WORKER = "vllm.v1.worker.gpu_worker"
 _COMMON = (
@@ -52,10 +52,10 @@ _RUNNER_V1 = (
 
 
 def hook_points(version: str) -> tuple[HookPoint, ...]:
-    """What has to be there in vLLM's version.
+    """Return the hook points that a version of vLLM must have.
 
     Raises:
-        UnsupportedError: a version that is not served.
+        UnsupportedError: the version is unsupported.
     """
     minor = ".".join(version.split(".")[:2])
     if minor not in TESTED:

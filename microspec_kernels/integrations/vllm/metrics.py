@@ -1,8 +1,8 @@
-"""Report counters as vLLM does: a line in the log at its interval, and Prometheus.
+"""Report counters as vLLM does: a log line at vLLM's interval, and Prometheus.
 
-vLLM carries no plugin's counters from a worker to the process that serves /metrics. With
-PROMETHEUS_MULTIPROC_DIR set they get there nevertheless: each process then writes its own into that
-folder.
+vLLM does not carry a plugin's counters from a worker to the process that serves /metrics. With
+PROMETHEUS_MULTIPROC_DIR set they still arrive, because each process then writes its own counters
+into that folder.
 """
 
 import logging
@@ -18,7 +18,12 @@ logger = logging.getLogger(f"vllm.{__name__}")  # vLLM shows its own loggers onl
 
 
 class Metrics:
-    """Of one drafter. reports: only one rank of a tensor-parallel group does."""
+    """The metrics of one drafter.
+
+    Args:
+        head: the head whose counters are reported.
+        reports: whether this rank reports; only one rank of a tensor-parallel group does.
+    """
 
     def __init__(self, head: EngineHead, reports: bool) -> None:
         import vllm.envs
@@ -30,13 +35,13 @@ class Metrics:
         self._report = Report(head, logger, prometheus=True)
 
     def tick(self) -> None:
-        """Report what is due; call in every step. Never waits for the device."""
+        """Report if the interval has passed. Call in every step. Never waits for the device."""
         if not self._reports or time.monotonic() < self._due:
             return
         stats = self._head.stats()
         self._asked = not self._asked
         if self._asked or stats is None:
-            return  # their copy has only begun: the next step finds them
+            return  # the copy has only begun: the next step reads it
         self._due = time.monotonic() + self._interval
         self._report.tell(stats)
 

@@ -18,12 +18,14 @@ logger = logging.getLogger(f"vllm.{__name__}")  # vLLM shows its own loggers onl
 
 
 def install() -> None:
-    """Look at each worker's configuration when it is made.
+    """Wrap the worker's constructor, which reads the configuration's switch.
 
-    Nothing else is touched before, so that vLLM is as ever where the switch is off.
+    If MICROSPEC is set, wrap the executor's constructor, too. vLLM is otherwise unchanged until a
+    worker gets a configuration with the switch on.
 
     Raises:
-        UnsupportedError: the switch is on and cannot be read, or this vLLM is not served.
+        UnsupportedError: MICROSPEC cannot be read, or it is on and this version of vLLM is
+            unsupported.
     """
     version = _version()
     if from_environment() is not None:
@@ -36,7 +38,7 @@ def install() -> None:
 
         wrap(WorkerBase, "__init__", _make_worker)
     except (ImportError, AttributeError) as error:
-        # Only a version that is not served: the switch of its configuration cannot be seen.
+        # Only an unsupported version gets here; the plugin cannot see its configuration's switch.
         logger.warning("microspec: additional_config is not read by vLLM %s: %s", version, error)
 
 
@@ -48,7 +50,7 @@ def _version() -> str:
 
 
 def _make_executor(original: Original, given: Mapping[str, Any]) -> None:
-    """Tell the workers by their configuration: Ray's do not inherit this environment."""
+    """Copy the settings to the configuration: Ray's workers do not inherit this environment."""
     vllm_config = given["vllm_config"]
     settings, additional = settings_of(vllm_config), vllm_config.additional_config
     if settings is not None and isinstance(additional, MutableMapping):
@@ -90,7 +92,7 @@ def _warm_up(original: Original, given: Mapping[str, Any]) -> Any:
     warm = original()
     drafter = drafter_of(given["self"].model_runner)
     if drafter is not None:
-        drafter.reset()  # warming up sends requests of made-up tokens through
+        drafter.reset()  # the warm-up runs requests of made-up tokens
     return warm
 
 
@@ -103,6 +105,6 @@ def _reload(original: Original, given: Mapping[str, Any]) -> Any:
 
 
 def _stats(worker: Any) -> dict[str, Any] | None:
-    """For `llm.collective_rpc("microspec_stats")`: one of each worker."""
+    """Return one worker's totals, for `llm.collective_rpc("microspec_stats")`; None if off."""
     drafter = drafter_of(worker.model_runner)
     return None if drafter is None else drafter.stats()

@@ -1,34 +1,34 @@
-"""What the plugin does not serve, each by its name in vLLM's configuration or on the LM head."""
+"""Check vLLM's configuration and the draft's LM head against what the plugin supports."""
 
 from typing import Any
 
 from microspec_kernels.integrations.hooks import UnsupportedError
 
 METHODS = ("eagle", "eagle3", "mtp", "draft_model")
-"""Of speculative_config: the drafts with an LM head that draft one token after the other."""
+"""Supported speculative_config.method values: drafts with an LM head that draft token by token."""
 
 _EXPECTED: tuple[tuple[str, Any], ...] = (
-    # Drafts whose head is another one, or called in another way.
+    # These drafts have another LM head or call it differently.
     ("speculative_config.parallel_drafting", False),
     ("speculative_config.use_gemma4_mtp()", False),
     ("speculative_config.use_multi_module_mtp()", False),
     ("speculative_config.use_heterogeneous_vocab", False),
-    # Need the draft's logits over all of V.
+    # These need the draft's logits over all of V.
     ("speculative_config.draft_sample_method", "greedy"),
     ("speculative_config.enable_adaptive_verification", False),
     ("watermark_config", None),
-    # A rank would see a part of the requests, of their tokens or of the layers.
+    # A rank would see only part of the requests, of their tokens or of the layers.
     ("parallel_config.enable_batch_sharded_sampling", False),
     ("parallel_config.pipeline_parallel_size", 1),
     ("parallel_config.decode_context_parallel_size", 1),
     ("parallel_config.prefill_context_parallel_size", 1),
-    # Throws away the vocabulary with the weights, and cannot load it again.
+    # Sleep mode discards the vocabulary with the weights and cannot load it again.
     ("model_config.enable_sleep_mode", False),
 )
 
 
 def check_config(vllm_config: Any) -> None:
-    """Refuse what is not served, before anything is patched.
+    """Refuse an unsupported configuration. Call before anything is patched.
 
     Raises:
         UnsupportedError: names the option.
@@ -56,7 +56,12 @@ def check_config(vllm_config: Any) -> None:
 
 
 def check_head(lm_head: Any, logits_processor: Any, hidden_dtype: Any) -> None:
-    """Refuse an LM head that is not plain rows of the model's dtype.
+    """Refuse an LM head that is not plain rows of the hidden states' dtype.
+
+    Args:
+        lm_head: vLLM's layer.
+        logits_processor: the model's LogitsProcessor.
+        hidden_dtype: dtype of the hidden states that the head receives.
 
     Raises:
         UnsupportedError: names the class and the attribute.
@@ -84,6 +89,6 @@ def check_head(lm_head: Any, logits_processor: Any, hidden_dtype: Any) -> None:
         raise UnsupportedError(f"vllm: {processor}.head_dtype", dtype, logits_processor.head_dtype)
     if logits_processor.logits_as_input:
         raise UnsupportedError(f"vllm: {processor}.logits_as_input", "False", True)
-    # The best token stays the best whatever the positive scale and the soft cap.
+    # A positive scale and a soft cap do not change which token is best.
     if not logits_processor.scale > 0:
         raise UnsupportedError(f"vllm: {processor}.scale", "above 0", logits_processor.scale)

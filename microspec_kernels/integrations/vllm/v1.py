@@ -1,8 +1,8 @@
-"""Model runner V1 (vllm/v1/worker/gpu_model_runner.py): where its drafter takes and gives.
+"""Hooks for model runner V1 (vllm/v1/worker/gpu_model_runner.py).
 
-Its draft's LM head is always run eagerly. The row of a request changes from step to step, so that
-there is one vocabulary for all of them. `GPUModelRunner._sample` is run in real steps only, after
-the target and before the draft; there the vocabulary learns.
+Its draft's LM head always runs eagerly. The row of a request changes from step to step, so all
+requests share one vocabulary. The runner calls `GPUModelRunner._sample` in real steps only, after
+the target and before the draft; the vocabulary observes tokens there.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from .switch import settings_of
 
 
 def install() -> None:
-    """Put the plugin into model runner V1's classes; without effect where the switch is off."""
+    """Patch the classes of model runner V1. The hooks do nothing if the switch is off."""
     from vllm.v1.spec_decode.llm_base_proposer import SpecDecodeBaseProposer
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
@@ -56,7 +56,7 @@ def _greedy_sample(original: Original, given: Mapping[str, Any]) -> Any:
 
 
 def _update_states(original: Original, given: Mapping[str, Any]) -> Any:
-    """Requests join, also those that come back after preemption."""
+    """Begin the requests that join or come back after preemption."""
     updated = original()
     runner, scheduled = given["self"], given["scheduler_output"]
     drafter = drafter_of(runner)
@@ -70,14 +70,14 @@ def _update_states(original: Original, given: Mapping[str, Any]) -> Any:
 
 
 def _cached(request: Any) -> list[int]:
-    """Tokens whose keys and values are there before the request's first step."""
-    prompt = request.prompt_token_ids or []  # None where the prompt is given as embeddings
+    """Return the tokens whose keys and values are cached before the request's first step."""
+    prompt = request.prompt_token_ids or []  # None if the prompt is given as embeddings
     tokens: list[int] = [*prompt, *request.output_token_ids][: request.num_computed_tokens]
     return tokens
 
 
 def _sample(original: Original, given: Mapping[str, Any]) -> Any:
-    """A step's target tokens are known: the vocabulary learns them before the draft goes on."""
+    """Observe the step's target tokens before the draft's next step."""
     runner, logits, verified = given["self"], given["logits"], given["spec_decode_metadata"]
     drafter = drafter_of(runner)
     if drafter is None:
@@ -86,7 +86,7 @@ def _sample(original: Original, given: Mapping[str, Any]) -> Any:
     output = original()
     requests = runner.input_batch.num_reqs
     text = runner.input_ids.gpu[: int(runner.query_start_loc.np[requests])]
-    sampled = output.sampled_token_ids  # -1 behind the accepted ones
+    sampled = output.sampled_token_ids  # -1 after the accepted tokens
     if verified is None:
         drafted = torch.zeros(requests, dtype=torch.bool, device=sampled.device)
     else:

@@ -1,8 +1,8 @@
-"""Model runner V2 (vllm/v1/worker/gpu): where its drafter takes and gives.
+"""Hooks for model runner V2 (vllm/v1/worker/gpu).
 
-Its drafts are made by replayed graphs, with the LM head inside: `sample_draft` runs when they are
-captured. `GPUModelRunner.sample` is run eagerly between the target's graph and the draft's, in real
-steps only; there the vocabulary learns. Whatever both use lies at fixed addresses.
+Replayed graphs make its drafts, LM head included: `sample_draft` runs when they are captured. The
+runner calls `GPUModelRunner.sample` eagerly between the target's graph and the draft's, in real
+steps only; the vocabulary observes tokens there. State that both use lies at fixed addresses.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from .switch import settings_of
 
 
 def install() -> None:
-    """Put the plugin into model runner V2's classes; without effect where the switch is off."""
+    """Patch the classes of model runner V2. The hooks do nothing if the switch is off."""
     from vllm.v1.worker.gpu.model_runner import GPUModelRunner
     from vllm.v1.worker.gpu.sample.sampler import Sampler
     from vllm.v1.worker.gpu.spec_decode.rejection_sampler import RejectionSampler
@@ -61,7 +61,7 @@ def _sample_draft(original: Original, given: Mapping[str, Any]) -> Any:
 
 
 def _add_requests(original: Original, given: Mapping[str, Any]) -> Any:
-    """Every request that joins, also those that come back after preemption."""
+    """Begin every request that joins, also after preemption."""
     added = original()
     runner, new = given["self"], given["scheduler_output"].scheduled_new_reqs
     drafter = drafter_of(runner)
@@ -84,7 +84,7 @@ def _verify(original: Original, given: Mapping[str, Any]) -> Any:
 
 
 def _sample(original: Original, given: Mapping[str, Any]) -> Any:
-    """A step's target tokens are known: the vocabulary learns them before the draft goes on."""
+    """Observe the step's target tokens before the draft's next step."""
     sampled = original()
     drafter = drafter_of(given["self"])
     if drafter is not None:

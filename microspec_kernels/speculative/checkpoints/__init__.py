@@ -1,4 +1,4 @@
-"""Load targets and drafts from folders or the hub, in every published format."""
+"""Load targets and drafts from folders or the hub, in every supported format."""
 
 from .load import load_draft, load_target
 

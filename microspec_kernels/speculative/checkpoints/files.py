@@ -1,4 +1,4 @@
-"""The files of a checkpoint: its folder, its config and its tensors."""
+"""Read the files of a checkpoint: its folder, its config and its tensors."""
 
 import re
 from collections.abc import Mapping
@@ -13,7 +13,10 @@ from microspec_kernels._optional import require
 
 
 def folder_of(path: str | Path) -> Path:
-    """`path` where it is a folder, else the hub's repository of that name, fetched."""
+    """Return `path` if it is a folder; otherwise download the hub repository of that name.
+
+    Raises FileNotFoundError: `path` is neither a folder nor a repository's name.
+    """
     if Path(path).is_dir():
         return Path(path)
     if not isinstance(path, str) or path.count("/") != 1 or path.startswith((".", "/", "~")):
@@ -26,15 +29,15 @@ def folder_of(path: str | Path) -> Path:
 
 
 def config_in(folder: Path) -> dict[str, Any]:
-    """Its config.json; FileNotFoundError where there is none, ValueError for no JSON object."""
+    """Read config.json. Raises FileNotFoundError; ValueError if it is not a JSON object."""
     return read_json(folder / "config.json")
 
 
 def tensors_in(folder: Path) -> dict[str, Tensor]:
-    """All tensors of `weight_files`, on the CPU.
+    """Read all tensors of `weight_files`, on the CPU.
 
-    Raises what that does; ValueError: files that share a tensor, or lack one that the index says
-    they have.
+    Raises the errors of `weight_files`. ValueError: two files have the same tensor, or a file lacks
+    a tensor that the index assigns to it.
     """
     files, index = weight_files(folder)
     state: dict[str, Tensor] = {}
@@ -58,15 +61,15 @@ def tensors_in(folder: Path) -> dict[str, Tensor]:
 
 
 def weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
-    """The files that hold a checkpoint's tensors, and its index from tensors to files' names.
+    """Return the files that hold a checkpoint's tensors, and its index from tensors to file names.
 
-    Where there are safetensors (`model*.safetensors`), they alone count; where there are none,
-    `pytorch_model*.bin`. An index (`model.safetensors.index.json`) says which of them count, and
-    others are leftovers. Without one, and then the index returned is empty, there is a single file
-    or one whole series `-00001-of-0000N`, and nothing beside it.
+    If there are safetensors (`model*.safetensors`), only they count; otherwise
+    `pytorch_model*.bin`. An index (`model.safetensors.index.json`) decides which files count;
+    others are ignored. Without an index, the returned index is empty, and the folder must have a
+    single file or one complete series `-00001-of-0000N`, and no other weight file.
 
-    Raises FileNotFoundError: no such file, or some that the index or a series' names speak of are
-    missing, by name. ValueError: files that are not one set, or an index that is none.
+    Raises FileNotFoundError: no weight file, or files missing that the index or the series' names
+    require; the message names them. ValueError: files that are not one set, or an invalid index.
     """
     for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
         index_file = folder / f"{stem}{suffix}.index.json"
@@ -79,7 +82,7 @@ def weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
 
 
 def _index_in(file: Path) -> dict[str, str]:
-    """An index's map from tensors to the names of files beside it."""
+    """Read an index's map from tensor names to names of files in the same folder."""
     index = read_json(file).get("weight_map")
     if isinstance(index, dict) and index:
         names = index.values()
@@ -89,7 +92,7 @@ def _index_in(file: Path) -> dict[str, str]:
 
 
 def _whole_set(folder: Path, names: set[str]) -> set[str]:
-    """The names of the single file or of the one series that `names` are of."""
+    """Return the names of the single file or the one complete series that `names` belong to."""
     shards = [re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})(\..*)", name) for name in names]
     series = {shard.group(1, 3, 4) if shard else None for shard in shards}
     if series == {None} and len(names) == 1:
@@ -106,7 +109,7 @@ def _whole_set(folder: Path, names: set[str]) -> set[str]:
 
 
 def _all_there(folder: Path, names: set[str], who: str) -> list[Path]:
-    """The files of these names."""
+    """Return the paths of these files. Raises FileNotFoundError if one is missing."""
     if missing := sorted(name for name in names if not (folder / name).exists()):
         raise FileNotFoundError(f"{folder}: missing files that {who}: {', '.join(missing)}")
     return [folder / name for name in sorted(names)]
@@ -126,9 +129,9 @@ def _load(file: Path) -> dict[str, Tensor]:
 
 
 def has_int8_rows(folder: Path) -> bool:
-    """Whether its safetensors hold tensors for `dequantised`; their headers alone say so.
+    """Return whether the safetensors hold int8 rows for `dequantised`. Only headers are read.
 
-    Other int8 formats, with scales of another shape, are for `transformers` to load.
+    Other int8 formats, with scales of another shape, are left to `transformers`.
     """
     for file in weight_files(folder)[0]:
         if file.suffix != ".safetensors":
@@ -144,7 +147,11 @@ def has_int8_rows(folder: Path) -> bool:
 
 
 def dequantised(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Every int8 tensor `X` [rows, ...] with a sibling `X_scale` fp32 [rows] as fp32 X * scale."""
+    """Return the tensors with int8 rows dequantised.
+
+    An int8 tensor `X` [rows, ...] with a scale `X_scale` fp32 [rows] becomes fp32 X * scale; other
+    tensors stay.
+    """
     none = torch.empty(0, 0)
     scaled = {
         name
@@ -162,9 +169,10 @@ def dequantised(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def fill(
     module: nn.Module, state: Mapping[str, Tensor], what: str, optional: set[str] | None = None
 ) -> None:
-    """Copy `state` into `module`: every name and shape, no more and no less.
+    """Copy `state` into `module`. Names and shapes must match exactly.
 
-    The names in `optional` may be missing.
+    The names in `optional` may be missing. Raises ValueError for a missing or unknown name or
+    another shape.
     """
     expected = module.state_dict()
     missing = sorted(expected.keys() - state.keys() - (optional or set()))
@@ -177,6 +185,6 @@ def fill(
 
 
 def check_shape(tensor: Tensor, expected: torch.Size, what: str) -> None:
-    """`tensor` has that shape."""
+    """Raise ValueError unless `tensor` has the expected shape."""
     if tensor.shape != expected:
         raise ValueError(f"{what}: expected shape {list(expected)}, got {list(tensor.shape)}")

@@ -1,4 +1,4 @@
-"""EAGLE-3 checkpoints as their makers write them, and what gives other drafts away."""
+"""Build drafts from EAGLE-3 checkpoints in their published formats, and detect other drafts."""
 
 import logging
 import re
@@ -19,7 +19,7 @@ from .files import check_shape, fill
 logger = logging.getLogger(__name__)
 
 EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
-# Drafts of other methods, by what stands in their configs and tensors' names.
+# Other kinds of drafts, by patterns in their configs and tensor names.
 OTHERS = {
     "Medusa heads": r"[Mm]edusa",
     "Hydra heads": r"[Hh]ydra",
@@ -31,7 +31,7 @@ OTHERS = {
 
 
 def refuse_others(config: Mapping[str, Any], names: Iterable[str], what: str) -> None:
-    """ValueError for a draft of a method that this loop does not know, naming what was found."""
+    """Raise ValueError for a draft of another method, naming the config field or tensor found."""
     kind = config.get("speculators_model_type")
     told = [config.get("model_type"), kind, *(config.get("architectures") or ()), *config, *names]
     for method, mark in OTHERS.items():
@@ -49,7 +49,7 @@ def refuse_others(config: Mapping[str, Any], names: Iterable[str], what: str) ->
 
 
 def is_eagle3(config: Mapping[str, Any], names: Iterable[str]) -> bool:
-    """By its config, or by tensors that EAGLE-1/2 do not have."""
+    """Return whether the config or tensors that EAGLE-1/2 do not have mark an EAGLE-3 draft."""
     marks = ("midlayer.", "layers.0.hidden_norm.", "d2t")
     return config.get("speculators_model_type") == "eagle3" or any(
         name.startswith(marks) for name in names
@@ -59,7 +59,7 @@ def is_eagle3(config: Mapping[str, Any], names: Iterable[str]) -> bool:
 def eagle3_draft(
     config: Mapping[str, Any], state: Mapping[str, Tensor], target: CausalModel, what: str
 ) -> Eagle3Draft:
-    """The draft of a checkpoint that the official code, SpecForge or `speculators` wrote.
+    """Return the draft of a checkpoint that the official code, SpecForge or `speculators` wrote.
 
     Raises ValueError: see `load_draft`.
     """
@@ -89,7 +89,10 @@ def eagle3_draft(
 
 
 def own_rows(weight: Tensor, config: Any, target: CausalModel, what: str) -> Tensor:
-    """A draft's own embedding or LM head, a row for each token of its config's vocabulary."""
+    """Check a draft's own embedding or LM head; return it on the target's device and in its dtype.
+
+    It must have a row for each token of its config's vocabulary: [V, D], else ValueError.
+    """
     check_shape(weight, torch.Size((config.vocab_size, config.hidden_size)), what)
     return weight.to(device=target.device, dtype=target.dtype)
 
@@ -97,8 +100,11 @@ def own_rows(weight: Tensor, config: Any, target: CausalModel, what: str) -> Ten
 def llama_config(
     fields: Mapping[str, Any], names: Iterable[str], target: CausalModel, what: str
 ) -> Any:
-    """A `LlamaConfig` of an EAGLE draft with the tensors `names`; its vocabulary is the target's,
-    but for padding rows."""
+    """Return the `LlamaConfig` of an EAGLE draft with the tensors `names`.
+
+    Raises ValueError: the config is not a Llama's, or its vocabulary differs from the target's by
+    more than padding rows.
+    """
     with reading(f"{what}: config.json", "a Llama's config"):
         config = require("transformers", "speculative").LlamaConfig.from_dict(
             {**fields, **biases(fields, names)}
@@ -112,9 +118,10 @@ def llama_config(
 
 
 def biases(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, bool]:
-    """The fields for biases that an EAGLE draft's config is silent about, as its tensors have it.
+    """Return the bias fields that the config leaves open, set by whether the tensors have a bias.
 
-    Llama's `attention_bias` is for all of q, k, v and o, and so speaks for `qkv_bias`.
+    Llama's `attention_bias` covers q, k, v and o. If the config sets it, `qkv_bias` is not
+    returned.
     """
     tensors = {"bias": "fc", "attention_bias": "o_proj", "mlp_bias": "down_proj"}
     if config.get("attention_bias") is None:
@@ -125,10 +132,10 @@ def biases(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, bool]:
 
 
 def flattened(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config with Llama's fields and `Eagle3Draft`'s on one level.
+    """Return a config with Llama's fields and those of `Eagle3Draft` on one level.
 
-    `speculators` keeps Llama's in `transformer_layer_config`. SpecForge keeps the taps in
-    `eagle_config`, where they are the layers whose outputs are read (SGLang adds 1, too).
+    `speculators` keeps Llama's fields in `transformer_layer_config`. SpecForge keeps the taps in
+    `eagle_config`, as layers whose outputs are read, so 1 is added (as in SGLang).
     """
     fields = {**config, **config.get("transformer_layer_config", {})}
     fields.pop("model_type", None)
@@ -141,9 +148,13 @@ def flattened(config: Mapping[str, Any]) -> dict[str, Any]:
 def tokens_of_rows(
     d2t: Tensor | None, t2d: Tensor | None, rows: int, vocab_size: int, what: str
 ) -> Tensor:
-    """Each row's token, int64 [rows]: row + d2t[row].
+    """Return each row's token, int64 [rows]: row + d2t[row].
 
-    d2t: int64 [rows]; None where every token has its row. t2d: bool [V], whether a token has one.
+    d2t: int64 or int32 [rows]; None: every token has its row.
+    t2d: bool [V], whether a token has a row; None: not checked.
+
+    Raises ValueError: a wrong shape or dtype, tokens outside [0, V) or repeated, d2t missing
+    although rows differs from V, or t2d that contradicts d2t.
     """
     if d2t is None:
         if rows != vocab_size:
@@ -182,10 +193,12 @@ def tokens_of_rows(
 def own_head(
     weight: Tensor, tokens: Tensor, draft_size: int, target: CausalModel, what: str
 ) -> LMHead:
-    """The head over a checkpoint's own rows [R, D] for distinct tokens int64 [R] of `draft_size`.
+    """Return the head over a checkpoint's own rows [R, D].
 
-    Where each is, in the target's dtype, the target's row of that token, the head is no other
-    function than the target's rows, and so may have them all.
+    tokens: distinct int64 [R], each row's token, below `draft_size`.
+
+    If each row equals the target's row of its token in the target's dtype, the result has all of
+    the target's rows instead, without bias, scale and soft cap.
     """
     device, size = target.device, target.vocab_size
     tokens, weight = tokens.to(device), weight.to(device=device, dtype=target.dtype)

@@ -1,4 +1,4 @@
-"""Targets and drafts from a local folder or the hub, as their makers publish them."""
+"""Load targets and drafts in their published formats, from a local folder or the hub."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -30,18 +30,19 @@ from .formats import (
 def load_target(
     path: str | Path, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
 ) -> CausalModel:
-    """A Hugging Face causal LM of one of `supported.MODEL_TYPES`, from a folder or the hub.
+    """Load a Hugging Face causal LM of one of `supported.MODEL_TYPES`, from a folder or the hub.
 
     `dtype` None: the checkpoint's. Safetensors may hold int8 rows (see `files.dequantised`).
 
-    Raises FileNotFoundError: no such folder, or none with weights. ValueError: a kind of model
-    that this loop does not know, or int8 rows whose names or shapes are not the model's.
+    Raises FileNotFoundError: no such folder, or one without weights. ValueError: a model type that
+    the loop does not support, missing tensors, or int8 rows whose names or shapes differ from the
+    model's.
     """
     transformers = require("transformers", "speculative")
     folder = folder_of(path)
     with reading(folder, "a model that transformers loads"):
         config = transformers.AutoConfig.from_pretrained(folder)
-    # Other attention leaves out Gemma 2's soft cap.
+    # Only eager attention applies Gemma 2's soft cap.
     capped = getattr(config, "attn_logit_softcapping", None)
     options: dict[str, Any] = {"attn_implementation": "eager"} if capped else {}
     if not has_int8_rows(folder):
@@ -66,21 +67,21 @@ def load_target(
 def load_draft(
     path: str | Path, target: CausalModel | Any
 ) -> EagleDraft | Eagle3Draft | ModelDraft:
-    """A draft for `target`, on its device and in its dtype, from a folder or the hub.
+    """Load a draft for `target`, on its device and in its dtype, from a folder or the hub.
 
-    EAGLE-1/2 (and HASS, which has their tensors) or EAGLE-3, the latter as the official code,
-    SpecForge or `speculators` write it; anything without `fc.weight` is taken for an ordinary
-    causal LM with the target's vocabulary. The prefix `model.` and rotary buffers are what some
-    exporters add. An `embed_tokens.weight` or `lm_head.weight` of the draft's own is used in place
-    of the target's.
+    Supported are EAGLE-1/2 (and HASS, which has the same tensors) and EAGLE-3 as the official code,
+    SpecForge or `speculators` write it. A checkpoint of neither kind, without `fc.weight`, is
+    loaded as a causal LM with the target's vocabulary. The prefix `model.` and rotary buffers,
+    which some exporters add, are removed. The draft's own `embed_tokens.weight` and
+    `lm_head.weight`, if present, replace the target's.
 
-    An EAGLE-3 draft whose LM head has rows of its own may propose their tokens alone; where all of
-    them equal the target's, it takes the target's rows instead and may propose every token. Which
-    it is, is logged.
+    An EAGLE-3 draft with its own LM head may propose only the tokens of its rows. If all these rows
+    equal the target's, the draft uses the target's rows instead and may propose every token. The
+    log says which of the two applies.
 
-    Raises FileNotFoundError: no such folder, or none with weights. ValueError: another kind of
-    draft, missing or unknown tensors, shapes that the config or the target contradicts, d2t and
-    t2d that contradict one another.
+    Raises FileNotFoundError: no such folder, or one without weights. ValueError: another kind of
+    draft, missing or unknown tensors, shapes that contradict the config or the target, or d2t and
+    t2d that contradict each other.
     """
     target = target if isinstance(target, CausalModel) else CausalModel(target)
     folder, what = folder_of(path), f"load_draft: {path}"
@@ -97,7 +98,7 @@ def load_draft(
     if "fc.weight" not in state:
         return ModelDraft(load_target(folder, dtype=target.dtype, device=target.device))
 
-    config.pop("model_type", None)  # a Qwen2 draft's layer is this one, too
+    config.pop("model_type", None)  # a Qwen2 draft has the same layer
     llama = llama_config(config, state, target, what)
     own = {
         name: own_rows(state.pop(name), llama, target, f"{what}: {name}")
@@ -111,7 +112,7 @@ def load_draft(
 
 
 def _beside_the_targets(weight: Tensor, target: CausalModel) -> LMHead:
-    """The LM head over a draft's own rows, with bias, scale and soft cap of the target's."""
+    """Return the LM head over a draft's own rows, with the target's bias, scale and soft cap."""
     lent = target.lm_head
     rows = min(len(weight), lent.vocab_size)
     bias = None if lent.bias is None else lent.bias[:rows]

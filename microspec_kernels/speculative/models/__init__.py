@@ -1,4 +1,4 @@
-"""Targets and drafts: what the loop calls. A model, its LM head's rows and its KV cache."""
+"""Targets and drafts that the loop runs: models, LM heads and KV caches."""
 
 from .cache import KVCache
 from .draft import Draft, ModelDraft

@@ -1,4 +1,4 @@
-"""The KV cache of a batch of texts, into which trees can be written and mostly taken out again."""
+"""The KV cache of a batch of texts; it takes in whole trees and keeps their accepted paths."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,12 +12,12 @@ SMALLEST_ROOM = 256
 class KVCache:
     """Keys and values of every layer in one tensor `[layers, 2, B, heads, room, head_dim]`.
 
-    A forward pass appends entries layer by layer (`update`, the method Hugging Face's attention
-    calls) and then moves the ends (`advance`). Verification appends whole trees; `keep` then moves
-    the accepted entries to the front of them and forgets the others, so that no pass ever copies
-    what was there before. The room doubles when it runs out.
+    A forward pass appends entries layer by layer (`update`, the method that Hugging Face's
+    attention calls) and then moves the ends (`advance`). Verification appends whole trees. `keep`
+    then moves the accepted entries to the front and drops the others, so no pass copies older
+    entries. The room doubles when it runs out.
 
-    `lengths`: entries of each of the B texts.
+    `lengths`: number of entries of each of the B texts.
     """
 
     def __init__(self, layers: int, batch: int = 1) -> None:
@@ -28,10 +28,10 @@ class KVCache:
     def update(
         self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
-        """Write one layer's new entries `[B, heads, n, head_dim]`, each text's behind its end.
+        """Write one layer's new entries `[B, heads, n, head_dim]` after the end of each text.
 
-        Returns that layer's keys and values `[B, heads, longest + n, head_dim]`, as views, with
-        zeros behind what a shorter text has.
+        Returns that layer's keys and values `[B, heads, longest + n, head_dim]`, as views. Shorter
+        texts have zeros after their entries.
         """
         count, longest = keys.shape[-2], max(self.lengths)
         end = longest + count
@@ -44,34 +44,35 @@ class KVCache:
             else:
                 for text, begin in enumerate(self.lengths):
                     stored[text, :, begin : begin + count] = new[text]
-                    # What a mask hides still is multiplied, by zero, and NaN would survive that.
+                    # Masked entries are still multiplied by zero, and NaN would survive that.
                     stored[text, :, begin + count : end] = 0
         stored_keys, stored_values = self._entries[layer]
         return stored_keys[..., :end, :], stored_values[..., :end, :]
 
     def advance(self, counts: int | Sequence[int]) -> None:
-        """Make the first entries that every layer wrote behind each text's end part of it.
+        """Add the first entries that every layer wrote after each text's end to the text.
 
-        `counts`: how many of them, of every text or of each.
+        `counts`: number of entries, one for all texts or one for each.
         """
         counts = [counts] * len(self.lengths) if isinstance(counts, int) else counts
         self.lengths = [old + new for old, new in zip(self.lengths, counts, strict=True)]
 
     def keep(self, bases: Sequence[int], nodes: Sequence[Sequence[int]]) -> None:
-        """Of each text's entries behind `base`, keep `base + node` for its nodes, in this order.
+        """Keep each text's entries before its `base`, then those at `base + node` of its nodes.
 
-        A text's `nodes` are ascending, so an entry only ever moves towards the front.
+        A text's `nodes` are ascending, so an entry only moves towards the front.
         """
         for text, (base, own) in enumerate(zip(bases, nodes, strict=True)):
             if self._entries is not None and list(own) != list(range(len(own))):
                 entries = self._entries[:, :, text]
                 source = torch.tensor(own, device=entries.device) + base
-                # Indexing copies before the assignment writes: source and place may overlap.
+                # Indexing copies before the assignment writes, so source and destination may
+                # overlap.
                 entries[..., base : base + len(own), :] = entries[..., source, :]
         self.lengths = [base + len(own) for base, own in zip(bases, nodes, strict=True)]
 
     def append(self, other: "KVCache") -> None:
-        """Take in the texts of `other`, a cache of the same model, behind one's own."""
+        """Append the texts of `other`, a cache of the same model, to the batch."""
         if other._entries is not None:
             like = other._entries[0, 0]
             room = max(cache._room() for cache in (self, other))
@@ -88,14 +89,14 @@ class KVCache:
         self.lengths = [self.lengths[text] for text in texts]
 
     def get_seq_length(self, layer: int = 0) -> int:
-        """The number of entries, under the name that Hugging Face's models ask for."""
+        """Return the number of entries; Hugging Face's models call this name."""
         return max(self.lengths)
 
     def _room(self) -> int:
         return 0 if self._entries is None else self._entries.shape[-2]
 
     def _make_room(self, like: Tensor, room: int) -> None:
-        """Room for so many entries a text, with heads as in `like` `[.., heads, n, head_dim]`."""
+        """Resize to `room` entries a text, with heads as in `like` `[.., heads, n, head_dim]`."""
         if room == self._room():
             return
         heads, _, head_dim = like.shape[-3:]
@@ -107,22 +108,24 @@ class KVCache:
 
 
 def causal(count: int, device: torch.device) -> Tensor:
-    """The lineage (see `visible`) of `count` tokens in a row: bool [1, count, count]."""
+    """Return the ancestor mask (see `visible`) of `count` tokens in a row: [1, count, count]."""
     return torch.ones(1, count, count, dtype=torch.bool, device=device).tril_()
 
 
 def visible(
     lineage: Tensor, lengths: Sequence[int], window: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """What new entries may attend to, and where they stand.
+    """Return the attention mask and the positions of new entries.
 
-    `lineage` bool [B, n, m] or [1, n, m] for all: which of a text's last m entries, the n new ones
-    included, are ancestors of each new entry or itself; everything before those m is an ancestor of
-    all. `lengths`: entries of each text without the new ones.
+    lineage: ancestor mask, bool [B, n, m], or [1, n, m] for all texts. It marks which of a text's
+        last m entries, the n new ones included, are ancestors of each new entry or the entry
+        itself. Every earlier entry is an ancestor of all.
+    lengths: number of entries of each text without the new ones.
+    window: length of the sliding window; None: no window.
 
     Returns the mask bool [B, n, longest + n] and the positions int64 [B, n]. An entry sees exactly
-    the text that leads to it, so its position is the number of entries it sees, less itself, and
-    within a sliding window it sees the last `window` of those.
+    the text that leads to it, so its position is the number of entries it sees minus 1. Within a
+    sliding window it sees the last `window` of them.
     """
     _, new, described = lineage.shape
     lineage = lineage.expand(len(lengths), -1, -1)

@@ -1,4 +1,4 @@
-"""What the loop asks of a draft, and the plainest one: a small model of its own."""
+"""The interface of a draft, and the simplest draft: a small causal LM."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
@@ -12,18 +12,18 @@ from .target import CHUNK, CausalModel
 
 
 class Draft(Protocol):
-    """What the loop asks of a draft.
+    """The interface of a draft.
 
-    `lm_head` of what `head_input` makes of its features of a token [D] gives the logits of the
-    token after it. `taps`: the layers of the target whose inputs it reads (see
-    `CausalModel.forward`); none: the target's last hidden states.
+    `lm_head`: applied to `head_input` of the draft's features of a token, it gives the logits of
+    the next token. `taps`: the layers of the target whose inputs the draft reads (see
+    `CausalModel.forward`); empty: it reads the target's last hidden states.
     """
 
     lm_head: LMHead
     taps: Sequence[int]
 
     def new_cache(self) -> KVCache:
-        """An empty cache for one text."""
+        """Return an empty cache for one text."""
         ...
 
     def extend(
@@ -31,31 +31,32 @@ class Draft(Protocol):
     ) -> Tensor:
         """Read text: tokens int64 [B, n] that the draft has not seen, up to each text's newest.
 
-        `hidden` [B, m, F] are the target's features of the tokens *before* the last m of these,
-        that is, those from which it chose them. A text has `counts` [B] tokens, the rest pads.
-        Returns the draft's feature of each text's newest, [B, D].
+        `hidden` [B, m, F]: the target's features of the tokens *before* the last m of these tokens,
+        that is, the features from which the target chose them. `counts` [B]: number of tokens of
+        each text; the rest is padding. Returns the draft's features of each text's newest token,
+        [B, D].
         """
         ...
 
     def head_input(self, features: Tensor) -> Tensor:
-        """What the LM head takes, [.., D], of the draft's features."""
+        """Return the input of the LM head, [.., D], from the draft's features [.., D]."""
         ...
 
     def step(self, tokens: Tensor, parents: Tensor, lineage: Tensor, cache: KVCache) -> Tensor:
-        """Read nodes of trees: tokens int64 [B, n], and the draft's features of their parents.
+        """Read nodes of trees: tokens int64 [B, n], and features of their `parents` [B, n, D].
 
-        `lineage` as in `cache.visible`. Takes and returns features [B, n, D].
+        `lineage` is an ancestor mask as in `cache.visible`. Returns features [B, n, D].
         """
         ...
 
 
 class ModelDraft:
-    """An ordinary causal LM with the target's tokenizer; it takes no features.
+    """A causal LM with the target's tokenizer; it ignores features.
 
-    `vocab_size`: the tokens it can read. Another one, which only a target with more padding rows
-    can write, reads as its last.
+    `vocab_size`: number of tokens it can read. A token beyond it, which only a target with more
+        padding rows can emit, is read as the last one.
 
-    Raises TypeError: an LM head that is not exactly its rows; and see `CausalModel`.
+    Raises TypeError: the LM head is not exactly its rows. For other errors see `CausalModel`.
     """
 
     taps: Sequence[int] = ()
@@ -87,9 +88,10 @@ class ModelDraft:
 def pieces(
     counts: Sequence[int], *columns: Tensor
 ) -> Iterator[tuple[Tensor, list[int], list[Tensor]]]:
-    """Columns [B, n, ..] in pieces of at most CHUNK tokens, which bounds the mask of a long text.
+    """Split columns [B, n, ..] into pieces of at most CHUNK tokens, to bound a long text's mask.
 
-    Yields a piece's lineage, how many of its tokens each text has, padding apart, and the piece.
+    Yields each piece's ancestor mask, the number of its tokens in each text without padding, and
+    the piece.
     """
     for begin in range(0, columns[0].shape[1], CHUNK):
         piece = [column[:, begin : begin + CHUNK] for column in columns]
@@ -99,7 +101,7 @@ def pieces(
 
 
 def newest(read: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
-    """Of features [B, n, D], in pieces, those of each text's last token, [B, D]."""
+    """Return the features of each text's last token, [B, D], from pieces of features [B, n, D]."""
     features = torch.cat(tuple(read), dim=1)
     last = torch.tensor(counts, device=features.device) - 1
     return features[torch.arange(len(counts), device=features.device), last]

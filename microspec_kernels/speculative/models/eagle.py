@@ -1,4 +1,4 @@
-"""EAGLE's drafts: a layer that reads the text one feature of the target behind its tokens."""
+"""EAGLE drafts: layers that read each token with the target's feature of the token before it."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -18,16 +18,18 @@ from .target import CausalModel
 
 
 class Eagle(nn.Module, ABC):
-    """What EAGLE's generations share.
+    """The common part of EAGLE-1/2 and EAGLE-3 drafts.
 
-    The input at position i is the embedding of token i+1 beside a feature of token i, the output
-    the draft's feature of token i+1: on the target's features where text has been verified, on the
-    draft's own inside a tree. Parameters carry the names of the public checkpoints.
+    The input at position i is the embedding of token i+1 and a feature of token i; the output is
+    the draft's feature of token i+1. The features are the target's for verified text and the
+    draft's own inside a tree. Parameters have the names of the public checkpoints.
 
-    `config` is the checkpoint's config.json as a `LlamaConfig`; `target` gives the device and the
-    dtype, and lends its embedding where the draft has no `embedding` [R, D] of its own.
-    `vocab_size`: the tokens it can read, R. Another one, which only a target with more padding
-    rows can write, reads as its last.
+    config: the checkpoint's config.json as a `LlamaConfig`.
+    target: gives the device and the dtype.
+    embedding: [R, D]; None: the target's embedding.
+
+    Attribute `vocab_size`: R, the number of tokens the draft can read. A token beyond it, which
+    only a target with more padding rows can emit, is read as the last one.
     """
 
     lm_head: LMHead
@@ -38,14 +40,14 @@ class Eagle(nn.Module, ABC):
     def __init__(self, config: Any, target: CausalModel, embedding: Tensor | None = None) -> None:
         super().__init__()
         self.hidden_size: int = config.hidden_size
-        # Lent, not owned: a plain tensor is no part of this module's state.
+        # A plain tensor, so that it is not part of this module's state.
         self.embedding = target.embedding if embedding is None else embedding
         self.vocab_size = len(self.embedding)
 
     def place(self, config: Any, target: CausalModel) -> None:
         """Move all parameters to the target's device and dtype, and make the rotary embedding."""
         self.to(device=target.device, dtype=target.dtype)
-        # After the cast: in half precision its frequencies would lose the positions.
+        # After the cast: frequencies in half precision would lose the positions.
         llama = require("transformers.models.llama.modeling_llama", "speculative")
         self.rotary = llama.LlamaRotaryEmbedding(config).to(target.device)
 
@@ -58,7 +60,7 @@ class Eagle(nn.Module, ABC):
     def extend(
         self, tokens: Tensor, hidden: Tensor, counts: Sequence[int], cache: KVCache
     ) -> Tensor:
-        # The first token of a text has no feature before it, so nothing stands for it here.
+        # The first token of a text has no feature before it, so it is skipped.
         skipped = tokens.shape[1] - hidden.shape[1]
         counts = [count - skipped for count in counts]
         read = [
@@ -86,7 +88,7 @@ class Eagle(nn.Module, ABC):
         return out
 
     def fuse(self, features: Tensor) -> Tensor:
-        """The target's features [B, n, F] as the draft's own [B, n, D]."""
+        """Map the target's features [B, n, F] to the draft's features [B, n, D]."""
         return features
 
     @abstractmethod
@@ -98,18 +100,22 @@ class Eagle(nn.Module, ABC):
         mask: Tensor,
         cache: KVCache,
     ) -> Tensor:
-        """The layers: features [B, n, D] of tokens embedded [B, n, D], from those before them."""
+        """Run the layers: return the features [B, n, D] of tokens.
+
+        `embedded` [B, n, D]: the tokens' embeddings. `features` [B, n, D]: features of the tokens
+        before them.
+        """
 
 
 class EagleDraft(Eagle):
     """EAGLE-1/2 (arXiv 2401.15077, 2406.16858): predicts the target's next feature.
 
-    fc joins the embedding and the feature, which is the target's last hidden state, behind the
-    final norm; so the target's whole LM head serves, bias, scale and soft cap included, where the
-    draft has no `lm_head` of its own. The first layer has no norm before its attention.
+    fc joins the embedding and the feature. The feature is the target's last hidden state after the
+    final norm, so without its own `lm_head` the draft uses the target's whole LM head, including
+    bias, scale and soft cap. The first layer has no norm before its attention.
 
-    Raises ValueError: the hidden size differs from the target's. TypeError: the target's LM head
-    or embedding, if needed, is not exactly its rows.
+    Raises ValueError: the hidden size differs from the target's. TypeError: the target's LM head or
+    embedding, if needed, is not exactly its rows.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""EAGLE-3: a draft on features from three depths of the target."""
+"""EAGLE-3: a draft that reads features from several layers of the target."""
 
 from typing import Any
 
@@ -13,24 +13,25 @@ from .target import CausalModel
 
 
 class Eagle3Draft(Eagle):
-    """EAGLE-3 (arXiv 2503.01840): predicts the next token on features of several target layers.
+    """EAGLE-3 (arXiv 2503.01840): predicts the next token from features of several target layers.
 
-    fc makes the draft's feature of a verified token of those that enter the layers `taps` of the
-    target; inside a tree the draft's own output takes its place, as it leaves the layers. The LM
-    head sees it behind `norm`. Later layers than the first, where there are any, are Llama's.
+    For a verified token, fc makes the draft's feature from the inputs of the target's layers
+    `taps`. Inside a tree the draft's own output, as it leaves the layers, replaces it. `norm` comes
+    between the feature and the LM head. Layers after the first, if any, are Llama layers.
 
-    Fields of `config`, with the names and defaults that the trainers gave them, beside Llama's:
-    eagle_aux_hidden_state_layer_ids: the taps; None for layers 2, n // 2 and n - 3 of n.
-    fc_bias: whether fc has a bias; `load_draft` goes by the tensors.
-    norm_before_fc, fc_norm: whether `input_norm` over all of fc's input, or a norm over each tap's
-        part, comes before it.
-    norm_before_residual: whether the first layer adds to `hidden_norm`'s output, or to its input.
-    norm_output: whether the next step, too, takes the output behind `norm`.
+    Fields of `config` beside Llama's, with the trainers' names and defaults:
+    eagle_aux_hidden_state_layer_ids: the taps; None: layers 2, n // 2 and n - 3 of n.
+    fc_bias: whether fc has a bias; `load_draft` sets it from the tensors.
+    norm_before_fc: whether `input_norm` normalises the whole input of fc.
+    fc_norm: whether a separate norm normalises each tap's part of that input.
+    norm_before_residual: whether the first layer adds to the output of `hidden_norm` or to its
+        input.
+    norm_output: whether the next step, too, reads the output after `norm`.
 
-    The LM head is the target's rows without bias, scale and soft cap, unless the draft has an
-    `lm_head` of its own; where the hidden sizes differ it must, as for `embedding`.
+    Without its own `lm_head` the draft uses the target's rows without bias, scale and soft cap. If
+    the hidden sizes differ, the draft must have its own `lm_head` and `embedding`.
 
-    Raises ValueError: taps that are no layers of the target. TypeError: the target's LM head or
+    Raises ValueError: taps that are not layers of the target. TypeError: the target's LM head or
     embedding, if needed, is not exactly its rows.
     """
 
@@ -92,7 +93,7 @@ class Eagle3Draft(Eagle):
 
 
 class FirstLayer(Layer):
-    """The layer whose attention reads the embedding beside the feature, each behind its norm."""
+    """The first layer; its attention reads the embedding and the feature, each after a norm."""
 
     def __init__(self, config: Any, norm_before_residual: bool) -> None:
         super().__init__(config, index=0, width=2)
@@ -100,7 +101,7 @@ class FirstLayer(Layer):
         self.norm_before_residual = norm_before_residual
 
     def inputs(self, embedded: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-        """What its attention reads, [B, n, 2 D], and what it adds to, [B, n, D]."""
+        """Return the attention's input, [B, n, 2 D], and the residual, [B, n, D]."""
         normed: Tensor = self.hidden_norm(features)
         read = torch.cat((self.input_layernorm(embedded), normed), dim=-1)
         return read, normed if self.norm_before_residual else features

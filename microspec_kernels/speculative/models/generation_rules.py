@@ -1,11 +1,12 @@
-"""What a generation config asks of the text that the loop does not do."""
+"""Find the rules of a generation config that the loop does not apply."""
 
 from collections.abc import Sized
 from typing import Any
 
-# What decides no token (outputs, caches, lengths that the loop's own arguments say), what the loop
-# has its own argument for or honours, and what matters beside other rules alone, which are named.
-# Whatever else is set is a rule, also one that a later version of transformers brings.
+# Fields that are no rules: fields that change no token (outputs, caches, lengths that the loop has
+# arguments for), fields that the loop applies or has its own argument for, and fields that only
+# modify other rules, which are named themselves. Any other field that is set counts as a rule,
+# including fields of later versions of transformers.
 _NO_RULES = (
     "max_length", "max_new_tokens", "do_sample", "temperature", "top_k", "top_p",
     "num_return_sequences", "bos_token_id", "eos_token_id", "pad_token_id",
@@ -15,9 +16,9 @@ _NO_RULES = (
     "output_attentions", "output_hidden_states", "output_scores", "output_logits",
     "return_dict_in_generate", "return_legacy_cache", "renormalize_logits",
     "remove_invalid_values", "transformers_version", "generation_kwargs",
-    # Of beams.
+    # For beam search.
     "early_stopping", "length_penalty", "diversity_penalty", "num_beam_groups",
-    # Of assisted generation, whose text is the target's as well.
+    # For assisted generation, whose output is the target's, too.
     "is_assistant", "num_assistant_tokens", "num_assistant_tokens_schedule",
     "assistant_confidence_threshold", "prompt_lookup_num_tokens", "max_matching_ngram_size",
     "assistant_early_exit", "assistant_lookbehind", "target_lookbehind",
@@ -30,7 +31,10 @@ _NEUTRAL = {
 
 
 def dropped_rules(config: Any) -> dict[str, Any]:
-    """The fields of a `GenerationConfig`, or of None, that would have another text written."""
+    """Return the set fields of a `GenerationConfig` that would change the text, with their values.
+
+    None gives an empty dict.
+    """
     return (
         {
             name: value
@@ -43,9 +47,9 @@ def dropped_rules(config: Any) -> dict[str, Any]:
 
 
 def _asks(name: str, value: Any) -> bool:
-    """Whether the field has a value that changes anything."""
+    """Return whether the field's value changes anything."""
     if value is None or value is False or (isinstance(value, Sized) and len(value) == 0):
         return False
-    # 0 switches off whatever is a number, but is the id of a token.
+    # 0 turns a numeric rule off, but it is a valid token id.
     off = _NEUTRAL.get(name, None if name.endswith("_token_id") else 0)
     return bool(value != off)

@@ -1,4 +1,4 @@
-"""The layer that all EAGLE drafts are made of: Llama's, over the loop's own cache."""
+"""Layers of EAGLE drafts: Llama's layer on the loop's cache."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -15,8 +15,8 @@ from .cache import KVCache
 class Layer(nn.Module):
     """A Llama decoder layer whose attention reads `inputs` and adds to `residual`.
 
-    In Llama the inputs are `input_layernorm(residual)`; EAGLE's first layers have others, in
-    EAGLE-3 `width` = 2 hidden states side by side. `index`: the layer's place in the cache.
+    In Llama the inputs are `input_layernorm(residual)`. EAGLE's first layers read other inputs, in
+    EAGLE-3 `width` = 2 hidden states concatenated. `index`: the layer's index in the cache.
     """
 
     def __init__(self, config: Any, index: int, width: int = 1) -> None:
@@ -47,7 +47,7 @@ def through(
     mask: Tensor,
     cache: KVCache,
 ) -> Tensor:
-    """One `Layer` after the other, each as in Llama."""
+    """Run the layers one after the other, each as in Llama."""
     for layer in layers:
         x = layer(layer.input_layernorm(x), x, rotation, mask, cache)
     return x
@@ -62,7 +62,7 @@ class Attention(nn.Module):
         groups = getattr(config, "num_key_value_heads", None) or heads
         dim = getattr(config, "head_dim", None) or config.hidden_size // heads
         size = config.hidden_size
-        # Qwen2's drafts have biases on q, k and v alone; `attention_bias` is Llama's, on all four.
+        # Qwen2's drafts have biases on q, k and v only; Llama's `attention_bias` adds all four.
         every = getattr(config, "attention_bias", False)
         qkv = getattr(config, "qkv_bias", every)
         self.index = index
@@ -80,7 +80,7 @@ class Attention(nn.Module):
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
         keys, values = cache.update(rotate(k, *rotation), v, self.index)
-        # [B, heads, n, head_dim]; key and value heads are shared by groups of query heads.
+        # [B, heads, n, head_dim]. A group of query heads shares one key and value head.
         out = F.scaled_dot_product_attention(
             rotate(q, *rotation), keys, values, mask, enable_gqa=q.shape[1] != k.shape[1]
         )
@@ -107,6 +107,6 @@ class MLP(nn.Module):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of x [B, heads, n, head_dim] by cos, sin [B, n, head_dim], in halves."""
+    """Rotate x [B, heads, n, head_dim] by cos, sin [B, n, head_dim]; the halves are paired."""
     first, second = x.chunk(2, dim=-1)
     return x * cos[:, None] + torch.cat((-second, first), dim=-1) * sin[:, None]

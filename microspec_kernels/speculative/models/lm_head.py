@@ -1,4 +1,4 @@
-"""What an LM head computes, for whichever of its rows a draft wants."""
+"""`LMHead`: the rows of an LM head that a draft uses."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,27 +11,27 @@ from microspec_kernels._linear import broken_rows, log_broken
 
 
 def differ_in_padding(size: int, other: int) -> bool:
-    """Whether vocabularies of these sizes may be one tokenizer's with more and fewer padding rows.
+    """Return whether vocabularies of these sizes may be one tokenizer's with different padding.
 
-    Qwen2.5's have 151936 and 152064. Up to 512 rows, an eighth of a small vocabulary, may be
-    padding. Two tokenizers that look like one draft badly for each other, but no wrong text.
+    Qwen2.5's sizes are 151936 and 152064. Up to 512 rows, or an eighth of a small vocabulary, count
+    as padding. Two different tokenizers that pass this check give a bad draft but no wrong text.
     """
     return abs(size - other) <= min(512, max(size, other) // 8)
 
 
 def scaled(z: Tensor, scale: float, softcap: float) -> Tensor:
-    """What logits z become behind the rows: softcap · tanh(scale · z / softcap); 0 is no cap."""
-    z = z if scale == 1 else scale * z  # V is long: no pass over it for nothing
+    """Return the logits softcap · tanh(scale · z / softcap); softcap 0 is no cap."""
+    z = z if scale == 1 else scale * z  # V is long: skip a pass that changes nothing
     return softcap * torch.tanh(z / softcap) if softcap else z
 
 
 @dataclass(frozen=True)
 class LMHead:
-    """softcap · tanh(z / softcap) of z = scale · (x · weight + bias); softcap 0 is none.
+    """softcap · tanh(z / softcap) with z = scale · (x · weight + bias); softcap 0 is no cap.
 
     weight: [R, D]. bias: [R] or None.
-    token_rows: int64 [V], each token's row, -1 where it has none; None: token i's is row i, R = V.
-        A row that is no token's is never proposed.
+    token_rows: int64 [V], each token's row, -1 if it has none; None: token i has row i, and R = V.
+        A row without a token is never proposed.
     """
 
     weight: Tensor
@@ -42,12 +42,12 @@ class LMHead:
 
     @property
     def vocab_size(self) -> int:
-        """V: of the tokenizer, whether or not every token has a row."""
+        """V: the tokenizer's size, including tokens without a row."""
         return len(self.weight if self.token_rows is None else self.token_rows)
 
     @cached_property
     def ids(self) -> Tensor:
-        """Each row's token, int64 [R]; -1 where it has none."""
+        """Each row's token, int64 [R]; -1 if it has none."""
         if self.token_rows is None:
             return torch.arange(len(self.weight), device=self.weight.device)
         tokens = (self.token_rows >= 0).nonzero()[:, 0]
@@ -56,28 +56,28 @@ class LMHead:
         return ids
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits [.., R] of hidden [.., D], in its dtype; -inf for a row that is no token's."""
+        """Return logits [.., R] of hidden [.., D], in its dtype; -inf for a row without a token."""
         z = scaled(F.linear(hidden, self.weight, self.bias), self.scale, self.softcap)
         return z.index_fill_(-1, self._unused, -torch.inf) if len(self._unused) else z
 
     def rows(self, tokens: Tensor) -> Tensor:
-        """The rows of tokens int64, in their shape; -1 for those that have none, and for -1."""
+        """Map tokens int64 of any shape to rows; -1 stays -1 and stands for no row."""
         if self.token_rows is None:
             return tokens
         return self.token_rows[tokens.clamp(min=0)].where(tokens >= 0, -1)
 
     def tokens(self, rows: Tensor) -> Tensor:
-        """The tokens of rows int64, in their shape; -1 for -1."""
+        """Map rows int64 of any shape to tokens; -1 stays -1."""
         if self.token_rows is None:
             return rows
         return self.ids[rows.clamp(min=0)].where(rows >= 0, -1)
 
     def known(self, tokens: Tensor) -> Tensor:
-        """Those of tokens int64 [N] that have a row, in their order."""
+        """Return the tokens int64 [N] that have a row, in their order."""
         return tokens if self.token_rows is None else tokens[self.rows(tokens) >= 0]
 
     def only(self, tokens: Tensor) -> "LMHead":
-        """The head over distinct tokens int64 [S] alone, in their order, with their rows copied."""
+        """Return a head over distinct tokens int64 [S] only, in their order, with copied rows."""
         rows = self.rows(tokens)
         token_rows = tokens.new_full((self.vocab_size,), -1)
         token_rows[tokens] = torch.arange(len(tokens), device=tokens.device)
@@ -85,7 +85,10 @@ class LMHead:
         return replace(self, weight=self.weight[rows], bias=bias, token_rows=token_rows)
 
     def of_vocabulary(self, size: int) -> "LMHead":
-        """The head for `size` tokens: those beyond V have no row, rows beyond `size` no token."""
+        """Return the head for a vocabulary of `size` tokens.
+
+        Tokens beyond V get no row; rows whose tokens lie beyond `size` get no token.
+        """
         if size == self.vocab_size:
             return self
         if self.token_rows is None and size < self.vocab_size:
@@ -95,9 +98,9 @@ class LMHead:
         return replace(self, token_rows=token_rows)
 
     def sound(self) -> "LMHead":
-        """The head without the tokens whose rows hold NaN or infinity, which it logs once.
+        """Return the head without the tokens whose rows hold NaN or infinity; log them once.
 
-        One such logit makes NaN of the logarithm that every other's probability is relative to.
+        One such logit would make the log-sum-exp, and so all log-probabilities, NaN.
         """
         if len(self._broken) == 0:
             return self
@@ -105,12 +108,12 @@ class LMHead:
 
     @property
     def _all_rows(self) -> Tensor:
-        """`token_rows`, written out where it is None."""
+        """`token_rows`, filled in where it is None."""
         return self.ids if self.token_rows is None else self.token_rows
 
     @cached_property
     def _unused(self) -> Tensor:
-        """The rows that are no token's."""
+        """The rows without a token."""
         none = torch.empty(0, dtype=torch.int64)
         return none if self.token_rows is None else (self.ids < 0).nonzero()[:, 0]
 

@@ -1,17 +1,18 @@
-"""Which causal LMs of `transformers` the loop runs, and what it says of others."""
+"""The causal LMs of `transformers` that the loop supports, and the errors for all others."""
 
 from typing import Any
 
-# Between the final norm and the logits of these lies nothing but what `LMHead` computes; behind
-# anything else the draft heads would rank by other logits. By the masks that they take:
-FULL = ("llama", "gemma", "granite", "cohere")  # all layers see everything, whatever configs say
-WINDOWED = ("mistral",)  # all layers have the config's window, if it has one
-MIXED = ("qwen2", "qwen3", "gemma2", "gemma3_text", "cohere2")  # some have it: a mask a kind
+# For these types, `LMHead` computes everything between the final norm and the logits. With any
+# other computation there, the draft heads would rank by other logits. The groups differ by their
+# masks:
+FULL = ("llama", "gemma", "granite", "cohere")  # no layer has a window, whatever the config says
+WINDOWED = ("mistral",)  # every layer has the config's window, if there is one
+MIXED = ("qwen2", "qwen3", "gemma2", "gemma3_text", "cohere2")  # some layers have it: two masks
 MODEL_TYPES = FULL + WINDOWED + MIXED
 
 
 def supported(model: Any) -> Any:
-    """`model`, or the one in a `PeftModel` whose adapters are modules inside it.
+    """Return `model`, or the model inside a `PeftModel` whose adapters are all LoRA.
 
     Raises TypeError, ValueError: see `CausalModel`.
     """
@@ -34,7 +35,7 @@ def supported(model: Any) -> Any:
             f"attn_logit_softcapping, got {attention!r}"
         )
     model = _without_peft(model, what)
-    # The loop calls the model's parts, its LM head among them, and not the model itself.
+    # The loop calls the model's modules, the LM head included, but not the model itself.
     if model._forward_hooks or model._forward_pre_hooks:
         raise ValueError(
             f"{what}: expected none with forward hooks of its own, which this loop would not run, "

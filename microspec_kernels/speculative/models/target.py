@@ -1,4 +1,4 @@
-"""A Hugging Face causal LM, run over new tokens of a batch of texts with trees as its mask."""
+"""`CausalModel`: a Hugging Face causal LM that runs new tokens of a batch under tree masks."""
 
 import inspect
 import logging
@@ -19,29 +19,33 @@ from .supported import FULL, MIXED, supported
 
 logger = logging.getLogger(__name__)
 
-# Rotary embeddings that depend on the longest position seen so far: a tree's deepest node would
-# change the rotation of tokens that the model alone would have rotated otherwise.
+# Rotary embeddings that depend on the longest position seen so far. A tree's deepest node would
+# change the rotation of other tokens, so the output would differ from the model's own.
 LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
-# A prompt goes through in pieces of this many tokens: a mask [512, prompt] and, where they are
-# wanted, logits [512, V] (268 MB in fp32 at V = 128k) bound the memory of any prompt's prefill.
+# A prompt runs in pieces of this many tokens. This bounds a prefill's memory to a mask [512,
+# prompt] and, if all logits are wanted, logits [512, V] (268 MB in fp32 at V = 128k).
 CHUNK = 512
 
 
 class CausalModel:
-    """A causal LM of `transformers` whose kind is in MODEL_TYPES, in evaluation mode.
+    """A causal LM of `transformers` whose type is in MODEL_TYPES, in evaluation mode.
 
-    Of its modules the LM head is called, too, so that adapters, hooks and quantisation of any of
-    them stay what they are. A `PeftModel` is taken for the model inside it where its adapters are
-    LoRA's; those of other kinds may work outside the model's modules.
+    The loop calls the model's own modules, the LM head included, so their adapters, hooks and
+    quantisation stay in effect. A `PeftModel` is unwrapped if all its adapters are LoRA; adapters
+    of other kinds may work outside the model's modules.
 
-    Attributes: `hidden_size`, `vocab_size`, `num_embeddings` (how many tokens it can read),
-    `device`, `dtype`, `eos` (the set of end-of-text ids of its generation config), and `longest`:
-    the positions within which a tree leaves the rotary embedding alone, None where it always does.
-    What it lends to drafts: `embedding` [V, D] and `lm_head`.
+    Attributes:
+        hidden_size, vocab_size, device, dtype: the model's.
+        num_embeddings: number of tokens it can read.
+        eos: the end-of-text ids of its generation config.
+        longest: number of positions within which a tree does not change the rotary embedding; None:
+            no limit.
+        embedding, lm_head: lent to drafts.
 
-    Raises TypeError: not such a model. ValueError: a kind that is not among those, an attention
-    implementation that cannot be given a tree or leaves out a soft cap, adapters of another kind,
-    forward hooks on the model as a whole, or weights on several devices or on none (offloaded).
+    Raises TypeError: the object is not a Hugging Face causal LM. ValueError: an unsupported model
+    type, an attention implementation that cannot take a tree's mask or omits a soft cap, adapters
+    other than LoRA, forward hooks on the whole model, or weights on several devices or on meta
+    (offloaded).
     """
 
     def __init__(self, model: Any) -> None:
@@ -61,7 +65,7 @@ class CausalModel:
         self.device: torch.device = model.device
         self.dtype: torch.dtype = model.dtype
         self._additive_mask = getattr(config, "_attn_implementation", "eager") == "eager"
-        # Under the name that checkpoints have it; `base_model` and `get_decoder` differ by version.
+        # `model` is the name in checkpoints; `base_model` and `get_decoder` differ by version.
         self._decoder = model.model
         self._cache_argument = cache_argument(self._decoder)
         windowed = config.model_type not in FULL
@@ -75,14 +79,13 @@ class CausalModel:
 
     @property
     def _head(self) -> nn.Module:
-        """Asked for each time: an adapter that comes later puts another module there."""
+        """The LM head, looked up at every use: an adapter added later replaces the module."""
         head: nn.Module = self.model.get_output_embeddings()
         return head
 
     @property
     def has_plain_head(self) -> bool:
-        """Whether the rows of its LM head are all that this computes, so that a draft may have
-        them."""
+        """Whether the LM head is exactly its rows and bias, so that a draft may use them."""
         try:
             linear_rows(self._head, "")
         except (TypeError, ValueError):
@@ -91,33 +94,36 @@ class CausalModel:
 
     @cached_property
     def lm_head(self) -> LMHead:
-        """Its LM head's rows; TypeError, by name, where they are not all that it computes."""
+        """The LM head's rows, bias, scale and soft cap.
+
+        Raises TypeError, naming the module: it is not exactly `nn.Linear`.
+        """
         weight, bias = linear_rows(self._head, f"{type(self.model).__name__}: LM head")
         return LMHead(weight, bias, self._scale, self._softcap)
 
     @cached_property
     def embedding(self) -> Tensor:
-        """Its embedding's rows; TypeError, by name, where they are not all that it computes.
+        """The embedding's rows [V, D]. Gemma's scale of the embedding is not applied to them.
 
-        Gemma's own scale is no part of them.
+        Raises TypeError, naming the module: it computes more than its rows.
         """
         name, home = type(self.model).__name__, type(self.model).__module__
         return embedding_rows(self.model.get_input_embeddings(), f"{name}: embedding", home)
 
     def new_cache(self) -> KVCache:
-        """An empty cache for one text."""
+        """Return an empty cache for one text."""
         return KVCache(self.config.num_hidden_layers)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits [.., V] of what the final norm gave, [.., D]: what the LM head, called, makes."""
+        """Return logits [.., V] of normed hidden states [.., D], by calling the LM head."""
         return scaled(self._head(hidden), self._scale, self._softcap)
 
     def prefill(
         self, tokens: Tensor, cache: KVCache, taps: Sequence[int] = ()
     ) -> tuple[Tensor, Tensor]:
-        """Append tokens int64 [n] that follow one another to one text.
+        """Append consecutive tokens int64 [n] to one text.
 
-        Returns what `forward` does, [n, D] and [n, F].
+        Returns the two results of `forward` without the batch dimension, [n, D] and [n, F].
         """
         pieces = [
             self.forward(piece[None], causal(len(piece), piece.device), cache, taps)
@@ -134,13 +140,15 @@ class CausalModel:
         taps: Sequence[int] = (),
         counts: Sequence[int] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Append tokens int64 [B, n], whose ancestors `lineage` [B, n, m] tells (see `visible`).
+        """Append tokens int64 [B, n] with their ancestor mask `lineage` [B, n, m] (see `visible`).
 
-        `counts`: how many of its n tokens each text keeps, the rest being padding; None: all. The
-        entries stay in the cache until the caller's `cache.keep`.
+        `taps`: layers whose inputs the draft reads. `counts` [B]: how many of its n tokens each
+        text keeps, the rest being padding; None: all. The entries stay in the cache until the
+        caller's `cache.keep`.
 
         Returns the hidden states after the final norm, [B, n, D], and the features that a draft
-        reads, [B, n, F]: the same, or side by side those that enter the layers `taps`.
+        reads, [B, n, F]: the inputs of the layers `taps` concatenated, or without `taps` the same
+        hidden states.
         """
         mask, positions = visible(lineage, cache.lengths)
         masks: Any = self._for_attention(mask)
@@ -163,7 +171,7 @@ class CausalModel:
         return hidden, torch.cat([out.hidden_states[tap] for tap in taps], dim=-1)
 
     def _for_attention(self, mask: Tensor) -> Tensor:
-        """A bool mask [B, n, length] as SDPA takes it, or as eager attention adds it."""
+        """Convert a bool mask [B, n, length] for SDPA, or to eager attention's additive mask."""
         if not self._additive_mask:
             return mask[:, None]
         hidden = torch.finfo(self.dtype).min
@@ -173,7 +181,7 @@ class CausalModel:
 
 
 def cache_argument(decoder: Any) -> str:
-    """Return the name under which `decoder.forward` takes its KV cache: it differs by version."""
+    """Return the name of the KV cache argument of `decoder.forward`, which differs by version."""
     cache = require("transformers", "speculative").Cache
     parameters = inspect.signature(decoder.forward).parameters.values()
     names = [one.name for one in parameters if cache in (one.annotation, *get_args(one.annotation))]
@@ -186,9 +194,12 @@ def cache_argument(decoder: Any) -> str:
 
 
 def _longest(config: Any) -> int | None:
-    """The positions within which a config's rotary embeddings depend on none, None for all."""
+    """Return the length up to which the rotary embeddings do not depend on the text's length.
+
+    None: no limit.
+    """
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    # Gemma 3 has one for each kind of layers.
+    # Gemma 3 has one for each kind of layer.
     each = [value for value in rope.values() if isinstance(value, dict)] or [rope]
     limits: list[int] = [
         one.get("original_max_position_embeddings") or config.max_position_embeddings

@@ -120,8 +120,7 @@ def tensors(name: str, seed: int = 0, size: int = SIZE) -> dict[str, Tensor]:
 
 
 def write(folder: Path, name: str, state: dict[str, Tensor], **changes: Any) -> Path:
-    """Write the checkpoint into `folder`, in the format's kind of file, with `changes` to its config.
-    """
+    """Write the checkpoint to `folder`, in its format's kind of file; `changes` edit its config."""
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps({**FORMATS[name][0], **changes}))
     if name == "official":
@@ -143,8 +142,7 @@ class Plain:
         self.tokens = torch.arange(ROWS) + state["d2t"]
 
     def fused(self, hidden_states: Any) -> Tensor:
-        """Compute the draft's features [n, D] from `transformers`' hidden states [1, n, SIZE] of each layer.
-        """
+        """Compute the draft's features [n, D] from all layers' hidden states, each [1, n, SIZE]."""
         parts = [hidden_states[tap][0].double() for tap in self.taps]
         if self.config.get("fc_norm"):
             parts = [self.formula.norm(f"fc_norm.{i}", part) for i, part in enumerate(parts)]

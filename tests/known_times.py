@@ -1,4 +1,4 @@
-"""Times that a test knows, in place of those that a benchmark takes."""
+"""Known times that replace a benchmark's measurements in tests."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -31,7 +31,7 @@ class KnownTimes:
         return taken
 
     def columns(self) -> list[tuple[Any, list[float]]]:
-        """Each arm in the order of the calls, and the microseconds of its columns."""
+        """Return each arm in the order of the calls, with its microseconds p20, p50 and p80."""
         return [(name, [seconds * 1e6 for seconds in times]) for name, times in self.given]
 
 

@@ -1,4 +1,4 @@
-"""The library for Arm as its wheel has it: its loader finds all that it needs, torch aside."""
+"""The wheel's library for Arm: the loader finds everything that it needs, except torch."""
 
 import os
 import re
@@ -42,7 +42,7 @@ def test_it_loads(library: Path, tmp_path: Path, processor: str, isa: str) -> No
     needed = run("nm", "--dynamic", "--undefined-only", "--format=posix", library)
     torch = [name for name in re.findall(r"^\w+", needed, re.MULTILINE) if "torch_" in name]
     assert "torch_library_impl" in torch
-    # Its static constructors register the ops: with functions that do nothing, successfully.
+    # Its static constructors register the ops; the stand-in's functions only return success.
     code = "".join(f"long {name}(void) {{ return 0; }}\n" for name in torch)
     (tmp_path / "torch.c").write_text(code)
     shared = ["-shared", "-fPIC", "-Wl,-soname,libtorch_cpu.so"]

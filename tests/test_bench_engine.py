@@ -1,4 +1,4 @@
-"""bench/decoding/engine_overhead.py times what an engine does, and refuses a wrong head."""
+"""bench/decoding/engine_overhead.py times an engine's work, and stops at a wrong head."""
 
 import csv
 import sys
@@ -64,7 +64,7 @@ def test_a_wrong_head_is_refused(mode: str) -> None:
     engine.check(head, logits, hidden, None)
     with pytest.raises(AssertionError, match="not the best active token"):
         engine.check(head, -logits, hidden, None)
-    head.vocab.ids.copy_(head.vocab.ids.roll(-1))  # slots and ids no longer agree
+    head.vocab.ids.copy_(head.vocab.ids.roll(-1))  # slots and ids now disagree
     head.vocab.token_slots.fill_(-1)
     with pytest.raises(AssertionError, match="not an active token"):
         engine.check(head, logits, hidden, None)

@@ -137,7 +137,7 @@ def test_two_ranks_are_one(checkpoints: Path) -> None:
             settings=SMALL,
             engine={"tensor_parallel_size": ranks},
             speculative={"draft_tensor_parallel_size": ranks},
-            environment={"VLLM_CPU_OMP_THREADS_BIND": "nobind"},  # it may have one NUMA node
+            environment={"VLLM_CPU_OMP_THREADS_BIND": "nobind"},  # one NUMA node is enough
         )
         for ranks in (1, 2)
     ]

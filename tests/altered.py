@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 
 
 class Linear(nn.Module):
-    """As peft's of that name: it has the weight of the layer that it adapts, and more."""
+    """A layer like peft's: it has the weight of the layer that it adapts and changes its output."""
 
     def __init__(self, base: nn.Linear, scale: float = 1.0) -> None:
         super().__init__()

@@ -7,7 +7,7 @@ from microspec_kernels.timing import Percentiles
 
 
 class KnownTimes:
-    """Stands for ``time_arms``: calls every arm once; each has another p20, p50 and p80."""
+    """A stand-in for ``time_arms``: it calls every arm once, with different times for each."""
 
     def __init__(self) -> None:
         self.given: list[tuple[Any, Percentiles]] = []

@@ -45,7 +45,7 @@ def assert_holds(state: VocabState, group: int, lru: Lru) -> None:
 
 
 def assert_moved_little(before: VocabState, after: VocabState) -> None:
-    """Assert that staying tokens keep their slots and only newcomers change a slot."""
+    """Assert that staying tokens keep their slots, and that only newcomers change slots."""
     for old, new in zip(before.active_ids, after.active_ids, strict=True):
         was, now = ({t: s for s, t in enumerate(x.tolist()) if t >= 0} for x in (old, new))
         assert all(now[t] == was[t] for t in was.keys() & now.keys()), "a token changed its slot"

@@ -46,13 +46,13 @@ def pt(value: object) -> bytes:
 
 
 def damaged(content: bytes) -> bytes:
-    """Write other bytes in the middle; the length stays the same."""
+    """Replace bytes in the middle; the length stays the same."""
     middle = len(content) // 2
     return content[: middle - 30] + bytes(60) + content[middle + 30 :]
 
 
 def longer_than_its_file() -> bytes:
-    """Write an .npz whose `tokens` claim 10^13 entries."""
+    """Return an .npz whose `tokens` claim 10^13 entries."""
     header = io.BytesIO()
     description = {"descr": "<i8", "fortran_order": False, "shape": (10**13,)}
     np.lib.format.write_array_header_1_0(header, description)

@@ -27,7 +27,7 @@ def update(call: tuple[State, list[Tensor]]) -> None:
 def gather_and_project(
     m: int, dim: int, capacity: int, vocab_size: int, dtype: torch.dtype
 ) -> None:
-    """Call the ops with and without rows, slots and tokens."""
+    """Call the ops, also with no rows, no slots or no tokens."""
     rng = torch.Generator().manual_seed(0)
     weight = torch.randn(vocab_size, dim, generator=rng).to(dtype)
     hidden = torch.randn(m, dim, generator=rng).to(dtype)

@@ -78,7 +78,7 @@ class Kernel:
     instructions: list[str] = field(default_factory=list)
 
     def loops(self) -> Iterator[list[str]]:
-        """The instructions from each backward branch's target to it: inner loops and outer."""
+        """Return the instructions of each loop: from a backward branch's target to the branch."""
         for address, instruction in zip(self.addresses, self.instructions, strict=True):
             target = re.match(r"BRA(?:\.\w+)*\s+.*?(0x[0-9a-f]+)", instruction)
             if target and int(target[1], 16) < address:

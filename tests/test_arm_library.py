@@ -34,7 +34,7 @@ def versions(library: Path, prefix: str) -> set[tuple[int, ...]]:
 
 def test_it_asks_for_no_later_runtime_than_manylinux_2_28(library: Path) -> None:
     assert max(versions(library, "GLIBC")) <= (2, 28)
-    assert max(versions(library, "GLIBCXX")) <= (3, 4, 24)  # GCC 7's, as the tag's rules say
+    assert max(versions(library, "GLIBCXX")) <= (3, 4, 24)  # of GCC 7, by the tag's rules
 
 
 @pytest.mark.parametrize(("processor", "isa"), [("max", "neonbf16"), ("cortex-a72", "neon")])

@@ -132,7 +132,7 @@ def test_every_head_is_right_after_many_steps(weight: Tensor, layer: DraftLayer)
 
 
 def test_every_step_brings_new_tokens(weight: Tensor) -> None:
-    """`new` tokens enter and as many leave, again and again; the slabs hold the rows they say."""
+    """Each step replaces `new` tokens; the slabs hold the rows of their ids."""
     for head in (
         SparseDraftHead(TOY, weight, CAPACITY, SEEN, torch.bfloat16),
         NanoSpecDraftHead(TOY, weight, CAPACITY, SEEN),
@@ -150,7 +150,7 @@ def test_every_step_brings_new_tokens(weight: Tensor) -> None:
 
 
 class NoHost(TorchDispatchMode):
-    """Refuses what would make the host wait for the device, and so end a capture."""
+    """Raise an error if a call makes the host wait for the device, which would end a capture."""
 
     REFUSED = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "unique", "is_nonzero")
 

@@ -37,7 +37,7 @@ def test_a_quick_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("vocabulary", ["shared", "request"])
 @pytest.mark.parametrize("best", [1, 3])
 def test_a_step_has_its_tokens(vocabulary: str, best: int) -> None:
-    """Of each request as many; the last of each step are those that are judged."""
+    """Requests have equally many tokens; coverage counts the last tokens of each step."""
     weight = make_weight(models.TOY.vocab_size, models.TOY.dim)
     head = engine.make_head(weight, 4, 300, vocabulary=vocabulary)
     observing = engine.Observing(head, 4, best)

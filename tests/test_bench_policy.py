@@ -94,7 +94,7 @@ def test_each_arm_is_what_it_is_called(study: traces.Study) -> None:
     assert figures["text", ""]["coverage"] == pytest.approx(2 / 6)  # those of the second step
     assert figures["text, floor 1024", "public"]["coverage"] == pytest.approx(4 / 6)
     assert figures["filled", "public"]["coverage"] == pytest.approx(4 / 6)
-    assert figures["filled", "own half"]["mean_active"] > 5  # 0, 1 and three of the other half
+    assert figures["filled", "own half"]["mean_active"] > 5  # 0, 1 and 3 of the other half
     assert figures["text, kept", ""]["coverage"] == pytest.approx((2 + 4 + 4) / 18)
     two = study.judge(
         judged, traces.ReplayedPolicy("filled", policy.Policy(policy.TEXT, PUBLIC), "", 2)

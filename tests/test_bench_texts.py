@@ -24,7 +24,7 @@ from microspec_kernels.speculative import Generation, Stats
         ([1, 2, 3, 4, 3, 4, 3, 4, 3], 2),
         ([5, 5, 5, 1, 2], 5),  # the loop ends before the text does
         ([9, *range(64), *range(64), *range(64)], 1),
-        ([9, *range(65), *range(65), *range(65)], 196),  # longer than what is looked for
+        ([9, *range(65), *range(65), *range(65)], 196),  # longer than the search
     ],
 )
 def test_where_the_final_loop_begins(tokens: list[int], before: int) -> None:
@@ -63,7 +63,7 @@ def test_the_target_alone_has_no_draft() -> None:
 
 
 class Batch:
-    """Each request takes as many steps as it asks for tokens; every step fills a slot a request."""
+    """Each request takes as many steps as its prompt says; a step fills one slot per request."""
 
     def __init__(self) -> None:
         self.requests: list[Any] = []

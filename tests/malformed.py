@@ -21,7 +21,7 @@ class Planted:
 
 
 def trace(**change: object) -> bytes:
-    """An .npz of four tokens in two sequences; `change` replaces or, by None, drops arrays."""
+    """Return an .npz of four tokens in two sequences; `change` replaces arrays, None drops them."""
     arrays: dict[str, object] = {
         "tokens": np.array([1, 2, 3, 49]),
         "generated": np.array([0, 1, 1, 1], dtype=np.uint8),

@@ -186,7 +186,7 @@ def test_a_wrong_slab_is_refused(weight: Tensor) -> None:
 
 
 def test_parts() -> None:
-    """Compare the vocabulary with a draft without a gather, and the gather with both."""
+    """The vocabulary's time comes from drafts without a gather, the gather's from whole drafts."""
     seconds = {
         "draft": [10.0],
         "head": [7.0],

@@ -12,7 +12,7 @@ VALUES = ("", "nonsense", "-1", "0.5", "nan", "1e400", "9" * 5000, "\0", "nowher
 
 
 def options() -> list[tuple[str, str, bool]]:
-    """Yield (command, option, whether it takes a value) for all options."""
+    """Return (command, option, whether it takes a value) for all options."""
     (commands,) = (a for a in _parser()._actions if isinstance(a, argparse._SubParsersAction))
     return [
         (command, action.option_strings[-1], action.nargs != 0)

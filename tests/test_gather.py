@@ -46,7 +46,7 @@ def check(case: GatherCase) -> None:
     held, wanted = case.slab_ids.flatten().tolist(), case.active_ids.flatten().tolist()
     for slot, (old, new) in enumerate(zip(held, wanted, strict=True)):
         scale = None if got.slab_scale is None else got.slab_scale.view(-1)[slot]
-        if old == new or new < 0:  # an emptied slot's row is nobody's; nothing needs writing it
+        if old == new or new < 0:  # nothing reads an emptied slot's row
             assert_bitwise(after[slot], before[slot], f"slab row {slot}, unchanged")
             if scale is not None and case.slab_scale is not None:
                 assert_bitwise(scale, case.slab_scale.view(-1)[slot], f"scale {slot}, unchanged")

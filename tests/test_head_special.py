@@ -55,7 +55,7 @@ def test_nan_ranks_below_minus_infinity_and_above_padding() -> None:
 
 @pytest.mark.parametrize("other", [INF, -INF, 1.0])
 def test_one_nan_anywhere_makes_logsumexp_nan(other: float) -> None:
-    """In a whole chunk or in the last, partial one; beside infinities, which end the sum early."""
+    """The NaN is in a whole or a partial chunk, also beside infinities, which end the sum early."""
     for count in (1, 2, 3, 8, 17, 40):
         for position in range(count):
             values = [other] * count

@@ -80,7 +80,7 @@ SPECIAL = (float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 1.0, -1.0, 3e38
 
 @given(values=st.lists(st.sampled_from(SPECIAL), max_size=V), cuts=cuts(), k=st.integers(1, 70))
 def test_special_logits(values: list[float], cuts: tuple[list[int], list[int]], k: int) -> None:
-    """Many ties, two zeros, infinities; NaN last, and its row's logsumexp."""
+    """Logits are ties, two zeros, infinities and NaN; NaN is last, and its logsumexp NaN."""
     weight = torch.tensor(values + [7.0] * (V - len(values)))[:, None]
     ids = torch.arange(len(values), dtype=torch.int32)
     case = HeadCase(torch.tensor([[1.0], [-1.0]]), weight, ids)

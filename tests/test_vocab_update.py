@@ -47,7 +47,7 @@ def step(
 
 @st.composite
 def streams(draw: st.DrawFn) -> tuple[VocabState, list[Lru], list[tuple[Tensor, Tensor | None]]]:
-    """A vocabulary and some calls: batches longer than it, padding, ragged ones, either integer."""
+    """Draw a vocabulary and calls: batches longer than it, padding, ragged, either dtype."""
     capacity, groups = draw(st.integers(0, 12)), draw(st.integers(1, 3))
     # The edges: all slots pinned, one slot free, and none pinned.
     count = draw(st.sampled_from(sorted({0, capacity // 2, max(0, capacity - 1), capacity})))
@@ -293,7 +293,7 @@ def test_tokens_and_groups_out_of_range_are_padding_on_cuda(ragged: bool) -> Non
     state, strange = vocab_state(V, 12, groups=2, pinned=(5,)), torch.tensor(OUT_OF_RANGE)
 
     def spoilt(values: Tensor) -> tuple[Tensor, Tensor]:
-        """Replace some ids by ids out of range, and return also -1 in the same places."""
+        """Return the ids with some out of range, and the ids with -1 in the same places."""
         where = torch.rand(values.shape, generator=rng) < 0.3
         drawn = strange[torch.randint(0, len(strange), values.shape, generator=rng)]
         return torch.where(where, drawn, values), values.masked_fill(where, -1)

@@ -30,7 +30,7 @@ def call(op: str, *tensors: Any, **options: Any) -> None:
     emulation = load()
     everything = [*tensors, *options.values()]
     if any(isinstance(t, Tensor) and t.dtype == torch.float8_e4m3fn for t in everything):
-        emulation.configure(arch=max(emulation.arch(), 890))  # converts e4m3
+        emulation.configure(arch=max(emulation.arch(), 890))  # has e4m3
     arrays = {name: as_array(value) for name, value in options.items()}
     getattr(emulation, op)(*map(as_array, tensors), **arrays)
 

@@ -109,7 +109,7 @@ def captured_loop() -> dict[str, Any]:
 
 
 def decoding() -> dict[str, Any]:
-    """For `load_target` and `load_draft`, which `_folder` makes return small models."""
+    """Return names for the loop's snippets; `_folder` replaces the functions that load models."""
     prompts = [prompt(9)[0], prompt(5, seed=1)[0]]
     return {"input_ids": prompts[0], "prompts": prompts}
 

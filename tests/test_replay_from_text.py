@@ -101,7 +101,7 @@ def test_not_a_tokenizer(tmp_path: Path) -> None:
 def test_on_the_command_line(
     tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """ " cat" is covered as the prompt's; "The" only where variants of "the" enter."""
+    """The prompt covers " cat"; only variants of "the" cover "The"."""
     text, out = tmp_path / "story.txt", tmp_path / "out.json"
     text.write_text("the cat The cat", encoding="utf-8")
     options = ["--tokenizer", str(tokenizer), "--prompt-tokens", "2", "--json", str(out)]

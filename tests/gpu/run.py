@@ -1,11 +1,11 @@
-"""Runs all GPU tests and compute-sanitizer over every kernel, and reports.
+"""Run all GPU tests and compute-sanitizer over every kernel, and write a report.
 
     python tests/gpu/run.py [--quick] [--parts tests,memcheck,…] [--out DIR] [--budget SECONDS]
     python tests/gpu/run.py --combine A.json B.json [--out DIR]
 
-The report is gpu-tests.md and .json, by default under bench/results/<gpu>/. The parts may be run by
-several commands, each with a time limit of its own, and their JSON files then combined. Exit status
-0: everything asked for ran, and passed.
+The report is gpu-tests.md and .json, by default under bench/results/<gpu>/. Several commands can
+run the parts, each with a separate time limit; --combine merges their JSON files. Exit status 0
+means that all requested parts ran and passed.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""Calls every kernel in all its variants once, at small shapes: to be run under compute-sanitizer.
+"""Call every variant of every kernel once, at small shapes, under compute-sanitizer.
 
     PYTHONPATH=.:tests compute-sanitizer python tests/gpu/sanitizer_driver.py [--list] [--only TEXT]
 
-Prints a line a case and, last, how many of them it came to within ``--seconds``. Results are
-compared with the CPU's, so that a case that calls nothing, or something else, does not pass.
+The driver prints one line per case and, at the end, the number of cases within ``--seconds``. It
+compares results with the CPU's, so a case that calls nothing, or something else, fails.
 """
 
 import argparse

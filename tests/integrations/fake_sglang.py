@@ -158,7 +158,7 @@ def installed(groups: dict[str, dict[str, Any]] | None = None) -> Iterator[None]
     """Make SGLang importable, with this configuration."""
 
     def own(kind: type) -> dict[str, Any]:
-        return {kind.__name__: type(kind.__name__, (kind,), {"hooks": []})}  # they get patched
+        return {kind.__name__: type(kind.__name__, (kind,), {"hooks": []})}  # get patched
 
     context = {
         f"get_{name}": lambda group=group: SimpleNamespace(**group)

@@ -41,7 +41,7 @@ def assign_draft_cache_locs_contiguous_cpu(
     topk: int,
     columns: int,
 ) -> None:
-    """Read the topk · columns cache locations behind each request."""
+    """Read the topk · columns cache locations after each request's."""
     assign_extend_cache_locs_cpu(
         rows, req_to_token, seq_lens, seq_lens + topk * columns, locations, width
     )

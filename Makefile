@@ -1,11 +1,11 @@
-# `make build` first; the other targets call it, and it does nothing when nothing changed.
-# VENV=DIR takes another environment, PYTHON=... makes it with another Python.
+# Other targets call `make build` first; it does nothing if nothing changed.
+# VENV=DIR uses another environment, PYTHON=... makes it with another Python.
 PYTHON ?= python3
 VENV ?= .venv
 PROMPT ?= Tom has 3 boxes with 15 pencils in each box. He gives 10 pencils to his friend. How many pencils does Tom have left?
 
-# A torch that is in VENV already is left as it is. TORCH=torch==VERSION takes what pip takes; without it
-# release/install_torch.py takes the CPU build where there is no GPU.
+# A torch that is already in VENV stays. TORCH=torch==VERSION lets pip install it; without TORCH,
+# release/install_torch.py installs the CPU build on a machine without a GPU.
 TORCH ?=
 
 BIN := $(VENV)/bin
@@ -19,8 +19,8 @@ build: $(STAMP)
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-# Editable, so that Python files need no build and whatever runs in this folder finds the library.
-# A new file changes its folder, which is why folders are among the sources.
+# The install is editable: Python files need no build, and programs in this folder find the library.
+# SOURCES contains folders, because a new file changes its folder.
 $(STAMP): $(BIN)/python $(SOURCES)
 	$(BIN)/pip install --quiet 'setuptools>=77.0.1' 'cmake>=3.25' ninja
 	$(BIN)/python -c 'import torch' 2>/dev/null || \
@@ -32,7 +32,7 @@ $(STAMP): $(BIN)/python $(SOURCES)
 demo: build
 	$(BIN)/microspec generate --pair examples/tiny_pair --compare --prompt '$(subst ','\'',$(PROMPT))'
 
-# docs/testing.md says what the marks are. A process a core, but for no more than eight.
+# docs/testing.md explains the marks. One process per core, at most eight.
 QUICK := not (slow or emulation or arm)
 PYTEST := $(BIN)/pytest -n auto --maxprocesses 8 --dist loadgroup
 
@@ -40,30 +40,30 @@ test: build
 	$(PYTEST) -m '$(QUICK)'
 	$(INTERPRETED) -m triton
 
-# All the rest, after the former.
+# The remaining tests, after `make test`.
 test-all: test
 	$(PYTEST) -m 'not ($(QUICK))'
 
-# The op tests once more, over the Triton kernels. A process has Triton's interpreter from its first
-# import on or not at all.
+# The op tests once more, over the Triton kernels. Triton chooses its interpreter once per process, at
+# its first import.
 INTERPRETED = TRITON_INTERPRET=1 $(PYTEST) -W ignore::RuntimeWarning
 test-triton: build
 	$(INTERPRETED) -m triton
 
-# The oldest of every range in pyproject.toml (tests/oldest.txt), in an environment of its own: `make test`
-# has the newest that install.
+# The oldest version of every range in pyproject.toml (tests/oldest.txt), in a separate environment.
+# `make test` runs with the newest versions.
 OLDEST := $(VENV)-oldest
 OLDEST_PYTHON ?= python3.10
 test-oldest:
 	mkdir -p build
-	# A torch for GPUs asks for the Triton that it was built with; the oldest takes its place afterwards.
+	# A torch for GPUs requires the Triton that it was built with; pip replaces that with the oldest below.
 	sed '/^triton=/d' tests/oldest.txt >build/oldest.txt
 	PIP_CONSTRAINT=$(abspath build/oldest.txt) \
 		$(MAKE) VENV=$(OLDEST) PYTHON=$(OLDEST_PYTHON) TORCH=torch build
 	$(OLDEST)/bin/pip install --quiet --no-deps $$(grep '^triton=' tests/oldest.txt)
 	$(MAKE) VENV=$(OLDEST) test
 
-# dist/: a wheel for each processor that there is a compiler for (docs/release.md).
+# dist/: a wheel for each processor with an installed compiler (docs/release.md).
 WHEELS := $(shell uname -m) $(if $(shell command -v aarch64-linux-gnu-g++),aarch64)
 wheel: build
 	$(BIN)/pip install --quiet --no-build-isolation --editable '.[release]'
@@ -71,9 +71,9 @@ wheel: build
 	for processor in $(sort $(WHEELS)); do \
 		PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python release/make_wheel.py $$processor || exit; done
 
-# Before a release: the wheel in clean environments, each with nothing but what it asks for: every Python here
-# with the newest torch, and the oldest with the oldest. Then the op tests, away from this folder, under
-# WHEEL_PYTHON.
+# Before a release: install the wheel in clean environments, each with the wheel's requirements only: every
+# installed Python with the newest torch, and the oldest Python with the oldest torch. Then run the op tests
+# outside this folder, under WHEEL_PYTHON.
 PYTHONS := $(foreach minor,10 11 12 13 14,$(shell python3.$(minor) -c 'print("python3.$(minor)")' 2>/dev/null))
 WHEEL_PYTHON ?= python3.13
 WHEEL := dist/*_$(shell uname -m).whl
@@ -90,8 +90,8 @@ test-wheel: wheel
 WHEEL_TESTS := test_head_*.py test_gather.py test_vocab_update.py test_active_vocab.py \
 	test_weight_slab.py test_registration.py
 
-# The plugins inside vLLM and SGLang, installed as users install them, each in an environment of its
-# own (gigabytes of downloads; no GPU needed). In nothing else: neither in `test` nor in CI.
+# The plugins inside vLLM and SGLang, installed as users install them, each in a separate environment
+# (gigabytes of downloads; no GPU needed). No other target runs this, and CI does not either.
 ENGINES := vllm sglang
 test-engines: build $(ENGINES:%=$(VENV)-%/engine.stamp)
 	rm -rf build/engines/wheel
@@ -102,8 +102,8 @@ test-engines: build $(ENGINES:%=$(VENV)-%/engine.stamp)
 	MICROSPEC_TEST_VLLM=$(abspath $(VENV))-vllm/bin/python \
 		MICROSPEC_TEST_SGLANG=$(abspath $(VENV))-sglang/bin/python $(BIN)/pytest tests/engines
 
-# On a GPU, without and with CUDA graphs. VLLM=PYTHON SGLANG=PYTHON: of environments that have the engine for
-# that GPU, and this package beside it.
+# The same tests on a GPU, without and with CUDA graphs. VLLM=PYTHON and SGLANG=PYTHON name the Python of an
+# environment that has the engine for that GPU and this package.
 test-engines-gpu: build
 	$(if $(VLLM)$(SGLANG),,$(error VLLM=PYTHON or SGLANG=PYTHON or both))
 	for device in cuda cuda-graphs; do MICROSPEC_TEST_DEVICE=$$device \
@@ -115,7 +115,8 @@ $(VENV)-%/engine.stamp: tests/engines/%_environment.sh
 	sh $< $(PYTHON) $(VENV)-$*
 	touch $@
 
-# On a machine with a GPU: all tests, then compute-sanitizer over every kernel; a report in bench/results.
+# On a machine with a GPU: run all tests, then compute-sanitizer over every kernel, and write a report into
+# bench/results.
 test-gpu: build
 	$(BIN)/python tests/gpu/run.py
 
@@ -138,7 +139,7 @@ bench-gpu: build
 	$(BIN)/python -m bench.run --device cuda
 	$(BIN)/python -m bench.decoding.engine_overhead --device cuda
 
-# Choices of the CUDA head against each other (for an H100 or H200; needs nvcc).
+# Compare variants of the CUDA head (on an H100 or H200; needs nvcc).
 bench-variants: build
 	$(BIN)/python -m bench.tuning.kernel_variants build
 	$(BIN)/python -m bench.tuning.kernel_variants run

@@ -1,4 +1,4 @@
-"""LM heads that are not exactly their rows, with the structure of what libraries put there."""
+"""LM heads that compute more than their rows, with the structures that libraries produce."""
 
 import functools
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 
 
 class Linear(nn.Module):
-    """As peft's of that name: it has the weight of the layer that it adapts, and more."""
+    """A layer like peft's: it has the weight of the layer that it adapts and changes its output."""
 
     def __init__(self, base: nn.Linear, scale: float = 1.0) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Linear(nn.Module):
 
 
 class Embedding(nn.Module):
-    """As peft's, again with the weight of what it adapts."""
+    """An embedding like peft's: it has the weight of the one that it adapts."""
 
     def __init__(self, base: nn.Embedding) -> None:
         super().__init__()
@@ -52,14 +52,14 @@ class Embedding(nn.Module):
 
 
 class QuantisedLinear(nn.Linear):
-    """As bitsandbytes' layers: a subclass that computes with other values than its weight's."""
+    """A subclass like bitsandbytes': it computes with other values than its weight's."""
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.linear(x, self.weight.round(decimals=0), self.bias)
 
 
 class PackedTensor(Tensor):
-    """As torchao's and DTensor: a subclass under nn.Linear itself."""
+    """A tensor subclass under nn.Linear, like torchao's and DTensor."""
 
 
 class Halved(nn.Module):
@@ -93,7 +93,7 @@ def pre_hooked(head: nn.Linear) -> nn.Module:
 
 
 def replaced(head: nn.Linear) -> nn.Module:
-    """As accelerate's hooks: a forward of the instance's own."""
+    """Replace the instance's forward, like accelerate's hooks do."""
     whole = head.forward
     head.forward = functools.wraps(whole)(lambda x: whole(x).roll(3, -1))  # type: ignore
     return head
@@ -104,7 +104,7 @@ def parametrized(head: nn.Linear) -> nn.Module:
     return head
 
 
-# Each with what an error calls it.
+# name: the function that alters a head, and the error's description of the result
 ALTERED: dict[str, tuple[Callable[[nn.Linear], nn.Module], str]] = {
     "adapter": (adapted, r"got altered\.Linear"),
     "quantised": (quantised, r"got altered\.QuantisedLinear"),
@@ -120,7 +120,7 @@ ALTERED: dict[str, tuple[Callable[[nn.Linear], nn.Module], str]] = {
 
 
 def alter(model: Any, kind: str) -> Any:
-    """The model with such an LM head."""
+    """Give the model such an LM head and return the model."""
     head: Any = ALTERED[kind][0](model.get_output_embeddings())
     model.set_output_embeddings(head)
     return model

@@ -1,7 +1,7 @@
 """``torch.ops.microspec.*`` over the CPU kernels for Arm, in a process under qemu.
 
-CMake cross-compiles them with tests/arm/driver.cpp; of torch that needs only the headers. The build
-stays in build/arm. The driver places what it is sent before inaccessible pages.
+CMake cross-compiles them with tests/arm/driver.cpp, which needs only the headers of torch. The
+build stays in build/arm. The driver places its input directly before inaccessible pages.
 """
 
 import functools
@@ -23,7 +23,7 @@ from microspec_kernels import _checks
 
 COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 HEAD, GATHER, VOCAB = 0, 1, 2
-# As in csrc/common/dtype.h.
+# The values are those of csrc/common/dtype.h.
 TYPES = {
     torch.float32: 0,
     torch.float16: 1,
@@ -65,7 +65,10 @@ def environment(isa: str | None) -> dict[str, str]:
 
 
 class Driver:
-    """The process, which starts with the first call and anew after one that ended it."""
+    """The process under qemu.
+
+    It starts with the first call, and again after a call that ended it.
+    """
 
     def __init__(self, processor: str, isa: str) -> None:
         self._processor, self._isa = processor, isa
@@ -74,7 +77,7 @@ class Driver:
     def call(
         self, op: int, integers: list[int], floats: list[float], written: list[Any], read: list[Any]
     ) -> None:
-        """Run one op; ``written`` are contiguous tensors, or None, and take its results."""
+        """Run one op. ``written`` are contiguous tensors, or None, that receive its results."""
         message = struct.pack(f"<{1 + len(integers)}q{len(floats)}f", op, *integers, *floats)
         message += b"".join(map(as_message, (*written, *read)))
         process = self._running()
@@ -109,7 +112,7 @@ def size_of(tensor: Tensor | None) -> int:
 
 
 def as_message(tensor: Tensor | None) -> bytes:
-    """The tensor's memory from its first element to its last, gaps between rows included."""
+    """Return the tensor's memory from first to last element, with the gaps between rows."""
     if tensor is None:
         return struct.pack("<q", -1)
     span = 0
@@ -127,7 +130,7 @@ def driver(processor: str, isa: str) -> Driver:
 
 
 class Ops:
-    """The ops as one driver serves them."""
+    """The ops over one driver."""
 
     def __init__(self, processor: str, isa: str) -> None:
         self._driver = driver(processor, isa)

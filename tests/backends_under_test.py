@@ -1,7 +1,7 @@
-"""The backends that the op tests run over, each serving ``torch.ops.microspec.*`` for CPU tensors.
+"""Backends for the op tests. Each one serves ``torch.ops.microspec.*`` for CPU tensors.
 
-A test says which ones it means with ``@pytest.mark.backends(...)``, or its module does for all of
-its tests; it runs once for each. Without the mark it runs over the compiled CPU library alone.
+A test or its module names backends with ``@pytest.mark.backends(...)`` and runs once for each.
+Without the mark a test runs over the compiled CPU library alone.
 """
 
 import contextlib
@@ -17,16 +17,16 @@ import torch
 import microspec_kernels
 
 CPU = ("cpu",)
-# Triton runs on CPU tensors where its interpreter was chosen before the import. `make test-triton`
-# does, and has it stand for the other kernels that are written for a device.
+# Triton runs on CPU tensors if its interpreter is chosen before the import, as `make test-triton`
+# does. The interpreter then replaces all other device backends.
 TRITON = ("triton",) if os.environ.get("TRITON_INTERPRET") == "1" else ()
 EMULATED = TRITON or ("emulation-sm80", "emulation-sm90")
 CUDA = () if TRITON else ("cuda",)
 ARM = () if TRITON else ("arm-neon", "arm-neonbf16")
-NO_DEVICE = "no CUDA device"  # why tests are skipped
-# By kernels of this repository, and by all there is.
+NO_DEVICE = "no CUDA device"  # a skip reason
+# Backends with kernels of this repository.
 COMPILED = (*CPU, *ARM, *EMULATED, *CUDA)
-# With less shared memory than the other two, as on GPUs for desktops.
+# This device has less shared memory than the other two, like desktop GPUs.
 SMALL = () if TRITON else ("emulation-sm89",)
 ALL = (*COMPILED, "reference")
 
@@ -35,18 +35,18 @@ NO_ARM = "no aarch64-linux-gnu-g++ or no qemu-aarch64"
 
 @dataclass(frozen=True)
 class Backend:
-    examples: int | None = None  # of a hypothesis test; None: as many as its settings say
-    marks: tuple[pytest.MarkDecorator, ...] = ()  # of every test over it
+    examples: int | None = None  # limit for a hypothesis test; None: no limit beyond its settings
+    marks: tuple[pytest.MarkDecorator, ...] = ()  # marks for every test over this backend
 
     @contextlib.contextmanager
     def serving(self, seed: int) -> Iterator[None]:
-        """Within, it serves the ops. The seed is the test's own."""
+        """Serve the ops inside the context. ``seed`` identifies the test."""
         yield
 
 
 @dataclass(frozen=True)
 class Named(Backend):
-    """One that users can choose too."""
+    """A backend that users can choose too."""
 
     name: str = "cpu"
 
@@ -81,7 +81,7 @@ class Emulated(Backend):
 
 @dataclass(frozen=True)
 class Arm(Backend):
-    """The CPU kernels for Arm in an emulator, where there is one; conftest.py counts where not."""
+    """The CPU kernels for Arm in qemu. A test skips without the tools; conftest.py counts that."""
 
     examples: int | None = 20
     marks: tuple[pytest.MarkDecorator, ...] = (pytest.mark.arm,)
@@ -100,7 +100,7 @@ class Arm(Backend):
 
 @dataclass(frozen=True)
 class Interpreted(Backend):
-    """The Triton kernels in Triton's interpreter, without the checks of ids, as on a device."""
+    """The Triton kernels in Triton's interpreter. As on a device, they do not check ids."""
 
     examples: int | None = 8
     marks: tuple[pytest.MarkDecorator, ...] = (pytest.mark.triton,)
@@ -111,7 +111,8 @@ class Interpreted(Backend):
 
         from microspec_kernels import triton_kernels
 
-        # It copies every storage back from the host, here to itself: 12 GB in some tests.
+        # The interpreter copies every storage back from the host. Here source and destination are
+        # the same memory, 12 GB in some tests.
         GridExecutor._restore_args_dev = lambda *_: None
         names = ("sparse_head", "sparse_logits", "gather_rows_", "vocab_update_")
         with replaced({name: getattr(triton_kernels, name) for name in names}):
@@ -120,7 +121,7 @@ class Interpreted(Backend):
 
 @dataclass(frozen=True)
 class OnDevice(Backend):
-    """The CUDA kernels on a GPU, where there is one; conftest.py counts where not."""
+    """The CUDA kernels on a GPU. Without one a test skips; conftest.py counts the skips."""
 
     marks: tuple[pytest.MarkDecorator, ...] = (pytest.mark.gpu,)
 
@@ -136,7 +137,7 @@ class OnDevice(Backend):
 
 @contextlib.contextmanager
 def replaced(functions: dict[str, Any]) -> Iterator[None]:
-    """Within, these serve the ops for CPU tensors."""
+    """Serve the ops for CPU tensors with these functions, by op name, inside the context."""
     library = torch.library.Library("microspec", "IMPL")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Warning only once for all operators")
@@ -153,11 +154,11 @@ BACKENDS: dict[str, Backend] = {
     "reference": Named(name="reference"),
     "cuda": OnDevice(),
     "triton": Interpreted(),
-    # A processor without bf16 instructions and one with all there are.
+    # cortex-a72 has no bf16 instructions; the default, max, has every instruction.
     "arm-neon": Arm(processor="cortex-a72", isa="neon"),
     "arm-neonbf16": Arm(isa="neonbf16"),
     "arm-portable": Arm(isa="portable"),
-    # One block at a time, thread after thread, copies at once; cp.async.
+    # One block at a time, threads in order, copies complete at once; cp.async.
     "emulation-sm80": Emulated(
         settings={
             **{"arch": 800, "sms": 3, "block_shared": 163 * 1024, "sm_shared": 164 * 1024},
@@ -170,7 +171,7 @@ BACKENDS: dict[str, Backend] = {
             **{"order": "shuffled", "copies": "random", "resident_blocks": 1},
         }
     ),
-    # Blocks and warps interleaved at random, copies as late as can be; the copy engine's.
+    # Blocks and warps interleave at random, copies complete as late as possible; bulk copies.
     "emulation-sm90": Emulated(
         settings={
             **{"arch": 900, "sms": 3, "block_shared": 227 * 1024, "sm_shared": 228 * 1024},

@@ -1,10 +1,10 @@
-"""Every way to call an op wrongly, with the error it must give: a table, and no test.
+"""A table of wrong calls to the ops and the errors they must raise.
 
-A row changes some arguments of a good call. The message is the same from every backend, and from the
-fakes unless it depends on values (``values=True``).
+A row changes some arguments of a good call. Every backend raises the same message. So do the fakes,
+unless the error depends on values (``values=True``).
 """
 
-# One wrong call a line reads as a table.
+# The table has one wrong call per line.
 # ruff: noqa: E501
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -88,7 +88,7 @@ def gather_from_int8() -> Arguments:
 
 
 def gather_all() -> Arguments:
-    """As many slots as tokens."""
+    """Return a call with as many slots as tokens."""
     return gather_call(dtype=torch.int8, vocab_size=6)
 
 
@@ -111,7 +111,7 @@ def ragged() -> Arguments:
 
 
 def spread(tensor: Tensor) -> Tensor:
-    """The same shape with a gap after every element."""
+    """Return zeros of the same shape and dtype, with a gap after every element."""
     wide = tensor.new_zeros((*tensor.shape, 2))
     return wide[..., 0]
 
@@ -243,7 +243,7 @@ def _gather_rows() -> list[Row]:
 
 def _gather_value_rows() -> list[Row]:
     ids = "ids in [0, 50) or -1"
-    # The bad id comes after good ones: what comes first must not have been written yet.
+    # The bad id follows good ones: the op must not write the good ones before it finds the bad one.
     return [
         ("id V", gather_call, lambda a: {"active_ids": with_value(a["active_ids"], 5, 50)}, IndexError, "active_ids", ids, "50 at flat position 5"),
         ("id -2", gather_groups_to_fp8, lambda a: {"active_ids": with_value(a["active_ids"], 11, -2)}, IndexError, "active_ids", ids, "-2 at flat position 11"),
@@ -327,7 +327,7 @@ def _table() -> list[BadCall]:
 
 BAD_CALLS = _table()
 
-# Which arguments each op wants on one device, with the good call that has them all.
+# For each op: a good call with all tensor arguments, and those that must be on the first one's device.
 ON_ONE_DEVICE: list[tuple[str, Callable[[], Arguments], tuple[str, ...]]] = [
     ("sparse_logits", lambda: {**int8(), "bias": zeros(50), "group_ids": zeros(3, dtype=I64)},
      ("weight", "active_ids", "group_ids", "weight_scale", "bias")),

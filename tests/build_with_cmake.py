@@ -1,4 +1,4 @@
-"""C++ that only tests use: built once per folder of build/, then only what changed."""
+"""Build C++ for the tests, once per folder of build/; later builds compile changes only."""
 
 import fcntl
 import os
@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def run(*command: str) -> None:
-    # cmake and ninja may have been installed beside this Python, which need not be in the path.
+    # cmake and ninja may be installed beside this Python, outside the path.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -18,7 +18,7 @@ def run(*command: str) -> None:
 
 
 def build_with_cmake(source: Path, folder: Path, *options: str, target: str = "all") -> Path:
-    """The folder, once ``target`` is built in it; one process at a time builds."""
+    """Build ``target`` and return its folder; one process builds at a time."""
     folder.mkdir(parents=True, exist_ok=True)
     folder, source = folder.resolve(), source.resolve()
     with open(folder / "lock", "w") as lock:

@@ -1,5 +1,4 @@
-"""What "right" means: an independent float64 head, the tolerance, and comparisons that name the
-first bad coordinate."""
+"""The float64 reference head, the tolerance, and assertions that name the first bad coordinate."""
 
 import math
 
@@ -12,10 +11,11 @@ EPS = 2.0**-24  # half an ulp of 1 in fp32
 
 
 def logits_in(case: HeadCase, dtype: torch.dtype) -> Tensor:
-    """The contract, group by group: [M, K], -inf at empty slots and in padding rows.
+    """Compute the logits [M, K] of the contract, group by group.
 
-    ``dtype`` is the precision of the product, as PyTorch computes it there; what follows is done in
-    float64 if the product was, else in float32, as everybody does.
+    Empty slots and padding rows are -inf. PyTorch computes the product in ``dtype``. Scale, bias
+    and softcap follow in float64 if ``dtype`` is float64, else in float32, like in all kernels. The
+    result has that dtype.
     """
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     ids = torch.atleast_2d(case.active_ids)
@@ -42,7 +42,10 @@ def logits_in(case: HeadCase, dtype: torch.dtype) -> Tensor:
 
 
 def largest_sum(case: HeadCase) -> float:
-    """max over all logits of |scale| · (Σ|x·w| + |bias|): what rounding errors are relative to."""
+    """Return the maximum of |scale| · (Σ|x·w| + |bias|) over all logits.
+
+    Rounding errors are relative to this sum.
+    """
     absolute = case.changed(
         hidden=case.hidden.abs(),
         weight=case.weight.float().abs(),
@@ -56,13 +59,13 @@ def largest_sum(case: HeadCase) -> float:
 
 
 def tolerance(case: HeadCase) -> float:
-    """The error a logit may have: that of the worst of PyTorch's own in hidden's dtype, doubled.
+    """Return the allowed error of a logit: twice PyTorch's largest error in hidden's dtype.
 
-    Two bounds on top of that rule. From below: where PyTorch happens to be exact, 4 ulp of fp32 at
-    the largest sum of magnitudes (one rounding each for product, scale, bias, logit scale; tanh
-    two). From above: the contract says "accumulated in fp32", so D + 8 roundings of that size are
-    all there can be, however coarse hidden's dtype is (for bf16, PyTorch rounds its result to 8
-    bits, which would hide a dropped element of a long row).
+    Two bounds limit it. The lower bound is 4 ulp of fp32 at the largest sum of magnitudes, for
+    cases in which PyTorch is exact (one rounding each for product, scale, bias and logit scale; two
+    for tanh). The upper bound is D + 8 roundings of that size, because the contract accumulates in
+    fp32 whatever hidden's dtype is. Without it a dropped element of a long row would pass in bf16,
+    where PyTorch rounds its result to 8 bits.
     """
     exact, own = logits_in(case, torch.float64), logits_in(case, case.hidden.dtype)
     size = largest_sum(case)
@@ -78,7 +81,7 @@ def first_bad(bad: Tensor) -> tuple[int, ...] | None:
 
 
 def assert_close(got: Tensor, want: Tensor, allowed: float, what: str = "result") -> None:
-    """|got - want| <= allowed; infinities and NaN in the same places."""
+    """Assert |got - want| <= allowed, with infinities and NaN at the same coordinates."""
     assert got.shape == want.shape, f"{what}: shape {list(got.shape)}, not {list(want.shape)}"
     got, want = got.double(), want.double()
     same = (got == want) | (got.isnan() & want.isnan())
@@ -91,7 +94,7 @@ def assert_close(got: Tensor, want: Tensor, allowed: float, what: str = "result"
 
 
 def assert_bitwise(got: Tensor, want: Tensor, what: str = "result") -> None:
-    """Equal bit for bit, but that any NaN equals any other."""
+    """Assert equality of shape, dtype and bits; any NaN equals any other."""
     assert got.dtype == want.dtype, f"{what}: {got.dtype}, not {want.dtype}"
     assert got.shape == want.shape, f"{what}: shape {list(got.shape)}, not {list(want.shape)}"
     if not got.numel():
@@ -109,7 +112,10 @@ def assert_bitwise(got: Tensor, want: Tensor, what: str = "result") -> None:
 
 
 def sorted_row(logits: list[float], ids: list[int]) -> list[tuple[float, int]]:
-    """The contract's order: numbers descending, then NaN; equals by id; empty slots left out."""
+    """Sort (logit, id) in the contract's order: numbers descending, then NaN; ties by id.
+
+    Empty slots are dropped.
+    """
     entries = [(z, t) for z, t in zip(logits, ids, strict=True) if t >= 0]
     return sorted(
         entries, key=lambda e: (math.isnan(e[0]), 0.0 if math.isnan(e[0]) else -e[0], e[1])
@@ -117,7 +123,7 @@ def sorted_row(logits: list[float], ids: list[int]) -> list[tuple[float, int]]:
 
 
 def ids_by_row(case: HeadCase) -> Tensor:
-    """[M, K]: the ids that serve each row of hidden; all -1 for a padding row."""
+    """Return the active ids [M, K] of each row of hidden; all -1 for a padding row."""
     ids = torch.atleast_2d(case.active_ids).long()
     if case.group_ids is None:
         return ids[:1].expand(case.hidden.size(0), -1)
@@ -125,7 +131,7 @@ def ids_by_row(case: HeadCase) -> Tensor:
 
 
 def top_k(logits: Tensor, ids: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k best of logits [M, K] with their ids [M, K], padded with (-inf, -1)."""
+    """Return the k best of logits [M, K] and their ids, each [M, k], padded with (-inf, -1)."""
     padding = [(-math.inf, -1)] * k
     best = [
         (sorted_row(z, t) + padding)[:k] for z, t in zip(logits.tolist(), ids.tolist(), strict=True)
@@ -136,17 +142,18 @@ def top_k(logits: Tensor, ids: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def logsumexp64(logits: Tensor) -> Tensor:
-    """Of fp32 or fp64 logits, in float64; of nothing: -inf."""
+    """Compute logsumexp [M] of fp32 or fp64 logits [M, K] in float64; -inf if K is 0."""
     if not logits.size(1):
         return torch.full((logits.size(0),), -math.inf, dtype=torch.float64)
     return logits.double().logsumexp(1)
 
 
 def assert_top_k(got: tuple[Tensor, Tensor], exact: Tensor, ids: Tensor, allowed: float) -> None:
-    """logits and token_ids [M, k] against the exact logits [M, K] of the slots holding ``ids``.
+    """Compare logits and token_ids [M, k] with the exact logits [M, K] of slots that hold ``ids``.
 
-    Ids may differ from the exact order only where the exact logits are closer than rounding can
-    tell: each must have a logit that is the one reported, and all together the best there are.
+    The order of ids may differ from the exact one only if exact logits differ by less than the
+    rounding error. Each id's exact logit must be the reported one within ``allowed``, and the
+    reported logits must be the best k.
     """
     logits, token_ids = got
     want, want_ids = top_k(exact, ids, logits.size(1))

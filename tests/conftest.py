@@ -1,5 +1,6 @@
-"""Shared by all tests: marks, the hypothesis profile, and each test leaves the process as it found
-it. docs/testing.md says what the marks are for.
+"""Marks, hypothesis profiles and fixtures for all tests.
+
+Fixtures restore the process state after each test. docs/testing.md explains the marks.
 """
 
 import os
@@ -9,13 +10,13 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 
-# Read when torch and Triton are loaded, and inherited by the processes that tests start. Threads
-# that spin while they wait cost the other tests' processes their time.
+# torch and Triton read these variables when they load, and child processes inherit them. Passive
+# threads do not spin while they wait, which leaves the cores to the other test processes.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
     threads = max(2, len(os.sched_getaffinity(0)) // workers)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-# Triton keys what it has compiled by the kernel's source, the target and its own version.
+# Runs can share this cache: its keys contain the kernel's source, the target and Triton's version.
 os.environ.setdefault("TRITON_CACHE_DIR", str(HERE.parent / "build" / "triton-cache"))
 
 import pytest  # noqa: E402
@@ -35,14 +36,14 @@ MARKS = {
 }
 FOLDERS = {HERE / "emulation": pytest.mark.emulation, HERE / "gpu": pytest.mark.gpu}
 
-# A shared machine stalls now and then, which says nothing about the code: no deadlines.
+# No deadlines: a shared machine stalls at times, whatever the code does.
 settings.register_profile(
     "default",
     deadline=None,
     max_examples=60,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-# What fails in CI must fail again on the next push of the same code.
+# A failure in CI must repeat on the next push of the same code.
 settings.register_profile("ci", settings.get_profile("default"), derandomize=True, database=None)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
@@ -59,13 +60,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("backend", backends, indirect=True, scope="module")
 
 
-@pytest.hookimpl(tryfirst=True)  # before -m chooses by the marks
+@pytest.hookimpl(tryfirst=True)  # before -m selects by marks
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         for folder, mark in FOLDERS.items():
             if folder in item.path.parents:
                 item.add_marker(mark)
-        # One device is not to be shared by several processes.
+        # Several processes must not share one device.
         if config.pluginmanager.hasplugin("xdist") and item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.xdist_group("gpu"))
 
@@ -80,7 +81,7 @@ def pytest_terminal_summary(terminalreporter: "pytest.TerminalReporter") -> None
 
 @pytest.fixture(scope="module")
 def backend(request: pytest.FixtureRequest) -> str:
-    """The backend that serves the ops in this test."""
+    """Return the name of the backend that serves the ops in this test."""
     return getattr(request, "param", "cpu")
 
 

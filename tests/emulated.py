@@ -1,7 +1,7 @@
-"""Builds csrc/emulation, once per sanitizer, and imports what comes of it.
+"""Build csrc/emulation, once per sanitizer, and import its modules.
 
-The builds stay in build/emulation, so that a second run only compiles what changed. ``planted``
-beside ``_emulation`` is the module of tests/emulation/planted: small kernels, each with a bug.
+The builds stay in build/emulation, so a second run compiles changes only. Module ``planted``,
+beside ``_emulation``, comes from tests/emulation/planted: small kernels with one bug each.
 """
 
 import functools
@@ -14,13 +14,13 @@ import pybind11
 from build_with_cmake import ROOT, build_with_cmake
 
 PLANTED = ROOT / "tests" / "emulation" / "planted"
-# What the launcher of a process has to preload for a module that a sanitizer instruments.
+# libraries that a process must preload before it imports an instrumented module
 PRELOAD = {"address": "libasan.so", "thread": "libtsan.so"}
 
 
 @functools.cache
 def build(sanitizer: str = "") -> Path:
-    """The folder with the modules; ``sanitizer`` is "address", "thread" or none."""
+    """Build the modules and return their folder; ``sanitizer`` is "address", "thread" or none."""
     return build_with_cmake(
         ROOT / "csrc" / "emulation",
         ROOT / "build" / "emulation" / (sanitizer or "plain"),

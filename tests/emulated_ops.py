@@ -1,6 +1,6 @@
 """``torch.ops.microspec.*`` over the emulation: checks, numpy views, outputs of a sentinel.
 
-Ids out of range are not an error here, as they are none on CUDA.
+Like on CUDA, ids out of range are not an error.
 """
 
 from typing import Any
@@ -12,11 +12,11 @@ from torch import Tensor
 
 from microspec_kernels import _checks
 
-SENTINEL = 7.5e33  # in outputs: what is not written shows
+SENTINEL = 7.5e33  # fills outputs, to show elements that an op does not write
 
 
 def as_array(value: Any) -> Any:
-    """The same memory; bf16 as uint16 and fp8 as uint8, which numpy has instead."""
+    """View a tensor's memory as an array; bf16 as uint16 and fp8 as uint8, which numpy supports."""
     if not isinstance(value, Tensor):
         return value
     if value.dtype == torch.bfloat16:
@@ -30,7 +30,7 @@ def call(op: str, *tensors: Any, **options: Any) -> None:
     emulation = load()
     everything = [*tensors, *options.values()]
     if any(isinstance(t, Tensor) and t.dtype == torch.float8_e4m3fn for t in everything):
-        emulation.configure(arch=max(emulation.arch(), 890))  # the first that converts e4m3
+        emulation.configure(arch=max(emulation.arch(), 890))  # has e4m3
     arrays = {name: as_array(value) for name, value in options.items()}
     getattr(emulation, op)(*map(as_array, tensors), **arrays)
 

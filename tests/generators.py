@@ -1,8 +1,8 @@
-"""Every input of the tests is made here, from a seed.
+"""Test inputs, made from a seed.
 
-What an op must not read is NaN (or a code of another value where the dtype has no NaN), always:
-rows, scales and biases of inactive tokens, rows of empty slots, the gaps between strided rows,
-padding rows of hidden. A kernel that reads it shows in every test.
+Poison marks all memory that an op must not read: rows, scales and biases of inactive tokens, rows
+of empty slots, gaps between strided rows, padding rows of hidden. It is NaN, or POISON_INT8 for
+int8. A kernel that reads poison fails every test.
 """
 
 import math
@@ -16,7 +16,7 @@ from torch import Tensor
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 QUANTISED = (torch.int8, torch.float8_e4m3fn)
 NAN = float("nan")
-POISON_INT8 = 111  # int8 has no NaN; its scale, which is not to be read either, has
+POISON_INT8 = 111  # int8 has no NaN; the scale of a poisoned row is NaN
 
 
 def poison(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -24,7 +24,7 @@ def poison(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 def normal(rng: torch.Generator, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Floats of unit size; int8 and fp8 over most of their range."""
+    """Draw normal floats of unit variance; int8 and fp8 values cover most of their range."""
     if dtype == torch.int8:
         return torch.randint(-127, 128, shape, generator=rng).to(dtype)
     values = torch.randn(shape, generator=rng)
@@ -32,24 +32,24 @@ def normal(rng: torch.Generator, shape: tuple[int, ...], dtype: torch.dtype) -> 
 
 
 def integers(rng: torch.Generator, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """-3 to 3: every product and sum of up to 2^20 of them is exact in any order."""
+    """Draw integers from -3 to 3. Sums of up to 2^20 products are exact in any order."""
     return torch.randint(-3, 4, shape, generator=rng).to(dtype)
 
 
 def row_indexed(rows: Tensor) -> Tensor:
-    """PyTorch indexes fp8 only as bytes."""
+    """View fp8 rows as bytes, because PyTorch cannot index fp8."""
     return rows.view(torch.uint8) if rows.dtype == torch.float8_e4m3fn else rows
 
 
 def strided(tensor: Tensor, gap: int) -> Tensor:
-    """The same values in rows that lie ``gap`` poisoned elements apart."""
+    """Copy the rows into memory with ``gap`` poisoned elements between them."""
     wide = poison((*tensor.shape[:-1], tensor.size(-1) + gap), tensor.dtype)
     row_indexed(wide)[..., : tensor.size(-1)] = row_indexed(tensor)
     return wide[..., : tensor.size(-1)]
 
 
 def unique_ids(rng: torch.Generator, vocab_size: int, capacity: int, active: int) -> Tensor:
-    """int32 [capacity]: ``active`` distinct ids at random slots, -1 elsewhere."""
+    """Draw int32 [capacity]: ``active`` distinct ids at random slots, -1 elsewhere."""
     ids = torch.full((capacity,), -1, dtype=torch.int32)
     slots = torch.randperm(capacity, generator=rng)[:active]
     ids[slots] = torch.randperm(vocab_size, generator=rng)[:active].int()
@@ -58,7 +58,7 @@ def unique_ids(rng: torch.Generator, vocab_size: int, capacity: int, active: int
 
 @dataclass(frozen=True)
 class HeadCase:
-    """The arguments of sparse_head but for k."""
+    """The arguments of sparse_head, except k."""
 
     hidden: Tensor
     weight: Tensor
@@ -101,10 +101,11 @@ def head_case(
     exact: bool = False,
     long_groups: bool = True,
 ) -> HeadCase:
-    """A call over ``active`` (default: three quarters) of the slots of each group.
+    """Make a call with ``active`` filled slots in each group (default: three quarters).
 
-    ``groups`` None: active_ids is [K] and no group ids are given; ``padding``: some rows of hidden
-    are padding, and NaN; ``exact``: small integers, so that all arithmetic is exact and ties many.
+    If ``groups`` is None, active_ids is [K] and group_ids is None. ``padding`` makes some rows of
+    hidden padding rows with NaN. ``exact`` draws small integers: all arithmetic is exact, and ties
+    are frequent.
     """
     rng = torch.Generator().manual_seed(seed)
     draw = integers if exact else normal
@@ -158,7 +159,10 @@ def head_case(
 
 @st.composite
 def head_cases(draw: st.DrawFn, *, exact: bool = False, dim: int = 150) -> HeadCase:
-    """Any shape and option; small ones shrink best. Exact cases leave softcap out."""
+    """Draw any shape and option. Shapes are small, because they shrink best.
+
+    Exact cases have no softcap.
+    """
     dtype = draw(st.sampled_from(FLOATS))
     capacity = draw(st.integers(0, 40))
     groups = draw(st.sampled_from((None, None, 1, 2, 3)))
@@ -200,7 +204,7 @@ class GatherCase:
         return dict(vars(self))
 
     def copy(self) -> "GatherCase":
-        """Its own slab, ids and scale; the weight is shared."""
+        """Copy slab, slab_ids and slab_scale; share the other tensors."""
         own = {"slab", "slab_ids", "slab_scale"}
         return GatherCase(
             **{k: v.clone() if k in own and v is not None else v for k, v in vars(self).items()}
@@ -219,9 +223,10 @@ def gather_case(
     gap: int = 0,
     same: float = 0.5,
 ) -> GatherCase:
-    """A slab that already holds about ``same`` of the wanted ids, with rows of its own.
+    """Make a slab that already holds about the share ``same`` of the wanted ids.
 
-    The weight's rows of ids that stay are poisoned: nobody may read them.
+    The slab's rows differ from the weight's. The weight's rows of the held ids are poisoned,
+    because gather_rows_ must not read them.
     """
     rng = torch.Generator().manual_seed(seed)
     slab_dtype = slab_dtype or dtype
@@ -252,7 +257,7 @@ def gather_case(
 
 @dataclass(frozen=True)
 class VocabState:
-    """The arguments of vocab_update_ but for the tokens."""
+    """The arguments of vocab_update_, except tokens and token_groups."""
 
     active_ids: Tensor
     slot_stamps: Tensor
@@ -277,7 +282,7 @@ def vocab_state(
     pinned: tuple[int, ...] = (),
     clock: int = 0,
 ) -> VocabState:
-    """An empty vocabulary with ``pinned`` in its last slots, so that free ones come first."""
+    """Make a vocabulary with ``pinned`` in its last slots; all other slots are free."""
     ids = torch.full((groups, capacity), -1, dtype=torch.int32)
     stamps = torch.full((groups, capacity), -1, dtype=torch.int64)
     slots = torch.full((groups, vocab_size), -1, dtype=torch.int32)

@@ -1,5 +1,8 @@
-"""Run by test_head_isa.py, once per instruction set: every kernel against float64, all element
-values, and rows that end where memory does. Prints how many checks it made."""
+"""Check every kernel of one instruction set; test_head_isa.py starts this once for each.
+
+The checks compare with float64, cover all element values, and read rows that end where accessible
+memory ends. Prints the number of checks.
+"""
 
 import ctypes
 import itertools
@@ -20,7 +23,7 @@ BATCHES = (1, 2, 5, 6, 7, 13, 60)
 def against_float64() -> int:
     checks = 0
     for seed, (dtype, dim, m) in enumerate(itertools.product(FLOATS, DIMS, BATCHES)):
-        # The row type goes round with the seed; 13 active rows leave remainders of every panel.
+        # The row type alternates with the seed; 13 active rows leave a remainder in every panel.
         rows = (dtype, *QUANTISED)[(seed + seed // 7) % 3]
         case = head_case(
             seed, m=m, dim=dim, dtype=dtype, rows=rows, active=13, bias=dtype, gap=seed % 2
@@ -36,16 +39,17 @@ def against_float64() -> int:
 
 
 def every_value(rows: torch.dtype, hidden: torch.dtype) -> int:
-    """Each bit pattern of an element type comes out as the number it means.
+    """Check that each bit pattern of an element type decodes to its number.
 
-    Numbers below the smallest normal float may come out as zero: bf16 instructions flush them.
+    Numbers below the smallest normal float may decode to zero, because bf16 instructions flush
+    them.
     """
     bits = torch.arange(2 ** (8 * torch.empty(0, dtype=rows).element_size()))
     as_bits = {1: torch.uint8, 2: torch.int16}[torch.empty(0, dtype=rows).element_size()]
     values = bits.to(as_bits).view(rows)
     scale = torch.ones(len(bits)) if rows in QUANTISED else None
     ids = torch.arange(len(bits), dtype=torch.int32)
-    # Once as a lone element, where the loop's tail loads it; once among 64, where its body does.
+    # Once as a single element, which the loop's tail loads; once among 64, which its body loads.
     tail = HeadCase(torch.ones(1, 1, dtype=hidden), values[:, None], ids, weight_scale=scale)
     wide = torch.zeros(len(bits), 64, dtype=as_bits)
     wide[ids.long(), ids.long() % 64] = values.view(as_bits)
@@ -57,7 +61,7 @@ def every_value(rows: torch.dtype, hidden: torch.dtype) -> int:
 
 
 def at_the_end_of_memory(dtype: torch.dtype, rows: torch.dtype, m: int, dim: int) -> int:
-    """hidden, weight and ids end flush with a page, and the page behind is not to be touched."""
+    """Place hidden, weight and ids at the end of a page, before an inaccessible one."""
     case = head_case(5, m=m, dim=dim, vocab_size=13, capacity=13, active=13, dtype=dtype, rows=rows)
     guarded = case.changed(
         hidden=flush(case.hidden),
@@ -74,11 +78,11 @@ def at_the_end_of_memory(dtype: torch.dtype, rows: torch.dtype, m: int, dim: int
     return 1
 
 
-KEEP: list[object] = []  # mappings live as long as their tensors, which is as long as the process
+KEEP: list[object] = []  # tensors, and with them their mappings, live until the process ends
 
 
 def flush(tensor: Tensor) -> Tensor:
-    """A copy whose last byte is the last before an inaccessible page."""
+    """Copy a tensor so that its last byte is the last before an inaccessible page."""
     page, size = mmap.PAGESIZE, tensor.numel() * tensor.element_size()
     pages = (size + page - 1) // page
     memory = mmap.mmap(-1, (pages + 1) * page)

@@ -1,4 +1,4 @@
-"""Times that a test knows, in place of those that a benchmark takes."""
+"""Known times that replace a benchmark's measurements in tests."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -7,7 +7,7 @@ from microspec_kernels.timing import Percentiles
 
 
 class KnownTimes:
-    """Stands for ``time_arms``: calls every arm once; each has another p20, p50 and p80."""
+    """A stand-in for ``time_arms``: it calls every arm once, with different times for each."""
 
     def __init__(self) -> None:
         self.given: list[tuple[Any, Percentiles]] = []
@@ -31,7 +31,7 @@ class KnownTimes:
         return taken
 
     def columns(self) -> list[tuple[Any, list[float]]]:
-        """Each arm in the order of the calls, and the microseconds of its columns."""
+        """Return each arm in the order of the calls, with its microseconds p20, p50 and p80."""
         return [(name, [seconds * 1e6 for seconds in times]) for name, times in self.given]
 
 

@@ -1,4 +1,4 @@
-"""An LRU cache, written from the contract's five lines, and what a vocabulary's state must be."""
+"""An LRU cache written from the contract's five lines, and checks of a vocabulary's state."""
 
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from generators import PINNED, VocabState
 
 
 class Lru:
-    """One group: the unpinned tokens, least recent first."""
+    """The unpinned tokens of one group, least recent first."""
 
     def __init__(self, capacity: int, pinned: Iterable[int] = ()) -> None:
         self.pinned = frozenset(pinned)
@@ -29,7 +29,7 @@ class Lru:
 
 
 def assert_holds(state: VocabState, group: int, lru: Lru) -> None:
-    """The state of a group is exactly this cache, in set, in recency and in every table."""
+    """Assert that a group's state is exactly this cache: set, recency and every table."""
     ids, stamps = state.active_ids[group], state.slot_stamps[group]
     pairs = list(zip(stamps.tolist(), ids.tolist(), strict=True))
     unpinned = sorted((stamp, token) for stamp, token in pairs if token >= 0 and stamp != PINNED)
@@ -45,13 +45,13 @@ def assert_holds(state: VocabState, group: int, lru: Lru) -> None:
 
 
 def assert_moved_little(before: VocabState, after: VocabState) -> None:
-    """Who stays keeps its slot, and no more slots change than tokens became active."""
+    """Assert that staying tokens keep their slots, and that only newcomers change slots."""
     for old, new in zip(before.active_ids, after.active_ids, strict=True):
         was, now = ({t: s for s, t in enumerate(x.tolist()) if t >= 0} for x in (old, new))
         assert all(now[t] == was[t] for t in was.keys() & now.keys()), "a token changed its slot"
         newcomers = now.keys() - was.keys()
         assert int((old != new).sum()) == len(newcomers)
-        # Free slots first, the lowest first; oldest newcomer first.
+        # Free slots first, in rising order; the oldest newcomer first.
         empty = [slot for slot, t in enumerate(old.tolist()) if t < 0]
         filled = [slot for slot in empty if new[slot] >= 0]
         assert filled == empty[: len(newcomers)], "not the lowest free slots"

@@ -1,4 +1,4 @@
-"""Files that are not what they should be, by name; and the sound ones that they are made from."""
+"""Malformed files by name, and the valid files that they are made from."""
 
 import io
 import json
@@ -14,14 +14,14 @@ VOCAB = 50
 
 
 class Planted:
-    """What a pickle from elsewhere may hold: reading it calls a function."""
+    """A value in a foreign pickle: reading it calls a function."""
 
     def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
         return print, ("the pickle was run",)
 
 
 def trace(**change: object) -> bytes:
-    """An .npz of four tokens in two sequences; `change` replaces or, by None, drops arrays."""
+    """Return an .npz of four tokens in two sequences; `change` replaces arrays, None drops them."""
     arrays: dict[str, object] = {
         "tokens": np.array([1, 2, 3, 49]),
         "generated": np.array([0, 1, 1, 1], dtype=np.uint8),
@@ -46,13 +46,13 @@ def pt(value: object) -> bytes:
 
 
 def damaged(content: bytes) -> bytes:
-    """The same length, with other bytes in the middle."""
+    """Replace bytes in the middle; the length stays the same."""
     middle = len(content) // 2
     return content[: middle - 30] + bytes(60) + content[middle + 30 :]
 
 
 def longer_than_its_file() -> bytes:
-    """An .npz whose `tokens` claim 10^13 entries."""
+    """Return an .npz whose `tokens` claim 10^13 entries."""
     header = io.BytesIO()
     description = {"descr": "<i8", "fortran_order": False, "shape": (10**13,)}
     np.lib.format.write_array_header_1_0(header, description)

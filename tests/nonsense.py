@@ -1,6 +1,7 @@
-"""States of a vocabulary that no update leaves, each tensor with nothing but its own memory.
+"""States of a vocabulary that no update leaves; each tensor has separate memory.
 
-Imports nothing of the package: a process with another build of the library uses it too.
+This module imports nothing of the package, because a process with another build of the library uses
+it too.
 """
 
 from dataclasses import astuple, dataclass
@@ -22,7 +23,7 @@ class State:
     clock: Tensor
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return astuple(self)  # copies, memory and all
+        return astuple(self)  # copies with separate memory
 
     @property
     def sizes(self) -> tuple[int, int, int]:
@@ -54,7 +55,7 @@ def states(draw: st.DrawFn) -> State:
 
 @st.composite
 def calls(draw: st.DrawFn) -> tuple[State, list[Tensor]]:
-    """A state, and batches of ids in [-1, V) that come one after the other."""
+    """Yield a state, and successive batches of ids in [-1, V)."""
     state = draw(states())
     groups, _, vocab_size = state.sizes
     batches = []

@@ -1,5 +1,8 @@
-"""Run by test_parallel.py: so many processes, a shard of the LM head each. Every rank compares its
-results with sparse_head over the whole weight and with those of all other ranks."""
+"""Compare the vocab-parallel head with sparse_head; test_parallel.py starts this.
+
+Each of several processes has a shard of the LM head. Every rank compares its results with
+sparse_head over the whole weight and with the results of all other ranks.
+"""
 
 import itertools
 import sys
@@ -26,7 +29,7 @@ V = 50
 
 
 def shards(ranks: int) -> Iterator[list[tuple[int, int]]]:
-    """[start, end) of each rank."""
+    """Yield layouts of [start, end) for each rank."""
     edges = [V * rank // ranks for rank in range(ranks + 1)]
     yield list(itertools.pairwise(edges))
     yield list(itertools.pairwise(edges))[::-1]
@@ -35,13 +38,13 @@ def shards(ranks: int) -> Iterator[list[tuple[int, int]]]:
 
 
 def rounding_of(logsumexp: Tensor) -> float:
-    """What parts of it in fp32, rounded, may be off, and their sum, rounded again."""
+    """Return the allowed error: rounded fp32 parts, and their sum, rounded again."""
     finite = logsumexp[logsumexp.isfinite()].abs()
     return 6 * EPS * (1.0 + float(finite.max() if len(finite) else 0.0))
 
 
 def assert_agreed(result: tuple[Tensor, ...], want: tuple[Tensor, ...], what: str) -> None:
-    """Bit for bit what every rank has, and one rank's result."""
+    """Assert that all ranks have the same bits, and the result of one rank."""
     for name, got, expected in zip(("logits", "token_ids", "logsumexp"), result, want, strict=True):
         for rank in range(dist.get_world_size()):
             theirs = got.clone()
@@ -96,7 +99,7 @@ def check_op(rank: int, ranks: int) -> None:
 
 
 def check_nobodys_tokens(rank: int, ranks: int) -> None:
-    """Ids that no rank holds are empty slots: beyond V, and where an engine's padding begins."""
+    """Check that ids of no rank are empty slots: beyond V, or in an engine's padding."""
     case = head_case(8)
     want = sparse_head(*case.tensors(), 9, **case.options())
     strange = torch.tensor([V, V + 13, 2147480000, 2**31 - 1, -(2**31)], dtype=torch.int32)
@@ -109,7 +112,7 @@ def check_nobodys_tokens(rank: int, ranks: int) -> None:
 
 
 def check_unlike_hidden(rank: int, ranks: int) -> None:
-    """Ranks whose hidden differs still agree with each other."""
+    """Check that ranks with different hidden still agree with each other."""
     case = head_case(9, exact=True)
     start, end = next(shards(ranks))[rank]
     result = parallel(case.changed(hidden=case.hidden + rank), start, end, 7)
@@ -120,7 +123,7 @@ def check_unlike_hidden(rank: int, ranks: int) -> None:
 
 
 def check_module(rank: int, ranks: int) -> None:
-    """Indexed and packed, over many steps with evictions, beside a SparseHead of the whole."""
+    """Check indexed and packed modules over many steps with evictions against a SparseHead."""
     for layout in shards(ranks):
         part = slice(*layout[rank])
         for rows, options in (
@@ -156,7 +159,7 @@ def check_module(rank: int, ranks: int) -> None:
 
 
 def check_groups_of_ranks(rank: int, ranks: int) -> None:
-    """Two groups side by side, each with a head of its own."""
+    """Check two process groups side by side, with one head each."""
     half = ranks // 2
     groups = [dist.new_group(list(range(half))), dist.new_group(list(range(half, ranks)))]
     own = rank // half
@@ -174,7 +177,7 @@ def check_groups_of_ranks(rank: int, ranks: int) -> None:
 
 
 def check_ranges(rank: int, ranks: int) -> None:
-    """Shards that overlap, or leave a gap, are refused by every rank when the module is made."""
+    """Check that every rank raises an error for shards that overlap or leave a gap."""
     weight, vocab = torch.zeros(V + 1, 8), ActiveVocab(V, 4)
     start, end = next(shards(ranks))[rank]
     last = rank == ranks - 1
@@ -199,11 +202,11 @@ def run(rank: int, ranks: int, store: str) -> None:
     check_module(rank, ranks)
     check_groups_of_ranks(rank, ranks)
     check_ranges(rank, ranks)
-    sys.stdout.write(f"{dist.get_world_size()}\n")  # in one piece, unlike print
+    sys.stdout.write(f"{dist.get_world_size()}\n")  # one piece, unlike print
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
     count, path = int(sys.argv[1]), sys.argv[2]
-    # Forked, as PyTorch is then imported once.
+    # Fork, so that PyTorch is imported once.
     mp.start_processes(run, (count, path), count, start_method="fork")

@@ -1,7 +1,7 @@
-"""Run by test_sanitized_library.py: the ops of an instrumented library, on nonsense and on nothing.
+"""Run the ops of an instrumented library on nonsense and on empty tensors.
 
-A report of a sanitizer ends the process. Every tensor is an allocation of its own, so that nothing
-of a tensor lies behind its last element.
+test_sanitized_library.py starts this. A sanitizer's report ends the process. Every tensor is a
+separate allocation, so that no byte of a tensor lies behind its last element.
 """
 
 import itertools
@@ -27,7 +27,7 @@ def update(call: tuple[State, list[Tensor]]) -> None:
 def gather_and_project(
     m: int, dim: int, capacity: int, vocab_size: int, dtype: torch.dtype
 ) -> None:
-    """Also rows, slots and tokens of which there are none."""
+    """Call the ops, also with no rows, no slots or no tokens."""
     rng = torch.Generator().manual_seed(0)
     weight = torch.randn(vocab_size, dim, generator=rng).to(dtype)
     hidden = torch.randn(m, dim, generator=rng).to(dtype)

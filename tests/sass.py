@@ -1,4 +1,4 @@
-"""The compiled CUDA kernels as cuobjdump shows them: resources, and their loops' instructions."""
+"""The compiled CUDA kernels from cuobjdump: resources, and the instructions of their loops."""
 
 import re
 import shutil
@@ -18,7 +18,7 @@ RESOURCES = re.compile(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LO
 
 @cache
 def cuobjdump() -> Path | None:
-    """NVIDIA's own, or the one that Triton's package carries."""
+    """Return the path of NVIDIA's cuobjdump, or of the one in Triton's package."""
     found = shutil.which("cuobjdump")
     if found:
         return Path(found)
@@ -36,18 +36,18 @@ def dump(*options: str) -> str:
 
 
 def architectures() -> set[str]:
-    """Those with machine code in the library: {"sm_80", ...}."""
+    """Return the architectures with machine code in the library: {"sm_80", ...}."""
     return set(re.findall(r"\.(sm_\w+)\.cubin", dump("--list-elf")))
 
 
 def ptx_architectures() -> set[str]:
-    """Those with PTX, from which a driver makes code for later GPUs."""
+    """Return the architectures with PTX, from which a driver compiles for later GPUs."""
     return set(re.findall(r"\.(sm_\w+)\.ptx", dump("--list-ptx")))
 
 
 @cache
 def readable(mangled: str) -> str:
-    """project_mma_kernel<bf16_t, bf16_t, 2>"""
+    """Return a kernel's demangled name, as in project_mma_kernel<bf16_t, bf16_t, 2>."""
     name = subprocess.run(["c++filt", mangled], check=True, capture_output=True, text=True).stdout
     name = re.sub(r"\(anonymous namespace\)::|\w+::|^void ", "", name.strip())
     return name.split("(")[0]
@@ -62,7 +62,7 @@ class Resources:
 
 
 def resources(arch: str) -> dict[str, Resources]:
-    """By kernel."""
+    """Return the resources of each kernel."""
     text = dump("--dump-resource-usage", "-arch", arch).replace(":\n", ": ")
     return {
         readable(name): Resources(*map(int, numbers)) for name, *numbers in RESOURCES.findall(text)
@@ -71,14 +71,14 @@ def resources(arch: str) -> dict[str, Resources]:
 
 @dataclass
 class Kernel:
-    """Instructions by address, in their order."""
+    """The instructions of a kernel by address, in order."""
 
     name: str
     addresses: list[int] = field(default_factory=list)
     instructions: list[str] = field(default_factory=list)
 
     def loops(self) -> Iterator[list[str]]:
-        """The instructions from each backward branch's target to it: inner loops and outer."""
+        """Return the instructions of each loop: from a backward branch's target to the branch."""
         for address, instruction in zip(self.addresses, self.instructions, strict=True):
             target = re.match(r"BRA(?:\.\w+)*\s+.*?(0x[0-9a-f]+)", instruction)
             if target and int(target[1], 16) < address:
@@ -87,7 +87,7 @@ class Kernel:
 
 
 def innermost(kernel: Kernel, *opcodes: str) -> list[str]:
-    """The shortest loop that has instructions beginning with each of ``opcodes``."""
+    """Return the shortest loop with instructions that begin with each of ``opcodes``."""
     fitting = [
         loop
         for loop in kernel.loops()

@@ -1,4 +1,4 @@
-"""A small random target, a draft near it and a list of frequent tokens, in a folder."""
+"""Write a small random target, a draft near it and a list of frequent tokens into a folder."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""ActiveVocab: the vocabulary as an object."""
+"""ActiveVocab, the object around a vocabulary's state."""
 
 import re
 from typing import Any
@@ -64,7 +64,7 @@ def test_pinned_take_the_first_slots_and_stay() -> None:
 def test_begins_as_if_it_had_seen_the_initial_tokens(
     capacity: int, pin: int, initial: list[int], seed: int
 ) -> None:
-    """The likeliest last; what has no room, or is pinned, is passed over."""
+    """The likeliest token is the newest; tokens without room and pinned ones are skipped."""
     pinned = [11, 2, 7][: min(pin, capacity)]
     vocab = ActiveVocab(20, capacity, groups=2, pinned=pinned, initial=initial)
     fresh = vocab.state_dict()

@@ -1,7 +1,7 @@
-"""The CPU kernels for Arm in an emulator: the choice among them, every remainder, every value.
+"""The CPU kernels for Arm in an emulator: their choice, every remainder, every value.
 
-The op tests run over them too, as backends ``arm-…``. In the driver all that a call reads ends
-where an inaccessible page begins, so each of these tests is also one of reading past an end.
+The op tests run over them too, as backends ``arm-…``. The driver places all memory that a call
+reads before an inaccessible page, so each test also detects reads past the end.
 """
 
 import itertools
@@ -37,7 +37,7 @@ def choice(processor: str, isa: str | None) -> subprocess.CompletedProcess[str]:
     ("processor", "isas"),
     [
         ("cortex-a72", ["neon", "portable"]),
-        ("neoverse-n1", ["neon", "portable"]),  # with dot products of int8, without bf16
+        ("neoverse-n1", ["neon", "portable"]),  # has int8 dot products, but no bf16
         ("max", ["neonbf16", "neon", "portable"]),
     ],
 )
@@ -73,12 +73,12 @@ def test_every_half(dtype: torch.dtype) -> None:
     assert isa_worker.every_value(dtype, dtype) == 65536
 
 
-# Lengths about a chunk of widened elements and several of them, where sums wait in the result.
+# Lengths around one chunk of widened elements and several, between which the result holds sums.
 @EVERY
 @pytest.mark.parametrize("dim", [255, 256, 257, 264, 511, 512, 777])
 @pytest.mark.parametrize("rows", QUANTISED, ids=str)
 def test_rows_of_several_chunks(rows: torch.dtype, dim: int) -> None:
-    """Small integers, so that the sums are exact: no element may be lost, or be there twice."""
+    """Small integers make the sums exact, so a lost or repeated element shows."""
     for m in (1, 2, 3, 8, 9, 17):
         case = head_case(
             m, m=m, dim=dim, active=19, dtype=torch.bfloat16, rows=rows, gap=m % 2, exact=True
@@ -93,7 +93,7 @@ def test_rows_of_several_chunks(rows: torch.dtype, dim: int) -> None:
     ("dtype", "rows"), [(d, r) for d in FLOATS for r in (d, *QUANTISED)], ids=str
 )
 def test_a_row_does_not_know_its_batch(dtype: torch.dtype, rows: torch.dtype) -> None:
-    """Nor whether it is the one or the other of a pair of activations."""
+    """A row's result also does not depend on its place in a pair of activations."""
     case = head_case(22, m=17, dim=77, vocab_size=60, capacity=40, dtype=dtype, rows=rows)
     whole = sparse_head(*case.tensors(), 10, **case.options())
     for first, last in [

@@ -1,4 +1,4 @@
-"""The library for Arm as its wheel has it: its loader finds all that it needs, torch aside."""
+"""The wheel's library for Arm: the loader finds everything that it needs, except torch."""
 
 import os
 import re
@@ -34,7 +34,7 @@ def versions(library: Path, prefix: str) -> set[tuple[int, ...]]:
 
 def test_it_asks_for_no_later_runtime_than_manylinux_2_28(library: Path) -> None:
     assert max(versions(library, "GLIBC")) <= (2, 28)
-    assert max(versions(library, "GLIBCXX")) <= (3, 4, 24)  # GCC 7's, as the tag's rules say
+    assert max(versions(library, "GLIBCXX")) <= (3, 4, 24)  # of GCC 7, by the tag's rules
 
 
 @pytest.mark.parametrize(("processor", "isa"), [("max", "neonbf16"), ("cortex-a72", "neon")])
@@ -42,7 +42,7 @@ def test_it_loads(library: Path, tmp_path: Path, processor: str, isa: str) -> No
     needed = run("nm", "--dynamic", "--undefined-only", "--format=posix", library)
     torch = [name for name in re.findall(r"^\w+", needed, re.MULTILINE) if "torch_" in name]
     assert "torch_library_impl" in torch
-    # Its static constructors register the ops: with functions that do nothing, successfully.
+    # Its static constructors register the ops; the stand-in's functions only return success.
     code = "".join(f"long {name}(void) {{ return 0; }}\n" for name in torch)
     (tmp_path / "torch.c").write_text(code)
     shared = ["-shared", "-fPIC", "-Wl,-soname,libtorch_cpu.so"]

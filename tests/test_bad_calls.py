@@ -1,4 +1,4 @@
-"""Wrong calls: the right error, with the same words from every backend, and nothing written."""
+"""Wrong calls raise the right error, with the same text from every backend, and write nothing."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ import microspec_kernels
 
 
 def call(op: Any, arguments: Arguments) -> Any:
-    """The schema's positional arguments by name, as the wrappers and the ops both take them."""
+    """Call with the schema's positional arguments by name, which wrappers and ops both accept."""
     return op(**arguments)
 
 
@@ -20,7 +20,7 @@ def wrapper(bad: BadCall) -> Any:
 
 
 def storages(arguments: Arguments) -> dict[str, bytes]:
-    """Every byte behind every tensor, gaps included."""
+    """Return every byte of every tensor's storage, gaps included."""
     return {
         name: bytes(value.untyped_storage().tolist())
         for name, value in arguments.items()
@@ -51,7 +51,7 @@ def test_op_raises_runtime_error_with_the_same_text(bad: BadCall) -> None:
 @pytest.mark.parametrize("bad", [bad for bad in BAD_CALLS if not bad.values], ids=str)
 def test_fake_raises_the_same(bad: BadCall) -> None:
     meta = {n: v.to("meta") if isinstance(v, Tensor) else v for n, v in bad.arguments().items()}
-    for name, value in meta.items():  # .to() packs what was strided
+    for name, value in meta.items():  # .to() packs strided tensors
         if isinstance(value, Tensor):
             source = bad.arguments()[name]
             meta[name] = value.as_strided(source.shape, source.stride()) if source.dim() else value
@@ -65,10 +65,10 @@ def test_fake_raises_the_same(bad: BadCall) -> None:
     [(op, good, argument) for op, good, arguments in ON_ONE_DEVICE for argument in arguments],
 )
 def test_arguments_on_two_devices(op: str, good: Any, argument: str) -> None:
-    """A tensor on "meta" is as far from the CPU as one on a GPU, and every machine has it.
+    """A tensor on "meta" stands for one on a GPU, and every machine has it.
 
-    Through the dispatcher such a call goes to the fake; a tensor of an accelerator would reach the
-    compiled kernel instead, whose own checks are called here past the dispatcher.
+    Through the dispatcher such a call reaches the fake. A tensor of an accelerator would reach the
+    compiled kernel instead; this test calls the kernel's checks past the dispatcher.
     """
     arguments = {**good(), argument: good()[argument].to("meta")}
     message = f"microspec::{op}: {argument}: expected a tensor on cpu, got one on meta"
@@ -90,7 +90,7 @@ def test_arguments_on_two_devices(op: str, good: Any, argument: str) -> None:
     ],
 )
 def test_compiled_kernel_refuses_another_device(op: str, good: Any, argument: str) -> None:
-    """The tensor that says which device is meant: only a call past the dispatcher gets it wrong."""
+    """Only a call past the dispatcher can pass the first tensor on a wrong device."""
     arguments = {**good(), argument: good()[argument].to("meta")}
     cpu = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
     with pytest.raises(RuntimeError) as raised:
@@ -100,7 +100,7 @@ def test_compiled_kernel_refuses_another_device(op: str, good: Any, argument: st
 
 
 def test_good_calls_of_the_table_are_good() -> None:
-    """Or the rows would prove nothing."""
+    """Otherwise the table's rows would prove nothing."""
     for bad in BAD_CALLS:
         call(wrapper(bad), bad.good())
     for op, good, _ in ON_ONE_DEVICE:
@@ -111,7 +111,7 @@ def test_every_argument_appears_in_the_table() -> None:
     for op in ("sparse_head", "sparse_logits", "gather_rows_", "vocab_update_"):
         schema = getattr(torch.ops.microspec, op).default._schema
         known = {bad.argument for bad in BAD_CALLS if bad.op == op}
-        # Any bool and any finite or infinite factor is a good one.
+        # Any bool and any finite or infinite factor is valid.
         assert {a.name for a in schema.arguments} - known == (
             {"packed", "logit_scale"} if op.startswith("sparse") else set()
         )
@@ -131,7 +131,7 @@ def test_every_argument_appears_in_the_table() -> None:
 def test_errors_that_are_not_ours_pass_through(
     op: str, good: Any, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The very error, whatever its text is like: a word of ours somewhere is not ours."""
+    """The same error passes through, even if its text contains one of our words."""
     foreign = RuntimeError(text)
 
     def fails(*_: Any, **__: Any) -> None:

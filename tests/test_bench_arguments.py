@@ -1,4 +1,4 @@
-"""Programs of bench: a wrong file, too little data or a wrong option is one line, exit code 2."""
+"""In bench, a wrong file, too little data or a wrong option gives one line and exit code 2."""
 
 import importlib
 import io
@@ -56,7 +56,7 @@ def refused(tmp_path, monkeypatch, capsys):
 
 
 class Words:
-    """A token a word; no vocabulary to load."""
+    """A tokenizer with one token per word and no vocabulary to load."""
 
     def encode(self, prompt: str) -> list[int]:
         return [len(word) for word in prompt.split()]
@@ -64,7 +64,7 @@ class Words:
 
 @pytest.fixture(autouse=True)
 def no_pair(monkeypatch):
-    """What is wrong is told before the models load."""
+    """Fail if the models load before the error is reported."""
 
     def load(device: str = "cpu") -> None:
         raise AssertionError("the pair was loaded")

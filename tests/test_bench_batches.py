@@ -1,4 +1,4 @@
-"""bench/decoding/batches*.py: quick runs whose figures are checked, and which prompts are taken."""
+"""bench/decoding/batches*.py: the figures of quick runs, and the choice of prompts."""
 
 import csv
 import json
@@ -44,7 +44,7 @@ def test_a_quick_run_on_the_cpu(tmp_path: Path) -> None:
 
 
 class Lengths:
-    """A token a word."""
+    """A tokenizer with one token per word."""
 
     def encode(self, prompt: str) -> list[int]:
         return [len(word) for word in prompt.split()]

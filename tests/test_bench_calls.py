@@ -1,4 +1,4 @@
-"""What a benchmark's calls are made of: other data each time, and what runs between them."""
+"""The calls of a benchmark: different data each time, and the work between them."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -23,7 +23,7 @@ TIMES = percentiles([1.0, 2.0, 3.0])
 
 
 class Times:
-    """Stands for ``time_arms``: calls each arm in a few rounds, after what goes before it."""
+    """A stand-in for ``time_arms``: it calls each arm in a few rounds, after `before`."""
 
     def __init__(self, calls: int = CALLS) -> None:
         self.calls, self.names = calls, list[str]()
@@ -104,7 +104,7 @@ def test_new_tokens_are_new_and_active_ones_active(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("new", [True, False])
 def test_a_graph_s_tokens_are_all_new_or_all_active(new: bool) -> None:
     arm = vocab.Update(64 * 300 + 3000, 900, new, "cpu")
-    for _ in arm.sets:  # what it began with has gone
+    for _ in arm.sets:  # the initial tokens have left
         arm()
     for tokens in arm.sets:
         assert len(tokens.unique()) == len(tokens) == vocab.TOKENS

@@ -46,7 +46,7 @@ def layer(weight: Tensor) -> DraftLayer:
 
 
 def test_the_tree_is_the_loops(weight: Tensor, layer: DraftLayer) -> None:
-    """Against `speculative.tree.grow` over the same layer and head, with its own masks."""
+    """Compare with `speculative.tree.grow` over the same layer and head, with its own masks."""
     head = SparseDraftHead(TOY, weight, CAPACITY, SEEN)
     draft = CapturableDraft(layer, head, SHAPE, without=frozenset({"vocabulary"}))
     layer.model = TOY
@@ -89,7 +89,7 @@ def test_the_tree_is_the_loops(weight: Tensor, layer: DraftLayer) -> None:
 
 
 def test_the_layer_is_attention_over_context_and_tree(layer: DraftLayer) -> None:
-    """In fp32, with every key before every query head and one mask over all."""
+    """Compare in fp32, with every key for every query head and one mask over all."""
     n, first = 5, 8
     tokens, features = torch.randint(TOY.vocab_size, (n,)), torch.randn(n, TOY.dim).bfloat16()
     mask = torch.where(torch.rand(n, SHAPE.drafted) < 0.5, 0.0, -torch.inf)
@@ -132,7 +132,7 @@ def test_every_head_is_right_after_many_steps(weight: Tensor, layer: DraftLayer)
 
 
 def test_every_step_brings_new_tokens(weight: Tensor) -> None:
-    """`new` tokens enter and as many leave, again and again; the slabs hold the rows they say."""
+    """Each step replaces `new` tokens; the slabs hold the rows of their ids."""
     for head in (
         SparseDraftHead(TOY, weight, CAPACITY, SEEN, torch.bfloat16),
         NanoSpecDraftHead(TOY, weight, CAPACITY, SEEN),
@@ -150,7 +150,7 @@ def test_every_step_brings_new_tokens(weight: Tensor) -> None:
 
 
 class NoHost(TorchDispatchMode):
-    """Refuses what would make the host wait for the device, and so end a capture."""
+    """Raise an error if a call makes the host wait for the device, which would end a capture."""
 
     REFUSED = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "unique", "is_nonzero")
 
@@ -186,7 +186,7 @@ def test_a_wrong_slab_is_refused(weight: Tensor) -> None:
 
 
 def test_parts() -> None:
-    """The vocabulary beside a draft without a gather, and the gather beside that too."""
+    """The vocabulary's time comes from drafts without a gather, the gather's from whole drafts."""
     seconds = {
         "draft": [10.0],
         "head": [7.0],

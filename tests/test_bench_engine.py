@@ -1,4 +1,4 @@
-"""bench/decoding/engine_overhead.py times what an engine does, and refuses a wrong head."""
+"""bench/decoding/engine_overhead.py times an engine's work, and stops at a wrong head."""
 
 import csv
 import sys
@@ -37,7 +37,7 @@ def test_a_quick_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("vocabulary", ["shared", "request"])
 @pytest.mark.parametrize("best", [1, 3])
 def test_a_step_has_its_tokens(vocabulary: str, best: int) -> None:
-    """Of each request as many; the last of each step are those that are judged."""
+    """Requests have equally many tokens; coverage counts the last tokens of each step."""
     weight = make_weight(models.TOY.vocab_size, models.TOY.dim)
     head = engine.make_head(weight, 4, 300, vocabulary=vocabulary)
     observing = engine.Observing(head, 4, best)
@@ -64,7 +64,7 @@ def test_a_wrong_head_is_refused(mode: str) -> None:
     engine.check(head, logits, hidden, None)
     with pytest.raises(AssertionError, match="not the best active token"):
         engine.check(head, -logits, hidden, None)
-    head.vocab.ids.copy_(head.vocab.ids.roll(-1))  # slots and ids no longer agree
+    head.vocab.ids.copy_(head.vocab.ids.roll(-1))  # slots and ids now disagree
     head.vocab.token_slots.fill_(-1)
     with pytest.raises(AssertionError, match="not an active token"):
         engine.check(head, logits, hidden, None)

@@ -1,4 +1,4 @@
-"""The head's benchmark: every arm agrees with the reference, and a wrong one is not timed."""
+"""The head's benchmark: every arm agrees with the reference, and a wrong arm is not timed."""
 
 import csv
 import sys
@@ -116,7 +116,7 @@ def test_draft_layer_bytes_are_those_of_the_papers_model() -> None:
 
 
 def test_the_gpu_path_runs_without_one() -> None:
-    """Every situation and arm; what is in situ has the layer's own time subtracted."""
+    """Every situation and arm runs; in situ, the layer's own time is subtracted."""
     rows = time_head.measure(models.TOY, [(300, 4)], 2, GraphTiming, device="cpu")
     assert {row["situation"] for row in rows} == set(GraphTiming.situations)
     in_situ = [row["arm"] for row in rows if row["situation"] == "in situ"]
@@ -142,13 +142,13 @@ def test_cold_goes_round_through_more_than_the_cache_and_warm_does_not(
     )
     (sets,) = used
     assert len({tuple(ids.tolist()) for ids in sets}) == len(sets)
-    # The smallest of the arms' rows has 8 bits an element.
+    # The smallest of the arms' rows has 8 bits per element.
     assert (len(sets) * capacity * models.TOY.dim > 3 * cache) == several
     assert several or len(sets) == 1
 
 
 def test_differences_are_taken_round_by_round() -> None:
-    """The machine slowed down in the second round: no difference may come of that."""
+    """If the machine slows down in the second round, the differences stay the same."""
     found = cuda_graphs.difference([3.0, 13.0, 4.0], [2.0, 12.0, 2.0])
     assert (found.p20, found.p50, found.p80) == (1.0, 1.0, 2.0)
 
@@ -169,6 +169,6 @@ def test_a_quick_run_writes_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_models_are_told_apart() -> None:
-    """Sizes of one kind are not all the same, or a mix-up would not show."""
+    """Sizes of one kind differ between models, so that a mix-up shows."""
     for name in ("vocab_size", "dim", "inner", "head_dim"):
         assert len({getattr(model, name) for model in models.MODELS.values()}) > 2, name

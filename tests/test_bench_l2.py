@@ -1,4 +1,4 @@
-"""bench/tuning/l2_window.py against CUDA's own headers, and slab_in_l2.py without a GPU."""
+"""bench/tuning/l2_window.py against CUDA's headers, and slab_in_l2.py without a GPU."""
 
 import ctypes
 import shutil
@@ -16,7 +16,7 @@ from bench.harness.draft_layer import weights
 from bench.harness.head_check import HeadArm
 from bench.tuning import l2_window, slab_in_l2
 
-# A CUDA runtime of which only what is called exists: it notes what it is told. Compiled with the
+# A CUDA runtime with the called functions only, which records its calls. It is compiled with the
 # real headers, so that structures, enumerators and signatures are NVIDIA's.
 RUNTIME = r"""
 #include <cstdio>
@@ -64,7 +64,7 @@ size_t size_of_value() { return sizeof(cudaLaunchAttributeValue); }
 size_t size_of_window() { return sizeof(cudaAccessPolicyWindow); }
 }
 """
-MAJOR = 99  # of no CUDA there is
+MAJOR = 99  # no CUDA has this version
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 @pytest.fixture
 def cache(runtime: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> Iterator[l2_window.Cache]:
-    """On a pretended GPU."""
+    """Return the cache of a pretended GPU."""
     pretend_gpu(monkeypatch, f"{MAJOR}.1")
     yield l2_window.Cache()
     runtime.refuse(-1)
@@ -152,7 +152,7 @@ def test_a_runtime_without_the_function(cache: l2_window.Cache) -> None:
 
 
 class Noted:
-    """A cache that only notes, and what a replay finds set aside."""
+    """A cache that only records calls, among them the size set aside at each replay."""
 
     most = 1000
 

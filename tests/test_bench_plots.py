@@ -1,4 +1,4 @@
-"""bench/plots over made-up figures: each mark stands where its row says it does."""
+"""bench/plots over made-up figures: each mark has the place that its row gives."""
 
 import csv
 from pathlib import Path

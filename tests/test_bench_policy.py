@@ -1,4 +1,4 @@
-"""The study of policies: nothing is judged on what was counted, and plots show what was written."""
+"""The study of policies: lists and test sequences are disjoint, and plots show the written data."""
 
 import csv
 import json
@@ -30,7 +30,7 @@ SEQUENCES = 6
 
 
 def recorded(name: str, first: int) -> Trace:
-    """Sequence i: given token 0, then token 1 and a token of its own, first + i, three times."""
+    """Make sequence i: given token 0, then three times token 1 and the unique token first + i."""
     written = torch.tensor([False, *[True] * 6])
     return joined(
         name,
@@ -52,7 +52,7 @@ def words(texts: list[torch.Tensor]) -> set[int]:
 def test_one_half_is_judged_and_the_other_counted(study: traces.Study) -> None:
     half = study.traces[f"zero-gsm__{LLAMA}"]
     assert words([half.judged.tokens]) == {0, 1, 10, 12, 14}
-    assert words(half.counted) == {1, 11, 13, 15}  # of these, what was given is left out
+    assert words(half.counted) == {1, 11, 13, 15}  # given tokens do not count
     assert half.judged.generated.tolist() == [False, *[True] * 6] * 3
 
 
@@ -83,7 +83,7 @@ def test_no_arm_has_seen_what_it_is_judged_on(study: traces.Study) -> None:
 
 
 def test_each_arm_is_what_it_is_called(study: traces.Study) -> None:
-    """Steps of 4: of a sequence's six, the third and fourth may be known only from a list."""
+    """A step has 4 tokens: of a sequence's six, only a list can cover the third and fourth."""
     name = "proofs__Other"
     judged = study.traces[name].judged
     figures = {
@@ -91,10 +91,10 @@ def test_each_arm_is_what_it_is_called(study: traces.Study) -> None:
         for arm in study.arms(name)
         if arm.capacity == CAPACITY
     }
-    assert figures["text", ""]["coverage"] == pytest.approx(2 / 6)  # the second step's
+    assert figures["text", ""]["coverage"] == pytest.approx(2 / 6)  # those of the second step
     assert figures["text, floor 1024", "public"]["coverage"] == pytest.approx(4 / 6)
     assert figures["filled", "public"]["coverage"] == pytest.approx(4 / 6)
-    assert figures["filled", "own half"]["mean_active"] > 5  # 0, 1 and three of the other half
+    assert figures["filled", "own half"]["mean_active"] > 5  # 0, 1 and 3 of the other half
     assert figures["text, kept", ""]["coverage"] == pytest.approx((2 + 4 + 4) / 18)
     two = study.judge(
         judged, traces.ReplayedPolicy("filled", policy.Policy(policy.TEXT, PUBLIC), "", 2)
@@ -164,7 +164,7 @@ def test_a_whole_run(tmp_path: Path, monkeypatch, capsys) -> None:
 
 
 def test_the_pair_s_figures_are_over_all_texts() -> None:
-    """Two texts; the second loops from its fifth token on."""
+    """There are two texts; the second loops from its fifth token on."""
     made = [
         Generation(torch.arange(1 + sum(lengths)), lengths, Stats(lengths, sizes, covered))
         for lengths, sizes, covered in (([2, 4], [10, 20], 5), ([3, 3, 6], [10, 30, 30], 9))

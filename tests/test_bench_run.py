@@ -1,4 +1,4 @@
-"""bench/run.py: what fails or hangs is told and stops nothing else; and a whole run on the CPU."""
+"""bench/run.py reports a failing or hanging benchmark and continues; and a whole run on the CPU."""
 
 import csv
 import os
@@ -48,7 +48,7 @@ def test_what_takes_too_long_is_ended_with_its_children(tmp_path: Path) -> None:
     assert outcome.failed and "OUT OF TIME" in outcome.text
     assert outcome.seconds < 20
     status = Path("/proc", file.read_text(), "stat")
-    for _ in range(100):  # until it is gone, or waits to be collected by init
+    for _ in range(100):  # until it has ended, or waits for init to collect it
         if not status.exists() or status.read_text().split()[2] == "Z":
             return
         time.sleep(0.05)
@@ -95,7 +95,7 @@ def test_a_quick_run_on_the_cpu(tmp_path: Path) -> None:
     for name, arm in arms.items():
         rows = list(csv.DictReader((tmp_path / f"{name}.csv").open()))
         assert arm in {row["arm"] for row in rows}
-        # Microseconds: no call takes a hundredth of one, and all were made within the run.
+        # Microseconds: no call takes less than 0.01, and all calls fit into the run.
         assert min(float(row["p20_us"]) for row in rows) > 0.01
         assert sum(float(row["p50_us"]) for row in rows) < seconds * 1e6
         for row in rows:

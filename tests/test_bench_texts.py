@@ -1,4 +1,4 @@
-"""The figures of bench/decoding/pair.py and batches.py over texts that are made up."""
+"""The figures of bench/decoding/pair.py and batches.py over made-up texts."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -22,9 +22,9 @@ from microspec_kernels.speculative import Generation, Stats
         ([1, 2, 3, 4, 3, 4], 6),  # twice is no loop
         ([1, 2, 3, 4, 3, 4, 3, 4], 2),
         ([1, 2, 3, 4, 3, 4, 3, 4, 3], 2),
-        ([5, 5, 5, 1, 2], 5),  # left again
+        ([5, 5, 5, 1, 2], 5),  # the loop ends before the text does
         ([9, *range(64), *range(64), *range(64)], 1),
-        ([9, *range(65), *range(65), *range(65)], 196),  # longer than what is looked for
+        ([9, *range(65), *range(65), *range(65)], 196),  # longer than the search
     ],
 )
 def test_where_the_final_loop_begins(tokens: list[int], before: int) -> None:
@@ -42,7 +42,7 @@ def test_the_figures_of_two_texts() -> None:
     first = generation([2, 4], [10, 20], 5, total=2.0, **parts)
     second = generation([3], [40], 3, total=2.0, **parts)
     own = list(range(7))
-    total.add(first, own, fresh=3)  # the first step's tokens end with the third
+    total.add(first, own, fresh=3)  # the first step ends with the third token
     total.add(second, [*own[:3], 99], fresh=4)
     assert pair.row("sparse", total, depth=2) == {
         "head": "sparse", "tokens": 11, "tokens_per_s": 11 / 4, "tau": 3.0, "tau_before_loops": 2.5,
@@ -63,7 +63,7 @@ def test_the_target_alone_has_no_draft() -> None:
 
 
 class Batch:
-    """Each request takes as many steps as it asks for tokens; every step fills a slot a request."""
+    """Each request takes as many steps as its prompt says; a step fills one slot per request."""
 
     def __init__(self) -> None:
         self.requests: list[Any] = []
@@ -96,7 +96,7 @@ class Batch:
 
 
 def test_only_steps_of_a_full_batch_count() -> None:
-    """Texts of 1, 3 and 1 steps, two at a time: the second's last step is made alone."""
+    """Texts of 1, 3 and 1 steps, two at a time: the second text takes its last step alone."""
     done = batches.run(Batch(), [1, 3, 1], size=2, new=8)  # type: ignore[arg-type,list-item]
     assert [request.left for request in done.requests] == [0, 0, 0]
     assert done.rows == [0, 2] and done.gathered == [0, 2]

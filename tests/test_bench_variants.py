@@ -1,4 +1,4 @@
-"""Variants of the CUDA head: each is another program, and the right one of them wins."""
+"""Variants of the CUDA head: each is a different program, and the right one wins."""
 
 import argparse
 import csv
@@ -26,14 +26,14 @@ OVERRIDABLE = re.compile(r"#ifndef (MICROSPEC_\w+)\n#define \1 (\w+)\n#endif")
 
 
 def overridable() -> dict[str, str]:
-    """The constants that a build may override, and their defaults."""
+    """Return the constants that a build may override, and their defaults."""
     texts = [path.read_text() for path in CSRC.rglob("*") if path.suffix in (".h", ".cuh", ".cu")]
     return {name: value for text in texts for name, value in OVERRIDABLE.findall(text)}
 
 
 @pytest.fixture(scope="module")
 def empty_headers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All system headers that the sources include, with nothing in them."""
+    """Write empty versions of all system headers that the sources include."""
     folder = tmp_path_factory.mktemp("headers")
     for path in CSRC.rglob("*"):
         if path.suffix in (".h", ".cuh", ".cu"):
@@ -44,7 +44,7 @@ def empty_headers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def program(headers: Path, definition: str = "") -> str:
-    """The head's and the launches' CUDA sources behind the preprocessor."""
+    """Return the CUDA sources of the head and of the launches after the preprocessor."""
     compiler = shutil.which("g++") or pytest.skip("needs g++")
     command = [compiler, "-E", "-P", "-x", "c++", "-nostdinc", "-nostdinc++"]
     command += [f"-I{CSRC}", f"-I{headers}", *([f"-D{definition}"] if definition else [])]
@@ -66,7 +66,7 @@ def test_a_definition_with_the_default_changes_nothing(empty_headers: Path) -> N
 
 
 def test_what_can_be_overridden_is_compared() -> None:
-    """And nothing else: an option that nobody measures is a second way to do the same."""
+    """No option may exist that no benchmark measures."""
     compared = {v.definition.partition("=")[0] for v in variants.VARIANTS} - {""}
     assert compared == set(overridable())
     assert set(compare_builds.ROWS.split(",")) == {str(m) for m in variants.DEFAULT.rows}
@@ -133,7 +133,7 @@ def kept_figures(folder: Path, packed: float, gather: float) -> None:
 
 
 def test_packed_has_to_win_with_its_gather(tmp_path: Path) -> None:
-    """Six calls a draft: indexed 60 cold; packed 54, and the gather behind it."""
+    """With six calls per draft, indexed takes 60 cold; packed takes 54 plus the gather."""
     kept_figures(tmp_path, packed=9.0, gather=4.0)
     table = {(row["situation"], row["variant"]): row for row in compare_modes(tmp_path)}
     assert table["cold", "indexed"]["p50_us"] == 60
@@ -197,7 +197,7 @@ def test_a_run_alternates_and_goes_on_where_one_fails(
 
 
 def test_the_child_takes_what_it_is_given(libraries: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a sweep asks of compare_builds is what compare_builds understands."""
+    """compare_builds accepts the arguments that a sweep passes."""
     commands: list[list[str]] = []
     builds: list[str] = []
 
@@ -226,7 +226,7 @@ def test_builds_are_compared_by_their_best_processes() -> None:
 
 
 def test_a_process_loads_the_build_that_it_is_given(tmp_path: Path) -> None:
-    """A program of bench, which imports the package in many places, loads no other library."""
+    """A program of bench imports the package in many places, but loads no other library."""
     library = Path(shutil.copy(_library.PATH, tmp_path / "other.so"))
     program = "from bench.ops import compare_builds; from microspec_kernels import _library\n"
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""The compiled library: what it asks of torch and of Python, and what it registers."""
+"""The compiled library: its imports from torch and Python, and the ops that it registers."""
 
 import json
 import re
@@ -28,8 +28,8 @@ SCHEMAS = {
     "Tensor(d!) clock, Tensor tokens, *, Tensor? token_groups=None) -> ()",
 }
 
-# Without the package: only what the library itself registers can be seen. The scalars travel
-# through TORCH_BOX alone, which would read a C++ float as 0 and cut a C++ int off.
+# The package is not imported, so only the library's registrations are visible. The scalars pass
+# through TORCH_BOX alone, which would read a C++ float as 0 and truncate a C++ int.
 LOAD = """
 import json, sys, torch
 torch.ops.load_library(sys.argv[1])
@@ -48,7 +48,7 @@ print(json.dumps({"schemas": names, "half": half, "capped": capped, "refused": r
 
 @pytest.fixture(scope="module")
 def loaded() -> dict:
-    """What a fresh interpreter sees: a broken schema ends the process that loads it."""
+    """Load the library in a fresh interpreter, because a broken schema ends the process."""
     command = [sys.executable, "-c", LOAD, str(LIBRARY)]
     run = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr[-2000:]
@@ -68,7 +68,7 @@ def test_scalars_arrive_whole(loaded):
 
 @pytest.fixture(scope="module")
 def undefined() -> list[str]:
-    """Mangled names of what the library takes from others."""
+    """Return the mangled names that the library imports."""
     if shutil.which("nm") is None:
         pytest.skip("needs binutils' nm")
     listing = subprocess.run(
@@ -78,12 +78,12 @@ def undefined() -> list[str]:
         check=True,
     )
     names = [line.split()[0].split("@")[0] for line in listing.stdout.splitlines()]
-    assert "torch_library_impl" in names  # that is, we do see the library's imports
+    assert "torch_library_impl" in names  # this shows that the library's imports are visible
     return names
 
 
 def is_private_to_torch(symbol: str) -> bool:
-    """Mangled names hold each part of a name behind its length: at::Tensor is 2at6Tensor."""
+    """Check a mangled name. Each part follows its length: at::Tensor is 2at6Tensor."""
     return re.search(r"(?<!\d)(2at|3c10|5torch)(?=\d|[A-Z])", symbol) is not None
 
 
@@ -104,7 +104,7 @@ def test_nothing_of_python_is_used(undefined):
 
 
 def test_nothing_of_cuda_is_needed(undefined):
-    """With kernels for GPUs inside it must load where there is neither GPU, driver nor runtime."""
+    """A library with GPU kernels must load without GPU, driver and runtime."""
     needed = subprocess.run(
         ["readelf", "--dynamic", str(LIBRARY)], capture_output=True, text=True, check=True
     )
@@ -120,7 +120,7 @@ def test_nothing_of_cuda_is_needed(undefined):
 
 
 def shims_newer_than_target(include: Path) -> tuple[set[str], set[str]]:
-    """Names of the C shim that torch's headers show to our target, and those they hide from it."""
+    """Return the C shim names that torch's headers show to our target, and those they hide."""
     shown, hidden = set(), set()
     for header in include.rglob("*.h"):
         text = header.read_text(errors="replace")
@@ -148,7 +148,7 @@ def shims_newer_than_target(include: Path) -> tuple[set[str], set[str]]:
 def test_no_shim_is_newer_than_the_target(undefined):
     include = Path(torch.__file__).parent / "include/torch/csrc"
     shown, hidden = shims_newer_than_target(include)
-    # What the headers say was understood: one from long ago, one of 2.10 itself, one of 2.11.
+    # The parser understood the headers: an old name, one of 2.10, and names of 2.11.
     assert {"aoti_torch_get_data_ptr", "torch_library_impl"} <= shown
     if tuple(map(int, torch.__version__.split(".")[:2])) > TARGET:
         assert len(hidden) > 3

@@ -1,4 +1,4 @@
-"""Two builds in one checkout: the second waits for the first."""
+"""Of two builds in one checkout, the second waits for the first."""
 
 import fcntl
 import shutil

@@ -1,4 +1,4 @@
-"""What is packed: the wheel that serves every Python, and the source archive to make it from."""
+"""The contents of the wheel, which serves every Python, and of the source archive."""
 
 import os
 import re
@@ -35,7 +35,7 @@ def run(*command: str | Path, cwd: Path) -> None:
 
 
 def sources() -> set[str]:
-    """Python files of the package in this checkout, and where they are installed."""
+    """Return the package's Python files in this checkout, and their installed paths."""
     package = {str(path.relative_to(ROOT)) for path in ROOT.glob("microspec_kernels/**/*.py")}
     package.add("microspec_plugins.py")
     kernels = {str(path.relative_to(ROOT)) for path in ROOT.glob("triton_kernels/*.py")}
@@ -45,7 +45,7 @@ def sources() -> set[str]:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built where `make build` built, so that nothing is compiled again."""
+    """Build the wheel in the build folder of `make build`, so that nothing is compiled again."""
     if shutil.which("cmake", path=ENVIRONMENT["PATH"]) is None:
         pytest.skip("needs cmake")
     folder = tmp_path_factory.mktemp("wheel")
@@ -88,7 +88,7 @@ def test_wheel_entry_points_and_requirements(wheel):
 
 
 def test_source_archive_holds_what_a_build_needs(tmp_path):
-    # In a copy: setuptools leaves its notes beside pyproject.toml, and keeps what they list.
+    # Build in a copy: setuptools writes notes beside pyproject.toml and keeps the files they list.
     copy = tmp_path / "copy"
     skip = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__")
     shutil.copytree(ROOT, copy, ignore=skip)
@@ -104,7 +104,7 @@ def test_source_archive_holds_what_a_build_needs(tmp_path):
 
 
 def test_an_editable_build_that_fails_says_so(tmp_path):
-    """setuptools would call the installation a success, with no library in it."""
+    """setuptools alone would report success, with no library installed."""
     copy = tmp_path / "copy"
     skip = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__", "*.so")
     shutil.copytree(ROOT, copy, ignore=skip)

@@ -1,4 +1,4 @@
-"""A build without isolation where something is missing: pip shows one line that says what."""
+"""A build without isolation and with a missing part: pip shows one line that names the part."""
 
 import os
 import re
@@ -23,7 +23,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def environment_without(lacking: str, folder: Path) -> tuple[Path, dict[str, str]]:
-    """A Python that sees setuptools, torch and cmake, or all but one of them."""
+    """Make a Python that sees setuptools, torch and cmake, except one of them."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "env"], check=True)
     (folder / "seen").mkdir()
     packages = Path(sysconfig.get_path("purelib"))

@@ -119,7 +119,7 @@ def test_no_advice_from_another_kind_of_device(tmp_path, capsys, device) -> None
 
 
 XEON, XEONS = (f"Intel(R) Xeon(R) Processor, {n} threads, AMX" for n in (2, 32))
-# What all processors are called makes none of them like another.
+# A word in all processors' names does not make two of them alike.
 AMD, INTEL = (f"{name} Processor, 8 threads" for name in ("AMD Family 25", "Intel Family 6"))
 EPYC, CORE = (f"{name}(TM) CPU Processor, 8 threads" for name in ("AMD(R) EPYC", "Intel(R) Core"))
 

@@ -13,7 +13,7 @@ from microspec_kernels.speculative import alone as baseline
 
 
 class Letters:
-    """A token a character; any token is a letter."""
+    """A tokenizer with one token per character; any token decodes to a letter."""
 
     def encode(self, prompt: str) -> list[int]:
         return [ord(letter) for letter in prompt]
@@ -103,7 +103,7 @@ def test_one_head(pair, tmp_path):
 
 
 def test_a_floor_is_all_that_the_vocabulary_begins_with(pair, tmp_path):
-    """Without it it begins filled: 64 slots of a larger vocabulary."""
+    """Without a floor, frequent tokens fill the vocabulary: 64 slots of a larger one."""
     whole, floored = (
         run(pair, tmp_path, "--head", "sparse", "--max-new-tokens", "2", *options)
         for options in ((), ("--floor", "5"))

@@ -1,4 +1,4 @@
-"""The command line around its subcommands: errors, --json, info and bench."""
+"""The command line outside its subcommands' own tests: errors, --json, info and bench."""
 
 import io
 import json
@@ -104,7 +104,7 @@ def test_bench_times_every_head(tmp_path, capsys, monkeypatch):
         assert [seconds[p] * 1e6 for p in ("p20", "p50", "p80")] == pytest.approx(took)
     out = capsys.readouterr().out
     assert figures["device_name"] in out
-    # 1, 2 and 4 µs of the dense head; 12 µs of select.
+    # 1, 2 and 4 µs of the dense head; 12 µs of select
     head, *lines = (line.split() for line in out.splitlines()[2:])
     assert head == ["head", "p20", "ms", "p50", "ms", "p80", "ms", "speedup"]
     assert lines[0][-4:] == ["0.001", "0.002", "0.004", "1.000"]
@@ -112,7 +112,7 @@ def test_bench_times_every_head(tmp_path, capsys, monkeypatch):
 
 
 def test_bench_s_arms_give_the_same_tokens():
-    """The best of the active ones; the dense head's are of all."""
+    """The arms return the best active tokens; the dense head's are the best of all."""
     weight, hidden = bench.operands(200, 32, 3, torch.device("cpu"), torch.float32)
     arms = bench.arms_for(weight, hidden, 50, 5)
     values, tokens = arms["select"]()

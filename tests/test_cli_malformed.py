@@ -1,4 +1,4 @@
-"""Every malformed call of `replay`, `bench` and `info`: one line on stderr, exit code 2."""
+"""Every malformed call of `replay`, `bench` and `info` gives one line on stderr and exit code 2."""
 
 import os
 from pathlib import Path
@@ -19,7 +19,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def refused(files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Run the words of a call in the folder of files; its one line on stderr."""
+    """Run a call in the folder of files and return its one line on stderr."""
 
     monkeypatch.chdir(files)
 
@@ -232,7 +232,7 @@ def test_a_file_without_permission(name, files, refused):
     (files / name).chmod(0)
     user = os.geteuid()
     try:
-        if user == 0:  # root may read everything
+        if user == 0:  # root can read everything
             os.seteuid(65534)
         assert "Permission denied" in refused("replay", *words)
     finally:

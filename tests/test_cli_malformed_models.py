@@ -1,4 +1,4 @@
-"""Every malformed call of `generate`: one line on stderr and exit code 2, before models load."""
+"""Every malformed call of `generate` gives one line and exit code 2, before models load."""
 
 import json
 import pickle
@@ -58,7 +58,7 @@ def refused(sound, monkeypatch, capsys):
 
 @pytest.fixture
 def no_model(monkeypatch):
-    """Loading anything is a fault of the test's own kind: a traceback."""
+    """Raise an error with a traceback if anything loads."""
 
     def load(*_: object, **__: object) -> None:
         raise AssertionError("a model or a tokenizer was loaded")
@@ -210,7 +210,7 @@ def tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Damage:
 
 
 def instead(content: bytes) -> Damage:
-    """A .bin for the safetensors."""
+    """Replace the safetensors by a .bin."""
 
     def damage(folder: Path) -> None:
         (folder / WEIGHTS).unlink()

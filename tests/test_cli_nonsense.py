@@ -1,4 +1,4 @@
-"""Every option of every subcommand with values that mean nothing: one line, exit code 2."""
+"""Every option of every subcommand, with meaningless values, gives one line and exit code 2."""
 
 import argparse
 
@@ -6,13 +6,13 @@ import pytest
 
 from microspec_kernels.cli import COMMANDS, _parser, main
 
-# Options of which every one of these is a value, or that end the program with success.
+# Every value is valid for these options, or they end the program with success.
 TAKE_ANY = {"--prompt", "--help"}
 VALUES = ("", "nonsense", "-1", "0.5", "nan", "1e400", "9" * 5000, "\0", "nowhere/at/all", "{}")
 
 
 def options() -> list[tuple[str, str, bool]]:
-    """(command, option, whether it takes a value) of all."""
+    """Return (command, option, whether it takes a value) for all options."""
     (commands,) = (a for a in _parser()._actions if isinstance(a, argparse._SubParsersAction))
     return [
         (command, action.option_strings[-1], action.nargs != 0)
@@ -41,7 +41,7 @@ assert LEAST.keys() == COMMANDS.keys()
     ],
 )
 def test_a_value_that_means_nothing(command, option, value, capsys):
-    """Whatever else is wrong with the call: a mistake ends in one line, whichever comes first."""
+    """A call may have other mistakes too: the first one found ends it, in one line."""
     given = [option] if value is None else [f"{option}={value}"]
     try:
         code = main([command, *LEAST[command], *given])

@@ -1,4 +1,4 @@
-"""`microspec replay` against a token-by-token replay that shares nothing with it."""
+"""`microspec replay` against an independent token-by-token replay."""
 
 import json
 from collections import OrderedDict
@@ -27,7 +27,7 @@ def plain_replay(
     tokens, generated, offsets, capacity, step, *, pinned=(), initial=(), keep=False,
     entering=as_they_come,
 ):  # fmt: skip
-    """The definition in Python: an ordered dict is the LRU; slots are a second dict."""
+    """Replay by definition in Python: an ordered dict is the LRU, a second dict the slots."""
     present = [*pinned, *(t for t in initial if t not in pinned)][:capacity]
     judged, early, late, windows, shares, sizes, gathered = [], [], [], [], [], [], []
     for begin, end in pairwise(offsets):
@@ -89,7 +89,7 @@ def plain_replay(
 
 @pytest.fixture
 def trace(tmp_path):
-    """Five sequences with repetition, one of them empty, one without a prompt, one multi-turn."""
+    """Write five sequences with repetition: one empty, one without a prompt, one multi-turn."""
     random = np.random.default_rng(0)
     lengths = [150, 0, 40, 1, 90]
     offsets = np.cumsum([0, *lengths])
@@ -150,7 +150,7 @@ def test_filled_and_kept(trace, tmp_path, ranked, pinned, keep):
 
 
 def test_sources_tables_and_budgets(trace, tmp_path):
-    """Three successors a pass, before the text of their row; of a prompt, the newest four."""
+    """Three successors per pass, before their row's text; the newest four of a prompt."""
     path, tokens, generated, offsets = trace
     table, file, out = np.full((VOCAB, 2), -1), tmp_path / "table.npy", tmp_path / "out.json"
     table[:9, 0], table[:5, 1] = np.arange(20, 29), 3
@@ -178,7 +178,7 @@ def test_sources_tables_and_budgets(trace, tmp_path):
 
 
 def test_a_sequence_begins_without_the_context_of_another(trace):
-    """A policy that has just seen another text covers a trace as a new one does."""
+    """A policy that has just read another text covers a trace like a new policy."""
     whole = replay.load_trace(trace[0])
     tokens = torch.tensor([1, 2, 10, 11, 12, 1, 2, 13, 14, 15, 1, 2]).repeat(6)
     other = replay.Trace("other", tokens, torch.ones(72, dtype=torch.bool), [0, 72])
@@ -274,7 +274,7 @@ def test_a_file_that_does_not_fit_together_is_refused(change, reason, tmp_path, 
 
 
 def test_a_list_alone_fills(trace, tmp_path):
-    """As --fill does; with a floor alone the vocabulary begins with no others."""
+    """The list fills like --fill; with a floor alone the vocabulary begins with the floor only."""
     rank, out = tmp_path / "rank.npy", tmp_path / "out.json"
     np.save(rank, np.array([4, 1, 40, 2, 33, 0]))
     call = ["replay", str(trace[0]), "--capacity", "12", "--frequency-rank", str(rank)]

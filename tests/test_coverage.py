@@ -1,4 +1,4 @@
-"""Coverage: hits and misses as plain Python counts them, and what follows from a fall."""
+"""Coverage: hits and misses against a count in plain Python, and the reactions to a drop."""
 
 import math
 import re
@@ -89,12 +89,12 @@ def test_a_token_counts_half_after_the_half_life() -> None:
 
 
 def test_falls_back_group_by_group_and_returns() -> None:
-    """The docstring's loop: another subject comes up in one of two requests, then the old one."""
+    """Run the docstring's loop: the subject of one of two requests changes and then returns."""
     small, large = (ActiveVocab(VOCAB, k, groups=2) for k in (3, 12))
     coverage = Coverage(small, half_life=4)
     weight, hidden = torch.randn(VOCAB, 8), torch.randn(2, 8)
     here = torch.arange(2)
-    for vocab in (small, large):  # so that the two differ in what they have
+    for vocab in (small, large):  # so that their contents differ
         vocab.update(torch.tensor([[10, 11, 12, 13]] * 2))
     sides = []
     steady, cycle = [1, 2], [[4, 5, 6], [7, 8, 9]]
@@ -123,7 +123,7 @@ def test_falls_back_group_by_group_and_returns() -> None:
 
 
 def test_nothing_reads_a_value() -> None:
-    """A meta tensor has none."""
+    """A meta tensor has no values."""
     small, large = (ActiveVocab(VOCAB, k, groups=2) for k in (3, 12))
     for vocab in (small, large):
         vocab.ids, vocab.token_slots = vocab.ids.to("meta"), vocab.token_slots.to("meta")

@@ -1,4 +1,4 @@
-"""The sources of csrc/: each says its licence, and no folder includes from one above it."""
+"""The sources of csrc/: each names its licence, and no folder includes from a higher one."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 CSRC = Path(__file__).parents[1] / "csrc"
 FILES = sorted(path for path in CSRC.rglob("*") if path.is_file())
-# Upwards. A folder includes from itself and from those before it; csrc/ itself includes from all.
+# From bottom to top. A folder includes from itself and lower floors; csrc/ includes from all.
 FLOORS = [["common"], ["cuda"], ["binding"], ["gather", "head", "vocab"], ["."]]
 FLOOR = {folder: floor for floor, folders in enumerate(FLOORS) for folder in folders}
 
@@ -18,7 +18,7 @@ def folder_of(path: Path) -> str:
 
 
 def included(path: Path) -> list[Path]:
-    """Files of csrc that one includes: beside it, or by their path from csrc."""
+    """Return the files of csrc that a file includes, by a path from its folder or from csrc."""
     found = []
     for name in re.findall(r'^#include "(.*)"', path.read_text(), re.MULTILINE):
         places = [place for place in (path.parent / name, CSRC / name) if place.is_file()]
@@ -34,7 +34,7 @@ def test_the_first_line_names_the_licence(path: Path) -> None:
 
 
 def test_no_include_points_upwards() -> None:
-    """The emulation stands beside all of it: it takes the place of nvcc, CUDA and the GPU."""
+    """The emulation has no floor, because it replaces nvcc, CUDA and the GPU."""
     arrows = {
         (folder_of(path), folder_of(other))
         for path in FILES

@@ -1,4 +1,4 @@
-"""The compiled CUDA kernels, read rather than run: what nvcc made of them for each GPU."""
+"""The compiled CUDA kernels, read rather than run: nvcc's output for each GPU."""
 
 import pytest
 import sass
@@ -11,7 +11,7 @@ pytestmark = [
     ),
 ]
 
-# One of each generation; the others differ from one of these in their limits only.
+# One of each generation; the others differ from one of these only in their limits.
 READ = ("sm_80", "sm_90a", "sm_100")
 STATIC_SHARED_LIMIT = 48 * 1024
 
@@ -29,7 +29,7 @@ def test_everything_is_in_registers(arch: str) -> None:
     assert not in_memory
     large = {k: r for k, r in resources.items() if r.shared > STATIC_SHARED_LIMIT}
     assert not large
-    # A launch of more registers than a block may have fails; 512 threads of 128, 256 of 255.
+    # A launch fails with more registers than a block may have: 512 threads of 128, 256 of 255.
     for name, used in resources.items():
         limit = 128 if name.startswith(("project_simt", "select")) else 255
         assert used.registers <= limit, name
@@ -49,7 +49,7 @@ def test_no_local_memory(arch: str) -> None:
 @pytest.mark.parametrize("row", ["same", "f8e4m3_t", "signed char"])
 @pytest.mark.parametrize("tiles", [2, 4, 8])
 def test_matrix_loop(arch: str, hidden: str, row: str, tiles: int) -> None:
-    """Each part of a lane's 128 registers of hidden is multiplied once a tile of slots."""
+    """Each tile of slots multiplies every part of a lane's 128 registers of hidden once."""
     rows = hidden if row == "same" else row
     kernel = sass.kernels(arch)[f"project_mma_kernel<{hidden}, {rows}, {tiles}>"]
     loop = sass.innermost(kernel, "HMMA")
@@ -72,7 +72,7 @@ def test_matrix_loop(arch: str, hidden: str, row: str, tiles: int) -> None:
         assert any("E4M3" in i for i in loop), "converted by the hardware"
 
 
-# fp8 rows are refused on sm_80, which cannot convert them.
+# sm_80 cannot convert fp8, so fp8 rows are an error there.
 @pytest.mark.parametrize(
     ("arch", "row"),
     [
@@ -100,13 +100,13 @@ def test_copy_loop(arch: str) -> None:
     kernel = sass.kernels(arch)["copy_rows_kernel<uint4>"]
     loop = sass.innermost(kernel, "LDG", "STG")
     assert all(".128" in i for i in loop if i.startswith(("LDG", "STG")))
-    # Four of a thread's loads are under way before the first is stored.
+    # Four loads of a thread are in flight before the first store.
     assert [i[:3] for i in loop if i.startswith(("LDG", "STG"))][:4] == ["LDG"] * 4
 
 
 @pytest.mark.parametrize("arch", READ)
 def test_dependent_launch(arch: str) -> None:
-    """Every kernel waits for the ones before it, and only where the hardware can do other."""
+    """Every kernel waits for earlier ones, on hardware that can start it before they end."""
     for name, kernel in sass.kernels(arch).items():
         waits = any(i.startswith("ACQBULK") for i in kernel.instructions)
         assert waits == (arch != "sm_80"), name

@@ -1,4 +1,4 @@
-"""Which code a tensor's device leads to, as far as that can be seen without a GPU."""
+"""The code that serves a tensor's device, as far as this is visible without a GPU."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ built_with_nvcc = pytest.mark.skipif(
 
 
 def served_by(op: str, key: str) -> str:
-    """Where the code was registered that serves a dispatch key."""
+    """Return the file that registered the code for a dispatch key."""
     table = torch._C._dispatch_dump_table(f"microspec::{op}")
     (line,) = (line for line in table.splitlines() if line.startswith(f"{key}: "))
     return line

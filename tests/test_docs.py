@@ -1,8 +1,8 @@
-"""What README and docs show runs: Python on a CPU as it stands; commands exist, with their options.
+"""Snippets, commands and links of README and docs.
 
-Links lead to files and headings that exist.
-
-What a snippet leaves to its reader (models, prompts, an engine's loop) is a small stand-in here.
+Python snippets run unchanged on a CPU. Commands exist, with their options. Links lead to existing
+files and headings. Small stand-ins replace the parts that a snippet leaves to its reader (models,
+prompts, an engine's loop).
 """
 
 import argparse
@@ -46,7 +46,7 @@ MODULES = [
 
 
 class Times:
-    """True so many times: the condition of an engine's loop."""
+    """A condition for an engine's loop that is true `count` times."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -61,7 +61,7 @@ def page_snippets(page: Path, language: str) -> list[str]:
 
 
 def docstring_snippet(module: str) -> str:
-    """The indented part of a module's docstring."""
+    """Return the indented part of a module's docstring."""
     text = inspect.getdoc(importlib.import_module(module)) or ""
     lines = [line for line in text.splitlines() if line.startswith("    ") or not line]
     return textwrap.dedent("\n".join(lines))
@@ -101,7 +101,7 @@ def captured() -> dict[str, Any]:
 
 
 def captured_loop() -> dict[str, Any]:
-    """What README's loop leaves, for the captured one below it."""
+    """Return the names that README's loop defines, for the captured loop below it."""
     (loop,) = (code for code in page_snippets(ROOT / "README.md", "python") if "V, D =" in code)
     names: dict[str, Any] = {}
     exec(compile(loop, "README.md", "exec"), names)
@@ -109,7 +109,7 @@ def captured_loop() -> dict[str, Any]:
 
 
 def decoding() -> dict[str, Any]:
-    """For `load_target` and `load_draft`, which `_folder` makes return small models."""
+    """Return names for the loop's snippets; `_folder` replaces the functions that load models."""
     prompts = [prompt(9)[0], prompt(5, seed=1)[0]]
     return {"input_ids": prompts[0], "prompts": prompts}
 
@@ -144,7 +144,7 @@ def attached() -> dict[str, Any]:
     return {"draft": draft, "tokens": torch.arange(5), "hidden": weight[:2]}
 
 
-# By a part of the snippet. One without any runs alone.
+# By a part of the snippet. A snippet without any of these parts runs alone.
 STANDINS: dict[str, Callable[[], dict[str, Any]]] = {
     "head = EngineHead(target.lm_head": engine,
     "head = EngineHead(draft.lm_head": attached,
@@ -161,7 +161,7 @@ PYTHON += [(module, docstring_snippet(module)) for module in MODULES]
 
 @pytest.fixture
 def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Work where a reader would have the files that are named, offline, and clean up."""
+    """Work offline in a folder with the files that the pages name, and clean up."""
     np.save(tmp_path / "rank.npy", np.arange(VOCAB))
     ones, ends = np.ones(40, dtype=bool), np.array([0, 40])
     np.savez(tmp_path / "chat.npz", tokens=np.arange(40), generated=ones, offsets=ends)
@@ -197,7 +197,7 @@ def test_the_loop_of_the_readme_counts_every_token() -> None:
 
 
 def anchors(page: Path) -> set[str]:
-    """Of a page's headings, as GitHub names them."""
+    """Return the anchors of a page's headings, as GitHub names them."""
     text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
@@ -249,7 +249,7 @@ def test_links_of_the_reference_lead_somewhere(tmp_path: Path) -> None:
 
 
 def commands() -> Iterator[list[str]]:
-    """The words of each shell line and of all code in prose."""
+    """Yield the words of each shell line and of all code in prose."""
     for page in PAGES:
         text = page.read_text().replace("\\\n", " ")
         lines = [line for code in page_snippets(page, "(?:sh)?") for line in code.splitlines()]

@@ -1,4 +1,4 @@
-"""Variables of ours: an empty one is an unset one, and a value that says nothing is an error."""
+"""Our environment variables: an empty one counts as unset, and an unknown value is an error."""
 
 import os
 import subprocess

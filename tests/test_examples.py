@@ -1,4 +1,4 @@
-"""The examples run offline, and say what they are there to show."""
+"""The examples run offline and print their results."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""gather_rows_: what it writes, what it leaves, what it must not read."""
+"""gather_rows_: the rows that it writes, leaves alone, and must not read."""
 
 from pathlib import Path
 
@@ -23,14 +23,14 @@ from microspec_kernels import gather_rows_, reference
 
 pytestmark = pytest.mark.backends(*COMPILED)
 
-# Every legal pair of weight and slab.
+# All legal pairs of weight and slab.
 PAIRS = [(f, s) for f in FLOATS for s in (f, *QUANTISED)] + [(q, q) for q in QUANTISED]
 
 
 def one_copy(
     weight_row: Tensor, slab_dtype: torch.dtype, scale: float | None
 ) -> tuple[Tensor, float | None]:
-    """What a slab's row should be, by the reference's rule for one row."""
+    """Return the expected slab row, by the reference's rule for one row."""
     if slab_dtype == weight_row.dtype:
         return weight_row, scale
     rows, scales = reference.quantise_rows(weight_row[None], slab_dtype)
@@ -46,7 +46,7 @@ def check(case: GatherCase) -> None:
     held, wanted = case.slab_ids.flatten().tolist(), case.active_ids.flatten().tolist()
     for slot, (old, new) in enumerate(zip(held, wanted, strict=True)):
         scale = None if got.slab_scale is None else got.slab_scale.view(-1)[slot]
-        if old == new or new < 0:  # an emptied slot's row is nobody's; nothing needs writing it
+        if old == new or new < 0:  # nothing reads an emptied slot's row
             assert_bitwise(after[slot], before[slot], f"slab row {slot}, unchanged")
             if scale is not None and case.slab_scale is not None:
                 assert_bitwise(scale, case.slab_scale.view(-1)[slot], f"scale {slot}, unchanged")
@@ -58,7 +58,7 @@ def check(case: GatherCase) -> None:
         if scale is not None and want_scale is not None:
             assert_bitwise(scale, torch.tensor(want_scale), f"scale {slot}")
     again = got.copy()
-    # All is in place: a second call reads no row at all.
+    # The slab is up to date, so a second call reads no row.
     row_indexed(again.weight).copy_(
         row_indexed(poison(tuple(again.weight.shape), again.weight.dtype))
     )
@@ -92,7 +92,7 @@ def test_any_call(case: GatherCase) -> None:
 
 @pytest.mark.parametrize(("dtype", "slab_dtype"), PAIRS, ids=str)
 def test_equals_reference(dtype: torch.dtype, slab_dtype: torch.dtype, backend: str) -> None:
-    """Large enough for several threads."""
+    """The case is large enough for several threads."""
     case = gather_case(
         1, dim=771, vocab_size=2000, capacity=900, groups=2, dtype=dtype, slab_dtype=slab_dtype
     )
@@ -171,7 +171,7 @@ def test_weight_beyond_2_to_31_elements(tmp_path: Path) -> None:
     assert_bitwise(slab_scale, torch.tensor([0.5, 1.0, 1.5, 2.0]))
 
 
-# Of 16-byte chunks and not; one thread's share of several passes; more than shared memory holds.
+# Rows in 16-byte chunks and not; several passes per thread; more than shared memory holds.
 @pytest.mark.parametrize("dim", [4096, 4104, 4097, 12_296, 120_000])
 @pytest.mark.parametrize(("dtype", "slab_dtype"), PAIRS, ids=str)
 def test_long_rows(dtype: torch.dtype, slab_dtype: torch.dtype, dim: int) -> None:
@@ -187,7 +187,7 @@ def test_long_rows(dtype: torch.dtype, slab_dtype: torch.dtype, dim: int) -> Non
 def test_tables_that_start_anywhere(
     dtype: torch.dtype, slab_dtype: torch.dtype, offsets: tuple[int, int]
 ) -> None:
-    """Rows of a multiple of 16 bytes whose first is not aligned to that."""
+    """Rows are a multiple of 16 bytes, but the first row is not aligned to 16 bytes."""
     case = gather_case(6, dim=64, dtype=dtype, slab_dtype=slab_dtype, same=0.2)
 
     def moved(table: Tensor, offset: int) -> Tensor:
@@ -209,7 +209,10 @@ def test_tables_that_start_anywhere(
 def test_ids_out_of_range_are_empty_slots_on_cuda(
     dtype: torch.dtype, slab_dtype: torch.dtype
 ) -> None:
-    """Also to the slab: a head that reads it need not know V. Nothing is read for them."""
+    """They are empty in slab_ids too, so a head needs no V to read the slab.
+
+    No row is read for them.
+    """
     case = gather_case(7, groups=2, dtype=dtype, slab_dtype=slab_dtype, same=0.3)
     rng, size = torch.Generator().manual_seed(8), case.weight.size(0)
     strange = torch.tensor([size, size + 1, 2**31 - 1, -2, -(2**31)], dtype=torch.int32)

@@ -1,4 +1,4 @@
-"""The report of tests/gpu/run.py from made-up findings: nothing that failed may be lost in it."""
+"""The report of tests/gpu/run.py from made-up findings must contain every failure."""
 
 import json
 from pathlib import Path

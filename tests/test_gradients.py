@@ -1,4 +1,4 @@
-"""What autograd is told: no op has a gradient, and an in-place op is a write."""
+"""The ops and autograd: no op has a gradient, and an in-place op counts as a write."""
 
 from typing import Any
 
@@ -30,12 +30,12 @@ def operands(trained: str) -> dict[str, Any]:
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("trained", ["hidden", "weight", "bias"])
 def test_a_backward_pass_is_refused(trained: str, compiled: bool) -> None:
-    """And not one that leaves the op's part of the gradient out."""
+    """Without the error, a backward pass would omit the op's part of the gradient."""
 
     def loss(tensors: dict[str, Any]) -> tuple[Tensor, Tensor]:
         logits, ids, logsumexp = sparse_head(k=3, **tensors)
         assert not ids.requires_grad
-        other = tensors[trained].sum()  # whose gradient alone would look like one
+        other = tensors[trained].sum()  # its gradient alone would look complete
         return logits.sum() + logsumexp.sum() + other, sparse_logits(**tensors).sum() + other
 
     tensors = operands(trained)
@@ -73,7 +73,7 @@ def test_modules_refuse_it_too() -> None:
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_in_place_ops_count_as_writes(backend: str) -> None:
-    """Each mutated tensor's version goes up, also where there was nothing to change."""
+    """Each mutated tensor's version rises, even if nothing changed."""
     microspec_kernels.backend(backend)
     state = vocab_state(20, 5)
     case = gather_case(0, slab_dtype=torch.int8)

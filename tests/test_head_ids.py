@@ -1,4 +1,4 @@
-"""Ids and groups out of range on CUDA, where nobody looks at them first: empty, never read for."""
+"""Ids and groups out of range on CUDA, which does not check them: empty slots, never read."""
 
 import pytest
 import torch

@@ -1,7 +1,7 @@
-"""Bitwise the same: run to run, thread to thread, alone or in a batch, in any order of slots.
+"""Results are bitwise equal for every run, thread count, batch and order of slots.
 
-Kernels that add up a row themselves promise it for any input. Triton's interpreter leaves the sums
-to NumPy's matmul, where a row's rounding depends on its place; so there all sums are exact.
+Kernels that sum a row themselves promise this for any input. Triton's interpreter uses NumPy's
+matmul, where a row's rounding depends on its position, so all sums are exact there.
 """
 
 import pytest
@@ -19,12 +19,12 @@ pytestmark = pytest.mark.backends(*COMPILED)
 
 @pytest.fixture
 def exact(backend: str) -> bool:
-    """Whether a case is to have sums that no order of adding them changes."""
+    """Return whether a case needs sums that are the same in any order."""
     return backend in TRITON
 
 
 def assert_logsumexp(got: Tensor, want: Tensor) -> None:
-    """Equal within an ulp on either side: exponentials are added up in the order of the slots."""
+    """Assert equality within one ulp: exponentials are summed in the order of the slots."""
     ulp = 2 * EPS * 2.0 ** want.abs().log2().floor()
     assert bool(((got - want).abs() <= ulp).all())
 
@@ -36,7 +36,7 @@ def results(case: HeadCase, k: int = 10) -> tuple[Tensor, ...]:
     )
 
 
-# Large enough that several threads get work (a quarter megabyte of rows), every row type.
+# A quarter megabyte of rows is enough work for several threads; every row type.
 ROWS = [(dtype, rows) for dtype in FLOATS for rows in (dtype, *QUANTISED)]
 
 
@@ -65,10 +65,10 @@ def test_runs_and_threads(dtype: torch.dtype, rows: torch.dtype) -> None:
 def test_a_row_does_not_know_its_batch(
     dtype: torch.dtype, rows: torch.dtype, grouped: bool
 ) -> None:
-    """M changes the blocking of the panels; no logit may show it.
+    """M changes the blocking of the panels, but no logit.
 
-    But for one step: with AMX, a bf16 row that is its group's only one is multiplied by other
-    instructions than several are, and agrees to rounding.
+    One exception: with AMX, other instructions multiply a bf16 row that is alone in its group. It
+    agrees with the others within rounding.
     """
     two_ways = instruction_set() == "amx" and dtype == rows == torch.bfloat16
     case = head_case(

@@ -1,4 +1,4 @@
-"""Every instruction set this processor has, each in a process of its own: it is chosen once."""
+"""Every instruction set of this processor, in a separate process each: it is chosen once."""
 
 import os
 import re
@@ -22,7 +22,7 @@ def python(*arguments: str, isa: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def supported() -> list[str]:
-    """What the library itself says: the error of a set that does not exist lists the others."""
+    """Return the library's instruction sets: the error for an unknown one lists the others."""
     error = python("-c", CALL, isa="abacus").stderr.strip().splitlines()[-1]
     message = r"ValueError: microspec: MICROSPEC_ISA: expected one of (.*), got abacus"
     match = re.fullmatch(message, error)

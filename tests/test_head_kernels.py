@@ -1,8 +1,8 @@
-"""Shapes that send a call down each way through the CUDA kernels, on whatever backend.
+"""Shapes that reach each path through the CUDA kernels, on every backend.
 
-Which way a call takes depends on the rows to expect in a group (multiply-adds up to 4, then tiles
-of 16, 32 and 64 rows), on D (whole blocks of 64 bytes for the tensor cores, in one split or
-several), on alignment, and on K (keys in registers up to 4096, in shared memory, in global memory).
+The path depends on the expected rows per group (multiply-adds up to 4, then tiles of 16, 32 and 64
+rows), on D (whole blocks of 64 bytes for the tensor cores, in one split or several), on alignment,
+and on K (keys in registers up to 4096, in shared memory, in global memory).
 """
 
 import pytest
@@ -37,7 +37,7 @@ def test_types(dtype: torch.dtype, rows: torch.dtype | None, packed: bool, m: in
 
 @pytest.mark.parametrize("dim", [32, 64, 96, 480, 544, 1056])
 def test_dims_in_whole_blocks(dim: int) -> None:
-    """Less than a block for each warp, as much as one, and a remainder for the last warps."""
+    """Each warp has less than a block or exactly one, or the last warps have a remainder."""
     check_against_float64(head_case(dim, m=9, dim=dim, capacity=21, dtype=torch.float16), k=3)
 
 
@@ -45,21 +45,21 @@ def test_dims_in_whole_blocks(dim: int) -> None:
     ("dtype", "dim"), [(torch.float32, 4100), (torch.float32, 8197), (torch.bfloat16, 8200)]
 )
 def test_few_rows_of_a_long_dimension(dtype: torch.dtype, dim: int) -> None:
-    """More than a block's lanes hold at once: several passes, whose sums add up."""
+    """D exceeds the lanes of a block, so several passes add up their sums."""
     check_against_float64(head_case(dim, m=2, dim=dim, capacity=11, dtype=dtype), k=4)
 
 
 @pytest.mark.backends(*COMPILED, *SMALL)
 @pytest.mark.parametrize(("m", "dim"), [(10, 4160), (20, 2112), (40, 1088), (40, 2144), (40, 4128)])
 def test_several_splits_of_the_dimension(m: int, dim: int) -> None:
-    """More of hidden than a block's registers hold: two to five partial sums meet in the end."""
+    """Hidden exceeds a block's registers, so two to five partial sums are added at the end."""
     check_against_float64(head_case(dim, m=m, dim=dim, capacity=19, dtype=torch.bfloat16), k=4)
 
 
 @pytest.mark.backends(*COMPILED, *SMALL)
 @pytest.mark.parametrize("active", [200, 90, 3])
 def test_more_slots_than_the_ring_holds(active: int) -> None:
-    """Each place in shared memory is filled several times; runs without a row are in between."""
+    """Each place in shared memory is filled several times; some runs have no row."""
     case = head_case(
         active, m=6, dim=1024, vocab_size=300, capacity=200, active=active, dtype=torch.bfloat16
     )
@@ -70,7 +70,7 @@ def test_more_slots_than_the_ring_holds(active: int) -> None:
 @pytest.mark.parametrize("groups", [2, 5])
 @pytest.mark.parametrize("packed", [False, True])
 def test_rows_of_many_groups(m: int, groups: int, packed: bool) -> None:
-    """Rows lie in no order, some are padding, some groups have none, some more than a tile."""
+    """Rows are unordered and some are padding; groups have no rows, or more than a tile."""
     case = head_case(
         m, m=m, dim=64, capacity=25, groups=groups, dtype=torch.float16, packed=packed, padding=True
     )
@@ -82,7 +82,7 @@ def test_rows_of_many_groups(m: int, groups: int, packed: bool) -> None:
 
 @pytest.mark.parametrize("groups", [None, 3])
 def test_more_rows_than_one_launch(groups: int | None) -> None:
-    """300 rows are two launches."""
+    """300 rows need two launches."""
     case = head_case(
         5, m=300, dim=32, capacity=9, groups=groups, dtype=torch.bfloat16, padding=groups == 3
     )
@@ -92,7 +92,7 @@ def test_more_rows_than_one_launch(groups: int | None) -> None:
 @pytest.mark.backends(*COMPILED, *SMALL)
 @pytest.mark.parametrize("capacity", [4096, 4097, 9000, 30000])
 def test_many_slots(capacity: int) -> None:
-    """K at which the keys move from registers to shared memory and to global memory."""
+    """At these K the keys move from registers to shared memory and to global memory."""
     case = head_case(
         capacity, m=2, dim=8, vocab_size=capacity + 5, capacity=capacity, dtype=torch.float32
     )
@@ -100,7 +100,7 @@ def test_many_slots(capacity: int) -> None:
 
 
 def check_largest_of_many(case: HeadCase, k: int) -> None:
-    """Selection against the backend's own logits: those have their tests at smaller sizes."""
+    """Compare the selection with the backend's own logits, which smaller sizes test."""
     z = sparse_logits(*case.tensors(), **case.options())
     logits, ids, _ = sparse_head(*case.tensors(), k, **case.options())
     want, want_ids = top_k(z, ids_by_row(case), k)
@@ -110,7 +110,7 @@ def check_largest_of_many(case: HeadCase, k: int) -> None:
 
 @pytest.mark.parametrize("gap", [1, 8])
 def test_rows_of_hidden_apart(gap: int) -> None:
-    """A gap of 8 elements keeps 16-byte accesses possible, one of 1 does not."""
+    """A gap of 8 elements allows 16-byte accesses, a gap of 1 does not."""
     check_against_float64(
         head_case(3, m=10, dim=64, capacity=20, dtype=torch.float16, gap=gap), k=3
     )

@@ -1,4 +1,4 @@
-"""What the head reads: no poison (see generators), any stride, and more than 2^31 elements."""
+"""The memory that the head reads: no poison (see generators), any stride, past 2^31 elements."""
 
 from pathlib import Path
 
@@ -52,7 +52,7 @@ def test_groups_of_a_slab_may_lie_apart_and_rows_repeat() -> None:
 
 
 def test_a_view_into_the_middle() -> None:
-    """Storage offsets count, and nothing before or behind is read."""
+    """Storage offsets count, and the head reads nothing before or behind the view."""
     case = head_case(13, m=3, dim=31, dtype=torch.bfloat16)
     hidden, weight = poison((5, 31), torch.bfloat16), poison((52, 31), torch.bfloat16)
     hidden[1:4], weight[1:51] = case.hidden, case.weight
@@ -80,7 +80,7 @@ def test_packed_equals_indexed(dtype: torch.dtype, rows: torch.dtype | None) -> 
 
 
 def lazy(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Zeros of any size: a sparse file, whose pages exist once written."""
+    """Make zeros of any size in a sparse file, whose pages exist only after a write."""
     flat = torch.from_file(str(path), shared=True, size=torch.Size(shape).numel(), dtype=dtype)
     return flat.view(shape)
 
@@ -92,7 +92,7 @@ def written_bytes(path: Path) -> int:
 @pytest.mark.backends(*CPU)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8], ids=str)
 def test_weight_beyond_2_to_31_elements(dtype: torch.dtype, tmp_path: Path) -> None:
-    """Rows past 2^31 and 2^32 elements; a truncated offset would find zeros, or another's row."""
+    """Rows lie past 2^31 and 2^32 elements; a truncated offset finds zeros, or another row."""
     dim, vocab_size = 4096, 2**20 + 70_000
     weight = lazy(tmp_path / "weight", (vocab_size, dim), dtype)
     quantised = dtype == torch.int8
@@ -113,7 +113,7 @@ def test_weight_beyond_2_to_31_elements(dtype: torch.dtype, tmp_path: Path) -> N
     assert_bitwise(z[:, active >= 0], want.float())
     _, top, _ = sparse_head(hidden, weight, active, 6, weight_scale=scale, bias=bias)
     assert_bitwise(top, tokens[want.argsort(descending=True, stable=True)])
-    assert written_bytes(tmp_path / "weight") < 2**20  # and nothing was written into it
+    assert written_bytes(tmp_path / "weight") < 2**20  # nothing was written into it
 
 
 @pytest.mark.backends(*CPU)

@@ -1,4 +1,4 @@
-"""NaN, infinities, emptiness, and scalars at the edge."""
+"""NaN, infinities, empty inputs, and extreme scalars."""
 
 import math
 
@@ -19,7 +19,7 @@ SPECIAL = [INF, -INF, NAN, 0.0, -0.0, 1.0, -1.0, 3.0e38, -3.0e38, 1e-30]
 
 
 def one_dim(values: list[float], ids: list[int] | None = None) -> HeadCase:
-    """Logits that are these very numbers: D = 1, x = 1."""
+    """Make a case whose logits are exactly these numbers: D = 1, x = 1."""
     at = torch.arange(len(values)) if ids is None else torch.tensor(ids)
     weight = torch.zeros(int(at.max()) + 1 if len(at) else 1, 1)
     weight[at.long()] = torch.tensor(values)[:, None]
@@ -33,7 +33,7 @@ def one_dim(values: list[float], ids: list[int] | None = None) -> HeadCase:
     seed=st.integers(0, 999),
 )
 def test_special_logits(values: list[float], k: int, seed: int) -> None:
-    """The order is total: numbers, infinities among them, then NaN, then padding."""
+    """The order is total: numbers with infinities, then NaN, then padding."""
     ids = torch.randperm(len(values) + 5, generator=torch.Generator().manual_seed(seed))
     case = one_dim(values, ids[: len(values)].tolist())
     z = torch.tensor([values])
@@ -55,7 +55,7 @@ def test_nan_ranks_below_minus_infinity_and_above_padding() -> None:
 
 @pytest.mark.parametrize("other", [INF, -INF, 1.0])
 def test_one_nan_anywhere_makes_logsumexp_nan(other: float) -> None:
-    """In a whole chunk or in the last, partial one; beside infinities, which end the sum early."""
+    """The NaN is in a whole or a partial chunk, also beside infinities, which end the sum early."""
     for count in (1, 2, 3, 8, 17, 40):
         for position in range(count):
             values = [other] * count
@@ -165,7 +165,7 @@ def test_scale_and_cap_apply_after_the_bias() -> None:
 
 
 def test_a_capped_tie_goes_to_the_lower_id() -> None:
-    """tanh saturates: logits that differed are equal afterwards, and equal logits go by id."""
+    """tanh saturates: different logits become equal, and equal logits are in order of id."""
     case = one_dim([50.0, 900.0, 70.0, -1.0], [9, 5, 2, 1])
     logits, ids, _ = sparse_head(*case.tensors(), 4, softcap=1.0)
     assert ids.tolist() == [[2, 5, 9, 1]]

@@ -1,4 +1,4 @@
-"""sparse_head and sparse_logits against float64, and selection bit by bit."""
+"""sparse_head and sparse_logits against float64, and the selection bit by bit."""
 
 import math
 
@@ -30,7 +30,7 @@ def check_against_float64(case: HeadCase, k: int) -> None:
     assert_close(sparse_logits(*case.tensors(), **case.options()), exact, allowed, "logits")
     logits, ids, logsumexp = sparse_head(*case.tensors(), k, **case.options())
     assert_top_k((logits, ids), exact, ids_by_row(case), allowed)
-    # A shift of all logits shifts logsumexp as much; its own rounding is that of a few fp32 steps.
+    # A shift of all logits shifts logsumexp equally; its own rounding is a few steps of fp32.
     want = logsumexp64(exact)
     size = float(want[want.isfinite()].abs().max()) if want.isfinite().any() else 0.0
     assert_close(logsumexp, want, allowed + 8 * EPS * max(1.0, size), "logsumexp")
@@ -45,7 +45,7 @@ def test_any_call(case: HeadCase, k: int) -> None:
 @pytest.mark.backends(*ALL)
 @given(case=head_cases(exact=True), k=st.integers(1, 60))
 def test_exact_arithmetic_gives_exact_ids(case: HeadCase, k: int) -> None:
-    """Small integers: true ties everywhere, and no rounding to excuse a wrong id."""
+    """Small integers give ties everywhere and no rounding, so ids must be exact."""
     exact = logits_in(case, torch.float64)
     assert_bitwise(sparse_logits(*case.tensors(), **case.options()) + 0.0, exact.float() + 0.0)
     logits, ids, _ = sparse_head(*case.tensors(), k, **case.options())
@@ -56,12 +56,12 @@ def test_exact_arithmetic_gives_exact_ids(case: HeadCase, k: int) -> None:
 
 @given(case=head_cases(), k=st.integers(1, 128))
 def test_selection_equals_the_sorted_logits(case: HeadCase, k: int) -> None:
-    """sparse_head's logits are sparse_logits' own: the order is exact whatever their rounding."""
+    """sparse_head's logits equal sparse_logits', so the order is exact whatever their rounding."""
     z = sparse_logits(*case.tensors(), **case.options())
     logits, ids, logsumexp = sparse_head(*case.tensors(), k, **case.options())
     want, want_ids = top_k(z, ids_by_row(case), k)
     assert_bitwise(ids, want_ids, "token_ids")
-    assert_bitwise(logits + 0.0, want + 0.0, "logits")  # -0 may come back as +0
+    assert_bitwise(logits + 0.0, want + 0.0, "logits")  # -0 may become +0
     own = logsumexp64(z)
     size = float(own[own.isfinite()].abs().max()) if own.isfinite().any() else 0.0
     assert_close(logsumexp, own, 4 * EPS * max(1.0, size), "logsumexp")
@@ -69,7 +69,7 @@ def test_selection_equals_the_sorted_logits(case: HeadCase, k: int) -> None:
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_equals_topk_over_a_dense_head(dtype: torch.dtype) -> None:
-    """The contract's own words, with a realistic shape."""
+    """Test the contract's definition with a realistic shape."""
     case = head_case(1, m=10, dim=512, vocab_size=4000, capacity=1024, active=900, dtype=dtype)
     used = case.active_ids[case.active_ids >= 0].long()
     restricted = torch.full((10, 4000), -math.inf, dtype=torch.float64)
@@ -77,13 +77,13 @@ def test_equals_topk_over_a_dense_head(dtype: torch.dtype) -> None:
     want, want_ids = restricted.topk(10)
     logits, ids, _ = sparse_head(*case.tensors(), 10)
     assert_close(logits, want, tolerance(case), "logits")
-    assert_bitwise(ids, want_ids, "token_ids")  # of this seed: no two logits are within rounding
+    assert_bitwise(ids, want_ids, "token_ids")  # with this seed no two logits are within rounding
 
 
 @pytest.mark.parametrize("rows", [None, *QUANTISED], ids=str)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_large_k_and_capacity(dtype: torch.dtype, rows: torch.dtype | None) -> None:
-    """More candidates than k = 128 many times over, so that insertion meets pruning."""
+    """There are many times more candidates than k = 128, so insertions and pruning alternate."""
     case = head_case(
         2,
         m=4,
@@ -100,7 +100,7 @@ def test_large_k_and_capacity(dtype: torch.dtype, rows: torch.dtype | None) -> N
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_logits_sorted_by_slot(order: int) -> None:
-    """Ascending logits enter the top k one and all; descending ones never after the first k."""
+    """All ascending logits enter the top k; of descending ones, only the first k do."""
     count = 1000
     weight = (torch.arange(count) * order).float()[:, None]
     case = HeadCase(torch.ones(2, 1), weight, torch.arange(count, dtype=torch.int32))
@@ -120,7 +120,7 @@ def test_all_equal_logits_give_the_lowest_ids() -> None:
 
 
 def test_float_bits_decide_not_their_leading_ones() -> None:
-    """Logits that differ in the last bit only, in both signs: keys must keep all 32 bits."""
+    """Logits differ in the last bit only, in both signs: keys must keep all 32 bits."""
     near = torch.tensor(1.0).view(torch.int32) + torch.randperm(512).int()
     values = torch.cat([near.view(torch.float32), -near.view(torch.float32)])
     case = HeadCase(torch.ones(1, 1), values[:, None], torch.arange(1024, dtype=torch.int32))

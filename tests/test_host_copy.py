@@ -1,4 +1,4 @@
-"""HostCopy: which value the host sees, by a device that is done when the test says so."""
+"""HostCopy: the value that the host sees, with a device that the test controls."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +10,7 @@ from microspec_kernels._host_copy import HostCopy
 
 
 class Device:
-    """Copies to the host arrive when :meth:`finish` is called."""
+    """Copies to the host arrive when the test calls :meth:`finish`."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.done, self.late, self.made = True, [], 0

@@ -1,4 +1,4 @@
-"""Without a GPU `make build` takes torch's CPU build, or none."""
+"""Without a GPU `make build` installs torch's CPU build, or none."""
 
 import importlib.util
 import subprocess

@@ -1,4 +1,4 @@
-"""Tensors whose sign is still to be applied (`torch._neg_view`, the imaginary part of `conj()`)."""
+"""Tensors with a lazy sign (`torch._neg_view`, the imaginary part of `conj()`)."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from microspec_kernels import gather_rows_, sparse_head, sparse_logits
 
 
 def negated(tensor: Tensor) -> Tensor:
-    """The same values, behind a lazy sign."""
+    """Return the same values behind a lazy sign."""
     view: Tensor = torch._neg_view(-tensor)
     assert view.is_neg()
     return view

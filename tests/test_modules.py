@@ -1,4 +1,4 @@
-"""SparseHead and SparseLMHead: the modules over vocabulary, slab and ops."""
+"""SparseHead and SparseLMHead, the modules over vocabulary, slab and ops."""
 
 import math
 import re
@@ -25,7 +25,7 @@ def hidden_of(m: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def pair_of_heads(kind: Any, dtype: torch.dtype, groups: int, **options: Any) -> tuple[Any, Any]:
-    """Indexed and packed, each with a vocabulary of its own."""
+    """Make an indexed and a packed head, with one vocabulary each."""
     weight = weight_of(dtype)
     return (
         kind(weight, ActiveVocab(V, K, groups=groups), mode="indexed", **options),
@@ -84,7 +84,7 @@ def test_every_option_counts(kind: Any, mode: str, option: str) -> None:
 
 @pytest.mark.parametrize("dtype", QUANTISED, ids=str)
 def test_quantised(dtype: torch.dtype) -> None:
-    """A quantised slab of a float weight, and a quantised weight in either mode, are one head."""
+    """A quantised slab of a float weight equals a quantised weight in either mode."""
     weight, hidden = weight_of(torch.float32), hidden_of(4)
     rows, scale = reference.quantise_rows(weight, dtype)
     heads = [
@@ -105,7 +105,7 @@ def test_quantised(dtype: torch.dtype) -> None:
 def dense_logits(
     hidden: Tensor, weight: Tensor, active: list[list[int]], groups: list[int]
 ) -> Tensor:
-    """The full head, masked to what each row's group has active."""
+    """Return the full head's logits, masked to the active tokens of each row's group."""
     z = hidden.double() @ weight.double().T
     masked = torch.full_like(z, -math.inf)
     for row, group in enumerate(groups):
@@ -147,7 +147,7 @@ def test_dense_logits_of_groups_and_padding(mode: Any) -> None:
 
 @pytest.mark.parametrize("kind", [SparseHead, SparseLMHead])
 def test_module_manners(kind: Any) -> None:
-    """It borrows the model's weight: no parameter, and only what replaces a layer saves it."""
+    """The module borrows the model's weight as no parameter; only a replaced layer saves it."""
     weight = torch.nn.Parameter(weight_of(torch.float32))
     for mode in ("indexed", "packed"):
         head = kind(weight, ActiveVocab(V, K), mode=mode)

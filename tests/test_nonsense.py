@@ -1,7 +1,7 @@
-"""vocab_update_ on states that no update leaves: nothing outside its tensors is touched.
+"""vocab_update_ on states that no update leaves touches nothing outside its tensors.
 
-What surrounds each tensor is watched here, which shows writes; test_sanitized_library.py and
-tests/emulation see reads as well.
+This file watches the memory around each tensor, which shows writes. test_sanitized_library.py and
+tests/emulation see reads, too.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ POISON = 0x5A
 
 
 class Guarded:
-    """A tensor in the middle of memory that nobody has any business in."""
+    """A tensor in the middle of memory that the op must not touch."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.memory = torch.full((tensor.numel() + 2 * MARGIN,), POISON, dtype=tensor.dtype)
@@ -43,7 +43,7 @@ def test_nothing_around_the_state_is_written(
         try:
             vocab_update_(*(one.tensor for one in guarded), tokens)
         except (IndexError, KeyError, ValueError, RuntimeError):
-            # The reference takes its arguments as valid, and PyTorch checks its indices.
+            # The reference assumes valid arguments, and PyTorch checks its indices.
             assert backend == "reference"
         assert all(one.whole() for one in guarded)
 
@@ -51,7 +51,7 @@ def test_nothing_around_the_state_is_written(
 @pytest.mark.backends(*CPU)
 @given(call=calls())
 def test_no_mark_of_the_walk_stays(call: tuple[State, Sequence[Tensor]]) -> None:
-    """What came and has no slot afterwards is absent, so that it may come again."""
+    """A token that came and has no slot afterwards is absent, so that it can come again."""
     state, batches = call
     *_, token_slots, _ = tensors = state.tensors()
     _, capacity, _ = state.sizes
@@ -64,7 +64,7 @@ def test_no_mark_of_the_walk_stays(call: tuple[State, Sequence[Tensor]]) -> None
 
 @pytest.mark.parametrize("mark", [-2, -3, -(2**31), 4, 2**31 - 1])
 def test_a_token_with_a_nonsense_slot_may_come(mark: int) -> None:
-    """Or it would stay out for ever."""
+    """Otherwise the token could never become active again."""
     ids, stamps = torch.tensor([7, 8, -1, -1]).int(), torch.tensor([[0, 1, -1, -1]])
     slots, clock = torch.full((1, 10), -1).int(), torch.tensor([2])
     slots[0, 7], slots[0, 8], slots[0, 5] = 0, 1, mark
@@ -75,7 +75,7 @@ def test_a_token_with_a_nonsense_slot_may_come(mark: int) -> None:
 
 
 def test_a_token_that_another_slot_claims_may_come() -> None:
-    """token_slots says that it is active, the slot holds another token."""
+    """token_slots marks the token as active, but its slot holds another token."""
     ids, stamps = torch.tensor([7, -1]).int(), torch.tensor([[PINNED, -1]])
     slots, clock = torch.full((1, 10), -1).int(), torch.tensor([0])
     slots[0, 7], slots[0, 5] = 0, 0

@@ -1,4 +1,4 @@
-"""The committed demonstration pair keeps its promises: lossless, and worth drafting with."""
+"""The committed demonstration pair is lossless, and drafting with it pays."""
 
 from pathlib import Path
 

@@ -32,7 +32,7 @@ V = 60  # at least that of any head_cases()
 
 
 def shard_of(case: HeadCase, start: int, end: int) -> HeadCase:
-    """What the rank that holds tokens start to end - 1 calls sparse_head with."""
+    """Return sparse_head's arguments on the rank that holds tokens start to end - 1."""
     part = slice(start, end)
     changes: dict[str, Any] = {"active_ids": local_ids(case.active_ids, start, end - start)}
     if case.bias is not None:
@@ -45,7 +45,7 @@ def shard_of(case: HeadCase, start: int, end: int) -> HeadCase:
 
 
 def over_shards(case: HeadCase, edges: list[int], order: list[int], k: int) -> tuple[Tensor, ...]:
-    """sparse_head, shard by shard; ``order``: which shard each rank holds."""
+    """Run sparse_head shard by shard and merge; ``order`` gives each rank's shard."""
     shards = list(zip([0, *edges], [*edges, V], strict=True))
     parts = []
     for start, end in (shards[i] for i in order):
@@ -56,7 +56,7 @@ def over_shards(case: HeadCase, edges: list[int], order: list[int], k: int) -> t
 
 @st.composite
 def cuts(draw: st.DrawFn) -> tuple[list[int], list[int]]:
-    """Up to five shards of V, some of them empty, and their order."""
+    """Draw up to five shards of V, some of them empty, and their order."""
     edges = sorted(draw(st.lists(st.integers(0, V), max_size=4)))
     return edges, draw(st.permutations(range(len(edges) + 1)))
 
@@ -80,7 +80,7 @@ SPECIAL = (float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 1.0, -1.0, 3e38
 
 @given(values=st.lists(st.sampled_from(SPECIAL), max_size=V), cuts=cuts(), k=st.integers(1, 70))
 def test_special_logits(values: list[float], cuts: tuple[list[int], list[int]], k: int) -> None:
-    """Many ties, two zeros, infinities; NaN last, and its row's logsumexp."""
+    """Logits are ties, two zeros, infinities and NaN; NaN is last, and its logsumexp NaN."""
     weight = torch.tensor(values + [7.0] * (V - len(values)))[:, None]
     ids = torch.arange(len(values), dtype=torch.int32)
     case = HeadCase(torch.tensor([[1.0], [-1.0]]), weight, ids)
@@ -101,14 +101,14 @@ def test_local_ids() -> None:
 
 
 def test_tokens_of_the_last_row() -> None:
-    """The largest token there can be survives the way through the all-gather."""
+    """The largest possible token survives the all-gather."""
     top = torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.int64), torch.ones(1)
     token_ids = merged(packed(*top, 2**31 - 2)[None])[1]
     assert token_ids.tolist() == [[2**31 - 2]]
 
 
 def test_zeros_are_equal() -> None:
-    """Backends that keep a zero's sign do not have it decide a tie."""
+    """If a backend keeps the sign of zero, it must not decide a tie."""
     ids, logsumexp = torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1)
     parts = [
         packed(torch.tensor([[z]]), ids, logsumexp, start) for z, start in ((0.0, 3), (-0.0, 1))
@@ -168,7 +168,7 @@ def test_bad_ranges(ranges: list[tuple[int, int]]) -> None:
 def test_processes(ranks: int, tmp_path: Path) -> None:
     worker = Path(__file__).with_name("parallel_worker.py")
     command = [sys.executable, str(worker), str(ranks), str(tmp_path / "store")]
-    # The processes share one machine: no name needs to be resolved, and one core each is enough.
+    # The processes share one machine: they need no name resolution, and one core each is enough.
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout}{done.stderr}"

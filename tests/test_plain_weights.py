@@ -1,4 +1,4 @@
-"""A weight is a plain tensor with values, or the module that takes it names what it is."""
+"""A weight must be a plain tensor with values; otherwise the module's error names its type."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Policies: which tokens a source takes, in which order, without a look from the host."""
+"""Policies: the tokens of each source and their order, without reads from the host."""
 
 import re
 
@@ -16,7 +16,7 @@ NOTHING = torch.full((VOCAB, 2), -1, dtype=torch.int32)
 
 
 def seen(stage: str = "step", rows: int = 3, best: int = 3, device: str = "cpu") -> TargetPass:
-    """Tokens 10, 11, ...; the target's likeliest at row r: 10 r, 10 r + 1, ...; the path 11, 12."""
+    """Return a pass: tokens 10, 11, ..., likeliest 10 r, 10 r + 1, ... at row r, path 11, 12."""
     every = torch.arange(rows)
     chosen = torch.where(every < 2, 11 + every, -1)
     likeliest = 10 * every[:, None] + torch.arange(best)
@@ -103,7 +103,7 @@ def test_default_begins_filled_or_is_microspecs() -> None:
 def test_expanded_looks_up_what_the_other_takes() -> None:
     table = NOTHING.clone()
     table[11], table[12] = torch.tensor([40, 41]), torch.tensor([50, -1])
-    table[0], table[VOCAB - 1] = 60, 60  # where an empty place must not look
+    table[0], table[VOCAB - 1] = 60, 60  # an empty place must not look these up
     relatives = policy.expanded(policy.generated(), table, "kin")
     assert relatives.tokens(seen()).tolist() == [[41, 40], [-1, 50], [-1, -1]]
     assert relatives.tokens(seen()).dtype == torch.int64
@@ -129,7 +129,7 @@ def every_source(device: str) -> list[Source]:
 @pytest.mark.parametrize("source", every_source("meta"), ids=lambda s: f"{s.name}-{s.budget}")
 @pytest.mark.parametrize("rows", [0, 1, 7])
 def test_no_source_reads_a_value(source: Source, rows: int) -> None:
-    """A meta tensor has no values: what read one, or took its shape from one, would fail here."""
+    """A meta tensor has no values: a source that reads one, or a shape from one, fails."""
     for best in {source.target_top_k, 0}:
         one = seen(source.stage, rows, best, device="meta")
         taken = Policy((source,)).select(one)
@@ -138,7 +138,7 @@ def test_no_source_reads_a_value(source: Source, rows: int) -> None:
 
 
 class PlainContext:
-    """Last follower of every n-gram, in a dict."""
+    """The last follower of every n-gram, in a dict."""
 
     def __init__(self, order: int) -> None:
         self.order, self.text, self.followers = order, [], {}
@@ -158,7 +158,7 @@ class PlainContext:
 
 @given(order=st.integers(1, 3), ahead=st.integers(1, 4), seed=st.integers(0, 10**6))
 def test_context_is_the_last_follower(order: int, ahead: int, seed: int) -> None:
-    """A prompt, then steps whose path is any part of the tree; then a second text."""
+    """Take a prompt, then steps whose path is any part of the tree, then a second text."""
     rng = torch.Generator().manual_seed(seed)
     context = ContextSuccessors(2**20, order=order, ahead=ahead)  # no two n-grams share a slot
     on_prompt, on_step = context.sources
@@ -192,7 +192,7 @@ def test_context_matters_only_after_evictions() -> None:
     context = Policy((*policy.TEXT, *ContextSuccessors(VOCAB).sources))
     tokens = torch.randint(0, 30, (200,))
     assert in_vocab(plain, 30, tokens) == in_vocab(context, 30, tokens)
-    # 1 was followed by 2, which eight others have since pushed out; then 1 comes again.
+    # 2 followed 1 and was then evicted by eight other tokens; then 1 comes again.
     forgotten = torch.tensor([1, 2, *range(10, 18), 1, 1])
     assert 2 not in in_vocab(plain, 8, forgotten[:-1])
     assert 2 in in_vocab(context, 8, forgotten[:-1])

@@ -41,10 +41,10 @@ def test_variants_toggle_case_and_space() -> None:
         [7],
         [6],
         [9],
-        [],  # "ios" and "Ios" are no tokens, and nothing says that "iOS" was meant
+        [],  # "ios" and "Ios" are no tokens, and nothing suggests that "iOS" was meant
         [],
         [10],
-        [1, 2, 3, 4],  # a second token of the same text
+        [1, 2, 3, 4],  # a second token with the same text
         [3],
     ]
     assert table.shape == (14, 4) and all(
@@ -88,7 +88,7 @@ def test_successors_are_the_most_frequent(texts: list[list[int]], count: int) ->
 @pytest.mark.parametrize("chunk", [1, 7, 256])
 def test_neighbours_are_the_nearest(cosine: bool, chunk: int) -> None:
     weight = torch.randn(40, 6) * torch.rand(40, 1) * 3
-    weight[7] = 0  # a row of no direction
+    weight[7] = 0  # a row without a direction
     table = neighbours(weight, 5, cosine=cosine, chunk=chunk)
     assert table.shape == (40, 5) and table.dtype == torch.int32
     wide = weight.double()

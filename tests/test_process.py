@@ -1,4 +1,4 @@
-"""The compiled ops in a forked child, and under Ctrl-C: what README.md says of both."""
+"""The compiled ops in a forked child and under Ctrl-C, as README.md describes them."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Rows quantised on their way into a slab: bit for bit the reference's, and within half a step."""
+"""Rows that a gather quantises: bit for bit the reference's, and within half a step."""
 
 import math
 
@@ -19,7 +19,7 @@ LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 
 
 def quantised(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """All rows of weight, through the op."""
+    """Quantise all rows of weight with the op."""
     count = weight.size(0)
     slab = torch.zeros(weight.shape, dtype=dtype)
     held, scale = torch.full((count,), -1, dtype=torch.int32), torch.zeros(count)
@@ -46,8 +46,9 @@ def test_within_half_a_step(
     weight = weight.nan_to_num(posinf=1.0, neginf=-1.0)
     slab, scale = check(weight, dtype)
     steps = weight.double() / scale.double()[:, None]
-    # int8: neighbours are 1 apart. e4m3: 2^-3 of the power of two below, at least 2^-9. The scale's
-    # and the quotient's own rounding add 2 * 2^-24 of the value (at most 448, in steps).
+    # int8 codes are 1 apart. e4m3 codes are 2^-3 of the power of two below apart, at least 2^-9.
+    # The roundings of the scale and of the quotient add 2 * 2^-24 of the value (at most 448, in
+    # steps).
     if dtype == torch.int8:
         half = torch.full_like(steps, 0.5)
     else:
@@ -95,7 +96,7 @@ def test_int8_rounds_half_to_even(source: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", QUANTISED, ids=str)
 def test_every_half_precision_value(dtype: torch.dtype) -> None:
-    """All bf16 and fp16 numbers up to an amax that makes the scale 1."""
+    """Test all bf16 and fp16 numbers up to an amax that makes the scale 1."""
     for source in (torch.bfloat16, torch.float16):
         values = torch.arange(65536).to(torch.int16).view(source)
         values = values[values.float().abs() <= LARGEST[dtype]]

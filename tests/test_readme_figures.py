@@ -1,4 +1,4 @@
-"""README's figures are those of committed results, or arithmetic from shapes."""
+"""README's figures must come from committed results, or from arithmetic over shapes."""
 
 import csv
 from pathlib import Path
@@ -9,24 +9,24 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results" / "intel-xeon-processor-2-threads-amx"
 README = (ROOT / "README.md").read_text()
 
-# Parameters of Llama-3.1-8B, of drafts' layers, and of Llama-3.2-1B without its LM head.
+# Parameters of Llama-3.1-8B, of the drafts' layers, and of Llama-3.2-1B without its LM head.
 V, D, INNER, KEYS, K, DRAFTS = 128256, 4096, 14336, 1024, 3072, 5
 LAYER = 2 * D * D + 2 * D * KEYS + 3 * D * INNER
 EAGLE_LAYER = 2 * D * D + LAYER
 EAGLE_3_LAYER = 2 * D * (D + 2 * KEYS) + D * D + 3 * D * INNER
-EAGLE_3_FEATURES = 3 * D * D  # once a step
+EAGLE_3_FEATURES = 3 * D * D  # once per step
 LLAMA_1B_LAYERS = 16 * (2 * 2048 * 2048 + 2 * 2048 * 512 + 3 * 2048 * 8192)
 TARGET = 32 * LAYER + V * D
 
 
 def cells(row: str) -> list[str]:
-    """Of the one table row whose first cell begins so."""
+    """Return the cells of the one table row whose first cell begins with ``row``."""
     (line,) = (line for line in README.splitlines() if line.startswith(f"| {row}"))
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
 def column(name: str, value: str, **where: str) -> float:
-    """The one value of a results file in the row that has these values."""
+    """Return the value of a results file in the one row with the values ``where``."""
     with open(RESULTS / f"{name}.csv", newline="") as file:
         rows = [row for row in csv.DictReader(file) if where.items() <= row.items()]
     (row,) = rows

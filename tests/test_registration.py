@@ -1,4 +1,4 @@
-"""The ops as PyTorch sees them: schemas, fakes, mutation, torch.compile."""
+"""The ops in PyTorch: schemas, fakes, mutation, torch.compile."""
 
 import os
 import subprocess
@@ -57,8 +57,11 @@ def vocab_arguments(groups: int, ragged: bool) -> tuple[tuple[Any, ...], dict[st
 
 
 def opcheck(name: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-    """All of torch.library.opcheck; but its schema test compares with allclose, which PyTorch lacks
-    for fp8. What an op mutates does not depend on the dtype, and int8 has gone through it."""
+    """Run torch.library.opcheck, without its schema test for fp8.
+
+    That test compares with allclose, which PyTorch lacks for fp8. An op's mutations do not depend
+    on the dtype, and int8 passes the test.
+    """
     tests = [
         "test_schema",
         "test_autograd_registration",
@@ -126,7 +129,7 @@ def one_step(
     hidden: Tensor, weight: Tensor, state: tuple[Tensor, ...], slab: Tensor, held: Tensor,
     scale: Tensor, tokens: Tensor,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """A whole draft step: each op reads what the one before it wrote in place."""
+    """Take a whole draft step: each op reads the in-place results of the op before."""
     vocab_update_(*state, tokens)
     gather_rows_(slab, held, weight, state[0], slab_scale=scale)
     groups = torch.zeros(hidden.size(0), dtype=torch.long)
@@ -145,7 +148,7 @@ def step_arguments(dtype: torch.dtype) -> tuple[Any, ...]:
     return hidden, weight, vocab_state(50, 12).tensors(), slab, held, torch.ones(1, 12)
 
 
-# Inductor plans memory and may reorder; aot_eager shows that the graph itself is right.
+# Inductor plans memory and may reorder; aot_eager shows that the graph itself is correct.
 @pytest.mark.parametrize(
     ("compiler", "dtype"),
     [("aot_eager", torch.int8), ("inductor", torch.int8), ("aot_eager", torch.float8_e4m3fn)],
@@ -178,7 +181,7 @@ def test_compiled_wrong_call_is_an_error() -> None:
 
 @pytest.mark.parametrize("rows", [torch.float32, *QUANTISED], ids=str)
 def test_reference_backend_serves_the_ops_themselves(rows: torch.dtype) -> None:
-    """The choice is the dispatcher's: engines that call torch.ops get it too."""
+    """The dispatcher makes the choice, so engines that call torch.ops get it too."""
     microspec_kernels.backend("cpu")
     case = head_case(34, rows=rows, groups=2, packed=True)
     want = torch.ops.microspec.sparse_head(*case.tensors(), 5, **case.options())

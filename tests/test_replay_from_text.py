@@ -18,7 +18,10 @@ WORDS = ["the", "The", "Ġthe", "ĠThe", "cat", "Ġcat", "Ċ", "é", "Ã", "Ã©
 
 @pytest.fixture
 def tokenizer(tmp_path: Path) -> Path:
-    """Byte-level, a token a word or byte; "é" is no byte-level piece's start but "Ã©" is."""
+    """Make a byte-level tokenizer, one token per word or byte.
+
+    "é" begins no byte-level piece, but "Ã©" does.
+    """
     pieces = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *(w for w in WORDS if len(w) > 1)]
     merges = [
         ("t", "h"), ("th", "e"), ("T", "h"), ("Th", "e"), ("Ġ", "the"), ("Ġ", "The"),
@@ -70,7 +73,7 @@ def test_a_line_that_is_no_pair_is_named(line: str, tokenizer: Path, tmp_path: P
 
 
 def test_a_line_ends_where_json_lines_do(tokenizer: Path, tmp_path: Path) -> None:
-    """Not at the other ends that `str.splitlines` knows, which a text may have."""
+    """Lines do not end at the other ends of `str.splitlines`, which a text may contain."""
     file = tmp_path / "separators.jsonl"
     file.write_text('{"prompt": "a\u2028b", "response": "c\x85d"}\n', encoding="utf-8")
     trace = replay.load_text(file, replay.load_tokenizer(tokenizer))
@@ -98,7 +101,7 @@ def test_not_a_tokenizer(tmp_path: Path) -> None:
 def test_on_the_command_line(
     tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """ " cat" is covered as the prompt's; "The" only where variants of "the" enter."""
+    """The prompt covers " cat"; only variants of "the" cover "The"."""
     text, out = tmp_path / "story.txt", tmp_path / "out.json"
     text.write_text("the cat The cat", encoding="utf-8")
     options = ["--tokenizer", str(tokenizer), "--prompt-tokens", "2", "--json", str(out)]

@@ -21,7 +21,7 @@ def pyproject() -> dict[str, Any]:
 
 
 def requirements(pyproject: dict[str, Any]) -> list[str]:
-    """All but the package's own extras, and those that pin one version."""
+    """Return all requirements, except the package's own extras and those that pin a version."""
     extras = pyproject["project"]["optional-dependencies"]
     lists = [
         pyproject["build-system"]["requires"],

@@ -1,4 +1,4 @@
-"""The CPU library under AddressSanitizer and UBSan, which have to be there before Python starts."""
+"""The CPU library under AddressSanitizer and UBSan, which must be loaded before Python starts."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built once; what is unchanged is not compiled again."""
+    """Build the library; later builds compile changes only."""
     import fcntl
 
     import torch

@@ -1,4 +1,4 @@
-"""A model whose LM head is a SparseLMHead is saved and loaded as before."""
+"""A model with a SparseLMHead as LM head can be saved and loaded like the original."""
 
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ def sparse(model: Any, mode: Any) -> SparseLMHead:
 
 @torch.no_grad()
 def assert_same_logits(model: Any, dense: Any) -> None:
-    """Where the vocabulary has a token; elsewhere -inf."""
+    """Assert equal logits for the active tokens, and -inf for all others."""
     tokens = torch.tensor([[3, 4, 5]])
     got, want = model(tokens).logits, dense(tokens).logits
     torch.testing.assert_close(got[..., 20:30], want[..., 20:30])
@@ -50,7 +50,7 @@ def test_a_model_with_one(tmp_path: Path, tied: bool, mode: str) -> None:
     for name, tensor in dense.state_dict().items():
         assert_bitwise(loaded.state_dict()[name], tensor, name)
 
-    # Another model's weights, strictly, and back into a dense model.
+    # Load another model's weights, strictly, and load them back into a dense model.
     other = tiny(tied, seed=1)
     torch.save(other.state_dict(), tmp_path / "state.pt")
     model.load_state_dict(torch.load(tmp_path / "state.pt"), strict=True)

@@ -1,4 +1,4 @@
-"""Objects made under another default dtype or device, or in inference mode, work as any other."""
+"""Objects made under another default dtype or device, or in inference mode, work like others."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -51,7 +51,7 @@ def make() -> dict[str, Any]:
 
 
 def use(made: dict[str, Any]) -> dict[str, Tensor]:
-    """Everything that changes state, and everything that reads it."""
+    """Call everything that changes state, and everything that reads it."""
     vocab, slab, coverage, engine = (made[n] for n in ("vocab", "slab", "coverage", "engine"))
     coverage.count(TOKENS)
     vocab.update(TOKENS)

@@ -1,4 +1,4 @@
-"""What a time is made of, by a clock that the test moves: which calls count, and in which order."""
+"""The parts of a measured time, by a clock that the test moves: counted calls, and their order."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from microspec_kernels.timing import Percentiles, percentiles, time_arms
 
 
 class Clock:
-    """Time that only moves when it is told to, and a device that works behind the host's back."""
+    """Time that only the test moves, and a device that works asynchronously."""
 
     def __init__(self) -> None:
         self.now, self.queued = 0.0, 0.0
@@ -57,7 +57,7 @@ ROUNDS = [5.0, 1.0, 4.0, 2.0, 3.0]
 
 
 def spending(clock: Clock, factor: float) -> Callable[[], None]:
-    """The calls in turn take ``factor`` times what a round takes."""
+    """Return a call that takes ``factor`` times a round's time, one round after the other."""
     taken = iter([*WARMUP, *ROUNDS])
     return lambda: clock.spend(factor * next(taken))
 
@@ -103,7 +103,7 @@ def of_time_rounds(names: str, rounds: int) -> Called:
 def test_every_arm_is_called_once_a_round_and_each_as_often_at_every_place(
     clock: Clock, timed: Callable[[str, int], Called], names: str
 ) -> None:
-    """What slows the first or the last of a round slows them all."""
+    """A delay of the first or the last call of a round thus delays all arms."""
     order = timed(names, 2 * len(names))
     rounds = [order[at : at + len(names)] for at in range(0, len(order), len(names))]
     assert len(rounds) == 2 * len(names)
@@ -121,7 +121,7 @@ def test_before_is_told_which_arm_is_next(clock: Clock) -> None:
 
 
 def on_a_gpu(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Device time is counted by events, in milliseconds; a launch returns before it is done."""
+    """Simulate a GPU: events count device time in ms, and a launch returns before its end."""
 
     class Event:
         def __init__(self, enable_timing: bool) -> None:
@@ -152,7 +152,7 @@ def test_on_a_gpu_a_call_is_timed_until_the_device_is_done(
 def test_a_replay_is_timed_by_the_device(
     clock: Clock, monkeypatch: pytest.MonkeyPatch, captured: bool
 ) -> None:
-    """A graph is enqueued while the device still waits; calls from Python are not hidden so."""
+    """A graph is enqueued while the device still waits; that does not hide calls from Python."""
     on_a_gpu(clock, monkeypatch)
     slept: list[int] = []
     monkeypatch.setattr(torch.cuda, "_sleep", slept.append)
@@ -184,7 +184,7 @@ def test_cold_operands_left_the_cache_before_their_turn_comes(
 
 
 class Graphs:
-    """What PyTorch is told about streams and graphs, and which calls are made in between."""
+    """Record PyTorch's calls for streams and graphs, and the arms' calls between them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.said: list[Any] = []

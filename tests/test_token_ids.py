@@ -1,4 +1,4 @@
-"""The one door for a caller's list of token ids, and for files of them."""
+"""The one function that reads a caller's list of token ids, or a file of them."""
 
 import json
 from pathlib import Path
@@ -93,7 +93,7 @@ def test_files_of_ids(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 def test_damaged_files_are_named_in_one_line(tmp_path: Path, name: str) -> None:
-    """Every length and a few flipped bytes: ids or one line, nothing else."""
+    """Every length and a few flipped bytes give ids or a one-line error, nothing else."""
     good, bad = tmp_path / name, tmp_path / f"bad{Path(name).suffix}"
     _write(good, list(range(5, 40)))
     data = good.read_bytes()
@@ -144,7 +144,7 @@ def test_a_header_does_not_decide_what_is_allocated(tmp_path: Path) -> None:
         ("a.npy", np.array([None]), "unreadable file"),
         ("a.pt", {"ids": [1]}, "a tensor or a list of token ids, got dict"),
         ("a.pt", torch.tensor([1.5]), "integer ids, got float32"),
-        ("a.pt", Path("x"), "unreadable file"),  # an object whose loading would run its code
+        ("a.pt", Path("x"), "unreadable file"),  # loading this object would run its code
         ("a.json", {"ids": [1]}, "a .json list of token ids, got dict"),
         ("a.json", [1.0], "integer ids, got float"),
         ("a.json", [True], "integer ids, got bool"),

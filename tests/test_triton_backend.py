@@ -1,4 +1,4 @@
-"""How Triton's kernels are chosen, and that nothing else needs Triton."""
+"""How Triton's kernels are selected; nothing else needs Triton."""
 
 import os
 import subprocess

@@ -1,7 +1,7 @@
-"""Every Triton kernel, compiled for the devices it is meant for, without one at hand.
+"""Every Triton kernel, compiled for its devices, without one of them.
 
-Registers, spills and shared memory are read from the binaries; what they say about speed is for a
-GPU to confirm. Each case is one that the launchers ask for.
+Registers, spills and shared memory come from the binaries; only a GPU can confirm their effect on
+speed. Each case is one that the launchers use.
 """
 
 import importlib
@@ -28,9 +28,9 @@ TARGETS = {
     "sm100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-# Bytes a block may have; two programs of the projection are to share a multiprocessor's.
+# Bytes of shared memory per block. Two programs of the projection must fit on a multiprocessor.
 SHARED_LIMIT = {"sm80": 163 * 1024, "sm90": 227 * 1024, "sm100": 227 * 1024, "gfx942": 64 * 1024}
-# The largest K and BLOCK of the other kernels is one variant; smaller ones need less.
+# Only the largest K and BLOCK of the other kernels are compiled; smaller ones need less.
 SCALARS = {"logit_scale": "fp32", "softcap": "fp32"}
 POINTERS = {
     "partial": "*fp32", "active_ids": "*i32", "group_ids": "*i64", "weight_scale": "*fp32",
@@ -41,14 +41,17 @@ POINTERS = {
 
 
 def module(name: str) -> Any:
-    """By name: the package's attributes of these names are the ops."""
+    """Import a module by name, because the package's attributes of these names are the ops."""
     return importlib.import_module(f"microspec_kernels.triton_kernels.{name}")
 
 
 def compiled(kernel: Any, target: str, types: dict[str, str], **constants: Any) -> Any:
-    """With 16-byte pointers and strides, as a model's are. Upper case: the kernel's constants."""
+    """Compile with 16-byte pointers and strides, as for a model.
+
+    Upper-case names are the kernel's constants.
+    """
     while not isinstance(kernel, triton.runtime.jit.JITFunction):
-        kernel = kernel.fn  # beneath the autotuner
+        kernel = kernel.fn  # unwrap the autotuner
     values = {name: value for name, value in constants.items() if name.isupper()}
     options = {name: value for name, value in constants.items() if not name.isupper()}
     known = POINTERS | SCALARS | types
@@ -79,7 +82,7 @@ def resources(binary: Any, target: str, folder: Path) -> dict[str, int]:
     file.write_bytes(binary.asm["cubin"])
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     done = subprocess.run([tool, "-res-usage", file], capture_output=True, text=True, check=True)
-    # STACK is what was spilled: nothing here has an array of its own.
+    # STACK counts spills: no kernel here has a local array.
     registers, stack, local = re.search(
         r"REG:(\d+) STACK:(\d+) .* LOCAL:(\d+)", done.stdout
     ).groups()
@@ -88,10 +91,11 @@ def resources(binary: Any, target: str, folder: Path) -> dict[str, int]:
 
 
 def check(binary: Any, target: str, folder: Path, *, warps: int, blocks: int = 1) -> dict[str, int]:
-    """No spills, and ``blocks`` of it fit on a multiprocessor."""
+    """Check that the binary spills nothing, and that ``blocks`` of it fit on a multiprocessor."""
     used = resources(binary, target, folder)
     assert used["spilled"] == used["local"] == 0, used
-    # Registers come in eights a thread; 64 Ki on a multiprocessor, 512 of 64 lanes on a SIMD of 4.
+    # CUDA allocates registers in eights per thread, 64 Ki per multiprocessor; gfx942 has 512 of 64
+    # lanes per SIMD, and 4 SIMDs.
     if target == "gfx942":
         assert used["registers"] <= 512 * 4 // (warps * blocks), used
     else:
@@ -101,7 +105,7 @@ def check(binary: Any, target: str, folder: Path, *, warps: int, blocks: int = 1
     return used
 
 
-# Row types with the branches that they take: e4m3 taken apart, and where the hardware converts it.
+# Row types and their branches: e4m3 decoded in software, or converted by the hardware.
 ROWS = {
     "bf16": {},
     "i8": {},
@@ -123,7 +127,7 @@ def test_projection(target: str, hidden: str, rows: str, block_m: int, tmp_path:
         pytest.skip("no conversion in hardware")
     projection = module("projection")
     hip = target == "gfx942"
-    # Of packed and grouped, which change a line each, every combination is met.
+    # The configurations cover every combination of packed and grouped, which change one line each.
     turn = PROJECTIONS.index((hidden, rows, block_m))
     for config in projection.configs(hidden == "fp32", block_m, hip):
         binary = compiled(

@@ -1,7 +1,7 @@
-"""What the shared tests do not reach in the Triton kernels: several tiles of everything, and the
-arithmetic that is written by hand there.
+"""Paths of the Triton kernels that the shared tests do not reach: several tiles, and arithmetic.
 
-Tiles are made small, as the interpreter is too slow for large shapes.
+The arithmetic is the part written by hand. Tiles are small, because the interpreter is too slow for
+large shapes.
 """
 
 import importlib
@@ -26,7 +26,7 @@ def module(name: str) -> Any:
 
 @pytest.mark.parametrize("k", [1, 10, 128])
 def test_selection_over_several_rounds(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first 128 slots, then what is better among the rest; a NaN in a later round."""
+    """Select from the first 128 slots, then better ones from the rest; NaN is in a later round."""
     monkeypatch.setattr(module("sparse_head"), "BLOCK", 128)
     options = {"dim": 20, "capacity": 500, "vocab_size": 900, "active": 450, "groups": 2}
     case = head_case(3, m=3, padding=True, **options)
@@ -52,7 +52,7 @@ def test_a_row_that_only_the_last_round_fills(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_more_rows_of_hidden_than_a_program_takes(dtype: torch.dtype) -> None:
-    """Members of a group all over the batch, several blocks of them, several stretches of D."""
+    """Members of a group are all over the batch, in several blocks; D has several stretches."""
     case = head_case(
         4, m=150, dim=300, capacity=70, vocab_size=90, groups=2, padding=True, dtype=dtype
     )
@@ -81,7 +81,7 @@ def test_vocabulary_of_several_tiles(
 
 
 def test_zeros_of_either_sign_are_equal() -> None:
-    """-0 and +0, by underflow: the lower id is first."""
+    """Underflow gives -0 and +0; the lower id is first."""
     weight, ids = torch.tensor([[-1e-30], [1e-30]]), torch.tensor([1, 0], dtype=torch.int32)
     _, token_ids, _ = sparse_head(torch.ones(1, 1), weight, ids, 2, logit_scale=1e-30)
     assert token_ids.tolist() == [[0, 1]]
@@ -89,7 +89,7 @@ def test_zeros_of_either_sign_are_equal() -> None:
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_every_e4m3_row_value(dtype: torch.dtype) -> None:
-    """Taken apart bit by bit: subnormals and both NaN among them."""
+    """Decode every code bit by bit, with subnormals and both NaN."""
     weight = torch.arange(256).to(torch.uint8)[:, None].view(torch.float8_e4m3fn)
     ids = torch.arange(256, dtype=torch.int32)
     z = sparse_logits(torch.ones(1, 1, dtype=dtype), weight, ids, weight_scale=torch.ones(256))

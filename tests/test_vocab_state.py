@@ -1,4 +1,4 @@
-"""load_state_dict: what a vocabulary refuses to take over."""
+"""load_state_dict: the states that a vocabulary rejects."""
 
 import re
 from typing import Any
@@ -82,7 +82,7 @@ def test_another_kind(name: str, change: Any, message: str) -> None:
 
 @given(state=states())
 def test_nonsense_is_refused_or_works(state: State) -> None:
-    """What is taken over behaves like a vocabulary: a token that comes is active."""
+    """An accepted state behaves like a vocabulary: a token that comes is active."""
     groups, capacity, vocab_size = state.sizes
     if capacity == 0:
         return

@@ -1,4 +1,4 @@
-"""vocab_update_ over recorded outputs of real models: repetition, drift and eviction as they are.
+"""vocab_update_ over recorded outputs of real models, with their repetition, drift and eviction.
 
 The recordings are not part of the repository: MICROSPEC_TRACES names their folder, by default
 ``shared/traces`` beside the checkout.
@@ -25,7 +25,7 @@ FILES = sorted(FOLDER.glob("*.npz"))
 
 
 def sequences(path: Path) -> list[tuple[list[int], list[int]]]:
-    """(given, generated) tokens of every sequence."""
+    """Return the (given, generated) tokens of every sequence."""
     with np.load(path) as file:
         tokens, generated, offsets = file["tokens"], file["generated"].astype(bool), file["offsets"]
     found = []
@@ -42,7 +42,7 @@ def test_the_traces_are_there() -> None:
 
 
 def calls(path: Path) -> list[list[int]]:
-    """Each prompt at once, then the answer as a speculative loop would show it: a few at a time."""
+    """Yield each prompt at once, then the answer in a speculative loop's steps of a few tokens."""
     rng = random.Random(path.name)
     batches = []
     for prompt, answer in sequences(path):
@@ -57,7 +57,7 @@ def calls(path: Path) -> list[list[int]]:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_trace(path: Path) -> None:
-    """Every token of the file, through one vocabulary that keeps evicting; looked into at times."""
+    """Feed every token of the file to one vocabulary that keeps evicting; check it at times."""
     pinned = tuple(range(100, 164))
     state, cache = vocab_state(VOCAB_SIZE, 1024, pinned=pinned), Lru(1024, pinned)
     batches = calls(path)
@@ -75,7 +75,7 @@ def test_trace(path: Path) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_trace_equals_reference(path: Path) -> None:
-    """Bit for bit, two requests interleaved, over the first calls of the file."""
+    """Compare bit for bit, with two interleaved requests, over the file's first calls."""
     got = vocab_state(VOCAB_SIZE, 512, groups=2, clock=10**12)
     want = got.copy()
     batches = calls(path)

@@ -1,4 +1,4 @@
-"""vocab_update_ against an LRU of the tests' own and, bit for bit, against the reference."""
+"""vocab_update_ against the tests' LRU and, bit for bit, against the reference."""
 
 import itertools
 
@@ -27,7 +27,7 @@ def assert_same_state(got: VocabState, want: VocabState) -> None:
 def step(
     state: VocabState, caches: list[Lru], tokens: Tensor, token_groups: Tensor | None = None
 ) -> None:
-    """One call, checked against the caches and against the reference."""
+    """Make one call, and check it against the caches and the reference."""
     before, want = state.copy(), state.copy()
     arguments = (tokens.clone(), None if token_groups is None else token_groups.clone())
     vocab_update_(*state.tensors(), tokens, token_groups=token_groups)
@@ -47,9 +47,9 @@ def step(
 
 @st.composite
 def streams(draw: st.DrawFn) -> tuple[VocabState, list[Lru], list[tuple[Tensor, Tensor | None]]]:
-    """A vocabulary and some calls: batches longer than it, padding, ragged ones, either integer."""
+    """Draw a vocabulary and calls: batches longer than it, padding, ragged, either dtype."""
     capacity, groups = draw(st.integers(0, 12)), draw(st.integers(1, 3))
-    # All pinned, one place left, and none are the edges.
+    # The edges: all slots pinned, one slot free, and none pinned.
     count = draw(st.sampled_from(sorted({0, capacity // 2, max(0, capacity - 1), capacity})))
     pinned = tuple(range(5, 5 + count))
     start = draw(st.sampled_from((0, 0, 10**12 - 7, 2**62)))
@@ -82,7 +82,7 @@ def test_random_streams(
 
 @pytest.mark.parametrize("capacity", [1, 2, 3])
 def test_every_short_stream(capacity: int, backend: str) -> None:
-    """All streams of five over four tokens and padding, cut into two calls at every place."""
+    """Test all streams of five over four tokens and padding, cut into two calls anywhere."""
     every = 37 if backend in (*ARM, *EMULATED) else 1  # slow: a sample
     for tokens in itertools.islice(itertools.product(range(-1, 4), repeat=5), 0, None, every):
         for cut in (0, 2, 3):
@@ -94,7 +94,7 @@ def test_every_short_stream(capacity: int, backend: str) -> None:
 
 
 def test_one_by_one_equals_all_at_once(backend: str) -> None:
-    """In set and recency; the slots may differ, as a batch evicts for all newcomers at once."""
+    """Set and recency agree; slots may differ, because a batch evicts for all newcomers at once."""
     rng = torch.Generator().manual_seed(1)
     for n in (7, 40) if backend == "triton" else (7, 40, 300):
         tokens = torch.randint(0, 90, (n,), generator=rng)
@@ -109,7 +109,7 @@ def test_one_by_one_equals_all_at_once(backend: str) -> None:
 
 @pytest.mark.parametrize("clock", [2**31 - 5, 2**32 - 5, 2**33 + 1, 10**12, 2**62])
 def test_a_late_clock_is_as_good_as_an_early_one(clock: int) -> None:
-    """Same stream, shifted stamps: no counter is cut to 32 bits or rounded in a double."""
+    """Shifted stamps give the same result: no counter is cut to 32 bits or rounded in a double."""
     rng = torch.Generator().manual_seed(2)
     early, late = (vocab_state(200, 50, pinned=(3, 4), clock=start) for start in (0, clock))
     for _ in range(20):
@@ -171,7 +171,7 @@ def test_many_groups_on_many_threads() -> None:
 
 @pytest.mark.parametrize("groups", [1, 2])
 def test_nothing_beside_the_state_is_written(groups: int) -> None:
-    """The state in the middle of larger tables of a sentinel, which stays whole."""
+    """The state lies in larger tables of a sentinel, which must stay intact."""
     plain = vocab_state(V, 6, groups=groups)
     outer = [t.new_full((t.size(0) + 2, *t.shape[1:]), 77) for t in plain.tensors()]
     for wide, tensor in zip(outer, plain.tensors(), strict=True):
@@ -188,7 +188,7 @@ def test_nothing_beside_the_state_is_written(groups: int) -> None:
 
 @pytest.mark.backends(*CPU)
 def test_table_beyond_2_to_31_entries(tmp_path: object) -> None:
-    """Three groups of 2^30 tokens: a table of 12 GB that is never touched but where it must be."""
+    """Three groups of 2^30 tokens: a 12 GB table, of which the op touches only what it must."""
     size = 2**30
     path = f"{tmp_path}/slots"
     slots = torch.from_file(path, shared=True, size=3 * size, dtype=torch.int32).view(3, size)
@@ -202,13 +202,13 @@ def test_table_beyond_2_to_31_entries(tmp_path: object) -> None:
         assert slots[group, row].tolist() == [-1, 0, 1]
 
 
-# Around what a thread of the CUDA kernel keeps in registers, and beyond what fits in shared memory.
+# Around the capacity of a CUDA thread's registers, and beyond that of shared memory.
 CAPACITIES = [1023, 1024, 1025, 3072, 3073, 8192, 8193, 16384, 16385]
 
 
 @pytest.mark.parametrize("capacity", CAPACITIES)
 def test_every_capacity(capacity: int) -> None:
-    """Filled, filled up, turned over in part; pinned tokens; batches of one to several tiles."""
+    """Fill partly, fill up, replace some; pinned tokens; batches of one to several tiles."""
     rng = torch.Generator().manual_seed(capacity)
     size, pinned = capacity + 700, (3, 4, 5)
     state, cache = vocab_state(size, capacity, pinned=pinned), Lru(capacity, pinned)
@@ -248,7 +248,7 @@ def test_what_the_walk_does_not_reach_is_checked(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("spread", [5, 40, 700, 3000])
 def test_a_token_again_and_again_over_a_long_batch(spread: int) -> None:
-    """Its last occurrence counts, however far from the others, resident or new."""
+    """Its last occurrence counts, however far from the others, active or new."""
     rng = torch.Generator().manual_seed(spread)
     state, cache = vocab_state(3000, 600, pinned=(7,)), Lru(600, (7,))
     for count in (1700, 511, 2500):
@@ -257,7 +257,7 @@ def test_a_token_again_and_again_over_a_long_batch(spread: int) -> None:
 
 @pytest.mark.parametrize("gap", [2**20, 2**31 - 30, 2**31 - 8, 2**31 - 2, 2**31, 2**33 + 5])
 def test_tokens_of_any_age(gap: int) -> None:
-    """The order holds between tokens that were seen long apart, and empty slots come first."""
+    """The order holds between tokens observed long apart, and empty slots come first."""
     rng = torch.Generator().manual_seed(8)
     for capacity in (12, 40):
         state, cache = vocab_state(V, capacity, pinned=(1,)), Lru(capacity, (1,))
@@ -267,7 +267,7 @@ def test_tokens_of_any_age(gap: int) -> None:
 
 
 def test_one_eviction_at_a_time_among_tokens_of_successive_ages() -> None:
-    """The least recent goes, though the next is only one position younger and in a lower slot."""
+    """The least recent leaves, even if the next is one position younger and in a lower slot."""
     order = [5, 2, 7, 0, 3, 6, 1, 4]
     state, cache = vocab_state(V, 8), Lru(8)
     for tokens in (range(8), order, *([token] for token in range(8, 30))):
@@ -275,7 +275,7 @@ def test_one_eviction_at_a_time_among_tokens_of_successive_ages() -> None:
 
 
 def test_as_many_evictions_as_newcomers_though_stamps_are_equal() -> None:
-    """Which no sequence of calls leads to; the lowest slots go."""
+    """No sequence of calls leads to equal stamps; the lowest slots are evicted."""
     state = vocab_state(V, 8)
     vocab_update_(*state.tensors(), torch.arange(8)[None])
     state.slot_stamps.fill_(3)
@@ -293,7 +293,7 @@ def test_tokens_and_groups_out_of_range_are_padding_on_cuda(ragged: bool) -> Non
     state, strange = vocab_state(V, 12, groups=2, pinned=(5,)), torch.tensor(OUT_OF_RANGE)
 
     def spoilt(values: Tensor) -> tuple[Tensor, Tensor]:
-        """Some of them out of range, and -1 in the same places."""
+        """Return the ids with some out of range, and the ids with -1 in the same places."""
         where = torch.rand(values.shape, generator=rng) < 0.3
         drawn = strange[torch.randint(0, len(strange), values.shape, generator=rng)]
         return torch.where(where, drawn, values), values.masked_fill(where, -1)
@@ -324,7 +324,7 @@ def test_tokens_and_groups_out_of_range_are_padding_on_cuda(ragged: bool) -> Non
 @pytest.mark.backends(*EMULATED, *CUDA)
 @pytest.mark.parametrize("table", ["active_ids", "slot_stamps", "token_slots"])
 def test_a_broken_table_breaks_nothing_beside_it_on_cuda(table: str) -> None:
-    """Anything in the tables: no result is promised, but nobody else's memory is touched."""
+    """Tables with any content promise no result, but the op touches no other memory."""
     rng = torch.Generator().manual_seed(10)
     for _ in range(10):
         plain = vocab_state(V, 6, groups=2)
@@ -341,5 +341,5 @@ def test_a_broken_table_breaks_nothing_beside_it_on_cuda(table: str) -> None:
             entries[at] = torch.where(torch.rand(5, generator=rng) < 0.5, near, far).to(
                 entries.dtype
             )
-            entries[at[2:]] = int(entries[at[1]])  # stamps that are equal too
+            entries[at[2:]] = int(entries[at[1]])  # also equal stamps
         assert all(bool((wide[0] == 77).all() and (wide[-1] == 77).all()) for wide in outer)

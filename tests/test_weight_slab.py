@@ -1,4 +1,4 @@
-"""WeightSlab: the front always is the vocabulary, and a reader of the old one is left in peace."""
+"""WeightSlab: the front always equals the vocabulary, and an old front stays valid for readers."""
 
 import re
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ WEIGHT = normal(torch.Generator().manual_seed(0), (V, D), torch.float32)
 
 
 def rows_of(view: SlabView, group_ids: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The groups' ids, rows (as bytes if fp8) and scales that the view's group ids select."""
+    """Return the ids, rows (as bytes if fp8) and scales of the view's group ids."""
     scale = None if view.scale is None else view.scale[group_ids]
     return view.ids[group_ids], row_indexed(view.rows)[group_ids], scale
 
@@ -64,12 +64,12 @@ def test_front_follows_the_vocabulary(
     slab = WeightSlab(WEIGHT, vocab, dtype=dtype, buffers=buffers)
     rng = torch.Generator().manual_seed(seed)
     for step in range(7):
-        for _ in range(step % 3):  # none, one or two updates between refreshes
+        for _ in range(step % 3):  # zero to two updates between refreshes
             vocab.update(random_tokens(rng, groups))
         old = slab.front(torch.arange(groups))
         before = [None if t is None else t.clone() for t in rows_of(old, old.group_ids)]
         vocab.update(random_tokens(rng, groups))
-        # The vocabulary has moved on; what the front says has not.
+        # The vocabulary has changed; the front has not.
         for now, then in zip(rows_of(old, old.group_ids), before, strict=True):
             assert (now is None) == (then is None)
             if now is not None and then is not None:
@@ -87,7 +87,7 @@ def test_front_follows_the_vocabulary(
 def test_a_refresh_is_of_the_vocabulary_as_it_was_when_it_was_asked_for(
     buffers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a GPU the copying begins whenever its stream comes to it: here after another update."""
+    """On a GPU the copy starts when its stream reaches it: here after another update."""
     vocab = ActiveVocab(V, K, groups=2)
     slab = WeightSlab(WEIGHT, vocab, buffers=buffers)
     vocab.update(torch.tensor([[1, 2, 3], [4, 5, 6]]))
@@ -110,7 +110,7 @@ def test_a_refresh_is_of_the_vocabulary_as_it_was_when_it_was_asked_for(
 
 
 class FakeCuda:
-    """What PyTorch is told about streams and events; whether a graph is being captured."""
+    """Record PyTorch's calls for streams and events, and whether a graph is being captured."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.said: list[str] = []
@@ -135,7 +135,7 @@ class FakeCuda:
 
 @pytest.mark.backends(*CPU)
 def test_work_beside_the_current_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After what was enqueued before it, with its tensors kept; and who waits for it."""
+    """Side work follows earlier work and keeps its tensors; the test checks who waits for it."""
     cuda = FakeCuda(monkeypatch)
     kept = SimpleNamespace(record_stream=lambda stream: cuda.said.append(f"kept: {stream}"))
     side = _SideStream(torch.device("cuda"), cuda.side)  # type: ignore[arg-type]
@@ -188,7 +188,7 @@ def test_group_ids_point_into_the_front_buffer() -> None:
 
 
 def test_view_is_what_the_head_takes() -> None:
-    """Each group its own words, padding included, through both buffers."""
+    """Each group has its own tokens and padding, through both buffers."""
     vocab = ActiveVocab(V, K, groups=2)
     slab = WeightSlab(WEIGHT, vocab, dtype=torch.int8)
     hidden = torch.randn(5, D)
@@ -207,7 +207,7 @@ def test_view_is_what_the_head_takes() -> None:
 
 @pytest.mark.parametrize("buffers", [1, 2])
 def test_only_changed_rows_are_copied(buffers: int) -> None:
-    """The weight changes behind the slab's back: rows that stay keep what they were copied from."""
+    """The weight changes without notice: rows that stay keep their old values."""
     vocab, weight = ActiveVocab(V, K), WEIGHT.clone()
     slab = WeightSlab(weight, vocab, buffers=buffers)
     vocab.update(torch.arange(6))

@@ -1,9 +1,9 @@
 // Serves the CPU kernels to tests/arm_ops.py from a process for Arm, under an emulator, without torch.
 //
-// `driver isa` prints the instruction set that is chosen. `driver` answers calls: from stdin come an op's
-// number, its integers, floats and arrays, to stdout go the arrays it writes. Every array ends where an
-// inaccessible page begins, what an op only reads is read-only, and what lies before the arrays it
-// writes is looked at afterwards.
+// `driver isa` prints the chosen instruction set. `driver` answers calls: it reads an op's number,
+// integers, floats and arrays from stdin, and writes the op's output arrays to stdout. Every array ends
+// before an inaccessible page, and inputs are read-only. The driver checks the memory before the output
+// arrays afterwards.
 #include <sys/mman.h>
 #include <torch/csrc/stable/c/shim.h>
 #include <unistd.h>
@@ -21,7 +21,7 @@
 #include "head/cpu/kernels.h"
 #include "vocab/vocab.h"
 
-// What common/parallel.h takes of torch: two threads here.
+// The parts of torch that common/parallel.h uses, with two threads.
 extern "C" AOTITorchError torch_get_num_threads(uint32_t* count) {
   *count = 2;
   return 0;
@@ -61,7 +61,7 @@ class Array {
  public:
   enum Use { kRead, kWritten };
 
-  // As received: its size in bytes, or -1 for none, and its bytes.
+  // The input has the array's size in bytes, or -1 for none, and its bytes.
   explicit Array(Use use) : use_(use) {
     const int64_t size = receive_integer();
     if (size < 0) return;
@@ -109,7 +109,7 @@ class Array {
 
 DType receive_type() { return static_cast<DType>(receive_integer()); }
 
-// k = 0 stands for sparse_logits.
+// k = 0 selects sparse_logits.
 void serve_head() {
   HeadArgs args{};
   args.packed = receive_integer();

@@ -1,4 +1,4 @@
-// Loads a library, every symbol at once, and prints the instruction set that it chose.
+// Load a library, bind all its symbols at once, and print the instruction set that it chose.
 #include <dlfcn.h>
 #include <stdio.h>
 

@@ -1,4 +1,4 @@
-"""Calls of the emulation under a sanitizer, which has to be there before Python starts."""
+"""Calls of the emulation under a sanitizer, which must be loaded before Python starts."""
 
 import ctypes
 import os
@@ -15,10 +15,10 @@ from emulated import PRELOAD, build
 OPTIONS = {
     "ASAN_OPTIONS": "detect_leaks=0",
     "UBSAN_OPTIONS": "print_stacktrace=1",
-    # Every report of every call, also where calls differ in a parameter only.
+    # Report every finding of every call, also if calls differ in one parameter only.
     "TSAN_OPTIONS": "suppress_equal_stacks=0 suppress_equal_addresses=0 history_size=2 exitcode=0",
 }
-ADDR_NO_RANDOMIZE = 0x0040000  # ThreadSanitizer needs its addresses free
+ADDR_NO_RANDOMIZE = 0x0040000  # ThreadSanitizer needs fixed addresses
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Call:
 
 @dataclass(frozen=True)
 class Outcome:
-    reports: dict[str, str]  # what the sanitizer wrote during each call
-    arrays: list[list[Any]]  # of each call, afterwards; empty if the process did not get that far
+    reports: dict[str, str]  # the sanitizer's output during each call
+    arrays: list[list[Any]]  # each call's arrays afterwards; empty if the process ended earlier
 
 
 def _fixed_addresses() -> None:

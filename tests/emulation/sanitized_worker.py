@@ -1,7 +1,7 @@
-"""Run by sanitized.py in a process of its own: calls of an instrumented module, read from stdin.
+"""Run calls of an instrumented module, read from stdin; sanitized.py starts this process.
 
-Each call's name is written to stderr ahead of what the sanitizer may have to say about it, and the
-arrays' contents afterwards go to the file named as the second argument.
+The worker writes each call's name to stderr before the sanitizer can report on it. It writes the
+arrays' contents after each call to the file that the second argument names.
 """
 
 import importlib
@@ -13,7 +13,7 @@ import numpy as np
 
 
 def exact(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """A copy with the same strides whose memory ends with its last element."""
+    """Copy the array, with the same strides, into memory that ends with its last element."""
     steps = zip(array.shape, array.strides, strict=True)
     extent = sum((n - 1) * s for n, s in steps) + array.itemsize if array.size else 0
     memory = np.empty(extent, np.uint8)

@@ -1,4 +1,4 @@
-"""The emulation's own arithmetic against numpy and PyTorch, exhaustively where that is possible."""
+"""The emulation's arithmetic against numpy and PyTorch, exhaustively if possible."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ Array = np.ndarray[Any, Any]
 
 
 def same_floats(got: Array, want: Array) -> None:
-    """Bit for bit, but that any NaN equals any other."""
+    """Assert equality bit for bit; any NaN equals any other."""
     bits = {2: np.uint16, 4: np.uint32}[got.itemsize]
     number = ~(np.isnan(got) & np.isnan(want))
     np.testing.assert_array_equal(got.view(bits)[number], want.view(bits)[number])
@@ -27,7 +27,7 @@ def converted(name: str, values: Array, to: type) -> Array:
 
 
 def samples() -> Array:
-    """Floats of every exponent, those half-way between narrow neighbours, and the special ones."""
+    """Return floats of every exponent, midpoints of narrow neighbours, and special values."""
     narrow = np.arange(65536, dtype=np.uint32)
     bf16 = (narrow << 16).view(np.float32)
     with np.errstate(invalid="ignore"):
@@ -94,7 +94,7 @@ def test_mma(bf16: bool) -> None:
 
 
 def reductions(values: Array, mask: int) -> list[Any]:
-    """What warp_operations computes up to the shuffles, for the lanes of the mask."""
+    """Compute the results of warp_operations up to its shuffles, for the lanes of the mask."""
     lanes = [lane for lane in range(32) if mask >> lane & 1]
     mine = values[lanes]
     words = mine.view(np.uint32)

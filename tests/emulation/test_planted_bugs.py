@@ -1,4 +1,4 @@
-"""Kernels with a bug, each of which has to be caught; and without it, each has to pass."""
+"""The emulation must catch the bug in each planted kernel, and pass the kernel without it."""
 
 import itertools
 from typing import Any
@@ -27,7 +27,7 @@ TABLE = np.arange(6 * 16, dtype=np.float32)
 
 
 def arguments(kernel: str) -> list[Any]:
-    """Fresh ones, without the bug; the first is the result."""
+    """Return fresh arguments without the bug; the first is the result."""
     if kernel in ("tile_sums", "copied_sums"):
         return [np.zeros(64, np.float32), FLOATS.copy(), TILES]
     if kernel == "grid_sum":
@@ -121,7 +121,7 @@ FAILURES_SM90 = [
     ("copied_sums", "no_arrival", "Deadlock", "64 wait; block 0, thread 0 at mbarrier_wait"),
     ("dependent", "missed_wait", "MissedWait", "block 0, thread 5: a dependent kernel's thread"),
 ]
-# Whose place is a line of the kernel.
+# The errors of the other bugs name a line of the kernel.
 WITHOUT_SITE = ("shared_overrun", "missed_wait")
 
 
@@ -144,7 +144,7 @@ def test_failure(kernel: str, bug: str, kind: str, message: str, mode: dict[str,
             launch(kernel, bug, seed=seed, **mode)
         assert str(raised.value).startswith(("block 0", "no thread can go on", "more bytes"))
         assert ("bugs.cu:" in str(raised.value)) == (bug not in WITHOUT_SITE)
-    # And the emulation is as good as new.
+    # The emulation still works after the error.
     np.testing.assert_array_equal(launch(kernel, "none", seed=0, **mode), expected(kernel))
 
 
@@ -190,7 +190,7 @@ def test_address_sanitizer(kernel: str, bug: str, arch: int, report: str) -> Non
 
 
 def test_thread_sanitizer() -> None:
-    """Races that hardly ever show in the result, and none in the correct kernels."""
+    """The races hardly ever change the result; the correct kernels have none."""
     bugs = [
         ("tile_sums", "no_barrier_in_loop"),
         ("copied_sums", "no_wait"),

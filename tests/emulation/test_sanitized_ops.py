@@ -53,7 +53,7 @@ def heads(
         )
     )
     for number, (m, dim, capacity) in enumerate(shapes):
-        # 7 and 36 share no factor: every kind in turn, if there are shapes enough.
+        # 7 and 36 share no factor, so every kind has its turn if there are enough shapes.
         dtype, rows, packed, groups = next(itertools.islice(kinds, 6, None))
         options = {"packed": packed, "groups": groups, "bias": dtype, "gap": 16 * (number % 2)}
         options["padding"] = groups is not None
@@ -88,7 +88,7 @@ def vocabs(arch: int, settings: dict[str, Any]) -> Iterator[Call]:
         state = vocab_state(size, capacity, groups=groups, pinned=(3, 4))
         before = torch.randint(-1, size, (groups, capacity), generator=rng)
         reference.vocab_update_(*state.tensors(), before)
-        state.clock.add_(gap)  # tokens of an age that only a slower way can sort
+        state.clock.add_(gap)  # only a slower path can sort tokens of this age
         tokens = torch.randint(-1, size, (groups, n), generator=rng)
         arrays = [as_array(t) for t in (*state.tensors(), tokens)]
         name = f"vocab K {capacity}, N {n}, G {groups}, gap {gap}"
@@ -96,7 +96,7 @@ def vocabs(arch: int, settings: dict[str, Any]) -> Iterator[Call]:
 
 
 def nonsense(arch: int, settings: dict[str, Any]) -> Iterator[Call]:
-    """States that no update leaves; tokens that are none, as a device does not look at them."""
+    """Yield states that no update leaves, with invalid tokens, which a device does not check."""
     rng = random.Random(0)
     for number in range(60):
         groups, capacity, size = rng.randint(1, 3), rng.choice((0, 1, 5, 9, 40)), rng.randint(1, 50)
@@ -131,7 +131,7 @@ def plain_results(calls: list[Call]) -> list[list[Any]]:
 def reports_nothing(
     sanitizer: str, calls: list[Call], **settings: Any
 ) -> Iterator[tuple[Call, list[Any]]]:
-    """Each call with its results, none of which the sanitizer had anything to say about."""
+    """Assert that the sanitizer reported nothing in any call; return the results."""
     under_test = [
         Call(c.name, c.module, c.function, c.arguments, c.options, {**c.settings, **settings})
         for c in calls
@@ -161,7 +161,7 @@ def test_address_and_undefined(arch: int) -> None:
 
 @pytest.mark.parametrize("arch", DEVICES)
 def test_nonsense_stays_inside(arch: int) -> None:
-    """Its results are not compared: where two tokens claim a slot, the last thread decides."""
+    """Results are not compared: if two tokens claim a slot, the last thread decides."""
     calls = list(nonsense(arch, {"sms": 2}))
     results = reports_nothing("address", calls, order="shuffled", copies="late", resident_blocks=3)
     assert len(list(results)) == len(calls)

@@ -1,11 +1,11 @@
-"""Tiny checkpoints of a target that counts in circles, and of drafts that know how.
+"""Tiny checkpoints of a target that counts in circles, and of drafts that count like it.
 
-Token t = RING · ring + place is followed by the next place of its ring. A token's embedding says
-its ring and, as points on circles, its place; the LM head has each row at the place before: so the
-target's continuation is sure, and how much of it a small active vocabulary can draft is known
-beforehand. The noisy target adds random layers, whose text nobody can foresee.
+Token t = RING · ring + place is followed by the next place of its ring. A token's embedding encodes
+its ring and, as points on circles, its place; the LM head has each row at the place before. So the
+target's continuation is certain, and the share that a small active vocabulary can draft is known in
+advance. The noisy target adds random layers, which make its text unpredictable.
 
-Files are as Llama's, EAGLE's and EAGLE-3's own, so that an engine loads them as it loads those.
+The files have the formats of Llama, EAGLE and EAGLE-3, so an engine loads them like those.
 """
 
 import json
@@ -27,7 +27,7 @@ D2T_RINGS = (3, 9)
 
 
 def continuation(prompt: Sequence[int], length: int) -> list[int]:
-    """The tokens with which the target continues a prompt."""
+    """Return the tokens with which the target continues a prompt."""
     tokens = list(prompt)
     for _ in range(length):
         tokens.append(following(tokens[-1]))
@@ -39,12 +39,12 @@ def following(token: int) -> int:
 
 
 def of_ring(ring: int, length: int, start: int = 0) -> list[int]:
-    """Tokens of a ring, one after the other from a place on."""
+    """Return successive tokens of a ring, from a place on."""
     return [ring * RING + (start + place) % RING for place in range(length)]
 
 
 def make(folder: Path) -> None:
-    """All of them, each in a folder of its own."""
+    """Write all checkpoints, each into its own folder."""
     makers: dict[str, Callable[[], tuple[dict[str, object], dict[str, Tensor]]]] = {
         "target": target,
         "noisy": lambda: target(NOISE),
@@ -63,17 +63,17 @@ def make(folder: Path) -> None:
 
 
 def target(noise: float = 0.0) -> tuple[dict[str, object], dict[str, Tensor]]:
-    """Layers that add nothing, or noise, between the embedding and the LM head."""
+    """Make a target whose layers add nothing, or noise, between the embedding and the LM head."""
     return _llama(LAYERS, noise)
 
 
 def draft_model() -> tuple[dict[str, object], dict[str, Tensor]]:
-    """A model of its own, with one layer."""
+    """Make a standalone draft model with one layer."""
     return _llama(1, 0.0)
 
 
 def eagle() -> tuple[dict[str, object], dict[str, Tensor]]:
-    """EAGLE-1: the embedding of the newest token goes through; the target's LM head serves."""
+    """Make an EAGLE-1 draft: it passes on the newest token's embedding to the target's LM head."""
     weights = _layer("layers.0", noise=0.0)
     del weights["layers.0.input_layernorm.weight"]
     weights["fc.weight"] = torch.cat((torch.eye(HIDDEN), torch.zeros(HIDDEN, HIDDEN)), 1)
@@ -81,15 +81,15 @@ def eagle() -> tuple[dict[str, object], dict[str, Tensor]]:
 
 
 def eagle3(rings: Sequence[int] | None = None) -> tuple[dict[str, object], dict[str, Tensor]]:
-    """EAGLE-3: the target's hidden state goes one place on at each step; an LM head of its own.
+    """Make an EAGLE-3 draft, which moves the target's hidden state one place on at each step.
 
-    rings: those it has rows for, with `d2t`; None for all.
+    Its LM head has the rows of `rings`, with `d2t`; None means all rows.
     """
     weights = _layer("midlayer", noise=0.0, attention_width=2 * HIDDEN)
     weights["midlayer.hidden_norm.weight"] = torch.ones(HIDDEN)
     weights["norm.weight"] = torch.ones(HIDDEN)
     weights["fc.weight"] = torch.cat((torch.eye(HIDDEN), torch.zeros(HIDDEN, 2 * HIDDEN)), 1)
-    # mlp(x) = down(silu(gate x) · up x) with silu(20) = 20: a linear map, that of one place on.
+    # mlp(x) = down(silu(gate x) · up x) with silu(20) = 20 is a linear map: the move one place on.
     norm = _embedding().norm(dim=1)[0] / math.sqrt(HIDDEN)
     gate = torch.zeros(HIDDEN, HIDDEN)
     gate[:, 0] = 20.0 * norm
@@ -107,9 +107,9 @@ def eagle3(rings: Sequence[int] | None = None) -> tuple[dict[str, object], dict[
 
 
 def mtp() -> tuple[dict[str, object], dict[str, Tensor]]:
-    """MiMo's form of MTP: the noisy target and the layer that drafts, in one checkpoint.
+    """Make MTP in MiMo's form: the noisy target and the drafting layer in one checkpoint.
 
-    Its layer lets the newest token's embedding through; the target's LM head serves.
+    The layer passes on the newest token's embedding to the target's LM head.
     """
     config, weights = _llama(LAYERS, NOISE)
     prefix = "model.mtp_layers.0"
@@ -156,7 +156,10 @@ def _random(columns: int = HIDDEN) -> Tensor:
 
 
 def _embedding() -> Tensor:
-    """[V, HIDDEN]: a constant, the ring (one of RINGS), the place on RING / 2 - 1 circles."""
+    """Return the embedding [V, HIDDEN]: a constant, the ring (one of RINGS), and the place.
+
+    The place is a point on each of RING / 2 - 1 circles.
+    """
     ring = torch.arange(VOCAB) // RING
     embedding = torch.zeros(VOCAB, HIDDEN)
     embedding[:, 0] = 1.0
@@ -168,14 +171,14 @@ def _embedding() -> Tensor:
 
 
 def _lm_head() -> Tensor:
-    """[V, HIDDEN]: each row is the embedding of the token before its own."""
+    """Return the LM head [V, HIDDEN]: each row is the embedding of the token before its own."""
     before = torch.empty(VOCAB, dtype=torch.int64)
     before[torch.tensor([following(token) for token in range(VOCAB)])] = torch.arange(VOCAB)
     return _embedding()[before].clone()
 
 
 def _one_place_on() -> Tensor:
-    """[HIDDEN, HIDDEN]: takes the embedding of a token to that of the one after it."""
+    """Return the matrix [HIDDEN, HIDDEN] that maps a token's embedding to the next token's."""
     turn = torch.eye(HIDDEN)
     for circle, angle in enumerate(_turns().tolist()):
         start = _circles().start + 2 * circle

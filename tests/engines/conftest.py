@@ -1,4 +1,4 @@
-"""Shared by the tests inside engines."""
+"""Fixtures for the tests inside engines."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from checkpoints import VOCAB, make
 
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of those that :mod:`checkpoints` makes, and all.npy, with every token."""
+    """Return the folder of :mod:`checkpoints`' files, with all.npy, which has every token."""
     folder = tmp_path_factory.mktemp("checkpoints")
     make(folder)
     numpy.save(folder / "all.npy", numpy.arange(VOCAB))

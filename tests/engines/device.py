@@ -1,5 +1,7 @@
-"""Where the engines run: MICROSPEC_TEST_DEVICE is "cpu", or "cuda" or "cuda-graphs" with engines
-that are installed for a GPU."""
+"""The device for the engines: MICROSPEC_TEST_DEVICE is "cpu", "cuda" or "cuda-graphs".
+
+The last two need engines that are installed for a GPU.
+"""
 
 import os
 
@@ -12,5 +14,5 @@ _KEPT = ["PATH", "HOME"] if ON_A_CPU else ["PATH", "HOME", "LD_LIBRARY_PATH", "C
 
 
 def inherited() -> dict[str, str]:
-    """Of this process's environment, what an engine needs."""
+    """Return the variables of this process's environment that an engine needs."""
     return {name: os.environ[name] for name in _KEPT if name in os.environ}

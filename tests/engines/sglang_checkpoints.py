@@ -1,4 +1,4 @@
-"""The tiny checkpoints as SGLang names and has them."""
+"""The tiny checkpoints with SGLang's names and formats."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ DRAFTS = {"eagle": "Eagle", "eagle3": "Eagle3", "eagle3_d2t": "Eagle3"}
 
 
 def convert(checkpoints: Path, folder: Path) -> None:
-    """Copies of all; and "by_two", the target with an LM head that counts by two."""
+    """Copy all checkpoints and add "by_two": the target with an LM head that counts by two."""
     shutil.copytree(checkpoints, folder, dirs_exist_ok=True)
     for name, kind in DRAFTS.items():
         path = folder / name / "config.json"

@@ -1,6 +1,6 @@
 #!/bin/sh
-# sglang_environment.sh PYTHON FOLDER: makes an environment with SGLang for machines without a GPU.
-# Of its requirements only those that it imports there, none of CUDA; sglang_standin has the rest.
+# sglang_environment.sh PYTHON FOLDER: make an environment with SGLang for machines without a GPU.
+# It has the requirements that SGLang imports there, none of CUDA; sglang_standin replaces the rest.
 set -eu
 "$1" -m venv "$2"
 pip="$2/bin/pip"

@@ -1,4 +1,4 @@
-"""Configurations of SGLang, each in processes of its own, and what they gave."""
+"""Runs of SGLang configurations in separate processes, and their results."""
 
 import functools
 import json
@@ -53,10 +53,10 @@ Request = tuple[Sequence[int], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Run:
-    """What a process left: its log always, the rest where it came to its end (code 0).
+    """The results of a process. The log is always set, the rest only if it ended with code 0.
 
-    rounds: the tokens of each request of each round. accepted: for each request how many of its
-    steps accepted 0, 1, 2… drafts; None without drafts.
+    `rounds` has the tokens of each request of each round. `accepted` counts, for each request, the
+    steps that accepted 0, 1, 2… drafts; it is None without drafts.
     """
 
     code: int
@@ -76,13 +76,15 @@ def run(
     engine: dict[str, Any] | None = None,
     environment: dict[str, str] | None = None,
 ) -> Run:
-    """Let SGLang continue these prompts; the same configuration is run once.
+    """Let SGLang continue these prompts; run the same configuration only once.
 
     Args:
-        draft, target: folders in checkpoints. shape: of the drafts, of :data:`SHAPES`.
-        rounds: a folder instead of requests: weights to be loaded in their place.
-        settings: of the plugin; None leaves the switch off.
-        engine, environment: more for Engine(…), for the process.
+        draft, target: folders in checkpoints.
+        shape: the drafts' shape, a key of :data:`SHAPES`.
+        rounds: requests of each round; a folder instead loads its weights.
+        settings: the plugin's settings; None leaves the switch off.
+        engine: more arguments for Engine(…).
+        environment: more variables for the process.
     """
     options: dict[str, Any] = _ENGINE | {"model_path": str(checkpoints / target)}
     if draft is not None:
@@ -105,11 +107,11 @@ def _run(request: str, variables: str) -> Run:
     with tempfile.TemporaryDirectory() as folder:
         asked, answer, log = (Path(folder, name) for name in ("request", "answer", "log"))
         asked.write_text(request)
-        with log.open("w") as output:  # a pipe would be kept open by what an end has left behind
+        with log.open("w") as output:  # processes that outlive the engine would keep a pipe open
             done = subprocess.run(
                 [PYTHON, FOLDER / "sglang_worker.py", asked, answer],
                 env=inherited() | json.loads(variables),
-                cwd=folder,  # not the repository: the installed package is what is tested
+                cwd=folder,  # not the repository: this tests the installed package
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 timeout=600,

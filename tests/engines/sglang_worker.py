@@ -1,4 +1,4 @@
-"""Runs one configuration of SGLang, as sglang_runs.py asks for it, and writes down what came."""
+"""Run one SGLang configuration on behalf of sglang_runs.py, and write its results."""
 
 import json
 import sys
@@ -7,8 +7,10 @@ from typing import Any
 
 
 def scheduler(*args: Any, **kwargs: Any) -> Any:
-    """SGLang's scheduler process, with the tree masks that its Triton attention reads: on a CPU it
-    otherwise makes those of another kind of attention."""
+    """Run SGLang's scheduler process with the tree masks that its Triton attention reads.
+
+    On a CPU, SGLang would make the masks of another kind of attention.
+    """
     from sglang.srt.managers.scheduler import run_scheduler_process
     from sglang.srt.speculative import eagle_worker_v2
     from sglang.srt.speculative.eagle_utils import TreeMaskMode
@@ -38,6 +40,6 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
     return {"rounds": rounds}
 
 
-if __name__ == "__main__":  # the engine's processes are spawned, and import this again
+if __name__ == "__main__":  # the engine spawns processes that import this module again
     result = main(json.loads(Path(sys.argv[1]).read_text()))
     Path(sys.argv[2]).write_text(json.dumps(result))

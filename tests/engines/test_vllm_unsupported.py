@@ -1,4 +1,4 @@
-"""What the plugin does not serve ends vLLM, with a message that names it: it is never just off."""
+"""An unsupported setup ends vLLM with a message that names it; the plugin never just turns off."""
 
 import json
 from pathlib import Path
@@ -60,7 +60,7 @@ def test_asked_for_twice_and_differently(checkpoints: Path) -> None:
 
 
 def test_in_an_engine_core_of_its_own_process(checkpoints: Path) -> None:
-    """There too the process that the user started ends, and its log names the reason."""
+    """The process that the user started ends here, too, and its log names the reason."""
     environment = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
     settings = ON | {"frequency": str(checkpoints / "none.npy")}
     message = refused(checkpoints, environment=environment, settings=settings)

@@ -1,4 +1,4 @@
-"""What a draft's vocabulary knows inside vLLM, over a target whose text is known beforehand."""
+"""The active tokens of a draft inside vLLM, over a target whose text is known in advance."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ both_runners = pytest.mark.parametrize("runner", RUNNERS)
 
 @both_runners
 def test_vocabulary_learns_exactly_what_was_seen(checkpoints: Path, runner: str) -> None:
-    """A text becomes known token by token; after one turn of its ring nothing is new."""
+    """A text's tokens become active one by one; after one turn of its ring no token is new."""
     prompts = [of_ring(3, 6), of_ring(9, 9, start=3), of_ring(5, 3), of_ring(7, 40)]
     rounds = [[request(prompt, 50) for prompt in prompts]]
     settings = {"capacity": VOCAB}
@@ -19,7 +19,7 @@ def test_vocabulary_learns_exactly_what_was_seen(checkpoints: Path, runner: str)
     assert done.code == 0, done.log
     assert done.rounds == [[continuation(prompt, 50) for prompt in prompts]]
     (stats,) = done.stats
-    # The first token of a text was not drafted; of the others, the new ones are those missed.
+    # The first token of a text was not drafted; the other new tokens are the misses.
     assert stats["misses"] == sum(max(RING - len(prompt) - 1, 0) for prompt in prompts)
     assert stats["rows_entered"] == stats["active"] == RING * len(prompts)
     accepted, _ = done.accepted
@@ -28,7 +28,7 @@ def test_vocabulary_learns_exactly_what_was_seen(checkpoints: Path, runner: str)
 
 @both_runners
 def test_a_cached_prefix_is_learnt(checkpoints: Path, runner: str) -> None:
-    """Its keys and values are there, so that no step sees its tokens."""
+    """The cache has the prefix's keys and values, so no step reads its tokens."""
     tail = of_ring(3, 3)
     prompt = of_ring(3, RING) + of_ring(5, RING) + tail
     others = [of_ring(ring, RING) for ring in (8, 10, 12)]
@@ -40,13 +40,13 @@ def test_a_cached_prefix_is_learnt(checkpoints: Path, runner: str) -> None:
     assert done.counters["prefix_cache_hits"] >= RING
     (stats,) = done.stats
     assert stats["misses"] == 0
-    assert stats["rows_entered"] == 7 * RING  # evicted in between, and entered again
+    assert stats["rows_entered"] == 7 * RING  # evicted in between, and active again
 
 
 def test_a_vocabulary_for_each_request(checkpoints: Path) -> None:
-    """There is room for two rings, and together they would need three."""
+    """The capacity is two rings, and the requests together need three."""
     prompts = [of_ring(ring, RING) for ring in (3, 9, 5)]
-    # In slots that others had, one of them with the same ring.
+    # They take slots of earlier requests; one of those had the same ring.
     later = [of_ring(3, 4)] * 3
     rounds = [
         [request(prompt, 40) for prompt in prompts],
@@ -60,6 +60,6 @@ def test_a_vocabulary_for_each_request(checkpoints: Path) -> None:
         assert done.rounds[0] == [continuation(prompt, 40) for prompt in prompts]
         assert done.rounds[1] == [continuation(prompt, 20) for prompt in later]
         misses[vocabulary] = done.stats[0]["misses"]
-    # In its own vocabulary all of a ring is known, or nothing but the prompt.
+    # A request's vocabulary has all of its ring, or the prompt only.
     assert misses["request"] == len(later) * (20 - 1)
     assert misses["shared"] > misses["request"]

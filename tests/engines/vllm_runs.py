@@ -1,4 +1,4 @@
-"""Configurations of vLLM, each in a process of its own, and what they gave."""
+"""Runs of vLLM configurations, each in a separate process, and their results."""
 
 import functools
 import json
@@ -15,7 +15,7 @@ from device import GRAPHS, ON_A_CPU, inherited
 
 FOLDER = Path(__file__).parent
 PYTHON = Path(os.environ.get("MICROSPEC_TEST_VLLM") or FOLDER.parents[1] / ".venv-vllm/bin/python")
-DRAFTS = {  # folder of the checkpoint: the method that vLLM calls it by
+DRAFTS = {  # folder of the checkpoint: vLLM's name of its method
     "eagle": "eagle",
     "eagle3": "eagle3",
     "eagle3_d2t": "eagle3",
@@ -51,10 +51,10 @@ Request = tuple[Sequence[int], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Run:
-    """What a process left: its log always, the rest where it came to its end (code 0).
+    """The results of a process. The log is always set, the rest only if it ended with code 0.
 
-    rounds: the tokens of each request of each round. counters: vLLM's own, by name without prefix.
-    stats: the plugin's, of each worker.
+    `rounds` has the tokens of each request of each round, `counters` vLLM's counters by name
+    without prefix, and `stats` the plugin's stats of each worker.
     """
 
     code: int
@@ -65,7 +65,7 @@ class Run:
 
     @property
     def accepted(self) -> tuple[float, float]:
-        """Draft tokens that were accepted, and how many there were."""
+        """Return the number of accepted draft tokens and of all draft tokens."""
         names = ("spec_decode_num_accepted_tokens", "spec_decode_num_draft_tokens")
         accepted, drafted = (self.counters[name] for name in names)
         return accepted, drafted
@@ -83,13 +83,15 @@ def run(
     speculative: dict[str, Any] | None = None,
     environment: dict[str, str] | None = None,
 ) -> Run:
-    """Let vLLM continue these prompts; the same configuration is run once.
+    """Let vLLM continue these prompts; run the same configuration only once.
 
     Args:
-        runner: a model runner, "V1" or "V2". target, draft: folders in checkpoints.
-        settings: of the plugin; None leaves the switch off.
-        engine, speculative, environment: more for LLM(…), for its speculative_config, for the
-            process.
+        runner: a model runner, "V1" or "V2".
+        target, draft: folders in checkpoints.
+        settings: the plugin's settings; None leaves the switch off.
+        engine: more arguments for LLM(…).
+        speculative: more entries of its speculative_config.
+        environment: more variables for the process.
     """
     more = dict(engine or {})
     if draft is not None:
@@ -119,7 +121,7 @@ def _run(configuration: str, variables: str) -> Run:
         done = subprocess.run(
             [PYTHON, FOLDER / "vllm_worker.py", asked, answer],
             env=inherited() | json.loads(variables),
-            cwd=folder,  # not the repository: the installed package is what is tested
+            cwd=folder,  # the repository is not in the path: the test is of the installed package
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -136,7 +138,7 @@ def request(prompt: list[int], length: int, **sampling: Any) -> Request:
 
 
 # Requests of different lengths, more than may run at a time, so that they join and leave; prompts
-# longer than what a step takes; in the second round prompts whose start is cached.
+# longer than a step can read; in the second round prompts with a cached start.
 MIXED = [
     [
         request(of_ring(3, 6), 40),
@@ -153,7 +155,7 @@ CHUNKED = {"max_num_batched_tokens": 32}
 def mixed(
     checkpoints: Path, runner: str, draft: str | None, target: str = "noisy", **more: Any
 ) -> Run:
-    """Over a target whose text nobody can foresee."""
+    """Run the mixed requests on a target with unpredictable text."""
     engine = CHUNKED | more.pop("engine", {})
     done = run(checkpoints, runner, target, draft, MIXED, engine=engine, **more)
     assert done.code == 0, done.log

@@ -1,4 +1,4 @@
-"""Runs one configuration of vLLM, as vllm_runs.py asks for it, and writes down what came."""
+"""Run one vLLM configuration on behalf of vllm_runs.py, and write its results."""
 
 import json
 import sys
@@ -28,6 +28,6 @@ def main(configuration: dict[str, Any]) -> dict[str, Any]:
     return {"rounds": rounds, "counters": counters, "stats": stats}
 
 
-if __name__ == "__main__":  # workers of the engine are spawned, and import this again
+if __name__ == "__main__":  # the engine spawns workers that import this module again
     result = main(json.loads(Path(sys.argv[1]).read_text()))
     Path(sys.argv[2]).write_text(json.dumps(result))

@@ -29,13 +29,13 @@ MODELS = {
 
 @contextmanager
 def on_device(device: str = "cuda") -> Iterator[None]:
-    """The tests' helpers make their tensors where they are told to."""
+    """Make tensors on this device inside the context, also in the tests' helpers."""
     with torch.device(device):
         yield
 
 
 def normal(rng: torch.Generator, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """As generators.normal, on rng's device."""
+    """Draw values like generators.normal, on rng's device."""
     if dtype == torch.int8:
         return torch.randint(-127, 128, shape, generator=rng, device=rng.device).to(dtype)
     values = torch.randn(shape, generator=rng, device=rng.device)
@@ -45,7 +45,7 @@ def normal(rng: torch.Generator, shape: tuple[int, ...], dtype: torch.dtype) -> 
 def random_ids(
     rng: torch.Generator, vocab_size: int, groups: int, capacity: int, active: int
 ) -> Tensor:
-    """int32 [G, K], ``active`` of them, at random slots."""
+    """Draw int32 [G, K]: ``active`` distinct ids at random slots of each group, -1 elsewhere."""
     active = min(active, vocab_size)
     ids = torch.full((groups, capacity), -1, dtype=torch.int32, device=rng.device)
     for group in ids:
@@ -69,9 +69,9 @@ def real_case(
     bias: torch.dtype | None = None,
     slab_of: int = 1,
 ) -> HeadCase:
-    """As generators.head_case: whatever a call must not read is poison.
+    """Make a case like generators.head_case: memory that a call must not read is poison.
 
-    ``slab_of``: the slab has that many buffers of ``groups`` each, and one of them is in use.
+    ``slab_of``: the slab has that many buffers of ``groups`` each, and the call uses one of them.
     """
     rows = rows or dtype
     active = capacity * 15 // 16 if active is None else active
@@ -79,7 +79,7 @@ def real_case(
     ids = random_ids(rng, model.vocab_size, buffers, capacity, active)
     used = ids[ids >= 0].long().unique()
     hidden = normal(rng, (m, model.dim), dtype)
-    # Unit logits, as a model has them.
+    # Unit logits, as in a model.
     size = model.dim**-0.5
     scale = None
     with on_device(str(rng.device)):
@@ -114,7 +114,7 @@ def real_case(
 
 @dataclass(frozen=True)
 class Expected:
-    """Of a case's every row, in float64: logits [M, K], their slots' ids, the error allowed."""
+    """All rows of a case in float64: logits [M, K], the ids of their slots, the allowed error."""
 
     logits: Tensor
     ids: Tensor
@@ -139,10 +139,10 @@ def first_rows(case: HeadCase, want: Expected, m: int) -> tuple[HeadCase, Expect
 
 
 def sorted_slots(logits: Tensor, ids: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k best of numbers and -inf, equal ones by id, padded with (-inf, -1)."""
+    """Return the k best of numbers and -inf; ties are in order of id, padding is (-inf, -1)."""
     by_id = ids.argsort(dim=1, stable=True)
     order = by_id.gather(1, logits.gather(1, by_id).argsort(dim=1, descending=True, stable=True))
-    # Empty slots have -inf, as an active one might: they go last.
+    # Empty slots have -inf, which an active slot may have too; sort empty slots last.
     empty = (ids < 0).gather(1, order).long()
     order = order.gather(1, empty.argsort(dim=1, stable=True))[:, :k]
     best, best_ids = logits.gather(1, order), ids.gather(1, order)
@@ -159,10 +159,10 @@ def results(case: HeadCase, k: int) -> tuple[Tensor, ...]:
 
 
 def check_head(case: HeadCase, want: Expected, k: int = 10) -> None:
-    """Logits within rounding of float64; ids exactly those of the logits; the same once more."""
+    """Check logits against float64, ids against those logits, and that a second call is equal."""
     logits, ids, logsumexp, z = results(case, k)
     assert_close(z, want.logits, want.allowed, "sparse_logits")
-    # What was selected is exact, whatever the rounding of the logits: ties by id, and no other way.
+    # The selection must be exact whatever the rounding of the logits, with ties in order of id.
     best, best_ids = sorted_slots(z, want.ids, k)
     assert_bitwise(ids, best_ids, "token_ids")
     assert_bitwise(logits + 0.0, best + 0.0, "logits")

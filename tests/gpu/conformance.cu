@@ -1,5 +1,5 @@
-// Kernels that do little but call one function of cuda/ptx.cuh each, behind C entry points for
-// tests/gpu/test_conformance.py. An entry point returns a cudaError_t, that of the launch.
+// Kernels that each call one function of cuda/ptx.cuh, behind C entry points for
+// tests/gpu/test_conformance.py. An entry point returns the launch's cudaError_t.
 #include <cstdint>
 
 #include "cuda/launch.cuh"
@@ -10,7 +10,7 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// ---- One element each: f(input element) for all of them.
+// ---- One element per thread: f(input element).
 template <class In, class Out, class F>
 __global__ void map_kernel(const In* in, Out* out, int64_t count, F f) {
   const int64_t i = blockIdx.x * int64_t{kThreads} + threadIdx.x;
@@ -44,7 +44,7 @@ struct LoadOnce {
   __device__ uint4 operator()(const uint4* word) const { return ptx::load_once16(word); }
 };
 
-// ---- One product a block, of one warp; lane by lane as ptx.cuh says.
+// ---- One product per block of one warp, in the lane layout of ptx.cuh.
 template <bool bf16>
 __global__ void mma_kernel(const uint32_t* a, const uint32_t* b, float* d) {
   const int lane = blockIdx.x * kWarp + threadIdx.x;
@@ -61,7 +61,7 @@ __global__ void mma_kernel(const uint32_t* a, const uint32_t* b, float* d) {
   for (int i = 0; i < 4; ++i) d[lane * 4 + i] = own_d[i];
 }
 
-// ---- Copies through a ring of places, each with a barrier, over many phases.
+// ---- Copies through a ring of buffers with one barrier each, over many phases.
 constexpr int kPlaces = 3;
 
 MICROSPEC_DEVICE void make_barriers(uint64_t* barriers, int arrivals) {
@@ -72,8 +72,8 @@ MICROSPEC_DEVICE void make_barriers(uint64_t* barriers, int arrivals) {
   __syncthreads();
 }
 
-// Each phase moves one 16-byte word a thread; whoever reads it back is not who copied it. Every third
-// thread copies nothing in odd phases but arrives all the same; that word is then left out.
+// Each phase moves one 16-byte word per thread, which another thread reads back. In odd phases every
+// third thread arrives without a copy; its word is then left out.
 MICROSPEC_DEVICE bool has_word(int phase, int thread) { return phase % 2 == 0 || thread % 3 != 0; }
 
 __global__ void cp_async_kernel(const uint4* source, uint4* target, int phases) {
@@ -89,12 +89,12 @@ __global__ void cp_async_kernel(const uint4* source, uint4* target, int phases) 
   for (int phase = 0; phase < phases; ++phase) {
     ptx::mbarrier_wait(barriers + phase % kPlaces, phase / kPlaces % 2);
     if (has_word(phase, other)) target[phase * kThreads + other] = places[phase % kPlaces][other];
-    __syncthreads();  // the place is free
+    __syncthreads();  // the buffer is free
     if (phase + kPlaces < phases) start(phase + kPlaces);
   }
 }
 
-// sizes[phase] bytes, in two pieces where they can be cut; zero bytes are announced and not copied.
+// Copy sizes[phase] bytes, in two pieces if divisible; announce zero bytes without a copy.
 constexpr int kMostBytes = 8192;
 
 __global__ void bulk_kernel(const unsigned char* source, unsigned char* target, const int* sizes,
@@ -123,8 +123,8 @@ __global__ void bulk_kernel(const unsigned char* source, unsigned char* target, 
   }
 }
 
-// Warp 0 says "ping" and warp 1 answers "pong", each by an arrival on the other's barrier; `seen`
-// is what each found in shared memory behind its wait: the number of the round.
+// Warps 0 and 1 take turns, each by an arrival on the other's barrier. `seen` is the round's number
+// that each warp reads from shared memory after its wait.
 __global__ void ping_pong_kernel(int* seen, int rounds, int64_t delay) {
   __shared__ uint64_t barriers[kPlaces];
   __shared__ volatile int said[2];
@@ -152,7 +152,7 @@ __global__ void ping_pong_kernel(int* seen, int rounds, int64_t delay) {
   }
 }
 
-// ---- Dependent launches: each kernel takes over the value that the one before it left, late.
+// ---- Dependent launches: each kernel reads the value that the previous one writes late.
 MICROSPEC_DEVICE uint64_t now() {
   uint64_t nanoseconds;
   asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(nanoseconds));

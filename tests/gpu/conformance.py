@@ -1,7 +1,7 @@
-"""Builds and calls conformance.cu; ``python tests/gpu/conformance.py 90`` builds it ahead.
+"""Build and call conformance.cu; ``python tests/gpu/conformance.py 90`` builds it ahead.
 
-The library's name carries the architecture and a hash of the sources, so one that was built
-elsewhere and brought along (the folder ``build/gpu``) is used exactly if it fits.
+The library's name contains the architecture and a hash of the sources. A library that was built
+elsewhere and copied into ``build/gpu`` is used only if both fit.
 """
 
 import ctypes
@@ -18,7 +18,7 @@ HEADERS = ("platform.cuh", "ptx.cuh", "launch.cuh")
 
 
 def target(arch: int) -> str:
-    """90 → "90a": Hopper and later have instructions that are theirs alone."""
+    """Map 90 to "90a": Hopper and later GPUs have architecture-specific instructions."""
     return f"{arch}a" if arch >= 90 else str(arch)
 
 
@@ -29,7 +29,7 @@ def path(arch: int) -> Path:
 
 
 def build(arch: int) -> Path:
-    """The library for a compute capability times ten; compiled if it is not there."""
+    """Return the library for a compute capability times ten; compile it if it is missing."""
     library = path(arch)
     if library.exists():
         return library

@@ -1,4 +1,7 @@
-"""Tests that need a CUDA device. Without one they are skipped; tests/conftest.py says how many."""
+"""Fixtures for tests that need a CUDA device.
+
+Without a device the tests are skipped; tests/conftest.py counts them.
+"""
 
 import gc
 import zlib
@@ -28,14 +31,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def compiled_kernels() -> None:
-    """These tests are of the compiled kernels, not of what serves where they are missing."""
+    """Assert that the compiled CUDA kernels serve the ops, and no backend replaces them."""
     assert backends.HAS_CUDA, "the library was built without nvcc: it has no CUDA kernels"
     assert backends.backend() == "cuda", f"the backend is {backends.backend()!r}, not 'cuda'"
 
 
 @pytest.fixture(autouse=True)
 def device_memory() -> Iterator[None]:
-    """A test's memory is given back, and what it did to the device is over."""
+    """Free a test's memory and wait until its work on the device has ended."""
     yield
     torch.cuda.synchronize()
     gc.collect()
@@ -44,5 +47,5 @@ def device_memory() -> Iterator[None]:
 
 @pytest.fixture
 def rng(request: pytest.FixtureRequest) -> torch.Generator:
-    """On the device, seeded by the test's name."""
+    """Return a generator on the device, seeded by the test's name."""
     return torch.Generator("cuda").manual_seed(zlib.crc32(request.node.nodeid.encode()))

@@ -1,4 +1,4 @@
-"""The narrow number formats by their definition: what the conversions of cuda/ptx.cuh must give."""
+"""The narrow number formats by definition, as reference for the conversions of cuda/ptx.cuh."""
 
 import numpy as np
 
@@ -7,19 +7,19 @@ E4M3_LARGEST = 448.0
 
 
 def pairs(values: np.ndarray) -> np.ndarray:
-    """Codes two by two as words, the first in the low half (or byte pair, for 8-bit codes)."""
+    """Pack two codes per word, the first in the low half (or low byte, for 8-bit codes)."""
     width = values.dtype.itemsize * 8
     low, high = values.reshape(-1, 2).astype(np.uint32).T
     return np.ascontiguousarray(low | high << width)
 
 
 def f16_values() -> np.ndarray:
-    """All 65536 codes as float32."""
+    """Return the values of all 65536 codes as float32."""
     return np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
 
 
 def e4m3_values() -> np.ndarray:
-    """All 256 codes as float32: bias 7, no infinity, all ones is NaN."""
+    """Return the values of all 256 codes as float32: bias 7, no infinity, all ones is NaN."""
     codes = np.arange(256)
     exponent, mantissa = codes >> 3 & 15, codes & 7
     magnitude = np.where(
@@ -30,7 +30,7 @@ def e4m3_values() -> np.ndarray:
 
 
 def bf16_codes(values: np.ndarray) -> np.ndarray:
-    """float32 to bf16: to the nearest, ties to even."""
+    """Convert float32 to bf16: round to nearest, ties to even."""
     bits = values.view(np.uint32).astype(np.uint64)
     codes = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
     return np.where(np.isnan(values), BF16_NAN, codes).astype(np.uint16)
@@ -43,7 +43,7 @@ def f16_codes(values: np.ndarray) -> np.ndarray:
 
 
 def e4m3_codes(values: np.ndarray) -> np.ndarray:
-    """float32 to e4m3: to the nearest, ties to the even code, clamped to ±448."""
+    """Convert float32 to e4m3: round to nearest, ties to the even code, clamp to ±448."""
     grid = e4m3_values()[:127].astype(np.float64)  # codes 0 to 126, ascending
     with np.errstate(invalid="ignore"):  # a signalling NaN
         magnitude = np.minimum(np.abs(values.astype(np.float64)), E4M3_LARGEST)
@@ -56,10 +56,11 @@ def e4m3_codes(values: np.ndarray) -> np.ndarray:
 
 
 def hard_floats(grid: np.ndarray, seed: int) -> np.ndarray:
-    """float32 numbers that show how a conversion to the finite values ``grid`` rounds.
+    """Return float32 numbers that show how a conversion to the finite values ``grid`` rounds.
 
-    Each value of the grid, the middle to the next and the floats beside that; beyond its largest;
-    subnormals, zeros, infinities, NaN; and random bits. An even count, in random order.
+    They are each value of the grid, the middle to the next value and the floats beside it; numbers
+    beyond the largest value; subnormals, zeros, infinities and NaN; and random bits. Their count is
+    even, their order random.
     """
     finite = np.unique(grid[np.isfinite(grid)].astype(np.float64))
     middles = ((finite[1:] + finite[:-1]) / 2).astype(np.float32)

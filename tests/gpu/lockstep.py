@@ -1,7 +1,7 @@
-"""A draft head on the device and what it must say, step by step: exact in every bit but logsumexp.
+"""A draft head on the device and its reference, step by step: all bits equal but logsumexp's.
 
-Weights and activations are small integers, so every logit is exact however it is summed, and the
-vocabulary beside it is the compiled CPU op's, which has its own tests against an LRU.
+Weights and activations are small integers, so every logit is exact in any order of sums. The
+reference vocabulary uses the compiled CPU op, which has its own tests against an LRU.
 """
 
 import torch
@@ -17,7 +17,7 @@ PINNED = (3, 500)
 
 
 class Lockstep:
-    """What both sides are given: weights, activations and a stream of tokens."""
+    """The inputs of both sides: weights, activations and a stream of tokens."""
 
     def __init__(self, steps: int, seed: int = 0) -> None:
         rng = torch.Generator().manual_seed(seed)
@@ -25,7 +25,8 @@ class Lockstep:
         self.hiddens = integers(rng, (HIDDENS, ROWS, DIM), torch.bfloat16)
         self.logits = self.hiddens.double() @ self.weight.double().T  # [HIDDENS, ROWS, V]
         self.order = torch.randint(HIDDENS, (steps,), generator=rng).tolist()
-        # Words of a topic that drifts, and some of any: most steps evict, and some evict nothing.
+        # Most tokens follow a drifting topic, some are arbitrary: most steps evict, some evict
+        # nothing.
         topic = torch.arange(steps)[:, None] // 7 + torch.randint(
             0, 60, (steps, TOKENS), generator=rng
         )
@@ -42,7 +43,7 @@ class Lockstep:
         self.evictions += int(((before >= 0) & (self.vocab.ids != before)).sum())
 
     def best(self, index: int, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of step ``index`` over these ids: logits, token ids and logsumexp (float64)."""
+        """Return the best logits, token ids and logsumexp (float64) of a step over these ids."""
         active = ids[ids >= 0].long().sort().values
         z = self.logits[self.order[index]][:, active]
         values, at = z.sort(dim=1, descending=True, stable=True)

@@ -1,7 +1,7 @@
-"""``torch.ops.microspec.*`` for CPU tensors, done on the GPU: there, and what was written back.
+"""``torch.ops.microspec.*`` for CPU tensors on the GPU: copy, call, copy the results back.
 
-A tensor takes its whole storage along, so strides, offsets and what lies between rows (poison, in
-these tests) are on the device as they are here.
+A tensor moves with its whole storage, so strides, offsets and the memory between rows (poison in
+these tests) are the same on the device.
 """
 
 from typing import Any
@@ -15,14 +15,14 @@ OPS = ("sparse_head", "sparse_logits", "gather_rows_", "vocab_update_")
 
 
 class Moved:
-    """The storages of one call, each once."""
+    """The storages of one call, each copied once."""
 
     def __init__(self, device: str = "cuda") -> None:
         self._device = device
         self._storages: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
 
     def there(self, value: Any) -> Any:
-        """The same view of the storage's copy; anything but a tensor as it is."""
+        """Return the same view of the storage's copy on the device; other values are unchanged."""
         if not isinstance(value, Tensor):
             return value
         own = value.untyped_storage()
@@ -35,7 +35,7 @@ class Moved:
         return empty.set_(storage, value.storage_offset(), value.size(), value.stride())
 
     def back(self) -> None:
-        """Whatever the device wrote, here too."""
+        """Copy everything that the device wrote back to the CPU storages."""
         for own, copy in self._storages.values():
             own.copy_(copy)
 
@@ -46,7 +46,7 @@ def op_on_device(name: str, device: str = "cuda") -> Any:
     def call(*arguments: Any, **options: Any) -> Any:
         moved = Moved(device)
         there = [moved.there(a) for a in arguments], {k: moved.there(v) for k, v in options.items()}
-        # PyTorch then fills new tensors with NaN: a result that is not written shows.
+        # PyTorch then fills new tensors with NaN, which shows results that are not written.
         torch.use_deterministic_algorithms(True)
         try:
             results = op(*there[0], **there[1])

@@ -1,4 +1,4 @@
-"""What a run of the GPU tests found, as Markdown: from the JSON that run.py writes."""
+"""Write the report of a GPU test run as Markdown, from the JSON of run.py."""
 
 import re
 import xml.etree.ElementTree as ElementTree
@@ -10,12 +10,12 @@ Results = dict[str, Any]
 
 
 def from_junit(path: Path) -> Results:
-    """Counts by file, what failed, why something was skipped, the slowest, and what tests noted."""
+    """Collect counts by file, failures, skip reasons, the slowest tests and the tests' notes."""
     files: dict[str, Counter[str]] = {}
     failures, skips, notes = [], Counter[str](), []
     times: list[tuple[float, str]] = []
     for case in ElementTree.parse(path).iter("testcase"):
-        if not case.get("name"):  # that of an interruption
+        if not case.get("name"):  # the entry of an interruption
             continue
         group = case.get("classname", "").rsplit(".", 1)[-1] or "collection"
         name = f"{group}::{case.get('name')}"
@@ -44,7 +44,7 @@ def from_junit(path: Path) -> Results:
 
 
 def from_sanitizer(text: str) -> Results:
-    """What compute-sanitizer's output and the driver's own last line say."""
+    """Parse compute-sanitizer's output and the driver's last line."""
     cases = re.search(r"^cases (\d+) of (\d+), (\d+) failed$", text, re.MULTILINE)
     # "ERROR SUMMARY: 3 errors"; racecheck: "RACECHECK SUMMARY: 1 hazard displayed (1 error, 0 …)"
     summary = re.search(r"=+ (?:\w+ SUMMARY: .*)", text)

@@ -1,11 +1,11 @@
-"""Runs all GPU tests and compute-sanitizer over every kernel, and reports.
+"""Run all GPU tests and compute-sanitizer over every kernel, and write a report.
 
     python tests/gpu/run.py [--quick] [--parts tests,memcheck,…] [--out DIR] [--budget SECONDS]
     python tests/gpu/run.py --combine A.json B.json [--out DIR]
 
-The report is gpu-tests.md and .json, by default under bench/results/<gpu>/. The parts may be run by
-several commands, each with a time limit of its own, and their JSON files then combined. Exit status
-0: everything asked for ran, and passed.
+The report is gpu-tests.md and .json, by default under bench/results/<gpu>/. Several commands can
+run the parts, each with a separate time limit; --combine merges their JSON files. Exit status 0
+means that all requested parts ran and passed.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from gpu import report  # noqa: E402  (beside this file)
 
 SANITIZERS = ("memcheck", "racecheck", "synccheck")
 PARTS = ("tests", "ops", *SANITIZERS)
-# Of the time there is, by part: the sanitizers slow the kernels down ten- to a hundredfold.
+# Each part's share of the time: the sanitizers slow the kernels down by a factor of 10 to 100.
 SHARES = {"tests": 5.0, "ops": 3.0, "memcheck": 3.0, "racecheck": 4.0, "synccheck": 2.0}
 
 
@@ -53,7 +53,7 @@ def output_of(*command: str) -> str:
 
 
 def environment() -> dict[str, str]:
-    """Asked for in another process: this one leaves the device alone."""
+    """Query the device in another process, so that this process leaves it alone."""
     fields = "name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,memory.total"
     told = output_of(sys.executable, "-c", FACTS).splitlines()
     facts = (
@@ -69,7 +69,7 @@ def environment() -> dict[str, str]:
 
 
 def run_limited(command: list[str], log: Path, seconds: float) -> dict[str, Any]:
-    """Its output goes to the log; after ``seconds`` it is interrupted, then ended."""
+    """Run a command and log its output; after ``seconds`` interrupt it, then end it."""
     start = time.monotonic()
     extra = {"PYTHONUNBUFFERED": "1", "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     with log.open("w") as file:
@@ -83,7 +83,7 @@ def run_limited(command: list[str], log: Path, seconds: float) -> dict[str, Any]
         try:
             code = process.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGINT)  # pytest then writes down what it has
+            process.send_signal(signal.SIGINT)  # pytest then writes its results
             try:
                 process.wait(timeout=20)
             except subprocess.TimeoutExpired:
@@ -102,7 +102,7 @@ def run_limited(command: list[str], log: Path, seconds: float) -> dict[str, Any]
 def run_tests(part: str, out: Path, seconds: float, soak: float) -> dict[str, Any]:
     junit = out / f"{part}.xml"
     chosen = ["tests/gpu", f"--soak-seconds={soak}"]
-    if part == "ops":  # the CPU's own tests, over the device
+    if part == "ops":  # the CPU's tests, over the device
         files = [
             f for f in sorted(HERE.parent.glob("test_*.py")) if "mark.backends" in f.read_text()
         ]
@@ -132,7 +132,7 @@ def run_sanitizer(tool: str, out: Path, seconds: float, quick: bool) -> dict[str
     command += ["--report-api-errors", "no", "--print-limit", "50"]
     command += ["--padding", "256"] if tool == "memcheck" else []
     command += [sys.executable, str(HERE / "sanitizer_driver.py")]
-    # The driver stops by itself; what remains is for its start and its last case.
+    # The driver stops by itself; the rest of the time is for its start and its last case.
     command += ["--seconds", str(min(60.0, seconds) if quick else max(10.0, seconds - 45))]
     if not Path(sanitizer).exists():
         missing = {"seconds": 0.0, "exit": None, "timed_out": False, "tail": f"no {sanitizer}"}
@@ -152,7 +152,7 @@ def write(results: dict[str, Any], out: Path) -> bool:
 
 
 def combine(files: list[Path]) -> dict[str, Any]:
-    """Parts of the same device; of a part that ran twice, the last."""
+    """Merge the parts of one device; of a repeated part the last run counts."""
     runs = [json.loads(file.read_text()) for file in files]
     devices = {run["environment"].get("device") for run in runs}
     if len(devices) != 1:
@@ -205,7 +205,7 @@ def main() -> int:
         results["parts"][part] = found
         if found["passed"]:
             (out / f"{part}.log").unlink(missing_ok=True)
-        passed = write(results, out)  # after each part, in case a later one never ends
+        passed = write(results, out)  # after each part, in case a later part hangs
     return 0 if passed else 1
 
 

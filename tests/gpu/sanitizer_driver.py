@@ -1,9 +1,9 @@
-"""Calls every kernel in all its variants once, at small shapes: to be run under compute-sanitizer.
+"""Call every variant of every kernel once, at small shapes, under compute-sanitizer.
 
     PYTHONPATH=.:tests compute-sanitizer python tests/gpu/sanitizer_driver.py [--list] [--only TEXT]
 
-Prints a line a case and, last, how many of them it came to within ``--seconds``. Results are
-compared with the CPU's, so that a case that calls nothing, or something else, does not pass.
+The driver prints one line per case and, at the end, the number of cases within ``--seconds``. It
+compares results with the CPU's, so a case that calls nothing, or something else, fails.
 """
 
 import argparse
@@ -26,7 +26,7 @@ def there(value: object, device: str) -> object:
 
 
 def head(**options: object) -> Callable[[str], None]:
-    """sparse_head and sparse_logits: small integers, so device and CPU agree in every bit."""
+    """Call sparse_head and sparse_logits with small integers: device and CPU agree in every bit."""
 
     def run(device: str) -> None:
         case = head_case(1, exact=True, **options)  # type: ignore[arg-type]
@@ -144,7 +144,7 @@ def main() -> int:
     if args.list:
         print(*(name for name, _ in cases), sep="\n")
         return 0
-    # In turn from all families, so that a run that is cut off has seen some of each.
+    # Families take turns, so that an interrupted run has covered some of each.
     order = sorted(range(len(cases)), key=lambda i: (i * 7919) % max(1, len(cases)))
     end, done, failed = time.monotonic() + args.seconds, 0, 0
     for index in order:

@@ -1,4 +1,4 @@
-"""Every function of cuda/ptx.cuh on the device against its meaning, which the emulation shares."""
+"""Each function of cuda/ptx.cuh on the device, against the definition that the emulation shares."""
 
 import numpy as np
 import pytest
@@ -30,12 +30,12 @@ def _pointer_or_number(value: Tensor | int) -> object:
 
 
 def on_device(array: np.ndarray) -> Tensor:
-    """Bytes: torch has no dtype for some of these."""
+    """Copy the bytes to the device: torch has no dtype for some of the formats."""
     return torch.from_numpy(np.ascontiguousarray(array).view(np.uint8).reshape(-1)).cuda()
 
 
 def converted(name: str, source: np.ndarray, count: int, dtype: type, width: int = 1) -> np.ndarray:
-    """``count`` elements through a conversion; its output is ``width`` of dtype an element."""
+    """Convert ``count`` elements; each yields ``width`` elements of dtype."""
     out = torch.full((count * width * np.dtype(dtype).itemsize,), 0xA5, dtype=torch.uint8).cuda()
     call(name, on_device(source), out, count)
     return out.cpu().numpy().view(dtype)
@@ -104,7 +104,7 @@ def test_floats_to_bf16(seed: int) -> None:
 @needs_e4m3
 @pytest.mark.parametrize("seed", range(3))
 def test_floats_to_e4m3(seed: int) -> None:
-    """Among them all middles between two codes, and what saturates."""
+    """The inputs include all middles between two codes, and values that saturate."""
     values = formats.hard_floats(formats.e4m3_values(), seed)
     got = converted("e4m3_of_floats", values, len(values) // 2, np.uint32)
     assert not (got >> 16).any(), "more than two codes were written"
@@ -119,7 +119,7 @@ def test_load_once16() -> None:
 
 
 def lanes_of(a: np.ndarray, b: np.ndarray, d: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Matrices [N, 16, 16], [N, 16, 8], [N, 16, 8] as the lanes hold them, by ptx.cuh's words."""
+    """Split matrices [N, 16, 16], [N, 16, 8], [N, 16, 8] into the lanes' registers of ptx.cuh."""
     lane = np.arange(32)
     g, t = lane // 4, lane % 4 * 2
 
@@ -135,7 +135,7 @@ def lanes_of(a: np.ndarray, b: np.ndarray, d: np.ndarray) -> tuple[np.ndarray, .
 
 @pytest.mark.parametrize("bf16", [0, 1])
 def test_mma(bf16: int) -> None:
-    """Small integers: every sum is exact, so a wrong place for any element shows."""
+    """All sums of small integers are exact, so a misplaced element changes the result."""
     rng = np.random.default_rng(bf16)
     count = 64
     a, b = rng.integers(-8, 9, (count, 16, 16)), rng.integers(-8, 9, (count, 16, 8))

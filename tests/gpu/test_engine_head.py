@@ -1,4 +1,4 @@
-"""EngineHead as an engine uses it: the head captured once, tokens observed between the replays."""
+"""EngineHead in an engine: one captured graph of the head, tokens observed between replays."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +26,7 @@ MODES: list[dict[str, Any]] = [
 
 @contextmanager
 def no_waiting() -> Iterator[None]:
-    """Within, what would wait for the device is an error."""
+    """Raise an error for every call that would wait for the device, inside the context."""
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -38,7 +38,7 @@ def no_waiting() -> Iterator[None]:
 @pytest.mark.parametrize("groups", [1, 3])
 @pytest.mark.parametrize("options", MODES, ids=lambda o: "-".join(o.values()))
 def test_one_graph_serves_every_step(options: dict[str, Any], groups: int, tmp_path: Any) -> None:
-    """Each replay gives what the head on the CPU does, whose tests are in tests/integrations."""
+    """Each replay equals the head on the CPU, which tests/integrations tests."""
     rng = torch.Generator().manual_seed(groups)
     frequency = tmp_path / "rank.npy"
     np.save(frequency, torch.randperm(V, generator=rng)[:20].numpy())

@@ -15,7 +15,7 @@ STEPS = 10_000
 
 
 def captured(step: Callable[[], None]) -> Callable[[], None]:
-    """``step`` as a graph's replay, after the calls that capture asks for."""
+    """Warm up and capture ``step``; return the graph's replay."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -30,7 +30,7 @@ def captured(step: Callable[[], None]) -> Callable[[], None]:
 
 
 class Static:
-    """The graph's own inputs and outputs."""
+    """The graph's inputs and outputs."""
 
     def __init__(self, lockstep: Lockstep) -> None:
         self.all_tokens, self.all_hiddens = lockstep.tokens.cuda(), lockstep.hiddens.cuda()
@@ -57,7 +57,7 @@ class Static:
     ("mode", "buffers"), [("indexed", None), ("packed", 1), ("packed", 2)], ids=str
 )
 def test_update_refresh_head(mode: str, buffers: int | None) -> None:
-    """Vocabulary, slab and head in one graph: the head of a step knows that step's tokens."""
+    """Vocabulary, slab and head in one graph: the head knows the tokens of its step."""
     lockstep = Lockstep(STEPS)
     static = Static(lockstep)
     vocab = ActiveVocab(VOCAB_SIZE, CAPACITY, pinned=PINNED, device="cuda")
@@ -79,7 +79,7 @@ def test_update_refresh_head(mode: str, buffers: int | None) -> None:
 
 
 def test_the_head_reads_the_front_while_the_back_is_refreshed() -> None:
-    """Side by side in one graph: the head of a step knows the tokens of the step before."""
+    """In this graph they run side by side: the head knows the tokens of the step before."""
     lockstep = Lockstep(STEPS, seed=1)
     static = Static(lockstep)
     vocab = ActiveVocab(VOCAB_SIZE, CAPACITY, pinned=PINNED, device="cuda")
@@ -111,7 +111,7 @@ def test_the_head_reads_the_front_while_the_back_is_refreshed() -> None:
 
 
 def test_a_replay_does_what_the_call_did() -> None:
-    """Large and odd shapes, where several kernels and a workspace take part."""
+    """Large and odd shapes need several kernels and a workspace."""
     rng = torch.Generator("cuda").manual_seed(0)
     for m, capacity in ((1, 3072), (10, 3072), (60, 3072), (300, 3072), (4, 20000)):
         case = real_case(rng, MODELS["llama"], m=m, capacity=capacity)

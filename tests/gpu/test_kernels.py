@@ -1,4 +1,4 @@
-"""What an op puts on the device: the kernels it should, and nothing else."""
+"""Each op enqueues the expected kernels on the device, and nothing else."""
 
 from collections.abc import Callable
 
@@ -16,8 +16,8 @@ KERNELS = (
 
 
 def enqueued(call: Callable[[], object]) -> list[str]:
-    """What the call puts on the device, in order: its kernels' plain names; others as they are."""
-    call()  # loads the kernels, fills PyTorch's memory pool
+    """Return the work that the call enqueues, in order; kernels by their plain names."""
+    call()  # loads the kernels and fills PyTorch's memory pool
     torch.cuda.synchronize()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         call()

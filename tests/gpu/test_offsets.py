@@ -1,4 +1,4 @@
-"""Tensors past 2^31 elements and 2^32 bytes: a truncated offset finds another row, or poison."""
+"""Tensors past 2^31 elements and 2^32 bytes: a truncated offset reads another row, or poison."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 from microspec_kernels import gather_rows_, sparse_head, sparse_logits, vocab_update_
 
 DIM, VOCAB_SIZE = 4096, 2**20 + 70_000
-# Beyond 2^31 and 2^32 elements, on both sides of 2^31 bytes, at the ends.
+# Tokens past 2^31 and 2^32 elements, on both sides of 2^31 bytes, and at the ends.
 TOKENS = [VOCAB_SIZE - 1, 2**19 + 5, 2**20 + 5, 3, 2**19 - 1, 2**18 + 1, 0, 2**20 - 1]
 WEIGHTS = [torch.bfloat16, *QUANTISED]
 
@@ -25,7 +25,7 @@ def small_rows(count: int, dtype: torch.dtype) -> Tensor:
 
 
 def big_weight(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Poison but for the rows of TOKENS, which come second."""
+    """Return a weight of poison, except the rows of TOKENS, and those rows."""
     weight = torch.empty(VOCAB_SIZE, DIM, dtype=dtype, device="cuda")
     for chunk in weight.split(2**18):
         row_indexed(chunk).fill_(row_indexed(poison((1,), dtype))[0])
@@ -67,14 +67,15 @@ def test_gather_from_a_big_weight(slab_dtype: torch.dtype) -> None:
     scale = torch.zeros(len(TOKENS), device="cuda") if slab_dtype in QUANTISED else None
     gather_rows_(slab, held, weight, tokens, slab_scale=scale)
     got = slab.float() if scale is None else slab.float() * scale[:, None]
-    # -3 to 3 over a step of 3/127 or 3/448: at most a sixteenth off, which tells the rows apart.
+    # Values of -3 to 3 over a step of 3/127 or 3/448: the error is at most a sixteenth, so rows
+    # stay distinct.
     assert bool(((got - rows.float()).abs() <= rows.float().abs() / 16 + 3 / 254).all())
 
 
 @pytest.mark.parametrize("m", [2, 12])
 @pytest.mark.parametrize("dtype", WEIGHTS, ids=str)
 def test_slab_beyond_2_to_31_elements(dtype: torch.dtype, m: int) -> None:
-    """Two groups of 300,000 slots: filled by the gather at the far slots, then read by the head."""
+    """Two groups of 300,000 slots: the gather fills the far slots, the head reads them."""
     need(14)
     capacity = 300_000
     slab = torch.empty(2, capacity, DIM, dtype=dtype, device="cuda")
@@ -103,7 +104,7 @@ def test_slab_beyond_2_to_31_elements(dtype: torch.dtype, m: int) -> None:
 
 
 def test_hidden_and_results_beyond_2_to_31_elements() -> None:
-    """600,000 rows of hidden; 8,000 × 300,000 logits."""
+    """Hidden has 600,000 rows; logits are 8,000 × 300,000."""
     need(30)
     m = 600_000
     weight = small_rows(16, torch.bfloat16)

@@ -1,4 +1,4 @@
-"""The ops as PyTorch sees them, on CUDA tensors: schema, fakes, dispatch under torch.compile."""
+"""The ops in PyTorch on CUDA tensors: schema, fakes, dispatch under torch.compile."""
 
 from typing import Any
 

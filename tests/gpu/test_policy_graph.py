@@ -1,4 +1,4 @@
-"""A policy and its coverage in one captured graph, each replay compared with the CPU's."""
+"""A policy and its coverage in one captured graph; each replay is compared with the CPU."""
 
 import torch
 from compare import assert_bitwise
@@ -14,7 +14,7 @@ DEVICE = "cuda"
 
 
 class Loop:
-    """What an engine does after every pass: coverage, vocabularies, and the ids to draft with."""
+    """The work of an engine after every pass: coverage, vocabularies, ids for the next draft."""
 
     def __init__(self, device: str) -> None:
         table = torch.arange(VOCAB, dtype=torch.int32)[:, None].roll(3).repeat(1, 2).to(device)

@@ -1,4 +1,4 @@
-"""The ops at the sizes of real models against float64 and the CPU, and bit by bit run to run."""
+"""The ops at the sizes of real models, against float64 and the CPU; runs agree bit by bit."""
 
 import pytest
 import torch
@@ -44,7 +44,7 @@ CAPACITIES = (1, 7, 8, 9, 17, 511, 512, 1000, 4096, 4097, 8191, 16384, 16385, 20
 @pytest.mark.parametrize("packed", [False, True], ids=["indexed", "packed"])
 @pytest.mark.parametrize("capacity", CAPACITIES)
 def test_capacities(capacity: int, packed: bool, rng: torch.Generator) -> None:
-    """With few, most and all slots taken; from one result a row to 128."""
+    """Few, most and all slots are taken; k is 1 to 128."""
     for active in sorted({1, capacity // 3, capacity}):
         case = real_case(
             rng, MODELS["llama"], m=60, capacity=capacity, active=active, packed=packed,
@@ -75,7 +75,7 @@ def test_groups_of_a_double_buffered_slab(
 @pytest.mark.parametrize("dim", [1, 31, 33, 64, 100, 4088, 8192, 16384, 20000])
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_widths(dim: int, dtype: torch.dtype, rng: torch.Generator) -> None:
-    """Rows that are no multiple of 16 bytes, and rows longer than any block holds at once."""
+    """Rows are no multiple of 16 bytes, or longer than a block holds at once."""
     for rows in (dtype, *QUANTISED):
         case = real_case(rng, Model(5000, dim), m=33, capacity=300, dtype=dtype, rows=rows)
         want = expected(case)
@@ -105,7 +105,7 @@ def test_gather(
     ids = held.clone()
     gather_rows_(slab, ids, weight, wanted, slab_scale=scale, weight_scale=weight_scale)
     assert_bitwise(ids, wanted, "slab_ids")
-    # The CPU's arithmetic: PyTorch on a GPU divides by a number through its reciprocal.
+    # Compute on the CPU: PyTorch on a GPU divides by a number by multiplying with its reciprocal.
     tokens = wanted[slots].long()
     rows = row_indexed(weight)[tokens].view(dtype).cpu()
     row_scale = None if weight_scale is None else weight_scale[tokens].cpu()
@@ -119,7 +119,7 @@ def test_gather(
 
 
 def streams(rng: torch.Generator, vocab_size: int, count: int, groups: int) -> list[Tensor]:
-    """Few and many repetitions, padding, one token over and over."""
+    """Return streams with few and many repetitions, with padding, and with one repeated token."""
     shape = (groups, count)
     return [
         torch.randint(-1, vocab_size, shape, generator=rng, device="cuda"),
@@ -133,7 +133,7 @@ def streams(rng: torch.Generator, vocab_size: int, count: int, groups: int) -> l
 @pytest.mark.parametrize("capacity", [1, 1000, 1024, 1025, 3072, 8192, 16384, 20000])
 @pytest.mark.parametrize("count", [1, 300, 513, 20_000, 1_000_000])
 def test_vocab_update(count: int, capacity: int, groups: int, rng: torch.Generator) -> None:
-    """Bit for bit what the CPU's op makes of the same stream, itself tested against an LRU."""
+    """The result equals the CPU op's bit for bit; other tests compare that op with an LRU."""
     if count == 1_000_000 and groups > 1:
         pytest.skip("one long prompt is enough")
     vocab_size = MODELS["llama"].vocab_size

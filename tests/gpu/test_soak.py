@@ -1,4 +1,4 @@
-"""Calls of any shape and option, from seeds, for as long as ``--soak-seconds`` says."""
+"""Calls of any shape and option, from seeds, for ``--soak-seconds`` seconds."""
 
 import random
 import time
@@ -24,7 +24,7 @@ def some_head(seed: int) -> None:
     model = Model(
         log_uniform(rng, 1, 40_000), log_uniform(rng, 1, 9000), rng.choice((0.0, 0.0, 30.0))
     )
-    if rng.random() < 0.7:  # as models have them: what tensor cores take
+    if rng.random() < 0.7:  # sizes of models, which tensor cores can use
         model = Model(model.vocab_size, -(-model.dim // 64) * 64, model.softcap)
     groups = rng.choice((None, None, 1, 2, 9))
     capacity = log_uniform(rng, 1, 6000 // (groups or 1))

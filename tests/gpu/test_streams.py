@@ -1,4 +1,4 @@
-"""Work on two streams, delayed at random: no order but the promised one may be relied upon."""
+"""Randomly delayed work on two streams: only the promised order may matter."""
 
 import random
 
@@ -11,12 +11,12 @@ from microspec_kernels import ActiveVocab, WeightSlab, sparse_head
 from .cases import MODELS, check_head, expected, real_case
 from .lockstep import BEST, CAPACITY, PINNED, ROWS, VOCAB_SIZE, Lockstep
 
-SECOND = 1_500_000_000  # about, in a GPU's cycles
+SECOND = 1_500_000_000  # in cycles, approximately
 STEPS = 3000
 
 
 def delay(rng: random.Random) -> None:
-    """On the current stream: mostly none, sometimes microseconds, seldom half a millisecond."""
+    """Delay the current stream: mostly by nothing, at times by microseconds, seldom by 0.5 ms."""
     length = rng.choice((0, 0, 0, 0, 2_000, 20_000, 20_000, 700_000))
     if length:
         torch.cuda._sleep(rng.randrange(length))
@@ -24,10 +24,10 @@ def delay(rng: random.Random) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_refresh_races_with_the_head(seed: int) -> None:
-    """A step's first head reads the old front during the refresh, its second the new one.
+    """A step's first head reads the old front during the refresh, its second head the new one.
 
-    Nothing waits on the host between the steps, so many are under way at a time; what the heads
-    said is looked at in the end.
+    The host does not wait between steps, so many are in flight at a time. The heads' results are
+    checked at the end.
     """
     lockstep, rng = Lockstep(STEPS, seed=seed), random.Random(seed)
     tokens, hiddens = lockstep.tokens.cuda(), lockstep.hiddens.cuda()
@@ -51,7 +51,7 @@ def test_refresh_races_with_the_head(seed: int) -> None:
         slab.refresh()
         delay(rng)
         first = head(index, old)
-        # Sometimes the vocabulary has moved on before the refresh has even begun.
+        # Sometimes the vocabulary has changed again before the refresh begins.
         said.append((first, head(index, slab.front()) if index % 3 else None))
     torch.cuda.synchronize()
     for index, (first, second) in enumerate(said):
@@ -64,7 +64,7 @@ def test_refresh_races_with_the_head(seed: int) -> None:
 
 
 def test_ops_keep_to_their_stream() -> None:
-    """Behind a delay in their own stream they see what was written there before them."""
+    """Behind a delay in their stream, ops read the data written to that stream before."""
     rng = torch.Generator("cuda").manual_seed(0)
     case = real_case(rng, MODELS["llama"], m=10, capacity=1000)
     want = expected(case)
@@ -78,7 +78,7 @@ def test_ops_keep_to_their_stream() -> None:
 
 
 def test_nothing_touches_the_legacy_stream() -> None:
-    """It is blocked for a second or more; all ops are done on another stream long before."""
+    """The legacy stream is blocked for a second or more; ops on another stream finish earlier."""
     lockstep = Lockstep(40)
     tokens, hidden = lockstep.tokens.cuda(), lockstep.hiddens[0].cuda()
     vocab = ActiveVocab(VOCAB_SIZE, CAPACITY, pinned=PINNED, device="cuda")

@@ -1,4 +1,4 @@
-"""What is not valid: ids out of range, memory of another kind, another device."""
+"""Invalid input: ids out of range, memory of another kind, another device."""
 
 import os
 import subprocess
@@ -29,7 +29,7 @@ def there(value: object) -> object:
 
 
 def spoilt(ids: Tensor, vocab_size: int) -> Tensor:
-    """Bad ids in place of every -1."""
+    """Replace every -1 by bad ids."""
     bad = torch.tensor([*BAD, vocab_size], dtype=torch.int32).repeat(ids.numel())[: ids.numel()]
     return torch.where(ids < 0, bad.view_as(ids), ids)
 
@@ -37,7 +37,7 @@ def spoilt(ids: Tensor, vocab_size: int) -> Tensor:
 @pytest.mark.parametrize("m", [1, 4, 10, 60])
 @pytest.mark.parametrize("packed", [False, True], ids=["indexed", "packed"])
 def test_bad_ids_of_the_head_are_empty_slots(packed: bool, m: int) -> None:
-    """The rows, scales and biases of all but the active tokens are NaN."""
+    """All rows, scales and biases of other tokens than the active ones are NaN."""
     case = head_case(
         m, m=m, dim=256, vocab_size=300, capacity=200, active=120, groups=2, padding=True,
         dtype=torch.bfloat16, packed=packed, bias=torch.float32,
@@ -80,7 +80,7 @@ def test_bad_ids_of_the_gather_have_no_row(slab_dtype: torch.dtype) -> None:
 
 
 def test_bad_tokens_of_the_update_are_padding() -> None:
-    """Among them ids whose low 32 bits are good ones."""
+    """Some bad ids have good ids in their low 32 bits."""
     rng = torch.Generator().manual_seed(0)
     tokens = torch.randint(-1, 500, (3, 400), generator=rng)
     bad = torch.tensor([500, -2, 2**31 - 1, -(2**31), 2**32 + 5, 2**40, -(2**40), 2**32 - 1])

@@ -1,4 +1,4 @@
-"""vLLM's plugin as its model runner V2 uses it: drafts in a graph, the target's steps between."""
+"""vLLM's plugin in model runner V2: drafts in a graph, the target's steps between replays."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +20,7 @@ OFFSETS = torch.arange(ROWS) // 2
 
 
 def drafter_on(device: str, settings: Settings) -> Drafter:
-    """The same one everywhere: small integers, so that each logit is exact."""
+    """Make the same drafter on any device; it has small integers, so that each logit is exact."""
     weight = torch.randint(-3, 4, (ROWS + 8, DIM), generator=torch.Generator().manual_seed(2))
     model: Any = DraftModel(weight.float().to(device), ROWS, V, OFFSETS.to(device))
     model.norm = lambda hidden: hidden.roll(1, -1)
@@ -30,7 +30,7 @@ def drafter_on(device: str, settings: Settings) -> Drafter:
 @pytest.mark.parametrize("vocabulary", ["shared", "request"])
 @pytest.mark.parametrize("mode", ["indexed", "packed"])
 def test_captured_drafts_follow_what_is_observed(vocabulary: Any, mode: Any) -> None:
-    """Each replay gives what the plugin does on the CPU; nothing waits for the device."""
+    """Each replay equals the plugin on the CPU; nothing waits for the device."""
     rng = torch.Generator().manual_seed(1)
     settings = Settings(capacity=12, vocabulary=vocabulary, mode=mode)
     with installed():
@@ -59,7 +59,7 @@ def test_captured_drafts_follow_what_is_observed(vocabulary: Any, mode: Any) -> 
 
 
 def step_of(rng: torch.Generator) -> Any:
-    """For every slot two rows of logits, some tokens of text and some sampled ones."""
+    """Return two rows of logits, some tokens of text and some sampled tokens for every slot."""
     lengths = torch.randint(1, 4, (SLOTS,), generator=rng)
     sampled = torch.randint(0, V, (SLOTS, 2), generator=rng)
     sampled[:, 1] = sampled[:, 1].where(lengths > 1, -1)

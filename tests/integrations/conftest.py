@@ -1,4 +1,4 @@
-"""Here transformers' own loops run, on the small random models of the speculative tests."""
+"""Fixtures to run transformers' own loops on the small random models of the speculative tests."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -29,14 +29,14 @@ def target() -> Any:
 
 @pytest.fixture(scope="session")
 def text(target: Any) -> tuple[Tensor, Tensor]:
-    """A prompt [1, P] and its greedy continuation [1, P + NEW]."""
+    """Return a prompt [1, P] and its greedy continuation [1, P + NEW]."""
     ids = prompt(24)
     return ids, torch.cat((ids[0], greedy(target, ids, NEW)))[None]
 
 
 @pytest.fixture
 def assistant(target: Any) -> Any:
-    """Mostly right, and free to draft on."""
+    """Return an assistant that is mostly right and never stops drafting early."""
     model = noisy(target)
     model.generation_config.num_assistant_tokens = 5
     model.generation_config.num_assistant_tokens_schedule = "constant"

@@ -1,6 +1,6 @@
-"""What EngineHead must do, in Python and float64: an LRU over rows, and the logits of those.
+"""The reference for EngineHead in Python and float64, and the inputs of its tests.
 
-And what its tests are given.
+The reference is an LRU over rows and the logits of those rows.
 """
 
 import math
@@ -16,12 +16,12 @@ from torch import Tensor
 from microspec_kernels.engine import EngineHead
 
 V, ROWS, DIM = 60, 41, 16
-# No tokens of the target, and not to be found in any table.
+# Ids that are no tokens of the target and lie outside any table.
 STRANGE = (-1, -7, V, V + 1, 2**31 - 1, -(2**31))
-# A head of fewer rows than the target has tokens, in no order.
+# A head with fewer rows than the target has tokens, in random order.
 ROW_TOKENS = torch.randperm(V, generator=torch.Generator().manual_seed(5))[:ROWS]
 
-# What a row of a slab is scaled to.
+# The quantised value of a slab row's largest element.
 LARGEST = {"int8": 127.0, "float8_e4m3fn": 448.0}
 
 MODES: list[dict[str, Any]] = [
@@ -33,10 +33,10 @@ MODES: list[dict[str, Any]] = [
 
 
 def weight_of(dtype: torch.dtype, slab: str | None = None, rows: int = V, seed: int = 1) -> Tensor:
-    """Small integers, so that every logit is exact and many are equal.
+    """Draw small integers [rows, DIM], so that every logit is exact and ties are frequent.
 
-    Also in a slab of this dtype: each row's largest value, which `hidden_of` multiplies by nothing,
-    makes its scale 1.
+    With `slab` the logits are exact in a slab of that dtype, too: column 0 holds each row's largest
+    value, which makes the row's scale 1. `hidden_of` has 0 in that column.
     """
     weight = integers(torch.Generator().manual_seed(seed), (rows, DIM), dtype)
     if slab is not None:
@@ -51,7 +51,7 @@ def hidden_of(rng: torch.Generator, count: int, dtype: torch.dtype) -> Tensor:
 
 
 class Wanted:
-    """One vocabulary a group, and the counts."""
+    """The expected state: one vocabulary per group, and the counts."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class Wanted:
         self.row_of = {token: row for row, token in self.token_of.items()}
         self.weight, self.capacity = weight.double(), min(capacity, len(weight))
         rows = [self.row_of[token] for token in initial if token in self.row_of]
-        self.initial = rows[: self.capacity][::-1]  # the likeliest is the last to be evicted
+        self.initial = rows[: self.capacity][::-1]  # the likeliest token is the last to be evicted
         self.lru = [self.fresh() for _ in range(groups)]
         self.hits = self.misses = self.entered = 0
 
@@ -94,7 +94,7 @@ class Wanted:
             self.lru[group] = self.fresh()
 
     def top_k(self, hidden: Tensor, k: int, group: int) -> tuple[list[float], list[int], float]:
-        """Of one row of hidden: logits, tokens and logsumexp; equal logits by row of the head."""
+        """Return logits, tokens and logsumexp of one row of hidden; ties are in order of rows."""
         if group < 0:
             return [-math.inf] * k, [-1] * k, -math.inf
         logits = self.weight @ hidden.double()
@@ -131,7 +131,7 @@ def frequency_file(tmp_path: Any, tokens: list[int]) -> str:
 
 
 def state_of(head: EngineHead) -> list[Tensor]:
-    """All tensors that a captured graph may have seen, wherever they hang."""
+    """Return all tensors that a captured graph may have read, at any depth of the object."""
     found: list[Tensor] = []
     seen: set[int] = set()
 

@@ -1,5 +1,7 @@
-"""Run by test_engine_shard.py: an EngineHead over each process's shard of the draft's LM head, step
-by step beside one over all rows."""
+"""Compare an EngineHead over each process's shard of the rows with one over all rows, step by step.
+
+test_engine_shard.py starts this.
+"""
 
 import itertools
 import sys
@@ -19,7 +21,7 @@ from .engine_reference import ROW_TOKENS, ROWS, V, hidden_of, weight_of
 
 
 def shards(ranks: int) -> Iterator[list[tuple[int, int]]]:
-    """[start, end) of each rank; the second way round, the first rank's start is not 0."""
+    """Return [start, end) of each rank. In the second order the first rank's start is not 0."""
     edges = [ROWS * rank // ranks for rank in range(ranks + 1)]
     yield list(itertools.pairwise(edges))
     yield list(itertools.pairwise(edges))[::-1]
@@ -31,7 +33,7 @@ def check(rank: int, layout: list[tuple[int, int]], groups: int, options: dict[s
     part = slice(*layout[rank])
     settings = Settings(capacity=12, **options)
     weight = weight_of(torch.float32, settings.slab_dtype, ROWS)
-    weight[4, 1] = torch.nan  # known to all ranks, though one alone has the row
+    weight[4, 1] = torch.nan  # all ranks know them, although only one has the row
     own = weight[part].clone()
     rng = torch.Generator().manual_seed(6)
     bias = torch.randint(-2, 3, (ROWS,), generator=rng).float()
@@ -87,11 +89,11 @@ def run(rank: int, ranks: int, store: str) -> None:
     own = weight_of(torch.float32, rows=ROWS)[shard.start : ROWS * (rank + 1) // ranks]
     message = f"expected shards that have each row of [0, {ROWS + 1}) once, got [0, "
     assert_refused(message, EngineHead, own, Settings(), shard=shard)
-    sys.stdout.write(f"{dist.get_world_size()}\n")  # in one piece, unlike print
+    sys.stdout.write(f"{dist.get_world_size()}\n")  # one piece, unlike print
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
     count, path = int(sys.argv[1]), sys.argv[2]
-    # Forked, as PyTorch is then imported once.
+    # Fork, so that PyTorch is imported once.
     mp.start_processes(run, (count, path), count, start_method="fork")

@@ -11,7 +11,7 @@ import pytest
 
 @contextmanager
 def imported(contents: Mapping[str, Mapping[str, Any]]) -> Iterator[None]:
-    """Modules with these contents can be imported, and the packages above them."""
+    """Make modules with these contents importable, and the packages above them."""
     paths = [path.split(".") for path in contents]
     names = {".".join(parts[:end]) for parts in paths for end in range(1, len(parts) + 1)}
     with pytest.MonkeyPatch.context() as patch:

@@ -1,4 +1,4 @@
-"""As much of SGLang as its plugin touches, with the same names and arguments, and no engine."""
+"""The names and arguments of SGLang that its plugin uses, without an engine."""
 
 import enum
 from collections.abc import Iterator
@@ -38,7 +38,11 @@ class LogitsProcessor(nn.Module):
 
 
 class LlamaForCausalLMEagle3(nn.Module):
-    """weight: of the LM head [padded rows, D]; tokens: of each row (SGLang's hot_token_id)."""
+    """A draft model.
+
+    `weight` is the LM head [padded rows, D], `tokens` the token of each row (SGLang's
+    hot_token_id).
+    """
 
     def __init__(self, weight: Tensor, rows: int, vocab_size: int, tokens: Tensor | None) -> None:
         super().__init__()
@@ -66,7 +70,7 @@ class EagleDraftWorker:
         self.hot_token_id = self.draft_runner.model.hot_token_id
 
     def draft_forward(self, forward_batch: Any) -> Tensor:
-        """The tokens of each step, [B, STEPS, topk]; with topk > 1 only the best goes on."""
+        """Return the tokens of each step, [B, STEPS, topk]; with topk > 1 only the best goes on."""
         index, tokens = forward_batch.spec_info.topk_index, []
         for step in range(STEPS):
             if self.hot_token_id is not None:
@@ -131,7 +135,7 @@ class HookRegistry:
 
 
 def config() -> dict[str, dict[str, Any]]:
-    """A configuration that is served, by group."""
+    """Return a supported configuration, by group."""
     return {
         "spec": {
             "speculative_algorithm": "EAGLE3",
@@ -151,10 +155,10 @@ def config() -> dict[str, dict[str, Any]]:
 
 @contextmanager
 def installed(groups: dict[str, dict[str, Any]] | None = None) -> Iterator[None]:
-    """SGLang can be imported, with this configuration."""
+    """Make SGLang importable, with this configuration."""
 
     def own(kind: type) -> dict[str, Any]:
-        return {kind.__name__: type(kind.__name__, (kind,), {"hooks": []})}  # they get patched
+        return {kind.__name__: type(kind.__name__, (kind,), {"hooks": []})}  # get patched
 
     context = {
         f"get_{name}": lambda group=group: SimpleNamespace(**group)

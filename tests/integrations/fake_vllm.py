@@ -1,4 +1,4 @@
-"""As much of vLLM as its plugin touches, with the same names and arguments, and no engine in it."""
+"""The names and arguments of vLLM that its plugin uses, without an engine."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,7 +58,7 @@ class WorkerBase:
 
 
 class DraftModel(nn.Module):
-    """EAGLE's or, with offsets, EAGLE-3's; norm: something before the head, as in MTP's."""
+    """EAGLE's model or, with offsets, EAGLE-3's; `norm` comes before the head, like in MTP's."""
 
     def __init__(
         self, weight: Tensor, rows: int, vocab_size: int, offsets: Tensor | None = None
@@ -83,7 +83,7 @@ class DraftModel(nn.Module):
 
 
 def config(hidden_size: int = 8, vocab_size: int = 24, **additional: Any) -> Any:
-    """A VllmConfig with a draft that is served."""
+    """Return a VllmConfig with a supported draft."""
     return SimpleNamespace(
         additional_config=additional,
         use_v2_model_runner=True,
@@ -112,7 +112,10 @@ def config(hidden_size: int = 8, vocab_size: int = 24, **additional: Any) -> Any
 
 @contextmanager
 def installed(version: str = "0.32.0", **modules: dict[str, Any]) -> Iterator[None]:
-    """vLLM can be imported; modules: further ones by path below `vllm`, with their contents."""
+    """Make vLLM importable.
+
+    `modules` adds more modules, by path below `vllm`, with their contents.
+    """
     contents: dict[str, dict[str, Any]] = {
         "vllm": {"__version__": version},
         "vllm.envs": {"VLLM_LOG_STATS_INTERVAL": 10.0},
@@ -122,7 +125,7 @@ def installed(version: str = "0.32.0", **modules: dict[str, Any]) -> Iterator[No
             "UnquantizedEmbeddingMethod": UnquantizedEmbeddingMethod,
             "VocabParallelEmbedding": VocabParallelEmbedding,
         },
-        # Classes of their own, since the plugin patches them.
+        # New classes for each test, because the plugin patches them.
         "vllm.v1.executor.abstract": {"Executor": type("Executor", (Executor,), {})},
         "vllm.v1.worker.worker_base": {"WorkerBase": type("WorkerBase", (WorkerBase,), {})},
     } | modules

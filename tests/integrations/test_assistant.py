@@ -1,4 +1,4 @@
-"""A sparse LM head under transformers' own assisted generation."""
+"""A sparse LM head in transformers' own assisted generation."""
 
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -25,7 +25,7 @@ Texts = tuple[Tensor, Tensor]
 
 @dataclass
 class Pass:
-    """One of the target's: entries cached before it, tokens read [n], logits of the last rows."""
+    """A pass of the target: entries cached before it, tokens read [n], logits of the last rows."""
 
     past: int
     tokens: Tensor
@@ -34,7 +34,7 @@ class Pass:
 
 @pytest.fixture
 def passes(target: Any) -> Iterator[list[Pass]]:
-    """Those of `generate`."""
+    """Record the target's passes in `generate`."""
     seen: list[Pass] = []
 
     def record(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -79,7 +79,7 @@ def test_every_schedule_and_threshold(
 def test_it_drafts_almost_as_well_as_the_whole_head(
     target: Any, assistant: Any, text: Texts, passes: list[Pass]
 ) -> None:
-    """And better than one that follows the text alone, blind to what the target thinks."""
+    """It also drafts better than a policy without the target's likeliest tokens."""
     blind = Policy((prompt_tokens(),))
     count = {}
     for name, head in (
@@ -98,7 +98,7 @@ def test_it_drafts_almost_as_well_as_the_whole_head(
 def test_the_vocabulary_is_what_was_read_and_the_likeliest(
     target: Any, assistant: Any, text: Texts, passes: list[Pass]
 ) -> None:
-    """Against an LRU cache of the test's own: the same tokens in the same order of recency."""
+    """Compare with the test's LRU cache: the same tokens in the same order of recency."""
     lru = Lru(48)
     heads: list[SparseLMHead] = []
 
@@ -114,7 +114,8 @@ def test_the_vocabulary_is_what_was_read_and_the_likeliest(
         for token, row in zip(passes[-1].tokens[-len(rows) :].tolist(), rows, strict=True):
             lru.see([token, *reversed(row.topk(3).indices.tolist())])
 
-    # Before those of `sparse_assistant`: the vocabulary is then as the draft before left it.
+    # These hooks run before those of `sparse_assistant`, so they see the vocabulary of the previous
+    # draft.
     hooks = [
         assistant.register_forward_pre_hook(before, with_kwargs=True),
         target.register_forward_hook(after),
@@ -125,7 +126,7 @@ def test_the_vocabulary_is_what_was_read_and_the_likeliest(
     for hook in hooks:
         hook.remove()
     assert len({len(one.logits) for one in passes}) > 1
-    for one in list(passes):  # and the logits are those after the tokens that we took them for
+    for one in list(passes):  # check that the logits follow the tokens that we assigned to them
         read = torch.cat((text[1][0, : one.past], one.tokens))
         own = target(input_ids=read[None]).logits[0, -len(one.logits) :]
         torch.testing.assert_close(one.logits, own, atol=1e-4, rtol=1e-4)
@@ -187,7 +188,7 @@ def test_every_active_token_may_be_forbidden(
 def test_a_broken_row_costs_its_own_token(
     target: Any, text: Texts, passes: list[Pass], caplog: Any, mode: Any, sample: bool
 ) -> None:
-    """The target itself as the draft: but for token 77, it is right as often as it is whole."""
+    """The target itself is the draft. Without token 77 it is right as often as with all rows."""
     counts = []
     for broken in (False, True):
         assistant = tiny()
@@ -209,7 +210,7 @@ def test_a_broken_row_costs_its_own_token(
 
 
 def test_a_narrow_head_of_another_kind(target: Any, text: Texts) -> None:
-    """OPT projects its hidden states down before the head."""
+    """OPT projects its hidden states to a smaller width before the head."""
     torch.manual_seed(0)
     opt = OPTForCausalLM(
         OPTConfig(vocab_size=VOCAB, hidden_size=16, word_embed_proj_dim=8, ffn_dim=16,

@@ -1,4 +1,4 @@
-"""What `sparse_assistant` takes and refuses, and that it leaves nothing behind."""
+"""What `sparse_assistant` accepts, its errors, and that it restores the models on exit."""
 
 import copy
 from typing import Any

@@ -1,4 +1,4 @@
-"""The reference loop behind `model.generate(custom_generate=…)`."""
+"""The reference loop as `model.generate(custom_generate=…)`."""
 
 import warnings
 from typing import Any
@@ -55,7 +55,7 @@ def test_a_model_output_with_stats(target: Any, assistant: Any, text: Texts) -> 
 
 @pytest.mark.parametrize("many", [False, True])
 def test_the_ends_are_the_calls(target: Any, assistant: Any, text: Texts, many: bool) -> None:
-    """End of text where the call says so, not where the model's generation config does."""
+    """The call's end of text counts, not that of the model's generation config."""
     new = text[1][0, 24:].tolist()
     end = next(place for place in range(6, NEW) if new[place] not in new[:place])
     eos = [VOCAB - 1, new[end]] if many else new[end]
@@ -69,7 +69,7 @@ def test_the_ends_are_the_calls(target: Any, assistant: Any, text: Texts, many: 
 
 
 def test_a_batch_with_padding(assistant: Any, text: Texts) -> None:
-    """As transformers does it: padded on the left before, on the right after."""
+    """Padding is on the left of prompts and on the right of outputs, like in transformers."""
     target = tiny()
     rows = [prompt(9, seed=5)[0], text[0][0]]
     ids = torch.full((2, 24), 0)
@@ -86,7 +86,7 @@ def test_a_batch_with_padding(assistant: Any, text: Texts) -> None:
 
 
 def test_sampling(target: Any, assistant: Any, text: Texts) -> None:
-    """The loop's own sampling, by the call's settings and PyTorch's seed."""
+    """The loop samples with the call's settings and PyTorch's seed."""
     options: dict[str, Any] = {"max_new_tokens": NEW, "do_sample": True}
     settings: dict[str, Any] = {"temperature": 1.5, "top_k": 20, "top_p": 0.9}
     custom = microspec_generate(assistant, **SHAPE)
@@ -108,7 +108,7 @@ def test_sampling(target: Any, assistant: Any, text: Texts) -> None:
 
 
 class Twice(TemperatureLogitsWarper):
-    """A user's own; what it does is not for us to know."""
+    """A user's own logits processor; the loop cannot know its effect."""
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_the_cache_may_be_any_empty_one(
 def test_what_a_newer_version_prepares(
     target: Any, assistant: Any, text: Texts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is known by asking, under whatever name; another value than prepared is the caller's."""
+    """The loop asks for it under any name; a value unlike the prepared one is the caller's."""
     generate, prepared = target.generate, 1
 
     def newer(*args: Any, custom_generate: Any, **options: Any) -> Any:
@@ -220,7 +220,7 @@ def test_what_a_newer_version_prepares(
 def test_nothing_is_said(
     target: Any, assistant: Any, text: Texts, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """No deprecated name of an argument, no choice of transformers' told twice."""
+    """No argument's name is deprecated, and no message of transformers appears twice."""
     custom = microspec_generate(assistant, **SHAPE)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

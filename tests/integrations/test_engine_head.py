@@ -1,4 +1,4 @@
-"""EngineHead: step by step beside an LRU over rows and float64 logits of those."""
+"""EngineHead, step by step, against an LRU over rows and float64 logits."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ BOTH = pytest.mark.backends("cpu", "reference")
 @pytest.mark.parametrize("groups", [1, 3])
 @pytest.mark.parametrize("options", MODES, ids=lambda o: "-".join(o.values()))
 def test_every_step(options: dict[str, Any], groups: int, mapped: bool, tmp_path: Any) -> None:
-    """Requests come and go, tokens of all kinds come in, most steps evict."""
+    """Requests come and go, tokens of all kinds enter, and most steps evict."""
     rng = torch.Generator().manual_seed(groups)
     frequent = torch.randperm(V, generator=rng)[:20].tolist()
     settings = Settings(capacity=12, frequency=frequency_file(tmp_path, frequent), **options)
@@ -66,7 +66,7 @@ def test_every_step(options: dict[str, Any], groups: int, mapped: bool, tmp_path
 @BOTH
 @pytest.mark.parametrize("mapped", [False, True])
 def test_all_rows_are_the_dense_head(mapped: bool) -> None:
-    """Also of equal logits it takes the one that the dense head's argmax takes."""
+    """Of equal logits it also takes the one that the dense head's argmax takes."""
     count = ROWS if mapped else V
     weight = weight_of(torch.float32, rows=count)
     row_tokens = ROW_TOKENS if mapped else None
@@ -95,7 +95,7 @@ def test_logits_are_made_as_the_engine_makes_them() -> None:
 @BOTH
 @pytest.mark.parametrize("options", MODES, ids=lambda o: "-".join(o.values()))
 def test_slots_for_an_engine_that_chooses_itself(options: dict[str, Any]) -> None:
-    """Slot by slot the logit of its token, -inf where a slot is empty."""
+    """Each slot has the logit of its token, or -inf if it is empty."""
     settings = Settings(capacity=12, **options)
     weight = weight_of(torch.bfloat16, settings.slab_dtype, ROWS)
     head = EngineHead(weight, settings, target_vocab_size=V, row_tokens=ROW_TOKENS)
@@ -128,7 +128,7 @@ def test_an_empty_vocabulary_proposes_token_0() -> None:
 @pytest.mark.parametrize("mapped", [False, True], ids=["all rows", "mapped"])
 @pytest.mark.parametrize("options", MODES, ids=lambda o: "-".join(o.values()))
 def test_a_broken_row_costs_its_own_token(options: Any, mapped: bool, caplog: Any) -> None:
-    """It never becomes active: one NaN would make NaN of a softmax over the slots."""
+    """The token never becomes active: one NaN would make a softmax over the slots NaN."""
     count = ROWS if mapped else V
     row_tokens = ROW_TOKENS if mapped else None
     tokens = torch.arange(V) if row_tokens is None else row_tokens
@@ -179,7 +179,7 @@ def test_the_only_vocabulary_begins_anew_too() -> None:
 def test_the_targets_likeliest_with_the_best_as_the_newest(top_k: int) -> None:
     rng = torch.Generator().manual_seed(0)
     logits = torch.randn(5, V, generator=rng)
-    logits[:, ::2] = -torch.inf  # as a grammar forbids them
+    logits[:, ::2] = -torch.inf  # a grammar forbids them like this
     head = EngineHead(weight_of(torch.float32, None, V), Settings(capacity=4, top_k=top_k))
     got = head.top_target_tokens(logits)
     assert got.tolist() == logits.argsort(dim=1)[:, -top_k:].tolist()

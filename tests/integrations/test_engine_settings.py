@@ -1,4 +1,4 @@
-"""The settings of the engines' plugins: what switches them on, and errors that name what came."""
+"""The settings of the engines' plugins: the switch, and errors that name the bad value."""
 
 import json
 import re
@@ -63,7 +63,7 @@ def test_something_else(value: Any) -> None:
 
 @pytest.mark.parametrize("name", ["capacitiy", "K", "Capacity", "", 3])
 def test_a_name_that_is_no_setting(name: Any) -> None:
-    """All there are are named, so that a typo is found at once."""
+    """The error lists all settings, so that the user finds a typo at once."""
     with pytest.raises(ValueError, match=f"got {name!r}$") as error:
         Settings.parse({"capacity": 5, name: 1})
     assert all(repr(setting) in str(error.value) for setting in ALL)

@@ -17,7 +17,7 @@ TESTS = Path(__file__).parent.parent
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_processes(ranks: int, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "integrations.engine_worker", str(ranks), tmp_path / "store"]
-    # The processes share one machine: no name needs to be resolved, and one core each is enough.
+    # The processes share one machine: they need no name resolution, and one core each is enough.
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         command, cwd=TESTS, env=environment, capture_output=True, text=True, timeout=300

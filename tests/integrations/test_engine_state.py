@@ -1,4 +1,4 @@
-"""EngineHead's state: begun anew, read by captured graphs, never waited for."""
+"""EngineHead's state: resets, reads by captured graphs, and no waits."""
 
 from typing import Any
 
@@ -49,7 +49,7 @@ def test_a_weight_that_changed_in_place(options: dict[str, Any]) -> None:
 
 
 def test_a_slab_takes_no_more_than_its_rows() -> None:
-    """A second buffer would double the memory, and the rows gathered."""
+    """A second buffer would double the memory and the gathered rows."""
     head = EngineHead(weight_of(torch.bfloat16), Settings(capacity=8, mode="packed"), num_groups=2)
     assert head.head.slab.rows.shape == (2, 8, DIM)  # type: ignore[union-attr]
 
@@ -57,7 +57,7 @@ def test_a_slab_takes_no_more_than_its_rows() -> None:
 @pytest.mark.parametrize("made_inside", [False, True])
 @pytest.mark.parametrize("mode", ["indexed", "packed"])
 def test_inference_mode(made_inside: bool, mode: Any) -> None:
-    """As engines run: made while models load, used where nothing is recorded for gradients."""
+    """Engines make the head while models load, and use it in inference mode."""
     weight = torch.nn.Parameter(weight_of(torch.float32))
     with torch.inference_mode(made_inside):
         head = EngineHead(weight, Settings(capacity=8, mode=mode), num_groups=2)
@@ -74,7 +74,7 @@ def test_inference_mode(made_inside: bool, mode: Any) -> None:
 @pytest.mark.parametrize("options", MODES, ids=lambda o: "-".join(o.values()))
 @pytest.mark.parametrize("groups", [1, 2])
 def test_reset(options: dict[str, Any], groups: int, tmp_path: Any) -> None:
-    """Vocabularies, stats and slab as of a head made anew, where they were."""
+    """Vocabularies, stats and slab equal those of a new head, at the same addresses."""
     settings = Settings(capacity=8, frequency=frequency_file(tmp_path, [5, 9, 2]), **options)
     weight = weight_of(torch.float32, settings.slab_dtype)
     head, fresh = (EngineHead(weight, settings, num_groups=groups) for _ in range(2))
@@ -96,7 +96,7 @@ def test_reset(options: dict[str, Any], groups: int, tmp_path: Any) -> None:
 
 
 class Late:
-    """As a copy from a GPU: what comes is of the call before."""
+    """A copy that, like one from a GPU, delivers the previous call's values."""
 
     def __init__(self) -> None:
         self.on_its_way: Tensor | None = None
@@ -117,7 +117,7 @@ def test_no_stats_of_before_a_reset(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Recorder:
-    """In the place of a copy to the host."""
+    """Record the tensors that would be copied to the host."""
 
     def __init__(self) -> None:
         self.values: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""EngineHead where the draft's rows are not the target's tokens, one for one."""
+"""EngineHead with a token map: the draft's rows are not the target's tokens one for one."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ from .engine_reference import (
 
 
 def test_begins_with_the_frequent_tokens_that_the_draft_has(tmp_path: Any) -> None:
-    """As many as there is room for; the rarest is evicted first."""
+    """They fill the capacity; the rarest is evicted first."""
     absent = next(t for t in range(V) if t not in ROW_TOKENS.tolist())
     known = ROW_TOKENS[:6].tolist()
     settings = Settings(capacity=4, frequency=frequency_file(tmp_path, [absent, *known]))
@@ -56,7 +56,7 @@ def test_a_list_of_what_is_no_token(tmp_path: Any, token: int) -> None:
 
 
 def test_a_target_with_more_tokens_than_the_draft() -> None:
-    """Without a map, too: the first rows are the first tokens, and the others have none."""
+    """Without a map, the first rows are the first tokens, and the other tokens have none."""
     head = EngineHead(weight_of(torch.float32, rows=ROWS), Settings(), target_vocab_size=V)
     tokens = torch.tensor([ROWS - 1, ROWS, V - 1, V])
     head.observe(tokens)
@@ -65,7 +65,7 @@ def test_a_target_with_more_tokens_than_the_draft() -> None:
 
 
 def test_a_target_with_fewer_tokens_than_rows() -> None:
-    """What pads the head is never proposed."""
+    """Padding rows of the head are never proposed."""
     head = EngineHead(weight_of(torch.float32), Settings(), target_vocab_size=ROWS)
     head.observe(torch.arange(V))
     head.count_coverage(torch.arange(V))
@@ -100,7 +100,7 @@ def test_maps_of_any_integers() -> None:
 
 
 def test_coverage_is_of_the_vocabulary_before() -> None:
-    """Tokens without a row are misses; -1 and strange ones nothing."""
+    """Tokens without a row are misses; -1 and ids outside the vocabulary do not count."""
     head = EngineHead(
         weight_of(torch.float32, rows=ROWS),
         Settings(),

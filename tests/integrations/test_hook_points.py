@@ -1,4 +1,4 @@
-"""The hook points' check: what it finds in a package's source, and how a plugin refuses."""
+"""The check of hook points: what it finds in a package's source, and the plugin's errors."""
 
 import re
 import subprocess
@@ -17,7 +17,7 @@ from microspec_kernels.integrations.hooks import (
     package_root,
 )
 
-# Nothing of it can be imported: the check only reads.
+# This package cannot be imported: the check only reads its source.
 SOURCE = """
 raise RuntimeError("imported")
 import absent_module
@@ -126,16 +126,16 @@ def test_a_module_that_is_not_there(root: Path, module: str) -> None:
         ("Draft.loads", "loads"),
         ("Draft.Outer.deep", "Outer"),
         ("load", "load"),
-        # Whoever replaces a method has to know which class has it.
+        # To replace a method, the plugin has to know the class that defines it.
         ("Draft.inherited", "inherited"),
         ("Twice.old", "old"),
-        # Not as a function with arguments: what such a name is at run time, the source cannot say.
+        # These are not functions with arguments: the source does not show their value at run time.
         ("value", "value"),
         ("alias", "alias"),
         ("brought", "brought"),
         ("conditional", "conditional"),
         ("attempted", "attempted"),
-        # A call of these is not a call of a function.
+        # Calls of these are not calls of a function.
         ("later", "later"),
         ("Draft.fetch", "fetch"),
         ("Draft.attribute", "attribute"),
@@ -218,7 +218,7 @@ def test_a_package_that_is_not_installed() -> None:
 
 
 def test_refused_ends_the_process_with_its_message() -> None:
-    """Also from where engines catch every Exception of their plugins."""
+    """It also does so if an engine catches every Exception of its plugins."""
     program = """
 from microspec_kernels.integrations.hooks import UnsupportedError
 try:

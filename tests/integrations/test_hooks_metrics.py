@@ -1,4 +1,4 @@
-"""What the plugins tell of a draft's vocabulary."""
+"""What the plugins report about a draft's vocabulary."""
 
 import logging
 import sys
@@ -22,7 +22,7 @@ def head() -> EngineHead:
 
 
 class Metric:
-    """As of prometheus_client."""
+    """A stand-in for prometheus_client's metrics."""
 
     def __init__(self, name: str, documentation: str, multiprocess_mode: str = "") -> None:
         self.name, self.mode, self.value = name, multiprocess_mode, 0
@@ -72,7 +72,7 @@ def test_nothing_before_any_text(head: EngineHead, caplog: pytest.LogCaptureFixt
 
 
 def test_prometheus_gets_sums(head: EngineHead, prometheus: list[Metric]) -> None:
-    """Also of two drafts in one process: they add to the same counters."""
+    """Two drafts in one process add to the same counters."""
     first, second = (Report(head, logger, prometheus=True) for _ in range(2))
     assert not prometheus, "not before there is something to tell"
     first.tell(EngineStats(hits=3, misses=1, rows_entered=7, active=9))
@@ -98,5 +98,5 @@ def test_stats_that_begin_anew(head: EngineHead, prometheus: list[Metric]) -> No
 def test_prometheus_is_not_needed_where_the_engine_has_none(
     head: EngineHead, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "prometheus_client", None)  # an import of it fails
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)  # importing it fails
     Report(head, logger, prometheus=False).tell(EngineStats(1, 1, 1, 1))

@@ -1,4 +1,4 @@
-"""What plugins put around an engine's methods."""
+"""The wrappers that plugins put around an engine's methods."""
 
 import inspect
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from microspec_kernels.integrations.hooks.wrap import Original, wrap
 def engine() -> Any:
     class Speculator:
         def propose(self, tokens: list[int], *, sampled: int = 0, **others: Any) -> Any:
-            """Its own words."""
+            """The original docstring."""
             return ("proposed", tokens, sampled, others)
 
     return Speculator
@@ -49,7 +49,7 @@ def test_the_original_need_not_be_called() -> None:
 
 
 def test_once_for_each_thing_around() -> None:
-    """Plugins are loaded more than once in a process."""
+    """Engines load plugins more than once in a process."""
     calls: list[str] = []
 
     def first(original: Original, given: Mapping[str, Any]) -> Any:

@@ -1,5 +1,7 @@
-"""The entry points: that no engine goes on where the package does not load, and none ends for one
-that nobody asked for."""
+"""The entry points, with a package that does not load.
+
+An engine then ends if the switch is on, and goes on if it is off.
+"""
 
 import logging
 import sys
@@ -15,7 +17,7 @@ BROKEN = "the library does not load"
 
 
 class Broken:
-    """An import that fails, as that of a package without its library does."""
+    """An import that fails, like that of a package without its library."""
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
         if name.startswith("microspec_kernels"):

@@ -1,4 +1,4 @@
-"""SGLang's draft worker with an active vocabulary: what it drafts, sees and counts."""
+"""SGLang's draft worker with an active vocabulary: its drafts, observed tokens and counts."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -52,7 +52,7 @@ def head(worker: Any) -> Any:
 
 
 def prefill(worker: Any, prompt: list[int], following: int, cached: list[int] | None = None) -> Any:
-    """One request, of whose prompt a part is cached; SGLang's draft input."""
+    """Prefill one request with a partly cached prompt; return SGLang's draft input."""
     request = Request([*(cached or []), *prompt])
     batch = SimpleNamespace(
         reqs=[request],
@@ -72,7 +72,7 @@ def verify(worker: Any, tree: list[int], accepted: list[list[int]], logits: Tens
     from sglang.srt.speculative.eagle_worker_v2 import EAGLEWorkerV2
 
     nodes = len(tree) // len(accepted)
-    padded = [tokens + [63] * (nodes - len(tokens)) for tokens in accepted]  # as SGLang leaves them
+    padded = [tokens + [63] * (nodes - len(tokens)) for tokens in accepted]  # SGLang pads like this
     result = SimpleNamespace(
         next_token_ids=torch.tensor(padded, dtype=torch.int32).flatten(),
         accept_lens=torch.tensor([len(tokens) for tokens in accepted], dtype=torch.int32),
@@ -84,7 +84,7 @@ def verify(worker: Any, tree: list[int], accepted: list[list[int]], logits: Tens
 
 
 def towards(*tokens: int) -> Tensor:
-    """Logits of a target that likes these best, one a row."""
+    """Return logits of a target that prefers these tokens, one per row."""
     return torch.nn.functional.one_hot(torch.tensor(tokens), V).float()
 
 
@@ -162,7 +162,7 @@ def test_prompts_are_seen_with_what_was_cached_of_them_once() -> None:
     prefill(worker, [30, 31], 32)
     batch.prefix_lens, batch.input_ids = [2], torch.tensor([7, 8])
     worker._draft_extend_for_prefill(batch, None, torch.tensor([9]))
-    # The first part of the prompt was not seen again: its tokens are the next to leave.
+    # The first part of the prompt was not observed again, so its tokens are the next to leave.
     prefill(worker, [33, 34], 35)
     assert active(worker) == {31, 32, 7, 8, 9, 33, 34, 35}
 
@@ -186,7 +186,7 @@ def test_a_verified_tree_the_targets_best_and_accepted_tokens_enter() -> None:
     verify(worker, [40, 5, 6, 3], [[5, 6, 41]], towards(5, 6, 41, 42))
     stats = head(worker).stats()
     assert (stats.hits, stats.misses) == (2, 3)
-    # Accepted tokens are the newest: others leave before them.
+    # Accepted tokens are the newest, so others are evicted before them.
     prefill(worker, [10, 11, 12, 13], 14)
     assert active(worker) == {5, 6, 41, 10, 11, 12, 13, 14}
 

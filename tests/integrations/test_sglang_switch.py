@@ -1,4 +1,4 @@
-"""SGLang's plugin: when it is on, when it refuses, and what it touches before."""
+"""SGLang's plugin: the switch, its errors, and that it touches nothing before."""
 
 import json
 import subprocess
@@ -36,7 +36,7 @@ def hooks() -> list[tuple[str, Any]]:
 
 
 def scheduler(algorithm: bool = True) -> Any:
-    """As SGLang makes one, with the hooks around it."""
+    """Make a scheduler like SGLang does, with the hooks around its constructor."""
     from sglang.srt.managers.scheduler import Scheduler
     from sglang.srt.speculative.eagle_worker_v2 import EagleDraftWorker, EAGLEWorkerV2
 

@@ -1,4 +1,4 @@
-"""vLLM's plugin: the LM head, found and used as the draft model itself uses it."""
+"""vLLM's plugin finds the LM head and uses it like the draft model does."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -29,7 +29,7 @@ def draft_model(offsets: Tensor | None = None) -> DraftModel:
     torch.manual_seed(3)
     rows = V if offsets is None else ROWS
     weight = torch.randn(rows + PADDED - rows % PADDED, DIM)
-    weight[rows:] = 100.0  # padding: never to be read
+    weight[rows:] = 100.0  # padding, which must not be read
     return DraftModel(weight, rows, V, offsets)
 
 
@@ -118,7 +118,7 @@ def test_a_head_that_is_not_served() -> None:
 
 
 def test_each_rank_attaches_to_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 24 rows, in shards of 16: the second one has 8, and padding behind them."""
+    """Of 24 rows in shards of 16, the second shard has 8, and then padding."""
     model = draft_model()
     model.bias = torch.zeros(32)
     layer, groups = model.lm_head, SimpleNamespace(device_group="the ranks")
@@ -155,7 +155,7 @@ def test_says_once_what_it_is_attached_to(caplog: pytest.LogCaptureFixture) -> N
     with caplog.at_level("INFO", "vllm"):
         drafter_of(draft_model(OFFSETS), vocabulary="request", capacity=6)
     [record] = caplog.records
-    assert record.name.startswith("vllm.")  # or vLLM would not show it
+    assert record.name.startswith("vllm.")  # vLLM would not show it otherwise
     for part in ("Speculator", "DraftModel", "[10, 8] float32", "K = 6", "4 vocabularies", "0.32"):
         assert part in record.getMessage()
 

@@ -1,4 +1,4 @@
-"""vLLM's plugin: what its drafter learns from the target's steps."""
+"""What the drafter of vLLM's plugin learns from the target's steps."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ def _vllm() -> Any:
 
 
 def logits_for(tokens: list[list[int]]) -> Tensor:
-    """[R, V]: tokens of each row by rising logit."""
+    """Return logits [R, V] whose order is, in each row, the given tokens by rising logit."""
     logits = torch.zeros(len(tokens), V)
     for row, best in enumerate(tokens):
         logits[row, best] = torch.arange(1.0, 1 + len(best))
@@ -37,7 +37,7 @@ def step(
     best: list[list[int]] | None = None,
     drafted: list[bool] | None = None,
 ) -> None:
-    """A step over one row and one token of text for each slot."""
+    """Take a step over one row of logits and one token of text for each slot."""
     groups = torch.tensor(slots)
     drafter.keep(logits_for(best or [[token] for token in text]), groups)
     verified = torch.tensor(drafted or [True] * len(slots))

@@ -1,4 +1,4 @@
-"""vLLM's plugin: what is told of a drafter, and when."""
+"""What vLLM's plugin reports about a drafter, and when."""
 
 import sys
 from types import ModuleType
@@ -16,7 +16,7 @@ from .fake_vllm import installed
 
 
 class Prometheus:
-    """prometheus_client's counters and gauges, as far as they are used."""
+    """The used parts of prometheus_client's counters and gauges."""
 
     def __init__(self) -> None:
         self.values: dict[str, float] = {}
@@ -91,7 +91,7 @@ def test_a_line_at_vllms_interval_about_what_is_new(
     assert steps(9.9) == []
     [line] = steps(0.2)
     assert "Coverage: 75.0%, Covered: 3 tokens, Not covered: 1 tokens, Rows entered: 1" in line
-    assert steps(10.1) == []  # no text, nothing to tell
+    assert steps(10.1) == []  # without new text there is nothing to report
     assert prometheus.values == {
         "microspec:covered_tokens": 3,
         "microspec:uncovered_tokens": 3,
@@ -114,7 +114,7 @@ def test_the_device_is_not_asked_between_reports(
 def test_a_copy_is_given_a_step_to_arrive(
     clock: list[float], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a GPU, where stats are those of the call before."""
+    """On a GPU, stats are those of the previous call."""
     caplog.set_level("INFO", "vllm")
     head = head_of()
     told, newest = Metrics(head, reports=True), head.stats
@@ -142,7 +142,7 @@ def test_other_ranks_tell_nothing(clock: list[float], caplog: pytest.LogCaptureF
 
 
 def test_stats_that_begin_anew(clock: list[float], prometheus: Prometheus) -> None:
-    """After warming up, in which much was told: counters of Prometheus cannot fall."""
+    """Stats drop at the reset after the warm-up, but counters of Prometheus must not fall."""
     head = head_of()
     told = Metrics(head, reports=True)
     for tokens in ([1, 2, 3, 4], [5]):

@@ -1,4 +1,4 @@
-"""vLLM's plugin: what is looked at and patched where the switch is on."""
+"""What vLLM's plugin checks and patches if the switch is on."""
 
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ def test_a_worker_without_a_drafter_is_refused() -> None:
 
 
 class Drafted:
-    """Notes what a worker asks of its drafter."""
+    """Record a worker's calls of its drafter."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -123,4 +123,4 @@ def test_what_is_prepared(use_v2: bool, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(Drafted, "__new__", lambda cls: None)
     with pytest.raises(UnsupportedError, match=r"Runner\.load_model: expected a drafter attached"):
         without.load_model()
-    assert Worker(config()).load_model.__func__ is Worker.load_model  # others are as they were
+    assert Worker(config()).load_model.__func__ is Worker.load_model  # the others are unchanged

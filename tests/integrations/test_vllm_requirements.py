@@ -1,4 +1,4 @@
-"""What vLLM's plugin does not serve is refused by name, and what it serves is not."""
+"""vLLM's plugin raises an error that names each unsupported option, and accepts supported ones."""
 
 import re
 from types import SimpleNamespace

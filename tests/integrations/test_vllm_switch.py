@@ -1,4 +1,4 @@
-"""vLLM's plugin: when it is on, when it refuses, and what it touches before."""
+"""vLLM's plugin: the switch, its errors, and that it touches nothing before."""
 
 import json
 import subprocess
@@ -25,7 +25,7 @@ def _no_switch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def prepared(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    """The configurations for which vLLM would have been patched."""
+    """Record the configurations for which the plugin would have patched vLLM."""
     seen: list[Any] = []
     monkeypatch.setattr(plugin, "_prepare", lambda vllm_config, worker: seen.append(vllm_config))
     with installed():
@@ -33,7 +33,7 @@ def prepared(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
 
 
 def worker(vllm_config: Any) -> Any:
-    from vllm.v1.worker.worker_base import WorkerBase  # what register() has wrapped
+    from vllm.v1.worker.worker_base import WorkerBase  # register() has wrapped these
 
     return WorkerBase(vllm_config=vllm_config)
 
@@ -152,7 +152,7 @@ def test_additional_config_of_a_class_of_its_own() -> None:
 
 def test_another_version_with_the_switch_on(monkeypatch: pytest.MonkeyPatch) -> None:
     with installed("0.34.1+cpu"):
-        register()  # off: none of the plugin's business
+        register()  # off, so the plugin ignores it
         with pytest.raises(
             UnsupportedError, match=r"expected a version among 0\.30, .*, got 0\.34\.1"
         ):

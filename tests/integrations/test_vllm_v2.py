@@ -1,4 +1,4 @@
-"""vLLM's model runner V2: classes with the hook points' arguments take steps, patched."""
+"""Steps of patched classes with the hook points' arguments: vLLM's model runner V2."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +18,7 @@ V, DIM, SLOTS = 24, 8, 4
 
 
 class Sampler:
-    """Writes into the logits, as vLLM's may."""
+    """A sampler that overwrites the logits, as vLLM's may."""
 
     def __call__(self, logits: Tensor, input_batch: Any) -> Any:
         tokens = logits.argmax(-1)[:, None]
@@ -29,7 +29,7 @@ class Sampler:
 
 
 class RejectionSampler:
-    """Accepts what the test says."""
+    """A rejection sampler that accepts the test's tokens."""
 
     def __init__(self) -> None:
         self.tokens = self.num_sampled = torch.empty(0)
@@ -83,7 +83,7 @@ class GPUModelRunner:
 
 @pytest.fixture(autouse=True)
 def _patched() -> Any:
-    """Classes of their own for each test, since they are patched."""
+    """Make new classes for each test, because the plugin patches them."""
     own = {
         kind.__name__: type(kind.__name__, (kind,), {})
         for kind in (GPUModelRunner, Sampler, RejectionSampler)
@@ -126,7 +126,10 @@ def join(runner: Any, *requests: Any) -> None:
 
 
 def batch(rows: dict[int, list[int]], logits_of: list[int], padding: int = 3) -> Any:
-    """A step over these slots' tokens, with logits for that many of each's last ones."""
+    """Make a step over the tokens of these slots.
+
+    `logits_of` gives the number of each slot's last tokens that have logits.
+    """
     slots, lengths = list(rows), [len(tokens) for tokens in rows.values()]
     text = [token for tokens in rows.values() for token in tokens]
     starts = np.cumsum([0, *lengths, *[0] * padding])
@@ -193,7 +196,7 @@ def test_verified_drafts(make: Any) -> None:
 
 
 def test_a_slot_begins_anew(make: Any) -> None:
-    """Also with the request that had it, when it comes back after preemption."""
+    """It is also reset if its previous request returns after preemption."""
     runner = make(vocabulary="request", capacity=12)
     join(runner, request("a", 1, [5]))
     runner.sample(best(4), batch({1: [5]}, [1]))

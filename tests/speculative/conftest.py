@@ -1,4 +1,4 @@
-"""The whole folder needs the `speculative` extra, and runs models too small for threads."""
+"""Every test here needs the `speculative` extra and runs models that are too small for threads."""
 
 from collections.abc import Iterator
 

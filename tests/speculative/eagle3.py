@@ -1,4 +1,4 @@
-"""EAGLE-3 checkpoints with the names and configs of the public ones, and what they compute."""
+"""EAGLE-3 checkpoints with the names and configs of the public ones, and their formula."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ ROWS = 60
 INNER = 40
 HEADS, GROUPS = 4, 2
 
-# As published for yuhuili/EAGLE3-LLaMA3.1-Instruct-8B, whose file is a pytorch_model.bin.
+# From yuhuili/EAGLE3-LLaMA3.1-Instruct-8B, which stores a pytorch_model.bin.
 OFFICIAL: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"], "bos_token_id": 128000, "eos_token_id": 128001,
     "hidden_act": "silu", "hidden_size": SIZE, "initializer_range": 0.02,
@@ -28,7 +28,7 @@ OFFICIAL: dict[str, Any] = {
     "vocab_size": VOCAB, "draft_vocab_size": ROWS,
 }  # fmt: skip
 
-# As SpecForge publishes its drafts for Qwen3: its layers are those whose outputs are read.
+# From SpecForge's drafts for Qwen3. Its layer numbers name the layers whose outputs are read.
 SPECFORGE: dict[str, Any] = {
     "architectures": ["LlamaForCausalLMEagle3"],
     "eagle_config": {
@@ -44,7 +44,8 @@ SPECFORGE: dict[str, Any] = {
     "vocab_size": VOCAB,
 }  # fmt: skip
 
-# As `speculators` writes them, for instance RedHatAI's: its layers are those that are entered.
+# From `speculators`, for instance RedHatAI's drafts. Its layer numbers name the layers whose inputs
+# are read.
 SPECULATORS: dict[str, Any] = {
     "architectures": ["Eagle3DraftModel"], "draft_vocab_size": ROWS, "dtype": "bfloat16",
     "eagle_aux_hidden_state_layer_ids": [2, 3, 5], "embed_requires_grad": False,
@@ -68,7 +69,7 @@ SPECULATORS: dict[str, Any] = {
     },
 }  # fmt: skip
 
-# A format: its config, the name of its layer, the layers of a target of 7 whose inputs it reads.
+# format: config, name of its layer, feature layers (by input) of a target with 7 layers
 FORMATS: dict[str, tuple[dict[str, Any], str, list[int]]] = {
     "official": (OFFICIAL, "midlayer", [2, 3, 4]),
     "specforge": (SPECFORGE, "midlayer", [1, 4, 5]),
@@ -83,7 +84,7 @@ FORMATS: dict[str, tuple[dict[str, Any], str, list[int]]] = {
 
 
 def tensors(name: str, seed: int = 0, size: int = SIZE) -> dict[str, Tensor]:
-    """A random checkpoint of that format for a target of width SIZE, the draft's being `size`."""
+    """Make a random checkpoint of that format: target of width SIZE, draft of width `size`."""
     config, layer, taps = FORMATS[name]
     dim = config.get("transformer_layer_config", config).get("head_dim", size // HEADS)
     shapes: dict[str, tuple[int, ...]] = {
@@ -119,7 +120,7 @@ def tensors(name: str, seed: int = 0, size: int = SIZE) -> dict[str, Tensor]:
 
 
 def write(folder: Path, name: str, state: dict[str, Tensor], **changes: Any) -> Path:
-    """The checkpoint in `folder`, in the format's kind of file; `changes` of its config."""
+    """Write the checkpoint to `folder`, in its format's kind of file; `changes` edit its config."""
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps({**FORMATS[name][0], **changes}))
     if name == "official":
@@ -130,7 +131,7 @@ def write(folder: Path, name: str, state: dict[str, Tensor], **changes: Any) -> 
 
 
 class Plain:
-    """What a checkpoint computes, by its own tensors and config, in fp64."""
+    """The computation of a checkpoint in fp64, from its tensors and config."""
 
     def __init__(self, name: str, state: dict[str, Tensor], target: CausalModel) -> None:
         self.config, self.layer, self.taps = FORMATS[name]
@@ -141,7 +142,7 @@ class Plain:
         self.tokens = torch.arange(ROWS) + state["d2t"]
 
     def fused(self, hidden_states: Any) -> Tensor:
-        """Of `transformers`' hidden states [1, n, SIZE] a layer, the draft's features [n, D]."""
+        """Compute the draft's features [n, D] from all layers' hidden states, each [1, n, SIZE]."""
         parts = [hidden_states[tap][0].double() for tap in self.taps]
         if self.config.get("fc_norm"):
             parts = [self.formula.norm(f"fc_norm.{i}", part) for i, part in enumerate(parts)]
@@ -151,7 +152,7 @@ class Plain:
         return self.formula.linear("fc", x)
 
     def features(self, tokens: Tensor, before: Tensor) -> Tensor:
-        """Features [n, D] of tokens int64 [n], from those of the tokens before each, as handed."""
+        """Compute the features [n, D] of tokens int64 [n] from the preceding tokens' features."""
         normed = self.formula.norm(f"{self.layer}.hidden_norm", before)
         embedded = self.formula.norm(f"{self.layer}.input_layernorm", self.embedding[tokens])
         residual = normed if self.config.get("norm_before_residual") else before
@@ -159,14 +160,14 @@ class Plain:
         return self.formula.norm("norm", x) if self.config.get("norm_output") else x
 
     def logits(self, features: Tensor) -> Tensor:
-        """Logits [n, ROWS] of the tokens `self.tokens`."""
+        """Compute the logits [n, ROWS] of the tokens `self.tokens`."""
         behind = self.config.get("norm_output")
         return self.formula.linear(
             "lm_head", features if behind else self.formula.norm("norm", features)
         )
 
     def chain(self, text: Tensor, before: Tensor, depth: int) -> list[int]:
-        """The tokens it finds likeliest behind text int64 [n], one after the other."""
+        """Return the chain of likeliest tokens after text int64 [n]."""
         chain = []
         for _ in range(depth):
             features = self.features(text, before)

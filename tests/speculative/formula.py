@@ -1,4 +1,4 @@
-"""EAGLE's layers written down head by head in fp64, without a cache, on a checkpoint's tensors."""
+"""EAGLE's layers in fp64, head by head and without a cache, from a checkpoint's tensors."""
 
 import math
 from collections.abc import Mapping
@@ -11,7 +11,10 @@ from torch import Tensor
 
 @dataclass
 class Formula:
-    """`state`: the tensors of one checkpoint. `config`: the Llama fields that its layers need."""
+    """The layers of one checkpoint.
+
+    `state` holds its tensors, `config` the Llama fields that the layers need.
+    """
 
     state: Mapping[str, Tensor]
     config: Mapping[str, Any]
@@ -25,7 +28,10 @@ class Formula:
         return x / scale * self.state[f"{name}.weight"].double()
 
     def layer(self, name: str, inputs: Tensor, residual: Tensor) -> Tensor:
-        """A Llama layer whose attention reads `inputs` [n, ..] and adds to `residual` [n, D]."""
+        """Compute a Llama layer.
+
+        Its attention reads `inputs` [n, ..] and adds to `residual` [n, D].
+        """
         x = residual + self.attention(f"{name}.self_attn", inputs)
         normed = self.norm(f"{name}.post_attention_layernorm", x)
         gate = self.linear(f"{name}.mlp.gate_proj", normed)

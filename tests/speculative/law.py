@@ -1,21 +1,22 @@
-"""Whether samples follow a law: a test whose false alarms are bounded, not estimated."""
+"""A test whether samples follow a distribution. It bounds the rate of false alarms."""
 
 import math
 
 import torch
 from torch import Tensor
 
-# Over all the tests that use this together: at most TESTS of them, each with an equal share.
+# The false alarm rate of all tests that use this module together. Each of at most TESTS tests has
+# an equal share.
 FALSE_ALARM, TESTS = 1e-6, 1000
 
 
 def distance(samples: Tensor, law: Tensor) -> tuple[float, float]:
-    """The total variation between samples int64 [n] and a law fp64 [cells], and its bound.
+    """Return the total variation and its bound for samples int64 [n], distribution fp64 [cells].
 
-    Independent samples that follow the law exceed the bound with a probability below
-    FALSE_ALARM / TESTS, whatever n and the law. The L1 distance D of the observed shares has
-    E D <= sum of sqrt(p (1 - p) / n), by Jensen, cell by cell; and one sample moves D by at most
-    2/n, so P(D >= E D + t) <= exp(-n t^2 / 2), by McDiarmid. The total variation is D / 2.
+    Independent samples of the distribution exceed the bound with a probability below FALSE_ALARM /
+    TESTS, for every n and distribution. The L1 distance D of the observed shares has E D <= sum of
+    sqrt(p (1 - p) / n), by Jensen, cell by cell. One sample moves D by at most 2/n, so P(D >= E D +
+    t) <= exp(-n t^2 / 2), by McDiarmid. The total variation is D / 2.
     """
     count = len(samples)
     shares = torch.bincount(samples, minlength=len(law)).double() / count
@@ -26,6 +27,6 @@ def distance(samples: Tensor, law: Tensor) -> tuple[float, float]:
 
 
 def check(samples: Tensor, law: Tensor) -> None:
-    """Fails where the samples do not follow the law."""
+    """Fail if the samples do not follow the distribution."""
     got, bound = distance(samples, law)
     assert got <= bound, f"total variation {got:.4f} from the law, more than {bound:.4f}"

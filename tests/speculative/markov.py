@@ -1,6 +1,7 @@
-"""A target and a draft whose next token depends on the newest alone: laws that can be written down.
+"""A target and a draft whose next token depends on the newest token alone.
 
-Many independent texts are speculated at once, by the loop's own parts but without its models.
+Their distributions have closed forms. The parts of the loop speculate many independent texts at
+once, without the loop's models.
 """
 
 from dataclasses import dataclass
@@ -18,20 +19,20 @@ from microspec_kernels.speculative.tree import Tree, TreeShape, grow
 
 VOCAB, SIZE, ROOT = 12, 8, 3
 SHAPE = TreeShape(depth=2, top_k=2, size=4)
-# Fewer than a tree and its choices can show: it evicts at every step.
+# Fewer tokens than a tree and its choices can show, so the vocabulary evicts at every step.
 CAPACITY = 3
 HEADS = ("dense", "static", "sparse")
 
 random = torch.Generator().manual_seed(2)
 WEIGHT = torch.randn(VOCAB, SIZE, generator=random)
 FEATURES = torch.randn(VOCAB, SIZE, generator=random)
-# Half of what the draft knows of a token is wrong.
+# Half of the draft's distribution of a token is wrong.
 GUESSES = FEATURES + 0.5 * torch.randn(VOCAB, SIZE, generator=random)
 LOGITS = 0.7 * (FEATURES @ WEIGHT.T).double()
 
 
 class MarkovDraft:
-    """A draft without a memory; features [.., SIZE] of a token are a row of a table."""
+    """A draft without memory. The features [.., SIZE] of a token are a row of a table."""
 
     lm_head = LMHead(0.7 * WEIGHT)
     taps = ()
@@ -48,7 +49,7 @@ class NoCache:
     lengths: list[int]
 
     def keep(self, bases: Any, nodes: Any) -> None:
-        """Nothing was kept."""
+        """Do nothing: the draft stores no entries."""
 
 
 def make_head(name: str, texts: int) -> Head:
@@ -62,7 +63,7 @@ def make_head(name: str, texts: int) -> Head:
 
 
 def law_of_texts(sampling: Sampling, length: int) -> Tensor:
-    """The target's law of the `length` tokens after ROOT, fp64 [VOCAB ** length]."""
+    """Compute the target's distribution of `length` tokens after ROOT, fp64 [VOCAB ** length]."""
     steps = sampling.probabilities(LOGITS)
     law = steps[ROOT]
     for _ in range(length - 1):
@@ -71,7 +72,7 @@ def law_of_texts(sampling: Sampling, length: int) -> Tensor:
 
 
 def numbered(texts: Tensor) -> Tensor:
-    """The cell of each text int64 [n, length] in such a law, int64 [n]."""
+    """Return the cell of each text int64 [n, length] in such a distribution, int64 [n]."""
     cells = torch.zeros_like(texts[:, 0])
     for column in texts.unbind(1):
         cells = cells * VOCAB + column
@@ -81,9 +82,9 @@ def numbered(texts: Tensor) -> Tensor:
 def speculate(
     kind: str, head: Head, sampling: Sampling, seeds: Tensor, length: int
 ) -> tuple[Tensor, float]:
-    """Texts int64 [B, length] after ROOT, one for each seed int64 [B], by trees or chains.
+    """Speculate texts int64 [B, length] after ROOT, one per seed int64 [B], by trees or chains.
 
-    Also returns the mean number of tokens a step.
+    Returns the texts and the mean number of tokens per step.
     """
     batch = len(seeds)
     groups = torch.arange(batch) % head.groups
@@ -93,7 +94,8 @@ def speculate(
     while int(written.min()) < length:
         tree, verified = one_step(kind, head, sampling, seeds, groups, newest, written)
         tokens, counts = verified.tokens, verified.counts
-        # What was drafted is learned though it may be rejected, and the sparse head forgets for it.
+        # The sparse head learns drafted tokens even if they are rejected, and evicts others for
+        # them.
         shown = torch.cat((tree.tokens, tokens), dim=1)
         head.observe(shown.flatten(), groups.repeat_interleave(shown.shape[1]))
         going = written < length

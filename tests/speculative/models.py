@@ -1,4 +1,4 @@
-"""Every model of these tests: small, random, in fp32, and not given to repeating itself."""
+"""The models of these tests: small, random, in fp32, with text that does not repeat itself."""
 
 import copy
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ SIZE = 32
 
 
 def tiny(kind: str = "llama", seed: int = 1, **changes: Any) -> Any:
-    """A two-layer model whose weights are large enough for its argmax to wander."""
+    """Make a two-layer model with weights large enough for its argmax to vary."""
     settings = {
         "vocab_size": VOCAB, "hidden_size": SIZE, "intermediate_size": 48,
         "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
@@ -27,7 +27,7 @@ def tiny(kind: str = "llama", seed: int = 1, **changes: Any) -> Any:
         **changes,
     }  # fmt: skip
     config = type(transformers.AutoConfig.for_model(kind))(**settings)
-    # Chosen as by load_target: transformers 4 takes another, which leaves out the cap.
+    # load_target chooses the same attention. transformers 4 would choose one without the soft cap.
     capped = getattr(config, "attn_logit_softcapping", None)
     options = {"attn_implementation": "eager"} if capped else {}
     torch.manual_seed(seed)
@@ -35,7 +35,10 @@ def tiny(kind: str = "llama", seed: int = 1, **changes: Any) -> Any:
 
 
 def noisy(model: Any, scale: float = 0.03) -> Any:
-    """A copy whose every weight is off by a few hundredths of its spread: mostly right."""
+    """Copy a model and change every weight by a few hundredths of its spread.
+
+    The copy is mostly right.
+    """
     twin = copy.deepcopy(model)
     noise = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -45,7 +48,7 @@ def noisy(model: Any, scale: float = 0.03) -> Any:
 
 
 def truncated(model: Any, layers: int = 1) -> Any:
-    """The first layers, with the whole model's norm and head."""
+    """Return the first layers, with the whole model's norm and head."""
     config = copy.deepcopy(model.config)
     config.num_hidden_layers = layers
     if getattr(config, "layer_types", None):
@@ -57,7 +60,7 @@ def truncated(model: Any, layers: int = 1) -> Any:
 
 
 def eagle_config(**changes: Any) -> Any:
-    """An EAGLE draft's config for `tiny`: grouped heads whose size is not hidden / heads."""
+    """Return an EAGLE draft's config for `tiny`: grouped heads of a size unlike hidden / heads."""
     settings = {
         "vocab_size": VOCAB, "hidden_size": SIZE, "intermediate_size": 40,
         "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6,
@@ -67,7 +70,7 @@ def eagle_config(**changes: Any) -> Any:
 
 
 def eagle(target: CausalModel, seed: int = 0, **changes: Any) -> EagleDraft:
-    """A random EAGLE draft, its biases and norms random, too."""
+    """Make a random EAGLE draft, with random biases and norms."""
     draft = EagleDraft(eagle_config(**changes), target).eval()
     values = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -77,18 +80,18 @@ def eagle(target: CausalModel, seed: int = 0, **changes: Any) -> EagleDraft:
 
 
 def prompt(length: int, seed: int = 0) -> Tensor:
-    """A random prompt, int64 [1, length]."""
+    """Draw a random prompt, int64 [1, length]."""
     return torch.randint(VOCAB, (1, length), generator=torch.Generator().manual_seed(seed))
 
 
 def greedy(model: Any, input_ids: Tensor, count: int) -> Tensor:
-    """What `transformers` itself generates, int64 [<= count]: the truth of these tests."""
+    """Return the greedy output of `transformers`, int64 [<= count], the ground truth here."""
     return model.generate(input_ids, max_new_tokens=count, do_sample=False)[0, input_ids.shape[1] :]
 
 
 @cache
 def example(kind: str, length: int = 24, count: int = 32) -> tuple[Any, Tensor, Tensor]:
-    """A model, a prompt and its greedy continuation, which is worth predicting."""
+    """Return a model, a prompt and a greedy continuation that does not repeat itself."""
     model = tiny(kind)
     text = prompt(length)
     truth = greedy(model, text, count)
@@ -97,7 +100,7 @@ def example(kind: str, length: int = 24, count: int = 32) -> tuple[Any, Tensor, 
 
 
 class Scrambled:
-    """A draft that answers with the same features for everything: wrong, or not even numbers."""
+    """A draft that returns the same features for every input: wrong ones, or NaN."""
 
     taps = ()
 
@@ -121,7 +124,7 @@ class Scrambled:
 
 
 def head_bias(model: Any, seed: int = 3) -> Any:
-    """A copy whose LM head has a bias, as no public one of these kinds does but any may."""
+    """Copy a model and give its LM head a bias. No public model of these kinds has one."""
     twin = copy.deepcopy(model)
     old = twin.get_output_embeddings()
     new = nn.Linear(old.in_features, old.out_features)
@@ -133,7 +136,7 @@ def head_bias(model: Any, seed: int = 3) -> Any:
 
 
 class Spy(Sparse):
-    """Notes which tokens each group had active at every call, what was proposed and learned."""
+    """Record each call's active tokens per group, its proposed tokens and its learned tokens."""
 
     def __init__(
         self,

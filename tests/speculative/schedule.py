@@ -1,4 +1,4 @@
-"""Texts that join a batch and leave it: what they are, and the loop over the batch's steps."""
+"""Texts that join and leave a batch, and the loop over the batch's steps."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ draft_of = cache(lambda kind: noisy(example(kind)[0]))
 
 
 def pair(kind: str = "llama", ends: Iterable[int] = ()) -> tuple[CausalModel, Any]:
-    """A target whose texts end at any of `ends`, and a draft."""
+    """Return a target whose texts end at any of `ends`, and a draft."""
     target = CausalModel(example(kind)[0])
     target.eos = frozenset(ends)
     return target, draft_of(kind)
@@ -26,7 +26,10 @@ def pair(kind: str = "llama", ends: Iterable[int] = ()) -> tuple[CausalModel, An
 
 @cache
 def truth(kind: str, length: int, sampling: Sampling) -> list[int]:
-    """What the target alone adds to the prompt of that length: by `transformers`, if greedy."""
+    """Return the target's own continuation of the prompt of that length.
+
+    `transformers` computes it if it is greedy.
+    """
     text = models.prompt(length, seed=length)
     if sampling.temperature == 0:
         return greedy(example(kind)[0], text, LONGEST).tolist()
@@ -35,8 +38,7 @@ def truth(kind: str, length: int, sampling: Sampling) -> list[int]:
 
 @dataclass(frozen=True)
 class Text:
-    """The length of a prompt, which decides it, the most new tokens, and the step at which it may
-    join."""
+    """A prompt's length, which determines it, the maximum of new tokens, and the first step."""
 
     length: int
     count: int
@@ -47,9 +49,9 @@ class Text:
 def run(
     batch: Batch, texts: list[Text], before: Callable[[dict[Request, Text]], None] | None = None
 ) -> list[Request]:
-    """Continue the texts, which join in their order, when it is time and a group is free.
+    """Continue the texts. They join in order, at their step or later, once a group is free.
 
-    `before` each step is told who is there.
+    `before` is called before each step with the running requests and their texts.
     """
     requests: dict[Request, Text] = {}
     waiting, step = list(texts), 0

@@ -1,4 +1,4 @@
-"""A target's LM head is called, whatever it is; a draft's is exactly its rows, or is refused."""
+"""The loop calls a target's LM head of any kind. A draft's head must be exactly its rows."""
 
 import copy
 from types import SimpleNamespace
@@ -68,7 +68,7 @@ def test_drafts_that_would_read_its_rows_are_refused(kind: str) -> None:
 
 
 def test_an_adapted_embedding_is_not_lent() -> None:
-    """As target and as draft it is called."""
+    """The loop calls the embedding of a target or model draft; EAGLE drafts cannot borrow it."""
     model, text = tiny(), prompt(24)
     model.model.embed_tokens = Embedding(model.model.embed_tokens)
     truth = greedy(model, text, 12).tolist()
@@ -92,7 +92,7 @@ def test_the_models_own_kind_of_embedding_is_lent() -> None:
 
 @pytest.mark.parametrize("kind", ["adapter", "tensor subclass"])
 def test_a_draft_with_rows_of_its_own_needs_none_of_the_targets(kind: str, tmp_path: Any) -> None:
-    """Not even where they equal those under the adapter: the target's function is another."""
+    """The draft keeps rows equal to those under the adapter, because the target's head differs."""
     model = altered(kind, num_hidden_layers=7)
     model.model.embed_tokens = Embedding(model.model.embed_tokens)
     target, state = CausalModel(model), tensors("speculators")
@@ -107,7 +107,7 @@ def test_a_draft_with_rows_of_its_own_needs_none_of_the_targets(kind: str, tmp_p
 
 
 class Peft(nn.Module):
-    """As peft's PeftModel: its attributes are the model's, but for `base_model` between the two."""
+    """A wrapper like peft's PeftModel: the model's attributes, with `base_model` in between."""
 
     def __init__(self, model: Any, **config: Any) -> None:
         super().__init__()
@@ -150,7 +150,7 @@ def test_adapters_outside_the_models_modules_are_refused(config: Any, got: str) 
 
 
 def test_hooks_on_the_whole_model_are_refused() -> None:
-    """The loop calls its parts, so these would not run."""
+    """The loop calls the model's parts, so such hooks would not run."""
     for register in ("register_forward_hook", "register_forward_pre_hook"):
         model = copy.deepcopy(example("llama")[0])
         getattr(model, register)(lambda *_: None)
@@ -159,7 +159,7 @@ def test_hooks_on_the_whole_model_are_refused() -> None:
 
 
 def test_weights_that_are_not_there_are_refused() -> None:
-    """As accelerate leaves a model that it offloads: some weights on meta, or all."""
+    """A model that accelerate offloaded has some or all weights on meta."""
     model = tiny()
     model.model.layers[0].to("meta")
     with pytest.raises(ValueError, match="all weights on one device, got them on cpu, meta"):

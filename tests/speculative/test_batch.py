@@ -1,4 +1,4 @@
-"""Texts side by side: each is what it would be alone, whoever joins, leaves or breaks beside it."""
+"""Texts in a batch equal the texts alone, whichever others join, leave or break."""
 
 from dataclasses import replace
 from typing import Any
@@ -55,7 +55,8 @@ def test_any_schedule_gives_the_texts_that_each_has_alone(
     target, draft = pair(kind, ends)
     options = {
         **SHAPE, "head": head, "capacity": capacity, "frequency": RANKING, "mode": mode,
-        # At a temperature a chain gives texts of the target's law, but not its own draws.
+        # At a temperature, chains follow the target's distribution but draw other samples than the
+        # target alone.
         "sampling": Sampling(temperature), "chain": chain and temperature == 0,
     }  # fmt: skip
     texts = sorted(texts, key=lambda text: text.joins)
@@ -66,14 +67,14 @@ def test_any_schedule_gives_the_texts_that_each_has_alone(
         assert request.tokens == own[: end + 1]
         assert request.done and request.result().tokens.tolist() == request.tokens
         if head == "sparse" and groups == 1:
-            continue  # a shared vocabulary knows of all the texts
+            continue  # a shared vocabulary contains tokens of all texts
         own_batch = Batch(target, draft, groups=2, **options)
         (alone,) = run(own_batch, [replace(text, joins=0)])
         assert figures(request) == figures(alone)
 
 
 class Witness:
-    """Notes of each text, at every step, the tree, the draft's features and the vocabulary."""
+    """Record each text's tree, the draft's features and the vocabulary at every step."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.notes: dict[Request, list[tuple[Any, Tensor]]] = {}
@@ -109,7 +110,7 @@ class Witness:
 
 @pytest.mark.parametrize("drafts", ["model", "eagle"])
 def test_neighbours_change_nothing(drafts: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not even one whose draft makes NaN of everything, or NaN wherever nothing may be read."""
+    """A neighbour may even produce NaN everywhere, or NaN in all memory that must not be read."""
     witness = Witness(monkeypatch)
     target, draft = pair()
     draft = draft if drafts == "model" else eagle(target)

@@ -1,4 +1,4 @@
-"""Which text teaches which vocabulary of a batch, and whose figures are whose."""
+"""Each text of a batch teaches its group's vocabulary, and has its own figures."""
 
 from itertools import pairwise
 
@@ -25,15 +25,15 @@ def test_a_group_is_its_texts_own_and_begins_anew_with_the_next() -> None:
     checked = set()
 
     def check(there: dict[Request, Text]) -> None:
-        """A group knows the prompt of its text and what that went on with, and nothing else."""
+        """Check that a group's vocabulary has its text's prompt and continuation only."""
         for request, text in there.items():
-            # The first token is the prompt's; this policy takes what steps went on with.
+            # The first token belongs to the prompt; this policy takes the tokens that steps added.
             expected = pinned | given_tokens(text.length) | set(request.tokens[1:])
             assert spy.active_sets()[request.group] == expected
             checked.add(request)
 
     requests = run(batch, texts, before=check)
-    # The first leaves first and its group goes to the third; the fourth needs none.
+    # The first request leaves first, and the third takes its group; the fourth needs no group.
     assert [request.group for request in requests[:3]] == [0, 1, 0]
     assert len(checked) == 4
     assert spy.resets == [request.group for request in requests if request.tokens]
@@ -58,7 +58,7 @@ def test_a_shared_vocabulary_hears_all_texts() -> None:
 
 
 def test_packed_rows_of_every_group_in_two_buffers() -> None:
-    """The groups of a slab are buffers × groups of the vocabulary: [2 · G, K, D]."""
+    """The slab is [2 · G, K, D]: its groups are buffers × groups of the vocabulary."""
     target, draft = pair("qwen3")
     lm_head, texts = CausalModel(draft).lm_head, [Text(9, 12), Text(21, 9), Text(4, 12)]
     runs = []

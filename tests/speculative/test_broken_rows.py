@@ -1,4 +1,4 @@
-"""A row of a draft's LM head that is not a number costs its own token, and says so once."""
+"""A row of a draft's LM head with NaN or infinity disables its token only, with one warning."""
 
 import copy
 import logging
@@ -39,7 +39,7 @@ def broken(model: Any, value: float, tokens: list[int] = BROKEN) -> Any:
 def test_a_draft_loses_its_broken_tokens_only(
     value: str, head: Any, mode: Any, chain: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A copy of the target is right as ever; the text has none of these tokens."""
+    """A copy of the target is still right everywhere; the text has none of the broken tokens."""
     model, text, truth = example("llama")
     assert not set(BROKEN) & set(truth.tolist())
     draft = broken(model, VALUES[value])
@@ -101,7 +101,7 @@ def test_a_broken_bias_and_rows_of_a_part() -> None:
 
 
 def test_heads_of_ones_own() -> None:
-    """Log-probabilities are over the sound tokens, as if the others were not there."""
+    """Log-probabilities cover the sound tokens, as if the broken ones did not exist."""
     weight = torch.randn(VOCAB, 4, generator=torch.Generator().manual_seed(1))
     hidden = torch.randn(6, 4, generator=torch.Generator().manual_seed(2))
     weight[7] = torch.nan

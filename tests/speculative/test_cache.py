@@ -1,4 +1,4 @@
-"""The KV cache: keeping a path of a tree leaves what computing that text anew would leave."""
+"""Keeping a path of a tree in the KV cache equals computing that text anew."""
 
 from collections.abc import Sequence
 
@@ -28,13 +28,13 @@ def lineage_of(parents: tuple[int, ...]) -> Tensor:
 
 
 def entries(cache: KVCache, text: int = 0) -> Tensor:
-    """What is kept of one text, [layers, 2, heads, length, head_dim]."""
+    """Return the kept entries of one text, [layers, 2, heads, length, head_dim]."""
     assert cache._entries is not None
     return cache._entries[:, :, text, :, : cache.lengths[text]]
 
 
 def poison(cache: KVCache) -> None:
-    """Behind every text's end may lie anything."""
+    """Fill the memory behind every text's end with NaN."""
     assert cache._entries is not None
     for text, length in enumerate(cache.lengths):
         cache._entries[:, :, text, :, length:] = torch.nan
@@ -54,7 +54,7 @@ def prefilled(target: CausalModel, texts: Sequence[Tensor]) -> KVCache:
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_keeping_a_path_equals_computing_it(kind: str, attention: str) -> None:
-    """For texts of several lengths side by side, each with a path of its own."""
+    """Texts of several lengths side by side keep different paths."""
     target = CausalModel(tiny(kind, attn_implementation=attention))
     texts = [prompt(length, seed=length)[0] for length in LENGTHS]
     nodes = torch.randint(VOCAB, (3, 7), generator=torch.Generator().manual_seed(5))
@@ -83,7 +83,7 @@ def test_keeping_a_path_equals_computing_it(kind: str, attention: str) -> None:
 @torch.inference_mode()
 @pytest.mark.parametrize("kind", KINDS)
 def test_padding_behind_a_shorter_piece_of_text(kind: str) -> None:
-    """Pieces of several lengths in one pass, the rest pads, give what each gives alone."""
+    """Pieces of several lengths in one padded pass equal the pieces alone."""
     target = CausalModel(tiny(kind))
     texts = [prompt(length, seed=length)[0] for length in LENGTHS]
     pieces = prompt(6, seed=3).expand(3, -1)
@@ -100,7 +100,7 @@ def test_padding_behind_a_shorter_piece_of_text(kind: str) -> None:
 
 
 def numbered(begins: Sequence[int], count: int, layer: int) -> Tensor:
-    """Entries [B, 3, count, 2] that say which they are: of which layer and text, and which."""
+    """Make entries [B, 3, count, 2] whose values identify layer, text and position."""
     texts = torch.arange(len(begins))[:, None] * 1e4 + layer * 1e3 + torch.tensor(begins)[:, None]
     numbers = texts + torch.arange(count)
     return numbers[:, None, :, None].expand(-1, 3, -1, 2)
@@ -117,7 +117,7 @@ def numbered(begins: Sequence[int], count: int, layer: int) -> Tensor:
 def test_keep_moves_only_the_kept(
     firsts: list[int], added: int, kept: list[set[int]], order: list[int], going: int
 ) -> None:
-    """Entries carry their own number: through growth, moves and leaves, each stays what it was."""
+    """Numbered entries stay the same through growth, moves and leaves."""
     batch = len(firsts)
     nodes = [sorted(node for node in own if node < added) for own in kept[:batch]]
     cache = KVCache(2, batch)
@@ -153,7 +153,7 @@ def test_keep_moves_only_the_kept(
 @settings(max_examples=50, deadline=None)
 @given(lengths=st.lists(st.integers(1, 600), max_size=4), leaving=st.integers(0, 4))
 def test_append_takes_in_texts_of_any_length(lengths: list[int], leaving: int) -> None:
-    """One after the other, some of the first leaving again in between."""
+    """Texts join one after the other, while some of the first leave."""
     cache = KVCache(2, 0)
     texts: list[tuple[int, int]] = []
     for index, length in enumerate(lengths):
@@ -183,7 +183,7 @@ def test_append_takes_in_texts_of_any_length(lengths: list[int], leaving: int) -
     window=st.none() | st.integers(1, 14),
 )
 def test_visible(data: st.DataObject, lengths: list[int], count: int, window: int | None) -> None:
-    """Positions and windows against a node-by-node account; the last rows alone are new."""
+    """Compare positions and windows with a node-by-node computation; only the last rows are new."""
     forests: list[list[int | None]] = []
     for _ in lengths:
         drawn = [data.draw(st.none() | st.integers(0, node)) for node in range(count - 1)]

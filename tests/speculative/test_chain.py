@@ -1,4 +1,4 @@
-"""Chains of drawn tokens: what is drawn, by which law, and by which numbers."""
+"""Chains of drawn tokens: the tokens, their distribution and the uniforms behind them."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ CLOCK = Clock(torch.device("cpu"), {})
 
 
 class Remembering(MarkovDraft):
-    """Checks its lineage and counts its entries."""
+    """Check the ancestor mask and count the cache entries."""
 
     def step(self, tokens: Tensor, parents: Tensor, lineage: Tensor, cache: KVCache) -> Tensor:
         assert lineage.shape[1:] == (1, cache.lengths[0] - 5 + 1) and bool(lineage.all())
@@ -27,7 +27,7 @@ class Remembering(MarkovDraft):
 
 
 class Stumbling(Remembering):
-    """Its first step gives the first text no features that are numbers."""
+    """Return NaN features for the first text at the first step."""
 
     def step(self, tokens: Tensor, parents: Tensor, lineage: Tensor, cache: KVCache) -> Tensor:
         features = super().step(tokens, parents, lineage, cache)
@@ -112,7 +112,7 @@ def test_logits_that_are_no_law_propose_nothing(value: float, sampling: Sampling
 
 
 def test_no_number_is_used_twice() -> None:
-    """Over chains of one text that overlap: roots in a row, each with its levels."""
+    """Overlapping chains of one text, with successive roots, use no uniform twice."""
     places, depth = torch.arange(40), 4
     numbers = chain_numbers(torch.full_like(places, 7), places, depth)
     once = torch.cat((numbers.draft.flatten(), numbers.accept.flatten()))

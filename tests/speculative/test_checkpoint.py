@@ -1,4 +1,4 @@
-"""Checkpoints as they are published, and as ours is stored: int8 rows with a scale each."""
+"""Published checkpoints, and our own format: int8 rows with one scale each."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
 
 
 def int8_rows(state: dict[str, Tensor], names: set[str]) -> dict[str, Tensor]:
-    """`state` with the named matrices as int8 rows and their scales."""
+    """Replace the named matrices of `state` by int8 rows and their scales."""
     stored = dict(state)
     for name in names:
         scale = state[name].abs().amax(1) / 127
@@ -162,7 +162,7 @@ def test_what_is_wrong_with_a_checkpoint_is_said(tmp_path: Path, target: CausalM
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_int8_rows_of_a_target(tmp_path: Path, tied: bool) -> None:
-    """With tied embeddings the head is not stored; the end of text comes from its own file."""
+    """With tied embeddings no head is stored; the end-of-text token comes from a separate file."""
     model = tiny("llama", tie_word_embeddings=tied, initializer_range=0.2)
     model.generation_config.eos_token_id = [11, 12]
     model.save_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""The drafts: EAGLE's layer against its formula, and what the loop tells a draft."""
+"""The drafts: EAGLE's layer against its formula, and the loop's calls of a draft."""
 
 from typing import Any
 
@@ -19,7 +19,10 @@ from .models import SIZE, VOCAB, eagle, eagle_config, example, prompt, tiny
 
 
 def plain_eagle(draft: EagleDraft, tokens: Tensor, features: Tensor) -> Tensor:
-    """EAGLE's forward pass over one text; row i of `features` is of the token before `tokens[i]`"""
+    """Compute EAGLE's forward pass over one text.
+
+    Row i of `features` belongs to the token before `tokens[i]`.
+    """
     attention: Any = draft.layers[0].self_attn
     dim = attention.head_dim
     config = {
@@ -34,7 +37,7 @@ def plain_eagle(draft: EagleDraft, tokens: Tensor, features: Tensor) -> Tensor:
 
 
 def read(draft: Any, tokens: Tensor, hidden: Tensor, cache: Any) -> Tensor:
-    """`extend` for one text: tokens [n], features [m, F] to [1, D]."""
+    """Call `extend` for one text: tokens [n], features [m, F] to [1, D]."""
     feature: Tensor = draft.extend(tokens[None], hidden[None], [len(tokens)], cache)
     return feature
 
@@ -52,7 +55,7 @@ def read(draft: Any, tokens: Tensor, hidden: Tensor, cache: Any) -> Tensor:
     ids=str,
 )
 def test_eagle_equals_its_formula(changes: dict[str, Any]) -> None:
-    """Over a text read in two parts, and over every path of a tree drafted below it."""
+    """Read a text in two parts, then follow every path of a tree drafted below it."""
     target = CausalModel(tiny())
     draft = eagle(target, **changes)
     text, hidden = prompt(9)[0], torch.randn(8, SIZE)
@@ -75,7 +78,7 @@ def test_eagle_equals_its_formula(changes: dict[str, Any]) -> None:
         torch.testing.assert_close(features[parent], whole[-2], rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(deeper[node], whole[-1], rtol=1e-3, atol=1e-4)
 
-    # The guesses dropped, the text goes on as if they had never been.
+    # After the drafted entries are dropped, the text continues as if they had never existed.
     cache.keep([8], [[]])
     more, true = torch.tensor([1, 2]), torch.randn(2, SIZE)
     after = read(draft, more, true, cache)
@@ -112,7 +115,7 @@ def test_a_second_eagle_layer_has_a_norm_before_its_attention() -> None:
 
 
 class Recorder:
-    """Another draft that writes down what it is told of the text."""
+    """Wrap another draft and record the text that it receives."""
 
     def __init__(self, draft: Any) -> None:
         self.draft = draft
@@ -147,7 +150,7 @@ def test_a_draft_hears_the_text_and_the_targets_true_features(kind: str) -> None
     told = torch.cat(draft.tokens)
     whole = torch.cat((text[0], result.tokens))
     assert told.tolist() == whole[: len(told)].tolist()
-    # The last step's tokens are nobody's concern any more.
+    # The loop does not pass on the last step's tokens, because generation has ended.
     assert len(told) == len(whole) - result.acceptance_lengths[-1]
     with torch.inference_mode():
         out = model.model(whole[None], output_hidden_states=True)
@@ -157,14 +160,14 @@ def test_a_draft_hears_the_text_and_the_targets_true_features(kind: str) -> None
     features = torch.cat(draft.hidden)
     assert len(features) == len(told) - 1
     torch.testing.assert_close(features, true[: len(features)], rtol=1e-3, atol=1e-3)
-    # Guessed entries never outlive a tree: one entry a token heard, or a feature.
+    # Drafted entries are dropped with their tree: one entry remains per token, or per feature.
     heard = torch.tensor([len(t) for t in draft.tokens]).cumsum(0)
     assert draft.lengths == (heard - int(kind != "model")).tolist()
 
 
 @torch.inference_mode()
 def test_texts_of_different_lengths_are_read_side_by_side() -> None:
-    """What pads a shorter text reaches neither its feature nor its cache."""
+    """Padding of a shorter text reaches neither its feature nor its cache."""
     target = CausalModel(tiny())
     config = eagle_config(eagle_aux_hidden_state_layer_ids=[1, 0])
     tokens, counts = torch.stack([prompt(6, seed=seed)[0] for seed in (1, 2)]), [6, 3]

@@ -1,4 +1,4 @@
-"""EAGLE-3 in every public format: what it computes, and that the loop lets it."""
+"""EAGLE-3 in every public format: its computation, and the loop with it."""
 
 from functools import cache
 from pathlib import Path
@@ -25,7 +25,7 @@ DEPTH = 4
 
 @cache
 def example() -> tuple[Any, Tensor, Tensor]:
-    """A target deep enough for three taps, a prompt and its continuation."""
+    """Return a target deep enough for three feature layers, a prompt and its continuation."""
     model, text = tiny("llama", num_hidden_layers=7, initializer_range=0.3), prompt(12)
     return model, text, greedy(model, text, 24)
 
@@ -36,7 +36,7 @@ def target() -> CausalModel:
 
 
 class First(Dense):
-    """Notes its first choice at every call."""
+    """Record the first choice of every call."""
 
     def __init__(self, draft: Any) -> None:
         super().__init__(draft.lm_head)
@@ -52,7 +52,7 @@ class First(Dense):
 def test_the_loop_drafts_what_the_formula_does(
     name: str, tmp_path: Path, target: CausalModel
 ) -> None:
-    """Chains below a prompt and below a text that has grown, from the target's hidden states."""
+    """Compare chains below a prompt and below a longer text, from the target's hidden states."""
     model, text, truth = example()
     state = tensors(name)
     draft, plain = load_draft(write(tmp_path, name, state), target), Plain(name, state, target)
@@ -74,7 +74,7 @@ def test_the_loop_drafts_what_the_formula_does(
 def test_features_and_logits_equal_the_formula(
     name: str, tmp_path: Path, target: CausalModel
 ) -> None:
-    """Over a text in two parts, a node below it, and text that goes on where the node had been."""
+    """Read a text in two parts, then a node below it, then text that replaces the node."""
     model, text, _ = example()
     state = tensors(name)
     draft, plain = load_draft(write(tmp_path, name, state), target), Plain(name, state, target)
@@ -136,7 +136,7 @@ def test_texts_of_a_batch_have_vocabularies_of_their_own_rows(
 
 @torch.no_grad()
 def test_later_layers_are_llamas(target: CausalModel) -> None:
-    """Behind the first, a layer's attention reads its own norm of one hidden state."""
+    """From the second layer on, attention reads the layer's own norm of one hidden state."""
     draft = Eagle3Draft(eagle_config(num_hidden_layers=2), target)
     names = draft.state_dict().keys()
     assert "layers.1.input_layernorm.weight" in names and "layers.1.hidden_norm.weight" not in names

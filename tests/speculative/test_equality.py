@@ -1,4 +1,4 @@
-"""The promise: whatever drafts, the output is the target's own greedy output, token for token."""
+"""With any draft the output equals the target's own greedy output, token for token."""
 
 from typing import Any
 
@@ -124,7 +124,7 @@ def test_equals_transformers_under_any_settings(
 
 
 def test_a_prompt_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prefill in pieces of 7 gives what one pass gives, for the target, a draft and EAGLE."""
+    """Prefill in pieces of 7 equals a single pass, for the target, a draft model and EAGLE."""
     for module in ("models.target", "models.draft", "observer"):
         monkeypatch.setattr(f"microspec_kernels.speculative.{module}.CHUNK", 7)
     model, text, truth = example("llama")
@@ -145,7 +145,7 @@ def test_a_prompt_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("head", ["dense", "sparse"])
 def test_end_of_text_inside_a_tree(head: Any) -> None:
-    """It ends the text though the tree went on behind it and the target agreed."""
+    """The text ends although the tree continues and the target agrees with it."""
     model = tiny("llama")
     text = prompt(24)
     truth = greedy(model, text, 32).tolist()
@@ -190,7 +190,7 @@ def test_just_as_many_tokens_as_asked_for(count: int) -> None:
     ],
 )
 def test_sliding_windows(kind: str, window: dict[str, Any], attention: str) -> None:
-    """A window much shorter than the text, whose edge runs through every tree."""
+    """The window is much shorter than the text, and its edge crosses every tree."""
     model = tiny(kind, attn_implementation=attention, **window)
     text = prompt(24)
     truth = greedy(model, text, 24)
@@ -221,7 +221,7 @@ def test_a_bias_of_the_lm_head(head: Any) -> None:
         model, model, text, 24, head=head, capacity=VOCAB, frequency=RANKING, top_k=1, depth=3
     )
     assert result.tokens.tolist() == truth.tolist()
-    # A draft head that lost the bias would rank by other logits than its target.
+    # A draft head without the bias would rank by other logits than the target's.
     if head == "sparse":
         assert result.stats.tau > 1.5
     else:

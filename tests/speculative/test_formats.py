@@ -1,4 +1,4 @@
-"""What is wrong with an EAGLE-3 checkpoint is said, and drafts of other methods are named."""
+"""Errors name the fault of an EAGLE-3 checkpoint, and the method of a foreign draft."""
 
 import json
 from collections.abc import Callable
@@ -146,7 +146,7 @@ OTHERS: list[tuple[str, dict[str, Any], list[str]]] = [
 def test_another_methods_draft_is_named(
     message: str, config: dict[str, Any], names: list[str], tmp_path: Path, target: CausalModel
 ) -> None:
-    """By its config alone, for not all have safetensors; or by its tensors."""
+    """The config alone is enough, because not all have safetensors; the tensors alone are, too."""
     (tmp_path / "config.json").write_text(json.dumps(config))
     if names:
         save_file({name: torch.ones(2) for name in names}, tmp_path / "model.safetensors")

@@ -1,4 +1,4 @@
-"""The three heads rank alike where they know the same tokens; and what the sparse one is told."""
+"""The three heads rank equally over the same tokens; and what the sparse one learns."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ ON_STEP = tuple(source for source in MICROSPEC if source.stage == "step")
 
 
 def restricted(hidden: Tensor, ids: Tensor, bias: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
-    """Log-probabilities and ids of the k best among `ids`, from fp64 logits."""
+    """Return log-probabilities and ids of the k best among `ids`, from fp64 logits."""
     logits = hidden.double() @ WEIGHT[ids].double().T
     logits = logits if bias is None else logits + bias[ids].double()
     best = logits.log_softmax(-1).topk(k)
@@ -62,7 +62,7 @@ def test_heads_rank_their_tokens(name: Any, bias: Tensor | None) -> None:
 
 @pytest.mark.parametrize("mode", ["indexed", "packed"])
 def test_a_vocabulary_for_each_group(mode: Any) -> None:
-    """Rows rank by their group's tokens; another group's come, go and are forgotten beside it."""
+    """Rows rank their group's tokens, while other groups gain and lose theirs."""
     pinned = [5, 6]
     policy = Policy(MICROSPEC, pinned=pinned)
     head = make_head("sparse", LMHead(WEIGHT, BIAS), 30, None, policy, mode, groups=3)
@@ -91,7 +91,7 @@ def test_a_vocabulary_for_each_group(mode: Any) -> None:
     check()
     head.reset(2)
     del newest[2]
-    head.observe(rest[:0], rest[:0])  # what the loop does next: in packed mode rows are read then
+    head.observe(rest[:0], rest[:0])  # the loop's next call; in packed mode it reads rows
     check()
 
 
@@ -139,7 +139,7 @@ def test_the_sparse_head_hears_all_sources_and_coverage_is_counted() -> None:
         calls = slice(depth * step, depth * (step + 1))
         (active,) = spy.at_call[depth * step]
         assert all(other == [active] for other in spy.at_call[calls]), "it changed under a draft"
-        # A tree of 100 nodes holds all candidates, so the head heard of all of them.
+        # A tree of 100 nodes holds all candidates, so the head has observed all of them.
         told = set(spy.told[step + 1].tolist())
         assert set().union(*(own[0] for own in spy.proposed[calls])) <= told
         emitted = truth[at : at + length].tolist()
@@ -190,6 +190,6 @@ def test_the_prompts_logits_are_made_only_where_wanted(
         return whole(hidden)
 
     monkeypatch.setattr(target, "logits", counted)
-    # One token comes from the prompt alone, and no tree is drafted.
+    # One token needs the prompt alone; no tree is drafted.
     generate(target, model, text, 1, head=head, policy=Policy(sources))
     assert rows == [1, 24][: 1 + (wanted > 1)]

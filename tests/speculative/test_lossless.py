@@ -1,4 +1,4 @@
-"""What is speculated follows the target's law, for every head; and a broken rule would be seen."""
+"""Speculated text follows the target's distribution for every head; broken rules are detected."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +21,7 @@ WARPED = Sampling(temperature=0.8, top_p=0.9, top_k=8)
 
 
 def check_lossless(kind: str, head: str, sampling: Sampling) -> None:
-    """Every token's law, that of the pairs and that of all three are the target's."""
+    """Check that single tokens, pairs and triples follow the target's distributions."""
     texts, per_step = speculate(kind, make_head(head, TEXTS), sampling, torch.arange(TEXTS), LENGTH)
     assert per_step > 1.1, "hardly a draft was accepted: the test would say little"
     law = law_of_texts(sampling, LENGTH).view((VOCAB,) * LENGTH)
@@ -42,7 +42,7 @@ def test_the_law_is_the_targets_warped(kind: str) -> None:
 
 
 def alone(seeds: Tensor, rule: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """The target's texts by `rule` over logits and the numbers of their positions."""
+    """Draw the target's texts by `rule`, from logits and the uniforms of their positions."""
     texts = torch.full((len(seeds), LENGTH + 1), markov.ROOT)
     for place in range(LENGTH):
         numbers = uniforms(seeds, torch.full_like(seeds, place + 1))
@@ -51,7 +51,7 @@ def alone(seeds: Tensor, rule: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
 
 
 def test_trees_and_chains_of_nothing_give_the_text_of_the_target_alone() -> None:
-    """Token by token: the number of a position decides, whatever was drafted."""
+    """The texts agree token by token: a position's uniform decides, whatever was drafted."""
     seeds = torch.arange(1000)
     chosen = alone(seeds, lambda logits, numbers: markov.choose(logits, numbers, WARPED))
     for head in HEADS:
@@ -94,7 +94,7 @@ def subtracts_nothing(patch: pytest.MonkeyPatch) -> None:
 
 @broken("chain")
 def does_not_renormalise(patch: pytest.MonkeyPatch) -> None:
-    """What the residual lacks of 1 falls to the last token."""
+    """Give the missing probability of the residual to the last token."""
 
     def residual(p: Tensor, q: Tensor) -> Tensor:
         over = (p - q).clamp(min=0)
@@ -141,7 +141,7 @@ def accepts_every_level_by_one_number(patch: pytest.MonkeyPatch) -> None:
 
 @broken("chain", "sparse")
 def redrafts_by_numbers_that_taught_the_vocabulary(patch: pytest.MonkeyPatch) -> None:
-    """A drafted token's number is that of its own place, which a later chain visits again."""
+    """Draft with the uniform of the token's own position, which a later chain uses again."""
 
     def numbers(seeds: Tensor, places: Tensor, depth: int) -> Numbers:
         own = (places[:, None] + torch.arange(1, depth + 2)).contiguous()
@@ -154,7 +154,7 @@ def redrafts_by_numbers_that_taught_the_vocabulary(patch: pytest.MonkeyPatch) ->
 
 @broken("chain")
 def forgets_what_the_drafts_law_was(patch: pytest.MonkeyPatch) -> None:
-    """As where the draft draws at one temperature and is judged by another."""
+    """Verify with a flatter distribution than the draft drew from, like another temperature."""
     propose = chain.propose
 
     def flatter(*arguments: Any) -> tuple[Tensor, Tensor]:
@@ -167,7 +167,7 @@ def forgets_what_the_drafts_law_was(patch: pytest.MonkeyPatch) -> None:
 def rechoose(
     patch: pytest.MonkeyPatch, change: Callable[[Any, Tensor, Tensor, Tensor], Tensor]
 ) -> None:
-    """`change(tree, texts, nodes, chosen)` is what the target chooses."""
+    """Replace the target's choices by `change(tree, texts, nodes, chosen)`."""
     right = rules.follow
 
     def follow(tree: Any, choose: Callable[[Tensor, Tensor], Tensor]) -> rules.Verified:
@@ -177,7 +177,7 @@ def rechoose(
 
 
 def children(tree: Any, texts: Tensor, nodes: Tensor) -> Tensor:
-    """Which nodes [a, n] are children of these nodes [a]."""
+    """Return a mask [a, n] of the nodes that are children of the nodes [a]."""
     below = (tree.parents[texts] == nodes[:, None]) & (tree.tokens[texts] >= 0)
     below[:, 0] = False
     return below
@@ -206,7 +206,7 @@ def tries_again_where_no_child_fits(patch: pytest.MonkeyPatch) -> None:
 
 @broken("tree")
 def numbers_by_the_depth_in_the_tree(patch: pytest.MonkeyPatch) -> None:
-    """Each pass then draws its first token by the same number."""
+    """Use depth instead of position: each pass then draws its first token by the same uniform."""
     one_step = markov.one_step
     patch.setattr(
         markov, "one_step", lambda *given: one_step(*given[:-1], torch.zeros_like(given[-1]))

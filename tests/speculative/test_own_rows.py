@@ -1,4 +1,4 @@
-"""Drafts whose LM head has rows for some tokens alone: which they may propose, and who checks."""
+"""Drafts whose LM head has rows for some tokens only: which tokens they may propose."""
 
 import logging
 from pathlib import Path
@@ -34,7 +34,7 @@ VALUES = torch.Generator().manual_seed(0)
 WEIGHT = torch.randn(VOCAB, D, generator=VALUES)
 BIAS = torch.randn(VOCAB, generator=VALUES)
 HIDDEN = torch.randn(6, D, generator=VALUES)
-# In no order, so that a row that is taken for a token, or the other way round, shows.
+# The order is random, so that the test notices a row taken for a token, and the reverse.
 OWN = torch.randperm(VOCAB, generator=VALUES)[:50]
 HALF = LMHead(WEIGHT, BIAS, scale=0.5, softcap=3.0).only(OWN)
 RANKING = torch.randperm(VOCAB, generator=VALUES)
@@ -46,7 +46,7 @@ def known(head: Head, group: int = 0) -> set[int]:
 
 
 def check_ranks(head: Head, ids: list[int], groups: Tensor) -> None:
-    """It ranks the tokens `ids` and no others, as fp64 does."""
+    """Check that the head ranks the tokens `ids` and no others, like fp64."""
     tokens = torch.tensor(ids)
     z = 0.5 * (HIDDEN.double() @ WEIGHT[tokens].double().T + BIAS[tokens].double())
     expected = (3 * torch.tanh(z / 3)).log_softmax(-1).topk(5)
@@ -159,7 +159,7 @@ def test_a_head_over_other_rows_is_refused() -> None:
 
 
 def copied(target: CausalModel, state: dict[str, Tensor]) -> Tensor:
-    """The target's rows for the tokens of a checkpoint's."""
+    """Return the target's rows of a checkpoint's tokens."""
     return target.lm_head.weight[torch.arange(ROWS) + state["d2t"]].clone()
 
 
@@ -167,7 +167,7 @@ def copied(target: CausalModel, state: dict[str, Tensor]) -> Tensor:
 def test_copies_of_the_targets_rows_get_them_all(
     dtype: torch.dtype, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Equal in the target's dtype; a last bit that differs makes them the draft's own."""
+    """Equality counts in the target's dtype; one different last bit makes them the draft's own."""
     model = tiny("llama", num_hidden_layers=7, initializer_range=0.3).to(dtype)
     target, state = CausalModel(model), tensors("speculators")
     state["lm_head.weight"] = copied(target, state).float()
@@ -191,7 +191,7 @@ def test_copies_of_the_targets_rows_get_them_all(
 
 
 def test_the_targets_soft_cap_is_not_the_drafts(tmp_path: Path) -> None:
-    """It is trained without, whether its rows are copies, its own, or not there at all."""
+    """Drafts are trained without it, whether their rows are copies, their own or missing."""
     target = CausalModel(tiny("gemma3_text", num_hidden_layers=7, final_logit_softcapping=3.0))
     assert target.lm_head.softcap == 3
     state = tensors("speculators")
@@ -204,7 +204,7 @@ def test_the_targets_soft_cap_is_not_the_drafts(tmp_path: Path) -> None:
 
 
 def test_every_token_has_its_own_row(tmp_path: Path) -> None:
-    """A head as long as the vocabulary needs no d2t; with one, in another order, it is heeded."""
+    """A head with V rows needs no d2t; if it has one in another order, the loader applies it."""
     target, state = CausalModel(tiny("llama", num_hidden_layers=7)), tensors("official")
     del state["d2t"], state["t2d"]
     state["lm_head.weight"] = torch.randn(VOCAB, SIZE)

@@ -1,4 +1,4 @@
-"""Target and draft of one tokenizer whose vocabularies end in more or fewer padding rows."""
+"""Target and draft with one tokenizer, whose vocabularies differ in padding rows."""
 
 import copy
 from pathlib import Path
@@ -31,7 +31,7 @@ HEADS = ["dense", "static", "sparse"]
 
 
 def resized(model: Any, size: int) -> Any:
-    """The same model with fewer or more rows; those added would win, if they were asked."""
+    """Copy a model with fewer or more rows; the added rows would win if they were scored."""
     other = tiny(vocab_size=size)
     state = {name: weight.clone() for name, weight in model.state_dict().items()}
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
@@ -46,7 +46,7 @@ def resized(model: Any, size: int) -> Any:
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("size", [FEWER, MORE])
 def test_the_same_model_but_for_padding(size: int, head: Any, chain: bool) -> None:
-    """It proposes no token that the target lacks, and is right wherever it has the token."""
+    """The draft proposes no token that the target lacks, and is right on all others."""
     model, text, truth = example("llama")
     text = text.clamp(max=FEWER - 1)
     truth = greedy(model, text, 31)
@@ -68,7 +68,7 @@ def test_the_same_model_but_for_padding(size: int, head: Any, chain: bool) -> No
 
 
 def test_a_draft_reads_tokens_beyond_its_embedding() -> None:
-    """The target writes some: they are its own, and the draft goes on from another."""
+    """The target may write tokens that the draft lacks; the draft then reads another token."""
     model, text, truth = example("llama")
     assert (truth >= FEWER).any(), "the example has no such token"
     text = text.clamp(max=FEWER - 1)
@@ -79,7 +79,7 @@ def test_a_draft_reads_tokens_beyond_its_embedding() -> None:
     trained.vocab_size = FEWER
     with torch.no_grad():
         model = copy.deepcopy(model)
-        model.lm_head.weight[FEWER:] *= 3  # now most of them are
+        model.lm_head.weight[FEWER:] *= 3  # most tokens are beyond the embedding now
     truth = greedy(model, text, 24)
     assert int((truth >= FEWER).sum()) > 3
     for draft in (short, trained):
@@ -99,7 +99,7 @@ def test_a_prompt_that_the_draft_cannot_read_is_refused() -> None:
 
 
 def test_sampled_chains_keep_the_targets_law_of_tokens() -> None:
-    """The laws of the draft are as wide as the target's."""
+    """The draft's distributions are as wide as the target's."""
     model, text, _ = example("llama")
     for size in (FEWER, MORE):
         result = generate(
@@ -163,7 +163,7 @@ def test_eagles_own_embedding_and_head(size: int, biased: bool, tmp_path: Path) 
     target = CausalModel(model)
     state = eagle(target).state_dict()
     own = {EMBEDDING: torch.randn(size, SIZE), HEAD: torch.randn(size, SIZE)}
-    # A folder each: the first draft's tensors may be maps of its files.
+    # One folder each: the first draft's tensors may be mapped from its files.
     folders = [tmp_path / name for name in ("own", "whole")]
     for folder in folders:
         folder.mkdir()

@@ -1,4 +1,4 @@
-"""Bad input is refused before anything runs, by an error that names the argument."""
+"""Bad input raises an error that names the argument, before anything runs."""
 
 import dataclasses
 import logging
@@ -39,7 +39,7 @@ RANKING = torch.arange(VOCAB)
             ValueError,
             "pinned: expected at most capacity = 8 tokens, got 9",
             {"capacity": 8, "policy": Policy(MICROSPEC, pinned=RANKING[:9])},
-            id="pinned",  # a policy's own text has addresses in it, other ones in every process
+            id="pinned",  # a policy's own text contains addresses, which differ between processes
         ),
         (ValueError, "frequency: head='static'", {"head": "static"}),
         (TypeError, "frequency: .*got str", {"frequency": ["a"]}),
@@ -134,7 +134,10 @@ def test_models_that_cannot_be_given_a_tree() -> None:
 
 
 def test_a_rotary_embedding_that_depends_on_the_length() -> None:
-    """Within its original length it is an ordinary one; beyond, a tree would turn its phase."""
+    """The embedding is ordinary within its original length.
+
+    Beyond it, a tree would change its phase.
+    """
     rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
     model = tiny(rope_parameters=rope, max_position_embeddings=32)
     assert len(generate(model, model, prompt(20), 6, depth=6).tokens) == 6
@@ -181,7 +184,7 @@ def test_rules_that_are_not_applied_are_named(
 
 
 def test_what_changes_no_token_is_not_named(caplog: pytest.LogCaptureFixture) -> None:
-    """Values that switch a rule off, what has an argument here, and outputs, lengths and caches."""
+    """Neutral values, rules with an argument here, and settings for outputs, lengths and caches."""
     settings: dict[str, Any] = {
         "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_length": 0, "num_beams": 1,
         "suppress_tokens": [], "guidance_scale": 1, "typical_p": 1.0, "epsilon_cutoff": 0.0,

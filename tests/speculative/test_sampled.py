@@ -1,4 +1,4 @@
-"""Sampled texts of the whole loop: trees give the target's own text, chains its law."""
+"""Sampled texts of the whole loop: trees give the target's own text, chains its distribution."""
 
 from dataclasses import replace
 from functools import cache
@@ -27,14 +27,14 @@ SAMPLINGS = (
 
 @cache
 def model(kind: str, **changes: Any) -> Any:
-    """Its law is spread over some tens of tokens."""
+    """Return a model whose distribution is spread over a few dozen tokens."""
     return tiny(kind, initializer_range=0.2, **changes)
 
 
 def alone(
     target: Any, text: Tensor, count: int, sampling: Sampling, rule: Any = choose
 ) -> list[int]:
-    """What `target` writes after text [1, P], read from the beginning for every token."""
+    """Return the target's continuation of text [1, P], with a full pass for every token."""
     for _ in range(count):
         number = uniforms(sampling.seed, torch.tensor([text.shape[1]]))
         with torch.no_grad():
@@ -44,7 +44,7 @@ def alone(
 
 
 def draws(logits: Tensor, number: Tensor, sampling: Sampling) -> Tensor:
-    """As chains draw."""
+    """Choose the next token like chains do."""
     return draw(sampling.probabilities(logits), number)
 
 
@@ -114,7 +114,7 @@ def test_a_broken_draft_of_chains_costs_time_and_nothing_else(value: float, head
     assert greedy.tokens.tolist() == alone(target.model, prompt(12), 8, Sampling())
     drawn = generate(target, draft, prompt(12), 8, sampling=SAMPLINGS[2], **options)
     if value != 0:
-        # The prompt's own token is chosen as ever, the rest as chains draw.
+        # The prompt's own token is chosen as without chains, the rest as in chains.
         first = alone(target.model, prompt(12), 1, SAMPLINGS[2])
         text = torch.cat((prompt(12), torch.tensor([first])), dim=1)
         rest = alone(target.model, text, 7, SAMPLINGS[2], draws)
@@ -162,9 +162,9 @@ FEW, COPIES = 12, 2**13
 
 
 def copied(batch: Batch, only: Request) -> list[Request]:
-    """Put COPIES copies of a batch's only text in its place, each with a seed of its own.
+    """Replace a batch's only text by COPIES copies with different seeds.
 
-    As though each had joined with the same prompt, which would take minutes.
+    The result is as if each copy had joined with the same prompt, which would take minutes.
     """
     batch.requests = [
         replace(only, seed=seed, group=seed % batch.head.groups, stats=Stats(), tokens=[])
@@ -180,7 +180,7 @@ def copied(batch: Batch, only: Request) -> list[Request]:
 
 
 def texts_of_chains(head: Any) -> tuple[Tensor, Tensor]:
-    """The first two tokens of many texts of one batch, int64 [COPIES], and their law."""
+    """Return the first two tokens of many texts, int64 [COPIES], and their distribution."""
     target = tiny(vocab_size=FEW, initializer_range=0.4, num_hidden_layers=1)
     batch = Batch(
         target, noisy(target, 0.25), head=head, capacity=6, frequency=torch.arange(FEW),

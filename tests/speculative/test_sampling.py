@@ -1,4 +1,4 @@
-"""The law of the next token, the numbers that choose it, and the choice."""
+"""The distribution of the next token, the uniforms, and the choice of the token."""
 
 import math
 from fractions import Fraction
@@ -48,7 +48,7 @@ def test_refused(error: type[Exception], message: str, arguments: dict[str, Any]
 
 
 def warped(logits: Tensor, sampling: Sampling) -> Tensor:
-    """What `transformers` samples from, in the precision of the logits."""
+    """Return the distribution that `transformers` samples from, in the precision of the logits."""
     ids = torch.empty(0)
     scores = TemperatureLogitsWarper(float(sampling.temperature))(ids, logits)
     if sampling.top_k:
@@ -68,7 +68,7 @@ def warped(logits: Tensor, sampling: Sampling) -> Tensor:
 def test_warps_ties_as_transformers(
     logits: list[float], temperature: float, top_p: float, top_k: int
 ) -> None:
-    """Of tokens that are equal as many stay, and they are the first."""
+    """The same number of tied tokens stays, and the first ones stay."""
     sampling = Sampling(temperature, top_p, top_k)
     row = torch.tensor([logits], dtype=torch.float64)
     got, expected = sampling.probabilities(row)[0].tolist(), warped(row, sampling)[0].tolist()
@@ -137,7 +137,7 @@ def test_logits_that_are_no_law_are_refused(value: float) -> None:
     number=st.integers(0, 2**53 - 1),
 )
 def test_draw_is_the_inverse_cdf(weights: list[int], scale: float, number: int) -> None:
-    """Against exact fractions; on the edge of two shares either neighbour will do."""
+    """Compare with exact fractions; on the edge between two shares either neighbour is right."""
     shares = torch.tensor(weights, dtype=torch.float64) * scale
     drawn = int(draw(shares, torch.tensor(number * 2.0**-53, dtype=torch.float64)))
     below, total = sum(weights[:drawn]), sum(weights)
@@ -155,7 +155,7 @@ def test_draw_at_the_edges() -> None:
 
 @pytest.mark.parametrize("vocab", [3, 1000, 131072])
 def test_the_last_number_never_draws_from_nothing(vocab: int) -> None:
-    """Sums that round: no number falls behind the last token that has a share."""
+    """Sums round, but no uniform falls behind the last token with a positive share."""
     law = torch.rand(50, vocab, dtype=torch.float64)
     law[:, vocab // 2 :] = 0
     drawn = draw(law, torch.full((50,), LAST, dtype=torch.float64))
@@ -169,13 +169,13 @@ def test_draws_follow_the_law(rule: Any) -> None:
     numbers = uniforms(5, torch.arange(2**18))
     drawn = rule(law.expand(2**18, -1), numbers)
     check(drawn, law)
-    # Of neighbouring positions, too: their numbers are independent.
+    # The draws are independent across neighbouring positions, too.
     pairs = drawn.view(-1, 2)
     check(pairs[:, 0] * 30 + pairs[:, 1], torch.outer(law, law).flatten())
 
 
 def test_splitmix64_known_answers() -> None:
-    """The first outputs of the authors' generator from states 0 and 1234567."""
+    """Compare with the authors' generator: its first outputs from states 0 and 1234567."""
     words = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
     got = splitmix64(torch.tensor(0), torch.arange(3))
     assert [word % 2**64 for word in got.tolist()] == words
@@ -183,7 +183,7 @@ def test_splitmix64_known_answers() -> None:
 
 
 def test_a_race_is_never_won_by_nothing() -> None:
-    """Numbers on the edge included, and beside a probability that is all but nothing."""
+    """This includes uniforms on the edge, and a share next to zero beside the winner."""
     law = torch.tensor([0.0, 0.75, 0.0, 0.25, 1e-320, 0.0]).double()
     numbers = torch.cat((torch.tensor([0.0, LAST]).double(), uniforms(9, torch.arange(5000))))
     won = race(law.expand(len(numbers), -1), numbers)
@@ -191,7 +191,7 @@ def test_a_race_is_never_won_by_nothing() -> None:
 
 
 def test_choices_survive_rounding() -> None:
-    """Passes that round otherwise choose alike where a CDF's edges, over as many tokens, do not."""
+    """Passes that round differently choose alike; inverse CDFs over as many tokens would not."""
     random = torch.Generator().manual_seed(1)
     logits = 2 * torch.randn(400, 50_000, generator=random)
     rounded = logits * (1 + 2e-5 * torch.randn(logits.shape, generator=random))
@@ -210,7 +210,7 @@ def test_choices_survive_rounding() -> None:
     ],
 )
 def test_threefry_known_answers(counter: Any, key: Any, words: Any) -> None:
-    """Those of Random123's `kat_vectors` for threefry2x32 with 20 rounds."""
+    """Compare with Random123's `kat_vectors` for threefry2x32 with 20 rounds."""
     seed, expected = key[0] | key[1] << 32, (words[0] << 32 | words[1]) >> 11
     got = uniforms(seed, torch.tensor([counter[0]]), counter[1])
     assert got.dtype == torch.float64 and got.tolist() == [expected * 2.0**-53]
@@ -232,7 +232,7 @@ def test_a_number_depends_on_nothing_else(seed: int, stream: int) -> None:
 
 @pytest.mark.parametrize("axis", ["positions", "seeds", "streams"])
 def test_numbers_are_uniform_and_independent_of_their_neighbours(axis: str) -> None:
-    """Over 2^18 positions, seeds or streams in a row: alone, by their last bits and in pairs."""
+    """Check 2^18 successive positions, seeds or streams: singly, by last bits and in pairs."""
     row, one = torch.arange(2**18 + 1), torch.tensor(7)
     numbers = {
         "positions": lambda: uniforms(0, row),
@@ -244,7 +244,7 @@ def test_numbers_are_uniform_and_independent_of_their_neighbours(axis: str) -> N
     check((numbers * 256).long(), flat)
     check((numbers * 2**53).long() % 256, flat)
     sixteenth = (numbers * 16).long()
-    # Pairs that do not overlap, so that the samples are independent.
+    # Pairs do not overlap, so the samples are independent.
     for first in (0, 1):
         ahead = sixteenth[first : first + 2**18].view(-1, 2)
         check(ahead[:, 0] * 16 + ahead[:, 1], flat)

@@ -1,4 +1,4 @@
-"""The numbers a generation reports about itself."""
+"""The figures that a generation reports about itself."""
 
 import json
 from typing import Any

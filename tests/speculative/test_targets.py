@@ -1,4 +1,4 @@
-"""Targets whose logits are more than an LM head's rows, or whose layers are not all of one kind."""
+"""Targets with logits beyond an LM head's rows, or with layers of several kinds."""
 
 import warnings
 from pathlib import Path
@@ -17,7 +17,7 @@ from .models import VOCAB, eagle, greedy, head_bias, noisy, prompt, tiny
 
 LAYERS = ["full_attention", "sliding_attention"]
 WINDOW: dict[str, Any] = {"sliding_window": 9, "layer_types": LAYERS}
-# Some settings are the kinds' defaults made small, so that they matter at this size.
+# Some settings are the defaults of these kinds, scaled down to matter at this size.
 TARGETS: dict[str, dict[str, Any]] = {
     "gemma": {},
     "gemma2": {
@@ -37,7 +37,7 @@ RANKING = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(7))
 
 
 def target_of(kind: str, **changes: Any) -> Any:
-    """A tiny model, its norms random, too; a tied head must not just repeat what was read."""
+    """Make a tiny model with random norms. A tied head must not just repeat the input token."""
     model = tiny(kind, **{"initializer_range": 0.3, **TARGETS.get(kind, {}), **changes})
     values = torch.Generator().manual_seed(2)
     with torch.no_grad():
@@ -99,7 +99,7 @@ def test_equals_transformers(kind: str, tied: bool) -> None:
 
 @pytest.mark.parametrize("kind", TARGETS)
 def test_a_perfect_copy_reaches_the_greatest_acceptance(kind: str) -> None:
-    """As draft, the same kind has the same windows and the same caps."""
+    """A draft of the same kind has the same windows and the same caps."""
     model, text = target_of(kind), prompt(24)
     result = generate(model, model, text, 21, head="dense", depth=4, top_k=1, tree_size=4)
     assert result.tokens.tolist() == greedy(model, text, 21).tolist()
@@ -126,7 +126,7 @@ def test_attention_that_leaves_out_a_soft_cap_is_refused(tmp_path: Path) -> None
 
 
 def test_a_target_with_eyes_is_refused() -> None:
-    """Gemma 3 from 4B up; its language model alone is of the kind gemma3_text."""
+    """Gemma 3 from 4B up sees images; its language model alone is of the kind gemma3_text."""
     model = SimpleNamespace(config=SimpleNamespace(model_type="gemma3"), get_output_embeddings=None)
     with pytest.raises(ValueError, match=r"gemma3_text.*, got 'gemma3'"):
         CausalModel(model)

@@ -1,4 +1,4 @@
-"""EAGLE-2's trees against brute force: every path of every text enumerated and scored by itself."""
+"""EAGLE-2's trees against brute force, which enumerates and scores every path of every text."""
 
 import pytest
 import torch
@@ -17,9 +17,9 @@ SIZE, ROOT = 8, 5
 
 
 class PathDraft:
-    """Features that depend on a text's whole path in a known way, and on nothing else.
+    """A draft whose features depend on a text's whole path in a known way, and on nothing else.
 
-    It checks what it is given: a node's lineage must name the nodes of its own path.
+    It checks that a node's ancestor mask names the nodes of its path.
     """
 
     taps = ()
@@ -54,7 +54,7 @@ class PathDraft:
         return features
 
     def feature(self, text: int, path: Path) -> Tensor:
-        """The feature after a path below the text's root, [SIZE], from the beginning."""
+        """Compute the feature [SIZE] of a path below the text's root from scratch."""
         feature = self.first[text]
         for token in path:
             feature = torch.tanh(feature @ self.mix + self.embedding[token])
@@ -67,7 +67,7 @@ class PathDraft:
 def eagle2(
     draft: PathDraft, text: int, vocab: int, shape: TreeShape
 ) -> tuple[set[Path], dict[Path, float]]:
-    """The best paths by brute force, and the scores of all that were considered."""
+    """Find the best paths by brute force; return them and the scores of all candidates."""
     scores: dict[Path, float] = {(): 0.0}
     frontier: list[Path] = [()]
     for _ in range(shape.depth):
@@ -83,7 +83,7 @@ def eagle2(
 
 
 def paths(tree: Tree, text: int = 0) -> list[Path]:
-    """The path to every node, along its parents."""
+    """Return the path to every node, along its parents."""
     found: list[Path] = [()]
     for node in range(1, tree.sizes[text]):
         found.append((*found[tree.parents[text, node]], int(tree.tokens[text, node])))
@@ -91,7 +91,7 @@ def paths(tree: Tree, text: int = 0) -> list[Path]:
 
 
 def check_shape(tree: Tree) -> None:
-    """Parents first, the lineage is what the parents say, pads are behind and nobody's parents."""
+    """Check that parents come first, the ancestor mask follows them, and padding is last."""
     assert tree.tokens.shape[1] == max(tree.sizes)
     for size, tokens, parents, lineage in zip(
         tree.sizes, tree.tokens, tree.parents.tolist(), tree.lineage, strict=True
@@ -143,7 +143,8 @@ def test_grow_equals_brute_force(
         assert len(set(found)) == len(found)
         expected, scores = eagle2(draft, text, vocab, shape)
         assert len(found) == len(expected)
-        # fp32 may order a near tie otherwise than the brute force's doubles: compare by score.
+        # fp32 may order a near tie differently from the brute force's doubles, so we compare
+        # scores.
         for got, want in zip(
             sorted(scores[p] for p in found), sorted(scores[p] for p in expected), strict=True
         ):
@@ -151,7 +152,7 @@ def test_grow_equals_brute_force(
 
 
 class Answers:
-    """A head that gives every row of a group the same answer."""
+    """A head with one answer for all rows of a group."""
 
     follows = False
 
@@ -182,13 +183,13 @@ NONE = ([NOTHING] * 4, [-1] * 4)
 
 def test_padding_never_enters_the_tree() -> None:
     tree = grow_with(Answers(TWO), TreeShape(4, 4, 50))
-    # Two children for each of at most four expanded nodes a level: 2 + 4 + 8 + 8.
+    # At most four nodes per level expand, with two children each: 2 + 4 + 8 + 8.
     assert tree.sizes == [1 + 22]
     assert set(tree.tokens[0, 1:].tolist()) == {3, 7}
 
 
 def test_trees_of_several_sizes_side_by_side() -> None:
-    """What one text's head cannot fill is padded, and is what it would be alone."""
+    """A text with a smaller tree gets padding, and equals the same text alone."""
     shape = TreeShape(4, 4, 50)
     tree = grow_with(Answers(TWO, NONE, ONE), shape)
     assert tree.sizes == [23, 1, 5]
@@ -212,7 +213,7 @@ def test_what_is_no_token_or_has_no_probability_is_no_node(log_prob: float, toke
 
 
 def test_one_certain_token_makes_a_chain() -> None:
-    """A vocabulary of one: every score is 0, so ancestors tie with their descendants."""
+    """With one active token every score is 0, so ancestors tie with their descendants."""
     tree = grow_with(Answers(ONE), TreeShape(6, 2, 4))
     assert tree.parents.tolist() == [[0, 0, 1, 2, 3]]
 
@@ -226,7 +227,7 @@ def test_a_probability_rounded_above_one_outranks_no_ancestor() -> None:
 @settings(max_examples=150, deadline=None)
 @given(data=st.data(), count=st.integers(1, 30), size=st.integers(1, 40))
 def test_best_nodes_are_the_best_and_a_tree(data: st.DataObject, count: int, size: int) -> None:
-    """Over two arbitrary trees at a time, with scores that tie all the time and known nothings."""
+    """Check two arbitrary trees at a time, with frequent ties and scores of NOTHING."""
     parents, scores = [], []
     for _ in range(2):
         own = [0] + [data.draw(st.integers(0, node)) for node in range(count)]

@@ -1,4 +1,4 @@
-"""What is accepted of trees and of chains, against the rules written row by row."""
+"""Accepted tokens of trees and of chains, against the rules written row by row."""
 
 import torch
 from hypothesis import given
@@ -15,7 +15,7 @@ ROOT, TOKENS, OTHER = 9, range(14), 30
 
 @st.composite
 def small_tree(draw_one: st.DrawFn) -> tuple[list[int], list[int]]:
-    """Parents and tokens; siblings differ, cousins need not."""
+    """Return parents and tokens; siblings differ, cousins may be equal."""
     count = draw_one(st.integers(0, 12))
     parents = [0] + [draw_one(st.integers(0, node)) for node in range(count)]
     tokens = [ROOT]
@@ -58,7 +58,7 @@ def test_follow_walks_as_far_as_the_choices_are_nodes(
 
 
 def laws(*shape: int, seed: int) -> Tensor:
-    """Random laws fp64 [..., V] with zeros in them."""
+    """Draw random distributions fp64 [..., V] with zeros in them."""
     random = torch.Generator().manual_seed(seed)
     shares = torch.rand(shape, generator=random, dtype=torch.float64)
     shares *= torch.rand(shape, generator=random) < 0.7

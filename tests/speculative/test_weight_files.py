@@ -1,4 +1,4 @@
-"""Which files of a folder are the checkpoint, and what is wrong where they are not one."""
+"""Which files of a folder form the checkpoint, and the errors if none do."""
 
 import json
 from pathlib import Path
@@ -47,7 +47,7 @@ def read(folder: Path) -> dict[str, float]:
 
 @pytest.mark.parametrize("stem", SUFFIXES)
 def test_an_index_says_which_files_count(stem: str, tmp_path: Path) -> None:
-    """Shards of another cut, and a single file, are what an earlier save has left there."""
+    """Shards of another cut and a single file are leftovers of an earlier save."""
     cut = {shard(stem, 1, 2): values(a=1, b=2), shard(stem, 2, 2): values(c=3)}
     save(tmp_path, cut)
     index(tmp_path, cut, stem)
@@ -122,7 +122,7 @@ def test_an_index_that_is_none(text: str, tmp_path: Path) -> None:
 
 
 def test_safetensors_come_before_bin(tmp_path: Path) -> None:
-    """A whole set of the one hides any of the other."""
+    """A complete set of safetensors hides any .bin."""
     bins = {"pytorch_model.bin": values(a=-1, z=-1), shard("pytorch_model", 1, 2): values(a=-1)}
     save(tmp_path, bins)
     save(tmp_path, {"model.safetensors": values(a=1)})
@@ -167,7 +167,7 @@ BIASES: list[tuple[dict[str, Any], list[str]]] = [
 def test_biases_that_the_config_is_silent_about(
     fields: dict[str, Any], parts: list[str], silent: bool, tmp_path: Path
 ) -> None:
-    """The tensors decide; what a config says counts."""
+    """If the config says nothing, the tensors decide; otherwise the config does."""
     target = CausalModel(example("llama")[0])
     draft = eagle(target, **{"bias": False, **fields})
     state = draft.state_dict()

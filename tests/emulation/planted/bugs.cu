@@ -28,7 +28,7 @@ MICROSPEC_KERNEL(kTile, 1) tile_sums_kernel(float* out, const float* in, int til
   out[i] = sum;
 }
 
-// Two places, filled one tile ahead of their use.
+// Two buffers, each filled one tile before its use.
 MICROSPEC_KERNEL(kTile, 1) copied_sums_kernel(float* out, const float* in, int tiles, int bug) {
   MICROSPEC_SHARED(uint4, places, 2 * kTile / 4);
   MICROSPEC_SHARED(uint64_t, full, 2);

@@ -1,5 +1,5 @@
-// Host side of the kernels here: each launches one and returns launch()'s error. Arrays are the
-// caller's; `bug` is 0 for the correct kernel.
+// Host functions of the kernels: each launches one and returns launch()'s error. The caller owns the
+// arrays; `bug` is 0 for the correct kernel.
 #pragma once
 
 #include <cstddef>
@@ -7,7 +7,7 @@
 
 namespace planted {
 
-// The bugs, by the kernel that has them. The test's names for them are in module.cpp.
+// The bugs, by kernel. module.cpp has the test's names for them.
 enum Bug : int {
   kNone,
   // tile_sums
@@ -47,9 +47,9 @@ enum Bug : int {
 
 // out[i] = sum over the tiles of in[tile * 64 + (i + 1) % 64].
 int tile_sums(float* out, const float* in, int tiles, int bug);
-// The same by asynchronous copies: bulk ones from sm_90 on, else cp.async.
+// The same sums with asynchronous copies: bulk copies from sm_90 on, else cp.async.
 int copied_sums(float* out, const float* in, int tiles, int bug);
-// out[0] = sum of in[0 .. 32 * blocks), by the block that draws the last ticket; leaves it at zero.
+// out[0] = sum of in[0 .. 32 * blocks). The block with the last ticket computes it and clears the ticket.
 int grid_sum(int* out, int* partials, unsigned* ticket, const int* in, int blocks, int bug);
 // out[i] = sum of in[0 .. 32) by shuffles, then by shared memory.
 int warp_sums(int* out, const int* in, int bug);
@@ -69,7 +69,7 @@ int float_to_f16(uint16_t* out, const float* in, int count);
 int float_to_bf16(uint16_t* out, const float* in, int count);
 int e4m3_to_f16(uint16_t* out, const uint8_t* in, int count);
 int float_to_e4m3(uint8_t* out, const float* in, int count);
-// out: [operation, threads], each as a block of `threads` sees it.
+// out: [operation, threads], as in a block of `threads` threads.
 int block_operations(int* out, const int* in, int threads);
 int atomics(unsigned* cells, int threads);
 

@@ -1,4 +1,4 @@
-// planted: small kernels, correct or with one of the bugs that the emulation has to find.
+// planted: small kernels, correct or with a bug that the emulation must find.
 #include "emulation/arrays.h"
 #include "emulation/bindings.h"
 #include "kernels.h"

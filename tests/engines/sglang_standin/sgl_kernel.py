@@ -1,7 +1,7 @@
-"""What SGLang calls of `sgl_kernel` on a CPU for EAGLE, in plain PyTorch.
+"""SGLang's calls of `sgl_kernel` on a CPU for EAGLE, in plain PyTorch.
 
-There is no wheel of it for CPUs. Names and arguments are SGLang's; what they mean is read from the
-Triton kernels that other devices use at the same places.
+`sgl_kernel` has no wheel for CPUs. Names and arguments are SGLang's; their meaning follows the
+Triton kernels that other devices use instead.
 """
 
 import ctypes
@@ -13,7 +13,7 @@ from torch import Tensor
 def assign_req_to_token_pool_cpu(
     rows: Tensor, req_to_token: Tensor, start: Tensor, end: Tensor, locations: Tensor, width: int
 ) -> None:
-    """Write each request's new cache locations behind those that it has."""
+    """Write each request's new cache locations after its existing ones."""
     done = 0
     for row, first, last in zip(rows.tolist(), start.tolist(), end.tolist(), strict=True):
         req_to_token[row, first:last] = locations[done : done + last - first]
@@ -41,7 +41,7 @@ def assign_draft_cache_locs_contiguous_cpu(
     topk: int,
     columns: int,
 ) -> None:
-    """Read the topk · columns cache locations behind each request."""
+    """Read the topk · columns cache locations after each request's."""
     assign_extend_cache_locs_cpu(
         rows, req_to_token, seq_lens, seq_lens + topk * columns, locations, width
     )
@@ -50,7 +50,7 @@ def assign_draft_cache_locs_contiguous_cpu(
 def fill_bonus_tokens_cpu(
     accept_tokens: Tensor, accept_lens: Tensor, bonus_tokens: Tensor, stride: int
 ) -> None:
-    """The last accepted token of each request."""
+    """Write the last accepted token of each request."""
     first = stride * torch.arange(len(accept_lens))
     bonus_tokens.copy_(accept_tokens.flatten()[first + accept_lens - 1])
 
@@ -58,7 +58,7 @@ def fill_bonus_tokens_cpu(
 def fill_accept_out_cache_loc_cpu(
     accept_index: Tensor, locations: Tensor, accepted: Tensor
 ) -> None:
-    """The cache locations of accepted tokens, closed up."""
+    """Write the cache locations of accepted tokens, without gaps."""
     index = accept_index.flatten()
     index = index[index > -1]
     accepted[: len(index)] = locations[index]
@@ -67,7 +67,7 @@ def fill_accept_out_cache_loc_cpu(
 def copy_all_layer_kv_cache_cpu(
     pointers: Tensor, strides: Tensor, to: Tensor, origin: Tensor
 ) -> None:
-    """Move entries of the KV caches, given by their addresses and bytes an entry."""
+    """Move entries of the KV caches, given by their addresses and bytes per entry."""
     for base, stride in zip(pointers.tolist(), strides.tolist(), strict=True):
         copies = [ctypes.string_at(base + stride * place, stride) for place in origin.tolist()]
         for place, copy in zip(to.tolist(), copies, strict=True):
@@ -88,9 +88,9 @@ def build_tree_kernel_efficient_cpu(
     nodes: int,
     tree_mask_mode: int,
 ) -> None:
-    """The tree of each request: positions, links, and what each node attends to (FULL_MASK).
+    """Build the tree of each request: positions, links and the ancestor mask (FULL_MASK).
 
-    A node whose parent was not selected, as with scores of 0, is on no path.
+    A node whose parent was not selected (scores can be 0) is on no path.
     """
     assert tree_mask_mode == 0, "the Triton attention reads masks over prefix and tree"
     positions, mask_start = positions.view(-1, nodes), 0
@@ -148,5 +148,5 @@ def verify_tree_greedy_cpu(
 
 
 def rotate_input_ids_cpu(*operands: Tensor) -> None:
-    """Of EAGLE with several layers, which is not run here."""
+    """Fail: only EAGLE with several layers calls this, and no test runs it."""
     raise NotImplementedError

@@ -1,6 +1,6 @@
-"""Names that SGLang and transformers import from torchvision and texts never use.
+"""Names that SGLang and transformers import from torchvision and do not use for text.
 
-Its wheels on PyPI are CUDA builds, which cannot be imported beside a CPU build of torch.
+torchvision's wheels on PyPI are CUDA builds, which cannot be imported beside a CPU build of torch.
 """
 
 import enum
@@ -26,7 +26,7 @@ def _module(name: str, *names: str) -> types.ModuleType:
     return module
 
 
-__path__: list[str] = []  # so that it is a package
+__path__: list[str] = []  # makes it a package
 __version__ = "0.28.0"
 io = _module("io", "ImageReadMode", "decode_image", "decode_jpeg")
 transforms = _module("transforms")

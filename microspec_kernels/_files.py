@@ -28,8 +28,8 @@ def reading(path: str | Path, expected: str) -> Iterator[None]:
     """
     try:
         yield
-    except ImportError:
-        raise
+    except ImportError as error:
+        raise ImportError(f"{path}: {first_line(error)}") from error
     except Exception as error:
         if isinstance(error, OSError) and error.filename is not None:
             raise

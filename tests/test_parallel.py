@@ -173,6 +173,6 @@ def test_processes(ranks: int, tmp_path: Path) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout}{done.stderr}"
     assert "FutureWarning" not in done.stderr, done.stderr
-    # Gloo of torch 2.10 writes there, too.
-    results = [line for line in done.stdout.splitlines() if not line.startswith("[Gloo]")]
+    # Gloo of torch 2.10 writes lines there, too, and pieces of lines.
+    results = [line for line in done.stdout.splitlines() if line.isdigit()]
     assert results == [str(ranks)] * ranks

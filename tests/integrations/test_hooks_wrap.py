@@ -33,7 +33,7 @@ def test_arguments_come_by_name_however_they_were_given() -> None:
     assert speculator.propose([1], more=3) == ("around", ("proposed", [1], 0, {"more": 3}))
     assert [given["tokens"] for given in seen] == [[1]] * 3
     assert all(given["self"] is speculator for given in seen)
-    assert made.propose.__doc__ == "Its own words."
+    assert made.propose.__doc__ == "The original docstring."
     assert list(inspect.signature(made.propose).parameters) == [
         "self",
         "tokens",

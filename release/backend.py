@@ -5,17 +5,21 @@ Such a build takes what the environment has. What is missing ends it here with o
 setuptools or CMake with many.
 """
 
+import ast
 import importlib.metadata
 import importlib.util
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-NEEDED = {"setuptools": (77, 0, 1), "cmake": (3, 25), "torch": (2, 10)}
-INSTALL = "pip install 'setuptools>=77.0.1' 'cmake>=3.25' ninja 'torch>=2.10'"
+PYPROJECT = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+# Python 3.10 has no tomllib; the list is one line.
+REQUIRES = ast.literal_eval(re.findall(r"^requires = (\[.*\])$", PYPROJECT, re.MULTILINE)[0])
+OPTIONAL = "ninja"  # without it CMake writes makefiles
 
 
 def version_of(name: str) -> str | None:
@@ -32,13 +36,18 @@ def version_of(name: str) -> str | None:
     return importlib.metadata.version(name)
 
 
+def numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", version)[:3]))
+
+
 def missing() -> list[str]:
     lines = []
-    for name, oldest in NEEDED.items():
+    for requirement in REQUIRES:
+        name, wanted = requirement.split(">=")
+        if name == OPTIONAL:
+            continue
         version = version_of(name)
-        numbers = tuple(map(int, re.findall(r"\d+", version or "")[:3]))
-        if numbers < oldest:
-            wanted = ".".join(map(str, oldest))
+        if numbers(version or "") < numbers(wanted):
             lines.append(f"{name} >= {wanted} (found {version or 'none'})")
     return lines
 
@@ -49,7 +58,7 @@ os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", ""), str(Path(sys.e
 if lacking := missing():
     sys.exit(
         f"microspec-kernels: the build needs {', '.join(lacking)}: "
-        f"`{INSTALL}`, then `pip install --no-build-isolation .`"
+        f"`pip install {shlex.join(REQUIRES)}`, then `pip install --no-build-isolation .`"
     )
 
 from setuptools.build_meta import *  # noqa: E402, F403

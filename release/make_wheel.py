@@ -29,7 +29,7 @@ CROSS = {
         "-DMICROSPEC_CUDA=OFF",
     ]
 }
-EXPORTS = {"microspec_cuda_architectures", "microspec_instruction_set"}
+EXPORTS = set(re.findall(r"^ +(\w+);$", (ROOT / "csrc/exports.map").read_text(), re.MULTILINE))
 
 
 def run(*command: str | Path, **variables: str) -> str:

@@ -1,24 +1,18 @@
 """Without a GPU `make build` installs torch's CPU build, or none."""
 
-import importlib.util
 import subprocess
-from pathlib import Path
 from types import ModuleType
 
 import pytest
+import release_scripts
 
-SCRIPT = Path(__file__).parents[1] / "release" / "install_torch.py"
 CPU = ["torch", "sympy"]
 CUDA = ["torch", "nvidia-cublas", "triton"]
 
 
 @pytest.fixture
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("install_torch", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return release_scripts.load("install_torch")
 
 
 @pytest.mark.parametrize(

@@ -1,25 +1,20 @@
 """The wheel's list of contents (release/sbom.py). `make wheel` checks it against the schema."""
 
 import hashlib
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+import release_scripts
 
-SCRIPT = Path(__file__).parents[1] / "release" / "sbom.py"
 CPU = {"compiler": "GNU 12.2.0"}
 CUDA = {**CPU, "cuda": "13.0.88", "architectures": "80-real 120"}
 
 
 @pytest.fixture
 def sbom() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("sbom", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return release_scripts.load("sbom")
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """vocab_update_ against the tests' LRU and, bit for bit, against the reference."""
 
 import itertools
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -224,6 +226,30 @@ def test_groups_beyond_shared_memory_have_each_their_own_workspace() -> None:
     state, caches = vocab_state(17_000, 16_385, groups=3), [Lru(16_385) for _ in range(3)]
     for _ in range(2):
         step(state, caches, torch.randint(-1, 17_000, (3, 900), generator=rng))
+
+
+PEAK = """
+import resource, sys, torch, microspec_kernels as m
+ragged = sys.argv[1] == "True"
+vocab = m.ActiveVocab(5000, 100, groups=3 if ragged else 1)
+def update(count):
+    tokens = torch.randint(5000, (count,))
+    groups = torch.randint(3, (count,)) if ragged else None
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    vocab.update(tokens, token_groups=groups)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+update(1000)
+print(update(2**24))
+"""
+
+
+@pytest.mark.backends(*CPU)
+@pytest.mark.parametrize("ragged", [False, True])
+def test_a_long_batch_is_not_copied(ragged: bool) -> None:
+    """The ids take 128 MiB; the peak of the process rises by far less."""
+    command = [sys.executable, "-c", PEAK, str(ragged)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+    assert int(done.stdout) < 16 * 1024, "KiB"
 
 
 @pytest.mark.backends(*CPU)

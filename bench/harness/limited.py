@@ -36,7 +36,7 @@ def run_limited(
     """Run a command in the checkout's root, in a process group of its own.
 
     Args:
-        seconds: the limit. After it the group is interrupted, and after `grace` more seconds killed.
+        seconds: the limit. After it the group is interrupted, and killed after `grace` more.
         log: file for both output streams; None: they are ours.
         environment: of the command; None: ours.
         grace: seconds to write results in after the interrupt, as pytest does.
@@ -45,7 +45,7 @@ def run_limited(
     with log.open("w") if log else nullcontext() as file:
         errors = subprocess.STDOUT if log else None
         process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, start_new_session=True, stdout=file, stderr=errors
+            command, cwd=ROOT, env=environment, preexec_fn=os.setpgrp, stdout=file, stderr=errors
         )
     try:
         code: int | None = process.wait(seconds)

@@ -19,12 +19,12 @@ every call of PyTorch, passes the marks on, and refuses what a GPU would refuse 
 A graph is the list of the calls in its capture (graphs.py). A replay makes them again and writes
 over the same results; the Python code between them does not run again, as on a GPU.
 
-The package's ops are served by its CPU kernels, with the rules of its CUDA kernels (ops.py): tensors
-of two devices are refused, and ids out of range count as empty. ``torch.compile`` returns the
-function, and PyTorch claims to have Triton.
+The package's ops are served by its CPU kernels, with the rules of its CUDA kernels (ops.py):
+tensors of two devices are refused, and ids out of range count as empty. ``torch.compile`` returns
+the function, and PyTorch claims to have Triton.
 
 What it cannot show: a wrong kernel, a race (streams run in program order), times, memory use, and
-anything that compiles. The L2 cache is small, so that benchmarks with cold caches need little memory.
+anything that compiles. The L2 cache is small, so that benchmarks with cold caches take little time.
 """
 
 import contextlib

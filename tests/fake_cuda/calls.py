@@ -1,4 +1,4 @@
-"""The mode that sees every call of PyTorch: it passes marks on and refuses what a GPU would refuse."""
+"""The mode that sees every call of PyTorch: it passes marks on, and refuses as a GPU would."""
 
 from collections.abc import Callable
 from typing import Any
@@ -149,7 +149,8 @@ def waits(function: Any, arguments: tuple[Any, ...], options: dict[str, Any]) ->
     if function in INDEXING:
         given = arguments[1] if isinstance(arguments[1], tuple) else (arguments[1],)
         value = arguments[2] if len(arguments) > 2 else None
-        return next((f"{name} with {what}" for i in given if (what := _waiting_index(i, value))), "")
+        found = (what for index in given if (what := _waiting_index(index, value)))
+        return next((f"{name} with {what}" for what in found), "")
     if function is Tensor.copy_ and on_cuda(arguments[0]) != on_cuda(arguments[1]):
         host = arguments[0] if on_cuda(arguments[1]) else arguments[1]
         without = bool(options.get("non_blocking", arguments[2] if len(arguments) > 2 else False))
@@ -258,7 +259,7 @@ def flash_attention(
     if q.dtype not in (torch.bfloat16, torch.float16) or q.size(-1) > 256 or q.size(-1) % 8:
         raise FakeCudaError(f"flash attention: got {q.dtype}, head size {q.size(-1)}")
     if any(t.stride(-1) != 1 for t in (q, k, v)) or not q.size(1) == k.size(1) == v.size(1):
-        raise FakeCudaError("flash attention: expected unit strides and as many heads of q, k and v")
+        raise FakeCudaError("flash attention: expected unit strides, and heads of q for k and v")
     op = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     out, logsumexp = op(q, k, v, dropout_p, is_causal, scale=options.get("scale"))
     nothing = torch.empty(0)

@@ -99,7 +99,7 @@ class CUDAGraph:
         self.calls = None
 
 
-class graph:  # noqa: N801  (torch.cuda.graph)
+class graph:
     """``torch.cuda.graph``: capture what is called inside."""
 
     def __init__(

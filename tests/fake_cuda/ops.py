@@ -1,4 +1,4 @@
-"""The package's ops on the pretended device: its CPU kernels, with the rules of its CUDA kernels."""
+"""The package's ops on the pretended device: CPU kernels with the rules of the CUDA kernels."""
 
 import os
 from collections.abc import Callable
@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from .memory import is_pinned, on_cuda
 
 ARGUMENTS = {
     "sparse_head": ("hidden", "weight", "active_ids", "k"),
@@ -42,7 +44,11 @@ def _check(name: str, given: dict[str, Any]) -> None:
 
     scales = given.get("slab_scale"), given.get("weight_scale")
     if name == "gather_rows_":
-        _checks.gather(given["slab"], given["slab_ids"], given["weight"], given["active_ids"], *scales)
+        slab, held, weight, ids = (given[n] for n in ARGUMENTS[name])
+        check = _checks.gather(slab, held, weight, ids, *scales)
+        where = "a tensor on the slab's device or in pinned host memory"
+        good = on_cuda(weight) or is_pinned(weight)
+        check.value(good, "weight", where, "one on cpu that is not pinned")
     elif name == "vocab_update_":
         tensors = [given[n] for n in ARGUMENTS[name]]
         _checks.vocab(*tensors, given.get("token_groups"))

@@ -64,7 +64,7 @@ def record_stream(tensor: Tensor, stream: Stream) -> None:
 
 
 def has_kernel(real: Callable[[str, str], bool]) -> Callable[[str, str], bool]:
-    """Let the package believe that its library has CUDA kernels, as its CPU kernels serve for them."""
+    """Let the package find CUDA kernels in its library: the CPU kernels serve for them."""
     return lambda op, key: (key == "CUDA" and op.startswith("microspec::")) or real(op, key)
 
 

@@ -1,4 +1,4 @@
-"""The functions of libcudart that bench/tuning/l2_window.py calls; they check what they are given."""
+"""The functions of libcudart that bench/tuning/l2_window.py calls; they check their arguments."""
 
 from typing import Any
 
@@ -15,18 +15,18 @@ def require(given: bool, call: str, *got: object) -> int:
 
 
 class Runtime:
-    def cudaDeviceGetAttribute(self, out: Any, which: int, device: int) -> int:  # noqa: N802
+    def cudaDeviceGetAttribute(self, out: Any, which: int, device: int) -> int:
         out._obj.value = {108: SET_ASIDE, 109: WINDOW}[which]
         return require(device == 0, "cudaDeviceGetAttribute", device)
 
-    def cudaDeviceSetLimit(self, limit: Any, size: Any) -> int:  # noqa: N802
+    def cudaDeviceSetLimit(self, limit: Any, size: Any) -> int:
         fits = limit.value == 6 and 0 <= size.value <= SET_ASIDE
         return require(fits, "cudaDeviceSetLimit", limit, size)
 
-    def cudaCtxResetPersistingL2Cache(self) -> int:  # noqa: N802
+    def cudaCtxResetPersistingL2Cache(self) -> int:
         return 0
 
-    def cudaGraphGetNodes(self, graph: Any, nodes: Any, count: Any) -> int:  # noqa: N802
+    def cudaGraphGetNodes(self, graph: Any, nodes: Any, count: Any) -> int:
         every = (KERNELS[0], OTHER, KERNELS[1])
         if nodes is not None:
             require(len(nodes) == count._obj.value == len(every), "cudaGraphGetNodes", count)
@@ -34,17 +34,17 @@ class Runtime:
         count._obj.value = len(every)
         return 0
 
-    def cudaGraphNodeGetType(self, node: Any, kind: Any) -> int:  # noqa: N802
+    def cudaGraphNodeGetType(self, node: Any, kind: Any) -> int:
         kind._obj.value = int(node.value == OTHER)
         return require(node.value in (*KERNELS, OTHER), "cudaGraphNodeGetType", node)
 
-    def cudaGraphKernelNodeSetAttribute(self, node: Any, which: Any, value: Any) -> int:  # noqa: N802
+    def cudaGraphKernelNodeSetAttribute(self, node: Any, which: Any, value: Any) -> int:
         window = value._obj.accessPolicyWindow
         fits = 0 < window.hitRatio <= 1 and window.num_bytes <= WINDOW
         fits = fits and which.value == 1 and node.value in KERNELS
         return require(fits, "cudaGraphKernelNodeSetAttribute", node, which, window.num_bytes)
 
-    def cudaGetLastError(self) -> int:  # noqa: N802
+    def cudaGetLastError(self) -> int:
         return 0
 
 

@@ -85,7 +85,7 @@ class Event:
             return
         if self.capture is not device.capture:
             if self.capture is not None:
-                raise FakeCudaError("an event that was recorded in a capture orders nothing outside")
+                raise FakeCudaError("an event of a capture orders nothing outside")
             if device.capture is not None and stream in device.capture.done:
                 raise FakeCudaError("cudaErrorStreamCaptureIsolation: an event from outside")
         elif self.capture is not None:

@@ -12,10 +12,10 @@ import shutil
 import sys
 
 import torch
-from gpu import sanitizer_driver
-from gpu.report import SOME_WRONG
 
 import microspec_kernels as mk
+from gpu import sanitizer_driver
+from gpu.report import SOME_WRONG
 from microspec_kernels import _library, backends
 
 TOOLS = ("nvidia-smi", "compute-sanitizer", "ncu", "nvcc", "g++", "git")

@@ -22,9 +22,8 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path[:0] = [str(HERE.parent), str(ROOT)]
 
-from gpu import report  # noqa: E402  (beside this file)
-
 from bench.harness.limited import run_limited  # noqa: E402
+from gpu import report  # noqa: E402  (beside this file)
 
 SANITIZERS = ("memcheck", "racecheck", "synccheck")
 PARTS = ("tests", "ops", *SANITIZERS)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
-import fake_cuda  # noqa: E402
+import fake_cuda
 
 _installed = fake_cuda.installed()  # kept, or the context would end here
 _installed.__enter__()

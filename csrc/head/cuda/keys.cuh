@@ -89,20 +89,20 @@ MICROSPEC_DEVICE void load_dots(const HeadArgs& args, const Partials& partials, 
 #pragma unroll
   for (float& dot : dots) dot = 0.0f;
   for (int split = 0; split < partials.splits; split += kSplits) {
-    float parts[kSplits][kCount];
+    float partial[kSplits][kCount];
 #pragma unroll
     for (int s = 0; s < kSplits; ++s) {
       const float* source = partials.data + ((split + s) * args.rows + row) * partials.pitch;
 #pragma unroll
       for (int i = 0; i < kCount; ++i) {
         const int64_t slot = first + i * step;
-        parts[s][i] = split + s < partials.splits && slot < args.capacity ? source[slot] : 0.0f;
+        partial[s][i] = split + s < partials.splits && slot < args.capacity ? source[slot] : 0.0f;
       }
     }
 #pragma unroll
     for (int s = 0; s < kSplits; ++s) {
 #pragma unroll
-      for (int i = 0; i < kCount; ++i) dots[i] += parts[s][i];
+      for (int i = 0; i < kCount; ++i) dots[i] += partial[s][i];
     }
   }
 }

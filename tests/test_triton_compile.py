@@ -209,7 +209,7 @@ def test_gather(target: str, kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("kernel", ["mark", "choose", "seat"])
+@pytest.mark.parametrize("kernel", ["mark", "choose", "place"])
 def test_vocab(target: str, kernel: str, tmp_path: Path) -> None:
     vocab = module("vocab_update")
     for ragged, tokens in ((True, "*i64"), (False, "*i32")):

@@ -15,8 +15,9 @@ namespace microspec {
 
 namespace {
 
-// The mark of a newcomer in token_slots between the walk and seat(), so that a repeated token is counted
-// once. The index in the mark distinguishes it from a value that the caller's state held before the call.
+// The mark of a newcomer in token_slots between the walk and place_newcomers(), so that a repeated token is
+// counted once. The index in the mark distinguishes it from a value that the caller's state held before the
+// call.
 int32_t pending_mark(int64_t newcomer) { return static_cast<int32_t>(-2 - newcomer); }
 
 MICROSPEC_CLONES int64_t count_at_most(const int64_t* stamps, int64_t count, int64_t limit) {
@@ -66,7 +67,7 @@ void VocabUpdate::see(int64_t token, int64_t position) {
   }
 }
 
-void VocabUpdate::seat() {
+void VocabUpdate::place_newcomers() {
   if (newcomers_.empty()) return;
 
   const int64_t wanted = static_cast<int64_t>(newcomers_.size());

@@ -184,7 +184,7 @@ void serve_vocab() {
     const int64_t token = tokens.as<int64_t>()[i];
     if (token >= 0) update.see(token, i);
   }
-  update.seat();
+  update.place_newcomers();
   active_ids.send();
   slot_stamps.send();
   token_slots.send();

@@ -71,6 +71,7 @@ def _quantise(source, target, scale, dim, E4M3: tl.constexpr, BLOCK: tl.constexp
 
 @triton.jit
 def _copy(source, target, dim, BLOCK: tl.constexpr):
+    """Copy one row of dim elements."""
     for start in range(0, dim, BLOCK):
         d = start + tl.arange(0, BLOCK)
         tl.store(target + d, tl.load(source + d, mask=d < dim), mask=d < dim)

@@ -21,6 +21,7 @@ struct VocabPlan {
   bool in_shared;  // the layout is in shared memory; else in the workspace, group by group
 };
 
+// Lays out the arrays: in shared memory if they fit.
 Error plan_of(const VocabArgs& args, VocabPlan& plan) {
   Device device;
   if (const Error error = current_device(device)) return error;

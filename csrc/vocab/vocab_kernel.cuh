@@ -19,11 +19,13 @@
 // - A block has no more warps than a tile needs, because every warp issues all of the code between two
 //   barriers.
 //
-// Ladder (none of it measured yet; instructions counted in the SASS):
-//   1. 64-bit ages in registers: 4 instructions a slot and probe.
-//   2. 32-bit ages, and 64-bit ages from memory if a token is too old: 2 instructions, half the registers.
-//   3. The clock goes through shared memory, so the load of a token's slot is issued 100 instructions
-//      earlier.
+// - Ages are 32 bits in registers, and 64 bits from memory only if a token is too old or the capacity too
+//   large. 32 bits take 2 instructions a slot and probe instead of 4 (counted in the SASS), and half the
+//   registers.
+// - The clock goes through shared memory. So the load of a token's slot is issued 100 instructions earlier
+//   (counted in the SASS).
+//
+// Not yet measured on a GPU.
 #pragma once
 
 #include "cuda/launch.cuh"
@@ -63,7 +65,8 @@ MICROSPEC_DEVICE void place_newcomers(const AnySlots& slots, Bounds<typename Any
 }
 
 // ---- The kernel: steps 1 to 3
-
+//
+// slots_per_thread is 0 if the slots' ages do not fit in registers, or the layout not in shared memory.
 template <int slots_per_thread>
 MICROSPEC_KERNEL(kThreads, 1)
 vocab_update_kernel(VocabArgs args, Layout layout, int32_t* workspace) {

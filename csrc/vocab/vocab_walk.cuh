@@ -1,11 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 // The walk over a call's tokens, newest first. It finds the residents to refresh and the newcomers.
+//
+//     position   N - 1 … N - kThreads    N - 1 - kThreads … N - 2 kThreads    …
+//     thread     0 … kThreads - 1        0 … kThreads - 1                     …
+//     tile       first                   second                               …
 #pragma once
 
 #include "vocab/vocab_state.cuh"
 
 namespace microspec::vocab {
 
+// ---- Loading tokens
+//
 // The words of an int32 or int64. The high word of a non-negative int32 is 0, and negative values are not
 // needed. So an Integer can be fetched without a branch or a wait.
 struct Integer {
@@ -45,7 +51,9 @@ MICROSPEC_DEVICE int32_t slot_of(const Group& group, int32_t token) {
   return slot < group.capacity && slot >= kPending ? slot : kNone;
 }
 
-// Empties the table of newcomers. A barrier must follow.
+// ---- The table of newcomers
+//
+// Empties the table. A barrier must follow.
 MICROSPEC_DEVICE void clear_table(BlockState& block) {
 #pragma unroll
   for (int i = 0; i < kTable; i += kThreads) {
@@ -67,6 +75,8 @@ MICROSPEC_DEVICE int note_newcomer(BlockState& block, int32_t token, int32_t pos
   return place;
 }
 
+// ---- Steps 1 and 2
+//
 // Walks over the tokens. Fills `newcomers`, newest first, and last_use. Sets block.cutoff and
 // block.newcomers, which are valid after the next barrier. `token` is the thread's token in the first tile,
 // and `slot` is that token's slot.

@@ -24,6 +24,7 @@ struct HeadPlan {
   size_t partials_bytes;
 };
 
+// Chooses the kernel and lays out the workspace.
 Error make_plan(const HeadArgs& chunk, void* workspace, HeadPlan& plan) {
   if (const Error error = current_device(plan.device)) return error;
   plan.mma = fits_mma(chunk) && expected_rows(chunk) > kMaxSimtRows;
@@ -35,6 +36,7 @@ Error make_plan(const HeadArgs& chunk, void* workspace, HeadPlan& plan) {
   return 0;
 }
 
+// Returns the call for up to kMaxRows rows from `first` on.
 HeadArgs rows_from(const HeadArgs& args, int64_t first) {
   HeadArgs chunk = args;
   chunk.rows = std::min<int64_t>(kMaxRows, args.rows - first);

@@ -12,6 +12,10 @@
 //   blocks.
 // - Within a block, the warps' sums meet in shared memory, 16 slots at a time.
 //
+//     D of one row:   | split 0: blocks 0, splits, 2 splits, …   | split 1: blocks 1, splits + 1, …
+//                     | warp 0   | warp 1   | …       | warp 7   | warp 0   | …
+//                     | chunk | chunk | …
+//
 // Fragment layout. One mma multiplies 16 slots (m) by 8 rows of hidden (n) over 16 elements of D (k). Slots 0
 // to 7 come from the `low` run, slots 8 to 15 from the `high` run. Lane 4g + t (g = 0..7, t = 0..3) holds:
 //
@@ -27,7 +31,7 @@
 // An a[i] or b[i] is one 32-bit register with two elements; a d[i] is one fp32.
 //
 // Any mapping of k to elements of D gives the same sum, as long as weights and hidden use the same one. So
-// the four lanes of a quad read 64 consecutive bytes of a row (one chunk), 16 bytes a lane, and each
+// the four lanes of a quad read 64 consecutive bytes of a row (a chunk), 16 bytes a lane, and each
 // lane feeds its words to the multiplications in pairs:
 //
 //     64 bytes of a row, 16-bit elements (kChunk = 32):
@@ -49,7 +53,7 @@
 // (3) multiply, (4) store writes a warp's sums to shared memory, (5) store_tile adds the warps' sums and
 // writes the partial dot products. project_mma_kernel runs these steps; plan_for sizes them on the host.
 //
-// Versions: this is the first; not yet measured on a GPU.
+// Not yet measured on a GPU.
 #include "cuda/elements.cuh"
 #include "project.h"
 #include "ring.cuh"
@@ -78,6 +82,7 @@ constexpr int kSlotsPitch = kSlots + 4;
 template <class Row>
 constexpr int kChunk = 4 * kVector<Row>;
 
+// The sizes of a warp's fragments and of the warps' sums.
 template <class Row, int kTiles>
 struct WarpShape {
   static constexpr int kWidth = kTile * kTiles;  // rows of hidden
@@ -88,6 +93,7 @@ struct WarpShape {
   static constexpr int kSums = kRingWarps * kWidth * kSlotsPitch;  // floats in shared memory
 };
 
+// How a launch divides D, and its shared memory.
 struct MmaPlan {
   int splits;
   int warp_dim;   // elements of D a warp, a multiple of kChunk
@@ -99,6 +105,7 @@ struct MmaPlan {
 };
 
 // ---- Instructions by hidden's type
+// Multiplies 16 slots by 8 rows of hidden over 16 elements, and adds to `sums`.
 template <class Hidden>
 MICROSPEC_DEVICE void multiply_add(float (&sums)[4], const uint32_t (&weights)[4],
                                    const uint32_t (&hidden)[2]) {
@@ -287,6 +294,8 @@ project_mma_kernel(HeadArgs args, Partials partials, MmaPlan plan) {
 }
 
 // ---- Host: the plan and the launch
+// Returns the plan with the fewest splits that leave room for hidden in registers and for the ring in shared
+// memory.
 template <class Row, int kTiles>
 MmaPlan plan_for(const HeadArgs& args, const Device& device) {
   using S = WarpShape<Row, kTiles>;

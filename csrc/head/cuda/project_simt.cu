@@ -4,14 +4,29 @@
 //
 // Floor: the active rows' bytes over the memory's bandwidth. A kernel misses it if too few loads are in
 // flight. At 3 TB/s and about 0.7 us, an H100's SM needs 16 KB of loads in flight, and two to four times that
-// in practice. Here every lane keeps kAhead rows' loads in flight (64 KB and more an SM), with no barrier
-// between them.
+// in practice. Here every lane keeps kAhead rows' loads in flight, with no barrier between them. In aligned
+// rows that is 128 KB an SM for one row of hidden and 64 KB for four, and half of it for 8-bit elements.
 //
 // A row's elements are split over a block's warps, so a lane's elements of hidden stay in registers for all
 // rows. The slots are dealt to the blocks one by one, so all blocks are equally busy even if only the first
 // slots of a vocabulary are occupied. The order of the sums is fixed: lane, then warp, then block.
 //
-// Versions: this is the first; not yet measured on a GPU.
+// Layout of a row of D elements. A load is 16 bytes a lane, hence 512 consecutive bytes a warp. With 16-bit
+// elements (kVector = 8, kLoads = 2):
+//
+//       element   0                      248       256                    504       512
+//                 | lane 0 | …           | lane 31 | lane 0 | …           | lane 31 | lane 0 | …
+//                 | load 0                         | load 1                         | load 0
+//                 | warp 0                                                          | warp 1
+//
+// A lane holds the same elements of up to kRows rows of hidden. If D has more elements than the block's warps
+// take at once, the next pass takes the elements that follow.
+//
+// Execution order: (1) LaneLoader loads hidden, then a round's rows of weights, kAhead of them ahead of their
+// use, (2) multiply multiplies and sums_over_warp adds the lanes' sums, (3) store adds the warps' sums and
+// writes the dot products.
+//
+// Not yet measured on a GPU.
 #include "cuda/elements.cuh"
 #include "project.h"
 #include "rows.cuh"
@@ -46,6 +61,7 @@ constexpr int kAhead = !kAligned    ? 1
                                     : 4;
 
 // ---- Step 1: load a lane's elements of a row of weights or of hidden
+// Knows which elements of a row are the lane's in one pass over D.
 template <class Row, bool kAligned>
 class LaneLoader {
  public:
@@ -104,6 +120,7 @@ MICROSPEC_DEVICE float sums_over_warp(float (&values)[kCount]) {
   return values[0];
 }
 
+// Removes the lowest set bit and returns its index.
 MICROSPEC_DEVICE int take_lowest(unsigned& set) {
   const int lowest = __ffs(set) - 1;
   set &= set - 1;

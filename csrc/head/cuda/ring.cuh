@@ -6,6 +6,14 @@
 // From sm_90 on, there is one bulk copy a row, which one lane starts after announcing the bytes. Before
 // sm_90, all threads use cp.async of 16 bytes, one row a warp. Rows of empty slots are not copied. Old data
 // stays in their place and affects only results that nobody reads.
+//
+//     data:    place 0           place 1           …          place depth - 1
+//            +-----------------+-----------------+----------+-----------------+
+//            | run: kRun rows  | run             |          | run             |
+//            +-----------------+-----------------+----------+-----------------+
+//              ^ oldest_: take waits for it        ^ next_: start fills it
+//
+//     a row in a place:  | the split's elements | kRowPad bytes |  = row_pitch bytes
 #pragma once
 
 #include "cuda/ptx.cuh"

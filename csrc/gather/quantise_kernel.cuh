@@ -137,6 +137,7 @@ struct FastDivision {
   }
 };
 
+// Returns quotient(value) of each value, rounded to Target.
 template <class Target, int count, class Quotient>
 MICROSPEC_DEVICE Codes<count> encode(const float (&values)[count], const Quotient& quotient) {
   Codes<count> codes{};
@@ -149,6 +150,7 @@ MICROSPEC_DEVICE Codes<count> encode(const float (&values)[count], const Quotien
   return codes;
 }
 
+// Writes the codes of chunk `index` of a row.
 MICROSPEC_DEVICE void store_codes(void* target, int index, const Codes<8>& codes) {
   static_cast<uint2*>(target)[index] = {codes.word[0], codes.word[1]};
 }

@@ -20,6 +20,7 @@ namespace {
 // call.
 int32_t pending_mark(int64_t newcomer) { return static_cast<int32_t>(-2 - newcomer); }
 
+// Returns the number of stamps that are at most `limit`.
 MICROSPEC_CLONES int64_t count_at_most(const int64_t* stamps, int64_t count, int64_t limit) {
   int64_t hits = 0;
   for (int64_t i = 0; i < count; ++i) hits += stamps[i] <= limit;

@@ -60,6 +60,7 @@ void check_tokens(const Checker& check, const VocabArgs& args, const void* token
   }
 }
 
+// Returns the update of group g.
 VocabUpdate update_of(const VocabArgs& args, int64_t g) {
   return VocabUpdate({args.active_ids + g * args.capacity, args.slot_stamps + g * args.capacity,
                       args.token_slots + g * args.vocab_size, args.clock + g, args.capacity, args.vocab_size,

@@ -55,6 +55,7 @@ struct Slot {
   float bias;
 };
 
+// Returns the token's bias in fp32; 0 without a bias.
 MICROSPEC_DEVICE float bias_of(const HeadArgs& args, int32_t id) {
   if (!args.bias) return 0.0f;
   if (args.bias_type == DType::f32) return static_cast<const float*>(args.bias)[id];
@@ -83,6 +84,7 @@ MICROSPEC_DEVICE Slot load_slot(const HeadArgs& args, int group, int slot) {
   return result;
 }
 
+// Applies the slot's scale and bias, the logit scale and the cap.
 MICROSPEC_DEVICE float logit_of(const HeadArgs& args, float dot, const Slot& slot) {
   const float logit = args.logit_scale * (dot * slot.scale + slot.bias);
   return args.softcap > 0.0f ? args.softcap * tanhf(logit / args.softcap) : logit;

@@ -54,6 +54,7 @@ struct RingPlace {
   }
 };
 
+// The ring of one block. start and take are called by the whole block, run after run.
 template <class Row>
 class Ring {
  public:

@@ -31,6 +31,7 @@ struct SegmentTable {
   int count;
 };
 
+// The segments of a call.
 class Segments {
  public:
   // The whole block calls this. It ends with a barrier if the call has group ids.

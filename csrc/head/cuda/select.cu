@@ -25,6 +25,7 @@ namespace {
 // ---- State in shared memory
 constexpr int kWarps = kSelectThreads / kWarp;
 
+// The block's shared memory.
 struct Scratch {
   SelectScratch select;
   uint32_t top[kWarps];     // largest order in each warp

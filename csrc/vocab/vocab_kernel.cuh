@@ -18,7 +18,6 @@
 //   take two trips to L2.
 // - A block has no more warps than a tile needs, because every warp issues all of the code between two
 //   barriers.
-//
 // - Ages are 32 bits in registers, and 64 bits from memory only if a token is too old or the capacity too
 //   large. 32 bits take 2 instructions a slot and probe instead of 4 (counted in the SASS), and half the
 //   registers.

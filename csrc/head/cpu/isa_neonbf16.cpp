@@ -21,8 +21,8 @@
 // represents int8 and fp8 exactly, so such rows are widened to bf16, a chunk at a time, once for all
 // activations.
 //
-// Registers: 8 rows * 8 activations take 16 accumulators of 2 x 2, eight registers of rows and one of
-// activations: 25 of 32. Per 8 elements that tile takes 16 loads, 8 ZIPs and 32 BFMMLAs for 512 products. A
+// Registers: 8 rows * 8 activations take 16 accumulators of 2 x 2, eight registers of rows and two of
+// activations: 26 of 32. Per 8 elements that tile takes 16 loads, 8 ZIPs and 32 BFMMLAs for 512 products. A
 // Neoverse V2 has four pipes that each take a BFMMLA a cycle. A pipe takes one for the same accumulator four
 // cycles later (LLVM's model). So 16 accumulators are just enough to keep the pipes busy.
 //

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every Triton kernel, compiled for its devices, without one of them.
 
 Registers, spills and shared memory come from the binaries; only a GPU can confirm their effect on

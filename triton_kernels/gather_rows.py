@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """gather_rows_: copy or quantise the rows of the slots whose id changed.
 
 A program compares the ids of a few slots, then moves one changed row after the other. Its slots are

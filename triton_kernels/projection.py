@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Active rows × hidden: the part of both head ops that reads the weight.
 
 The bytes of the rows bound the product. So each active row is read once, and as many bytes are kept

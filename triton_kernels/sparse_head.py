@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """sparse_head: top-k and logsumexp of the projection's logits, one program per row of hidden.
 
 Selection compares 64-bit keys, with the logit above the complement of the id. No two keys are

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """vocab_update_: exact LRU without a list; each slot carries the time of its last use.
 
 Sequential LRU over a batch leaves the most recently used distinct tokens, as many as there are

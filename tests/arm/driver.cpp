@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Serves the CPU kernels to tests/arm_ops.py from a process for Arm, under an emulator, without torch.
 //
 // `driver isa` prints the chosen instruction set. `driver` answers calls: it reads an op's number,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Turn the corpus into two token streams and a frequency ranking, and draw batches from them."""
 
 import argparse

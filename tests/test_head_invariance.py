@@ -73,7 +73,7 @@ def test_a_row_does_not_know_its_batch(
     two_ways = instruction_set() == "amx" and dtype == rows == torch.bfloat16
     case = head_case(
         22, m=61, dim=77, vocab_size=200, capacity=90, dtype=dtype, rows=rows,
-        groups=3 if grouped else None,
+        num_groups=3 if grouped else None,
     )  # fmt: skip
     whole = results(case)
     for first, last in [(0, 1), (3, 5), (7, 12), (20, 26), (30, 37), (0, 13), (1, 61)]:

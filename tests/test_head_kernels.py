@@ -67,12 +67,19 @@ def test_more_slots_than_the_ring_holds(active: int) -> None:
 
 
 @pytest.mark.parametrize("m", [3, 12, 40])
-@pytest.mark.parametrize("groups", [2, 5])
+@pytest.mark.parametrize("num_groups", [2, 5])
 @pytest.mark.parametrize("packed", [False, True])
-def test_rows_of_many_groups(m: int, groups: int, packed: bool) -> None:
+def test_rows_of_many_groups(m: int, num_groups: int, packed: bool) -> None:
     """Rows are unordered and some are padding; groups have no rows, or more than a tile."""
     case = head_case(
-        m, m=m, dim=64, capacity=25, groups=groups, dtype=torch.float16, packed=packed, padding=True
+        m,
+        m=m,
+        dim=64,
+        capacity=25,
+        num_groups=num_groups,
+        dtype=torch.float16,
+        packed=packed,
+        padding=True,
     )
     check_against_float64(case, k=6)
     lopsided = case.changed(group_ids=torch.zeros(m, dtype=torch.int64))
@@ -80,11 +87,17 @@ def test_rows_of_many_groups(m: int, groups: int, packed: bool) -> None:
     check_against_float64(finite, k=6)
 
 
-@pytest.mark.parametrize("groups", [None, 3])
-def test_more_rows_than_one_launch(groups: int | None) -> None:
+@pytest.mark.parametrize("num_groups", [None, 3])
+def test_more_rows_than_one_launch(num_groups: int | None) -> None:
     """300 rows need two launches."""
     case = head_case(
-        5, m=300, dim=32, capacity=9, groups=groups, dtype=torch.bfloat16, padding=groups == 3
+        5,
+        m=300,
+        dim=32,
+        capacity=9,
+        num_groups=num_groups,
+        dtype=torch.bfloat16,
+        padding=num_groups == 3,
     )
     check_against_float64(case, k=4)
 

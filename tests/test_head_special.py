@@ -101,11 +101,17 @@ def test_an_infinite_activation() -> None:
 
 @pytest.mark.backends(*ALL)
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("groups", [None, 2])
-def test_empty_vocabulary(packed: bool, groups: int | None) -> None:
+@pytest.mark.parametrize("num_groups", [None, 2])
+def test_empty_vocabulary(packed: bool, num_groups: int | None) -> None:
     for capacity in (0, 9):
         case = head_case(
-            5, m=4, capacity=capacity, active=0, packed=packed, groups=groups, bias=torch.float32
+            5,
+            m=4,
+            capacity=capacity,
+            active=0,
+            packed=packed,
+            num_groups=num_groups,
+            bias=torch.float32,
         )
         logits, ids, logsumexp = sparse_head(*case.tensors(), 3, **case.options())
         assert_bitwise(logits, torch.full((4, 3), -INF))
@@ -117,7 +123,7 @@ def test_empty_vocabulary(packed: bool, groups: int | None) -> None:
 
 @pytest.mark.backends(*ALL)
 def test_padding_rows_and_one_empty_group() -> None:
-    case = head_case(6, m=5, groups=3)
+    case = head_case(6, m=5, num_groups=3)
     ids = case.active_ids.clone()
     ids[1] = -1
     groups = torch.tensor([2, -1, 1, 0, -1])

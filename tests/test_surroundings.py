@@ -37,7 +37,7 @@ AROUND: dict[str, Callable[[], Any]] = {
 
 
 def make() -> dict[str, Any]:
-    vocab = ActiveVocab(30, 5, groups=2, pinned=[9], initial=[1, 2])
+    vocab = ActiveVocab(30, 5, num_groups=2, pinned=[9], initial=[1, 2])
     slab = WeightSlab(WEIGHT, vocab, dtype=torch.int8)
     return {
         "vocab": vocab,

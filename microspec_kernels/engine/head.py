@@ -24,12 +24,12 @@ class Shard:
     Attributes:
         total_rows: rows on all ranks together.
         start: index of the first row on this rank.
-        group: the process group of the ranks; None: the default group.
+        process_group: the process group of the ranks; None: the default group.
     """
 
     total_rows: int
     start: int
-    group: "torch.distributed.ProcessGroup | None" = None
+    process_group: "torch.distributed.ProcessGroup | None" = None
 
 
 class EngineStats(NamedTuple):
@@ -106,7 +106,9 @@ class EngineHead:
         rows = weight.size(0) if shard is None else shard.total_rows
         broken = broken_rows(weight, bias)
         if shard is not None:
-            broken = all_gather_rows(broken, rows, start=shard.start, group=shard.group)
+            broken = all_gather_rows(
+                broken, rows, start=shard.start, process_group=shard.process_group
+            )
         self.token_map = TokenMap(rows, target_vocab_size, row_tokens, device, broken)
         log_broken(self.token_map.to_tokens(broken), "microspec: the draft's LM head")
         if settings.top_k > self.token_map.target_vocab_size:
@@ -121,7 +123,11 @@ class EngineHead:
             raise ValueError(f"microspec: frequency: expected {expected}, got none")
         self.settings, self._weight = settings, weight.detach()
         self.vocab = ActiveVocab(
-            rows, min(settings.capacity, rows), groups=num_groups, initial=initial, device=device
+            rows,
+            min(settings.capacity, rows),
+            num_groups=num_groups,
+            initial=initial,
+            device=device,
         )
         options = {
             "mode": settings.mode,
@@ -137,7 +143,7 @@ class EngineHead:
             self.head = SparseHead(weight, self.vocab, **options)  # type: ignore[arg-type]
         else:
             self.head = ParallelSparseHead(
-                weight, self.vocab, start=shard.start, group=shard.group, **options
+                weight, self.vocab, start=shard.start, process_group=shard.process_group, **options
             )
         self._counted = torch.zeros(2, dtype=torch.int64, device=device)  # active, all
         self._entered = torch.zeros(1, dtype=torch.int64, device=device)
@@ -150,7 +156,7 @@ class EngineHead:
 
     def __str__(self) -> str:
         """Describe the head in one line, for an engine's log."""
-        settings, weight, count = self.settings, self._weight, self.vocab.groups
+        settings, weight, count = self.settings, self._weight, self.vocab.num_groups
         return (
             f"LM head [{self.vocab.vocab_size}, {weight.size(1)}] "
             f"{str(weight.dtype).removeprefix('torch.')}, K = {self.capacity}, "
@@ -195,8 +201,8 @@ class EngineHead:
         Raises:
             ValueError: token_groups is None although there are several vocabularies.
         """
-        if token_groups is None and self.vocab.groups > 1:
-            expected = f"each token's, as there are {self.vocab.groups}"
+        if token_groups is None and self.vocab.num_groups > 1:
+            expected = f"each token's, as there are {self.vocab.num_groups}"
             where = "microspec: count_coverage: token_groups"
             raise ValueError(f"{where}: expected {expected}, got None")
         active = self.vocab.contains(self.token_map.to_rows(tokens), token_groups=token_groups)

@@ -49,7 +49,7 @@ LIMITS = {
     "top_k": (1, 128),
     "tree_size": (1, None),
     "capacity": (1, None),
-    "groups": (1, None),
+    "num_groups": (1, None),
 }
 
 
@@ -129,11 +129,12 @@ def check_policy(policy: Policy, others: int) -> None:
         )
 
 
-def check_room(free: Sequence[int], groups: int) -> None:
-    """Raise ValueError if none of the `groups` is free."""
+def check_room(free: Sequence[int], num_groups: int) -> None:
+    """Raise ValueError if none of the `num_groups` is free."""
     if not free:
         raise ValueError(
-            f"generate: groups: expected at most {groups} requests, one a group, got {groups + 1}"
+            f"generate: num_groups: expected at most {num_groups} requests, one a group, got "
+            f"{num_groups + 1}"
         )
 
 

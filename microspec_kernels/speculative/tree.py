@@ -46,7 +46,7 @@ class Tree:
 def grow(
     roots: Tensor,
     features: Tensor,
-    groups: Tensor,
+    text_groups: Tensor,
     draft: Draft,
     cache: KVCache,
     head: Head,
@@ -55,7 +55,7 @@ def grow(
 ) -> Tree:
     """Draft a tree below each root int64 [B], whose draft features are [B, D].
 
-    groups: int64 [B], each text's vocabulary in the head.
+    text_groups: int64 [B], each text's vocabulary in the head.
 
     Each level asks the head for the candidates after the frontier. The best `top_k` candidates by
     log-probability of the whole path form the next frontier. The candidates of all levels compete
@@ -78,7 +78,7 @@ def grow(
             log_probs, tokens = head.topk(
                 draft.head_input(features).flatten(0, 1),
                 shape.top_k,
-                groups.repeat_interleave(width),
+                text_groups.repeat_interleave(width),
             )
         with clock("tree"):
             answers = tokens.shape[1]

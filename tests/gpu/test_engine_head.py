@@ -35,11 +35,13 @@ def no_waiting() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("num_groups", [1, 3])
 @pytest.mark.parametrize("options", MODES, ids=lambda o: "-".join(o.values()))
-def test_one_graph_serves_every_step(options: dict[str, Any], groups: int, tmp_path: Any) -> None:
+def test_one_graph_serves_every_step(
+    options: dict[str, Any], num_groups: int, tmp_path: Any
+) -> None:
     """Each replay equals the head on the CPU, which tests/integrations tests."""
-    rng = torch.Generator().manual_seed(groups)
+    rng = torch.Generator().manual_seed(num_groups)
     frequency = tmp_path / "rank.npy"
     np.save(frequency, torch.randperm(V, generator=rng)[:20].numpy())
     settings = Settings(capacity=12, frequency=str(frequency), **options)
@@ -48,7 +50,7 @@ def test_one_graph_serves_every_step(options: dict[str, Any], groups: int, tmp_p
     of_draft: dict[str, Any] = {
         "target_vocab_size": V,
         "row_tokens": ROW_TOKENS,
-        "num_groups": groups,
+        "num_groups": num_groups,
     }
     here = EngineHead(weight, settings, **of_draft)
     there = EngineHead(there_weight, settings, **of_draft)
@@ -63,7 +65,7 @@ def test_one_graph_serves_every_step(options: dict[str, Any], groups: int, tmp_p
     )
 
     def step() -> None:
-        given = rows if groups > 1 else None
+        given = rows if num_groups > 1 else None
         made = (*there.top_k(hidden, BEST, given), there.argmax(hidden, given))
         for result, value in zip(results, made, strict=True):
             result.copy_(value)
@@ -72,10 +74,10 @@ def test_one_graph_serves_every_step(options: dict[str, Any], groups: int, tmp_p
     for index in range(STEPS):
         tokens = torch.randint(0, V, (8,), generator=rng)
         tokens[index % 8] = STRANGE[index % len(STRANGE)]
-        which = torch.randint(-1, groups, (8,), generator=rng) if groups > 1 else None
+        which = torch.randint(-1, num_groups, (8,), generator=rng) if num_groups > 1 else None
         now = hidden_of(rng, HIDDEN, weight.dtype)
-        low = -1 if groups > 1 else 0
-        rows_now = torch.randint(low, groups, (HIDDEN,), generator=rng)
+        low = -1 if num_groups > 1 else 0
+        rows_now = torch.randint(low, num_groups, (HIDDEN,), generator=rng)
         hidden.copy_(now)
         rows.copy_(rows_now)
         there_tokens = tokens.to(DEVICE)
@@ -87,7 +89,7 @@ def test_one_graph_serves_every_step(options: dict[str, Any], groups: int, tmp_p
             replay()
         here.count_coverage(tokens, which)
         here.observe(tokens, which)
-        given = rows_now if groups > 1 else None
+        given = rows_now if num_groups > 1 else None
         logits, token_ids, logsumexp = here.top_k(now, BEST, given)
         assert_bitwise(results[0].cpu() + 0.0, logits + 0.0, f"step {index}: logits")
         assert_bitwise(results[1].cpu(), token_ids, f"step {index}: token_ids")

@@ -68,6 +68,6 @@ def test_gather_is_one_kernel(slab_dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("capacity", [64, 3072, 20_000])
 def test_update_is_one_kernel(capacity: int) -> None:
-    state = [t.cuda() for t in vocab_state(50_000, capacity, groups=2).tensors()]
+    state = [t.cuda() for t in vocab_state(50_000, capacity, num_groups=2).tensors()]
     tokens = torch.randint(50_000, (2, 300), device="cuda")
     assert enqueued(lambda: vocab_update_(*state, tokens)) == ["vocab_update"]

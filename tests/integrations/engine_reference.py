@@ -58,7 +58,7 @@ class Wanted:
         weight: Tensor,
         capacity: int,
         *,
-        groups: int = 1,
+        num_groups: int = 1,
         row_tokens: Tensor | None = None,
         initial: Sequence[int] = (),
     ) -> None:
@@ -68,7 +68,7 @@ class Wanted:
         self.weight, self.capacity = weight.double(), min(capacity, len(weight))
         rows = [self.row_of[token] for token in initial if token in self.row_of]
         self.initial = rows[: self.capacity][::-1]  # the likeliest token is the last to be evicted
-        self.lru = [self.fresh() for _ in range(groups)]
+        self.lru = [self.fresh() for _ in range(num_groups)]
         self.hits = self.misses = self.entered = 0
 
     def fresh(self) -> Lru:
@@ -106,7 +106,7 @@ class Wanted:
         return [z for z, _ in found], [t for _, t in found], total
 
     def check(self, head: EngineHead, hidden: Tensor, groups: Sequence[int], where: str) -> None:
-        given = torch.tensor(groups) if head.vocab.groups > 1 else None
+        given = torch.tensor(groups) if head.vocab.num_groups > 1 else None
         for k in (1, 4):
             got = head.top_k(hidden, k, given)
             assert [part.dtype for part in got] == [torch.float32, torch.int64, torch.float32]

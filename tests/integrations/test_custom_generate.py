@@ -80,7 +80,7 @@ def test_a_batch_with_padding(assistant: Any, text: Texts) -> None:
     options = {"max_new_tokens": NEW, "eos_token_id": eos, "pad_token_id": 3, "do_sample": False}
     expected = target.generate(ids, attention_mask=mask, **options)
     assert (expected == 3).any(), "one text ends before the other"
-    custom = microspec_generate(assistant, groups=2, **SHAPE)
+    custom = microspec_generate(assistant, num_groups=2, **SHAPE)
     out = target.generate(ids, attention_mask=mask, custom_generate=custom, **options)
     assert torch.equal(out, expected)
 

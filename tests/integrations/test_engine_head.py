@@ -27,19 +27,19 @@ BOTH = pytest.mark.backends("cpu", "reference")
 
 @BOTH
 @pytest.mark.parametrize("mapped", [False, True], ids=["all rows", "mapped"])
-@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("num_groups", [1, 3])
 @pytest.mark.parametrize("options", MODES, ids=lambda o: "-".join(o.values()))
-def test_every_step(options: dict[str, Any], groups: int, mapped: bool, tmp_path: Any) -> None:
+def test_every_step(options: dict[str, Any], num_groups: int, mapped: bool, tmp_path: Any) -> None:
     """Requests come and go, tokens of all kinds enter, and most steps evict."""
-    rng = torch.Generator().manual_seed(groups)
+    rng = torch.Generator().manual_seed(num_groups)
     frequent = torch.randperm(V, generator=rng)[:20].tolist()
     settings = Settings(capacity=12, frequency=frequency_file(tmp_path, frequent), **options)
     row_tokens = ROW_TOKENS if mapped else None
     weight = weight_of(torch.bfloat16, settings.slab_dtype, ROWS if mapped else V)
     head = EngineHead(
-        weight, settings, num_groups=groups, target_vocab_size=V, row_tokens=row_tokens
+        weight, settings, num_groups=num_groups, target_vocab_size=V, row_tokens=row_tokens
     )
-    wanted = Wanted(weight, 12, groups=groups, row_tokens=row_tokens, initial=frequent)
+    wanted = Wanted(weight, 12, num_groups=num_groups, row_tokens=row_tokens, initial=frequent)
     addresses = [tensor.data_ptr() for tensor in state_of(head)]
     for step in range(60):
         count = int(torch.randint(0, 9, (), generator=rng))
@@ -47,17 +47,17 @@ def test_every_step(options: dict[str, Any], groups: int, mapped: bool, tmp_path
         for place in torch.randperm(count, generator=rng)[: count // 3]:
             tokens[place] = STRANGE[int(torch.randint(len(STRANGE), (), generator=rng))]
         tokens = tokens if step % 2 else tokens.int()
-        low = -1 if groups > 1 else 0
-        which = torch.randint(low, groups, (count,), generator=rng)
-        given = None if groups == 1 else which if step % 3 else which.int()
+        low = -1 if num_groups > 1 else 0
+        which = torch.randint(low, num_groups, (count,), generator=rng)
+        given = None if num_groups == 1 else which if step % 3 else which.int()
         head.count_coverage(tokens, given)
         head.observe(tokens, given)
         wanted.step(tokens.tolist(), which.tolist())
-        rows = torch.randint(low, groups, (5,), generator=rng).tolist()
+        rows = torch.randint(low, num_groups, (5,), generator=rng).tolist()
         wanted.check(head, hidden_of(rng, 5, torch.bfloat16), rows, f"step {step}")
         if step % 5 == 4:
-            head.reset([step % groups])
-            wanted.begin([step % groups])
+            head.reset([step % num_groups])
+            wanted.begin([step % num_groups])
             wanted.check(head, hidden_of(rng, 5, torch.bfloat16), rows, f"begin at {step}")
     assert wanted.hits > 0 < wanted.misses and wanted.entered > 40
     assert [tensor.data_ptr() for tensor in state_of(head)] == addresses

@@ -42,8 +42,8 @@ class First(Dense):
         super().__init__(draft.lm_head)
         self.first: list[int] = []
 
-    def topk(self, hidden: Tensor, k: int, groups: Tensor) -> tuple[Tensor, Tensor]:
-        log_probs, tokens = super().topk(hidden, k, groups)
+    def topk(self, hidden: Tensor, k: int, row_groups: Tensor) -> tuple[Tensor, Tensor]:
+        log_probs, tokens = super().topk(hidden, k, row_groups)
         self.first.append(int(tokens[0, 0]))
         return log_probs, tokens
 
@@ -124,7 +124,7 @@ def test_texts_of_a_batch_have_vocabularies_of_their_own_rows(
 ) -> None:
     draft = load_draft(write(tmp_path, "official", tensors("official")), target)
     texts = [prompt(length, seed=length) for length in (5, 12)]
-    batch = Batch(target, draft, groups=2, capacity=16, depth=3, top_k=4, tree_size=9)
+    batch = Batch(target, draft, num_groups=2, capacity=16, depth=3, top_k=4, tree_size=9)
     requests = [batch.join(text, 16) for text in texts]
     while batch.requests:
         batch.step()

@@ -57,7 +57,7 @@ def test_heads_rank_their_tokens(name: Any, bias: Tensor | None) -> None:
     torch.testing.assert_close(log_probs, expected_log_probs)
     assert known(head) == ids.sort().values.tolist()
     assert head.active().tolist() == [len(ids)]
-    assert head.groups == 1
+    assert head.num_groups == 1
 
 
 @pytest.mark.parametrize("mode", ["indexed", "packed"])
@@ -65,8 +65,8 @@ def test_a_vocabulary_for_each_group(mode: Any) -> None:
     """Rows rank their group's tokens, while other groups gain and lose theirs."""
     pinned = [5, 6]
     policy = Policy(MICROSPEC, pinned=pinned)
-    head = make_head("sparse", LMHead(WEIGHT, BIAS), 30, None, policy, mode, groups=3)
-    assert head.groups == 3
+    head = make_head("sparse", LMHead(WEIGHT, BIAS), 30, None, policy, mode, num_groups=3)
+    assert head.num_groups == 3
     rest = IDS[~torch.isin(IDS, torch.tensor(pinned))]
     taught = {0: rest[:20], 2: rest[40:80]}
     tokens = torch.cat(list(taught.values()))
@@ -112,7 +112,7 @@ def test_make_head() -> None:
 
 
 def test_packed_groups_are_two_buffers_of_one_slab() -> None:
-    vocab = ActiveVocab(VOCAB, 30, groups=3)
+    vocab = ActiveVocab(VOCAB, 30, num_groups=3)
     packed = Sparse(LMHead(WEIGHT), vocab, "packed")
     assert packed.head.slab is not None
     buffers = packed.head.slab.buffers

@@ -45,15 +45,15 @@ def known(head: Head, group: int = 0) -> set[int]:
     return set(head.contains(EVERY, groups).nonzero().flatten().tolist())
 
 
-def check_ranks(head: Head, ids: list[int], groups: Tensor) -> None:
+def check_ranks(head: Head, ids: list[int], row_groups: Tensor) -> None:
     """Check that the head ranks the tokens `ids` and no others, like fp64."""
     tokens = torch.tensor(ids)
     z = 0.5 * (HIDDEN.double() @ WEIGHT[tokens].double().T + BIAS[tokens].double())
     expected = (3 * torch.tanh(z / 3)).log_softmax(-1).topk(5)
-    log_probs, got = head.topk(HIDDEN, 5, groups)
+    log_probs, got = head.topk(HIDDEN, 5, row_groups)
     assert torch.equal(got, tokens[expected.indices])
     torch.testing.assert_close(log_probs, expected.values.float())
-    logits, every = head.logits(HIDDEN, groups)
+    logits, every = head.logits(HIDDEN, row_groups)
     assert {t for t in every.flatten().tolist() if t >= 0} == set(ids)
     close_to = (logits.float() - logits.float().logsumexp(-1, keepdim=True)).topk(5)
     torch.testing.assert_close(close_to.values, log_probs)
@@ -90,14 +90,14 @@ def test_dense_and_static_know_their_rows() -> None:
 
 
 @pytest.mark.parametrize("mode", ["indexed", "packed"])
-@pytest.mark.parametrize("groups", [1, 2])
-def test_sparse_learns_what_it_has_rows_for(mode: Any, groups: int) -> None:
+@pytest.mark.parametrize("num_groups", [1, 2])
+def test_sparse_learns_what_it_has_rows_for(mode: Any, num_groups: int) -> None:
     own = OWN.tolist()
     strangers = [t for t in range(VOCAB) if t not in own][:30]
     policy = Policy((), pinned=[strangers[0], own[30], own[31]], initial=[own[31], own[40]])
-    head = make_head("sparse", HALF, 12, None, policy, mode, groups)
+    head = make_head("sparse", HALF, 12, None, policy, mode, num_groups)
     assert known(head) == {own[30], own[31], own[40]}
-    last = groups - 1
+    last = num_groups - 1
     seen = torch.tensor([*strangers, *own[:8], -1])
     head.observe(seen, torch.full_like(seen, last))
     active = [own[30], own[31], own[40], *own[:8]]

@@ -34,7 +34,7 @@ RANKING = torch.arange(VOCAB)
         (ValueError, r"top_k: expected in \[1, 128\], got 129", {"top_k": 129}),
         (ValueError, "tree_size: expected >= 1, got 0", {"tree_size": 0}),
         (ValueError, "capacity: expected >= 1, got 0", {"capacity": 0}),
-        (ValueError, "groups: expected >= 1, got 0", {"groups": 0}),
+        (ValueError, "num_groups: expected >= 1, got 0", {"num_groups": 0}),
         pytest.param(
             ValueError,
             "pinned: expected at most capacity = 8 tokens, got 9",
@@ -90,7 +90,7 @@ def test_a_draft_elsewhere_is_refused() -> None:
 def test_a_refused_text_changes_nothing(
     error: type[Exception], message: str, changes: dict[str, Any]
 ) -> None:
-    batch = Batch(MODEL, MODEL, groups=2)
+    batch = Batch(MODEL, MODEL, num_groups=2)
     first = batch.join(prompt(5), 9)
     with pytest.raises(error, match=message):
         batch.join(**{"input_ids": prompt(5), "max_new_tokens": 4, **changes})
@@ -103,18 +103,22 @@ def test_a_refused_text_changes_nothing(
 
 
 def test_more_texts_than_groups() -> None:
-    batch = Batch(MODEL, MODEL, groups=2)
+    batch = Batch(MODEL, MODEL, num_groups=2)
     for length in (4, 5):
         batch.join(prompt(length), 9)
-    with pytest.raises(ValueError, match="groups: expected at most 2 requests, one a group, got 3"):
+    with pytest.raises(
+        ValueError, match="num_groups: expected at most 2 requests, one a group, got 3"
+    ):
         batch.join(prompt(6), 9)
     assert len(batch.requests) == 2
 
 
 def test_a_policy_that_remembers_takes_one_text_at_a_time() -> None:
     context = ContextSuccessors(VOCAB)
-    for groups in (1, 2):
-        batch = Batch(MODEL, MODEL, policy=Policy((*MICROSPEC, *context.sources)), groups=groups)
+    for num_groups in (1, 2):
+        batch = Batch(
+            MODEL, MODEL, policy=Policy((*MICROSPEC, *context.sources)), num_groups=num_groups
+        )
         batch.join(prompt(5), 4)
         with pytest.raises(ValueError, match=r"policy: .*a memory .*got context1x1"):
             batch.join(prompt(6), 4)

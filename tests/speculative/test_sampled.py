@@ -73,11 +73,11 @@ def test_a_tree_gives_it_in_double_precision() -> None:
         assert result.tokens.tolist() == alone(target, prompt(12), 16, sampling)
 
 
-@pytest.mark.parametrize("groups", [1, 3])
-def test_every_text_of_a_batch_has_its_seed(groups: int) -> None:
+@pytest.mark.parametrize("num_groups", [1, 3])
+def test_every_text_of_a_batch_has_its_seed(num_groups: int) -> None:
     target, sampling = model("llama"), Sampling(1.0, 0.95)
     texts = [(prompt(length, seed=length), seed) for length, seed in ((5, 0), (12, 1), (5, 2**63))]
-    batch = Batch(target, noisy(target), capacity=60, groups=groups, sampling=sampling)
+    batch = Batch(target, noisy(target), capacity=60, num_groups=num_groups, sampling=sampling)
     requests = [batch.join(text, 12, seed=seed) for text, seed in texts]
     while batch.requests:
         batch.step()
@@ -132,19 +132,24 @@ def test_end_of_text_in_a_chain() -> None:
 
 def test_chains_that_share_a_vocabulary_take_a_seed_each() -> None:
     target = model("llama")
-    for groups, head, temperature, refused in (
+    for num_groups, head, temperature, refused in (
         (1, "sparse", 1.0, True), (2, "sparse", 1.0, False), (1, "dense", 1.0, False),
         (1, "sparse", 0.0, False),
     ):  # fmt: skip
         batch = Batch(
-            target, target, head=head, groups=groups, chain=True, sampling=Sampling(temperature)
+            target,
+            target,
+            head=head,
+            num_groups=num_groups,
+            chain=True,
+            sampling=Sampling(temperature),
         )
         batch.join(prompt(5), 4)
         if refused:
             with pytest.raises(ValueError, match=r"generate: seed: .*one each.* got 0 again"):
                 batch.join(prompt(5), 4)
             batch.join(prompt(5), 4, seed=1)
-        elif head == "sparse" and groups == 2:
+        elif head == "sparse" and num_groups == 2:
             batch.join(prompt(5), 4)
 
 
@@ -167,14 +172,14 @@ def copied(batch: Batch, only: Request) -> list[Request]:
     The result is as if each copy had joined with the same prompt, which would take minutes.
     """
     batch.requests = [
-        replace(only, seed=seed, group=seed % batch.head.groups, stats=Stats(), tokens=[])
+        replace(only, seed=seed, group=seed % batch.head.num_groups, stats=Stats(), tokens=[])
         for seed in range(COPIES)
     ]
     for kept in (batch._cache, batch._draft_cache):
         kept.select([0] * COPIES)
     batch._newest = batch._newest.repeat(COPIES)
     batch._features = batch._features.repeat(COPIES, 1)
-    groups = torch.arange(batch.head.groups)
+    groups = torch.arange(batch.head.num_groups)
     batch.head.observe(torch.full_like(groups, 5), groups)
     return list(batch.requests)
 
@@ -184,7 +189,7 @@ def texts_of_chains(head: Any) -> tuple[Tensor, Tensor]:
     target = tiny(vocab_size=FEW, initializer_range=0.4, num_hidden_layers=1)
     batch = Batch(
         target, noisy(target, 0.25), head=head, capacity=6, frequency=torch.arange(FEW),
-        groups=COPIES if head == "sparse" else 1, depth=2, chain=True, sampling=Sampling(1.0),
+        num_groups=COPIES if head == "sparse" else 1, depth=2, chain=True, sampling=Sampling(1.0),
     )  # fmt: skip
     text = prompt(4) % FEW
     first = batch.join(text, 3)

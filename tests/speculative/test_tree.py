@@ -157,18 +157,18 @@ class Answers:
     follows = False
 
     def __init__(self, *answers: tuple[list[float], list[int]]) -> None:
-        self.groups = len(answers)
+        self.num_groups = len(answers)
         self.log_probs = torch.tensor([log_probs for log_probs, _ in answers])
         self.tokens = torch.tensor([tokens for _, tokens in answers])
 
-    def topk(self, hidden: Tensor, k: int, groups: Tensor) -> tuple[Tensor, Tensor]:
-        assert hidden.shape == (len(groups), SIZE)
-        return self.log_probs[groups, :k], self.tokens[groups, :k]
+    def topk(self, hidden: Tensor, k: int, row_groups: Tensor) -> tuple[Tensor, Tensor]:
+        assert hidden.shape == (len(row_groups), SIZE)
+        return self.log_probs[row_groups, :k], self.tokens[row_groups, :k]
 
 
 def grow_with(head: Answers, shape: TreeShape) -> Tree:
-    draft = PathDraft(16, 0, 1.0, head.groups)
-    groups = torch.arange(head.groups)
+    draft = PathDraft(16, 0, 1.0, head.num_groups)
+    groups = torch.arange(head.num_groups)
     roots = torch.full_like(groups, ROOT)
     tree = grow(roots, draft.first, groups, draft, draft.new_cache(), head, shape, clock())
     check_shape(tree)

@@ -26,9 +26,9 @@ class AssistantHead(SparseLMHead):
     make every probability of the row NaN.
     """
 
-    def forward(self, hidden: Tensor, group_ids: Tensor | None = None) -> Tensor:
+    def forward(self, hidden: Tensor, row_groups: Tensor | None = None) -> Tensor:
         lowest = max(LOWEST, torch.finfo(hidden.dtype).min)
-        logits = super().forward(hidden, group_ids)
+        logits = super().forward(hidden, row_groups)
         return logits.nan_to_num_(nan=lowest, posinf=torch.inf, neginf=lowest)
 
 

@@ -25,8 +25,9 @@ class ActiveVocab:
         num_groups: G, number of groups.
         pinned: at most K distinct token ids that are never evicted. They take the first slots of
             every group.
-        initial: distinct token ids that every group begins with, the likeliest first. The
-            likeliest is evicted last. Ids that do not fit beside the pinned ones are left out.
+        frequent_tokens: distinct token ids that every group begins with, the most frequent first.
+            The most frequent is evicted last. Ids that do not fit beside the pinned ones are left
+            out.
         device: device of the state.
 
     Attributes:
@@ -35,12 +36,12 @@ class ActiveVocab:
         token_slots: int32 [G, V], the slot of each token; -1 where absent.
         clock: int64 [G], positions seen so far.
         pinned: int32 [n], the pinned tokens.
-        initial: int32 [m], the initial tokens that fit; none of them is pinned.
+        frequent_tokens: int32 [m], the frequent tokens that fit; none of them is pinned.
 
     Raises:
         ValueError: a size below 1; more than K pinned tokens; a repeated or out-of-range pinned or
-            initial token.
-        TypeError: pinned or initial tokens that are not integers.
+            frequent token.
+        TypeError: pinned or frequent tokens that are not integers.
     """
 
     # Inference tensors could not be updated in place outside inference mode.
@@ -52,7 +53,7 @@ class ActiveVocab:
         *,
         num_groups: int = 1,
         pinned: Tensor | Sequence[int] | None = None,
-        initial: Tensor | Sequence[int] | None = None,
+        frequent_tokens: Tensor | Sequence[int] | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         for name, size in (
@@ -69,9 +70,9 @@ class ActiveVocab:
                 f"ActiveVocab: pinned: expected at most capacity = {capacity} tokens, "
                 f"got {len(self.pinned)}"
             )
-        initial = _distinct_ids("initial", initial, vocab_size, device)
-        others = initial[~torch.isin(initial, self.pinned)]
-        self.initial = others[: capacity - len(self.pinned)]
+        frequent_tokens = _distinct_ids("frequent_tokens", frequent_tokens, vocab_size, device)
+        others = frequent_tokens[~torch.isin(frequent_tokens, self.pinned)]
+        self.frequent_tokens = others[: capacity - len(self.pinned)]
         self.ids = torch.empty(num_groups, capacity, dtype=torch.int32, device=device)
         self.slot_stamps = torch.empty(num_groups, capacity, dtype=torch.int64, device=device)
         self.token_slots = torch.empty(num_groups, vocab_size, dtype=torch.int32, device=device)
@@ -130,7 +131,7 @@ class ActiveVocab:
         return inside & in_group & (self.token_slots[groups, tokens] >= 0)
 
     def reset(self, groups: Tensor | Sequence[int] | None = None) -> None:
-        """Reset some groups to the pinned and the initial tokens.
+        """Reset some groups to the pinned and the frequent tokens.
 
         Args:
             groups: integers [n], the numbers of the groups; or a bool mask [G]. Default: all
@@ -142,8 +143,8 @@ class ActiveVocab:
             TypeError: floats.
         """
         which = group_numbers("ActiveVocab: reset: groups", groups, self.num_groups, self.device)
-        first, later = len(self.pinned), len(self.initial)
-        known = torch.cat((self.pinned, self.initial))
+        first, later = len(self.pinned), len(self.frequent_tokens)
+        known = torch.cat((self.pinned, self.frequent_tokens))
         ids = torch.full((self.capacity,), -1, dtype=torch.int32, device=self.device)
         ids[: len(known)] = known
         stamps = torch.full((self.capacity,), EMPTY_STAMP, dtype=torch.int64, device=self.device)

@@ -61,19 +61,19 @@ def test_pinned_take_the_first_slots_and_stay() -> None:
 @given(
     capacity=st.integers(1, 9),
     pin=st.integers(0, 3),
-    initial=st.lists(st.integers(0, 19), unique=True),
+    frequent_tokens=st.lists(st.integers(0, 19), unique=True),
     seed=st.integers(0, 999),
 )
 def test_begins_as_if_it_had_seen_the_initial_tokens(
-    capacity: int, pin: int, initial: list[int], seed: int
+    capacity: int, pin: int, frequent_tokens: list[int], seed: int
 ) -> None:
     """The likeliest token is the newest; tokens without room and pinned ones are skipped."""
     pinned = [11, 2, 7][: min(pin, capacity)]
-    vocab = ActiveVocab(20, capacity, num_groups=2, pinned=pinned, initial=initial)
+    vocab = ActiveVocab(20, capacity, num_groups=2, pinned=pinned, frequent_tokens=frequent_tokens)
     fresh = vocab.state_dict()
     room = capacity - len(pinned)
-    fits = [token for token in initial if token not in pinned][:room]
-    assert vocab.initial.tolist() == fits
+    fits = [token for token in frequent_tokens if token not in pinned][:room]
+    assert vocab.frequent_tokens.tolist() == fits
     assert vocab.ids[1].tolist() == [*pinned, *fits, *[-1] * (room - len(fits))]
     cache = Lru(capacity, pinned)
     cache.see(fits[::-1])
@@ -157,8 +157,8 @@ def test_state_dict_round_trip() -> None:
         ({"num_groups": -1}, "num_groups: expected at least 1, got -1"),
         ({"pinned": [1, 2, 3, 4, 5, 6]}, "pinned: expected at most capacity = 5 tokens, got 6"),
         ({"pinned": [1, 20]}, "pinned: expected ids in [0, 20), got 20"),
-        ({"initial": [1, 20]}, "initial: expected ids in [0, 20), got 20"),
-        ({"initial": [3, 3]}, "initial: expected distinct ids, got 3 2 times"),
+        ({"frequent_tokens": [1, 20]}, "frequent_tokens: expected ids in [0, 20), got 20"),
+        ({"frequent_tokens": [3, 3]}, "frequent_tokens: expected distinct ids, got 3 2 times"),
         ({"pinned": [-1]}, "pinned: expected ids in [0, 20), got -1"),
         ({"pinned": torch.tensor([4, 4])}, "pinned: expected distinct ids, got 4 2 times"),
     ],
@@ -178,9 +178,21 @@ def test_wrong_construction(options: dict[str, object], message: str) -> None:
             TypeError,
             "pinned: expected integer ids, got float",
         ),
-        ({"initial": torch.ones(20, dtype=torch.bool)}, TypeError, "initial: expected integer ids"),
-        ({"initial": [[1], [2]]}, TypeError, "initial: expected integer ids, got list"),
-        ({"initial": torch.tensor([[1, 2]])}, ValueError, "initial: expected shape [n]"),
+        (
+            {"frequent_tokens": torch.ones(20, dtype=torch.bool)},
+            TypeError,
+            "frequent_tokens: expected integer ids",
+        ),
+        (
+            {"frequent_tokens": [[1], [2]]},
+            TypeError,
+            "frequent_tokens: expected integer ids, got list",
+        ),
+        (
+            {"frequent_tokens": torch.tensor([[1, 2]])},
+            ValueError,
+            "frequent_tokens: expected shape [n]",
+        ),
     ],
 )
 def test_ids_are_not_narrowed(

@@ -124,9 +124,9 @@ def test_as_many_prompts_as_there_are(tmp_path):
         ("plots.__main__", "absent", "absent"),
         ("plots.policy", "absent", "absent"),
         ("run", "--par head", "--par"),
-        ("policy.traces", "absent.npz --frequency-rank absent.npy", "absent.npy"),
+        ("policy.traces", "absent.npz --frequent-tokens absent.npy", "absent.npy"),
         ("policy.traces", "absent.npz --freq absent.npy", "--freq"),
-        ("policy.traces", "absent.npz --frequency-rank none.npy", "none.npy"),
+        ("policy.traces", "absent.npz --frequent-tokens none.npy", "none.npy"),
         ("tuning.kernel_variants", "run --jobs 0", "--jobs"),
     ],
 )

@@ -102,12 +102,14 @@ def test_one_head(pair, tmp_path):
     assert row["head ms"] > 0 and row["draft ms"] > row["head ms"]
 
 
-def test_a_floor_is_all_that_the_vocabulary_begins_with(pair, tmp_path):
-    """Without a floor, frequent tokens fill the vocabulary: 64 slots of a larger one."""
-    whole, floored = (
+def test_what_the_vocabulary_begins_with(pair, tmp_path):
+    """The frequent tokens fill 64 slots of a larger vocabulary, unless --no-fill forbids it."""
+    whole, beside, pinned, empty = (
         run(pair, tmp_path, "--head", "sparse", "--max-new-tokens", "2", *options)
-        for options in ((), ("--floor", "5"))
+        for options in ((), ("--pin", "5"), ("--pin", "5", "--no-fill"), ("--no-fill",))
     )
     assert whole["stats"]["sparse"]["active_mean"] == 64
-    assert 5 <= floored["stats"]["sparse"]["active_mean"] < 64
-    assert whole["tokens"] == floored["tokens"]
+    assert beside["stats"]["sparse"]["active_mean"] == 64
+    assert 5 <= pinned["stats"]["sparse"]["active_mean"] < 64
+    assert 0 < empty["stats"]["sparse"]["active_mean"] < pinned["stats"]["sparse"]["active_mean"]
+    assert whole["tokens"] == beside["tokens"] == pinned["tokens"] == empty["tokens"]

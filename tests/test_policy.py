@@ -58,7 +58,7 @@ def test_best_rows_and_name() -> None:
     assert [Policy(s).rows("prompt") for s in asked] == ["none", "none", "last", "all"]
     assert Policy((every,)).rows("step") == "none"
     named = Policy((policy.prompt(7), *policy.TEXT, policy.generated()), pinned=torch.arange(4))
-    assert named.name == "prompt=7+prompt+generated+floor4"
+    assert named.name == "prompt=7+prompt+generated+pin4"
 
 
 @given(
@@ -92,10 +92,10 @@ def test_microspec_is_prompt_tree_and_top_3_with_the_likeliest_newest() -> None:
 
 def test_default_begins_filled_or_is_microspecs() -> None:
     assert policy.default().name == "prompt+prompt_top3+tree+top3+generated"
-    assert len(policy.default().initial) == 0
+    assert len(policy.default().frequent_tokens) == 0
     filled = policy.default([5, 4])
     assert filled.name == "prompt+top3+generated+filled"
-    assert filled.initial == [5, 4]
+    assert filled.frequent_tokens == [5, 4]
     assert filled.rows("prompt") == "none", "no logits of the prompt's rows"
     assert len(filled.pinned) == len(policy.default().pinned) == 0
 

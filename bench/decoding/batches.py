@@ -120,8 +120,8 @@ def row(done: Run, expected: list[list[int]], depth: int, row_bytes: int) -> dic
 
 
 def measure(args: argparse.Namespace, kinds: dict[str, list[Tensor]]) -> options.Rows:
-    target, draft, frequency = load_pair(args.device)
-    policies = {"filled": default(frequency), "empty": Policy(MICROSPEC)}
+    target, draft, frequent_tokens = load_pair(args.device)
+    policies = {"filled": default(frequent_tokens), "empty": Policy(MICROSPEC)}
     weight = draft.lm_head.weight
     row_bytes = weight.shape[1] * weight.element_size()
     new = args.new or (8 if args.quick else 64)

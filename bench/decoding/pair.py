@@ -112,7 +112,7 @@ def main() -> None:
     count = args.prompts or (1 if args.quick else 32 if args.corpus else len(PROMPTS))
     with options.checking(parser):
         prompts = unseen_prompts(args.corpus, Tekken(), count)
-    target, draft, frequency = load_pair(args.device)
+    target, draft, frequent_tokens = load_pair(args.device)
     totals = {arm: Total() for arm in ("target alone", *ARMS)}
     shape = {"depth": args.depth, "top_k": args.top_k, "tree_size": args.tree_size}
     # The first text runs twice. Its first run does not count: it pays for what happens only once.
@@ -130,7 +130,7 @@ def main() -> None:
                 new,
                 head=head,
                 capacity=capacity,
-                frequency=frequency,
+                frequent_tokens=frequent_tokens,
                 policy=Policy(MICROSPEC) if arm == "MicroSpec" else None,
                 sampling=sampling,
                 **shape,

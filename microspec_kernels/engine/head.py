@@ -57,8 +57,8 @@ class EngineStats(NamedTuple):
 class EngineHead:
     """Attach once, observe in eager code, call in a captured graph.
 
-        head = EngineHead(draft.lm_head.weight, Settings(frequency="rank.npy"))  # before capture
-        head.count_coverage(accepted)             # optional
+        head = EngineHead(draft.lm_head.weight, Settings(frequent_tokens_file="frequent.npy"))  #
+        before capture head.count_coverage(accepted)             # optional
         head.observe(torch.cat((step_tokens, target_logits.argmax(-1))))  # between two replays
         tokens = head.argmax(hidden)              # in the graph of the draft's steps
 
@@ -83,9 +83,9 @@ class EngineHead:
 
     Raises:
         ValueError, TypeError, OSError: as :class:`SparseHead` (for example, the weight is not a
-            plain tensor) and :meth:`Settings.initial`.
-        ValueError: the frequency list has no token with a row in the draft, or top_k exceeds the
-            number of the target's tokens.
+            plain tensor) and :meth:`Settings.read_frequent_tokens`.
+        ValueError: the file of frequent tokens has no token with a row in the draft, or top_k
+            exceeds the number of the target's tokens.
     """
 
     @torch.inference_mode(False)  # a tensor made in inference mode cannot be updated outside it
@@ -114,19 +114,19 @@ class EngineHead:
         if settings.top_k > self.token_map.target_vocab_size:
             most = self.token_map.target_vocab_size
             raise ValueError(f"microspec: top_k: expected at most {most}, got {settings.top_k}")
-        initial = self.token_map.to_rows(
-            settings.initial(self.token_map.target_vocab_size).to(device)
+        frequent_tokens = self.token_map.to_rows(
+            settings.read_frequent_tokens(self.token_map.target_vocab_size).to(device)
         )
-        initial = initial[initial >= 0]
-        if settings.frequency is not None and len(initial) == 0:
+        frequent_tokens = frequent_tokens[frequent_tokens >= 0]
+        if settings.frequent_tokens_file is not None and len(frequent_tokens) == 0:
             expected = "at least one token that the draft has a row for"
-            raise ValueError(f"microspec: frequency: expected {expected}, got none")
+            raise ValueError(f"microspec: frequent_tokens_file: expected {expected}, got none")
         self.settings, self._weight = settings, weight.detach()
         self.vocab = ActiveVocab(
             rows,
             min(settings.capacity, rows),
             num_groups=num_groups,
-            initial=initial,
+            frequent_tokens=frequent_tokens,
             device=device,
         )
         options = {
@@ -212,7 +212,7 @@ class EngineHead:
         self._counted += torch.stack((active, counted)).sum(1)
 
     def reset(self, groups: Tensor | Sequence[int] | None = None) -> None:
-        """Reset vocabularies to their initial tokens. Call outside capture.
+        """Reset vocabularies to the frequent tokens. Call outside capture.
 
         Do not reset a shared vocabulary for a new request: all requests use it.
 

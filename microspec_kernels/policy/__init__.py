@@ -6,9 +6,10 @@ every pass of the target, it selects the tokens that enter the active vocabulary
     from microspec_kernels import ActiveVocab
     from microspec_kernels.policy import TargetPass, default
 
-    policy = default(frequency)
+    policy = default(frequent_tokens)
     vocab = ActiveVocab(
-        vocab_size, 3072, initial=policy.initial, pinned=policy.pinned, device=lm_head.device
+        vocab_size, 3072, frequent_tokens=policy.frequent_tokens, pinned=policy.pinned,
+        device=lm_head.device
     )
     vocab.update(policy.select(TargetPass("step", tree_tokens, top_tokens, chosen)))
 
@@ -29,7 +30,7 @@ from .sources import (
     prompt_top_k,
     top_k,
 )
-from .tables import frequency_rank, neighbours, successors, variants
+from .tables import count_frequent_tokens, neighbours, successors, variants
 
 __all__ = [
     "MICROSPEC",
@@ -40,10 +41,10 @@ __all__ = [
     "Source",
     "Stage",
     "TargetPass",
+    "count_frequent_tokens",
     "default",
     "draft_tree",
     "expanded",
-    "frequency_rank",
     "generated",
     "neighbours",
     "prompt",

@@ -1,4 +1,4 @@
-"""Define a vocabulary policy: sources of tokens, initial tokens and pinned tokens."""
+"""Define a vocabulary policy: sources of tokens, frequent tokens and pinned tokens."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -92,25 +92,26 @@ class Policy:
     Attributes:
         sources: the sources, in the order of their tokens within a row. The last source's tokens
             are the newest, so an LRU vocabulary evicts them last.
-        initial: token ids that a vocabulary begins with, the likeliest first, as many as fit. They
-            are evicted when selected tokens need their slots.
+        frequent_tokens: token ids that a vocabulary begins with, the most frequent first, as many
+            as fit. They are evicted when selected tokens need their slots.
         pinned: token ids that are never evicted, the most frequent first.
     """
 
     sources: tuple[Source, ...]
-    initial: Tensor | Sequence[int] = ()
+    frequent_tokens: Tensor | Sequence[int] = ()
     pinned: Tensor | Sequence[int] = ()
 
     @property
     def name(self) -> str:
-        """The sources and their budgets, "filled" if there are initial tokens, "floor" and count.
+        """The sources and their budgets, "filled" if there are frequent tokens, "pin" and the count
+        of pinned ones.
 
-        For example "prompt+top3=64+filled+floor1024".
+        For example "prompt+top3=64+filled+pin1024".
         """
         names = [s.name if s.budget is None else f"{s.name}={s.budget}" for s in self.sources]
-        floor = [f"floor{len(self.pinned)}"] if len(self.pinned) else []
-        filled = ["filled"] if len(self.initial) else []
-        return "+".join([*dict.fromkeys(names), *filled, *floor])
+        pinned = [f"pin{len(self.pinned)}"] if len(self.pinned) else []
+        filled = ["filled"] if len(self.frequent_tokens) else []
+        return "+".join([*dict.fromkeys(names), *filled, *pinned])
 
     def target_top_k(self, stage: Stage) -> int:
         """Return the number of the target's likeliest tokens that a pass of that stage needs."""

@@ -96,19 +96,23 @@ MICROSPEC = (prompt(), prompt_top_k(3), draft_tree(), top_k(3))
 
 
 FILLED = (prompt(), top_k(3), generated())
-"""Sources for a vocabulary with initial tokens. The rest of MICROSPEC adds nothing there."""
+"""Sources for a vocabulary that begins with frequent tokens, to which MICROSPEC adds nothing."""
 
 
-def default(frequency: Tensor | Sequence[int] = ()) -> Policy:
+def default(frequent_tokens: Tensor | Sequence[int] = ()) -> Policy:
     """Return the package's default policy.
 
-    With ``frequency``, the vocabulary begins with the most frequent tokens. Without it, the policy
-    has MicroSpec's sources and the generated tokens. It costs little to fill slots that the text
-    does not need with frequent tokens, and a text seldom evicts the top of the list.
+    With ``frequent_tokens``, the vocabulary begins with the most frequent tokens. Without it, the
+    policy has MicroSpec's sources and the generated tokens. It costs little to fill slots that the
+    text does not need with frequent tokens, and a text seldom evicts the top of the list.
     docs/policy.md has the figures.
 
     Args:
-        frequency: token ids by falling frequency. Preferably count them on your own traffic
-            (:func:`~.frequency_rank`).
+        frequent_tokens: token ids, the most frequent first. Preferably count them on your own
+            traffic (:func:`~.count_frequent_tokens`).
     """
-    return Policy(FILLED, frequency) if len(frequency) else Policy((*MICROSPEC, generated()))
+    return (
+        Policy(FILLED, frequent_tokens)
+        if len(frequent_tokens)
+        else Policy((*MICROSPEC, generated()))
+    )

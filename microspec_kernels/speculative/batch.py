@@ -17,7 +17,7 @@ from .checks import (
     check_policy,
     check_room,
     check_seed,
-    checked_frequency,
+    checked_frequent_tokens,
     checked_prompt,
     fitted,
 )
@@ -54,13 +54,13 @@ class Batch:
         vocabularies may differ in the number of padding rows; prompts may use only tokens that both
         have.
     head: "dense" ranks the draft's next tokens over the vocabulary; "static" over the first
-        `capacity` ids of `frequency`; "sparse" over an active vocabulary of `capacity` tokens that
-        follows `policy`. A `Head` object is used as it is and keeps what it has learned.
+        `capacity` ids of `frequent_tokens`; "sparse" over an active vocabulary of `capacity` tokens
+        that follows `policy`. A `Head` object is used as it is and keeps what it has learned.
     depth, top_k, tree_size: calls of the head for an EAGLE-2 tree (arXiv 2406.16858), rows and
         candidates a row in each call, nodes verified.
-    frequency: integers [S], distinct token ids by falling frequency.
+    frequent_tokens: integers [S], distinct token ids, the most frequent first.
     policy: decides which tokens enter the active vocabulary and which are never evicted; None:
-        `policy.default(frequency)`.
+        `policy.default(frequent_tokens)`.
     mode: "indexed": the sparse head reads rows of the whole weight; "packed": it copies them into a
         slab.
     num_groups: number of active vocabularies, one for each running text; 1: all texts share one.
@@ -82,7 +82,7 @@ class Batch:
         top_k: int = 10,
         tree_size: int = 60,
         capacity: int = 3072,
-        frequency: Tensor | Sequence[int] | None = None,
+        frequent_tokens: Tensor | Sequence[int] | None = None,
         policy: Policy | None = None,
         mode: Literal["indexed", "packed"] = "indexed",
         num_groups: int = 1,
@@ -95,15 +95,15 @@ class Batch:
             depth=depth, top_k=top_k, tree_size=tree_size, capacity=capacity, num_groups=num_groups
         )
         self.draft: Draft = fitted(draft, self.target)
-        if frequency is not None:
-            frequency = checked_frequency(frequency, self.target)
-        self.policy = policy or default(() if frequency is None else frequency)
+        if frequent_tokens is not None:
+            frequent_tokens = checked_frequent_tokens(frequent_tokens, self.target)
+        self.policy = policy or default(() if frequent_tokens is None else frequent_tokens)
         self.shape = TreeShape(depth, top_k, tree_size)
         self.sampling = sampling or Sampling()
         self.chain = chain
         if isinstance(head, str):
             head = make_head(
-                head, self.draft.lm_head, capacity, frequency, self.policy, mode, num_groups
+                head, self.draft.lm_head, capacity, frequent_tokens, self.policy, mode, num_groups
             )
         else:
             check_head(head, self.target)

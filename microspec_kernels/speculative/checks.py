@@ -64,12 +64,14 @@ def check_counts(**counts: int) -> None:
             raise ValueError(f"generate: {name}: expected {limit}, got {value}")
 
 
-def checked_frequency(ids: Tensor | Sequence[int], target: CausalModel) -> Tensor:
+def checked_frequent_tokens(ids: Tensor | Sequence[int], target: CausalModel) -> Tensor:
     """Check token ids and return them, int64 [S] on the target's device, S >= 1."""
-    frequency = token_ids("generate: frequency", ids, target.vocab_size, device=target.device)
-    if len(frequency) == 0:
-        raise ValueError("generate: frequency: expected at least one token id, got none")
-    return frequency
+    frequent_tokens = token_ids(
+        "generate: frequent_tokens", ids, target.vocab_size, device=target.device
+    )
+    if len(frequent_tokens) == 0:
+        raise ValueError("generate: frequent_tokens: expected at least one token id, got none")
+    return frequent_tokens
 
 
 def fitted(draft: Draft, target: CausalModel) -> Draft:

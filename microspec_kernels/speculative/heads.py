@@ -157,20 +157,20 @@ def make_head(
     name: HeadName,
     lm_head: LMHead,
     capacity: int,
-    frequency: Tensor | Sequence[int] | None,
+    frequent_tokens: Tensor | Sequence[int] | None,
     policy: Policy,
     mode: Literal["indexed", "packed"],
     num_groups: int = 1,
 ) -> Head:
     """Make the head called `name`.
 
-    capacity, mode, num_groups: options of the sparse head. `policy` gives its pinned and initial
-        tokens.
-    frequency: the static head takes the first `capacity` ids of it. Both heads skip tokens that the
-        LM head has no row for.
+    capacity, mode, num_groups: options of the sparse head. `policy` gives its pinned and
+        frequent_tokens tokens.
+    frequent_tokens: the static head takes the first `capacity` ids of it. Both heads skip tokens
+        that the LM head has no row for.
 
-    Raises ValueError: an unknown name, no `frequency` for the static head, or one without any token
-    of the LM head.
+    Raises ValueError: an unknown name, no `frequent_tokens` for the static head, or one without any
+    token of the LM head.
     """
     lm_head = lm_head.sound()
     if name == "dense":
@@ -178,27 +178,35 @@ def make_head(
     size, device = len(lm_head.weight), lm_head.weight.device
     capacity = min(capacity, size)
     if name == "static":
-        if frequency is None:
+        if frequent_tokens is None:
             raise ValueError(
-                "generate: frequency: head='static' takes token ids by falling frequency, got None"
+                "generate: frequent_tokens: head='static' takes token ids, the most frequent "
+                "first, got None"
             )
-        ids = token_ids("generate: frequency", frequency, lm_head.vocab_size, device=device)
-        ranked = lm_head.known(ids)
-        if len(ranked) == 0:
+        ids = token_ids(
+            "generate: frequent_tokens", frequent_tokens, lm_head.vocab_size, device=device
+        )
+        with_rows = lm_head.known(ids)
+        if len(with_rows) == 0:
             raise ValueError(
-                "generate: frequency: expected tokens that the draft's LM head has rows for, got "
-                f"none among {len(ids)}"
+                "generate: frequent_tokens: expected tokens that the draft's LM head has rows for, "
+                f"got none among {len(ids)}"
             )
-        return Static(lm_head, ranked[:capacity])
+        return Static(lm_head, with_rows[:capacity])
     if name != "sparse":
         raise ValueError(f"generate: head: expected 'dense', 'static' or 'sparse', got {name!r}")
-    pinned, initial = (
+    pinned, frequent_tokens = (
         lm_head.rows(
             lm_head.known(token_ids(f"Policy: {name}", ids, lm_head.vocab_size, device=device))
         )
-        for name, ids in (("pinned", policy.pinned), ("initial", policy.initial))
+        for name, ids in (("pinned", policy.pinned), ("frequent_tokens", policy.frequent_tokens))
     )
     vocab = ActiveVocab(
-        size, capacity, num_groups=num_groups, pinned=pinned, initial=initial, device=device
+        size,
+        capacity,
+        num_groups=num_groups,
+        pinned=pinned,
+        frequent_tokens=frequent_tokens,
+        device=device,
     )
     return Sparse(lm_head, vocab, mode)

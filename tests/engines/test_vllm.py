@@ -23,7 +23,7 @@ each_draft = pytest.mark.parametrize(
 @pytest.fixture(scope="session")
 def everything(checkpoints: Path) -> dict[str, Any]:
     """Return settings with which every token is active from the start."""
-    return {"capacity": VOCAB, "frequency": str(checkpoints / "all.npy")}
+    return {"capacity": VOCAB, "frequent_tokens_file": str(checkpoints / "all.npy")}
 
 
 @each_draft

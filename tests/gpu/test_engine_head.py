@@ -42,9 +42,9 @@ def test_one_graph_serves_every_step(
 ) -> None:
     """Each replay equals the head on the CPU, which tests/integrations tests."""
     rng = torch.Generator().manual_seed(num_groups)
-    frequency = tmp_path / "rank.npy"
-    np.save(frequency, torch.randperm(V, generator=rng)[:20].numpy())
-    settings = Settings(capacity=12, frequency=str(frequency), **options)
+    path = tmp_path / "frequent.npy"
+    np.save(path, torch.randperm(V, generator=rng)[:20].numpy())
+    settings = Settings(capacity=12, frequent_tokens_file=str(path), **options)
     weight = weight_of(torch.bfloat16, settings.slab_dtype, ROWS)
     there_weight = weight.to(DEVICE)
     of_draft: dict[str, Any] = {

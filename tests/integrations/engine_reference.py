@@ -60,20 +60,22 @@ class Wanted:
         *,
         num_groups: int = 1,
         row_tokens: Tensor | None = None,
-        initial: Sequence[int] = (),
+        frequent_tokens: Sequence[int] = (),
     ) -> None:
         tokens = range(len(weight)) if row_tokens is None else row_tokens.tolist()
         self.token_of = dict(enumerate(tokens))
         self.row_of = {token: row for row, token in self.token_of.items()}
         self.weight, self.capacity = weight.double(), min(capacity, len(weight))
-        rows = [self.row_of[token] for token in initial if token in self.row_of]
-        self.initial = rows[: self.capacity][::-1]  # the likeliest token is the last to be evicted
+        rows = [self.row_of[token] for token in frequent_tokens if token in self.row_of]
+        self.frequent_tokens = rows[: self.capacity][
+            ::-1
+        ]  # the likeliest token is the last to be evicted
         self.lru = [self.fresh() for _ in range(num_groups)]
         self.hits = self.misses = self.entered = 0
 
     def fresh(self) -> Lru:
         lru = Lru(self.capacity)
-        lru.see(self.initial)
+        lru.see(self.frequent_tokens)
         return lru
 
     def step(self, tokens: Sequence[int], groups: Sequence[int]) -> None:
@@ -124,8 +126,8 @@ class Wanted:
         assert found is not None and found._asdict() == figures, where
 
 
-def frequency_file(tmp_path: Any, tokens: list[int]) -> str:
-    path = tmp_path / "rank.npy"
+def frequent_tokens_file(tmp_path: Any, tokens: list[int]) -> str:
+    path = tmp_path / "frequent.npy"
     np.save(path, np.array(tokens, dtype=np.int64))
     return str(path)
 

@@ -16,7 +16,7 @@ from .engine_reference import (
     STRANGE,
     V,
     Wanted,
-    frequency_file,
+    frequent_tokens_file,
     hidden_of,
     state_of,
     weight_of,
@@ -33,13 +33,17 @@ def test_every_step(options: dict[str, Any], num_groups: int, mapped: bool, tmp_
     """Requests come and go, tokens of all kinds enter, and most steps evict."""
     rng = torch.Generator().manual_seed(num_groups)
     frequent = torch.randperm(V, generator=rng)[:20].tolist()
-    settings = Settings(capacity=12, frequency=frequency_file(tmp_path, frequent), **options)
+    settings = Settings(
+        capacity=12, frequent_tokens_file=frequent_tokens_file(tmp_path, frequent), **options
+    )
     row_tokens = ROW_TOKENS if mapped else None
     weight = weight_of(torch.bfloat16, settings.slab_dtype, ROWS if mapped else V)
     head = EngineHead(
         weight, settings, num_groups=num_groups, target_vocab_size=V, row_tokens=row_tokens
     )
-    wanted = Wanted(weight, 12, num_groups=num_groups, row_tokens=row_tokens, initial=frequent)
+    wanted = Wanted(
+        weight, 12, num_groups=num_groups, row_tokens=row_tokens, frequent_tokens=frequent
+    )
     addresses = [tensor.data_ptr() for tensor in state_of(head)]
     for step in range(60):
         count = int(torch.randint(0, 9, (), generator=rng))

@@ -15,7 +15,7 @@ from .engine_reference import (
     ROWS,
     V,
     Wanted,
-    frequency_file,
+    frequent_tokens_file,
     hidden_of,
     state_of,
     weight_of,
@@ -75,7 +75,9 @@ def test_inference_mode(made_inside: bool, mode: Any) -> None:
 @pytest.mark.parametrize("num_groups", [1, 2])
 def test_reset(options: dict[str, Any], num_groups: int, tmp_path: Any) -> None:
     """Vocabularies, stats and slab equal those of a new head, at the same addresses."""
-    settings = Settings(capacity=8, frequency=frequency_file(tmp_path, [5, 9, 2]), **options)
+    settings = Settings(
+        capacity=8, frequent_tokens_file=frequent_tokens_file(tmp_path, [5, 9, 2]), **options
+    )
     weight = weight_of(torch.float32, settings.slab_dtype)
     head, fresh = (EngineHead(weight, settings, num_groups=num_groups) for _ in range(2))
     addresses = [tensor.data_ptr() for tensor in state_of(head)]

@@ -14,7 +14,7 @@ from .engine_reference import (
     ROWS,
     STRANGE,
     V,
-    frequency_file,
+    frequent_tokens_file,
     weight_of,
 )
 
@@ -23,7 +23,9 @@ def test_begins_with_the_frequent_tokens_that_the_draft_has(tmp_path: Any) -> No
     """They fill the capacity; the rarest is evicted first."""
     absent = next(t for t in range(V) if t not in ROW_TOKENS.tolist())
     known = ROW_TOKENS[:6].tolist()
-    settings = Settings(capacity=4, frequency=frequency_file(tmp_path, [absent, *known]))
+    settings = Settings(
+        capacity=4, frequent_tokens_file=frequent_tokens_file(tmp_path, [absent, *known])
+    )
     head = EngineHead(
         weight_of(torch.float32, rows=ROWS), settings, target_vocab_size=V, row_tokens=ROW_TOKENS
     )
@@ -38,18 +40,20 @@ def test_begins_with_the_frequent_tokens_that_the_draft_has(tmp_path: Any) -> No
 
 
 def test_a_list_that_the_draft_has_no_token_of(tmp_path: Any) -> None:
-    message = "frequency: expected at least one token that the draft has a row for, got none"
+    message = (
+        "frequent_tokens_file: expected at least one token that the draft has a row for, got none"
+    )
     weight = weight_of(torch.float32, rows=ROWS)
     absent = sorted(set(range(V)) - set(ROW_TOKENS.tolist()))
     for tokens in ([], absent[:2]):
-        settings = Settings(frequency=frequency_file(tmp_path, tokens))
+        settings = Settings(frequent_tokens_file=frequent_tokens_file(tmp_path, tokens))
         with pytest.raises(ValueError, match=message):
             EngineHead(weight, settings, target_vocab_size=V, row_tokens=ROW_TOKENS)
 
 
 @pytest.mark.parametrize("token", [-1, V, 2**32 + 5])
 def test_a_list_of_what_is_no_token(tmp_path: Any, token: int) -> None:
-    settings = Settings(frequency=frequency_file(tmp_path, [3, token]))
+    settings = Settings(frequent_tokens_file=frequent_tokens_file(tmp_path, [3, token]))
     message = rf"expected ids in \[0, {V}\), got {token} at position 1"
     with pytest.raises(ValueError, match=message):
         EngineHead(weight_of(torch.float32), settings)

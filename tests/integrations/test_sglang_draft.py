@@ -332,4 +332,4 @@ def test_another_lm_head_is_refused() -> None:
 
 def test_settings_that_do_not_fit_the_draft(tmp_path: Any) -> None:
     with pytest.raises(UnsupportedError, match=r"nowhere\.npy"):
-        patched(frequency=str(tmp_path / "nowhere.npy"))
+        patched(frequent_tokens_file=str(tmp_path / "nowhere.npy"))

@@ -126,8 +126,10 @@ def test_drafting_without_having_seen_the_target() -> None:
 
 
 def test_begins_anew_after_warming_up(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    np.save(tmp_path / "rank.npy", np.array([3, 4]))
-    drafter = drafter_of(draft_model(), capacity=2, frequency=str(tmp_path / "rank.npy"))
+    np.save(tmp_path / "frequent.npy", np.array([3, 4]))
+    drafter = drafter_of(
+        draft_model(), capacity=2, frequent_tokens_file=str(tmp_path / "frequent.npy")
+    )
     told: list[str] = []
     monkeypatch.setattr(Metrics, "reset", lambda self: told.append("reset"))
     step(drafter, [1], [0], [[5]])

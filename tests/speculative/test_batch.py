@@ -17,7 +17,7 @@ from .models import KINDS, VOCAB, Spy, eagle, prompt
 from .schedule import LONGEST, SHAPE, Text, figures, pair, run, truth
 from .test_cache import poison
 
-RANKING = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(7))
+FREQUENT = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(7))
 LENGTHS = (9, 21, 4, 14)
 
 a_text = st.builds(
@@ -54,7 +54,7 @@ def test_any_schedule_gives_the_texts_that_each_has_alone(
 ) -> None:
     target, draft = pair(kind, ends)
     options = {
-        **SHAPE, "head": head, "capacity": capacity, "frequency": RANKING, "mode": mode,
+        **SHAPE, "head": head, "capacity": capacity, "frequent_tokens": FREQUENT, "mode": mode,
         # At a temperature, chains follow the target's distribution but draw other samples than the
         # target alone.
         "sampling": Sampling(temperature), "chain": chain and temperature == 0,
@@ -116,7 +116,7 @@ def test_neighbours_change_nothing(drafts: str, monkeypatch: pytest.MonkeyPatch)
     draft = draft if drafts == "model" else eagle(target)
 
     def batch() -> Batch:
-        head = Spy(loop.Batch(target, draft).draft.lm_head, 60, num_groups=4, pinned=RANKING[:5])
+        head = Spy(loop.Batch(target, draft).draft.lm_head, 60, num_groups=4, pinned=FREQUENT[:5])
         return Batch(target, draft, head=head, policy=Policy(MICROSPEC), **SHAPE)
 
     texts = [Text(9, 12), Text(21, 12), Text(4, 12), Text(14, 11, joins=2)]

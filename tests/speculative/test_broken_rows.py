@@ -44,9 +44,9 @@ def test_a_draft_loses_its_broken_tokens_only(
     assert not set(BROKEN) & set(truth.tolist())
     draft = broken(model, VALUES[value])
     result = generate(
-        model, draft, text, 31, head=head, mode=mode, capacity=VOCAB, frequency=EVERY,
-        policy=Policy(TEXT, initial=EVERY, pinned=BROKEN), depth=5, top_k=3 if not chain else 1,
-        chain=chain,
+        model, draft, text, 31, head=head, mode=mode, capacity=VOCAB, frequent_tokens=EVERY,
+        policy=Policy(TEXT, frequent_tokens=EVERY, pinned=BROKEN), depth=5, top_k=3 if not chain
+        else 1, chain=chain,
     )  # fmt: skip
     assert result.tokens.tolist() == truth[:31].tolist()
     assert result.acceptance_lengths == [6] * 5
@@ -73,7 +73,7 @@ def test_it_is_said_once_for_a_draft(caplog: pytest.LogCaptureFixture) -> None:
     model, text, _ = example("llama")
     draft = ModelDraft(broken(model, torch.nan))
     for head in ("dense", "sparse", "static"):
-        generate(model, draft, text, 4, head=head, frequency=EVERY)
+        generate(model, draft, text, 4, head=head, frequent_tokens=EVERY)
     Dense(draft.lm_head)
     assert caplog.text.count("NaN or infinity") == 1
     with caplog.at_level(logging.WARNING):

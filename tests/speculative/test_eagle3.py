@@ -111,10 +111,10 @@ def test_the_output_is_the_targets(
 ) -> None:
     _, text, truth = example()
     draft = load_draft(write(tmp_path, name, tensors(name)), target)
-    ranking = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(7))
+    frequent = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(7))
     for capacity in (8, VOCAB):
         result = generate(
-            target, draft, text, len(truth), head=head, capacity=capacity, frequency=ranking
+            target, draft, text, len(truth), head=head, capacity=capacity, frequent_tokens=frequent
         )
         assert result.tokens.tolist() == truth.tolist()
 

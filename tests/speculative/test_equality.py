@@ -26,7 +26,7 @@ from .models import (
 
 SHAPES = ((1, 1, 1), (3, 4, 7), (5, 8, 40))  # depth, top_k, tree_size
 CAPACITIES = (1, 8, 64, 4 * VOCAB)
-RANKING = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(7))
+FREQUENT = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(7))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -38,7 +38,7 @@ def test_equals_transformers(kind: str, head: Any, shape: tuple[int, int, int]) 
     depth, top_k, size = shape
     for capacity in CAPACITIES if head != "dense" else (1,):
         result = generate(
-            target, draft, text, len(truth), head=head, capacity=capacity, frequency=RANKING,
+            target, draft, text, len(truth), head=head, capacity=capacity, frequent_tokens=FREQUENT,
             depth=depth, top_k=top_k, tree_size=size,
         )  # fmt: skip
         assert result.tokens.tolist() == truth.tolist(), f"capacity {capacity}"
@@ -49,7 +49,7 @@ def test_equals_transformers(kind: str, head: Any, shape: tuple[int, int, int]) 
 def test_a_noisy_copy_is_mostly_accepted(kind: str, head: Any) -> None:
     model, text, truth = example(kind)
     result = generate(
-        model, noisy(model), text, len(truth), head=head, capacity=VOCAB, frequency=RANKING
+        model, noisy(model), text, len(truth), head=head, capacity=VOCAB, frequent_tokens=FREQUENT
     )
     assert result.tokens.tolist() == truth.tolist()
     assert result.stats.tau > 1.5
@@ -83,7 +83,7 @@ def test_a_broken_draft_costs_time_and_nothing_else(value: float, head: Any) -> 
     model, text, truth = example("llama")
     target = CausalModel(model)
     result = generate(
-        target, Scrambled(target, value), text, 8, head=head, capacity=64, frequency=RANKING
+        target, Scrambled(target, value), text, 8, head=head, capacity=64, frequent_tokens=FREQUENT
     )
     assert result.tokens.tolist() == truth[:8].tolist()
 
@@ -96,7 +96,7 @@ def test_a_broken_draft_costs_time_and_nothing_else(value: float, head: Any) -> 
     shape=st.tuples(st.integers(1, 5), st.integers(1, 12), st.integers(1, 50)),
     capacity=st.integers(1, 250),
     pinned=st.integers(0, 8),
-    initial=st.integers(0, VOCAB),
+    frequent=st.integers(0, VOCAB),
     mode=st.sampled_from(["indexed", "packed"]),
     sources=st.sets(st.sampled_from(MICROSPEC)),
 )
@@ -107,7 +107,7 @@ def test_equals_transformers_under_any_settings(
     shape: tuple[int, int, int],
     capacity: int,
     pinned: int,
-    initial: int,
+    frequent: int,
     mode: Any,
     sources: set[Any],
 ) -> None:
@@ -118,7 +118,7 @@ def test_equals_transformers_under_any_settings(
     result = generate(
         model, noisy(model), text, count, head="sparse", depth=depth, top_k=top_k, tree_size=size,
         capacity=capacity, mode=mode,
-        policy=Policy(tuple(sources), RANKING[:initial], RANKING[: min(pinned, capacity)]),
+        policy=Policy(tuple(sources), FREQUENT[:frequent], FREQUENT[: min(pinned, capacity)]),
     )  # fmt: skip
     assert result.tokens.tolist() == truth
 
@@ -218,7 +218,15 @@ def test_a_bias_of_the_lm_head(head: Any) -> None:
     text = prompt(24)
     truth = greedy(model, text, 24)
     result = generate(
-        model, model, text, 24, head=head, capacity=VOCAB, frequency=RANKING, top_k=1, depth=3
+        model,
+        model,
+        text,
+        24,
+        head=head,
+        capacity=VOCAB,
+        frequent_tokens=FREQUENT,
+        top_k=1,
+        depth=3,
     )
     assert result.tokens.tolist() == truth.tolist()
     # A draft head without the bias would rank by other logits than the target's.

@@ -96,17 +96,17 @@ def test_a_vocabulary_for_each_group(mode: Any) -> None:
 
 
 def test_make_head() -> None:
-    ranking, lm_head, policy = EVERY.flip(0).int(), LMHead(WEIGHT), Policy(MICROSPEC)
-    static = make_head("static", lm_head, 3, ranking, policy, "indexed")
+    frequent, lm_head, policy = EVERY.flip(0).int(), LMHead(WEIGHT), Policy(MICROSPEC)
+    static = make_head("static", lm_head, 3, frequent, policy, "indexed")
     assert known(static) == [196, 197, 198]
-    for floor in (10, 4, 0):
-        policy = Policy(MICROSPEC, pinned=ranking[:floor])
-        sparse = make_head("sparse", lm_head, 30, ranking, policy, "indexed")
-        assert sparse.active().tolist() == [floor]
+    for count in (10, 4, 0):
+        policy = Policy(MICROSPEC, pinned=frequent[:count])
+        sparse = make_head("sparse", lm_head, 30, frequent, policy, "indexed")
+        assert sparse.active().tolist() == [count]
         sparse.observe(EVERY[:100], in_group(0, EVERY[:100]))
-        assert set(range(VOCAB - floor, VOCAB)) <= set(known(sparse))
+        assert set(range(VOCAB - count, VOCAB)) <= set(known(sparse))
         assert sparse.active().tolist() == [30]
-    policy = Policy(MICROSPEC, initial=ranking[:20], pinned=[3])
+    policy = Policy(MICROSPEC, frequent_tokens=frequent[:20], pinned=[3])
     sparse = make_head("sparse", lm_head, 12, None, policy, "indexed")
     assert known(sparse) == [3, *range(VOCAB - 11, VOCAB)]
 

@@ -55,8 +55,8 @@ def test_the_same_model_but_for_padding(size: int, head: Any, chain: bool) -> No
         alone = greedy(draft, text, 31)
         assert (alone >= VOCAB).any(), "its padding rows are never the best"
     result = generate(
-        model, draft, text, 31, head=head, capacity=MORE, frequency=torch.arange(VOCAB),
-        policy=Policy(TEXT, initial=torch.arange(VOCAB)), depth=5, top_k=1, chain=chain,
+        model, draft, text, 31, head=head, capacity=MORE, frequent_tokens=torch.arange(VOCAB),
+        policy=Policy(TEXT, frequent_tokens=torch.arange(VOCAB)), depth=5, top_k=1, chain=chain,
     )  # fmt: skip
     assert result.tokens.tolist() == truth.tolist()
     common = min(size, VOCAB)
@@ -85,7 +85,13 @@ def test_a_draft_reads_tokens_beyond_its_embedding() -> None:
     for draft in (short, trained):
         for head in HEADS:
             result = generate(
-                model, draft, text, 24, head=head, capacity=VOCAB, frequency=torch.arange(VOCAB)
+                model,
+                draft,
+                text,
+                24,
+                head=head,
+                capacity=VOCAB,
+                frequent_tokens=torch.arange(VOCAB),
             )
             assert result.tokens.tolist() == truth.tolist(), head
 
@@ -180,7 +186,7 @@ def test_eagles_own_embedding_and_head(size: int, biased: bool, tmp_path: Path) 
     assert torch.equal(draft.lm_head.ids, common)
     text = text.clamp(max=FEWER - 1)
     for head in HEADS:
-        result = generate(target, draft, text, 12, head=head, frequency=torch.arange(VOCAB))
+        result = generate(target, draft, text, 12, head=head, frequent_tokens=torch.arange(VOCAB))
         assert result.tokens.tolist() == greedy(model, text, 12).tolist()
 
 
@@ -206,5 +212,5 @@ def test_eagle3s_own_embedding_and_head(size: int, mapped: bool, tmp_path: Path)
     assert torch.equal(draft.lm_head.ids, ids)
     text = prompt(24).clamp(max=FEWER - 1)
     for head in HEADS:
-        result = generate(target, draft, text, 12, head=head, frequency=torch.arange(VOCAB))
+        result = generate(target, draft, text, 12, head=head, frequent_tokens=torch.arange(VOCAB))
         assert result.tokens.tolist() == greedy(model, text, 12).tolist()

@@ -16,7 +16,7 @@ from microspec_kernels.speculative import Batch, CausalModel, ModelDraft, genera
 from .models import VOCAB, example, prompt, tiny
 
 MODEL = example("llama")[0]
-RANKING = torch.arange(VOCAB)
+FREQUENT = torch.arange(VOCAB)
 
 
 @pytest.mark.parametrize(
@@ -24,8 +24,8 @@ RANKING = torch.arange(VOCAB)
     [
         (TypeError, "input_ids: .*got list", {"input_ids": [1, 2]}),
         (TypeError, "input_ids: .*got torch.float32", {"input_ids": torch.ones(3)}),
-        (ValueError, r"input_ids: .*got \[0\]", {"input_ids": RANKING[:0]}),
-        (ValueError, r"input_ids: .*got \[2, 3\]", {"input_ids": RANKING[:6].view(2, 3)}),
+        (ValueError, r"input_ids: .*got \[0\]", {"input_ids": FREQUENT[:0]}),
+        (ValueError, r"input_ids: .*got \[2, 3\]", {"input_ids": FREQUENT[:6].view(2, 3)}),
         (ValueError, r"input_ids: .*\[0, 199\), got 199", {"input_ids": torch.tensor([3, 199])}),
         (ValueError, r"input_ids: .*got -1", {"input_ids": torch.tensor([3, -1])}),
         (ValueError, "max_new_tokens: expected >= 0, got -1", {"max_new_tokens": -1}),
@@ -38,18 +38,22 @@ RANKING = torch.arange(VOCAB)
         pytest.param(
             ValueError,
             "pinned: expected at most capacity = 8 tokens, got 9",
-            {"capacity": 8, "policy": Policy(MICROSPEC, pinned=RANKING[:9])},
+            {"capacity": 8, "policy": Policy(MICROSPEC, pinned=FREQUENT[:9])},
             id="pinned",  # a policy's own text contains addresses, which differ between processes
         ),
-        (ValueError, "frequency: head='static'", {"head": "static"}),
-        (TypeError, "frequency: .*got str", {"frequency": ["a"]}),
-        (TypeError, "frequency: .*float32", {"frequency": torch.ones(2)}),
+        (ValueError, "frequent_tokens: head='static'", {"head": "static"}),
+        (TypeError, "frequent_tokens: .*got str", {"frequent_tokens": ["a"]}),
+        (TypeError, "frequent_tokens: .*float32", {"frequent_tokens": torch.ones(2)}),
         (
             ValueError,
-            "frequency: .*got 3 2 times",
-            {"frequency": torch.tensor([3, 3])},
+            "frequent_tokens: .*got 3 2 times",
+            {"frequent_tokens": torch.tensor([3, 3])},
         ),
-        (ValueError, "frequency: .*got 199 at position 1", {"frequency": torch.tensor([3, 199])}),
+        (
+            ValueError,
+            "frequent_tokens: .*got 199 at position 1",
+            {"frequent_tokens": torch.tensor([3, 199])},
+        ),
         (ValueError, "head: expected 'dense'", {"head": "fast"}),
         (TypeError, "head: expected a name or a Head, got int", {"head": 3}),
         (ValueError, "mode", {"mode": "folded"}),

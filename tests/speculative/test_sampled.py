@@ -17,7 +17,7 @@ from microspec_kernels.speculative.stats import Stats
 from .law import check
 from .models import KINDS, VOCAB, Scrambled, eagle, noisy, prompt, tiny
 
-RANKING = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(7))
+FREQUENT = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(7))
 SAMPLINGS = (
     Sampling(0.3, seed=1),
     Sampling(1.0, seed=2),
@@ -58,7 +58,7 @@ def test_a_tree_gives_the_targets_own_text(kind: str, sampling: Sampling, head: 
     for shape in ({"depth": 1, "top_k": 1, "tree_size": 1}, {"depth": 4, "top_k": 6}):
         for draft in (noisy(target), eagle(CausalModel(target))):
             result = generate(
-                target, draft, prompt(12), 16, head=head, capacity=60, frequency=RANKING,
+                target, draft, prompt(12), 16, head=head, capacity=60, frequent_tokens=FREQUENT,
                 sampling=sampling, **shape,
             )  # fmt: skip
             assert result.tokens.tolist() == truth
@@ -90,7 +90,14 @@ def test_a_greedy_chain_gives_the_targets_greedy_text(head: Any) -> None:
     target = model("qwen3")
     truth = alone(target, prompt(12), 16, Sampling())
     result = generate(
-        target, noisy(target), prompt(12), 16, head=head, capacity=60, frequency=RANKING, chain=True
+        target,
+        noisy(target),
+        prompt(12),
+        16,
+        head=head,
+        capacity=60,
+        frequent_tokens=FREQUENT,
+        chain=True,
     )
     assert result.tokens.tolist() == truth
     assert result.stats.tau > 1
@@ -108,7 +115,7 @@ def test_a_chain_of_the_target_itself_is_accepted() -> None:
 @pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
 def test_a_broken_draft_of_chains_costs_time_and_nothing_else(value: float, head: Any) -> None:
     target = CausalModel(model("llama"))
-    options = {"head": head, "capacity": 60, "frequency": RANKING, "chain": True}
+    options = {"head": head, "capacity": 60, "frequent_tokens": FREQUENT, "chain": True}
     draft = Scrambled(target, value)
     greedy = generate(target, draft, prompt(12), 8, **options)
     assert greedy.tokens.tolist() == alone(target.model, prompt(12), 8, Sampling())
@@ -188,7 +195,7 @@ def texts_of_chains(head: Any) -> tuple[Tensor, Tensor]:
     """Return the first two tokens of many texts, int64 [COPIES], and their distribution."""
     target = tiny(vocab_size=FEW, initializer_range=0.4, num_hidden_layers=1)
     batch = Batch(
-        target, noisy(target, 0.25), head=head, capacity=6, frequency=torch.arange(FEW),
+        target, noisy(target, 0.25), head=head, capacity=6, frequent_tokens=torch.arange(FEW),
         num_groups=COPIES if head == "sparse" else 1, depth=2, chain=True, sampling=Sampling(1.0),
     )  # fmt: skip
     text = prompt(4) % FEW

@@ -82,7 +82,11 @@ def sparse_assistant(
     log_broken(broken_rows(weight, bias), "sparse_assistant: assistant: LM head")
     size, device = len(weight), weight.device
     vocab = ActiveVocab(
-        size, min(capacity, size), pinned=policy.pinned, initial=policy.initial, device=device
+        size,
+        min(capacity, size),
+        pinned=policy.pinned,
+        frequent_tokens=policy.frequent_tokens,
+        device=device,
     )
     head = AssistantHead(weight, vocab, bias=bias, mode=mode)
     likeliest = min(policy.target_top_k("step"), size)

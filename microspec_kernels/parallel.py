@@ -30,7 +30,7 @@ from .vocab import ActiveVocab
 __all__ = [
     "ParallelSparseHead",
     "all_gather_rows",
-    "all_gather_top_k",
+    "all_gather_topk",
     "local_ids",
     "parallel_sparse_head",
 ]
@@ -39,7 +39,7 @@ __all__ = [
 _all_gather: Any = getattr(dist, "all_gather_single", getattr(dist, "all_gather_into_tensor", None))
 
 
-def all_gather_top_k(
+def all_gather_topk(
     logits: Tensor,
     token_ids: Tensor,
     logsumexp: Tensor,
@@ -100,7 +100,7 @@ def parallel_sparse_head(
             must not contain the padding rows that engines put at the end of V.
         active_ids: int32 [K] or [G, K], as for :func:`local_ids`.
         k: number of entries per row, 1 to 128.
-        start, process_group: as for :func:`all_gather_top_k`.
+        start, process_group: as for :func:`all_gather_topk`.
         group_ids: int32 or int64 [M], as for sparse_head.
         weight_scale, bias: [rows], the shard's part.
         logit_scale, softcap: as for sparse_head.
@@ -109,7 +109,7 @@ def parallel_sparse_head(
         logits fp32 [M, k], token_ids int64 [M, k] and logsumexp fp32 [M], the same on all ranks.
 
     Raises:
-        ValueError, TypeError, IndexError: as sparse_head and all_gather_top_k. If one rank raises,
+        ValueError, TypeError, IndexError: as sparse_head and all_gather_topk. If one rank raises,
             the others wait for it until the group's timeout.
     """
     top = ops.sparse_head(
@@ -123,7 +123,7 @@ def parallel_sparse_head(
         logit_scale=logit_scale,
         softcap=softcap,
     )
-    return all_gather_top_k(*top, start=start, process_group=process_group)
+    return all_gather_topk(*top, start=start, process_group=process_group)
 
 
 class _LocalVocab:
@@ -152,7 +152,7 @@ class ParallelSparseHead(nn.Module):
         options: options of :class:`SparseHead`; weight_scale and bias are [rows].
 
     Raises:
-        ValueError, TypeError: as SparseHead and all_gather_top_k. ValueError also if the ranks do
+        ValueError, TypeError: as SparseHead and all_gather_topk. ValueError also if the ranks do
             not hold each of the V tokens exactly once.
     """
 
@@ -192,7 +192,7 @@ class ParallelSparseHead(nn.Module):
             ranks.
         """
         top = self.local(hidden, k, row_groups)
-        return all_gather_top_k(*top, start=self.start, process_group=self.process_group)
+        return all_gather_topk(*top, start=self.start, process_group=self.process_group)
 
     def logits(self, hidden: Tensor, row_groups: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Compute the logits of every slot. This is a collective.
@@ -222,7 +222,7 @@ def all_gather_rows(
     Args:
         rows: int64 [n], row numbers within this rank's shard; n may differ between ranks.
         total_rows: number of rows of all shards.
-        start, process_group: as for :func:`all_gather_top_k`.
+        start, process_group: as for :func:`all_gather_topk`.
 
     Returns:
         int64 [m], row numbers within the whole LM head, ascending.

@@ -105,7 +105,7 @@ def test_as_many_prompts_as_there_are(tmp_path):
         ("decoding.pair", "--prompts 0", "--prompts"),
         ("decoding.pair", "--new -1", "--new"),
         ("decoding.pair", "--temperature nan", "--temperature"),
-        ("decoding.pair", "--top-k 129", "--top-k"),
+        ("decoding.pair", "--tree-width 129", "--tree-width"),
         ("decoding.pair", "--depth 1.5", "--depth"),
         ("decoding.pair", "--prom 1", "--prom"),
         ("decoding.batches", "--new 0", "--new"),

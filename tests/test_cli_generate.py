@@ -36,7 +36,7 @@ def run(pair, tmp_path, *options) -> dict:
     file = tmp_path / "out.json"
     fixed = ["--pair", str(pair), "--prompt", "hello", "--max-new-tokens", "24"]
     fixed += [] if "none" in options else ["--depth", "3"]
-    fixed += [] if {"none", "--chain"} & {*options} else ["--tree-size", "12", "--top-k", "4"]
+    fixed += [] if {"none", "--chain"} & {*options} else ["--tree-size", "12", "--tree-width", "4"]
     fixed += [] if {"none", "static"} & {*options} else ["--capacity", "64"]
     assert main(["generate", *fixed, *options, "--json", str(file)]) == 0
     return json.loads(file.read_text())

@@ -8,7 +8,7 @@ and on K (keys in registers up to 4096, in shared memory, in global memory).
 import pytest
 import torch
 from backends_under_test import COMPILED, SMALL
-from compare import assert_bitwise, ids_by_row, top_k
+from compare import assert_bitwise, exact_topk, ids_by_row
 from generators import HeadCase, head_case
 from test_head_values import check_against_float64
 
@@ -116,7 +116,7 @@ def check_largest_of_many(case: HeadCase, k: int) -> None:
     """Compare the selection with the backend's own logits, which smaller sizes test."""
     z = sparse_logits(*case.tensors(), **case.options())
     logits, ids, _ = sparse_head(*case.tensors(), k, **case.options())
-    want, want_ids = top_k(z, ids_by_row(case), k)
+    want, want_ids = exact_topk(z, ids_by_row(case), k)
     assert_bitwise(logits, want, "logits")
     assert_bitwise(ids, want_ids, "token_ids")
 

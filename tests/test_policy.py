@@ -29,12 +29,12 @@ def seen(stage: str = "step", rows: int = 3, best: int = 3, device: str = "cpu")
         (policy.prompt(), "prompt", [[10], [11], [12]]),
         (policy.generated(), "step", [[11], [12], [-1]]),
         (policy.draft_tree(), "step", [[10], [11], [12]]),
-        (policy.top_k(2), "step", [[1, 0], [11, 10], [21, 20]]),
-        (policy.top_k(9), "step", [[2, 1, 0], [12, 11, 10], [22, 21, 20]]),
+        (policy.target_top_k(2), "step", [[1, 0], [11, 10], [21, 20]]),
+        (policy.target_top_k(9), "step", [[2, 1, 0], [12, 11, 10], [22, 21, 20]]),
         (policy.prompt_top_k(2), "prompt", [[1, 0], [11, 10], [21, 20]]),
         (policy.prompt_top_k(2, "last"), "prompt", [[-1, -1], [-1, -1], [21, 20]]),
         (policy.generated(1), "step", [[-1], [12], [-1]]),
-        (policy.top_k(2, budget=3), "step", [[-1, -1], [-1, 10], [21, 20]]),
+        (policy.target_top_k(2, budget=3), "step", [[-1, -1], [-1, 10], [21, 20]]),
     ],
     ids=lambda value: value.name if isinstance(value, Source) else "",
 )
@@ -44,7 +44,7 @@ def test_what_a_source_takes(source: Source, stage: str, taken: list[list[int]])
 
 
 def test_a_policy_takes_row_by_row_the_last_source_last() -> None:
-    both = Policy((policy.top_k(2), policy.generated(), policy.prompt()))
+    both = Policy((policy.target_top_k(2), policy.generated(), policy.prompt()))
     assert both.select(seen("step")).tolist() == [1, 0, 11, 11, 10, 12, 21, 20, -1]
     assert both.select(seen("prompt")).tolist() == [10, 11, 12]
     assert Policy(()).select(seen()).shape == (0,)
@@ -207,7 +207,11 @@ def test_context_matters_only_after_evictions() -> None:
             "Source: stage: expected",
         ),
         (lambda: policy.prompt(0), ValueError, "Source: budget: expected at least 1 or None"),
-        (lambda: policy.top_k(-1), ValueError, "Source: target_top_k: expected at least 0, got -1"),
+        (
+            lambda: policy.target_top_k(-1),
+            ValueError,
+            "Source: target_top_k: expected at least 0, got -1",
+        ),
         (lambda: policy.prompt_top_k(3, "first"), ValueError, "Source: rows: expected 'all'"),
         (
             lambda: policy.expanded(policy.prompt(), torch.zeros(4, dtype=torch.int32), "x"),

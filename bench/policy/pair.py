@@ -29,7 +29,7 @@ from bench.harness.tiny_pair import (
 )
 from microspec_kernels.cli.arguments import Parser, positive
 from microspec_kernels.cli.tokenizers import Tekken
-from microspec_kernels.policy import MICROSPEC, TEXT, Policy, draft_tree, prompt_top_k, top_k
+from microspec_kernels.policy import MICROSPEC, TEXT, Policy, draft_tree, prompt_top_k, target_top_k
 from microspec_kernels.speculative import Generation, Sampling, generate
 
 FLOOR = 1024
@@ -45,7 +45,7 @@ class DecodedPolicy:
 
 
 def arms(frequent_tokens: Tensor, temperature: float) -> Iterator[DecodedPolicy]:
-    nodes, last = (*TEXT, top_k(3)), prompt_top_k(3, "last")
+    nodes, last = (*TEXT, target_top_k(3)), prompt_top_k(3, "last")
     yield DecodedPolicy("dense", None)
     yield DecodedPolicy("microspec", Policy(MICROSPEC))
     for name, sources in (("text", TEXT), ("text, top 3", nodes), ("microspec", MICROSPEC)):
@@ -55,7 +55,7 @@ def arms(frequent_tokens: Tensor, temperature: float) -> Iterator[DecodedPolicy]
     yield DecodedPolicy("text", Policy(TEXT))
     yield DecodedPolicy("text, tree", Policy((*TEXT, draft_tree())))
     for k in (1, 3, 10):
-        yield DecodedPolicy(f"text, top {k}", Policy((*TEXT, top_k(k))))
+        yield DecodedPolicy(f"text, top {k}", Policy((*TEXT, target_top_k(k))))
     yield DecodedPolicy("text, prompt's last top 3", Policy((*TEXT, last)))
     yield DecodedPolicy("text, prompt's top 3", Policy((*TEXT, prompt_top_k(3))))
     yield DecodedPolicy("text, top 3, prompt's last top 3", Policy((*nodes, last)))

@@ -128,7 +128,7 @@ def _generate(
         new,
         head=head,
         depth=args.depth,
-        top_k=args.top_k,
+        tree_width=args.tree_width,
         tree_size=args.tree_size,
         capacity=args.static_capacity if head == "static" else args.capacity,
         frequent_tokens=frequent_tokens,

@@ -16,7 +16,7 @@ DEFAULTS: dict[str, Any] = {
     "capacity": 3072,
     "static_capacity": 32768,
     "depth": 6,
-    "top_k": 10,
+    "tree_width": 10,
     "tree_size": 60,
     "top_p": 1.0,
     "sampled_top_k": 0,
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("capacity", "of the sparse head", type=positive)
     add("static-capacity", "of the static head", type=positive)
     add("depth", "levels of the draft's tree, or tokens of its chain", type=positive)
-    add("top-k", "candidates at each level of the tree", type=whole(1, 128))
+    add("tree-width", "candidates at each level of the tree", type=whole(1, 128))
     add("tree-size", "nodes that the target verifies", type=positive)
     parser.add_argument(
         "--temperature",
@@ -106,7 +106,7 @@ def _check_used(args: argparse.Namespace) -> None:
         ("draft", drafts, a_draft),
         ("depth", drafts, a_draft),
         ("chain", drafts, a_draft),
-        ("top_k", drafts and not args.chain, a_tree),
+        ("tree_width", drafts and not args.chain, a_tree),
         ("tree_size", drafts and not args.chain, a_tree),
         ("capacity", sparse, "--head sparse or --compare"),
         ("pin", sparse, "--head sparse or --compare"),

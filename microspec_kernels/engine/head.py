@@ -84,8 +84,8 @@ class EngineHead:
     Raises:
         ValueError, TypeError, OSError: as :class:`SparseHead` (for example, the weight is not a
             plain tensor) and :meth:`Settings.read_frequent_tokens`.
-        ValueError: the file of frequent tokens has no token with a row in the draft, or top_k
-            exceeds the number of the target's tokens.
+        ValueError: the file of frequent tokens has no token with a row in the draft, or
+            target_top_k exceeds the number of the target's tokens.
     """
 
     @torch.inference_mode(False)  # a tensor made in inference mode cannot be updated outside it
@@ -111,9 +111,11 @@ class EngineHead:
             )
         self.token_map = TokenMap(rows, target_vocab_size, row_tokens, device, broken)
         log_broken(self.token_map.to_tokens(broken), "microspec: the draft's LM head")
-        if settings.top_k > self.token_map.target_vocab_size:
+        if settings.target_top_k > self.token_map.target_vocab_size:
             most = self.token_map.target_vocab_size
-            raise ValueError(f"microspec: top_k: expected at most {most}, got {settings.top_k}")
+            raise ValueError(
+                f"microspec: target_top_k: expected at most {most}, got {settings.target_top_k}"
+            )
         frequent_tokens = self.token_map.to_rows(
             settings.read_frequent_tokens(self.token_map.target_vocab_size).to(device)
         )
@@ -161,7 +163,7 @@ class EngineHead:
             f"LM head [{self.vocab.vocab_size}, {weight.size(1)}] "
             f"{str(weight.dtype).removeprefix('torch.')}, K = {self.capacity}, "
             f"{count} vocabular{'y' if count == 1 else 'ies'} ({settings.vocabulary}), "
-            f"target's top-{settings.top_k}, "
+            f"target's top-{settings.target_top_k}, "
             f"mode {' '.join(filter(None, (settings.mode, settings.slab_dtype)))}"
         )
 
@@ -179,18 +181,18 @@ class EngineHead:
         self._gather()
 
     def top_target_tokens(self, logits: Tensor) -> Tensor:
-        """Return the target's `top_k` likeliest tokens of each row, for :meth:`observe`.
+        """Return the target's `target_top_k` likeliest tokens of each row, for :meth:`observe`.
 
         Args:
             logits: [R, V], the target's logits.
 
         Returns:
-            int64 [R, top_k], the likeliest last, because :meth:`observe` takes the last as the
-            newest.
+            int64 [R, target_top_k], the likeliest last, because :meth:`observe` takes the last as
+            the newest.
         """
-        if self.settings.top_k == 1:
+        if self.settings.target_top_k == 1:
             return logits.max(-1, keepdim=True).indices  # on a CPU a third of argmax's time
-        return logits.topk(self.settings.top_k).indices.flip(1)
+        return logits.topk(self.settings.target_top_k).indices.flip(1)
 
     def count_coverage(self, tokens: Tensor, token_groups: Tensor | None = None) -> None:
         """Count how many of a text's new tokens are active. Call before :meth:`observe`.
@@ -232,7 +234,7 @@ class EngineHead:
             return
         self._gather()
 
-    def top_k(
+    def topk(
         self, hidden: Tensor, k: int, row_groups: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the draft's k best tokens of each row. May be captured.
@@ -256,7 +258,7 @@ class EngineHead:
         A row without an active token gets token 0: engines need a valid token id, and the target
         rejects a wrong one.
         """
-        return self.top_k(hidden, 1, row_groups)[1][:, 0].clamp(min=0)
+        return self.topk(hidden, 1, row_groups)[1][:, 0].clamp(min=0)
 
     def slot_logits(self, hidden: Tensor) -> Tensor:
         """Return a shared vocabulary's logits, for an engine that chooses among the slots itself.

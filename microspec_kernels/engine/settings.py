@@ -27,8 +27,8 @@ class Settings:
         capacity: K, the number of tokens that can be active at a time.
         vocabulary: "shared": one vocabulary for all requests; "request": one for each running
             request.
-        top_k: how many of the target's likeliest tokens enter after each verified row. 1 is nearly
-            free; more cost a top-k over V in every step.
+        target_top_k: how many of the target's likeliest tokens enter after each verified row. 1 is
+            nearly free; more cost a top-k over V in every step.
         frequent_tokens_file: path of a .npy, .pt or .json file of token ids, the most frequent
             first. A vocabulary begins with them. Best counted on your own outputs
             (:func:`microspec_kernels.policy.count_frequent_tokens`).
@@ -42,13 +42,13 @@ class Settings:
 
     capacity: int = 3072
     vocabulary: Vocabulary = "shared"
-    top_k: int = 1
+    target_top_k: int = 1
     frequent_tokens_file: str | None = None
     mode: Mode = "indexed"
     slab_dtype: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("capacity", "top_k"):
+        for name in ("capacity", "target_top_k"):
             value = getattr(self, name)
             if type(value) is not int:
                 raise TypeError(f"microspec: {name}: expected an int, got {value!r}")

@@ -28,7 +28,7 @@ from .sources import (
     generated,
     prompt,
     prompt_top_k,
-    top_k,
+    target_top_k,
 )
 from .tables import count_frequent_tokens, neighbours, successors, variants
 
@@ -50,6 +50,6 @@ __all__ = [
     "prompt",
     "prompt_top_k",
     "successors",
-    "top_k",
+    "target_top_k",
     "variants",
 ]

@@ -23,7 +23,7 @@ def draft_tree(budget: int | None = None) -> Source:
     return Source("tree", "step", _tokens, budget)
 
 
-def top_k(k: int, budget: int | None = None) -> Source:
+def target_top_k(k: int, budget: int | None = None) -> Source:
     """Select the target's k likeliest tokens at every node of the draft tree.
 
     MicroSpec uses k = 3 (arXiv 2605.26444).
@@ -91,11 +91,11 @@ def _likeliest(k: int, rows: Rows = "all") -> Callable[[TargetPass], Tensor]:
 TEXT = (prompt(), generated())
 """Sources that need only the text, neither a draft nor the target's logits."""
 
-MICROSPEC = (prompt(), prompt_top_k(3), draft_tree(), top_k(3))
+MICROSPEC = (prompt(), prompt_top_k(3), draft_tree(), target_top_k(3))
 """MicroSpec's sources (arXiv 2605.26444). Its argmax at every node is the first of the top 3."""
 
 
-FILLED = (prompt(), top_k(3), generated())
+FILLED = (prompt(), target_top_k(3), generated())
 """Sources for a vocabulary that begins with frequent tokens, to which MICROSPEC adds nothing."""
 
 

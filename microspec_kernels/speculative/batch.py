@@ -56,8 +56,9 @@ class Batch:
     head: "dense" ranks the draft's next tokens over the vocabulary; "static" over the first
         `capacity` ids of `frequent_tokens`; "sparse" over an active vocabulary of `capacity` tokens
         that follows `policy`. A `Head` object is used as it is and keeps what it has learned.
-    depth, top_k, tree_size: calls of the head for an EAGLE-2 tree (arXiv 2406.16858), rows and
-        candidates a row in each call, nodes verified.
+    depth: number of levels of an EAGLE-2 tree (arXiv 2406.16858), one call of the head each.
+    tree_width: number of nodes that a level extends, and of candidates for each.
+    tree_size: number of nodes that the target verifies.
     frequent_tokens: integers [S], distinct token ids, the most frequent first.
     policy: decides which tokens enter the active vocabulary and which are never evicted; None:
         `policy.default(frequent_tokens)`.
@@ -79,7 +80,7 @@ class Batch:
         *,
         head: HeadName | Head = "sparse",
         depth: int = 6,
-        top_k: int = 10,
+        tree_width: int = 10,
         tree_size: int = 60,
         capacity: int = 3072,
         frequent_tokens: Tensor | Sequence[int] | None = None,
@@ -92,13 +93,17 @@ class Batch:
         self.target = target if isinstance(target, CausalModel) else CausalModel(target)
         draft = draft if hasattr(draft, "extend") else ModelDraft(draft)
         check_counts(
-            depth=depth, top_k=top_k, tree_size=tree_size, capacity=capacity, num_groups=num_groups
+            depth=depth,
+            tree_width=tree_width,
+            tree_size=tree_size,
+            capacity=capacity,
+            num_groups=num_groups,
         )
         self.draft: Draft = fitted(draft, self.target)
         if frequent_tokens is not None:
             frequent_tokens = checked_frequent_tokens(frequent_tokens, self.target)
         self.policy = policy or default(() if frequent_tokens is None else frequent_tokens)
-        self.shape = TreeShape(depth, top_k, tree_size)
+        self.shape = TreeShape(depth, tree_width, tree_size)
         self.sampling = sampling or Sampling()
         self.chain = chain
         if isinstance(head, str):

@@ -46,7 +46,7 @@ def checked_prompt(input_ids: Tensor, target: CausalModel, draft: Draft) -> Tens
 LIMITS = {
     "max_new_tokens": (0, None),
     "depth": (1, None),
-    "top_k": (1, 128),
+    "tree_width": (1, 128),
     "tree_size": (1, None),
     "capacity": (1, None),
     "num_groups": (1, None),

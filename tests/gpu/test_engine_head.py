@@ -66,7 +66,7 @@ def test_one_graph_serves_every_step(
 
     def step() -> None:
         given = rows if num_groups > 1 else None
-        made = (*there.top_k(hidden, BEST, given), there.argmax(hidden, given))
+        made = (*there.topk(hidden, BEST, given), there.argmax(hidden, given))
         for result, value in zip(results, made, strict=True):
             result.copy_(value)
 
@@ -90,7 +90,7 @@ def test_one_graph_serves_every_step(
         here.count_coverage(tokens, which)
         here.observe(tokens, which)
         given = rows_now if num_groups > 1 else None
-        logits, token_ids, logsumexp = here.top_k(now, BEST, given)
+        logits, token_ids, logsumexp = here.topk(now, BEST, given)
         assert_bitwise(results[0].cpu() + 0.0, logits + 0.0, f"step {index}: logits")
         assert_bitwise(results[1].cpu(), token_ids, f"step {index}: token_ids")
         assert_close(results[2].cpu(), logsumexp, rounding_of(logsumexp), f"step {index}: sums")

@@ -95,7 +95,7 @@ class Wanted:
         for group in groups:
             self.lru[group] = self.fresh()
 
-    def top_k(self, hidden: Tensor, k: int, group: int) -> tuple[list[float], list[int], float]:
+    def topk(self, hidden: Tensor, k: int, group: int) -> tuple[list[float], list[int], float]:
         """Return logits, tokens and logsumexp of one row of hidden; ties are in order of rows."""
         if group < 0:
             return [-math.inf] * k, [-1] * k, -math.inf
@@ -110,14 +110,14 @@ class Wanted:
     def check(self, head: EngineHead, hidden: Tensor, groups: Sequence[int], where: str) -> None:
         given = torch.tensor(groups) if head.vocab.num_groups > 1 else None
         for k in (1, 4):
-            got = head.top_k(hidden, k, given)
+            got = head.topk(hidden, k, given)
             assert [part.dtype for part in got] == [torch.float32, torch.int64, torch.float32]
             for row, group in enumerate(groups):
-                logits, tokens, logsumexp = self.top_k(hidden[row], k, group)
+                logits, tokens, logsumexp = self.topk(hidden[row], k, group)
                 assert got[1][row].tolist() == tokens, f"{where}, row {row}"
                 assert got[0][row].tolist() == logits, f"{where}, row {row}"
                 assert math.isclose(float(got[2][row]), logsumexp, rel_tol=1e-6, abs_tol=1e-5)
-        best = [max(0, self.top_k(row, 1, g)[1][0]) for row, g in zip(hidden, groups, strict=True)]
+        best = [max(0, self.topk(row, 1, g)[1][0]) for row, g in zip(hidden, groups, strict=True)]
         assert head.argmax(hidden, given).tolist() == best, where
         assert head.argmax(hidden, given).dtype == torch.int64
         active: dict[str, Any] = {"active": sum(len(lru.tokens) for lru in self.lru)}

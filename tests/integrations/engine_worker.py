@@ -62,7 +62,7 @@ def check(
             own.copy_(weight[part])
             whole.reload()
             head.reload()
-        assert_agreed(head.top_k(hidden, 5, rows), whole.top_k(hidden, 5, rows), where)
+        assert_agreed(head.topk(hidden, 5, rows), whole.topk(hidden, 5, rows), where)
         assert torch.equal(head.argmax(hidden, rows), whole.argmax(hidden, rows)), where
         if num_groups == 1:
             slots = [each.slot_logits(hidden) for each in (head, whole)]

@@ -26,7 +26,7 @@ from microspec_kernels.speculative.models.target import cache_argument
 from .conftest import NEW
 
 Texts = tuple[Tensor, Tensor]
-SHAPE: dict[str, Any] = {"depth": 3, "top_k": 4, "tree_size": 12, "capacity": 64}
+SHAPE: dict[str, Any] = {"depth": 3, "tree_width": 4, "tree_size": 12, "capacity": 64}
 
 
 @pytest.mark.parametrize("head", ["dense", "sparse"])

@@ -92,7 +92,7 @@ def test_logits_are_made_as_the_engine_makes_them() -> None:
         head.observe(torch.arange(V))
         hidden = torch.randn(4, DIM)
         want = SparseHead(weight, head.vocab, **options)(hidden, 5)  # type: ignore[arg-type]
-        for got, expected in zip(head.top_k(hidden, 5), want, strict=True):
+        for got, expected in zip(head.topk(hidden, 5), want, strict=True):
             torch.testing.assert_close(got, expected)
 
 
@@ -150,7 +150,7 @@ def test_a_broken_row_costs_its_own_token(options: Any, mapped: bool, caplog: An
     head.observe(told)
     whole.observe(told[~torch.isin(told, torch.tensor(gone))])
     hidden = hidden_of(torch.Generator().manual_seed(0), 7, torch.bfloat16)
-    for got, want in zip(head.top_k(hidden, 5), whole.top_k(hidden, 5), strict=True):
+    for got, want in zip(head.topk(hidden, 5), whole.topk(hidden, 5), strict=True):
         assert torch.equal(got, want)
     assert torch.equal(head.slot_logits(hidden), whole.slot_logits(hidden))
     assert torch.equal(head.slot_tokens(), whole.slot_tokens())
@@ -179,16 +179,18 @@ def test_the_only_vocabulary_begins_anew_too() -> None:
     assert head.stats() == EngineStats(hits=0, misses=0, rows_entered=2, active=0)
 
 
-@pytest.mark.parametrize("top_k", [1, 3])
-def test_the_targets_likeliest_with_the_best_as_the_newest(top_k: int) -> None:
+@pytest.mark.parametrize("target_top_k", [1, 3])
+def test_the_targets_likeliest_with_the_best_as_the_newest(target_top_k: int) -> None:
     rng = torch.Generator().manual_seed(0)
     logits = torch.randn(5, V, generator=rng)
     logits[:, ::2] = -torch.inf  # a grammar forbids them like this
-    head = EngineHead(weight_of(torch.float32, None, V), Settings(capacity=4, top_k=top_k))
+    head = EngineHead(
+        weight_of(torch.float32, None, V), Settings(capacity=4, target_top_k=target_top_k)
+    )
     got = head.top_target_tokens(logits)
-    assert got.tolist() == logits.argsort(dim=1)[:, -top_k:].tolist()
+    assert got.tolist() == logits.argsort(dim=1)[:, -target_top_k:].tolist()
 
 
 def test_no_more_likeliest_than_tokens() -> None:
-    with pytest.raises(ValueError, match=f"top_k: expected at most {V}, got {V + 1}"):
-        EngineHead(weight_of(torch.float32, None, V), Settings(capacity=4, top_k=V + 1))
+    with pytest.raises(ValueError, match=f"target_top_k: expected at most {V}, got {V + 1}"):
+        EngineHead(weight_of(torch.float32, None, V), Settings(capacity=4, target_top_k=V + 1))

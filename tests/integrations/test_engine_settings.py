@@ -14,7 +14,7 @@ from microspec_kernels.engine import SWITCH, Settings
 ALL = {
     "capacity": 512,
     "vocabulary": "request",
-    "top_k": 3,
+    "target_top_k": 3,
     "frequent_tokens_file": "frequent.npy",
     "mode": "packed",
     "slab_dtype": "int8",
@@ -69,7 +69,7 @@ def test_a_name_that_is_no_setting(name: Any) -> None:
     assert all(repr(setting) in str(error.value) for setting in ALL)
 
 
-@pytest.mark.parametrize("name", ["capacity", "top_k"])
+@pytest.mark.parametrize("name", ["capacity", "target_top_k"])
 def test_numbers(name: str) -> None:
     for value in (0, -3):
         refused(ValueError, f"{name}: expected at least 1, got {value}", {name: value})

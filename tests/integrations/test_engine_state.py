@@ -90,7 +90,7 @@ def test_reset(options: dict[str, Any], num_groups: int, tmp_path: Any) -> None:
     assert head.stats() == fresh.stats() == EngineStats(0, 0, 0, active=3 * num_groups)
     hidden = hidden_of(torch.Generator().manual_seed(4), 6, torch.float32)
     rows = torch.arange(6) % num_groups if num_groups > 1 else None
-    for got, want in zip(head.top_k(hidden, 5, rows), fresh.top_k(hidden, 5, rows), strict=True):
+    for got, want in zip(head.topk(hidden, 5, rows), fresh.topk(hidden, 5, rows), strict=True):
         assert torch.equal(got, want)
     for name, want in fresh.vocab.state_dict().items():
         assert torch.equal(head.vocab.state_dict()[name], want), name

@@ -58,7 +58,7 @@ def test_a_step_lets_in_the_text_the_targets_best_and_the_sampled() -> None:
 
 
 def test_the_likeliest_of_several_is_the_newest() -> None:
-    drafter = drafter_of(draft_model(), capacity=4, top_k=3)
+    drafter = drafter_of(draft_model(), capacity=4, target_top_k=3)
     step(drafter, [1], [0], [[-1]], best=[[8, 9, 3, 4, 5]])
     assert active(drafter) == {1, 3, 4, 5}
     step(drafter, [1], [0], [[-1]], best=[[6, 5, 4]])

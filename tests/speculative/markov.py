@@ -18,7 +18,7 @@ from microspec_kernels.speculative.stats import Clock
 from microspec_kernels.speculative.tree import Tree, TreeShape, grow
 
 VOCAB, SIZE, ROOT = 12, 8, 3
-SHAPE = TreeShape(depth=2, top_k=2, size=4)
+SHAPE = TreeShape(depth=2, tree_width=2, size=4)
 # Fewer tokens than a tree and its choices can show, so the vocabulary evicts at every step.
 CAPACITY = 3
 HEADS = ("dense", "static", "sparse")

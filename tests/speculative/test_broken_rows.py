@@ -45,8 +45,8 @@ def test_a_draft_loses_its_broken_tokens_only(
     draft = broken(model, VALUES[value])
     result = generate(
         model, draft, text, 31, head=head, mode=mode, capacity=VOCAB, frequent_tokens=EVERY,
-        policy=Policy(TEXT, frequent_tokens=EVERY, pinned=BROKEN), depth=5, top_k=3 if not chain
-        else 1, chain=chain,
+        policy=Policy(TEXT, frequent_tokens=EVERY, pinned=BROKEN), depth=5, tree_width=3 if not
+        chain else 1, chain=chain,
     )  # fmt: skip
     assert result.tokens.tolist() == truth[:31].tolist()
     assert result.acceptance_lengths == [6] * 5
@@ -62,7 +62,7 @@ def test_a_token_of_the_text_that_is_broken_is_a_miss() -> None:
     model, text, truth = example("llama")
     missing = [truth[8].item()]
     draft = broken(model, torch.nan, missing)
-    result = generate(model, draft, text, len(truth), head="dense", depth=5, top_k=1)
+    result = generate(model, draft, text, len(truth), head="dense", depth=5, tree_width=1)
     assert result.tokens.tolist() == truth.tolist()
     hits = [token not in missing for token in truth.tolist()]
     assert result.stats.coverage == sum(hits[1:]) / (len(truth) - 1)

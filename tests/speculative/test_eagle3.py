@@ -61,7 +61,7 @@ def test_the_loop_drafts_what_the_formula_does(
     with torch.no_grad():
         hidden_states = model.model(whole[None], output_hidden_states=True).hidden_states
     before, spy = plain.fused(hidden_states), First(draft)
-    result = generate(target, draft, text, len(truth), head=spy, depth=DEPTH, top_k=1)
+    result = generate(target, draft, text, len(truth), head=spy, depth=DEPTH, tree_width=1)
     assert result.tokens.tolist() == truth.tolist()
     for step in (0, 3):
         newest = text.shape[1] + sum(result.acceptance_lengths[:step])
@@ -124,7 +124,7 @@ def test_texts_of_a_batch_have_vocabularies_of_their_own_rows(
 ) -> None:
     draft = load_draft(write(tmp_path, "official", tensors("official")), target)
     texts = [prompt(length, seed=length) for length in (5, 12)]
-    batch = Batch(target, draft, num_groups=2, capacity=16, depth=3, top_k=4, tree_size=9)
+    batch = Batch(target, draft, num_groups=2, capacity=16, depth=3, tree_width=4, tree_size=9)
     requests = [batch.join(text, 16) for text in texts]
     while batch.requests:
         batch.step()

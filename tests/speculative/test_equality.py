@@ -24,7 +24,7 @@ from .models import (
     truncated,
 )
 
-SHAPES = ((1, 1, 1), (3, 4, 7), (5, 8, 40))  # depth, top_k, tree_size
+SHAPES = ((1, 1, 1), (3, 4, 7), (5, 8, 40))  # depth, tree_width, tree_size
 CAPACITIES = (1, 8, 64, 4 * VOCAB)
 FREQUENT = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(7))
 
@@ -35,11 +35,11 @@ FREQUENT = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(7))
 def test_equals_transformers(kind: str, head: Any, shape: tuple[int, int, int]) -> None:
     model, text, truth = example(kind)
     target, draft = CausalModel(model), noisy(model)
-    depth, top_k, size = shape
+    depth, tree_width, size = shape
     for capacity in CAPACITIES if head != "dense" else (1,):
         result = generate(
             target, draft, text, len(truth), head=head, capacity=capacity, frequent_tokens=FREQUENT,
-            depth=depth, top_k=top_k, tree_size=size,
+            depth=depth, tree_width=tree_width, tree_size=size,
         )  # fmt: skip
         assert result.tokens.tolist() == truth.tolist(), f"capacity {capacity}"
 
@@ -61,7 +61,7 @@ def test_a_perfect_copy_reaches_the_greatest_acceptance(kind: str) -> None:
     depth = 4
     count = 1 + 5 * (depth + 1)
     result = generate(
-        model, model, text, count, head="dense", depth=depth, top_k=1, tree_size=depth
+        model, model, text, count, head="dense", depth=depth, tree_width=1, tree_size=depth
     )
     assert result.tokens.tolist() == truth[:count].tolist()
     assert result.acceptance_lengths == [depth + 1] * 5
@@ -114,11 +114,11 @@ def test_equals_transformers_under_any_settings(
     model, _, _ = example(kind)
     text = prompt(length, seed=length)
     truth = greedy(model, text, count).tolist() if count else []
-    depth, top_k, size = shape
+    depth, tree_width, size = shape
     result = generate(
-        model, noisy(model), text, count, head="sparse", depth=depth, top_k=top_k, tree_size=size,
-        capacity=capacity, mode=mode,
-        policy=Policy(tuple(sources), FREQUENT[:frequent], FREQUENT[: min(pinned, capacity)]),
+        model, noisy(model), text, count, head="sparse", depth=depth, tree_width=tree_width,
+        tree_size=size, capacity=capacity, mode=mode, policy=Policy(tuple(sources),
+        FREQUENT[:frequent], FREQUENT[: min(pinned, capacity)]),
     )  # fmt: skip
     assert result.tokens.tolist() == truth
 
@@ -157,7 +157,15 @@ def test_end_of_text_inside_a_tree(head: Any) -> None:
         model.generation_config.eos_token_id = [VOCAB - 1, end]
         expected = greedy(model, text, 32).tolist()
         result = generate(
-            model, model, text, 32, head=head, capacity=VOCAB, depth=depth, top_k=2, tree_size=12
+            model,
+            model,
+            text,
+            32,
+            head=head,
+            capacity=VOCAB,
+            depth=depth,
+            tree_width=2,
+            tree_size=12,
         )
         assert result.tokens.tolist() == expected == truth[: place + 1]
         assert 1 + sum(result.acceptance_lengths) == place + 1
@@ -175,7 +183,7 @@ def test_end_of_text_as_the_first_token() -> None:
 @pytest.mark.parametrize("count", range(9))
 def test_just_as_many_tokens_as_asked_for(count: int) -> None:
     model, text, truth = example("qwen3")
-    result = generate(model, model, text[0].int(), count, depth=3, top_k=2, tree_size=6)
+    result = generate(model, model, text[0].int(), count, depth=3, tree_width=2, tree_size=6)
     assert result.tokens.tolist() == truth[:count].tolist()
     assert result.tokens.dtype == torch.int64
 
@@ -195,7 +203,7 @@ def test_sliding_windows(kind: str, window: dict[str, Any], attention: str) -> N
     text = prompt(24)
     truth = greedy(model, text, 24)
     assert truth.tolist() != greedy(tiny(kind, sliding_window=None), text, 24).tolist()
-    result = generate(model, noisy(model, 0.01), text, 24, head="dense", depth=4, top_k=4)
+    result = generate(model, noisy(model, 0.01), text, 24, head="dense", depth=4, tree_width=4)
     assert result.tokens.tolist() == truth.tolist()
     assert result.stats.tau > 1.5
 
@@ -225,7 +233,7 @@ def test_a_bias_of_the_lm_head(head: Any) -> None:
         head=head,
         capacity=VOCAB,
         frequent_tokens=FREQUENT,
-        top_k=1,
+        tree_width=1,
         depth=3,
     )
     assert result.tokens.tolist() == truth.tolist()

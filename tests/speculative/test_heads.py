@@ -124,7 +124,7 @@ def test_the_sparse_head_hears_all_sources_and_coverage_is_counted() -> None:
     depth, draft = 3, noisy(model)
     spy = Spy(CausalModel(draft).lm_head, 40)
     result = generate(
-        model, draft, text, len(truth), head=spy, depth=depth, top_k=4, tree_size=100,
+        model, draft, text, len(truth), head=spy, depth=depth, tree_width=4, tree_size=100,
         policy=Policy(MICROSPEC),
     )  # fmt: skip
     assert result.tokens.tolist() == truth.tolist()
@@ -168,7 +168,7 @@ def test_a_head_of_ones_own_keeps_what_it_learned() -> None:
     model, text, truth = example("llama")
     spy, policy = Spy(CausalModel(model).lm_head, VOCAB), Policy(ON_STEP)
     taus = [
-        generate(model, model, text, len(truth), head=spy, top_k=2, policy=policy).stats.tau
+        generate(model, model, text, len(truth), head=spy, tree_width=2, policy=policy).stats.tau
         for _ in range(2)
     ]
     assert taus[1] > taus[0]

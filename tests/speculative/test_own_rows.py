@@ -121,7 +121,7 @@ def test_a_perfect_draft_is_right_until_a_token_it_has_no_row_for(head: Any) -> 
     policy = Policy(TEXT, frequent_tokens=FREQUENT)
     result = generate(
         target, draft, text, len(truth), head=head, capacity=VOCAB, frequent_tokens=FREQUENT,
-        policy=policy, depth=5, top_k=1,
+        policy=policy, depth=5, tree_width=1,
     )  # fmt: skip
     assert result.tokens.tolist() == truth.tolist()
     hits = [token not in missing for token in truth.tolist()]

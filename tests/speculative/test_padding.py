@@ -56,7 +56,8 @@ def test_the_same_model_but_for_padding(size: int, head: Any, chain: bool) -> No
         assert (alone >= VOCAB).any(), "its padding rows are never the best"
     result = generate(
         model, draft, text, 31, head=head, capacity=MORE, frequent_tokens=torch.arange(VOCAB),
-        policy=Policy(TEXT, frequent_tokens=torch.arange(VOCAB)), depth=5, top_k=1, chain=chain,
+        policy=Policy(TEXT, frequent_tokens=torch.arange(VOCAB)), depth=5, tree_width=1,
+        chain=chain,
     )  # fmt: skip
     assert result.tokens.tolist() == truth.tolist()
     common = min(size, VOCAB)
@@ -130,7 +131,7 @@ def test_a_head_of_ones_own_is_over_the_targets_vocabulary() -> None:
         with pytest.raises(ValueError, match=r"head: expected .* vocabulary of 199 .* got 208"):
             generate(model, draft, text, 6, head=own)
     head = Dense(draft.lm_head.of_vocabulary(VOCAB))
-    result = generate(model, draft, text, 21, head=head, depth=4, top_k=1)
+    result = generate(model, draft, text, 21, head=head, depth=4, tree_width=1)
     assert result.tokens.tolist() == truth[:21].tolist()
     assert result.acceptance_lengths == [5] * 4
 

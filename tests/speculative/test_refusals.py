@@ -31,7 +31,7 @@ FREQUENT = torch.arange(VOCAB)
         (ValueError, "max_new_tokens: expected >= 0, got -1", {"max_new_tokens": -1}),
         (TypeError, "max_new_tokens: expected an int, got float", {"max_new_tokens": 1.5}),
         (ValueError, "depth: expected >= 1, got 0", {"depth": 0}),
-        (ValueError, r"top_k: expected in \[1, 128\], got 129", {"top_k": 129}),
+        (ValueError, r"tree_width: expected in \[1, 128\], got 129", {"tree_width": 129}),
         (ValueError, "tree_size: expected >= 1, got 0", {"tree_size": 0}),
         (ValueError, "capacity: expected >= 1, got 0", {"capacity": 0}),
         (ValueError, "num_groups: expected >= 1, got 0", {"num_groups": 0}),

@@ -55,7 +55,7 @@ def test_a_tree_gives_the_targets_own_text(kind: str, sampling: Sampling, head: 
     target = model(kind)
     truth = alone(target, prompt(12), 16, sampling)
     assert truth != alone(target, prompt(12), 16, Sampling())
-    for shape in ({"depth": 1, "top_k": 1, "tree_size": 1}, {"depth": 4, "top_k": 6}):
+    for shape in ({"depth": 1, "tree_width": 1, "tree_size": 1}, {"depth": 4, "tree_width": 6}):
         for draft in (noisy(target), eagle(CausalModel(target))):
             result = generate(
                 target, draft, prompt(12), 16, head=head, capacity=60, frequent_tokens=FREQUENT,

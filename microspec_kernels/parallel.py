@@ -96,13 +96,13 @@ def parallel_sparse_head(
 
     Args:
         hidden: bf16, fp16 or fp32 [M, D].
-        shard: [rows, D], the rows of tokens start to start + rows - 1; rows may be 0. The shard
-            must not contain the padding rows that engines put at the end of V.
+        shard: [shard_rows, D], the rows of tokens start to start + shard_rows - 1; shard_rows may
+            be 0. The shard must not contain the padding rows that engines put at the end of V.
         active_ids: int32 [K] or [G, K], as for :func:`local_ids`.
         k: number of entries per row, 1 to 128.
         start, process_group: as for :func:`all_gather_topk`.
         group_ids: int32 or int64 [M], as for sparse_head.
-        weight_scale, bias: [rows], the shard's part.
+        weight_scale, bias: [shard_rows], the shard's part.
         logit_scale, softcap: as for sparse_head.
 
     Returns:
@@ -129,8 +129,12 @@ def parallel_sparse_head(
 class _LocalVocab:
     """The part of ActiveVocab that heads and slabs use, with tokens as rows of a rank's shard."""
 
-    def __init__(self, vocab: ActiveVocab, start: int, rows: int) -> None:
-        self.vocab_size, self.capacity, self.num_groups = rows, vocab.capacity, vocab.num_groups
+    def __init__(self, vocab: ActiveVocab, start: int, shard_rows: int) -> None:
+        self.vocab_size, self.capacity, self.num_groups = (
+            shard_rows,
+            vocab.capacity,
+            vocab.num_groups,
+        )
         self.device, self.update = vocab.device, vocab.update
         self._vocab, self._start = vocab, start
 
@@ -149,7 +153,7 @@ class ParallelSparseHead(nn.Module):
     Args:
         shard, start, process_group: as for :func:`parallel_sparse_head`.
         vocab: the active vocabulary over all V tokens, on shard's device.
-        options: options of :class:`SparseHead`; weight_scale and bias are [rows].
+        options: options of :class:`SparseHead`; weight_scale and bias are [shard_rows].
 
     Raises:
         ValueError, TypeError: as SparseHead and all_gather_topk. ValueError also if the ranks do
@@ -210,17 +214,21 @@ class ParallelSparseHead(nn.Module):
         logits, _ = self.local.logits(hidden, row_groups)
         dist.all_reduce(logits, op=dist.ReduceOp.MAX, group=self.process_group)
         ids = self.vocab.ids.long()
-        rows = 0 if row_groups is None else row_groups.clamp(min=0).long()
-        return logits, ids[rows].expand(len(hidden), -1)
+        groups = 0 if row_groups is None else row_groups.clamp(min=0).long()
+        return logits, ids[groups].expand(len(hidden), -1)
 
 
 def all_gather_rows(
-    rows: Tensor, total_rows: int, *, start: int, process_group: "dist.ProcessGroup | None" = None
+    local_rows: Tensor,
+    total_rows: int,
+    *,
+    start: int,
+    process_group: "dist.ProcessGroup | None" = None,
 ) -> Tensor:
     """Gather row numbers from all ranks. This is a collective, and it waits for the device.
 
     Args:
-        rows: int64 [n], row numbers within this rank's shard; n may differ between ranks.
+        local_rows: int64 [n], row numbers within this rank's shard; n may differ between ranks.
         total_rows: number of rows of all shards.
         start, process_group: as for :func:`all_gather_topk`.
 
@@ -231,8 +239,8 @@ def all_gather_rows(
         ValueError: a process group that is not initialised or lacks this rank.
     """
     _size_of(process_group)
-    marks = torch.zeros(total_rows, dtype=torch.uint8, device=rows.device)
-    marks[rows + start] = 1
+    marks = torch.zeros(total_rows, dtype=torch.uint8, device=local_rows.device)
+    marks[local_rows + start] = 1
     dist.all_reduce(marks, op=dist.ReduceOp.MAX, group=process_group)
     return marks.nonzero()[:, 0]
 

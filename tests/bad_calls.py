@@ -60,15 +60,15 @@ def packed_flat() -> Arguments:
 
 
 def int8() -> Arguments:
-    return head_call(rows=torch.int8)
+    return head_call(weight_dtype=torch.int8)
 
 
 def packed_int8() -> Arguments:
-    return head_call(num_groups=2, packed=True, rows=torch.int8)
+    return head_call(num_groups=2, packed=True, weight_dtype=torch.int8)
 
 
 def packed_flat_int8() -> Arguments:
-    return head_call(packed=True, rows=torch.int8)
+    return head_call(packed=True, weight_dtype=torch.int8)
 
 
 def gather_call(**options: Any) -> Arguments:

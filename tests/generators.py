@@ -91,7 +91,7 @@ def head_case(
     active: int | None = None,
     num_groups: int | None = None,
     dtype: torch.dtype = torch.float32,
-    rows: torch.dtype | None = None,
+    weight_dtype: torch.dtype | None = None,
     packed: bool = False,
     bias: torch.dtype | None = None,
     gap: int = 0,
@@ -109,7 +109,7 @@ def head_case(
     """
     rng = torch.Generator().manual_seed(seed)
     draw = integers if exact else normal
-    rows = rows or dtype
+    weight_dtype = weight_dtype or dtype
     count = min(capacity, vocab_size)
     active = math.ceil(0.75 * count) if active is None else min(active, count)
     ids = torch.stack(
@@ -118,10 +118,10 @@ def head_case(
             for _ in range(1 if num_groups is None else num_groups)
         ]
     )
-    weight = poison((vocab_size, dim), rows)
-    scale = torch.full((vocab_size,), NAN) if rows in QUANTISED else None
+    weight = poison((vocab_size, dim), weight_dtype)
+    scale = torch.full((vocab_size,), NAN) if weight_dtype in QUANTISED else None
     used = ids[ids >= 0].long().unique()
-    row_indexed(weight)[used] = row_indexed(draw(rng, (len(used), dim), rows))
+    row_indexed(weight)[used] = row_indexed(draw(rng, (len(used), dim), weight_dtype))
     if scale is not None:
         # Powers of two keep exact cases exact.
         steps = torch.rand(len(used), generator=rng) * 4 - 8
@@ -142,8 +142,8 @@ def head_case(
         at = ids.clamp(min=0).long()
         empty = ids < 0
         packed_rows = row_indexed(weight)[at]
-        packed_rows[empty] = row_indexed(poison((1, dim), rows))[0]
-        weight = packed_rows.view(rows)
+        packed_rows[empty] = row_indexed(poison((1, dim), weight_dtype))[0]
+        weight = packed_rows.view(weight_dtype)
         if scale is not None:
             scale = scale[at].masked_fill(empty, NAN)
     if num_groups is None:
@@ -175,7 +175,7 @@ def head_cases(draw: st.DrawFn, *, exact: bool = False, dim: int = 150) -> HeadC
         active=draw(st.integers(0, capacity)),
         num_groups=num_groups,
         dtype=dtype,
-        rows=draw(st.sampled_from((dtype, *QUANTISED))),
+        weight_dtype=draw(st.sampled_from((dtype, *QUANTISED))),
         packed=draw(st.booleans()),
         bias=draw(st.sampled_from((None, dtype, torch.float32))),
         gap=draw(st.sampled_from((0, 1, 8))),

@@ -76,10 +76,10 @@ def parallel(case: HeadCase, start: int, end: int, k: int) -> tuple[Tensor, Tens
 
 def cases() -> Iterator[tuple[str, HeadCase, int]]:
     for dtype in FLOATS:
-        for rows in (dtype, *QUANTISED):
-            options: dict[str, Any] = {"dtype": dtype, "rows": rows, "bias": dtype}
-            yield f"{rows} rows", head_case(1, m=7, softcap=30.0, **options), 9
-            yield f"ties of {rows} rows", head_case(2, dim=2, exact=True, **options), 20
+        for weight_dtype in (dtype, *QUANTISED):
+            options: dict[str, Any] = {"dtype": dtype, "weight_dtype": weight_dtype, "bias": dtype}
+            yield f"{weight_dtype} rows", head_case(1, m=7, softcap=30.0, **options), 9
+            yield f"ties of {weight_dtype} rows", head_case(2, dim=2, exact=True, **options), 20
     yield "one row", head_case(3, m=1, dtype=torch.bfloat16), 5
     yield "no row", head_case(3, m=0), 5
     yield "groups", head_case(4, m=9, num_groups=3, padding=True, logit_scale=0.5), 10
@@ -126,16 +126,16 @@ def check_module(rank: int, ranks: int) -> None:
     """Check indexed and packed modules over many steps with evictions against a SparseHead."""
     for layout in shards(ranks):
         part = slice(*layout[rank])
-        for rows, options in (
+        for weight_dtype, options in (
             (torch.float32, {}),
             (torch.float32, {"mode": "packed", "buffers": 2}),
             (torch.bfloat16, {"mode": "packed", "slab_dtype": torch.int8}),
             (torch.float8_e4m3fn, {"mode": "packed"}),
         ):
             rng = torch.Generator().manual_seed(10)
-            dtype = torch.bfloat16 if rows in QUANTISED else rows
-            weight, bias = normal(rng, (V, 24), rows), normal(rng, (V,), dtype)
-            scale = torch.rand(V, generator=rng) if rows in QUANTISED else None
+            dtype = torch.bfloat16 if weight_dtype in QUANTISED else weight_dtype
+            weight, bias = normal(rng, (V, 24), weight_dtype), normal(rng, (V,), dtype)
+            scale = torch.rand(V, generator=rng) if weight_dtype in QUANTISED else None
             whole = SparseHead(
                 weight, ActiveVocab(V, 16, num_groups=2), weight_scale=scale, bias=bias, **options
             )
@@ -154,7 +154,9 @@ def check_module(rank: int, ranks: int) -> None:
                 hidden = normal(rng, (6, 24), dtype)
                 groups = torch.randint(-1, 2, (6,), generator=rng)
                 want = whole(hidden, 5, groups)
-                assert_agreed(head(hidden, 5, groups), want, f"module {rows} {options} {layout}")
+                assert_agreed(
+                    head(hidden, 5, groups), want, f"module {weight_dtype} {options} {layout}"
+                )
                 assert torch.equal(head.vocab.ids, whole.vocab.ids)
 
 

@@ -160,7 +160,7 @@ def test_a_path_is_checked_before_anything_is_read(option, refused):
         ("--vocab-size 1000000000000000", "--vocab-size"),
         ("--vocab-size 16000000 --dim 1000000", "--vocab-size"),
         ("--dim 1000000000000000000000", "--dim"),
-        ("--rows 100000000000", "--rows"),
+        ("--num-tokens 100000000000", "--num-tokens"),
         ("--rounds 3", "--rounds"),
         ("--rounds nan", "--rounds"),
         ("--round 15", "--round"),

@@ -25,12 +25,19 @@ def test_numbers_of_rows(m: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-@pytest.mark.parametrize("rows", [None, torch.int8, torch.float8_e4m3fn])
+@pytest.mark.parametrize("weight_dtype", [None, torch.int8, torch.float8_e4m3fn])
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("m", [3, 10])
-def test_types(dtype: torch.dtype, rows: torch.dtype | None, packed: bool, m: int) -> None:
+def test_types(dtype: torch.dtype, weight_dtype: torch.dtype | None, packed: bool, m: int) -> None:
     case = head_case(
-        7, m=m, dim=192, capacity=29, dtype=dtype, rows=rows, packed=packed, bias=torch.float32
+        7,
+        m=m,
+        dim=192,
+        capacity=29,
+        dtype=dtype,
+        weight_dtype=weight_dtype,
+        packed=packed,
+        bias=torch.float32,
     )
     check_against_float64(case, k=5)
 

@@ -28,12 +28,14 @@ def bitwise_equal_calls(one: HeadCase, other: HeadCase, k: int = 9) -> None:
 
 @pytest.mark.parametrize("gap", [1, 7, 8])
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("rows", [None, *QUANTISED], ids=str)
+@pytest.mark.parametrize("weight_dtype", [None, *QUANTISED], ids=str)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_strides(dtype: torch.dtype, rows: torch.dtype | None, packed: bool, gap: int) -> None:
+def test_strides(
+    dtype: torch.dtype, weight_dtype: torch.dtype | None, packed: bool, gap: int
+) -> None:
     options = {"m": 7, "dim": 45, "num_groups": 2, "padding": True, "packed": packed}
-    tight = head_case(11, dtype=dtype, rows=rows, **options)
-    loose = head_case(11, dtype=dtype, rows=rows, gap=gap, **options)
+    tight = head_case(11, dtype=dtype, weight_dtype=weight_dtype, **options)
+    loose = head_case(11, dtype=dtype, weight_dtype=weight_dtype, gap=gap, **options)
     assert loose.weight.stride(-2) == 45 + gap
     bitwise_equal_calls(loose, tight)
 
@@ -70,9 +72,9 @@ def test_groups_without_rows_are_not_read() -> None:
 
 
 @pytest.mark.backends(*ALL)
-@pytest.mark.parametrize("rows", [None, *QUANTISED], ids=str)
+@pytest.mark.parametrize("weight_dtype", [None, *QUANTISED], ids=str)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_packed_equals_indexed(dtype: torch.dtype, rows: torch.dtype | None) -> None:
+def test_packed_equals_indexed(dtype: torch.dtype, weight_dtype: torch.dtype | None) -> None:
     options = {
         "m": 9,
         "dim": 37,
@@ -81,8 +83,8 @@ def test_packed_equals_indexed(dtype: torch.dtype, rows: torch.dtype | None) -> 
         "logit_scale": 0.7,
         "softcap": 20.0,
     }
-    indexed = head_case(15, dtype=dtype, rows=rows, **options)
-    packed = head_case(15, dtype=dtype, rows=rows, packed=True, **options)
+    indexed = head_case(15, dtype=dtype, weight_dtype=weight_dtype, **options)
+    packed = head_case(15, dtype=dtype, weight_dtype=weight_dtype, packed=True, **options)
     bitwise_equal_calls(packed, indexed)
 
 

@@ -80,9 +80,9 @@ def test_equals_topk_over_a_dense_head(dtype: torch.dtype) -> None:
     assert_bitwise(ids, want_ids, "token_ids")  # with this seed no two logits are within rounding
 
 
-@pytest.mark.parametrize("rows", [None, *QUANTISED], ids=str)
+@pytest.mark.parametrize("weight_dtype", [None, *QUANTISED], ids=str)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_large_k_and_capacity(dtype: torch.dtype, rows: torch.dtype | None) -> None:
+def test_large_k_and_capacity(dtype: torch.dtype, weight_dtype: torch.dtype | None) -> None:
     """There are many times more candidates than k = 128, so insertions and pruning alternate."""
     case = head_case(
         2,
@@ -92,7 +92,7 @@ def test_large_k_and_capacity(dtype: torch.dtype, rows: torch.dtype | None) -> N
         capacity=4000,
         active=3111,
         dtype=dtype,
-        rows=rows,
+        weight_dtype=weight_dtype,
         bias=dtype,
     )
     check_against_float64(case, 128)

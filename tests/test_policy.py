@@ -55,8 +55,7 @@ def test_best_rows_and_name() -> None:
     last, every = policy.prompt_top_k(5, "last"), policy.prompt_top_k(3)
     assert [Policy((last, every)).target_top_k(stage) for stage in ("prompt", "step")] == [5, 0]
     asked = [(), (policy.prompt(),), (policy.prompt(), last), (last, every)]
-    assert [Policy(s).rows("prompt") for s in asked] == ["none", "none", "last", "all"]
-    assert Policy((every,)).rows("step") == "none"
+    assert [Policy(s).prompt_rows for s in asked] == ["none", "none", "last", "all"]
     named = Policy((policy.prompt(7), *policy.TEXT, policy.generated()), pinned=torch.arange(4))
     assert named.name == "prompt=7+prompt+generated+pin4"
 
@@ -77,7 +76,7 @@ def test_a_budget_keeps_the_newest(rows: list[list[int]], budget: int) -> None:
 
 def test_microspec_is_prompt_tree_and_top_3_with_the_likeliest_newest() -> None:
     vocab, whole = ActiveVocab(VOCAB, 40), Policy(policy.MICROSPEC)
-    assert (whole.target_top_k("prompt"), whole.rows("prompt"), whole.target_top_k("step")) == (
+    assert (whole.target_top_k("prompt"), whole.prompt_rows, whole.target_top_k("step")) == (
         3,
         "all",
         3,
@@ -96,7 +95,7 @@ def test_default_begins_filled_or_is_microspecs() -> None:
     filled = policy.default([5, 4])
     assert filled.name == "prompt+top3+generated+filled"
     assert filled.frequent_tokens == [5, 4]
-    assert filled.rows("prompt") == "none", "no logits of the prompt's rows"
+    assert filled.prompt_rows == "none", "no logits of the prompt's rows"
     assert len(filled.pinned) == len(policy.default().pinned) == 0
 
 
@@ -112,7 +111,7 @@ def test_expanded_looks_up_what_the_other_takes() -> None:
     one = policy.expanded(policy.generated(), table, "kin", budget=2)
     assert one.tokens(seen()).tolist() == [[-1, 40], [-1, 50], [-1, -1]]
     wide = policy.expanded(policy.prompt_top_k(2, "last"), table, "kin")
-    assert (wide.stage, wide.target_top_k, wide.rows) == ("prompt", 2, "last")
+    assert (wide.stage, wide.target_top_k, wide.prompt_rows) == ("prompt", 2, "last")
     assert wide.tokens(seen("prompt")).shape == (3, 4)
     remembers = ContextSuccessors(VOCAB).sources[0]
     assert policy.expanded(remembers, table, "kin").reset == remembers.reset is not None

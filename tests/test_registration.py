@@ -79,8 +79,8 @@ HEADS: list[dict[str, Any]] = [
     {},
     {"dtype": torch.bfloat16, "bias": torch.float32, "logit_scale": 0.5, "softcap": 5.0},
     {"num_groups": 3, "packed": True, "dtype": torch.float16, "gap": 8, "padding": True},
-    {"num_groups": 2, "rows": torch.int8, "long_groups": False},
-    {"packed": True, "rows": torch.float8_e4m3fn, "dtype": torch.bfloat16},
+    {"num_groups": 2, "weight_dtype": torch.int8, "long_groups": False},
+    {"packed": True, "weight_dtype": torch.float8_e4m3fn, "dtype": torch.bfloat16},
 ]
 GATHERS: list[dict[str, Any]] = [
     {},
@@ -179,11 +179,11 @@ def test_compiled_wrong_call_is_an_error() -> None:
         compiled(*case.tensors(), 129)
 
 
-@pytest.mark.parametrize("rows", [torch.float32, *QUANTISED], ids=str)
-def test_reference_backend_serves_the_ops_themselves(rows: torch.dtype) -> None:
+@pytest.mark.parametrize("weight_dtype", [torch.float32, *QUANTISED], ids=str)
+def test_reference_backend_serves_the_ops_themselves(weight_dtype: torch.dtype) -> None:
     """The dispatcher makes the choice, so engines that call torch.ops get it too."""
     microspec_kernels.backend("cpu")
-    case = head_case(34, rows=rows, num_groups=2, packed=True)
+    case = head_case(34, weight_dtype=weight_dtype, num_groups=2, packed=True)
     want = torch.ops.microspec.sparse_head(*case.tensors(), 5, **case.options())
     assert microspec_kernels.backend("reference") == "reference"
     for _ in range(2):  # twice: choosing again is harmless

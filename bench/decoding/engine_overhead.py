@@ -98,7 +98,7 @@ def entered(head: EngineHead) -> int:
         torch.cuda.synchronize()
     stats = head.stats()
     assert stats is not None
-    return stats.rows_entered
+    return stats.rows_activated
 
 
 def check(head: EngineHead, logits: Tensor, hidden: Tensor, row_groups: Tensor | None) -> None:

@@ -38,13 +38,13 @@ class EngineStats(NamedTuple):
     Attributes:
         hits: counted tokens that were active, see :meth:`EngineHead.count_coverage`.
         misses: counted tokens that were not active.
-        rows_entered: rows of the LM head that became active.
+        rows_activated: rows of the LM head that became active.
         active: tokens that are active now.
     """
 
     hits: int
     misses: int
-    rows_entered: int
+    rows_activated: int
     active: int
 
     @property
@@ -68,15 +68,15 @@ class EngineHead:
     hold NaN or infinity, logs them and never proposes them.
 
     Args:
-        weight: [rows, D], the draft's LM head without the padding rows at the end of V; with
+        weight: [R, D], the draft's LM head without the padding rows at the end of V; with
             `shard`, the rows of this rank.
         settings: see :class:`Settings`.
         num_groups: number of vocabularies: 1 if all requests share one, else the most requests that
             may run at once.
         target_vocab_size: number of the target's tokens; default: the number of rows.
-        row_tokens: int64 [rows], the target's token of each row of the whole head; None: row i is
+        row_tokens: int64 [R], the target's token of each row of the whole head; None: row i is
             token i.
-        bias: [rows].
+        bias: [R].
         logit_scale, softcap: see :func:`~microspec_kernels.sparse_head`.
         shard: this rank's part if ranks share the head. The constructor and the calls are then
             collectives, and each rank must observe the same tokens.
@@ -103,13 +103,13 @@ class EngineHead:
         shard: Shard | None = None,
     ) -> None:
         device = plain(weight, "EngineHead: weight").device
-        rows = weight.size(0) if shard is None else shard.total_rows
+        lm_head_rows = weight.size(0) if shard is None else shard.total_rows
         broken = broken_rows(weight, bias)
         if shard is not None:
             broken = all_gather_rows(
-                broken, rows, start=shard.start, process_group=shard.process_group
+                broken, lm_head_rows, start=shard.start, process_group=shard.process_group
             )
-        self.token_map = TokenMap(rows, target_vocab_size, row_tokens, device, broken)
+        self.token_map = TokenMap(lm_head_rows, target_vocab_size, row_tokens, device, broken)
         log_broken(self.token_map.to_tokens(broken), "microspec: the draft's LM head")
         if settings.target_top_k > self.token_map.target_vocab_size:
             most = self.token_map.target_vocab_size
@@ -125,8 +125,8 @@ class EngineHead:
             raise ValueError(f"microspec: frequent_tokens_file: expected {expected}, got none")
         self.settings, self._weight = settings, weight.detach()
         self.vocab = ActiveVocab(
-            rows,
-            min(settings.capacity, rows),
+            lm_head_rows,
+            min(settings.capacity, lm_head_rows),
             num_groups=num_groups,
             frequent_tokens=frequent_tokens,
             device=device,
@@ -148,7 +148,7 @@ class EngineHead:
                 weight, self.vocab, start=shard.start, process_group=shard.process_group, **options
             )
         self._counted = torch.zeros(2, dtype=torch.int64, device=device)  # active, all
-        self._entered = torch.zeros(1, dtype=torch.int64, device=device)
+        self._activated = torch.zeros(1, dtype=torch.int64, device=device)
         self._host_copy = HostCopy()
 
     @property
@@ -177,7 +177,7 @@ class EngineHead:
         """
         before = self.vocab.ids.clone()
         self.vocab.update(self.token_map.to_rows(tokens), token_groups=token_groups)
-        self._entered += (self.vocab.ids != before).sum()
+        self._activated += (self.vocab.ids != before).sum()
         self._gather()
 
     def top_target_tokens(self, logits: Tensor) -> Tensor:
@@ -226,7 +226,7 @@ class EngineHead:
         if groups is None:
             self.vocab.reset()
             self._counted.zero_()
-            self._entered.zero_()
+            self._activated.zero_()
             self._host_copy = HostCopy()  # drop the pending copy: its totals are from before
         elif len(groups):
             self.vocab.reset(groups)
@@ -284,11 +284,11 @@ class EngineHead:
         outside capture.
         """
         active = self.vocab.size.sum(0, keepdim=True)
-        newest = self._host_copy.poll(torch.cat((self._counted, self._entered, active)))
+        newest = self._host_copy.poll(torch.cat((self._counted, self._activated, active)))
         if newest is None:
             return None
-        hits, counted, rows_entered, active_now = newest.tolist()
-        return EngineStats(hits, counted - hits, rows_entered, active_now)
+        hits, counted, rows_activated, active_now = newest.tolist()
+        return EngineStats(hits, counted - hits, rows_activated, active_now)
 
     def reload(self) -> None:
         """Gather the slab again after the weight changed in place. Call outside capture."""

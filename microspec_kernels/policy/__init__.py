@@ -18,7 +18,7 @@ engine's CUDA graph: :meth:`Policy.select` never reads a value back to the host.
 """
 
 from .context import ContextSuccessors
-from .policy import Policy, Rows, Source, Stage, TargetPass
+from .policy import Policy, PromptRows, Source, Stage, TargetPass
 from .sources import (
     MICROSPEC,
     TEXT,
@@ -37,7 +37,7 @@ __all__ = [
     "TEXT",
     "ContextSuccessors",
     "Policy",
-    "Rows",
+    "PromptRows",
     "Source",
     "Stage",
     "TargetPass",

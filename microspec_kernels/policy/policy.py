@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 Stage = Literal["prompt", "step"]
-Rows = Literal["all", "last"]
+PromptRows = Literal["all", "last"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,8 +20,8 @@ class TargetPass:
         tokens: int64 [n], the input tokens: a prompt (or a later given turn), or a draft tree with
             its root first.
         top_tokens: int64 [n, t], the target's likeliest next tokens after each row, the likeliest
-            first; t may be 0. If only the last row's were computed (:meth:`Policy.rows`), the other
-            rows are -1.
+            first; t may be 0. If only the last row's were computed (:attr:`Policy.prompt_rows`),
+            the other rows are -1.
         chosen: int64 [n], the token that followed each row in the text (accepted or bonus); -1 for
             rows that are not on the accepted path. The rows of that path are in text order.
     """
@@ -46,12 +46,12 @@ class Source:
             row order) are kept.
         target_top_k: number of the target's likeliest tokens that the source needs at every row.
             A number above 1 costs a top-k over V, and in the prompt logits at every row.
-        rows: whether the source needs them at every row of a prompt ("all") or only at the last
-            row ("last"), which serving engines compute anyway.
+        prompt_rows: whether the source needs them at every row of a prompt ("all") or only at the
+            last row ("last"), which serving engines compute anyway.
         reset: forgets the text, if `select` remembers it; else None.
 
     Raises:
-        ValueError: an invalid stage, budget, target_top_k or rows.
+        ValueError: an invalid stage, budget, target_top_k or prompt_rows.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Source:
     select: Callable[[TargetPass], Tensor]
     budget: int | None = None
     target_top_k: int = 0
-    rows: Rows = "all"
+    prompt_rows: PromptRows = "all"
     reset: Callable[[], None] | None = None
 
     def __post_init__(self) -> None:
@@ -67,7 +67,12 @@ class Source:
             ("stage", self.stage in get_args(Stage), "'prompt' or 'step'", self.stage),
             ("budget", self.budget is None or self.budget >= 1, "at least 1 or None", self.budget),
             ("target_top_k", self.target_top_k >= 0, "at least 0", self.target_top_k),
-            ("rows", self.rows in get_args(Rows), "'all' or 'last'", self.rows),
+            (
+                "prompt_rows",
+                self.prompt_rows in get_args(PromptRows),
+                "'all' or 'last'",
+                self.prompt_rows,
+            ),
         ]
         for argument, fine, expected, got in checks:
             if not fine:
@@ -117,9 +122,10 @@ class Policy:
         """Return the number of the target's likeliest tokens that a pass of that stage needs."""
         return max((s.target_top_k for s in self.sources if s.stage == stage), default=0)
 
-    def rows(self, stage: Stage) -> Literal["all", "last", "none"]:
-        """Return at which rows of such a pass the target's likeliest tokens are needed."""
-        wanted = {s.rows for s in self.sources if s.stage == stage and s.target_top_k}
+    @property
+    def prompt_rows(self) -> Literal["all", "last", "none"]:
+        """The rows of a prompt at which the sources need the target's likeliest tokens."""
+        wanted = {s.prompt_rows for s in self.sources if s.stage == "prompt" and s.target_top_k}
         return "all" if "all" in wanted else "last" if wanted else "none"
 
     def select(self, target_pass: TargetPass) -> Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .policy import Policy, Rows, Source, TargetPass
+from .policy import Policy, PromptRows, Source, TargetPass
 
 
 def prompt(budget: int | None = None) -> Source:
@@ -31,14 +31,16 @@ def target_top_k(k: int, budget: int | None = None) -> Source:
     return Source(f"top{k}", "step", _likeliest(k), budget, target_top_k=k)
 
 
-def prompt_top_k(k: int, rows: Rows = "all", budget: int | None = None) -> Source:
+def prompt_top_k(k: int, prompt_rows: PromptRows = "all", budget: int | None = None) -> Source:
     """Select the target's k likeliest tokens at the prompt's rows.
 
     MicroSpec uses k = 3 at all rows (arXiv 2605.26444). Serving engines project only the last row,
-    so rows = "all" costs one more GEMM over V.
+    so prompt_rows = "all" costs one more GEMM over V.
     """
-    name = f"prompt_top{k}" if rows == "all" else f"prompt_last_top{k}"
-    return Source(name, "prompt", _likeliest(k, rows), budget, target_top_k=k, rows=rows)
+    name = f"prompt_top{k}" if prompt_rows == "all" else f"prompt_last_top{k}"
+    return Source(
+        name, "prompt", _likeliest(k, prompt_rows), budget, target_top_k=k, prompt_rows=prompt_rows
+    )
 
 
 def expanded(source: Source, table: Tensor, name: str, budget: int | None = None) -> Source:
@@ -68,7 +70,7 @@ def expanded(source: Source, table: Tensor, name: str, budget: int | None = None
         return torch.where(taken[:, :, None] >= 0, related, -1).flatten(1).long()
 
     return Source(
-        name, source.stage, select, budget, source.target_top_k, source.rows, source.reset
+        name, source.stage, select, budget, source.target_top_k, source.prompt_rows, source.reset
     )
 
 
@@ -80,10 +82,12 @@ def _chosen(target_pass: TargetPass) -> Tensor:
     return target_pass.chosen[:, None]
 
 
-def _likeliest(k: int, rows: Rows = "all") -> Callable[[TargetPass], Tensor]:
+def _likeliest(k: int, prompt_rows: PromptRows = "all") -> Callable[[TargetPass], Tensor]:
     def select(target_pass: TargetPass) -> Tensor:
         best = target_pass.top_tokens[:, :k].flip(1)  # the likeliest comes last, so it is newest
-        return best if rows == "all" else torch.cat((torch.full_like(best[:-1], -1), best[-1:]))
+        return (
+            best if prompt_rows == "all" else torch.cat((torch.full_like(best[:-1], -1), best[-1:]))
+        )
 
     return select
 

@@ -84,7 +84,7 @@ class Dense:
         """Do nothing: the tokens are fixed."""
 
     def contains(self, tokens: Tensor, token_groups: Tensor) -> Tensor:
-        return self.lm_head.rows(tokens) >= 0
+        return self.lm_head.to_rows(tokens) >= 0
 
     def active(self) -> Tensor:
         return (self.lm_head.ids >= 0).sum()[None]
@@ -102,7 +102,7 @@ class Static(Dense):
 
     def __init__(self, lm_head: LMHead, ids: Tensor) -> None:
         lm_head = lm_head.sound()
-        super().__init__(lm_head.only(lm_head.known(ids)))
+        super().__init__(lm_head.only(lm_head.with_rows(ids)))
 
 
 class Sparse:
@@ -133,18 +133,18 @@ class Sparse:
 
     def topk(self, hidden: Tensor, k: int, row_groups: Tensor) -> tuple[Tensor, Tensor]:
         logits, rows, logsumexp = self.head(hidden, k, row_groups if self.num_groups > 1 else None)
-        return logits - logsumexp[:, None], self.lm_head.tokens(rows)
+        return logits - logsumexp[:, None], self.lm_head.to_tokens(rows)
 
     def logits(self, hidden: Tensor, row_groups: Tensor) -> tuple[Tensor, Tensor]:
         logits, rows = self.head.logits(hidden, row_groups if self.num_groups > 1 else None)
-        return logits, self.lm_head.tokens(rows)
+        return logits, self.lm_head.to_tokens(rows)
 
     def observe(self, tokens: Tensor, token_groups: Tensor) -> None:
-        rows = self.lm_head.rows(tokens)
+        rows = self.lm_head.to_rows(tokens)
         self.head.observe(rows, token_groups=token_groups if self.num_groups > 1 else None)
 
     def contains(self, tokens: Tensor, token_groups: Tensor) -> Tensor:
-        return self.vocab.contains(self.lm_head.rows(tokens), token_groups=token_groups)
+        return self.vocab.contains(self.lm_head.to_rows(tokens), token_groups=token_groups)
 
     def active(self) -> Tensor:
         return self.vocab.size
@@ -186,7 +186,7 @@ def make_head(
         ids = token_ids(
             "generate: frequent_tokens", frequent_tokens, lm_head.vocab_size, device=device
         )
-        with_rows = lm_head.known(ids)
+        with_rows = lm_head.with_rows(ids)
         if len(with_rows) == 0:
             raise ValueError(
                 "generate: frequent_tokens: expected tokens that the draft's LM head has rows for, "
@@ -196,8 +196,8 @@ def make_head(
     if name != "sparse":
         raise ValueError(f"generate: head: expected 'dense', 'static' or 'sparse', got {name!r}")
     pinned, frequent_tokens = (
-        lm_head.rows(
-            lm_head.known(token_ids(f"Policy: {name}", ids, lm_head.vocab_size, device=device))
+        lm_head.to_rows(
+            lm_head.with_rows(token_ids(f"Policy: {name}", ids, lm_head.vocab_size, device=device))
         )
         for name, ids in (("pinned", policy.pinned), ("frequent_tokens", policy.frequent_tokens))
     )

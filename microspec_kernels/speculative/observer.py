@@ -30,7 +30,7 @@ class Observer:
         The last row comes from the logits `last` [1, V]. The other rows are computed from hidden
         [P, D] only if the policy asks for all rows; otherwise they are -1.
         """
-        rows = self.policy.rows("prompt") if self.head.follows else "none"
+        rows = self.policy.prompt_rows if self.head.follows else "none"
         if rows == "all":
             logits = (target.logits(piece) for piece in torch.split(hidden, CHUNK))
             return torch.cat([self.target_top_k(piece, "prompt") for piece in logits])

@@ -47,14 +47,14 @@ def heads(
     arch: int, settings: dict[str, Any], shapes: list[tuple[int, int, int]]
 ) -> Iterator[Call]:
     kinds = itertools.cycle(
-        (dtype, rows, packed, num_groups)
-        for rows, dtype, packed, num_groups in itertools.product(
+        (dtype, weight_dtype, packed, num_groups)
+        for weight_dtype, dtype, packed, num_groups in itertools.product(
             (None, *QUANTISED), FLOATS, (False, True), (None, 2)
         )
     )
     for number, (m, dim, capacity) in enumerate(shapes):
         # 7 and 36 share no factor, so every kind has its turn if there are enough shapes.
-        dtype, rows, packed, num_groups = next(itertools.islice(kinds, 6, None))
+        dtype, weight_dtype, packed, num_groups = next(itertools.islice(kinds, 6, None))
         options = {
             "packed": packed,
             "num_groups": num_groups,
@@ -64,9 +64,9 @@ def heads(
         options["padding"] = num_groups is not None
         case = head_case(
             number, m=m, dim=dim, vocab_size=2 * capacity, capacity=capacity,
-            dtype=dtype, rows=rows, softcap=9.0 * (number % 2), **options,
+            dtype=dtype, weight_dtype=weight_dtype, softcap=9.0 * (number % 2), **options,
         )  # fmt: skip
-        name = f"{number}: M {m}, D {dim}, K {capacity}, {dtype}, {rows}, {options}"
+        name = f"{number}: M {m}, D {dim}, K {capacity}, {dtype}, {weight_dtype}, {options}"
         yield from head(name, arch, 5, case, settings)
 
 

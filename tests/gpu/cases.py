@@ -63,7 +63,7 @@ def real_case(
     capacity: int,
     active: int | None = None,
     dtype: torch.dtype = torch.bfloat16,
-    rows: torch.dtype | None = None,
+    weight_dtype: torch.dtype | None = None,
     packed: bool = False,
     num_groups: int | None = None,
     bias: torch.dtype | None = None,
@@ -74,7 +74,7 @@ def real_case(
     ``slab_of``: the slab has that many buffers of ``num_groups`` each, and the call uses one of
         them.
     """
-    rows = rows or dtype
+    weight_dtype = weight_dtype or dtype
     active = capacity * 15 // 16 if active is None else active
     buffers = slab_of * (num_groups or 1)
     ids = random_ids(rng, model.vocab_size, buffers, capacity, active)
@@ -84,10 +84,12 @@ def real_case(
     size = model.dim**-0.5
     scale = None
     with on_device(str(rng.device)):
-        weight = poison((model.vocab_size, model.dim), rows)
-        fresh = normal(rng, (len(used), model.dim), rows)
-        row_indexed(weight)[used] = row_indexed(fresh if rows in QUANTISED else fresh * size)
-        if rows in QUANTISED:
+        weight = poison((model.vocab_size, model.dim), weight_dtype)
+        fresh = normal(rng, (len(used), model.dim), weight_dtype)
+        row_indexed(weight)[used] = row_indexed(
+            fresh if weight_dtype in QUANTISED else fresh * size
+        )
+        if weight_dtype in QUANTISED:
             scale = torch.full((model.vocab_size,), NAN)
             scale[used] = size / 64 * (0.5 + torch.rand(len(used), generator=rng))
         values = None
@@ -97,8 +99,8 @@ def real_case(
         if packed:
             at = ids.clamp(min=0).long()
             slab = row_indexed(weight)[at]
-            slab[ids < 0] = row_indexed(poison((1, model.dim), rows))[0]
-            weight = slab.view(rows)
+            slab[ids < 0] = row_indexed(poison((1, model.dim), weight_dtype))[0]
+            weight = slab.view(weight_dtype)
             scale = None if scale is None else scale[at].masked_fill(ids < 0, NAN)
     group_ids = None
     if buffers > 1:

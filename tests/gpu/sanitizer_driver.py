@@ -87,9 +87,9 @@ def short(dtype: torch.dtype) -> str:
 
 def head_cases() -> Iterator[Case]:
     shape = {"vocab_size": 300, "capacity": 203, "active": 150}
-    for dtype, rows in ((d, r) for d in FLOATS for r in (d, *QUANTISED)):
-        name = f"head {short(dtype)} {short(rows)}"
-        options = {**shape, "dtype": dtype, "rows": rows}
+    for dtype, weight_dtype in ((d, r) for d in FLOATS for r in (d, *QUANTISED)):
+        name = f"head {short(dtype)} {short(weight_dtype)}"
+        options = {**shape, "dtype": dtype, "weight_dtype": weight_dtype}
         yield f"{name} simt one row", head(m=1, dim=320, **options)
         yield f"{name} simt four rows", head(m=4, dim=320, bias=dtype, **options)
         yield f"{name} simt unaligned", head(m=3, dim=333, gap=1, **options)

@@ -109,7 +109,7 @@ def test_one_graph_serves_every_step(
     torch.cuda.synchronize()
     found = there.stats()
     assert found == here.stats()
-    assert found is not None and found.hits > 0 < found.misses and found.rows_entered > STEPS
+    assert found is not None and found.hits > 0 < found.misses and found.rows_activated > STEPS
 
 
 def test_stats_arrive_without_being_waited_for() -> None:
@@ -121,7 +121,7 @@ def test_stats_arrive_without_being_waited_for() -> None:
     torch.cuda.synchronize()
     second = head.stats()
     assert first is not None and first.active == 0, "as it was when it was asked for"
-    assert second is not None and (second.rows_entered, second.active) == (3, 3)
+    assert second is not None and (second.rows_activated, second.active) == (3, 3)
     head.reset()
     assert head.stats() is None, "what was on its way is of before"
     torch.cuda.synchronize()

@@ -45,8 +45,10 @@ def there(options: dict[str, object]) -> dict[str, object]:
     ids=str,
 )
 def test_head_is_two_kernels(dtype: torch.dtype, m: int, kernels: list[str]) -> None:
-    for rows in (dtype, *QUANTISED):
-        case = head_case(1, m=m, dim=256, vocab_size=400, capacity=300, dtype=dtype, rows=rows)
+    for weight_dtype in (dtype, *QUANTISED):
+        case = head_case(
+            1, m=m, dim=256, vocab_size=400, capacity=300, dtype=dtype, weight_dtype=weight_dtype
+        )
         own, options = [t.cuda() for t in case.tensors()], there(case.options())
         assert enqueued(lambda: sparse_head(*own, 9, **options)) == [*kernels, "select"]  # noqa: B023
         assert enqueued(lambda: sparse_logits(*own, **options)) == [*kernels, "finish_logits"]  # noqa: B023

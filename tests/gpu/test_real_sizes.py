@@ -10,17 +10,17 @@ from microspec_kernels import gather_rows_, reference, vocab_update_
 
 from .cases import MODELS, Model, check_head, expected, first_rows, normal, random_ids, real_case
 
-DTYPES = [(dtype, rows) for dtype in FLOATS for rows in (dtype, *QUANTISED)]
+DTYPES = [(dtype, weight_dtype) for dtype in FLOATS for weight_dtype in (dtype, *QUANTISED)]
 ROWS = (1, 2, 3, 4, 5, 8, 10, 16, 17, 31, 32, 33, 60, 64, 100, 300)
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["indexed", "packed"])
-@pytest.mark.parametrize(("dtype", "rows"), DTYPES, ids=str)
+@pytest.mark.parametrize(("dtype", "weight_dtype"), DTYPES, ids=str)
 @pytest.mark.parametrize("name", MODELS)
 def test_head(
-    name: str, dtype: torch.dtype, rows: torch.dtype, packed: bool, rng: torch.Generator
+    name: str, dtype: torch.dtype, weight_dtype: torch.dtype, packed: bool, rng: torch.Generator
 ) -> None:
-    options = {"dtype": dtype, "rows": rows, "packed": packed}
+    options = {"dtype": dtype, "weight_dtype": weight_dtype, "packed": packed}
     case = real_case(rng, MODELS[name], m=max(ROWS), capacity=3072, **options)
     want = expected(case)
     for m in ROWS:
@@ -28,10 +28,18 @@ def test_head(
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["indexed", "packed"])
-@pytest.mark.parametrize("rows", [torch.bfloat16, *QUANTISED], ids=str)
-def test_every_number_of_rows_to_64(rows: torch.dtype, packed: bool, rng: torch.Generator) -> None:
+@pytest.mark.parametrize("weight_dtype", [torch.bfloat16, *QUANTISED], ids=str)
+def test_every_number_of_rows_to_64(
+    weight_dtype: torch.dtype, packed: bool, rng: torch.Generator
+) -> None:
     case = real_case(
-        rng, MODELS["llama"], m=64, capacity=1001, rows=rows, packed=packed, bias=torch.float32
+        rng,
+        MODELS["llama"],
+        m=64,
+        capacity=1001,
+        weight_dtype=weight_dtype,
+        packed=packed,
+        bias=torch.float32,
     )
     want = expected(case)
     for m in range(1, 65):
@@ -58,14 +66,14 @@ def test_capacities(capacity: int, packed: bool, rng: torch.Generator) -> None:
 
 @pytest.mark.parametrize("num_groups", [1, 2, 7, 32])
 @pytest.mark.parametrize(
-    ("dtype", "rows"), [(torch.bfloat16, r) for r in (torch.bfloat16, *QUANTISED)], ids=str
+    ("dtype", "weight_dtype"), [(torch.bfloat16, r) for r in (torch.bfloat16, *QUANTISED)], ids=str
 )
 def test_groups_of_a_double_buffered_slab(
-    num_groups: int, dtype: torch.dtype, rows: torch.dtype, rng: torch.Generator
+    num_groups: int, dtype: torch.dtype, weight_dtype: torch.dtype, rng: torch.Generator
 ) -> None:
     case = real_case(
         rng, MODELS["qwen"], m=300, capacity=512, num_groups=num_groups, slab_of=2, packed=True,
-        dtype=dtype, rows=rows,
+        dtype=dtype, weight_dtype=weight_dtype,
     )  # fmt: skip
     want = expected(case)
     for m in (1, 4, 10, 60, 300):
@@ -76,8 +84,10 @@ def test_groups_of_a_double_buffered_slab(
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_widths(dim: int, dtype: torch.dtype, rng: torch.Generator) -> None:
     """Rows are no multiple of 16 bytes, or longer than a block holds at once."""
-    for rows in (dtype, *QUANTISED):
-        case = real_case(rng, Model(5000, dim), m=33, capacity=300, dtype=dtype, rows=rows)
+    for weight_dtype in (dtype, *QUANTISED):
+        case = real_case(
+            rng, Model(5000, dim), m=33, capacity=300, dtype=dtype, weight_dtype=weight_dtype
+        )
         want = expected(case)
         for m in (1, 4, 9, 33):
             check_head(*first_rows(case, want, m))

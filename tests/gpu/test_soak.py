@@ -36,7 +36,7 @@ def some_head(seed: int) -> None:
         capacity=capacity,
         active=rng.choice((count, rng.randint(0, count))),
         dtype=dtype,
-        rows=rng.choice((dtype, *QUANTISED)),
+        weight_dtype=rng.choice((dtype, *QUANTISED)),
         packed=rng.random() < 0.5,
         num_groups=num_groups,
         bias=rng.choice((None, dtype, torch.float32)),

@@ -71,7 +71,7 @@ class Wanted:
             ::-1
         ]  # the likeliest token is the last to be evicted
         self.lru = [self.fresh() for _ in range(num_groups)]
-        self.hits = self.misses = self.entered = 0
+        self.hits = self.misses = self.activated = 0
 
     def fresh(self) -> Lru:
         lru = Lru(self.capacity)
@@ -87,7 +87,7 @@ class Wanted:
             self.misses += not hit and 0 <= token < V
         for token, group in pairs:
             self.lru[group].see([self.row_of.get(token, -1)])
-        self.entered += sum(
+        self.activated += sum(
             len(set(lru.tokens) - old) for lru, old in zip(self.lru, before, strict=True)
         )
 
@@ -121,7 +121,12 @@ class Wanted:
         assert head.argmax(hidden, given).tolist() == best, where
         assert head.argmax(hidden, given).dtype == torch.int64
         active: dict[str, Any] = {"active": sum(len(lru.tokens) for lru in self.lru)}
-        figures = {"hits": self.hits, "misses": self.misses, "rows_entered": self.entered, **active}
+        figures = {
+            "hits": self.hits,
+            "misses": self.misses,
+            "rows_activated": self.activated,
+            **active,
+        }
         found = head.stats()
         assert found is not None and found._asdict() == figures, where
 

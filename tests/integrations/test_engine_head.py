@@ -176,7 +176,7 @@ def test_the_only_vocabulary_begins_anew_too() -> None:
     head = EngineHead(weight_of(torch.float32), Settings(vocabulary="request"))
     head.observe(torch.tensor([3, 4]))
     head.reset([0])
-    assert head.stats() == EngineStats(hits=0, misses=0, rows_entered=2, active=0)
+    assert head.stats() == EngineStats(hits=0, misses=0, rows_activated=2, active=0)
 
 
 @pytest.mark.parametrize("target_top_k", [1, 3])

@@ -68,7 +68,7 @@ def test_inference_mode(made_inside: bool, mode: Any) -> None:
         head.reset([0])
         head.reload()
         assert head.argmax(torch.ones(2, DIM), groups).tolist() == [0, 4]
-        assert head.stats() == EngineStats(hits=0, misses=2, rows_entered=2, active=1)
+        assert head.stats() == EngineStats(hits=0, misses=2, rows_activated=2, active=1)
 
 
 @pytest.mark.parametrize("options", MODES, ids=lambda o: "-".join(o.values()))

@@ -36,7 +36,7 @@ def test_begins_with_the_frequent_tokens_that_the_draft_has(tmp_path: Any) -> No
     assert active() == set(known[:4])
     head.observe(torch.tensor([known[5]]))
     assert active() == {*known[:3], known[5]}
-    assert head.stats() == EngineStats(hits=0, misses=0, rows_entered=1, active=4)
+    assert head.stats() == EngineStats(hits=0, misses=0, rows_activated=1, active=4)
 
 
 def test_a_list_that_the_draft_has_no_token_of(tmp_path: Any) -> None:
@@ -65,7 +65,7 @@ def test_a_target_with_more_tokens_than_the_draft() -> None:
     tokens = torch.tensor([ROWS - 1, ROWS, V - 1, V])
     head.observe(tokens)
     head.count_coverage(tokens)
-    assert head.stats() == EngineStats(hits=1, misses=2, rows_entered=1, active=1)
+    assert head.stats() == EngineStats(hits=1, misses=2, rows_activated=1, active=1)
 
 
 def test_a_target_with_fewer_tokens_than_rows() -> None:
@@ -73,7 +73,7 @@ def test_a_target_with_fewer_tokens_than_rows() -> None:
     head = EngineHead(weight_of(torch.float32), Settings(), target_vocab_size=ROWS)
     head.observe(torch.arange(V))
     head.count_coverage(torch.arange(V))
-    assert head.stats() == EngineStats(hits=ROWS, misses=0, rows_entered=ROWS, active=ROWS)
+    assert head.stats() == EngineStats(hits=ROWS, misses=0, rows_activated=ROWS, active=ROWS)
 
 
 @pytest.mark.parametrize(
@@ -116,9 +116,9 @@ def test_coverage_is_of_the_vocabulary_before() -> None:
     stats = head.stats()
     assert stats is not None and stats.coverage is None
     head.count_coverage(tokens)
-    assert head.stats() == EngineStats(hits=0, misses=8, rows_entered=0, active=0)
+    assert head.stats() == EngineStats(hits=0, misses=8, rows_activated=0, active=0)
     head.observe(tokens)
     head.count_coverage(tokens)
     stats = head.stats()
-    assert stats == EngineStats(hits=5, misses=8 + 3, rows_entered=5, active=5)
+    assert stats == EngineStats(hits=5, misses=8 + 3, rows_activated=5, active=5)
     assert stats is not None and stats.coverage == 5 / 16

@@ -138,7 +138,7 @@ def test_begins_anew_after_warming_up(tmp_path: Any, monkeypatch: pytest.MonkeyP
     assert told == ["reset"]
     assert active(drafter) == {3, 4}
     assert drafter.stats() == {
-        "hits": 0, "misses": 0, "rows_entered": 0, "active": 2, "coverage": None
+        "hits": 0, "misses": 0, "rows_activated": 0, "active": 2, "coverage": None
     }  # fmt: skip
 
 

@@ -85,7 +85,7 @@ def test_many_tokens_are_counted(caplog: pytest.LogCaptureFixture) -> None:
     weight = torch.randn(VOCAB, 4)
     weight[10:40, 1] = torch.nan
     sound = LMHead(weight).sound()
-    assert torch.equal(sound.rows(EVERY) < 0, (EVERY >= 10) & (EVERY < 40))
+    assert torch.equal(sound.to_rows(EVERY) < 0, (EVERY >= 10) & (EVERY < 40))
     assert "rows of 30 tokens, " in caplog.text
     assert caplog.text.rstrip().endswith(": 10, 11, 12, 13, 14, 15, 16, 17, ...")
     assert sound.sound() is sound
@@ -96,8 +96,8 @@ def test_a_broken_bias_and_rows_of_a_part() -> None:
     bias[5] = torch.nan
     some = torch.tensor([9, 5, 3])
     for lm_head in (LMHead(weight, bias), LMHead(weight, bias).only(some)):
-        assert lm_head.sound().rows(torch.tensor([5])).tolist() == [-1]
-        assert torch.equal(lm_head.sound().rows(some)[[0, 2]], lm_head.rows(some)[[0, 2]])
+        assert lm_head.sound().to_rows(torch.tensor([5])).tolist() == [-1]
+        assert torch.equal(lm_head.sound().to_rows(some)[[0, 2]], lm_head.to_rows(some)[[0, 2]])
 
 
 def test_heads_of_ones_own() -> None:

@@ -62,11 +62,11 @@ def check_ranks(head: Head, ids: list[int], row_groups: Tensor) -> None:
 
 def test_rows_and_tokens() -> None:
     assert torch.equal(HALF.ids, OWN) and HALF.vocab_size == VOCAB
-    assert HALF.rows(OWN).tolist() == list(range(50))
+    assert HALF.to_rows(OWN).tolist() == list(range(50))
     others = torch.tensor([t for t in range(VOCAB) if t not in OWN.tolist()] + [-1])
-    assert (HALF.rows(others) == -1).all()
-    assert HALF.tokens(torch.tensor([[3, -1]])).tolist() == [[int(OWN[3]), -1]]
-    assert torch.equal(HALF.known(FREQUENT).sort().values, OWN.sort().values)
+    assert (HALF.to_rows(others) == -1).all()
+    assert HALF.to_tokens(torch.tensor([[3, -1]])).tolist() == [[int(OWN[3]), -1]]
+    assert torch.equal(HALF.with_rows(FREQUENT).sort().values, OWN.sort().values)
     fewer = HALF.only(OWN[[7, 2]])
     assert (
         torch.equal(fewer.weight, WEIGHT[OWN[[7, 2]]])

@@ -146,7 +146,7 @@ def test_lm_heads_of_another_vocabulary(size: int) -> None:
         fitted = lm_head.of_vocabulary(size)
         assert fitted.vocab_size == size
         tokens = [t for t in lm_head.ids.tolist() if t < size]
-        assert (fitted.rows(every) >= 0).nonzero()[:, 0].tolist() == sorted(tokens)
+        assert (fitted.to_rows(every) >= 0).nonzero()[:, 0].tolist() == sorted(tokens)
         logits = fitted.logits(hidden)
         for row, token in enumerate(fitted.ids.tolist()):
             expected = hidden @ weight[token] + bias[token]

@@ -212,7 +212,8 @@ def test_the_child_takes_what_it_is_given(libraries: Path, monkeypatch: pytest.M
     variants.Sweep(there, rounds=5, quick=True).measure(variants.DEFAULT)
     monkeypatch.setattr(sys, "argv", ["compare_builds", *commands[0][3:]])
     args = compare_builds.parsed()
-    assert (args.parts, args.num_tokens, args.only) == (["head"], compare_builds.ROWS, "sparse_head")
+    assert (args.parts, args.only) == (["head"], "sparse_head")
+    assert args.num_tokens == compare_builds.ROWS
     assert (args.rounds, args.quick, args.json) == (5, True, True)
     assert builds == [str(libraries / "default.so")]
 

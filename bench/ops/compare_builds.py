@@ -1,7 +1,7 @@
 """Is one build of the library faster than another, or is this one as fast as it was?
 
-    python -m bench.ops.compare_builds [--quick] [--parts head,vocab] [--only TEXT] [--num-tokens
-    1,10] python -m bench.ops.compare_builds --library A.so --library B.so [--repeats 3] [...]
+    python -m bench.ops.compare_builds [--quick] [--parts head,vocab] [--only TEXT]
+    python -m bench.ops.compare_builds --library A.so --library B.so [--repeats 3] [...]
 
 For work on the CUDA kernels: the ops at one shape by replays of graphs, against PyTorch's own. No
 files are written unless ``--out`` is given; bench.run measures what is kept. The second form

@@ -1,7 +1,6 @@
 """Does it pay to hold the slab in the L2 cache while the draft layer runs?
 
-    python -m bench.tuning.slab_in_l2 [--quick] [--model Llama-3.1-8B] [--num-tokens 1,10,60] [--out
-    DIR]
+    python -m bench.tuning.slab_in_l2 [--quick] [--model Llama-3.1-8B] [--out DIR]
 
 Times the packed head in situ, over one slab as in an engine, in three ways, and writes l2.csv:
 

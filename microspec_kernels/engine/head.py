@@ -57,8 +57,9 @@ class EngineStats(NamedTuple):
 class EngineHead:
     """Attach once, observe in eager code, call in a captured graph.
 
-        head = EngineHead(draft.lm_head.weight, Settings(frequent_tokens_file="frequent.npy"))  #
-        before capture head.count_coverage(accepted)             # optional
+        settings = Settings(frequent_tokens_file="frequent.npy")
+        head = EngineHead(draft.lm_head.weight, settings)  # before capture
+        head.count_coverage(accepted)             # optional
         head.observe(torch.cat((step_tokens, target_logits.argmax(-1))))  # between two replays
         tokens = head.argmax(hidden)              # in the graph of the draft's steps
 

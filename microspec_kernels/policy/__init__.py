@@ -8,8 +8,11 @@ every pass of the target, it selects the tokens that enter the active vocabulary
 
     policy = default(frequent_tokens)
     vocab = ActiveVocab(
-        vocab_size, 3072, frequent_tokens=policy.frequent_tokens, pinned=policy.pinned,
-        device=lm_head.device
+        vocab_size,
+        3072,
+        frequent_tokens=policy.frequent_tokens,
+        pinned=policy.pinned,
+        device=lm_head.device,
     )
     vocab.update(policy.select(TargetPass("step", tree_tokens, top_tokens, chosen)))
 

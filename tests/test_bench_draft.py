@@ -50,7 +50,7 @@ def test_the_tree_is_the_loops(weight: Tensor, layer: DraftLayer) -> None:
     head = SparseDraftHead(TOY, weight, CAPACITY, SEEN)
     draft = CapturableDraft(layer, head, SHAPE, without=frozenset({"vocabulary"}))
     layer.model = TOY
-    tokens, parents, lineage = draft()
+    tokens, parents, ancestor_mask = draft()
 
     features = torch.zeros(PADDED, TOY.dim).bfloat16()
     levels = iter(range(SHAPE.depth))
@@ -71,7 +71,7 @@ def test_the_tree_is_the_loops(weight: Tensor, layer: DraftLayer) -> None:
 
     text = torch.zeros(SHAPE.accepted, TOY.dim).bfloat16()
     layer(draft.text, draft.text_features, 0, 0, draft.text_mask, text)
-    cache: Any = SimpleNamespace(lengths=[0], keep=lambda bases, kept: None)
+    cache: Any = SimpleNamespace(lengths=[0], keep=lambda prefix_lengths, kept: None)
     tree = grow(
         draft.root,
         text[-1:],
@@ -85,7 +85,7 @@ def test_the_tree_is_the_loops(weight: Tensor, layer: DraftLayer) -> None:
     assert len(tokens) == SHAPE.size + 1
     assert torch.equal(tokens, tree.tokens[0])
     assert torch.equal(parents, tree.parents[0])
-    assert torch.equal(lineage, tree.lineage[0])
+    assert torch.equal(ancestor_mask, tree.ancestor_mask[0])
 
 
 def test_the_layer_is_attention_over_context_and_tree(layer: DraftLayer) -> None:

@@ -62,7 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--chain",
         action="store_true",
-        help="draft a chain of --depth drawn tokens, no tree: the target's law, another text",
+        help="draft a chain of --depth drawn tokens instead of a tree: the text differs, its "
+        "distribution is the target's",
     )
     frequent_tokens.add_arguments(parser)
     parser.add_argument("--dtype", choices=DTYPES, help="default: the checkpoint's")

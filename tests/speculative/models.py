@@ -102,7 +102,7 @@ def example(kind: str, length: int = 24, count: int = 32) -> tuple[Any, Tensor, 
 class Scrambled:
     """A draft that returns the same features for every input: wrong ones, or NaN."""
 
-    taps = ()
+    feature_layers = ()
 
     def __init__(self, target: CausalModel, value: float) -> None:
         self.lm_head = target.lm_head
@@ -118,7 +118,7 @@ class Scrambled:
     def extend(self, tokens: Tensor, hidden: Tensor, counts: Any, cache: Any) -> Tensor:
         return torch.full_like(hidden[:, -1], self.value)
 
-    def step(self, tokens: Tensor, parents: Tensor, lineage: Tensor, cache: Any) -> Tensor:
+    def step(self, tokens: Tensor, parents: Tensor, ancestor_mask: Tensor, cache: Any) -> Tensor:
         cache.advance(tokens.shape[1])
         return torch.full_like(parents, self.value)
 

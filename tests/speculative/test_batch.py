@@ -89,7 +89,7 @@ class Witness:
                 exact = (
                     tree.tokens[text, :size].tolist(),
                     tree.parents[text, :size].tolist(),
-                    tree.lineage[text, :size, :size].tolist(),
+                    tree.ancestor_mask[text, :size, :size].tolist(),
                     sets[request.group],
                 )
                 self.notes.setdefault(request, []).append((exact, features[text].clone()))

@@ -149,9 +149,9 @@ def test_a_chain_is_drawn_from_the_rows_there_are(head: Any) -> None:
         Clock(roots.device, {}),
     )  # fmt: skip
     assert set(chain.tokens[0, 1:].tolist()) <= set(OWN.tolist())
-    law = model(text).logits[0, -1, OWN].double().softmax(0)
-    expected = torch.zeros(VOCAB, dtype=torch.float64).scatter(0, OWN, law)
-    torch.testing.assert_close(chain.laws[0, 0], expected, rtol=1e-3, atol=1e-6)
+    distribution = model(text).logits[0, -1, OWN].double().softmax(0)
+    expected = torch.zeros(VOCAB, dtype=torch.float64).scatter(0, OWN, distribution)
+    torch.testing.assert_close(chain.draft_probs[0, 0], expected, rtol=1e-3, atol=1e-6)
 
 
 def test_a_head_over_other_rows_is_refused() -> None:

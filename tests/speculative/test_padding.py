@@ -105,7 +105,7 @@ def test_a_prompt_that_the_draft_cannot_read_is_refused() -> None:
     assert len(generate(model, resized(model, MORE), text, 4).tokens) == 4
 
 
-def test_sampled_chains_keep_the_targets_law_of_tokens() -> None:
+def test_sampled_chains_keep_the_targets_distribution_of_tokens() -> None:
     """The draft's distributions are as wide as the target's."""
     model, text, _ = example("llama")
     for size in (FEWER, MORE):

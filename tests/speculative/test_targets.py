@@ -56,8 +56,8 @@ def test_the_lm_head_gives_the_models_logits(kind: str, tied: bool) -> None:
     target, text = CausalModel(model), prompt(24)
     with torch.no_grad():
         expected = model(text).logits
-        lineage = causal(24, text.device)
-        hidden, _ = target.forward(text, lineage, target.new_cache())
+        ancestor_mask = causal(24, text.device)
+        hidden, _ = target.forward(text, ancestor_mask, target.new_cache())
         logits = target.logits(hidden)
         torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
         some = torch.tensor([7, 3, 150])

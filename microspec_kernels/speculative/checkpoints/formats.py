@@ -134,8 +134,8 @@ def biases(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, bool]:
 def flattened(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a config with Llama's fields and those of `Eagle3Draft` on one level.
 
-    `speculators` keeps Llama's fields in `transformer_layer_config`. SpecForge keeps the taps in
-    `eagle_config`, as layers whose outputs are read, so 1 is added (as in SGLang).
+    `speculators` keeps Llama's fields in `transformer_layer_config`. SpecForge lists the layers
+    in `eagle_config` whose outputs the draft reads, so 1 is added (as in SGLang).
     """
     fields = {**config, **config.get("transformer_layer_config", {})}
     fields.pop("model_type", None)

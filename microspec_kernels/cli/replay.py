@@ -148,8 +148,8 @@ def _check(args: argparse.Namespace) -> None:
 def _traces(args: argparse.Namespace) -> list[Trace]:
     traces = [(path, load_trace(path)) for path in args.traces]
     if args.text:
-        tokenizer, given = load_tokenizer(args.tokenizer), args.prompt_tokens or 0
-        traces += [(path, load_text(path, tokenizer, given)) for path in args.text]
+        tokenizer, prompt_tokens = load_tokenizer(args.tokenizer), args.prompt_tokens or 0
+        traces += [(path, load_text(path, tokenizer, prompt_tokens)) for path in args.text]
     for path, trace in traces:
         sources.check_ids(path, trace.tokens, args.vocab_size)
         if not trace.generated.any():

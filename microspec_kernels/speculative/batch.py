@@ -252,8 +252,8 @@ class Batch:
 
     def _emit(self, new: Tensor, counts: list[int], text_groups: Tensor) -> None:
         """Append the first `counts` [B] of the tokens new [B, m] to the texts; update the stats."""
-        known = self.head.contains(new.flatten(), text_groups.repeat_interleave(new.shape[1]))
-        hits = known.view_as(new).tolist()
+        token_groups = text_groups.repeat_interleave(new.shape[1])
+        hits = self.head.contains(new.flatten(), token_groups).view_as(new).tolist()
         active = self.head.active().tolist()
         for text, request in enumerate(self.requests):
             emitted = request.take(new[text, : counts[text]].tolist())

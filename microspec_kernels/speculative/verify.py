@@ -72,8 +72,11 @@ def verify_chain(p: Tensor, q: Tensor, drafted: Tensor, accept: Tensor, final: T
     - q(t))+ / sum of (p - q)+ = p(t), because the sum of (p - q)+ is 1 - sum of min(p, q). If all
     tokens are kept, the bonus token is drawn from p.
     """
-    known = drafted.clamp(min=0)[..., None]
-    p_drafted, q_drafted = p[:, :-1].gather(2, known)[..., 0], q.gather(2, known)[..., 0]
+    drafted_ids = drafted.clamp(min=0)[..., None]
+    p_drafted, q_drafted = (
+        p[:, :-1].gather(2, drafted_ids)[..., 0],
+        q.gather(2, drafted_ids)[..., 0],
+    )
     kept = accepted(p_drafted, q_drafted, accept)
     count = kept.long().cumprod(1).sum(1)
     row = torch.arange(len(p), device=p.device)

@@ -166,12 +166,12 @@ def _sampling(config: Any, processors: Any) -> Sampling:
     """Convert the logits processors to a `Sampling`: only WARPERS, each once, in order."""
     module = require("transformers.generation.logits_process", "speculative")
     kinds = [getattr(module, name) for name in WARPERS] if config.do_sample else []
-    known = ", ".join(kind.__name__ for kind in kinds)
+    supported = ", ".join(kind.__name__ for kind in kinds)
     settings: dict[str, Any] = {"temperature": 1.0} if config.do_sample else {}
     for processor in processors:
         kind = type(processor)
         if kind not in kinds or getattr(processor, "min_tokens_to_keep", 1) != 1:
-            raise _refusal("logits_processor", known or "none", kind.__name__)
+            raise _refusal("logits_processor", supported or "none", kind.__name__)
         kinds = kinds[kinds.index(kind) + 1 :]
         name = WARPERS[kind.__name__]
         settings[name] = getattr(processor, name)

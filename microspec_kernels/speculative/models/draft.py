@@ -78,8 +78,8 @@ class ModelDraft:
         self, tokens: Tensor, hidden: Tensor, counts: Sequence[int], cache: KVCache
     ) -> Tensor:
         read = [
-            self.model.forward(piece, ancestor_mask, cache, counts=own)[0]
-            for ancestor_mask, own, (piece,) in pieces(
+            self.model.forward(piece, ancestor_mask, cache, counts=piece_counts)[0]
+            for ancestor_mask, piece_counts, (piece,) in pieces(
                 counts, tokens.clamp(max=self.vocab_size - 1)
             )
         ]
@@ -102,8 +102,8 @@ def pieces(
     for begin in range(0, columns[0].shape[1], CHUNK):
         piece = [column[:, begin : begin + CHUNK] for column in columns]
         size = piece[0].shape[1]
-        own = [min(max(count - begin, 0), size) for count in counts]
-        yield causal(size, piece[0].device), own, piece
+        piece_counts = [min(max(count - begin, 0), size) for count in counts]
+        yield causal(size, piece[0].device), piece_counts, piece
 
 
 def newest(read: Sequence[Tensor], counts: Sequence[int]) -> Tensor:

@@ -64,8 +64,10 @@ class Eagle(nn.Module, ABC):
         skipped = tokens.shape[1] - hidden.shape[1]
         counts = [count - skipped for count in counts]
         read = [
-            self._read(piece, self.fuse(features), ancestor_mask, cache, own)
-            for ancestor_mask, own, (piece, features) in pieces(counts, tokens[:, skipped:], hidden)
+            self._read(piece, self.fuse(features), ancestor_mask, cache, piece_counts)
+            for ancestor_mask, piece_counts, (piece, features) in pieces(
+                counts, tokens[:, skipped:], hidden
+            )
         ]
         return newest(read, counts)
 

@@ -75,8 +75,10 @@ def test_no_arm_has_seen_what_it_is_judged_on(study: traces.Study) -> None:
         arms = list(study.arms(name))
         assert {"other tasks", "own half", "10 own requests"} < {arm.list for arm in arms}
         for arm in arms:
-            known = {*torch.as_tensor(arm.policy.frequent_tokens).tolist()}
-            assert not secret & (known | {*torch.as_tensor(arm.policy.pinned).tolist()}), arm.name
+            frequent = {*torch.as_tensor(arm.policy.frequent_tokens).tolist()}
+            assert not secret & (frequent | {*torch.as_tensor(arm.policy.pinned).tolist()}), (
+                arm.name
+            )
     assert not any(
         {10, 12, 14} & {*torch.as_tensor(arm.policy.frequent_tokens).tolist()}
         for arm in study.mixed()[1]
@@ -151,10 +153,10 @@ def test_a_whole_run(tmp_path: Path, monkeypatch, capsys) -> None:
     for axes, path in zip(figure.axes, paths, strict=True):
         lines = {line.get_label(): line for line in axes.get_lines()}
         for (arm, counted), label in plots.CURVES.items():
-            own = [
+            chosen_rows = [
                 r for r in rows if (r["trace"], r["arm"], r["list"]) == (path.stem, arm, counted)
             ]
-            drawn = sorted((int(r["capacity"]), float(r["coverage"])) for r in own)
+            drawn = sorted((int(r["capacity"]), float(r["coverage"])) for r in chosen_rows)
             assert list(zip(*lines[label].get_data(), strict=True)) == drawn
     axes = plots.policies(rows).axes[0]
     marks = {line.get_label(): line.get_data() for line in axes.get_lines()}

@@ -17,10 +17,10 @@ class Device:
         real = torch.empty
 
         class Pinned(torch.Tensor):
-            def copy_(own, value: Any, non_blocking: bool = False) -> Any:
+            def copy_(host, value: Any, non_blocking: bool = False) -> Any:
                 assert non_blocking, "the host would wait"
-                self.late.append(lambda: own.fill_(value.value))
-                return own
+                self.late.append(lambda: host.fill_(value.value))
+                return host
 
         def empty(shape: Any, *, dtype: torch.dtype, pin_memory: bool) -> Any:
             assert pin_memory

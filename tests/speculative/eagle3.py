@@ -114,9 +114,9 @@ def tensors(name: str, seed: int = 0, size: int = SIZE) -> dict[str, Tensor]:
         for part, shape in shapes.items()
     }
     tokens = torch.randperm(VOCAB, generator=values)[:ROWS].sort().values
-    known = torch.zeros(VOCAB, dtype=torch.bool)
-    known[tokens] = True
-    return state | {"d2t": tokens - torch.arange(ROWS), "t2d": known}
+    has_row = torch.zeros(VOCAB, dtype=torch.bool)
+    has_row[tokens] = True
+    return state | {"d2t": tokens - torch.arange(ROWS), "t2d": has_row}
 
 
 def write(folder: Path, name: str, state: dict[str, Tensor], **changes: Any) -> Path:

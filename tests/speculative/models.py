@@ -54,8 +54,8 @@ def truncated(model: Any, layers: int = 1) -> Any:
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:layers]
     short = transformers.AutoModelForCausalLM.from_config(config).eval()
-    known = short.state_dict().keys()
-    short.load_state_dict({k: v for k, v in model.state_dict().items() if k in known})
+    names = short.state_dict().keys()
+    short.load_state_dict({k: v for k, v in model.state_dict().items() if k in names})
     return short
 
 

@@ -119,16 +119,16 @@ def test_keep_moves_only_the_kept(
 ) -> None:
     """Numbered entries stay the same through growth, moves and leaves."""
     batch = len(firsts)
-    nodes = [sorted(node for node in own if node < added) for own in kept[:batch]]
+    nodes = [sorted(node for node in each if node < added) for each in kept[:batch]]
     cache = KVCache(2, batch)
     for begins, count in (([0] * batch, max(firsts)), (firsts, added)):
         for layer in range(2):
             new = numbered(begins, count, layer)
             keys, values = cache.update(new, -new, layer)
             for text, begin in enumerate(begins):
-                own = numbered([0] * batch, begin + count, layer)[text]
-                assert torch.equal(keys[text, :, : begin + count], own)
-                assert torch.equal(values[text, :, : begin + count], -own)
+                expected = numbered([0] * batch, begin + count, layer)[text]
+                assert torch.equal(keys[text, :, : begin + count], expected)
+                assert torch.equal(values[text, :, : begin + count], -expected)
                 assert keys.shape[2] == values.shape[2] == max(begins) + count
                 assert not keys[text, :, begin + count :].any()
                 assert not values[text, :, begin + count :].any()
@@ -145,9 +145,9 @@ def test_keep_moves_only_the_kept(
     for place, text in enumerate(texts):
         numbers = list(range(firsts[text])) + [firsts[text] + node for node in nodes[text]]
         for layer in range(2):
-            own = numbered([0] * batch, firsts[text] + added, layer)[text][:, numbers]
-            assert torch.equal(entries(cache, place)[layer, 0], own)
-            assert torch.equal(entries(cache, place)[layer, 1], -own)
+            expected = numbered([0] * batch, firsts[text] + added, layer)[text][:, numbers]
+            assert torch.equal(entries(cache, place)[layer, 0], expected)
+            assert torch.equal(entries(cache, place)[layer, 1], -expected)
 
 
 @settings(max_examples=50, deadline=None)
@@ -170,9 +170,9 @@ def test_append_takes_in_texts_of_any_length(lengths: list[int], leaving: int) -
     assert cache.lengths == [length for _, length in texts]
     for place, (index, length) in enumerate(texts):
         for layer in range(2):
-            own = numbered([0], length, layer)[0] + index
-            assert torch.equal(entries(cache, place)[layer, 0], own)
-            assert torch.equal(entries(cache, place)[layer, 1], -own)
+            expected = numbered([0], length, layer)[0] + index
+            assert torch.equal(entries(cache, place)[layer, 0], expected)
+            assert torch.equal(entries(cache, place)[layer, 1], -expected)
 
 
 @settings(max_examples=100, deadline=None)

@@ -130,7 +130,7 @@ def test_no_number_is_used_twice() -> None:
     positions, depth = torch.arange(40), 4
     uniforms = chain_uniforms(torch.full_like(positions, 7), positions, depth)
     once = torch.cat((uniforms.draft.flatten(), uniforms.accept.flatten()))
-    own = uniforms_at(7, torch.arange(1, 40 + depth + 1))
-    assert len(torch.cat((once, own)).unique()) == len(once) + len(own)
+    single = uniforms_at(7, torch.arange(1, 40 + depth + 1))
+    assert len(torch.cat((once, single)).unique()) == len(once) + len(single)
     for place in range(40):
-        assert torch.equal(uniforms.final[place], own[place : place + depth + 1])
+        assert torch.equal(uniforms.final[place], single[place : place + depth + 1])

@@ -67,9 +67,9 @@ def test_eagle_equals_its_formula(changes: dict[str, Any]) -> None:
 
     # Two nodes below the text, then a child of the second and one of the first.
     first, second = torch.tensor([3, 4]), torch.tensor([5, 6])
-    own, rows = torch.eye(2).bool(), torch.tensor([1, 0])
-    features = draft.step(first[None], feature.expand(1, 2, -1), own[None], cache)[0]
-    ancestor_mask = torch.cat((own[rows], own), dim=1)
+    itself, rows = torch.eye(2).bool(), torch.tensor([1, 0])
+    features = draft.step(first[None], feature.expand(1, 2, -1), itself[None], cache)[0]
+    ancestor_mask = torch.cat((itself[rows], itself), dim=1)
     deeper = draft.step(second[None], features[None, rows], ancestor_mask[None], cache)[0]
     for node, parent in ((0, 1), (1, 0)):
         path = torch.cat((text[1:], first[parent : parent + 1], second[node : node + 1]))

@@ -83,20 +83,20 @@ def test_features_and_logits_equal_the_formula(
     expected = plain.features(text[0, 1:], plain.fused(hidden_states)[:-1])
     logits = plain.logits(expected)
 
-    own = draft.new_cache()
-    draft.extend(text[:, :6], read[None, :5], [6], own)
-    feature = draft.extend(text[:, 6:9], read[None, 5:8], [3], own)
+    cache = draft.new_cache()
+    draft.extend(text[:, :6], read[None, :5], [6], cache)
+    feature = draft.extend(text[:, 6:9], read[None, 5:8], [3], cache)
     close(feature, expected[7:8])
     close(draft.lm_head.logits(draft.head_input(feature)), logits[7:8])
 
     node = torch.tensor([[3]])
-    below = draft.step(node, feature[None], torch.ones(1, 1, 1, dtype=torch.bool), own)
+    below = draft.step(node, feature[None], torch.ones(1, 1, 1, dtype=torch.bool), cache)
     path = torch.cat((text[0, 1:9], node[0]))
     inputs = torch.cat((plain.fused(hidden_states)[:8], expected[7:8]))
     close(below[0], plain.features(path, inputs)[-1:])
 
-    own.keep([8], [[]])
-    close(draft.extend(text[:, 9:], read[None, 8:11], [3], own), expected[-1:])
+    cache.keep([8], [[]])
+    close(draft.extend(text[:, 9:], read[None, 8:11], [3], cache), expected[-1:])
     assert hidden.shape == (12, SIZE)
 
 

@@ -147,8 +147,8 @@ def redrafts_by_numbers_that_taught_the_vocabulary(patch: pytest.MonkeyPatch) ->
     """Draft with the uniform of the token's own position, which a later chain uses again."""
 
     def uniforms(seeds: Tensor, positions: Tensor, depth: int) -> ChainUniforms:
-        own = (positions[:, None] + torch.arange(1, depth + 2)).contiguous()
-        draws = (uniforms_at(seeds[:, None], own, stream) for stream in (1, 2, 0))
+        next_positions = (positions[:, None] + torch.arange(1, depth + 2)).contiguous()
+        draws = (uniforms_at(seeds[:, None], next_positions, stream) for stream in (1, 2, 0))
         draft, accept, final = draws
         return ChainUniforms(draft[:, :-1], accept[:, :-1], final)
 
@@ -212,7 +212,9 @@ def numbers_by_the_depth_in_the_tree(patch: pytest.MonkeyPatch) -> None:
     """Use depth instead of position: each pass then draws its first token by the same uniform."""
     one_step = markov.one_step
     patch.setattr(
-        markov, "one_step", lambda *given: one_step(*given[:-1], torch.zeros_like(given[-1]))
+        markov,
+        "one_step",
+        lambda *arguments: one_step(*arguments[:-1], torch.zeros_like(arguments[-1])),
     )
 
 

@@ -232,14 +232,14 @@ def test_best_nodes_are_the_best_and_a_tree(data: st.DataObject, count: int, siz
     """Check two arbitrary trees at a time, with frequent ties and scores of NOTHING."""
     parents, scores = [], []
     for _ in range(2):
-        own = [0] + [data.draw(st.integers(0, node)) for node in range(count)]
+        parents_of_text = [0] + [data.draw(st.integers(0, node)) for node in range(count)]
         steps = data.draw(
             st.lists(st.sampled_from([0.0, -0.5, -1.0, NOTHING]), min_size=count, max_size=count)
         )
         path_scores = [0.0]
-        for parent, step in zip(own[1:], steps, strict=True):
+        for parent, step in zip(parents_of_text[1:], steps, strict=True):
             path_scores.append(path_scores[parent] + step)
-        parents.append(own)
+        parents.append(parents_of_text)
         scores.append(path_scores)
     tokens = torch.arange(100, 101 + count).repeat(2, 1)
     tree = best_nodes(
@@ -248,12 +248,12 @@ def test_best_nodes_are_the_best_and_a_tree(data: st.DataObject, count: int, siz
     check_shape(tree)
     for text in range(2):
         chosen = [token - 100 for token in tree.tokens[text, : tree.sizes[text]].tolist()]
-        known = {node for node in range(count + 1) if scores[text][node] > NOTHING}
+        scored = {node for node in range(count + 1) if scores[text][node] > NOTHING}
         assert chosen[0] == 0
-        assert set(chosen) <= known
-        assert len(chosen) == min(size + 1, len(known))
-        left_out = known - set(chosen)
-        own = scores[text]
-        assert all(own[node] >= own[other] for node in chosen for other in left_out)
+        assert set(chosen) <= scored
+        assert len(chosen) == min(size + 1, len(scored))
+        left_out = scored - set(chosen)
+        by_node = scores[text]
+        assert all(by_node[node] >= by_node[other] for node in chosen for other in left_out)
         found = tree.parents[text, : len(chosen)].tolist()
         assert [chosen[parent] for parent in found] == [parents[text][node] for node in chosen]

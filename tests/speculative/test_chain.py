@@ -77,7 +77,7 @@ def test_every_level_is_drawn_from_the_heads_distribution(
     assert chain.tokens.shape == (4, depth + 1) and chain.sizes == [depth + 1] * 4
     assert chain.parents.tolist() == [[0, *range(depth)]] * 4
     assert torch.equal(chain.ancestor_mask, torch.ones(4, depth + 1, depth + 1).tril().bool())
-    known = torch.stack(
+    proposable = torch.stack(
         [
             head.contains(torch.arange(VOCAB), torch.full((VOCAB,), g % head.num_groups))
             for g in range(4)
@@ -85,7 +85,7 @@ def test_every_level_is_drawn_from_the_heads_distribution(
     )
     for level in range(depth):
         before, after = chain.tokens[:, level], chain.tokens[:, level + 1]
-        logits = MarkovDraft.lm_head.logits(GUESSES[before]).masked_fill(~known, -torch.inf)
+        logits = MarkovDraft.lm_head.logits(GUESSES[before]).masked_fill(~proposable, -torch.inf)
         distribution = sampling.probabilities(logits)
         torch.testing.assert_close(chain.draft_probs[:, level], distribution, rtol=1e-5, atol=1e-7)
         assert bool((chain.draft_probs[:, level].gather(1, after[:, None]) > 0).all())

@@ -100,13 +100,13 @@ def _replay(args: argparse.Namespace) -> list[Replay]:
     tqdm = require("tqdm", "replay").tqdm
     _check(args)
     capacities = args.capacity or [CAPACITY]
-    pinned, initial = sources.load_ranked(args, min(capacities))
+    pinned, frequent = sources.load_frequent_tokens(args, min(capacities))
     tables = sources.load_tables(args)
     traces = _traces(args)
     ids = [int(trace.tokens.max()) for trace in traces]
-    ids += [*pinned, *initial, *(len(rows) - 1 for rows in tables.values())]
+    ids += [*pinned, *frequent, *(len(rows) - 1 for rows in tables.values())]
     vocab_size = args.vocab_size or max(ids) + 1
-    policy = Policy(sources.named_sources(args, tables, vocab_size), initial, pinned)
+    policy = Policy(sources.named_sources(args, tables, vocab_size), frequent, pinned)
     return [
         replay(
             trace,
@@ -149,8 +149,8 @@ def _check(args: argparse.Namespace) -> None:
 def _traces(args: argparse.Namespace) -> list[Trace]:
     traces = [(path, load_trace(path)) for path in args.traces]
     if args.text:
-        tokenizer, given = load_tokenizer(args.tokenizer), args.prompt_tokens or 0
-        traces += [(path, load_text(path, tokenizer, given)) for path in args.text]
+        tokenizer, prompt_tokens = load_tokenizer(args.tokenizer), args.prompt_tokens or 0
+        traces += [(path, load_text(path, tokenizer, prompt_tokens)) for path in args.text]
     for path, trace in traces:
         sources.check_ids(path, trace.tokens, args.vocab_size)
         if not trace.generated.any():

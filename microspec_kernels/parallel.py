@@ -250,8 +250,8 @@ def _size_of(process_group: "dist.ProcessGroup | None") -> int:
     """Return the number of ranks; raise ValueError without a usable group."""
     where = "microspec_kernels.parallel: process_group"
     if not (dist.is_available() and dist.is_initialized()):
-        expected = "an initialised one (torch.distributed.init_process_group)"
+        expected = "an initialised group (torch.distributed.init_process_group)"
         raise ValueError(f"{where}: expected {expected}, got none")
     if dist.get_rank(process_group) < 0:
-        raise ValueError(f"{where}: expected one with this rank in it, got another")
+        raise ValueError(f"{where}: expected a group that contains this rank, got another")
     return dist.get_world_size(process_group)

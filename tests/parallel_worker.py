@@ -179,7 +179,7 @@ def check_groups_of_ranks(rank: int, ranks: int) -> None:
     for theirs, want in zip(got[:2], sparse_head(hidden, weight, ids, 6)[:2], strict=True):
         assert_bitwise(theirs, want)
     call["process_group"] = process_groups[1 - half_index]
-    message = "group: expected one with this rank in it"
+    message = "group: expected a group that contains this rank"
     assert_refused(message, parallel_sparse_head, hidden, weight[part], ids, **call)
 
 

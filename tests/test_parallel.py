@@ -138,7 +138,7 @@ def test_start(start: Any, kind: type[Exception], got: str) -> None:
 
 
 def test_no_process_group() -> None:
-    case, message = head_case(1), "group: expected an initialised one .*, got none"
+    case, message = head_case(1), "group: expected an initialised group .*, got none"
     with pytest.raises(ValueError, match=message):
         parallel_sparse_head(*case.tensors(), 3, start=0)
     with pytest.raises(ValueError, match=message):

@@ -206,7 +206,7 @@ class EngineHead:
             ValueError: token_groups is None although there are several vocabularies.
         """
         if token_groups is None and self.vocab.num_groups > 1:
-            expected = f"each token's, as there are {self.vocab.num_groups}"
+            expected = f"one per token, because there are {self.vocab.num_groups}"
             where = "microspec: count_coverage: token_groups"
             raise ValueError(f"{where}: expected {expected}, got None")
         active = self.vocab.contains(self.token_map.to_rows(tokens), token_groups=token_groups)

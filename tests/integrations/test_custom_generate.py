@@ -155,7 +155,7 @@ class Twice(TemperatureLogitsWarper):
         ),
         (
             {"attention_mask": torch.tensor([[1] * 23 + [0]])},
-            "attention_mask: expected padding on the left alone",
+            "attention_mask: expected padding on the left only",
         ),
         ({"position_ids": torch.arange(1, 25)[None]}, "position_ids: expected those of the text"),
         ({"inputs_embeds": torch.zeros(1, 24, 32)}, "inputs_embeds: expected None"),

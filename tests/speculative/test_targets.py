@@ -119,7 +119,9 @@ def test_attention_that_leaves_out_a_soft_cap_is_refused(tmp_path: Path) -> None
     model.save_pretrained(tmp_path)
     assert load_target(tmp_path).config._attn_implementation == "eager"
     model.config._attn_implementation = "sdpa"
-    with pytest.raises(ValueError, match=r"'eager', the one that applies attn_logit_soft.* 'sdpa'"):
+    with pytest.raises(
+        ValueError, match=r"'eager', the only one that applies attn_logit_soft.* 'sdpa'"
+    ):
         CausalModel(model)
     uncapped = tiny("gemma3_text")
     assert uncapped.config._attn_implementation == "sdpa"

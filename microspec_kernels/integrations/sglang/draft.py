@@ -56,7 +56,9 @@ class ActiveDraft:
                 shard=_shard(self._lm_head, lm_head_rows, start),
             )
         except (ValueError, TypeError, OSError) as error:
-            raise UnsupportedError("sglang: EagleDraftWorker", "settings for it", error) from error
+            raise UnsupportedError(
+                "sglang: EagleDraftWorker", "settings that fit the draft", error
+            ) from error
         capacity = self.head.capacity
         if capacity < worker.topk:
             expected = f"at least speculative_eagle_topk, {worker.topk}"

@@ -108,7 +108,7 @@ def _kept(input_ids: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
     mask = model_kwargs.get("attention_mask")
     kept = torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask.bool()
     if bool((kept[:, :-1] & ~kept[:, 1:]).any()):
-        raise _refusal("attention_mask", "padding on the left alone", "some behind a token")
+        raise _refusal("attention_mask", "padding on the left only", "padding after a token")
     positions = model_kwargs.get("position_ids")
     if positions is not None and bool(((kept.cumsum(1) - 1 != positions) & kept).any()):
         raise _refusal("position_ids", "those of the text", positions.tolist())

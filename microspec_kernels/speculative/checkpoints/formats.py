@@ -44,7 +44,7 @@ def refuse_others(config: Mapping[str, Any], names: Iterable[str], what: str) ->
             )
     if kind not in (None, "eagle3"):
         raise ValueError(
-            f"{what}: speculators_model_type: expected 'eagle3', the one of these that this loop "
+            f"{what}: speculators_model_type: expected 'eagle3', the only one that this loop "
             f"knows, got {kind!r}"
         )
 
@@ -87,7 +87,7 @@ def eagle3_draft(
         )
         lm_head = own_head(draft_tensors[HEAD], tokens, llama.vocab_size, target, what)
     elif draft_tensors.keys() & {"d2t", "t2d"}:
-        raise ValueError(f"{what}: missing tensors ['{HEAD}'], whose rows d2t and t2d speak of")
+        raise ValueError(f"{what}: missing tensors ['{HEAD}'], whose rows d2t and t2d describe")
     draft = Eagle3Draft(llama, target, embedding, lm_head).eval()
     fill(draft, state, what)
     return draft
@@ -189,7 +189,7 @@ def tokens_of_rows(
         if not torch.equal(t2d.bool(), has_row):
             token = int((t2d.bool() != has_row).nonzero()[0])
             raise ValueError(
-                f"{what}: t2d: expected True for the tokens that d2t leads to and no other, got "
+                f"{what}: t2d: expected True for exactly the tokens of d2t, got "
                 f"{bool(t2d[token])} for token {token}"
             )
     return tokens

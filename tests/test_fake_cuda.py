@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The stand-in for a CUDA device (tests/fake_cuda) refuses what a GPU would refuse."""
 
 import subprocess

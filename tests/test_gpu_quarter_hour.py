@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """tests/gpu/quarter_hour.py: stages, limits and the two files, with stages that do nothing."""
 
 import ctypes

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Scripts for a GPU run whole over a stand-in for one (tests/fake_cuda), at small sizes."""
 
 import csv

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pack results into one file."""
 
 import tarfile

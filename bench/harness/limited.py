@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run a program for a limited time, and end it with all its children."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A pretended CUDA device on a CPU, to rehearse code that needs a GPU.
 
     PYTHONPATH=tests/fake_cuda/site:$PWD python -m bench.ops.gather --quick --device cuda

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The mode that sees every call of PyTorch: it passes marks on, and refuses as a GPU would."""
 
 from collections.abc import Callable

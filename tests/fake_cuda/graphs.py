@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """CUDA graphs as lists of calls."""
 
 from collections.abc import Callable, Sequence

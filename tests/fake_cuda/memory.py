@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Marks on storages: which tensors are on the pretended device, and which are in pinned memory."""
 
 from typing import Any

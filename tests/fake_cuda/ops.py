@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The package's ops on the pretended device: CPU kernels with the rules of the CUDA kernels."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What of torch is replaced while the pretended device is installed."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The functions of libcudart that bench/tuning/l2_window.py calls; they check their arguments."""
 
 from typing import Any

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A pytest plugin for a rehearsal of tests/gpu: fewer cases, steps and small models.
 
     PYTHONPATH=tests/fake_cuda/site:tests:. pytest -p fake_cuda.small_sizes tests/gpu

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Streams and events. All work runs at once, in program order; captures are checked."""
 
 import itertools

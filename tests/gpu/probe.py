@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Say what this machine has, and whether each op works at all on its GPU.
 
     PYTHONPATH=.:tests python tests/gpu/probe.py

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Learn the most from a GPU in ten minutes: is it right, how fast is it, is it free of races?
 
     python tests/gpu/quarter_hour.py [STAGE …] [--out DIR] [--budget SECONDS] [--quick]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Python imports this file at its start if its folder is on the path: install the stand-in."""
 
 import sys

@@ -10,7 +10,10 @@ from typing import Any
 import fake_cuda
 import pytest
 import torch
+from compare import assert_bitwise
 from fake_cuda import FakeCudaError
+from generators import gather_case, head_case
+from gpu import on_device
 from torch import Tensor
 
 import microspec_kernels as mk
@@ -257,6 +260,21 @@ def test_the_ops_have_the_rules_of_cuda(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("MICROSPEC_VALIDATE", "1")
     with pytest.raises(IndexError, match="active_ids"):
         head(weight, ids)
+
+
+def test_op_tests_move_their_tensors() -> None:
+    """tests/gpu/on_device.py takes the memory between rows along, and brings all of it back."""
+    want = gather_case(5, dim=64, vocab_size=90, capacity=50, dtype=torch.bfloat16, gap=1)
+    got = want.copy()
+    mk.gather_rows_(**want.arguments())
+    on_device.op_on_device("gather_rows_")(**got.arguments())
+    for name, tensor in want.arguments().items():
+        if tensor is not None:
+            assert_bitwise(got.arguments()[name], tensor, name)
+    case = head_case(1, m=3, dim=64, vocab_size=90, capacity=50, gap=1, exact=True)
+    found = on_device.op_on_device("sparse_head")(*case.tensors(), 5, **case.options())
+    for one, other in zip(found, mk.sparse_head(*case.tensors(), 5, **case.options()), strict=True):
+        assert_bitwise(one, other)
 
 
 def test_a_vocabulary_and_a_slab_in_one_graph() -> None:

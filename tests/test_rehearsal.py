@@ -9,12 +9,12 @@ import stat
 import subprocess
 import sys
 import tarfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import fake_cuda
 import pytest
 import torch
+from gpu import quarter_hour, report, run
 
 ROOT = Path(__file__).resolve().parents[1]
 DEVICE = "nvidia-h200"
@@ -77,45 +77,78 @@ def lines(path: Path) -> list[dict[str, str]]:
     return found
 
 
+TRITON_TOO = ("--model", "toy", "--k", "300", "--new", "16", "--rounds", "1")
+SMALL_TREE = ("--new", "4", "--depth", "2", "--tree-width", "2", "--tree-size", "3")
+
+
 @pytest.mark.parametrize(
-    ("words", "file", "arm"),
+    ("module", "words", "file", "arm"),
     [
-        (["bench.ops.head"], "head.csv", "Triton packed"),
-        (["bench.draft.step", "--model", "toy", "--k", "300", "--new", "16", "--rounds", "1",
-          "--arms", "Triton packed,compiled"], "draft_timeline.csv", "dense, compiled"),
-        (["bench.ops.gather"], "gather.csv", "gather_rows_ of 128 rows, bf16 to int8"),
-        (["bench.ops.vocab"], "vocab.csv", "vocab_update_ of 300 tokens, all new"),
-        (["bench.decoding.batches_head"], "batches_head.csv", ""),
-        (["bench.decoding.batches", "--prompts", "2", "--new", "2"], "batches.csv", ""),
+        ("ops.head", ["--quick"], "head.csv", ("arm", "Triton packed")),
+        (
+            "draft.step",
+            [*TRITON_TOO, "--arms", "Triton packed,compiled"],
+            "draft_timeline.csv",
+            ("arm", "dense, compiled"),
+        ),
+        (
+            "decoding.pair",
+            ["--quick", *SMALL_TREE],
+            "e2e-depth2-top2-tree3.csv",
+            ("head", "sparse"),
+        ),
+        ("decoding.batches_head", ["--quick"], "batches_head.csv", ("vocabulary", "shared")),
     ],
-    ids=lambda value: value[0].split(".")[-1] if isinstance(value, list) else "",
-)  # fmt: skip
-def test_a_benchmark(words: Sequence[str], file: str, arm: str, tmp_path: Path) -> None:
-    quick = [] if "--rounds" in words else ["--quick"]
-    rehearse("-m", *words, *quick, "--device", "cuda", "--out", tmp_path)
-    assert not arm or arm in {row["arm"] for row in lines(tmp_path / file)}
+)
+def test_a_benchmark(
+    module: str, words: list[str], file: str, arm: tuple[str, str], tmp_path: Path
+) -> None:
+    rehearse("-m", f"bench.{module}", *words, "--device", "cuda", "--out", tmp_path)
+    assert arm[1] in {row[arm[0]] for row in lines(tmp_path / file)}
 
 
-def test_one_command_runs_and_packs_the_benchmarks(tmp_path: Path) -> None:
+def test_one_command_runs_and_packs_benchmarks(tmp_path: Path) -> None:
     out, packed = tmp_path / "out", tmp_path / "results.tar.gz"
-    words = ("-m", "bench.run", "--quick", "--device", "cuda", "--parts", "vocab,draft_step,plots")
+    words = ("-m", "bench.run", "--quick", "--device", "cuda", "--parts", "vocab,gather,plots")
     told = rehearse(*words, "--out", out, "--pack", packed)
     assert told.count("| done |") == 3
     with tarfile.open(packed) as file:
-        names = {Path(name).name for name in file.getnames()}
-    assert names >= {"vocab.csv", "draft_step.csv", "draft.svg", "timeline.svg"}
+        file.extractall(tmp_path / "unpacked", filter="data")
+    found = {path.name: lines(path) for path in (tmp_path / "unpacked" / "out").glob("*.csv")}
+    assert {row["arm"] for row in found["vocab.csv"]} == {
+        f"vocab_update_ of 300 tokens, all {kind}" for kind in ("new", "active")
+    }
+    assert "gather_rows_ of 128 rows, bf16 to int8" in {row["arm"] for row in found["gather.csv"]}
 
 
-def test_builds_are_compared(tmp_path: Path) -> None:
-    library = ROOT / "microspec_kernels" / "libmicrospec.so"
-    for name in ("default", "stream-order"):
-        shutil.copy(library, tmp_path / f"{name}.so")
-    rehearse(
-        "-m", "bench.tuning.kernel_variants", "run", "--quick", "--repeats", "1",
-        "--rounds", "1", "--libraries", tmp_path, "--out", tmp_path, "--only", "stream-order",
-    )  # fmt: skip
-    found = {row["variant"] for row in lines(tmp_path / "variants.csv")}
-    assert found == {"default", "stream-order"}
+def test_large_offsets() -> None:
+    """The only file of tests/gpu that the quarter of an hour leaves out."""
+    told = rehearse("-m", "pytest", "tests/gpu/test_offsets.py")
+    assert " passed" in told and "skipped" not in told
+
+
+def test_the_quarter_hours_commands_have_their_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those of a full run, which no rehearsal runs."""
+    commands: list[list[str]] = []
+
+    def noted(command: list[str], log: Path, seconds: float) -> report.Results:
+        commands.append(command)
+        return {"passed": True}
+
+    monkeypatch.setattr(run, "run_logged", noted)
+    for stage in quarter_hour.STAGES.values():
+        stage.run(tmp_path, 60.0, False)
+    for words in commands:
+        files = [word for word in words if word.endswith(".py")]
+        assert all(Path(file).is_file() for file in files), words
+        program = words[1 : 3 if words[1] == "-m" else 2]
+        if "pytest" not in program:  # its options are those of a quick run, too
+            text = rehearse(*program, "--help")
+            options = {word for word in words[3:] if word.startswith("--")}
+            assert {option for option in options if option not in text} == set(), program
+    assert len(commands) == len(quarter_hour.STAGES) - 2, "all but the sanitizers' are looked at"
 
 
 def test_the_quarter_hour(sanitizer: Path, tmp_path: Path) -> None:

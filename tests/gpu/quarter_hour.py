@@ -39,6 +39,7 @@ BUDGET = 560.0  # seconds, of the ten minutes that a caller may have
 QUICK = 600.0  # limit of a quick stage, as a guard against a hang
 PROCESSES = max(1, min(6, (os.cpu_count() or 2) // 2))
 LLAMA = ("--model", "Llama-3.1-8B")
+IN_SITU = ("--situations", "in situ")
 
 # Called with the stage's folder, its limit and whether the run is a quick one.
 Run = Callable[[Path, float, bool], report.Results]
@@ -92,8 +93,8 @@ STAGES = {
         "real_sizes engine_head vllm_drafter policy_graph opcheck",
         "-k", "not (gemma or qwen or 1000000)", parallel=True)),
     "micro": Stage(90, "how long does an op take, beside its floor?", benchmark(
-        "bench.ops.compare_builds", "--rows", "1,10,60",
-        quick=("--rows", "1", "--only", "sparse_head packed int8"))),
+        "bench.ops.compare_builds", "--num-tokens", "1,10,60",
+        quick=("--num-tokens", "1", "--only", "sparse_head packed int8"))),
     "draft": Stage(90, "how long does a whole draft take?", benchmark(
         "bench.draft.step", *LLAMA, "--context", "1024", "--quick")),
     "memcheck": Stage(75, "does a kernel touch memory that is not its own?", sanitizer("memcheck")),
@@ -101,14 +102,14 @@ STAGES = {
     "graphs": Stage(80, "does one graph serve 10,000 steps?", tests(
         "graphs soak", "--soak-seconds=6")),
     "in-situ": Stage(110, "how long does the head take behind a draft layer?", benchmark(
-        "bench.ops.head", *LLAMA, "--k", "3072", "--rows", "1,10,60", "--situations", "in situ",
-        quick=("--situations", "in situ"))),
+        "bench.ops.head", *LLAMA, "--k", "3072", "--num-tokens", "1,10,60", *IN_SITU,
+        quick=IN_SITU)),
     "draft-full": Stage(150, "the draft, with compiled, Triton and 8-bit arms", benchmark(
         "bench.draft.step", *LLAMA, "--context", "1024", quick=("--arms", "packed"))),
     "engine": Stage(60, "what does an engine's step pay?", benchmark(
         "bench.decoding.engine_overhead")),
     "l2": Stage(45, "does it pay to keep the slab in L2?", benchmark(
-        "bench.tuning.slab_in_l2", quick=("--rows", "1"))),
+        "bench.tuning.slab_in_l2", quick=("--num-tokens", "1"))),
     "rest": Stage(400, "all of tests/gpu, and the op tests over the device", program(
         str(HERE / "run.py"), "--parts", "tests,ops", "--budget", "390", "--soak-seconds", "10",
         "--out", "{out}", quick=(str(HERE / "run.py"), "--parts", "memcheck", "--quick",

@@ -15,8 +15,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
-# Beside the kernels, the library has what launches them.
-SOURCES = (Path(__file__).with_suffix(".cu"), CSRC / "cuda" / "device.cu")
+# Beside its kernels, the library has what launches them.
+SOURCES = (Path(__file__).with_suffix(".cu"), *sorted((CSRC / "cuda").glob("*.cu")))
 
 
 def target(arch: int) -> str:

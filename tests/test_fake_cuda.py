@@ -53,7 +53,7 @@ def there(*shape: int) -> Tensor:
 
 def test_tensors_keep_their_device() -> None:
     x = there(3)
-    made = torch.zeros_like(x), x.new_empty(2)
+    made = torch.zeros_like(x), x.new_empty(2), torch.zeros(1, device=0), torch.zeros(1).cuda(0)
     for tensor in (x, x + 1, x[1:], *made, x.float(), x.to(x.double())):
         assert tensor.device == torch.device("cuda", 0) and tensor.is_cuda
     host = torch.arange(3)

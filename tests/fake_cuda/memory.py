@@ -54,6 +54,8 @@ def as_device(value: object) -> torch.device | None:
             value = torch.device(value)
         except RuntimeError:
             return None
+    elif isinstance(value, int):
+        value = torch.device("cuda", value)
     if not isinstance(value, torch.device):
         return None
     if value.type == "cuda" and value.index not in (None, 0):

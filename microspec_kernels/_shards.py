@@ -7,6 +7,8 @@ nothing back to the host.
 import torch
 from torch import Tensor
 
+from .vocab import ActiveVocab
+
 # Both lie below the order of every logit: see keys_of.
 _NAN_ORDER, _EMPTY_ORDER = -(2**31) + 1, -(2**31)
 _START = "microspec_kernels.parallel: start"  # the argument that errors name
@@ -31,6 +33,20 @@ def local_ids(active_ids: Tensor, start: int, rows: int) -> Tensor:
     check_start(start, rows)
     owned = (active_ids >= start) & (active_ids < start + rows)
     return torch.where(owned, active_ids - start, -1)
+
+
+class LocalVocab:
+    """The part of ActiveVocab that slabs use, with tokens as rows of a rank's shard."""
+
+    def __init__(self, vocab: ActiveVocab, start: int, rows: int) -> None:
+        self.vocab_size, self.capacity, self.groups = rows, vocab.capacity, vocab.groups
+        self.device = vocab.device
+        self._vocab, self._start = vocab, start
+
+    @property
+    def ids(self) -> Tensor:
+        """Return the row of each slot's token, int32 [G, K]; -1 for tokens of other ranks."""
+        return local_ids(self._vocab.ids, self._start, self.vocab_size)
 
 
 def packed(logits: Tensor, token_ids: Tensor, logsumexp: Tensor, start: int) -> Tensor:

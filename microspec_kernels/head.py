@@ -1,14 +1,19 @@
 """The LM head of a draft model over an active vocabulary, as PyTorch modules."""
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from . import ops
 from ._linear import plain
+from ._shards import LocalVocab
+from .parallel import all_gather_top_k, all_reduce_logits, check_shards
 from .slab import WeightSlab
 from .vocab import ActiveVocab
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class _ActiveHead(nn.Module):
@@ -33,6 +38,8 @@ class _ActiveHead(nn.Module):
         softcap: float = 0.0,
         slab_dtype: torch.dtype | None = None,
         buffers: int | None = None,
+        process_group: "ProcessGroup | None" = None,
+        start: int = 0,
     ) -> None:
         super().__init__()
         name = type(self).__name__
@@ -45,14 +52,29 @@ class _ActiveHead(nn.Module):
         ):
             if tensor is not None:
                 plain(tensor, f"{name}: {argument}")
-        if weight.dim() != 2 or weight.size(0) != vocab.vocab_size:
-            raise ValueError(
-                f"{name}: weight: expected shape [{vocab.vocab_size}, D], got {list(weight.shape)}"
-            )
+        rows = vocab.vocab_size if process_group is None else "rows"
+        if weight.dim() != 2 or (process_group is None and weight.size(0) != rows):
+            got = list(weight.shape)
+            raise ValueError(f"{name}: weight: expected shape [{rows}, D], got {got}")
+        if process_group is None and start != 0:
+            raise ValueError(f"{name}: start: expected 0 without process_group, got {start}")
         if mode == "indexed" and (slab_dtype is not None or buffers is not None):
             raise ValueError(f"{name}: slab_dtype, buffers: expected None in indexed mode, got one")
         self.vocab = vocab
         self.mode = mode
+        self.process_group, self.start = process_group, start
+        # The vocabulary whose token ids are the weight's rows.
+        self._row_vocab = vocab
+        if process_group is not None:
+            own = weight.size(0)
+            check_shards(
+                own,
+                vocab.vocab_size,
+                start=start,
+                process_group=process_group,
+                device=vocab.device,
+            )
+            self._row_vocab = cast(ActiveVocab, LocalVocab(vocab, start, own))
         # The buffers share memory with the model's tensors and are not trained here.
         for buffer, tensor in (("weight", weight), ("weight_scale", weight_scale), ("bias", bias)):
             view = None if tensor is None else tensor.detach()
@@ -64,7 +86,11 @@ class _ActiveHead(nn.Module):
             # On a CPU the refresh is synchronous: a second buffer would only double the copies.
             count = buffers or (1 if vocab.device.type == "cpu" else 2)
             self.slab = WeightSlab(
-                weight.detach(), vocab, dtype=slab_dtype, buffers=count, weight_scale=weight_scale
+                weight.detach(),
+                self._row_vocab,
+                dtype=slab_dtype,
+                buffers=count,
+                weight_scale=weight_scale,
             )
             self.slab.refresh()
 
@@ -100,15 +126,19 @@ class _ActiveHead(nn.Module):
             ValueError, TypeError, IndexError: as :func:`~.ops.sparse_logits`.
         """
         operands = self._operands(hidden, group_ids)
+        logits = ops.sparse_logits(hidden, **operands)
         ids, groups = operands["active_ids"].long(), operands["group_ids"]
+        if self.process_group is not None:
+            logits = all_reduce_logits(logits, self.process_group)
+            ids, groups = self.vocab.ids.long(), group_ids  # those of all ranks
         ids = ids.expand(len(hidden), -1) if groups is None else ids[groups.clamp(min=0).long()]
-        return ops.sparse_logits(hidden, **operands), ids
+        return logits, ids
 
     def _operands(self, hidden: Tensor, group_ids: Tensor | None) -> dict[str, Any]:
         shared = {"bias": self.bias, "logit_scale": self.logit_scale, "softcap": self.softcap}
         if self.slab is None:
             scale = {"weight_scale": self.weight_scale, "group_ids": group_ids}
-            return {"weight": self.weight, "active_ids": self.vocab.ids, **scale, **shared}
+            return {"weight": self.weight, "active_ids": self._row_vocab.ids, **scale, **shared}
         rows, ids, slab_scale, groups = self.slab.front(group_ids)
         if group_ids is None:
             groups = groups.repeat(hidden.size(0))
@@ -119,23 +149,36 @@ class _ActiveHead(nn.Module):
 class SparseHead(_ActiveHead):
     """A module that computes the top-k of the LM head over the active vocabulary.
 
+    With a ``process_group``, each rank holds a part of the LM head's rows. Construction and calls
+    are then collectives, and all ranks get the same result (see
+    :mod:`microspec_kernels.parallel`). Each rank has its own vocabulary of V tokens and must
+    observe the same tokens. A rank's slab has room for K rows and holds the active rows of its
+    part.
+
     Args:
         weight: the LM head [V, D], bf16, fp16 or fp32; int8 or float8_e4m3fn with ``weight_scale``.
+            With ``process_group``, this rank's part [rows, D], without the padding rows that
+            engines put at the end of V; rows may be 0.
         vocab: the active vocabulary, on weight's device.
         mode: "indexed" reads the rows from the weight; "packed" reads them from a
             :class:`WeightSlab`.
-        weight_scale: fp32 [V] of a quantised weight.
-        bias: [V], in hidden's dtype or fp32.
+        weight_scale: fp32 [V] of a quantised weight; [rows] with ``process_group``.
+        bias: [V], in hidden's dtype or fp32; [rows] with ``process_group``.
         logit_scale, softcap: see :func:`~.ops.sparse_head`.
         slab_dtype: dtype of the slab, in packed mode only; default: weight's.
         buffers: number of slab buffers, in packed mode only; default: 1 on a CPU, 2 on a GPU.
+        process_group: the ranks that share the LM head (``torch.distributed.group.WORLD`` for all);
+            None if ``weight`` has all rows.
+        start: the token of the first row of ``weight``; 0 without ``process_group``.
 
     Raises:
         ValueError: unknown mode; wrong shape of weight; a tensor without values (on meta);
-            slab_dtype or buffers in indexed mode; errors of :class:`WeightSlab`.
+            slab_dtype or buffers in indexed mode; errors of :class:`WeightSlab`. With
+            ``process_group``: this rank is not in it; the ranks do not hold each of the V tokens
+            exactly once. If one rank raises, the others wait for it until the group's timeout.
         TypeError: a tensor of another class (a DTensor, a torchao tensor), or a module in place of
             a tensor. The head computes x · weight + bias only, so it cannot include an adapter or
-            a hook.
+            a hook. Also a process_group of another class (a DeviceMesh, an engine's own).
     """
 
     def forward(
@@ -155,7 +198,10 @@ class SparseHead(_ActiveHead):
         Raises:
             ValueError, TypeError, IndexError, NotImplementedError: as :func:`~.ops.sparse_head`.
         """
-        return ops.sparse_head(hidden, k=k, **self._operands(hidden, group_ids))
+        top = ops.sparse_head(hidden, k=k, **self._operands(hidden, group_ids))
+        if self.process_group is None:
+            return top
+        return all_gather_top_k(*top, start=self.start, process_group=self.process_group)
 
 
 class SparseLMHead(_ActiveHead):

@@ -10,7 +10,7 @@ from torch import Tensor
 from microspec_kernels._host_copy import HostCopy
 from microspec_kernels._linear import broken_rows, log_broken, plain
 from microspec_kernels.head import SparseHead
-from microspec_kernels.parallel import ParallelSparseHead, all_gather_rows
+from microspec_kernels.parallel import all_gather_rows
 from microspec_kernels.vocab import ActiveVocab
 
 from .settings import Settings
@@ -24,12 +24,12 @@ class Shard:
     Attributes:
         total_rows: rows on all ranks together.
         start: index of the first row on this rank.
-        group: the process group of the ranks; None: the default group.
+        process_group: the ranks.
     """
 
     total_rows: int
     start: int
-    group: "torch.distributed.ProcessGroup | None" = None
+    process_group: "torch.distributed.ProcessGroup"
 
 
 class EngineStats(NamedTuple):
@@ -106,7 +106,9 @@ class EngineHead:
         rows = weight.size(0) if shard is None else shard.total_rows
         broken = broken_rows(weight, bias)
         if shard is not None:
-            broken = all_gather_rows(broken, rows, start=shard.start, group=shard.group)
+            broken = all_gather_rows(
+                broken, rows, start=shard.start, process_group=shard.process_group
+            )
         self.token_map = TokenMap(rows, target_vocab_size, row_tokens, device, broken)
         log_broken(self.token_map.to_tokens(broken), "microspec: the draft's LM head")
         if settings.top_k > self.token_map.target_vocab_size:
@@ -123,22 +125,19 @@ class EngineHead:
         self.vocab = ActiveVocab(
             rows, min(settings.capacity, rows), groups=num_groups, initial=initial, device=device
         )
-        options = {
-            "mode": settings.mode,
-            "slab_dtype": settings.slab_torch_dtype,
+        self.head = SparseHead(
+            weight,
+            self.vocab,
+            mode=settings.mode,
+            slab_dtype=settings.slab_torch_dtype,
             # observe waits for the gather, so a second buffer would only add another gather.
-            "buffers": 1 if settings.mode == "packed" else None,
-            "bias": bias,
-            "logit_scale": logit_scale,
-            "softcap": softcap,
-        }
-        self.head: SparseHead | ParallelSparseHead
-        if shard is None:
-            self.head = SparseHead(weight, self.vocab, **options)  # type: ignore[arg-type]
-        else:
-            self.head = ParallelSparseHead(
-                weight, self.vocab, start=shard.start, group=shard.group, **options
-            )
+            buffers=1 if settings.mode == "packed" else None,
+            bias=bias,
+            logit_scale=logit_scale,
+            softcap=softcap,
+            process_group=None if shard is None else shard.process_group,
+            start=0 if shard is None else shard.start,
+        )
         self._counted = torch.zeros(2, dtype=torch.int64, device=device)  # active, all
         self._entered = torch.zeros(1, dtype=torch.int64, device=device)
         self._host_copy = HostCopy()
@@ -284,18 +283,13 @@ class EngineHead:
 
     def reload(self) -> None:
         """Gather the slab again after the weight changed in place. Call outside capture."""
-        slab = self._local.slab
+        slab = self.head.slab
         if slab is not None:
             slab.invalidate()
             self._gather()
 
     def _gather(self) -> None:
-        slab = self._local.slab
+        slab = self.head.slab
         if slab is not None:
             slab.refresh()
             slab.wait()  # a captured graph cannot wait, so the rows must be in place first
-
-    @property
-    def _local(self) -> SparseHead:
-        """The sparse head over this rank's rows."""
-        return self.head.local if isinstance(self.head, ParallelSparseHead) else self.head

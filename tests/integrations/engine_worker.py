@@ -28,6 +28,12 @@ def shards(ranks: int) -> Iterator[list[tuple[int, int]]]:
     yield [(0, ROWS), *[(ROWS, ROWS)] * (ranks - 1)]
 
 
+def every(total_rows: int, start: int) -> Shard:
+    """Return a shard among all ranks."""
+    assert dist.group.WORLD is not None
+    return Shard(total_rows, start, dist.group.WORLD)
+
+
 def check(rank: int, layout: list[tuple[int, int]], groups: int, options: dict[str, Any]) -> None:
     where = f"{layout} {groups} {options}"
     part = slice(*layout[rank])
@@ -44,7 +50,7 @@ def check(rank: int, layout: list[tuple[int, int]], groups: int, options: dict[s
         "softcap": 30.0,
     }
     whole = EngineHead(weight, settings, bias=bias, **same)
-    head = EngineHead(own, settings, bias=bias[part], shard=Shard(ROWS, part.start), **same)
+    head = EngineHead(own, settings, bias=bias[part], shard=every(ROWS, part.start), **same)
     for step in range(8):
         tokens = torch.randint(-1, V + 3, (9,), generator=rng)
         which = torch.randint(-1, groups, (9,), generator=rng) if groups > 1 else None
@@ -85,7 +91,7 @@ def run(rank: int, ranks: int, store: str) -> None:
             {"mode": "packed", "slab_dtype": "int8"},
         ):
             check(rank, layout, groups, options)
-    shard = Shard(ROWS + 1, ROWS * rank // ranks)
+    shard = every(ROWS + 1, ROWS * rank // ranks)
     own = weight_of(torch.float32, rows=ROWS)[shard.start : ROWS * (rank + 1) // ranks]
     message = f"expected shards that have each row of [0, {ROWS + 1}) once, got [0, "
     assert_refused(message, EngineHead, own, Settings(), shard=shard)

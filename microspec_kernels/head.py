@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from . import ops
 from ._linear import plain
 from ._shards import LocalVocab
-from .parallel import all_gather_top_k, all_reduce_logits, check_shards
+from .parallel import all_gather_topk, all_reduce_logits, check_shards
 from .slab import WeightSlab
 from .vocab import ActiveVocab
 
@@ -52,10 +52,10 @@ class _ActiveHead(nn.Module):
         ):
             if tensor is not None:
                 plain(tensor, f"{name}: {argument}")
-        rows = vocab.vocab_size if process_group is None else "rows"
-        if weight.dim() != 2 or (process_group is None and weight.size(0) != rows):
-            got = list(weight.shape)
-            raise ValueError(f"{name}: weight: expected shape [{rows}, D], got {got}")
+        lm_head_rows = vocab.vocab_size if process_group is None else "shard_rows"
+        if weight.dim() != 2 or (process_group is None and weight.size(0) != lm_head_rows):
+            expected, got = f"shape [{lm_head_rows}, D]", list(weight.shape)
+            raise ValueError(f"{name}: weight: expected {expected}, got {got}")
         if process_group is None and start != 0:
             raise ValueError(f"{name}: start: expected 0 without process_group, got {start}")
         if mode == "indexed" and (slab_dtype is not None or buffers is not None):
@@ -66,15 +66,8 @@ class _ActiveHead(nn.Module):
         # The vocabulary whose token ids are the weight's rows.
         self._row_vocab = vocab
         if process_group is not None:
-            own = weight.size(0)
-            check_shards(
-                own,
-                vocab.vocab_size,
-                start=start,
-                process_group=process_group,
-                device=vocab.device,
-            )
-            self._row_vocab = cast(ActiveVocab, LocalVocab(vocab, start, own))
+            check_shards(len(weight), start, vocab.vocab_size, process_group, vocab.device)
+            self._row_vocab = cast(ActiveVocab, LocalVocab(vocab, start, len(weight)))
         # The buffers share memory with the model's tensors and are not trained here.
         for buffer, tensor in (("weight", weight), ("weight_scale", weight_scale), ("bias", bias)):
             view = None if tensor is None else tensor.detach()
@@ -111,12 +104,12 @@ class _ActiveHead(nn.Module):
         if self.slab is not None:
             self.slab.refresh()
 
-    def logits(self, hidden: Tensor, group_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def logits(self, hidden: Tensor, row_groups: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Compute the logits of every slot.
 
         Args:
             hidden: bf16, fp16 or fp32 [M, D].
-            group_ids: int32 or int64 [M], the vocabulary's group for each row; required if G > 1.
+            row_groups: int32 or int64 [M], the vocabulary's group for each row; required if G > 1.
 
         Returns:
             logits fp32 [M, K] and token_ids int64 [M, K], in slot order; -inf and -1 at empty
@@ -125,24 +118,30 @@ class _ActiveHead(nn.Module):
         Raises:
             ValueError, TypeError, IndexError: as :func:`~.ops.sparse_logits`.
         """
-        operands = self._operands(hidden, group_ids)
+        operands = self._operands(hidden, row_groups)
         logits = ops.sparse_logits(hidden, **operands)
-        ids, groups = operands["active_ids"].long(), operands["group_ids"]
+        ids, group_ids = operands["active_ids"].long(), operands["group_ids"]
         if self.process_group is not None:
             logits = all_reduce_logits(logits, self.process_group)
-            ids, groups = self.vocab.ids.long(), group_ids  # those of all ranks
-        ids = ids.expand(len(hidden), -1) if groups is None else ids[groups.clamp(min=0).long()]
-        return logits, ids
+            ids, group_ids = self.vocab.ids.long(), row_groups  # those of all ranks
+        if group_ids is None:
+            return logits, ids.expand(len(hidden), -1)
+        return logits, ids[group_ids.clamp(min=0).long()]
 
-    def _operands(self, hidden: Tensor, group_ids: Tensor | None) -> dict[str, Any]:
+    def _operands(self, hidden: Tensor, row_groups: Tensor | None) -> dict[str, Any]:
         shared = {"bias": self.bias, "logit_scale": self.logit_scale, "softcap": self.softcap}
         if self.slab is None:
-            scale = {"weight_scale": self.weight_scale, "group_ids": group_ids}
+            scale = {"weight_scale": self.weight_scale, "group_ids": row_groups}
             return {"weight": self.weight, "active_ids": self._row_vocab.ids, **scale, **shared}
-        rows, ids, slab_scale, groups = self.slab.front(group_ids)
-        if group_ids is None:
-            groups = groups.repeat(hidden.size(0))
-        slab = {"weight": rows, "active_ids": ids, "weight_scale": slab_scale, "group_ids": groups}
+        rows, ids, slab_scale, group_ids = self.slab.front(row_groups)
+        if row_groups is None:
+            group_ids = group_ids.repeat(hidden.size(0))
+        slab = {
+            "weight": rows,
+            "active_ids": ids,
+            "weight_scale": slab_scale,
+            "group_ids": group_ids,
+        }
         return {**slab, "packed": True, **shared}
 
 
@@ -157,13 +156,13 @@ class SparseHead(_ActiveHead):
 
     Args:
         weight: the LM head [V, D], bf16, fp16 or fp32; int8 or float8_e4m3fn with ``weight_scale``.
-            With ``process_group``, this rank's part [rows, D], without the padding rows that
-            engines put at the end of V; rows may be 0.
+            With ``process_group``, this rank's part [shard_rows, D], without the padding rows
+            that engines put at the end of V; shard_rows may be 0.
         vocab: the active vocabulary, on weight's device.
         mode: "indexed" reads the rows from the weight; "packed" reads them from a
             :class:`WeightSlab`.
-        weight_scale: fp32 [V] of a quantised weight; [rows] with ``process_group``.
-        bias: [V], in hidden's dtype or fp32; [rows] with ``process_group``.
+        weight_scale: fp32 [V] of a quantised weight; [shard_rows] with ``process_group``.
+        bias: [V], in hidden's dtype or fp32; [shard_rows] with ``process_group``.
         logit_scale, softcap: see :func:`~.ops.sparse_head`.
         slab_dtype: dtype of the slab, in packed mode only; default: weight's.
         buffers: number of slab buffers, in packed mode only; default: 1 on a CPU, 2 on a GPU.
@@ -182,14 +181,14 @@ class SparseHead(_ActiveHead):
     """
 
     def forward(
-        self, hidden: Tensor, k: int, group_ids: Tensor | None = None
+        self, hidden: Tensor, k: int, row_groups: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Compute the k best active tokens of each row.
 
         Args:
             hidden: bf16, fp16 or fp32 [M, D].
             k: number of entries per row, 1 to 128.
-            group_ids: int32 or int64 [M], the vocabulary's group for each row; required if G > 1.
+            row_groups: int32 or int64 [M], the vocabulary's group for each row; required if G > 1.
 
         Returns:
             logits fp32 [M, k], token_ids int64 [M, k] and logsumexp fp32 [M], padded as in
@@ -198,10 +197,10 @@ class SparseHead(_ActiveHead):
         Raises:
             ValueError, TypeError, IndexError, NotImplementedError: as :func:`~.ops.sparse_head`.
         """
-        top = ops.sparse_head(hidden, k=k, **self._operands(hidden, group_ids))
+        top = ops.sparse_head(hidden, k=k, **self._operands(hidden, row_groups))
         if self.process_group is None:
             return top
-        return all_gather_top_k(*top, start=self.start, process_group=self.process_group)
+        return all_gather_topk(*top, start=self.start, process_group=self.process_group)
 
 
 class SparseLMHead(_ActiveHead):
@@ -218,12 +217,12 @@ class SparseLMHead(_ActiveHead):
 
     _saved = True
 
-    def forward(self, hidden: Tensor, group_ids: Tensor | None = None) -> Tensor:
+    def forward(self, hidden: Tensor, row_groups: Tensor | None = None) -> Tensor:
         """Compute dense logits.
 
         Args:
             hidden: bf16, fp16 or fp32 [..., D].
-            group_ids: int32 or int64 [M], the vocabulary's group for each of the M rows of the
+            row_groups: int32 or int64 [M], the vocabulary's group for each of the M rows of the
                 flattened hidden; required if G > 1.
 
         Returns:
@@ -233,7 +232,7 @@ class SparseLMHead(_ActiveHead):
             ValueError, TypeError, IndexError: as :func:`~.ops.sparse_logits`.
         """
         flat = hidden.reshape(-1, hidden.size(-1))
-        logits, ids = self.logits(flat, group_ids)
+        logits, ids = self.logits(flat, row_groups)
         # Empty slots write to an extra column V, which is cut off below.
         size = self.vocab.vocab_size
         dense = hidden.new_full((len(flat), size + 1), float("-inf"))

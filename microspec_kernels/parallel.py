@@ -27,7 +27,7 @@ from ._shards import check_ranges, check_start, local_ids, merged, packed
 
 __all__ = [
     "all_gather_rows",
-    "all_gather_top_k",
+    "all_gather_topk",
     "all_reduce_logits",
     "check_shards",
     "local_ids",
@@ -39,7 +39,7 @@ _all_gather: Any = getattr(dist, "all_gather_single", getattr(dist, "all_gather_
 _NEGATIVE_INFINITY = -0x00800000  # the bits of -inf in fp32, as int32
 
 
-def all_gather_top_k(
+def all_gather_topk(
     logits: Tensor,
     token_ids: Tensor,
     logsumexp: Tensor,
@@ -99,20 +99,20 @@ def parallel_sparse_head(
 
     Args:
         hidden: bf16, fp16 or fp32 [M, D].
-        shard: [rows, D], the rows of tokens start to start + rows - 1; rows may be 0. The shard
-            must not contain the padding rows that engines put at the end of V.
+        shard: [shard_rows, D], the rows of tokens start to start + shard_rows - 1; shard_rows may
+            be 0. The shard must not contain the padding rows that engines put at the end of V.
         active_ids: int32 [K] or [G, K], as for :func:`local_ids`.
         k: number of entries per row, 1 to 128.
-        start, process_group: as for :func:`all_gather_top_k`.
+        start, process_group: as for :func:`all_gather_topk`.
         group_ids: int32 or int64 [M], as for sparse_head.
-        weight_scale, bias: [rows], the shard's part.
+        weight_scale, bias: [shard_rows], the shard's part.
         logit_scale, softcap: as for sparse_head.
 
     Returns:
         logits fp32 [M, k], token_ids int64 [M, k] and logsumexp fp32 [M], the same on all ranks.
 
     Raises:
-        ValueError, TypeError, IndexError: as sparse_head and all_gather_top_k. If one rank raises,
+        ValueError, TypeError, IndexError: as sparse_head and all_gather_topk. If one rank raises,
             the others wait for it until the group's timeout.
     """
     top = ops.sparse_head(
@@ -126,7 +126,7 @@ def parallel_sparse_head(
         logit_scale=logit_scale,
         softcap=softcap,
     )
-    return all_gather_top_k(*top, start=start, process_group=process_group)
+    return all_gather_topk(*top, start=start, process_group=process_group)
 
 
 def all_reduce_logits(logits: Tensor, process_group: "dist.ProcessGroup | None" = None) -> Tensor:
@@ -137,7 +137,7 @@ def all_reduce_logits(logits: Tensor, process_group: "dist.ProcessGroup | None" 
 
     Args:
         logits: fp32, contiguous, any shape; -inf where this rank does not hold the slot's row.
-        process_group: as for :func:`all_gather_top_k`.
+        process_group: as for :func:`all_gather_topk`.
 
     Returns:
         fp32, shape of logits; -inf where no rank holds the slot's row.
@@ -148,51 +148,54 @@ def all_reduce_logits(logits: Tensor, process_group: "dist.ProcessGroup | None" 
 
 
 def all_gather_rows(
-    rows: Tensor, total_rows: int, *, start: int, process_group: "dist.ProcessGroup | None" = None
+    local_rows: Tensor,
+    total_rows: int,
+    *,
+    start: int,
+    process_group: "dist.ProcessGroup | None" = None,
 ) -> Tensor:
     """Gather row numbers from all ranks. This is a collective, and it waits for the device.
 
     Args:
-        rows: int64 [n], row numbers within this rank's shard; n may differ between ranks.
+        local_rows: int64 [n], row numbers within this rank's shard; n may differ between ranks.
         total_rows: number of rows of all shards.
-        start, process_group: as for :func:`all_gather_top_k`.
+        start, process_group: as for :func:`all_gather_topk`.
 
     Returns:
         int64 [m], row numbers within the whole LM head, ascending.
 
     Raises:
-        ValueError, TypeError: process_group as for :func:`all_gather_top_k`.
+        ValueError, TypeError: process_group as for :func:`all_gather_topk`.
     """
     _size_of(process_group)
-    marks = torch.zeros(total_rows, dtype=torch.uint8, device=rows.device)
-    marks[rows + start] = 1
+    marks = torch.zeros(total_rows, dtype=torch.uint8, device=local_rows.device)
+    marks[local_rows + start] = 1
     dist.all_reduce(marks, op=dist.ReduceOp.MAX, group=process_group)
     return marks.nonzero()[:, 0]
 
 
 def check_shards(
-    rows: int,
-    vocab_size: int,
-    *,
+    shard_rows: int,
     start: int,
-    process_group: "dist.ProcessGroup | None" = None,
+    vocab_size: int,
+    process_group: "dist.ProcessGroup | None",
     device: torch.device,
 ) -> None:
     """Check that the ranks' shards hold each token once. This is a collective, and it waits.
 
     Args:
-        rows: number of rows of this rank's shard.
+        shard_rows: number of rows of this rank's shard.
+        start, process_group: as for :func:`all_gather_topk`.
         vocab_size: V, number of rows of all shards.
-        start, process_group: as for :func:`all_gather_top_k`.
         device: the device of the shard.
 
     Raises:
         ValueError: a row that no rank holds, or several do; start and process_group as for
-            :func:`all_gather_top_k`.
-        TypeError: as for :func:`all_gather_top_k`.
+            :func:`all_gather_topk`.
+        TypeError: as for :func:`all_gather_topk`.
     """
-    check_start(start, rows)
-    mine = torch.tensor([[start, start + rows]], device=device)
+    check_start(start, shard_rows)
+    mine = torch.tensor([[start, start + shard_rows]], device=device)
     ranges = mine.new_empty(_size_of(process_group), 2)
     _all_gather(ranges, mine, group=process_group)
     check_ranges(ranges.tolist(), vocab_size)

@@ -109,7 +109,7 @@ TRACES = {
     "given-only.npz": trace(generated=np.zeros(4, dtype=np.uint8)),
     "claims.npz": longer_than_its_file(),
 }
-RANKS = {
+LISTS = {
     "sound.npy": npy([3, 1, 40]),
     "empty.npy": b"",
     "truncated.npy": npy(np.arange(1000))[:300],
@@ -168,7 +168,7 @@ TOKENIZERS = {
 
 
 def write_all(folder: Path) -> Path:
-    for files in (TRACES, RANKS, TABLES, TEXTS, TOKENIZERS):
+    for files in (TRACES, LISTS, TABLES, TEXTS, TOKENIZERS):
         for name, content in files.items():
             (folder / name).write_bytes(content)
     (folder / "folder").mkdir()

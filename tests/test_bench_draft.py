@@ -55,7 +55,7 @@ def test_the_tree_is_the_loops(weight: Tensor, layer: DraftLayer) -> None:
     features = torch.zeros(PADDED, TOY.dim).bfloat16()
     levels = iter(range(SHAPE.depth))
 
-    def topk(hidden: Tensor, k: int, groups: Tensor) -> tuple[Tensor, Tensor]:
+    def topk(hidden: Tensor, k: int, row_groups: Tensor) -> tuple[Tensor, Tensor]:
         features[: len(hidden)] = hidden
         return head.best(features, len(hidden))
 

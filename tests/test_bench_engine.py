@@ -46,13 +46,13 @@ def test_a_step_has_its_tokens(vocabulary: str, best: int) -> None:
     stats = head.stats()
     assert stats is not None
     assert stats.hits + stats.misses == rows
-    assert stats.active == 300 * head.vocab.groups
+    assert stats.active == 300 * head.vocab.num_groups
     assert {len(tokens) for tokens in observing.sets} == {rows * (best + 2)}
     for tokens in observing.sets[1:]:
-        absent = ~head.vocab.contains(tokens, token_groups=observing.groups)
+        absent = ~head.vocab.contains(tokens, token_groups=observing.token_groups)
         assert 0 < int(absent.sum()) <= 30
-    if observing.groups is not None:
-        assert observing.groups.bincount().tolist() == [6 * (best + 2)] * 4
+    if observing.token_groups is not None:
+        assert observing.token_groups.bincount().tolist() == [6 * (best + 2)] * 4
 
 
 @pytest.mark.parametrize("mode", ["indexed", "packed"])

@@ -75,10 +75,11 @@ def test_no_arm_has_seen_what_it_is_judged_on(study: traces.Study) -> None:
         arms = list(study.arms(name))
         assert {"other tasks", "own half", "10 own requests"} < {arm.list for arm in arms}
         for arm in arms:
-            known = {*torch.as_tensor(arm.policy.initial).tolist()}
+            known = {*torch.as_tensor(arm.policy.frequent_tokens).tolist()}
             assert not secret & (known | {*torch.as_tensor(arm.policy.pinned).tolist()}), arm.name
     assert not any(
-        {10, 12, 14} & {*torch.as_tensor(arm.policy.initial).tolist()} for arm in study.mixed()[1]
+        {10, 12, 14} & {*torch.as_tensor(arm.policy.frequent_tokens).tolist()}
+        for arm in study.mixed()[1]
     )
 
 
@@ -136,8 +137,8 @@ def test_a_whole_run(tmp_path: Path, monkeypatch, capsys) -> None:
     for trace in (recorded(f"zero-gsm__{LLAMA}", 10), recorded("tau-airline__Other", 20)):
         paths.append(tmp_path / f"{trace.name}.npz")
         np.savez(paths[-1], tokens=trace.tokens, generated=trace.generated, offsets=trace.offsets)
-    np.save(tmp_path / "rank.npy", PUBLIC.numpy())
-    options = ["--frequency-rank", str(tmp_path / "rank.npy"), "--out", str(tmp_path)]
+    np.save(tmp_path / "frequent.npy", PUBLIC.numpy())
+    options = ["--frequent-tokens", str(tmp_path / "frequent.npy"), "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["policy", *map(str, paths), *options])
     monkeypatch.setattr(traces, "CAPACITIES", (CAPACITY, 1))
     traces.main()
@@ -185,6 +186,6 @@ def test_the_pair_is_tried_with_every_policy_once() -> None:
         assert arms[0].policy is None and arms[0].name == "dense"
         for arm in arms[1:]:
             assert arm.policy is not None
-            assert ("filled" in arm.name) == bool(len(arm.policy.initial))
+            assert ("filled" in arm.name) == bool(len(arm.policy.frequent_tokens))
             assert ("floor" in arm.name) == bool(len(arm.policy.pinned))
     assert {arm.name for arm in drawn} < {arm.name for arm in greedy}

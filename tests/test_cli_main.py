@@ -14,7 +14,7 @@ from microspec_kernels import timing
 from microspec_kernels.cli import COMMANDS, bench, main
 from microspec_kernels.cli.table import table
 
-SIZES = {"vocab-size": 512, "dim": 32, "capacity": 64, "k": 5, "rows": 3, "rounds": 15}
+SIZES = {"vocab-size": 512, "dim": 32, "capacity": 64, "k": 5, "num-tokens": 3, "rounds": 15}
 BENCH = [f"--{name}={size}" for name, size in SIZES.items()]
 
 
@@ -31,7 +31,7 @@ def test_every_subcommand_explains_itself(capsys):
     [
         (["replay", "absent.npz"], "absent.npz"),
         (["replay", __file__], "expected an .npz"),
-        (["replay", "absent.npz", "--floor", "4"], "--frequency-rank"),
+        (["replay", "absent.npz", "--pin", "4"], "--frequent-tokens"),
         (["generate", "--prompt", "x"], "--target"),
         (["generate", "--prompt", "x", "--pair", "absent"], "no folder absent"),
         (["generate", "--prompt", "x", "--target", "absent"], "--draft"),

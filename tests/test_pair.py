@@ -34,8 +34,8 @@ def test_lossless_and_accepted(
     pair: tuple[CausalModel, EagleDraft], head: str, capacity: int
 ) -> None:
     ids = torch.tensor(Tekken().encode(PROMPT))
-    frequency = torch.from_numpy(np.load(PAIR / "frequency_rank.npy"))
-    made = generate(*pair, ids, 40, head=head, capacity=capacity, frequency=frequency)
+    frequent_tokens = torch.from_numpy(np.load(PAIR / "frequent_tokens.npy"))
+    made = generate(*pair, ids, 40, head=head, capacity=capacity, frequent_tokens=frequent_tokens)
     assert made.tokens.tolist() == target_alone(pair[0], ids, 40, Sampling()).tokens.tolist()
     assert made.stats.tau >= 2.5
     assert made.stats.active_max <= capacity

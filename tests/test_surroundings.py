@@ -37,7 +37,7 @@ AROUND: dict[str, Callable[[], Any]] = {
 
 
 def make() -> dict[str, Any]:
-    vocab = ActiveVocab(30, 5, groups=2, pinned=[9], initial=[1, 2])
+    vocab = ActiveVocab(30, 5, num_groups=2, pinned=[9], frequent_tokens=[1, 2])
     slab = WeightSlab(WEIGHT, vocab, dtype=torch.int8)
     return {
         "vocab": vocab,
@@ -97,7 +97,7 @@ def test_tables(around: str) -> None:
 
     def tables() -> list[Tensor]:
         return [
-            policy.frequency_rank(texts, 5, prior=[4]),
+            policy.count_frequent_tokens(texts, 5, prior=[4]),
             policy.successors(texts, 5, 2),
             policy.neighbours(WEIGHT, 3),
             policy.variants(["a", " a", None, "A", "b"]),

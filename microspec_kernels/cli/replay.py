@@ -99,13 +99,13 @@ def _replay(args: argparse.Namespace) -> list[Replay]:
     tqdm = require("tqdm", "replay").tqdm
     _check(args)
     capacities = args.capacity or [CAPACITY]
-    pinned, initial = sources.load_ranked(args, min(capacities))
+    pinned, frequent = sources.load_frequent_tokens(args, min(capacities))
     tables = sources.load_tables(args)
     traces = _traces(args)
     ids = [int(trace.tokens.max()) for trace in traces]
-    ids += [*pinned, *initial, *(len(rows) - 1 for rows in tables.values())]
+    ids += [*pinned, *frequent, *(len(rows) - 1 for rows in tables.values())]
     vocab_size = args.vocab_size or max(ids) + 1
-    policy = Policy(sources.named_sources(args, tables, vocab_size), initial, pinned)
+    policy = Policy(sources.named_sources(args, tables, vocab_size), frequent, pinned)
     return [
         replay(
             trace,

@@ -110,7 +110,9 @@ def replay(
     """
     if step < 1:
         raise ValueError(f"replay: step: expected at least 1, got {step}")
-    vocab = ActiveVocab(vocab_size, capacity, pinned=policy.pinned, initial=policy.initial)
+    vocab = ActiveVocab(
+        vocab_size, capacity, pinned=policy.pinned, frequent_tokens=policy.frequent_tokens
+    )
     slab, sequences = vocab.ids.clone(), []
     for tokens, written in progress(list(trace.sequences())):
         policy.reset()

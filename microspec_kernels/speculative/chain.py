@@ -55,7 +55,7 @@ def chain_numbers(seeds: Tensor, places: Tensor, depth: int) -> Numbers:
 def sample_chain(
     roots: Tensor,
     features: Tensor,
-    groups: Tensor,
+    text_groups: Tensor,
     draft: Draft,
     cache: KVCache,
     head: Head,
@@ -73,7 +73,7 @@ def sample_chain(
     depth = numbers.shape[1]
     for level in range(depth):
         with clock("head"):
-            logits, ids = head.logits(draft.head_input(features), groups)
+            logits, ids = head.logits(draft.head_input(features), text_groups)
         with clock("tree"):
             # An ended chain stays ended.
             logits = logits.where(tokens[-1][:, None] >= 0, -torch.inf)

@@ -28,8 +28,8 @@ def generate(
     temperature, sampling: how tokens are drawn. `temperature` is short for `Sampling(temperature)`,
         which also has top-p, top-k and a seed. Default: greedy.
     progress: show a progress bar.
-    options: options of `Batch`: head, depth, top_k, tree_size, capacity, frequency, policy, mode,
-        chain.
+    options: options of `Batch`: head, depth, tree_width, tree_size, capacity, frequent_tokens,
+        policy, mode, chain.
 
     Returns the new tokens and their statistics, see `Generation`.
 

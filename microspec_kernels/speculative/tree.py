@@ -15,12 +15,13 @@ from .stats import Clock
 class TreeShape:
     """The limits of a draft tree.
 
-    `depth`: calls of the draft's head, each with at most `top_k` rows and `top_k` candidates a row.
+    `depth`: calls of the draft's head, each with at most `tree_width` rows and `tree_width`
+        candidates a row.
     `size`: the most nodes verified, the root excluded.
     """
 
     depth: int
-    top_k: int
+    tree_width: int
     size: int
 
 
@@ -46,7 +47,7 @@ class Tree:
 def grow(
     roots: Tensor,
     features: Tensor,
-    groups: Tensor,
+    text_groups: Tensor,
     draft: Draft,
     cache: KVCache,
     head: Head,
@@ -55,12 +56,12 @@ def grow(
 ) -> Tree:
     """Draft a tree below each root int64 [B], whose draft features are [B, D].
 
-    groups: int64 [B], each text's vocabulary in the head.
+    text_groups: int64 [B], each text's vocabulary in the head.
 
-    Each level asks the head for the candidates after the frontier. The best `top_k` candidates by
-    log-probability of the whole path form the next frontier. The candidates of all levels compete
-    for the tree. At the end the draft's cache drops the entries of the nodes, because they rest on
-    predicted features.
+    Each level asks the head for the candidates after the frontier. The best `tree_width` candidates
+    by log-probability of the whole path form the next frontier. The candidates of all levels
+    compete for the tree. At the end the draft's cache drops the entries of the nodes, because they
+    rest on predicted features.
     """
     bases = list(cache.lengths)
     # The frontier: nodes, as indices into the pool, that have features and no children yet. The
@@ -77,8 +78,8 @@ def grow(
         with clock("head"):
             log_probs, tokens = head.topk(
                 draft.head_input(features).flatten(0, 1),
-                shape.top_k,
-                groups.repeat_interleave(width),
+                shape.tree_width,
+                text_groups.repeat_interleave(width),
             )
         with clock("tree"):
             answers = tokens.shape[1]
@@ -92,7 +93,7 @@ def grow(
             pool_scores.append(scores)
             if level == shape.depth - 1:
                 break
-            best = ranked(scores)[:, : shape.top_k]
+            best = ranked(scores)[:, : shape.tree_width]
             rows = best // answers
             path_scores, frontier = scores.gather(1, best), drafted + best
             drafted += tokens.shape[1]

@@ -45,8 +45,10 @@ def there(options: dict[str, object]) -> dict[str, object]:
     ids=str,
 )
 def test_head_is_two_kernels(dtype: torch.dtype, m: int, kernels: list[str]) -> None:
-    for rows in (dtype, *QUANTISED):
-        case = head_case(1, m=m, dim=256, vocab_size=400, capacity=300, dtype=dtype, rows=rows)
+    for weight_dtype in (dtype, *QUANTISED):
+        case = head_case(
+            1, m=m, dim=256, vocab_size=400, capacity=300, dtype=dtype, weight_dtype=weight_dtype
+        )
         own, options = [t.cuda() for t in case.tensors()], there(case.options())
         assert enqueued(lambda: sparse_head(*own, 9, **options)) == [*kernels, "select"]  # noqa: B023
         assert enqueued(lambda: sparse_logits(*own, **options)) == [*kernels, "finish_logits"]  # noqa: B023
@@ -68,6 +70,6 @@ def test_gather_is_one_kernel(slab_dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("capacity", [64, 3072, 20_000])
 def test_update_is_one_kernel(capacity: int) -> None:
-    state = [t.cuda() for t in vocab_state(50_000, capacity, groups=2).tensors()]
+    state = [t.cuda() for t in vocab_state(50_000, capacity, num_groups=2).tensors()]
     tokens = torch.randint(50_000, (2, 300), device="cuda")
     assert enqueued(lambda: vocab_update_(*state, tokens)) == ["vocab_update"]

@@ -26,7 +26,7 @@ from microspec_kernels.speculative.models.target import cache_argument
 from .conftest import NEW
 
 Texts = tuple[Tensor, Tensor]
-SHAPE: dict[str, Any] = {"depth": 3, "top_k": 4, "tree_size": 12, "capacity": 64}
+SHAPE: dict[str, Any] = {"depth": 3, "tree_width": 4, "tree_size": 12, "capacity": 64}
 
 
 @pytest.mark.parametrize("head", ["dense", "sparse"])
@@ -80,7 +80,7 @@ def test_a_batch_with_padding(assistant: Any, text: Texts) -> None:
     options = {"max_new_tokens": NEW, "eos_token_id": eos, "pad_token_id": 3, "do_sample": False}
     expected = target.generate(ids, attention_mask=mask, **options)
     assert (expected == 3).any(), "one text ends before the other"
-    custom = microspec_generate(assistant, groups=2, **SHAPE)
+    custom = microspec_generate(assistant, num_groups=2, **SHAPE)
     out = target.generate(ids, attention_mask=mask, custom_generate=custom, **options)
     assert torch.equal(out, expected)
 

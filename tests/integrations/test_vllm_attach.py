@@ -148,7 +148,7 @@ def test_settings_that_this_draft_cannot_have() -> None:
     with pytest.raises(
         UnsupportedError, match="vllm: Speculator: expected settings for this draft, got"
     ):
-        drafter_of(draft_model(), frequency="absent.npy")
+        drafter_of(draft_model(), frequent_tokens_file="absent.npy")
 
 
 def test_says_once_what_it_is_attached_to(caplog: pytest.LogCaptureFixture) -> None:

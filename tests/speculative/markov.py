@@ -18,7 +18,7 @@ from microspec_kernels.speculative.stats import Clock
 from microspec_kernels.speculative.tree import Tree, TreeShape, grow
 
 VOCAB, SIZE, ROOT = 12, 8, 3
-SHAPE = TreeShape(depth=2, top_k=2, size=4)
+SHAPE = TreeShape(depth=2, tree_width=2, size=4)
 # Fewer tokens than a tree and its choices can show, so the vocabulary evicts at every step.
 CAPACITY = 3
 HEADS = ("dense", "static", "sparse")
@@ -57,7 +57,7 @@ def make_head(name: str, texts: int) -> Head:
         return Dense(MarkovDraft.lm_head)
     if name == "static":
         return Static(MarkovDraft.lm_head, torch.tensor([7, 0, 3, 9, 4]))
-    vocab = ActiveVocab(VOCAB, CAPACITY, groups=texts)
+    vocab = ActiveVocab(VOCAB, CAPACITY, num_groups=texts)
     vocab.update(torch.tensor([1, ROOT, 5]).repeat(texts, 1))
     return Sparse(MarkovDraft.lm_head, vocab)
 
@@ -87,7 +87,7 @@ def speculate(
     Returns the texts and the mean number of tokens per step.
     """
     batch = len(seeds)
-    groups = torch.arange(batch) % head.groups
+    groups = torch.arange(batch) % head.num_groups
     written, steps = torch.zeros(batch, dtype=torch.int64), 0
     texts = torch.full((batch, length + SHAPE.depth + 1), ROOT)
     newest = texts[:, 0]

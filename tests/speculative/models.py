@@ -142,11 +142,11 @@ class Spy(Sparse):
         self,
         lm_head: LMHead,
         capacity: int,
-        groups: int = 1,
+        num_groups: int = 1,
         pinned: Tensor | Sequence[int] = (),
         mode: Literal["indexed", "packed"] = "indexed",
     ) -> None:
-        vocab = ActiveVocab(len(lm_head.weight), capacity, groups=groups, pinned=pinned)
+        vocab = ActiveVocab(len(lm_head.weight), capacity, num_groups=num_groups, pinned=pinned)
         super().__init__(lm_head, vocab, mode)
         self.at_call: list[list[set[int]]] = []
         self.proposed: list[list[set[int]]] = []
@@ -157,18 +157,21 @@ class Spy(Sparse):
     def active_sets(self) -> list[set[int]]:
         return [set(ids) - {-1} for ids in self.vocab.ids.tolist()]
 
-    def topk(self, hidden: Tensor, k: int, groups: Tensor) -> tuple[Tensor, Tensor]:
+    def topk(self, hidden: Tensor, k: int, row_groups: Tensor) -> tuple[Tensor, Tensor]:
         self.at_call.append(self.active_sets())
-        log_probs, tokens = super().topk(hidden, k, groups)
+        log_probs, tokens = super().topk(hidden, k, row_groups)
         self.proposed.append(
-            [set(tokens[groups == group].flatten().tolist()) - {-1} for group in range(self.groups)]
+            [
+                set(tokens[row_groups == group].flatten().tolist()) - {-1}
+                for group in range(self.num_groups)
+            ]
         )
         return log_probs, tokens
 
-    def observe(self, tokens: Tensor, groups: Tensor) -> None:
+    def observe(self, tokens: Tensor, token_groups: Tensor) -> None:
         self.told.append(tokens)
-        self.told_groups.append(groups)
-        super().observe(tokens, groups)
+        self.told_groups.append(token_groups)
+        super().observe(tokens, token_groups)
 
     def reset(self, group: int) -> None:
         self.resets.append(group)

@@ -28,7 +28,7 @@ def test_the_text_is_that_of_the_altered_target(kind: str) -> None:
     plain = greedy(tiny(), text, 24).tolist()
     assert (truth != plain) is (kind != "tensor subclass"), "the same text anyway tests nothing"
     for head in ("dense", "sparse"):
-        result = generate(model, tiny(), text, 24, head=head, depth=3, top_k=2)
+        result = generate(model, tiny(), text, 24, head=head, depth=3, tree_width=2)
         assert result.tokens.tolist() == truth, head
 
 
@@ -73,7 +73,7 @@ def test_an_adapted_embedding_is_not_lent() -> None:
     model.model.embed_tokens = Embedding(model.model.embed_tokens)
     truth = greedy(model, text, 12).tolist()
     assert truth != greedy(tiny(), text, 12).tolist()
-    result = generate(model, model, text, 11, head="dense", depth=4, top_k=1)
+    result = generate(model, model, text, 11, head="dense", depth=4, tree_width=1)
     assert result.tokens.tolist() == truth[:11] and result.acceptance_lengths == [5, 5]
     with pytest.raises(TypeError, match=r"embedding: expected exactly nn.Embedding.*altered.Emb"):
         eagle(CausalModel(model))
@@ -130,7 +130,9 @@ def test_a_peft_model_is_the_model_with_its_adapters(sampling: Sampling | None) 
     inside, text = altered("adapter"), prompt(24)
     inside.model.layers[0].self_attn.q_proj = Linear(inside.model.layers[0].self_attn.q_proj)
     result = generate(Peft(inside), tiny(), text, 16, sampling=sampling)
-    alone = generate(inside, tiny(), text, 16, sampling=sampling, head="dense", depth=1, top_k=1)
+    alone = generate(
+        inside, tiny(), text, 16, sampling=sampling, head="dense", depth=1, tree_width=1
+    )
     assert result.tokens.tolist() == alone.tokens.tolist()
     if sampling is None:
         assert result.tokens.tolist() == greedy(inside, text, 16).tolist()

@@ -18,7 +18,7 @@ def given_tokens(length: int) -> set[int]:
 def test_a_group_is_its_texts_own_and_begins_anew_with_the_next() -> None:
     target, draft = pair()
     pinned = {3, 4}
-    spy = Spy(CausalModel(draft).lm_head, VOCAB, groups=2, pinned=sorted(pinned))
+    spy = Spy(CausalModel(draft).lm_head, VOCAB, num_groups=2, pinned=sorted(pinned))
     policy = Policy((given(), generated()))
     batch = Batch(target, draft, head=spy, policy=policy, **SHAPE)
     texts = [Text(9, 4), Text(21, 12), Text(4, 9), Text(14, 0), Text(14, 5)]
@@ -63,7 +63,7 @@ def test_packed_rows_of_every_group_in_two_buffers() -> None:
     lm_head, texts = CausalModel(draft).lm_head, [Text(9, 12), Text(21, 9), Text(4, 12)]
     runs = []
     for buffers in (None, 2):
-        spy = Spy(lm_head, 50, groups=3)
+        spy = Spy(lm_head, 50, num_groups=3)
         if buffers:
             spy.head = SparseHead(lm_head.weight, spy.vocab, mode="packed", buffers=buffers)
             assert spy.head.slab is not None
@@ -75,7 +75,7 @@ def test_packed_rows_of_every_group_in_two_buffers() -> None:
 
 def test_each_texts_figures_are_its_own() -> None:
     target, draft = pair()
-    spy = Spy(CausalModel(draft).lm_head, 40, groups=3)
+    spy = Spy(CausalModel(draft).lm_head, 40, num_groups=3)
     batch = Batch(target, draft, head=spy, policy=Policy(MICROSPEC), **SHAPE)
     expected: dict[Request, tuple[list[int], list[set[int]]]] = {}
 

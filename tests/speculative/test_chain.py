@@ -44,7 +44,7 @@ def sampled(
     numbers = chain_numbers(seeds, torch.full_like(seeds, 30), depth).draft
     cache = KVCache(1, batch=len(roots))
     cache.advance(5)
-    groups = torch.arange(len(roots)) % head.groups
+    groups = torch.arange(len(roots)) % head.num_groups
     chain = sample_chain(
         newest,
         GUESSES[newest],
@@ -71,7 +71,7 @@ def test_every_level_is_drawn_from_the_heads_law(name: str, depth: int, sampling
     assert torch.equal(chain.lineage, torch.ones(4, depth + 1, depth + 1).tril().bool())
     known = torch.stack(
         [
-            head.contains(torch.arange(VOCAB), torch.full((VOCAB,), g % head.groups))
+            head.contains(torch.arange(VOCAB), torch.full((VOCAB,), g % head.num_groups))
             for g in range(4)
         ]
     )

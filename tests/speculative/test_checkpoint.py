@@ -128,7 +128,7 @@ def test_an_ordinary_model_is_a_draft_too(tmp_path: Path, target: CausalModel) -
     draft = load_draft(tmp_path, target.model)
     assert isinstance(draft, ModelDraft)
     model, text, truth = example("llama")
-    result = generate(model, draft, text, 11, head="dense", depth=4, top_k=1)
+    result = generate(model, draft, text, 11, head="dense", depth=4, tree_width=1)
     assert result.tokens.tolist() == truth[:11].tolist()
     assert result.acceptance_lengths == [5, 5]
 

@@ -145,7 +145,7 @@ def test_a_draft_hears_the_text_and_the_targets_true_features(kind: str) -> None
         "eagle3": lambda: Eagle3Draft(config, target),
     }
     draft = Recorder(drafts[kind]())
-    result = generate(target, draft, text, len(truth), head="dense", depth=3, top_k=3)
+    result = generate(target, draft, text, len(truth), head="dense", depth=3, tree_width=3)
 
     told = torch.cat(draft.tokens)
     whole = torch.cat((text[0], result.tokens))

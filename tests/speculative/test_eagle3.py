@@ -42,8 +42,8 @@ class First(Dense):
         super().__init__(draft.lm_head)
         self.first: list[int] = []
 
-    def topk(self, hidden: Tensor, k: int, groups: Tensor) -> tuple[Tensor, Tensor]:
-        log_probs, tokens = super().topk(hidden, k, groups)
+    def topk(self, hidden: Tensor, k: int, row_groups: Tensor) -> tuple[Tensor, Tensor]:
+        log_probs, tokens = super().topk(hidden, k, row_groups)
         self.first.append(int(tokens[0, 0]))
         return log_probs, tokens
 
@@ -61,7 +61,7 @@ def test_the_loop_drafts_what_the_formula_does(
     with torch.no_grad():
         hidden_states = model.model(whole[None], output_hidden_states=True).hidden_states
     before, spy = plain.fused(hidden_states), First(draft)
-    result = generate(target, draft, text, len(truth), head=spy, depth=DEPTH, top_k=1)
+    result = generate(target, draft, text, len(truth), head=spy, depth=DEPTH, tree_width=1)
     assert result.tokens.tolist() == truth.tolist()
     for step in (0, 3):
         newest = text.shape[1] + sum(result.acceptance_lengths[:step])
@@ -111,10 +111,10 @@ def test_the_output_is_the_targets(
 ) -> None:
     _, text, truth = example()
     draft = load_draft(write(tmp_path, name, tensors(name)), target)
-    ranking = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(7))
+    frequent = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(7))
     for capacity in (8, VOCAB):
         result = generate(
-            target, draft, text, len(truth), head=head, capacity=capacity, frequency=ranking
+            target, draft, text, len(truth), head=head, capacity=capacity, frequent_tokens=frequent
         )
         assert result.tokens.tolist() == truth.tolist()
 
@@ -124,7 +124,7 @@ def test_texts_of_a_batch_have_vocabularies_of_their_own_rows(
 ) -> None:
     draft = load_draft(write(tmp_path, "official", tensors("official")), target)
     texts = [prompt(length, seed=length) for length in (5, 12)]
-    batch = Batch(target, draft, groups=2, capacity=16, depth=3, top_k=4, tree_size=9)
+    batch = Batch(target, draft, num_groups=2, capacity=16, depth=3, tree_width=4, tree_size=9)
     requests = [batch.join(text, 16) for text in texts]
     while batch.requests:
         batch.step()

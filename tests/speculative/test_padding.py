@@ -55,8 +55,9 @@ def test_the_same_model_but_for_padding(size: int, head: Any, chain: bool) -> No
         alone = greedy(draft, text, 31)
         assert (alone >= VOCAB).any(), "its padding rows are never the best"
     result = generate(
-        model, draft, text, 31, head=head, capacity=MORE, frequency=torch.arange(VOCAB),
-        policy=Policy(TEXT, initial=torch.arange(VOCAB)), depth=5, top_k=1, chain=chain,
+        model, draft, text, 31, head=head, capacity=MORE, frequent_tokens=torch.arange(VOCAB),
+        policy=Policy(TEXT, frequent_tokens=torch.arange(VOCAB)), depth=5, tree_width=1,
+        chain=chain,
     )  # fmt: skip
     assert result.tokens.tolist() == truth.tolist()
     common = min(size, VOCAB)
@@ -85,7 +86,13 @@ def test_a_draft_reads_tokens_beyond_its_embedding() -> None:
     for draft in (short, trained):
         for head in HEADS:
             result = generate(
-                model, draft, text, 24, head=head, capacity=VOCAB, frequency=torch.arange(VOCAB)
+                model,
+                draft,
+                text,
+                24,
+                head=head,
+                capacity=VOCAB,
+                frequent_tokens=torch.arange(VOCAB),
             )
             assert result.tokens.tolist() == truth.tolist(), head
 
@@ -124,7 +131,7 @@ def test_a_head_of_ones_own_is_over_the_targets_vocabulary() -> None:
         with pytest.raises(ValueError, match=r"head: expected .* vocabulary of 199 .* got 208"):
             generate(model, draft, text, 6, head=own)
     head = Dense(draft.lm_head.of_vocabulary(VOCAB))
-    result = generate(model, draft, text, 21, head=head, depth=4, top_k=1)
+    result = generate(model, draft, text, 21, head=head, depth=4, tree_width=1)
     assert result.tokens.tolist() == truth[:21].tolist()
     assert result.acceptance_lengths == [5] * 4
 
@@ -139,7 +146,7 @@ def test_lm_heads_of_another_vocabulary(size: int) -> None:
         fitted = lm_head.of_vocabulary(size)
         assert fitted.vocab_size == size
         tokens = [t for t in lm_head.ids.tolist() if t < size]
-        assert (fitted.rows(every) >= 0).nonzero()[:, 0].tolist() == sorted(tokens)
+        assert (fitted.to_rows(every) >= 0).nonzero()[:, 0].tolist() == sorted(tokens)
         logits = fitted.logits(hidden)
         for row, token in enumerate(fitted.ids.tolist()):
             expected = hidden @ weight[token] + bias[token]
@@ -180,7 +187,7 @@ def test_eagles_own_embedding_and_head(size: int, biased: bool, tmp_path: Path) 
     assert torch.equal(draft.lm_head.ids, common)
     text = text.clamp(max=FEWER - 1)
     for head in HEADS:
-        result = generate(target, draft, text, 12, head=head, frequency=torch.arange(VOCAB))
+        result = generate(target, draft, text, 12, head=head, frequent_tokens=torch.arange(VOCAB))
         assert result.tokens.tolist() == greedy(model, text, 12).tolist()
 
 
@@ -206,5 +213,5 @@ def test_eagle3s_own_embedding_and_head(size: int, mapped: bool, tmp_path: Path)
     assert torch.equal(draft.lm_head.ids, ids)
     text = prompt(24).clamp(max=FEWER - 1)
     for head in HEADS:
-        result = generate(target, draft, text, 12, head=head, frequency=torch.arange(VOCAB))
+        result = generate(target, draft, text, 12, head=head, frequent_tokens=torch.arange(VOCAB))
         assert result.tokens.tolist() == greedy(model, text, 12).tolist()

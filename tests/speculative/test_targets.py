@@ -33,7 +33,7 @@ TARGETS: dict[str, dict[str, Any]] = {
     "cohere2": {"logit_scale": 0.25, **WINDOW},
 }  # fmt: skip
 KINDS = [*TARGETS, "llama"]
-RANKING = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(7))
+FREQUENT = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(7))
 
 
 def target_of(kind: str, **changes: Any) -> Any:
@@ -91,8 +91,8 @@ def test_equals_transformers(kind: str, tied: bool) -> None:
     for draft in (noisy(model, 0.01), eagle(target)):
         for head in ("dense", "static", "sparse"):
             result = generate(
-                target, draft, text, 24, head=head, capacity=VOCAB, frequency=RANKING, depth=4,
-                top_k=4,
+                target, draft, text, 24, head=head, capacity=VOCAB, frequent_tokens=FREQUENT,
+                depth=4, tree_width=4,
             )  # fmt: skip
             assert result.tokens.tolist() == truth.tolist(), head
 
@@ -101,7 +101,7 @@ def test_equals_transformers(kind: str, tied: bool) -> None:
 def test_a_perfect_copy_reaches_the_greatest_acceptance(kind: str) -> None:
     """A draft of the same kind has the same windows and the same caps."""
     model, text = target_of(kind), prompt(24)
-    result = generate(model, model, text, 21, head="dense", depth=4, top_k=1, tree_size=4)
+    result = generate(model, model, text, 21, head="dense", depth=4, tree_width=1, tree_size=4)
     assert result.tokens.tolist() == greedy(model, text, 21).tolist()
     assert result.acceptance_lengths == [5] * 4
 

@@ -74,9 +74,9 @@ def eagle2(
         level = {}
         for path in frontier:
             answers = draft.next_log_probs(text, path)
-            for token in sorted(range(vocab), key=lambda t: -answers[t])[: shape.top_k]:
+            for token in sorted(range(vocab), key=lambda t: -answers[t])[: shape.tree_width]:
                 level[(*path, token)] = scores[path] + answers[token]
-        frontier = sorted(level, key=lambda p: -level[p])[: shape.top_k]
+        frontier = sorted(level, key=lambda p: -level[p])[: shape.tree_width]
         scores |= level
     drafted = sorted((path for path in scores if path), key=lambda p: -scores[p])
     return set(drafted[: shape.size]), scores
@@ -118,19 +118,19 @@ def clock() -> Clock:
     batch=st.integers(1, 3),
     vocab=st.integers(1, 12),
     depth=st.integers(1, 5),
-    top_k=st.integers(1, 6),
+    tree_width=st.integers(1, 6),
     size=st.integers(1, 40),
     sharpness=st.sampled_from([0.1, 1.0, 3.0]),
     seed=st.integers(0, 2**31),
 )
 def test_grow_equals_brute_force(
-    batch: int, vocab: int, depth: int, top_k: int, size: int, sharpness: float, seed: int
+    batch: int, vocab: int, depth: int, tree_width: int, size: int, sharpness: float, seed: int
 ) -> None:
     draft = PathDraft(vocab, seed, sharpness, batch)
     cache = draft.new_cache()
     lengths = [3 + 2 * text for text in range(batch)]
     cache.advance(lengths)
-    shape = TreeShape(depth, top_k, size)
+    shape = TreeShape(depth, tree_width, size)
     roots = ROOT + torch.arange(batch)
     groups = torch.zeros_like(roots)
     tree = grow(roots, draft.first, groups, draft, cache, Dense(draft.lm_head), shape, clock())
@@ -157,18 +157,18 @@ class Answers:
     follows = False
 
     def __init__(self, *answers: tuple[list[float], list[int]]) -> None:
-        self.groups = len(answers)
+        self.num_groups = len(answers)
         self.log_probs = torch.tensor([log_probs for log_probs, _ in answers])
         self.tokens = torch.tensor([tokens for _, tokens in answers])
 
-    def topk(self, hidden: Tensor, k: int, groups: Tensor) -> tuple[Tensor, Tensor]:
-        assert hidden.shape == (len(groups), SIZE)
-        return self.log_probs[groups, :k], self.tokens[groups, :k]
+    def topk(self, hidden: Tensor, k: int, row_groups: Tensor) -> tuple[Tensor, Tensor]:
+        assert hidden.shape == (len(row_groups), SIZE)
+        return self.log_probs[row_groups, :k], self.tokens[row_groups, :k]
 
 
 def grow_with(head: Answers, shape: TreeShape) -> Tree:
-    draft = PathDraft(16, 0, 1.0, head.groups)
-    groups = torch.arange(head.groups)
+    draft = PathDraft(16, 0, 1.0, head.num_groups)
+    groups = torch.arange(head.num_groups)
     roots = torch.full_like(groups, ROOT)
     tree = grow(roots, draft.first, groups, draft, draft.new_cache(), head, shape, clock())
     check_shape(tree)

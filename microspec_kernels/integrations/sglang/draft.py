@@ -41,8 +41,8 @@ class ActiveDraft:
         runner = worker.draft_runner
         self._lm_head, processor = runner.model.lm_head, runner.model.logits_processor
         vocab_size = worker.target_worker.model_config.vocab_size
-        rows = vocab_size if worker.hot_token_id is None else len(worker.hot_token_id)
-        check_head(runner.model, rows, runner.dtype)
+        lm_head_rows = vocab_size if worker.hot_token_id is None else len(worker.hot_token_id)
+        check_head(runner.model, lm_head_rows, runner.dtype)
         shards = self._lm_head.shard_indices
         start, end = shards.org_vocab_start_index, shards.org_vocab_end_index
         self._weight = self._lm_head.weight.detach()[: end - start]
@@ -52,7 +52,7 @@ class ActiveDraft:
                 settings,
                 target_vocab_size=vocab_size,
                 row_tokens=worker.hot_token_id,
-                shard=_shard(self._lm_head, rows, start),
+                shard=_shard(self._lm_head, lm_head_rows, start),
             )
         except (ValueError, TypeError, OSError) as error:
             raise UnsupportedError("sglang: EagleDraftWorker", "settings for it", error) from error
@@ -171,12 +171,12 @@ class ActiveDraft:
         return pinned.to(self._weight.device, non_blocking=True)
 
 
-def _shard(lm_head: Any, rows: int, start: int) -> Shard | None:
+def _shard(lm_head: Any, lm_head_rows: int, start: int) -> Shard | None:
     if lm_head.tp_size == 1:
         return None
     from sglang.srt.runtime_context import get_parallel
 
-    return Shard(rows, start, get_parallel().tp_group.device_group)
+    return Shard(lm_head_rows, start, get_parallel().tp_group.device_group)
 
 
 def _announce(worker: Any, head: EngineHead) -> None:

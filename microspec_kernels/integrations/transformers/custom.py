@@ -26,8 +26,8 @@ def microspec_generate(draft: Any, **options: Any) -> Callable[..., Any]:
 
     draft: the result of `load_draft`, or a causal LM of `transformers` with the target's
         vocabulary.
-    options: options of :class:`microspec_kernels.speculative.Batch`: `head`, `capacity`, `groups`,
-        ….
+    options: options of :class:`microspec_kernels.speculative.Batch`: `head`, `capacity`,
+        `num_groups`, ….
 
     Transformers calls the callable with input_ids int64 [B, P], padded on the left, and the
     reference loop continues them. It returns the same types as every decoding method: int64 [B, P +

@@ -108,11 +108,12 @@ class _ActiveHead(nn.Module):
         """Compute the logits of every slot.
 
         Args:
-            hidden: bf16, fp16 or fp32 [M, D].
-            row_groups: int32 or int64 [M], the vocabulary's group for each row; required if G > 1.
+            hidden: bf16, fp16 or fp32 [..., D], any number of leading dimensions.
+            row_groups: int32 or int64 [...], hidden's leading dimensions: the vocabulary's group
+                for each row; -1 marks a padding row; required if G > 1.
 
         Returns:
-            logits fp32 [M, K] and token_ids int64 [M, K], in slot order; -inf and -1 at empty
+            logits fp32 [..., K] and token_ids int64 [..., K], in slot order; -inf and -1 at empty
             slots.
 
         Raises:
@@ -125,7 +126,7 @@ class _ActiveHead(nn.Module):
             logits = all_reduce_logits(logits, self.process_group)
             ids, group_ids = self.vocab.ids.long(), row_groups  # those of all ranks
         if group_ids is None:
-            return logits, ids.expand(len(hidden), -1)
+            return logits, ids[0].expand_as(logits)
         return logits, ids[group_ids.clamp(min=0).long()]
 
     def _operands(self, hidden: Tensor, row_groups: Tensor | None) -> dict[str, Any]:
@@ -135,7 +136,7 @@ class _ActiveHead(nn.Module):
             return {"weight": self.weight, "active_ids": self._row_vocab.ids, **scale, **shared}
         rows, ids, slab_scale, group_ids = self.slab.front(row_groups)
         if row_groups is None:
-            group_ids = group_ids.repeat(hidden.size(0))
+            group_ids = group_ids[0].expand(hidden.shape[:-1]).contiguous()
         slab = {
             "weight": rows,
             "active_ids": ids,
@@ -186,12 +187,13 @@ class SparseHead(_ActiveHead):
         """Compute the k best active tokens of each row.
 
         Args:
-            hidden: bf16, fp16 or fp32 [M, D].
+            hidden: bf16, fp16 or fp32 [..., D], any number of leading dimensions.
             k: number of entries per row, 1 to 128.
-            row_groups: int32 or int64 [M], the vocabulary's group for each row; required if G > 1.
+            row_groups: int32 or int64 [...], hidden's leading dimensions: the vocabulary's group
+                for each row; -1 marks a padding row; required if G > 1.
 
         Returns:
-            logits fp32 [M, k], token_ids int64 [M, k] and logsumexp fp32 [M], padded as in
+            logits fp32 [..., k], token_ids int64 [..., k] and logsumexp fp32 [...], padded as in
             :func:`~.ops.sparse_head`.
 
         Raises:
@@ -222,8 +224,8 @@ class SparseLMHead(_ActiveHead):
 
         Args:
             hidden: bf16, fp16 or fp32 [..., D].
-            row_groups: int32 or int64 [M], the vocabulary's group for each of the M rows of the
-                flattened hidden; required if G > 1.
+            row_groups: int32 or int64 [...], hidden's leading dimensions: the vocabulary's group
+                for each row; -1 marks a padding row; required if G > 1.
 
         Returns:
             [..., V] in hidden's dtype; -inf for tokens that are not active.
@@ -231,10 +233,9 @@ class SparseLMHead(_ActiveHead):
         Raises:
             ValueError, TypeError, IndexError: as :func:`~.ops.sparse_logits`.
         """
-        flat = hidden.reshape(-1, hidden.size(-1))
-        logits, ids = self.logits(flat, row_groups)
+        logits, ids = self.logits(hidden, row_groups)
         # Empty slots write to an extra column V, which is cut off below.
         size = self.vocab.vocab_size
-        dense = hidden.new_full((len(flat), size + 1), float("-inf"))
-        dense.scatter_(1, torch.where(ids >= 0, ids, size), logits.to(hidden.dtype))
-        return dense[:, :size].view(*hidden.shape[:-1], size)
+        dense = hidden.new_full((*hidden.shape[:-1], size + 1), float("-inf"))
+        dense.scatter_(-1, torch.where(ids >= 0, ids, size), logits.to(hidden.dtype))
+        return dense[..., :size]

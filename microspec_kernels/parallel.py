@@ -49,20 +49,20 @@ def all_gather_topk(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Merge the results of all ranks into the k best entries per row.
 
-    This is a collective: all ranks must call it with the same M and k. A rank sends 8k + 4 bytes
+    This is a collective: all ranks must call it with the same shapes. A rank sends 8k + 4 bytes
     per row: k logits, k ids as int32, and the logsumexp. (A largest logit and a sum in place of the
     logsumexp would take more bytes and add nothing, because the result is fp32.)
 
     Args:
-        logits, token_ids, logsumexp: fp32 [M, k], int64 [M, k] and fp32 [M], from
+        logits, token_ids, logsumexp: fp32 [..., k], int64 [..., k] and fp32 [...], from
             :func:`~.ops.sparse_head` over :func:`local_ids`.
         start: the token of the shard's first row. No two ranks may hold the same token.
         process_group: the ranks; None for the default group. Use NCCL for tensors on GPUs, gloo on
             CPUs.
 
     Returns:
-        logits fp32 [M, k], token_ids int64 [M, k] and logsumexp fp32 [M] over the tokens of all
-        ranks, in sparse_head's order, ties included.
+        logits fp32 [..., k], token_ids int64 [..., k] and logsumexp fp32 [...] over the tokens of
+        all ranks, in sparse_head's order, ties included.
 
     Raises:
         ValueError: start out of range; torch.distributed is not initialised, or process_group lacks
@@ -72,8 +72,8 @@ def all_gather_topk(
     check_start(start, 0)
     ranks = _size_of(process_group)
     part = packed(logits, token_ids, logsumexp, start)
-    parts = part.new_empty(ranks * part.size(0), part.size(1))
-    _all_gather(parts, part, group=process_group)
+    parts = part.new_empty(ranks * part.numel())
+    _all_gather(parts, part.flatten(), group=process_group)
     return merged(parts.view(ranks, *part.shape))
 
 
@@ -98,18 +98,19 @@ def parallel_sparse_head(
     can read from a slab.)
 
     Args:
-        hidden: bf16, fp16 or fp32 [M, D].
+        hidden: bf16, fp16 or fp32 [..., D].
         shard: [shard_rows, D], the rows of tokens start to start + shard_rows - 1; shard_rows may
             be 0. The shard must not contain the padding rows that engines put at the end of V.
         active_ids: int32 [K] or [G, K], as for :func:`local_ids`.
         k: number of entries per row, 1 to 128.
         start, process_group: as for :func:`all_gather_topk`.
-        group_ids: int32 or int64 [M], as for sparse_head.
+        group_ids: int32 or int64 [...], as for sparse_head.
         weight_scale, bias: [shard_rows], the shard's part.
         logit_scale, softcap: as for sparse_head.
 
     Returns:
-        logits fp32 [M, k], token_ids int64 [M, k] and logsumexp fp32 [M], the same on all ranks.
+        logits fp32 [..., k], token_ids int64 [..., k] and logsumexp fp32 [...], the same on all
+        ranks.
 
     Raises:
         ValueError, TypeError, IndexError: as sparse_head and all_gather_topk. If one rank raises,

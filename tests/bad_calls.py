@@ -142,8 +142,7 @@ Row = tuple[str, Callable[[], Arguments], Callable[[Arguments], Arguments], type
 def _head_rows() -> list[Row]:
     V, T = ValueError, TypeError
     return [
-        ("hidden 1-d", head_call, lambda a: {"hidden": zeros(8)}, V, "hidden", "shape [M, D]", "[8]"),
-        ("hidden 3-d", head_call, lambda a: {"hidden": zeros(1, 3, 8)}, V, "hidden", "shape [M, D]", "[1, 3, 8]"),
+        ("hidden 0-d", head_call, lambda a: {"hidden": zeros()}, V, "hidden", "shape [M, D]", "[]"),
         ("ids 0-d", head_call, lambda a: {"active_ids": zeros(dtype=I32)}, V, "active_ids", "shape [K] or [G, K], G >= 1", "[]"),
         ("no group", head_call, lambda a: {"active_ids": zeros(0, 6, dtype=I32)}, V, "active_ids", "shape [K] or [G, K], G >= 1", "[0, 6]"),
         ("ids 3-d", head_call, lambda a: {"active_ids": zeros(1, 1, 6, dtype=I32)}, V, "active_ids", "shape [K] or [G, K], G >= 1", "[1, 1, 6]"),

@@ -149,12 +149,12 @@ def check_module(rank: int, ranks: int) -> None:
                 bias=bias[part],
                 **options,
             )
-            for _ in range(5):
+            for shape in ((6,), (2, 3), (), (0, 2), (1, 1, 4)):
                 tokens = torch.randint(0, V, (2, 9), generator=rng)
                 whole.observe(tokens)
                 head.observe(tokens)
-                hidden = normal(rng, (6, 24), dtype)
-                groups = torch.randint(-1, 2, (6,), generator=rng)
+                hidden = normal(rng, (*shape, 24), dtype)
+                groups = torch.randint(-1, 2, shape, generator=rng)
                 want = whole(hidden, 5, groups)
                 assert_agreed(
                     head(hidden, 5, groups), want, f"module {weight_dtype} {options} {layout}"

@@ -238,25 +238,25 @@ class EngineHead:
         """Return the draft's k best tokens of each row. May be captured.
 
         Args:
-            hidden: [M, D], the input of the LM head.
-            row_groups: int32 or int64 [M], each row's vocabulary, -1 for padding; None with one
+            hidden: [..., D], the input of the LM head.
+            row_groups: int32 or int64 [...], each row's vocabulary, -1 for padding; None with one
                 vocabulary.
 
         Returns:
-            logits fp32 [M, k]; the target's token ids int64 [M, k]; logsumexp fp32 [M] over the
-            active tokens. Logits are -inf and ids -1 for padding rows and where a vocabulary has
-            fewer than k tokens.
+            logits fp32 [..., k]; the target's token ids int64 [..., k]; logsumexp fp32 [...] over
+            the active tokens. Logits are -inf and ids -1 for padding rows and where a vocabulary
+            has fewer than k tokens.
         """
         logits, rows, logsumexp = self.head(hidden, k, row_groups)
         return logits, self.token_map.to_tokens(rows), logsumexp
 
     def argmax(self, hidden: Tensor, row_groups: Tensor | None = None) -> Tensor:
-        """Return the draft's best token of each row, int64 [M]. May be captured.
+        """Return the draft's best token of each row, int64 [...]. May be captured.
 
         A row without an active token gets token 0: engines need a valid token id, and the target
         rejects a wrong one.
         """
-        return self.topk(hidden, 1, row_groups)[1][:, 0].clamp(min=0)
+        return self.topk(hidden, 1, row_groups)[1][..., 0].clamp(min=0)
 
     def slot_logits(self, hidden: Tensor) -> Tensor:
         """Return a shared vocabulary's logits, for an engine that chooses among the slots itself.
@@ -264,10 +264,10 @@ class EngineHead:
         May be captured.
 
         Args:
-            hidden: [M, D], the input of the LM head.
+            hidden: [..., D], the input of the LM head.
 
         Returns:
-            fp32 [M, K], one column for each slot, -inf for empty slots.
+            fp32 [..., K], one column for each slot, -inf for empty slots.
         """
         return self.head.logits(hidden)[0]
 

@@ -206,7 +206,7 @@ def _size_of(process_group: "dist.ProcessGroup | None") -> int:
     """Return the number of ranks; raise ValueError or TypeError without a usable group."""
     where = "microspec_kernels.parallel: process_group"
     if not (dist.is_available() and dist.is_initialized()):
-        expected = "an initialised one (torch.distributed.init_process_group)"
+        expected = "an initialised group (torch.distributed.init_process_group)"
         raise ValueError(f"{where}: expected {expected}, got none")
     # new_group returns this number, not a group, to a rank that is not in it.
     outside: object = dist.GroupMember.NON_GROUP_MEMBER
@@ -214,5 +214,5 @@ def _size_of(process_group: "dist.ProcessGroup | None") -> int:
         got = type(process_group).__name__
         raise TypeError(f"{where}: expected a torch.distributed.ProcessGroup, got {got}")
     if dist.get_rank(process_group) < 0:
-        raise ValueError(f"{where}: expected one with this rank in it, got another")
+        raise ValueError(f"{where}: expected a group that contains this rank, got another")
     return dist.get_world_size(process_group)

@@ -20,8 +20,8 @@ class SlabView(NamedTuple):
         rows: [B·G, K, D], the slab.
         ids: int32 [B·G, K], the token that each row holds; -1 where empty.
         scale: fp32 [B·G, K], the scale of each row of a quantised slab; else None.
-        group_ids: int64, shape of the row_groups given to :meth:`WeightSlab.front`: the buffer and
-            group for each row of hidden; or [1], to be expanded.
+        group_ids: int64, the buffer and group for each row of hidden, in the shape of the
+            row_groups given to :meth:`WeightSlab.front`; or [1], to be expanded.
     """
 
     rows: Tensor
@@ -167,7 +167,8 @@ class WeightSlab:
 
         Args:
             row_groups: int32 or int64 of any shape, the vocabulary's group for each row; -1 is
-                padding. Default: group 0, returned as one id [1] that the caller expands over the rows.
+                padding. Default: group 0, returned as one id [1] that the caller expands over the
+                rows.
         """
         self.wait()
         base = self._front * self.vocab.num_groups

@@ -144,14 +144,14 @@ class ActiveVocab:
         """
         which = group_numbers("ActiveVocab: reset: groups", groups, self.num_groups, self.device)
         first, later = len(self.pinned), len(self.frequent_tokens)
-        known = torch.cat((self.pinned, self.frequent_tokens))
+        tokens = torch.cat((self.pinned, self.frequent_tokens))
         ids = torch.full((self.capacity,), -1, dtype=torch.int32, device=self.device)
-        ids[: len(known)] = known
+        ids[: len(tokens)] = tokens
         stamps = torch.full((self.capacity,), EMPTY_STAMP, dtype=torch.int64, device=self.device)
         stamps[:first] = PINNED_STAMP
-        stamps[first : len(known)] = torch.arange(later, device=self.device).flip(0)
+        stamps[first : len(tokens)] = torch.arange(later, device=self.device).flip(0)
         slots = torch.full((self.vocab_size,), -1, dtype=torch.int32, device=self.device)
-        slots[known.long()] = torch.arange(len(known), dtype=torch.int32, device=self.device)
+        slots[tokens.long()] = torch.arange(len(tokens), dtype=torch.int32, device=self.device)
         self.ids[which], self.slot_stamps[which], self.token_slots[which] = ids, stamps, slots
         self.clock[which] = later
 
@@ -174,9 +174,9 @@ class ActiveVocab:
             ValueError: missing entry, wrong shape, or values that no update can produce.
             TypeError: an entry of another dtype, or one that is not a tensor.
         """
-        own = self._state()
-        check_state(state, own)
-        for name, tensor in own.items():
+        current = self._state()
+        check_state(state, current)
+        for name, tensor in current.items():
             tensor.copy_(state[name])
 
     def _state(self) -> dict[str, Tensor]:

@@ -67,10 +67,10 @@ def tolerance(case: HeadCase) -> float:
     fp32 whatever hidden's dtype is. Without it a dropped element of a long row would pass in bf16,
     where PyTorch rounds its result to 8 bits.
     """
-    exact, own = logits_in(case, torch.float64), logits_in(case, case.hidden.dtype)
+    exact, rounded = logits_in(case, torch.float64), logits_in(case, case.hidden.dtype)
     size = largest_sum(case)
     finite = exact.isfinite()
-    error = float((own.double() - exact)[finite].abs().max()) if finite.any() else 0.0
+    error = float((rounded.double() - exact)[finite].abs().max()) if finite.any() else 0.0
     floor, ceiling = 8 * EPS * size, (case.hidden.size(1) + 8) * EPS * size
     return min(max(2 * error, floor), ceiling) + 1e-37
 

@@ -205,9 +205,9 @@ class GatherCase:
 
     def copy(self) -> "GatherCase":
         """Copy slab, slab_ids and slab_scale; share the other tensors."""
-        own = {"slab", "slab_ids", "slab_scale"}
+        written = {"slab", "slab_ids", "slab_scale"}
         return GatherCase(
-            **{k: v.clone() if k in own and v is not None else v for k, v in vars(self).items()}
+            **{k: v.clone() if k in written and v is not None else v for k, v in vars(self).items()}
         )
 
 

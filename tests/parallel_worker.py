@@ -191,17 +191,21 @@ def check_groups_of_ranks(rank: int, ranks: int) -> None:
     """Check two process groups side by side, with one head each."""
     half = ranks // 2
     process_groups = [dist.new_group(list(range(half))), dist.new_group(list(range(half, ranks)))]
-    own = rank // half
-    rng = torch.Generator().manual_seed(own)
+    half_index = rank // half
+    rng = torch.Generator().manual_seed(half_index)
     weight, hidden = integers(rng, (V, 8), torch.float32), integers(rng, (3, 8), torch.float32)
     ids = torch.randperm(V, generator=rng)[:20].int()
     part = slice(*next(shards(half))[rank % half] if half > 1 else (0, V))
-    call: dict[str, Any] = {"k": 6, "start": part.start, "process_group": process_groups[own]}
+    call: dict[str, Any] = {
+        "k": 6,
+        "start": part.start,
+        "process_group": process_groups[half_index],
+    }
     got = parallel_sparse_head(hidden, weight[part], ids, **call)
     for theirs, want in zip(got[:2], sparse_head(hidden, weight, ids, 6)[:2], strict=True):
         assert_bitwise(theirs, want)
-    call["process_group"] = process_groups[1 - own]
-    message = "process_group: expected one with this rank in it"
+    call["process_group"] = process_groups[1 - half_index]
+    message = "process_group: expected a group that contains this rank"
     assert_refused(message, parallel_sparse_head, hidden, weight[part], ids, **call)
     options = {name: call[name] for name in ("process_group", "start")}
     assert_refused(message, SparseHead, weight[part], ActiveVocab(V, 4), **options)

@@ -16,13 +16,13 @@ from bench.harness.inputs import make_weight
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a run on the CPU")
 def test_a_quick_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    known = KnownTimes()
-    monkeypatch.setattr(engine, "time_arms", known)
+    timed = KnownTimes()
+    monkeypatch.setattr(engine, "time_arms", timed)
     monkeypatch.setattr(sys, "argv", ["engine", "--quick", "--out", str(tmp_path)])
     options.run("As", "engine", partial(engine.measure, "cpu"), partial(engine.measure, "cuda"))
     rows = list(csv.DictReader((tmp_path / "engine.csv").open()))
     assert {row["requests"] for row in rows} == {"1", "8"}
-    for row, (arm, took) in zip(rows, known.columns(), strict=True):
+    for row, (arm, took) in zip(rows, timed.columns(), strict=True):
         assert arm == (row["vocabulary"], row["arm"])
         assert [float(row[column]) for column in COLUMNS] == pytest.approx(took)
         assert row["device"] and row["commit"]

@@ -170,5 +170,5 @@ def test_a_quick_run_measures_both_heads(monkeypatch, capsys) -> None:
 
 
 def test_the_shapes_are_those_that_are_measured() -> None:
-    known = {model.name: (model.vocab_size, model.dim) for model in models.MODELS.values()}
-    assert known == advise.SHAPES
+    shapes = {model.name: (model.vocab_size, model.dim) for model in models.MODELS.values()}
+    assert shapes == advise.SHAPES

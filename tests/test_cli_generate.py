@@ -48,8 +48,8 @@ def test_compare_runs_every_head_to_the_same_text(pair, tmp_path, capsys):
     assert {row["identical"] for row in data["rows"]} == {"yes"}
     model = transformers.LlamaForCausalLM.from_pretrained(pair / "target")
     prompt = torch.tensor([Letters().encode("hello")])
-    own = model.generate(prompt, max_new_tokens=24, do_sample=False)[0, prompt.shape[1] :]
-    assert all(tokens == own.tolist() for tokens in data["tokens"].values())
+    continued = model.generate(prompt, max_new_tokens=24, do_sample=False)[0, prompt.shape[1] :]
+    assert all(tokens == continued.tolist() for tokens in data["tokens"].values())
     rows = {row["head"]: row for row in data["rows"]}
     assert rows["none"]["τ"] == 1 and rows["dense"]["τ"] > 1
     assert rows["dense"]["active"] == VOCAB and rows["static"]["active"] == 150

@@ -93,13 +93,13 @@ def test_info_says_the_same_in_both_ways(tmp_path, capsys):
 
 
 def test_bench_times_every_head(tmp_path, capsys, monkeypatch):
-    file, known = tmp_path / "bench.json", KnownTimes()
-    monkeypatch.setattr(timing, "time_arms", known)
+    file, timed = tmp_path / "bench.json", KnownTimes()
+    monkeypatch.setattr(timing, "time_arms", timed)
     assert main(["bench", *BENCH, "--dtype", "float32", "--json", str(file)]) == 0
     figures = json.loads(file.read_text())
     assert figures["capacity"] == 64 and figures["device_name"]
     assert set(figures["seconds"]) == {"dense", "select", "sparse indexed", "sparse packed"}
-    for name, took in known.columns():
+    for name, took in timed.columns():
         seconds = figures["seconds"][name]
         assert [seconds[p] * 1e6 for p in ("p20", "p50", "p80")] == pytest.approx(took)
     out = capsys.readouterr().out

@@ -31,12 +31,12 @@ def plain_replay(
     present = [*pinned, *(t for t in frequent_tokens if t not in pinned)][:capacity]
     judged, early, late, windows, shares, sizes, gathered = [], [], [], [], [], [], []
     for begin, end in pairwise(offsets):
-        own, turn = [], []
+        covered, turn = [], []
         if not keep or begin == 0:
             lru = OrderedDict.fromkeys(present[: len(pinned) - 1 if pinned else None : -1])
             slots = dict(enumerate(present))
             shown = dict(slots)
-        pending, known, seen, left = [], set(), 0, 0
+        pending, active, seen, left = [], set(), 0, 0
         free_room = capacity - len(pinned)
 
         def enter(batch, lru=lru, slots=slots, free_room=free_room):
@@ -54,26 +54,26 @@ def plain_replay(
             new = [token for token in lru if token not in slots.values()]
             slots.update(zip(free, new, strict=False))
 
-        given = True
+        in_prompt = True
         for i in range(begin, end):
             token, wrote = int(tokens[i]), bool(generated[i])
-            if wrote == given or (wrote and left == 0):  # another kind of token, or a new step
-                enter(entering(pending, not given))
-                pending, left, given = [], step, not wrote
+            if wrote == in_prompt or (wrote and left == 0):  # another kind of token, or a new step
+                enter(entering(pending, not in_prompt))
+                pending, left, in_prompt = [], step, not wrote
                 if wrote:
                     gathered.append(slots_changed(shown, slots))
-                    shown, known = dict(slots), set(slots.values())
-                    sizes.append(len(known))
+                    shown, active = dict(slots), set(slots.values())
+                    sizes.append(len(active))
             pending.append(token)
-            turn = [*turn, token in known] if wrote else []
+            turn = [*turn, token in active] if wrote else []
             if wrote:
-                own.append(token in known)
-                (early if seen < 64 else late).append(token in known)
+                covered.append(token in active)
+                (early if seen < 64 else late).append(token in active)
                 windows += [all(turn[-5:])] if len(turn) >= 5 else []
                 seen, left = seen + 1, left - 1
-        enter(entering(pending, not given))
-        judged += own
-        shares += [np.mean(own)] if own else []
+        enter(entering(pending, not in_prompt))
+        judged += covered
+        shares += [np.mean(covered)] if covered else []
     return {
         "steps": len(sizes),
         "tokens": len(judged),

@@ -178,9 +178,9 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 )
 def test_a_snippet_runs(code: str) -> None:
     assert code.strip()
-    given = next((make() for part, make in STANDINS.items() if part in code), {})
+    standins = next((make() for part, make in STANDINS.items() if part in code), {})
     with torch.inference_mode():
-        exec(compile(code, "snippet", "exec"), given)
+        exec(compile(code, "snippet", "exec"), standins)
 
 
 def test_every_page_shows_python() -> None:

@@ -62,9 +62,9 @@ def test_selection_equals_the_sorted_logits(case: HeadCase, k: int) -> None:
     want, want_ids = exact_topk(z, ids_by_row(case), k)
     assert_bitwise(ids, want_ids, "token_ids")
     assert_bitwise(logits + 0.0, want + 0.0, "logits")  # -0 may become +0
-    own = logsumexp64(z)
-    size = float(own[own.isfinite()].abs().max()) if own.isfinite().any() else 0.0
-    assert_close(logsumexp, own, 4 * EPS * max(1.0, size), "logsumexp")
+    exact_lse = logsumexp64(z)
+    size = float(exact_lse[exact_lse.isfinite()].abs().max()) if exact_lse.isfinite().any() else 0.0
+    assert_close(logsumexp, exact_lse, 4 * EPS * max(1.0, size), "logsumexp")
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)

@@ -211,7 +211,11 @@ def test_context_matters_only_after_evictions() -> None:
             ValueError,
             "Source: target_top_k: expected at least 0, got -1",
         ),
-        (lambda: policy.prompt_top_k(3, "first"), ValueError, "Source: rows: expected 'all'"),
+        (
+            lambda: policy.prompt_top_k(3, "first"),
+            ValueError,
+            "Source: prompt_rows: expected 'all'",
+        ),
         (
             lambda: policy.expanded(policy.prompt(), torch.zeros(4, dtype=torch.int32), "x"),
             ValueError,

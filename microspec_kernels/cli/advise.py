@@ -76,18 +76,18 @@ def _shown(took: float) -> float:
     return round(took) if took >= 100 else took
 
 
-def _folder(given: Path | None) -> Path:
-    if given is not None and not given.is_dir():
-        raise FileNotFoundError(f"--results: no folder {given}")
-    return given or Path(__file__).resolve().parents[2] / "bench" / "results"
+def _folder(results: Path | None) -> Path:
+    if results is not None and not results.is_dir():
+        raise FileNotFoundError(f"--results: no folder {results}")
+    return results or Path(__file__).resolve().parents[2] / "bench" / "results"
 
 
-def _stored(given: Path | None, model: str) -> list[Row]:
+def _stored(results: Path | None, model: str) -> list[Row]:
     """Read the figures of heads with the model's shape, of all devices."""
     shape = tuple(map(str, SHAPES[model]))
-    folder = _folder(given)
+    folder = _folder(results)
     rows = read(folder, "head.csv", HEAD)
-    if given is not None and not rows:
+    if results is not None and not rows:
         raise ValueError(f"--results: expected folders with a head.csv in {folder}, got none")
     return [row for row in rows if (row["V"], row["D"]) == shape and _kind(row["arm"])]
 

@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("vocab-size", whole(1, LARGEST_VOCAB), 128256, "V, rows of the LM head"),
         ("dim", positive, 1024, "D, hidden size"),
         ("capacity", positive, 3072, "K, active tokens"),
-        ("k", whole(1, 128), 10, "candidates a row"),
+        ("k", whole(1, 128), 10, "k, candidates per row"),
         ("num-tokens", positive, 10, "M, number of rows of hidden"),
         ("rounds", whole(15), 31, "measured calls of each arm, at least 15"),
     ):

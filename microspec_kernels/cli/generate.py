@@ -51,12 +51,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     }
     # A chain's text has the target's distribution, but equals the target's text only if greedy.
     comparable = "none" in runs and not (args.chain and args.temperature)
-    own = runs["none"].tokens.tolist() if comparable else None
+    target_tokens = runs["none"].tokens.tolist() if comparable else None
     text = tokenizer.decode(next(iter(runs.values())).tokens.tolist())
     print(text, end="\n\n")
-    rows = [_row(head, result, args.depth, own) for head, result in runs.items()]
+    rows = [_row(head, result, args.depth, target_tokens) for head, result in runs.items()]
     print(table(rows))
-    if args.compare and own is not None:
+    if args.compare and target_tokens is not None:
         same = all(row["identical"] == "yes" for row in rows)
         print("\nevery output " + ("equals" if same else "DOES NOT EQUAL") + " the target's own")
     figures = {head: result.stats.as_dict() for head, result in runs.items()}
@@ -138,7 +138,7 @@ def _generate(
     )
 
 
-def _row(head: str, result: Any, depth: int, own: list[int] | None) -> dict[str, Any]:
+def _row(head: str, result: Any, depth: int, target_tokens: list[int] | None) -> dict[str, Any]:
     """Make one line of the table. A draft step is one level of the tree, with one head call."""
     stats = result.stats
     seconds = stats.seconds
@@ -152,5 +152,9 @@ def _row(head: str, result: Any, depth: int, own: list[int] | None) -> dict[str,
         "coverage": stats.coverage if drafted else None,
         "head ms": seconds["head"] / drafted * 1e3 if drafted else None,
         "draft ms": draft / drafted * 1e3 if drafted else None,
-        "identical": "-" if own is None else "yes" if result.tokens.tolist() == own else "no",
+        "identical": "-"
+        if target_tokens is None
+        else "yes"
+        if result.tokens.tolist() == target_tokens
+        else "no",
     }

@@ -29,43 +29,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default = DEFAULTS[name.replace("-", "_")]
         parser.add_argument(f"--{name}", help=f"{text} (default {default})", **options)
 
-    parser.add_argument("--prompt", required=True, type=_text)
+    parser.add_argument("--prompt", required=True, type=_text, help="the text to continue")
     parser.add_argument("--target", help="folder or hub name of a causal LM")
     parser.add_argument("--draft", help="folder or hub name of an EAGLE-1/2 draft or a small LM")
     parser.add_argument(
         "--pair",
         type=Path,
         metavar="FOLDER",
-        help="takes target, draft and frequent_tokens.npy from FOLDER, and Tekken as the tokenizer",
+        help="folder with target, draft and frequent_tokens.npy; the tokenizer is Tekken",
     )
     parser.add_argument(
-        "--tokenizer", help="folder, hub name, or `tekken` for mistral-common's (default: target)"
+        "--tokenizer",
+        help="folder, hub name, or `tekken` for mistral-common's (default: the target's)",
     )
-    add("head", "none: the target alone", choices=HEADS)
+    add("head", "head of the draft; none runs the target alone", choices=HEADS)
     parser.add_argument("--compare", action="store_true", help="run every head")
-    parser.add_argument("--max-new-tokens", type=positive, default=128)
-    add("capacity", "of the sparse head", type=positive)
-    add("static-capacity", "of the static head", type=positive)
+    parser.add_argument("--max-new-tokens", type=positive, default=128, help="(default 128)")
+    add("capacity", "K, tokens that the sparse head can propose at a time", type=positive)
+    add("static-capacity", "tokens that the static head can propose", type=positive)
     add("depth", "levels of the draft's tree, or tokens of its chain", type=positive)
-    add("tree-width", "candidates at each level of the tree", type=whole(1, 128))
+    add(
+        "tree-width",
+        "nodes that a level of the tree extends, and candidates for each",
+        type=whole(1, 128),
+    )
     add("tree-size", "nodes that the target verifies", type=positive)
     parser.add_argument(
         "--temperature",
         type=real("a number of at least 0", lambda value: value >= 0),
         default=0.0,
-        help="0: the likeliest token",
+        help="0 takes the likeliest token (default 0)",
     )
     share = real("a number above 0 and at most 1", lambda value: 0 < value <= 1)
-    add("top-p", "of the target's probabilities", type=share)
-    add("sampled-top-k", "of the target's likeliest tokens; 0: all", type=whole(0))
-    add("seed", "equal seeds give equal texts", type=whole(0, 2**64 - 1))
+    add("top-p", "draw from the likeliest tokens whose probabilities reach this sum", type=share)
+    add("sampled-top-k", "draw from this many of the likeliest tokens; 0: all", type=whole(0))
+    add("seed", "seed of the drawn tokens; equal seeds give equal texts", type=whole(0, 2**64 - 1))
     parser.add_argument(
         "--chain",
         action="store_true",
-        help="draft a chain of --depth drawn tokens, no tree: the target's law, another text",
+        help="draft a chain of --depth drawn tokens instead of a tree: the text differs, its "
+        "distribution is the target's",
     )
     frequent_tokens.add_arguments(parser)
-    parser.add_argument("--dtype", choices=DTYPES, help="default: the checkpoint's")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: that of the checkpoint")
     parser.add_argument("--device", help="default: the GPU if there is one")
 
 

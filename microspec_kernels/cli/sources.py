@@ -37,18 +37,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         type=_name_and_budget,
         metavar="NAME[=BUDGET]",
-        help=f"one of {', '.join(NAMES)}, with at most BUDGET tokens a pass; repeat it, the newest "
-        "tokens of a row last (default: prompt, generated, and every table that is given)",
+        help=f"a source of tokens: one of {', '.join(NAMES)}, with at most BUDGET tokens per pass; "
+        "may be repeated, the newest tokens of a row last (default: prompt, generated and all "
+        "tables)",
     )
     parser.add_argument(
         "--variants",
         type=Path,
         metavar="TOKENIZER",
-        help="case and space variants, of a tokenizer.json or an .npy int32 [V, c]",
+        help="table of variants in case and leading space: a tokenizer.json, or .npy int32 [V, c]",
     )
     for name in TABLES[1:]:
         parser.add_argument(
-            f"--{name}", type=Path, metavar="FILE", help="their table, an .npy int32 [V, c]"
+            f"--{name}", type=Path, metavar="FILE", help=f"table of {name}: .npy int32 [V, c]"
         )
     frequent_tokens.add_arguments(parser)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from microspec_kernels._host_copy import HostCopy
 from microspec_kernels._linear import broken_rows, log_broken, plain
+from microspec_kernels.coverage import count_hits
 from microspec_kernels.head import SparseHead
 from microspec_kernels.parallel import all_gather_rows
 from microspec_kernels.vocab import ActiveVocab
@@ -145,7 +146,7 @@ class EngineHead:
             process_group=None if shard is None else shard.process_group,
             start=0 if shard is None else shard.start,
         )
-        self._counted = torch.zeros(2, dtype=torch.int64, device=device)  # active, all
+        self._counted = torch.zeros(2, dtype=torch.int64, device=device)  # hits, misses
         self._activated = torch.zeros(1, dtype=torch.int64, device=device)
         self._host_copy = HostCopy()
 
@@ -202,14 +203,15 @@ class EngineHead:
             ValueError: token_groups is None although there are several vocabularies.
         """
         if token_groups is None and self.vocab.num_groups > 1:
-            expected = f"each token's, as there are {self.vocab.num_groups}"
+            expected = f"one per token, because there are {self.vocab.num_groups}"
             where = "microspec: count_coverage: token_groups"
             raise ValueError(f"{where}: expected {expected}, got None")
-        active = self.vocab.contains(self.token_map.to_rows(tokens), token_groups=token_groups)
-        counted = self.token_map.is_token(tokens)
-        if token_groups is not None:
-            counted &= token_groups >= 0
-        self._counted += torch.stack((active, counted)).sum(1)
+        self._counted += count_hits(
+            self.vocab,
+            self.token_map.to_rows(tokens),
+            token_groups=token_groups,
+            counted=self.token_map.is_token(tokens),
+        ).sum(1)
 
     def reset(self, groups: Tensor | Sequence[int] | None = None) -> None:
         """Reset vocabularies to the frequent tokens. Call outside capture.
@@ -285,8 +287,8 @@ class EngineHead:
         newest = self._host_copy.poll(torch.cat((self._counted, self._activated, active)))
         if newest is None:
             return None
-        hits, counted, rows_activated, active_now = newest.tolist()
-        return EngineStats(hits, counted - hits, rows_activated, active_now)
+        hits, misses, rows_activated, active_now = newest.tolist()
+        return EngineStats(hits, misses, rows_activated, active_now)
 
     def reload(self) -> None:
         """Gather the slab again after the weight changed in place. Call outside capture."""

@@ -88,10 +88,10 @@ class Settings:
         if not isinstance(value, Mapping):
             expected = "expected true, false or an object of settings"
             raise TypeError(f"microspec: {expected}, got {value!r}")
-        known = [field.name for field in fields(cls)]
+        names = [field.name for field in fields(cls)]
         for name in value:
-            if name not in known:
-                raise ValueError(f"microspec: expected settings among {known}, got {name!r}")
+            if name not in names:
+                raise ValueError(f"microspec: expected settings among {names}, got {name!r}")
         return cls(**value)
 
     @property

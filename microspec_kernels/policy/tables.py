@@ -37,12 +37,12 @@ def count_frequent_tokens(
     for text in texts:
         tokens = token_ids("count_frequent_tokens: texts", text, vocab_size, distinct=False)
         count[tokens.unique()] += 1
-    known = token_ids("count_frequent_tokens: prior", prior, vocab_size)
-    place = torch.full((vocab_size,), vocab_size, device="cpu")
-    place[known] = torch.arange(len(known), device="cpu")
-    order = place.argsort(stable=True)
+    prior_tokens = token_ids("count_frequent_tokens: prior", prior, vocab_size)
+    prior_order = torch.full((vocab_size,), vocab_size, device="cpu")
+    prior_order[prior_tokens] = torch.arange(len(prior_tokens), device="cpu")
+    order = prior_order.argsort(stable=True)
     order = order[count[order].argsort(descending=True, stable=True)]
-    return order[(count[order] > 0) | (place[order] < vocab_size)]
+    return order[(count[order] > 0) | (prior_order[order] < vocab_size)]
 
 
 def variants(texts: Sequence[str | None]) -> Tensor:

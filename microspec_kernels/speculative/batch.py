@@ -9,7 +9,7 @@ from torch import Tensor
 
 from microspec_kernels.policy import Policy, default
 
-from .chain import Chain, chain_numbers, sample_chain
+from .chain import Chain, chain_uniforms, sample_chain
 from .checks import (
     check_counts,
     check_head,
@@ -26,7 +26,7 @@ from .models.draft import Draft, ModelDraft
 from .models.target import CausalModel
 from .observer import Observer
 from .request import Request
-from .sampling import Sampling, choose, uniforms
+from .sampling import Sampling, choose, uniforms_at
 from .stats import Clock, Stats
 from .tree import Tree, TreeShape, grow, of_rows
 from .verify import Verified, follow, verify_chain
@@ -171,10 +171,10 @@ class Batch:
         clock, target, draft = self._clock, self.target, self.draft
         cache, draft_cache = target.new_cache(), draft.new_cache()
         with clock("prefill"):
-            hidden, features = target.prefill(prompt, cache, draft.taps)
+            hidden, features = target.prefill(prompt, cache, draft.feature_layers)
             logits = target.logits(hidden[-1:])
-            place = torch.tensor([len(prompt)], device=target.device)
-            first = choose(logits, uniforms(self._seeds([request]), place), self.sampling)
+            position = torch.tensor([len(prompt)], device=target.device)
+            first = choose(logits, uniforms_at(self._seeds([request]), position), self.sampling)
             top_tokens = self._observer.target_top_k_of_prompt(target, hidden, logits)
             request.take(first.tolist())
         if request.done:
@@ -201,18 +201,20 @@ class Batch:
         with clock("total"):
             text_groups = torch.tensor([r.group for r in self.requests], device=target.device)
             seeds = self._seeds(self.requests)
-            bases = list(self._cache.lengths)
-            places = torch.tensor(bases, device=target.device)
-            tree = self._draft(text_groups, seeds, places)
+            prefix_lengths = list(self._cache.lengths)
+            positions = torch.tensor(prefix_lengths, device=target.device)
+            tree = self._draft(text_groups, seeds, positions)
             with clock("verify"):
                 nodes = tree.tokens.clamp(min=0)
-                hidden, features = target.forward(nodes, tree.lineage, self._cache, draft.taps)
+                hidden, features = target.forward(
+                    nodes, tree.ancestor_mask, self._cache, draft.feature_layers
+                )
                 logits = target.logits(hidden)
-                verified = self._verify(tree, logits, seeds, places)
+                verified = self._verify(tree, logits, seeds, positions)
                 top_tokens = self._observer.target_top_k(logits, "step")
                 counts: list[int] = verified.counts.tolist()
                 paths = zip(verified.paths.tolist(), counts, strict=True)
-                self._cache.keep(bases, [path[:count] for path, count in paths])
+                self._cache.keep(prefix_lengths, [path[:count] for path, count in paths])
             with clock("vocabulary"):
                 self._emit(verified.tokens, counts, text_groups)
                 self._observer.step(self.requests, tree, top_tokens, verified)
@@ -221,25 +223,25 @@ class Batch:
                 self._go_on(verified, counts, features)
         return left
 
-    def _draft(self, text_groups: Tensor, seeds: Tensor, places: Tensor) -> Tree:
+    def _draft(self, text_groups: Tensor, seeds: Tensor, positions: Tensor) -> Tree:
         shared = self._newest, self._features, text_groups, self.draft, self._draft_cache, self.head
         if not self.chain:
             return grow(*shared, self.shape, self._clock)
-        numbers = chain_numbers(seeds, places, self.shape.depth).draft
-        return sample_chain(*shared, self.sampling, numbers, self._clock)
+        uniforms = chain_uniforms(seeds, positions, self.shape.depth).draft
+        return sample_chain(*shared, self.sampling, uniforms, self._clock)
 
-    def _verify(self, tree: Tree, logits: Tensor, seeds: Tensor, places: Tensor) -> Verified:
-        """Verify trees whose roots stand at `places` [B], by the target's logits [B, n, V]."""
+    def _verify(self, tree: Tree, logits: Tensor, seeds: Tensor, positions: Tensor) -> Verified:
+        """Verify trees whose roots stand at `positions` [B], by the target's logits [B, n, V]."""
         if isinstance(tree, Chain):
-            numbers = chain_numbers(seeds, places, self.shape.depth)
+            uniforms = chain_uniforms(seeds, positions, self.shape.depth)
             p = self.sampling.probabilities(logits)
             drafted = tree.tokens[:, 1:]
-            return verify_chain(p, tree.laws, drafted, numbers.accept, numbers.final)
-        depths = tree.lineage.sum(-1)
+            return verify_chain(p, tree.draft_probs, drafted, uniforms.accept, uniforms.final)
+        depths = tree.ancestor_mask.sum(-1)
 
         def choice(texts: Tensor, nodes: Tensor) -> Tensor:
-            numbers = uniforms(seeds[texts], places[texts] + depths[texts, nodes])
-            return choose(logits[texts, nodes], numbers, self.sampling)
+            uniforms = uniforms_at(seeds[texts], positions[texts] + depths[texts, nodes])
+            return choose(logits[texts, nodes], uniforms, self.sampling)
 
         return follow(tree, choice)
 
@@ -250,8 +252,8 @@ class Batch:
 
     def _emit(self, new: Tensor, counts: list[int], text_groups: Tensor) -> None:
         """Append the first `counts` [B] of the tokens new [B, m] to the texts; update the stats."""
-        known = self.head.contains(new.flatten(), text_groups.repeat_interleave(new.shape[1]))
-        hits = known.view_as(new).tolist()
+        token_groups = text_groups.repeat_interleave(new.shape[1])
+        hits = self.head.contains(new.flatten(), token_groups).view_as(new).tolist()
         active = self.head.active().tolist()
         for text, request in enumerate(self.requests):
             emitted = request.take(new[text, : counts[text]].tolist())

@@ -87,10 +87,12 @@ def fitted(draft: Draft, target: CausalModel) -> Draft:
         return draft
     if not differ_in_padding(size, target.vocab_size):
         raise ValueError(
-            "generate: draft: expected, but for padding, the target's vocabulary of "
+            "generate: draft: expected, apart from padding, the target's vocabulary of "
             f"{target.vocab_size}, got {size}"
         )
-    logger.info("draft: %d tokens for the target's %d, as padding", size, target.vocab_size)
+    logger.info(
+        "draft: its %d tokens and the target's %d differ in padding only", size, target.vocab_size
+    )
     draft = copy.copy(draft)
     draft.lm_head = draft.lm_head.of_vocabulary(target.vocab_size)
     return draft
@@ -126,8 +128,8 @@ def check_policy(policy: Policy, others: int) -> None:
     remembers = [source.name for source in policy.sources if source.reset is not None]
     if remembers and others:
         raise ValueError(
-            f"generate: policy: expected sources without a memory for more than one text at a "
-            f"time, got {', '.join(remembers)}"
+            "generate: policy: expected sources that remember no text, for more than one text at "
+            f"a time, got {', '.join(remembers)}"
         )
 
 

@@ -38,7 +38,7 @@ def generate(
     """
     if sampling is not None and temperature:
         raise ValueError(
-            f"generate: temperature: expected the sampling's own alone, got {temperature} beside it"
+            f"generate: temperature: expected 0 beside a sampling, which has one, got {temperature}"
         )
     tqdm = require("tqdm", "speculative").tqdm
     bar = tqdm(total=max_new_tokens, unit="tok", disable=not progress)

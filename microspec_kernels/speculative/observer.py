@@ -71,7 +71,7 @@ class Observer:
         if self.head.follows:
             tokens = [self.policy.select(one) for one in passes]
             token_groups = [
-                torch.full_like(own, request.group)
-                for own, request in zip(tokens, requests, strict=True)
+                torch.full_like(selected, request.group)
+                for selected, request in zip(tokens, requests, strict=True)
             ]
             self.head.observe(torch.cat(tokens), torch.cat(token_groups))

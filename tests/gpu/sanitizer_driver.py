@@ -30,10 +30,10 @@ def head(**options: object) -> Callable[[str], None]:
 
     def run(device: str) -> None:
         case = head_case(1, exact=True, **options)  # type: ignore[arg-type]
-        own = [t.to(device) for t in case.tensors()]
+        operands = [t.to(device) for t in case.tensors()]
         rest = {name: there(value, device) for name, value in case.options().items()}
         k = 7
-        got = (*mk.sparse_head(*own, k, **rest), mk.sparse_logits(*own, **rest))
+        got = (*mk.sparse_head(*operands, k, **rest), mk.sparse_logits(*operands, **rest))
         want = (
             *mk.sparse_head(*case.tensors(), k, **case.options()),
             mk.sparse_logits(*case.tensors(), **case.options()),
@@ -54,8 +54,8 @@ def gather(**options: object) -> Callable[[str], None]:
         mk.gather_rows_(**want.arguments())
         mk.gather_rows_(**got)  # type: ignore[arg-type]
         assert torch.equal(got["slab_ids"].cpu(), want.slab_ids)  # type: ignore[union-attr]
-        own, other = row_indexed(got["slab"]).cpu(), row_indexed(want.slab)  # type: ignore[arg-type]
-        assert torch.equal(own.view(torch.uint8), other.view(torch.uint8))
+        rows, other = row_indexed(got["slab"]).cpu(), row_indexed(want.slab)  # type: ignore[arg-type]
+        assert torch.equal(rows.view(torch.uint8), other.view(torch.uint8))
 
     return run
 

@@ -65,9 +65,9 @@ def test_one_graph_serves_every_step(
     )
 
     def step() -> None:
-        given = rows if num_groups > 1 else None
-        made = (*there.topk(hidden, BEST, given), there.argmax(hidden, given))
-        for result, value in zip(results, made, strict=True):
+        row_groups = rows if num_groups > 1 else None
+        drafted = (*there.topk(hidden, BEST, row_groups), there.argmax(hidden, row_groups))
+        for result, value in zip(results, drafted, strict=True):
             result.copy_(value)
 
     replay = captured(step)
@@ -89,12 +89,12 @@ def test_one_graph_serves_every_step(
             replay()
         here.count_coverage(tokens, which)
         here.observe(tokens, which)
-        given = rows_now if num_groups > 1 else None
-        logits, token_ids, logsumexp = here.topk(now, BEST, given)
+        row_groups = rows_now if num_groups > 1 else None
+        logits, token_ids, logsumexp = here.topk(now, BEST, row_groups)
         assert_bitwise(results[0].cpu() + 0.0, logits + 0.0, f"step {index}: logits")
         assert_bitwise(results[1].cpu(), token_ids, f"step {index}: token_ids")
         assert_close(results[2].cpu(), logsumexp, rounding_of(logsumexp), f"step {index}: sums")
-        assert_bitwise(results[3].cpu(), here.argmax(now, given), f"step {index}: argmax")
+        assert_bitwise(results[3].cpu(), here.argmax(now, row_groups), f"step {index}: argmax")
         if index % 50 == 25:
             first = torch.zeros(1, dtype=torch.int64, device=DEVICE)
             with no_waiting():

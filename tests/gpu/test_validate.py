@@ -52,8 +52,8 @@ def test_bad_ids_of_the_head_are_empty_slots(packed: bool, m: int) -> None:
     )
     bad = {**options, "group_ids": bad_groups.cuda()}
     calls = [(bad_ids, bad), (ids, options)]
-    heads = [sparse_head(hidden, weight, own, 9, **rest) for own, rest in calls]
-    logits = [sparse_logits(hidden, weight, own, **rest) for own, rest in calls]
+    heads = [sparse_head(hidden, weight, active_ids, 9, **rest) for active_ids, rest in calls]
+    logits = [sparse_logits(hidden, weight, active_ids, **rest) for active_ids, rest in calls]
     for got, want in zip((*heads[0], logits[0]), (*heads[1], logits[1]), strict=True):
         assert_bitwise(got, want)
         assert not got.isnan().any()

@@ -108,9 +108,9 @@ class Wanted:
         return [z for z, _ in found], [t for _, t in found], total
 
     def check(self, head: EngineHead, hidden: Tensor, groups: Sequence[int], where: str) -> None:
-        given = torch.tensor(groups) if head.vocab.num_groups > 1 else None
+        row_groups = torch.tensor(groups) if head.vocab.num_groups > 1 else None
         for k in (1, 4):
-            got = head.topk(hidden, k, given)
+            got = head.topk(hidden, k, row_groups)
             assert [part.dtype for part in got] == [torch.float32, torch.int64, torch.float32]
             for row, group in enumerate(groups):
                 logits, tokens, logsumexp = self.topk(hidden[row], k, group)
@@ -118,8 +118,8 @@ class Wanted:
                 assert got[0][row].tolist() == logits, f"{where}, row {row}"
                 assert math.isclose(float(got[2][row]), logsumexp, rel_tol=1e-6, abs_tol=1e-5)
         best = [max(0, self.topk(row, 1, g)[1][0]) for row, g in zip(hidden, groups, strict=True)]
-        assert head.argmax(hidden, given).tolist() == best, where
-        assert head.argmax(hidden, given).dtype == torch.int64
+        assert head.argmax(hidden, row_groups).tolist() == best, where
+        assert head.argmax(hidden, row_groups).dtype == torch.int64
         active: dict[str, Any] = {"active": sum(len(lru.tokens) for lru in self.lru)}
         figures = {
             "hits": self.hits,

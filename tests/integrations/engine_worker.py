@@ -42,7 +42,7 @@ def check(
     settings = Settings(capacity=12, **options)
     weight = weight_of(torch.float32, settings.slab_dtype, ROWS)
     weight[4, 1] = torch.nan  # all ranks know them, although only one has the row
-    own = weight[part].clone()
+    local_weight = weight[part].clone()
     rng = torch.Generator().manual_seed(6)
     bias = torch.randint(-2, 3, (ROWS,), generator=rng).float()
     same: dict[str, Any] = {
@@ -52,7 +52,9 @@ def check(
         "softcap": 30.0,
     }
     whole = EngineHead(weight, settings, bias=bias, **same)
-    head = EngineHead(own, settings, bias=bias[part], shard=every(ROWS, part.start), **same)
+    head = EngineHead(
+        local_weight, settings, bias=bias[part], shard=every(ROWS, part.start), **same
+    )
     for step in range(8):
         tokens = torch.randint(-1, V + 3, (9,), generator=rng)
         which = torch.randint(-1, num_groups, (9,), generator=rng) if num_groups > 1 else None
@@ -65,7 +67,7 @@ def check(
                 each.reset([num_groups - 1])
         if step == 6:
             weight.copy_(weight_of(torch.float32, settings.slab_dtype, ROWS, seed=3))
-            own.copy_(weight[part])
+            local_weight.copy_(weight[part])
             whole.reload()
             head.reload()
         assert_agreed(head.topk(hidden, 5, rows), whole.topk(hidden, 5, rows), where)
@@ -94,9 +96,9 @@ def run(rank: int, ranks: int, store: str) -> None:
         ):
             check(rank, layout, groups, options)
     shard = every(ROWS + 1, ROWS * rank // ranks)
-    own = weight_of(torch.float32, rows=ROWS)[shard.start : ROWS * (rank + 1) // ranks]
+    local_weight = weight_of(torch.float32, rows=ROWS)[shard.start : ROWS * (rank + 1) // ranks]
     message = f"expected shards that have each row of [0, {ROWS + 1}) once, got [0, "
-    assert_refused(message, EngineHead, own, Settings(), shard=shard)
+    assert_refused(message, EngineHead, local_weight, Settings(), shard=shard)
     sys.stdout.write(f"{dist.get_world_size()}\n")  # one piece, unlike print
     dist.destroy_process_group()
 

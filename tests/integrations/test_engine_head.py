@@ -53,9 +53,9 @@ def test_every_step(options: dict[str, Any], num_groups: int, mapped: bool, tmp_
         tokens = tokens if step % 2 else tokens.int()
         low = -1 if num_groups > 1 else 0
         which = torch.randint(low, num_groups, (count,), generator=rng)
-        given = None if num_groups == 1 else which if step % 3 else which.int()
-        head.count_coverage(tokens, given)
-        head.observe(tokens, given)
+        token_groups = None if num_groups == 1 else which if step % 3 else which.int()
+        head.count_coverage(tokens, token_groups)
+        head.observe(tokens, token_groups)
         wanted.step(tokens.tolist(), which.tolist())
         rows = torch.randint(low, num_groups, (5,), generator=rng).tolist()
         wanted.check(head, hidden_of(rng, 5, torch.bfloat16), rows, f"step {step}")

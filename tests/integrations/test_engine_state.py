@@ -82,9 +82,9 @@ def test_reset(options: dict[str, Any], num_groups: int, tmp_path: Any) -> None:
     head, fresh = (EngineHead(weight, settings, num_groups=num_groups) for _ in range(2))
     addresses = [tensor.data_ptr() for tensor in state_of(head)]
     tokens, which = torch.arange(20, 40), torch.arange(20) % num_groups
-    given = which if num_groups > 1 else None
-    head.count_coverage(tokens, given)
-    head.observe(tokens, given)
+    token_groups = which if num_groups > 1 else None
+    head.count_coverage(tokens, token_groups)
+    head.observe(tokens, token_groups)
     assert head.stats() != fresh.stats()
     head.reset()
     assert head.stats() == fresh.stats() == EngineStats(0, 0, 0, active=3 * num_groups)

@@ -22,9 +22,9 @@ from .engine_reference import (
 def test_begins_with_the_frequent_tokens_that_the_draft_has(tmp_path: Any) -> None:
     """They fill the capacity; the rarest is evicted first."""
     absent = next(t for t in range(V) if t not in ROW_TOKENS.tolist())
-    known = ROW_TOKENS[:6].tolist()
+    with_rows = ROW_TOKENS[:6].tolist()
     settings = Settings(
-        capacity=4, frequent_tokens_file=frequent_tokens_file(tmp_path, [absent, *known])
+        capacity=4, frequent_tokens_file=frequent_tokens_file(tmp_path, [absent, *with_rows])
     )
     head = EngineHead(
         weight_of(torch.float32, rows=ROWS), settings, target_vocab_size=V, row_tokens=ROW_TOKENS
@@ -33,9 +33,9 @@ def test_begins_with_the_frequent_tokens_that_the_draft_has(tmp_path: Any) -> No
     def active() -> set[int]:
         return {int(ROW_TOKENS[row]) for row in head.vocab.ids[0].tolist()}
 
-    assert active() == set(known[:4])
-    head.observe(torch.tensor([known[5]]))
-    assert active() == {*known[:3], known[5]}
+    assert active() == set(with_rows[:4])
+    head.observe(torch.tensor([with_rows[5]]))
+    assert active() == {*with_rows[:3], with_rows[5]}
     assert head.stats() == EngineStats(hits=0, misses=0, rows_activated=1, active=4)
 
 

@@ -38,17 +38,17 @@ class Metric:
 
 @pytest.fixture
 def prometheus(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Metric]]:
-    made: list[Metric] = []
+    counters: list[Metric] = []
 
     def make(*args: Any, **kwargs: Any) -> Metric:
-        made.append(Metric(*args, **kwargs))
-        return made[-1]
+        counters.append(Metric(*args, **kwargs))
+        return counters[-1]
 
     module = ModuleType("prometheus_client")
     module.Counter = module.Gauge = make  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "prometheus_client", module)
     metrics._prometheus.cache_clear()
-    yield made
+    yield counters
     metrics._prometheus.cache_clear()
 
 

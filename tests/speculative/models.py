@@ -54,8 +54,8 @@ def truncated(model: Any, layers: int = 1) -> Any:
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:layers]
     short = transformers.AutoModelForCausalLM.from_config(config).eval()
-    known = short.state_dict().keys()
-    short.load_state_dict({k: v for k, v in model.state_dict().items() if k in known})
+    names = short.state_dict().keys()
+    short.load_state_dict({k: v for k, v in model.state_dict().items() if k in names})
     return short
 
 
@@ -102,7 +102,7 @@ def example(kind: str, length: int = 24, count: int = 32) -> tuple[Any, Tensor, 
 class Scrambled:
     """A draft that returns the same features for every input: wrong ones, or NaN."""
 
-    taps = ()
+    feature_layers = ()
 
     def __init__(self, target: CausalModel, value: float) -> None:
         self.lm_head = target.lm_head
@@ -118,7 +118,7 @@ class Scrambled:
     def extend(self, tokens: Tensor, hidden: Tensor, counts: Any, cache: Any) -> Tensor:
         return torch.full_like(hidden[:, -1], self.value)
 
-    def step(self, tokens: Tensor, parents: Tensor, lineage: Tensor, cache: Any) -> Tensor:
+    def step(self, tokens: Tensor, parents: Tensor, ancestor_mask: Tensor, cache: Any) -> Tensor:
         cache.advance(tokens.shape[1])
         return torch.full_like(parents, self.value)
 

@@ -39,9 +39,9 @@ def test_scale_and_soft_cap_stay_behind_an_adapted_head() -> None:
     ):
         model = alter(tiny(kind, initializer_range=0.3, **changes), "adapter")
         target, text = CausalModel(model), prompt(9)
-        lineage = torch.ones(9, 9).tril().bool()[None]
+        ancestor_mask = torch.ones(9, 9).tril().bool()[None]
         with torch.no_grad():
-            hidden, _ = target.forward(text, lineage, target.new_cache())
+            hidden, _ = target.forward(text, ancestor_mask, target.new_cache())
             torch.testing.assert_close(
                 target.logits(hidden), model(text).logits, rtol=1e-4, atol=1e-4
             )
@@ -156,7 +156,7 @@ def test_hooks_on_the_whole_model_are_refused() -> None:
     for register in ("register_forward_hook", "register_forward_pre_hook"):
         model = copy.deepcopy(example("llama")[0])
         getattr(model, register)(lambda *_: None)
-        with pytest.raises(ValueError, match=r"forward hooks of its own.*got LlamaForCausalLM"):
+        with pytest.raises(ValueError, match=r"expected no forward hooks.*got LlamaForCausalLM"):
             generate(model, model, prompt(5), 4)
 
 

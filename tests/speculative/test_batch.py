@@ -62,9 +62,9 @@ def test_any_schedule_gives_the_texts_that_each_has_alone(
     texts = sorted(texts, key=lambda text: text.joins)
     requests = run(Batch(target, draft, num_groups=num_groups, **options), texts)
     for text, request in zip(texts, requests, strict=True):
-        own = truth(kind, text.length, Sampling(temperature, seed=text.seed))[: text.count]
-        end = next((place for place, token in enumerate(own) if token in ends), len(own))
-        assert request.tokens == own[: end + 1]
+        expected = truth(kind, text.length, Sampling(temperature, seed=text.seed))[: text.count]
+        end = next((place for place, token in enumerate(expected) if token in ends), len(expected))
+        assert request.tokens == expected[: end + 1]
         assert request.done and request.result().tokens.tolist() == request.tokens
         if head == "sparse" and num_groups == 1:
             continue  # a shared vocabulary contains tokens of all texts
@@ -89,7 +89,7 @@ class Witness:
                 exact = (
                     tree.tokens[text, :size].tolist(),
                     tree.parents[text, :size].tolist(),
-                    tree.lineage[text, :size, :size].tolist(),
+                    tree.ancestor_mask[text, :size, :size].tolist(),
                     sets[request.group],
                 )
                 self.notes.setdefault(request, []).append((exact, features[text].clone()))
@@ -174,6 +174,6 @@ def test_the_seed_is_the_samplings_own_unless_given() -> None:
     requests = [batch.join(text, LONGEST, seed=seed) for seed in (None, 6)]
     while batch.requests:
         batch.step()
-    own = [truth("llama", 9, Sampling(1.5, seed=seed)) for seed in (5, 6)]
-    assert [request.tokens for request in requests] == own
-    assert own[0] != own[1]
+    expected = [truth("llama", 9, Sampling(1.5, seed=seed)) for seed in (5, 6)]
+    assert [request.tokens for request in requests] == expected
+    assert expected[0] != expected[1]

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 from microspec_kernels import SparseHead
 from microspec_kernels.policy import MICROSPEC, Policy, generated
-from microspec_kernels.policy import prompt as given
+from microspec_kernels.policy import prompt as from_prompt
 from microspec_kernels.speculative import Batch, CausalModel, Request
 
 from .models import VOCAB, Spy, prompt
@@ -19,7 +19,7 @@ def test_a_group_is_its_texts_own_and_begins_anew_with_the_next() -> None:
     target, draft = pair()
     pinned = {3, 4}
     spy = Spy(CausalModel(draft).lm_head, VOCAB, num_groups=2, pinned=sorted(pinned))
-    policy = Policy((given(), generated()))
+    policy = Policy((from_prompt(), generated()))
     batch = Batch(target, draft, head=spy, policy=policy, **SHAPE)
     texts = [Text(9, 4), Text(21, 12), Text(4, 9), Text(14, 0), Text(14, 5)]
     checked = set()
@@ -43,7 +43,7 @@ def test_a_group_is_its_texts_own_and_begins_anew_with_the_next() -> None:
 def test_a_shared_vocabulary_hears_all_texts() -> None:
     target, draft = pair()
     spy = Spy(CausalModel(draft).lm_head, VOCAB)
-    batch = Batch(target, draft, head=spy, policy=Policy((given(), generated())), **SHAPE)
+    batch = Batch(target, draft, head=spy, policy=Policy((from_prompt(), generated())), **SHAPE)
     first, second = (batch.join(prompt(n, seed=n), 14) for n in (9, 21))
     both = given_tokens(9) | given_tokens(21)
     while batch.requests:

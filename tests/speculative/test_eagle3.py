@@ -56,7 +56,7 @@ def test_the_loop_drafts_what_the_formula_does(
     model, text, truth = example()
     state = tensors(name)
     draft, plain = load_draft(write(tmp_path, name, state), target), Plain(name, state, target)
-    assert list(draft.taps) == plain.taps
+    assert list(draft.feature_layers) == plain.feature_layers
     whole = torch.cat((text[0], truth))
     with torch.no_grad():
         hidden_states = model.model(whole[None], output_hidden_states=True).hidden_states
@@ -78,25 +78,25 @@ def test_features_and_logits_equal_the_formula(
     model, text, _ = example()
     state = tensors(name)
     draft, plain = load_draft(write(tmp_path, name, state), target), Plain(name, state, target)
-    hidden, read = target.prefill(text[0], target.new_cache(), draft.taps)
+    hidden, read = target.prefill(text[0], target.new_cache(), draft.feature_layers)
     hidden_states = model.model(text, output_hidden_states=True).hidden_states
     expected = plain.features(text[0, 1:], plain.fused(hidden_states)[:-1])
     logits = plain.logits(expected)
 
-    own = draft.new_cache()
-    draft.extend(text[:, :6], read[None, :5], [6], own)
-    feature = draft.extend(text[:, 6:9], read[None, 5:8], [3], own)
+    cache = draft.new_cache()
+    draft.extend(text[:, :6], read[None, :5], [6], cache)
+    feature = draft.extend(text[:, 6:9], read[None, 5:8], [3], cache)
     close(feature, expected[7:8])
     close(draft.lm_head.logits(draft.head_input(feature)), logits[7:8])
 
     node = torch.tensor([[3]])
-    below = draft.step(node, feature[None], torch.ones(1, 1, 1, dtype=torch.bool), own)
+    below = draft.step(node, feature[None], torch.ones(1, 1, 1, dtype=torch.bool), cache)
     path = torch.cat((text[0, 1:9], node[0]))
     inputs = torch.cat((plain.fused(hidden_states)[:8], expected[7:8]))
     close(below[0], plain.features(path, inputs)[-1:])
 
-    own.keep([8], [[]])
-    close(draft.extend(text[:, 9:], read[None, 8:11], [3], own), expected[-1:])
+    cache.keep([8], [[]])
+    close(draft.extend(text[:, 9:], read[None, 8:11], [3], cache), expected[-1:])
     assert hidden.shape == (12, SIZE)
 
 
@@ -179,9 +179,9 @@ def test_a_narrower_draft_brings_its_own_embedding_and_head(
         load_draft(tmp_path, target)
 
 
-@pytest.mark.parametrize("taps", [[2, 3, 7], [-1, 2, 3]])
-def test_taps_that_the_target_does_not_have(taps: list[int], target: CausalModel) -> None:
-    config = eagle_config(eagle_aux_hidden_state_layer_ids=taps)
+@pytest.mark.parametrize("feature_layers", [[2, 3, 7], [-1, 2, 3]])
+def test_taps_that_the_target_does_not_have(feature_layers: list[int], target: CausalModel) -> None:
+    config = eagle_config(eagle_aux_hidden_state_layer_ids=feature_layers)
     with pytest.raises(ValueError, match=r"layer_ids: expected layers of the target, in \[0, 7\)"):
         Eagle3Draft(config, target)
     with pytest.raises(ValueError, match=r"in \[0, 2\), got \[2, 1, -1\]"):

@@ -26,8 +26,8 @@ def target() -> CausalModel:
 def changed(name: str, change: Callable[[Tensor], Any]) -> Callable[[State], State]:
     def apply(state: State) -> State:
         tensor = state[name].clone()
-        given = change(tensor)
-        return state | {name: tensor if given is None else given}
+        result = change(tensor)
+        return state | {name: tensor if result is None else result}
 
     return apply
 

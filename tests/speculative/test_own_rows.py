@@ -40,7 +40,7 @@ HALF = LMHead(WEIGHT, BIAS, scale=0.5, softcap=3.0).only(OWN)
 FREQUENT = torch.randperm(VOCAB, generator=VALUES)
 
 
-def known(head: Head, group: int = 0) -> set[int]:
+def proposable(head: Head, group: int = 0) -> set[int]:
     groups = torch.full_like(EVERY, group)
     return set(head.contains(EVERY, groups).nonzero().flatten().tolist())
 
@@ -79,11 +79,11 @@ def test_dense_and_static_know_their_rows() -> None:
     groups = torch.zeros(6, dtype=torch.int64)
     dense = make_head("dense", HALF, 9, None, Policy(()), "indexed")
     check_ranks(dense, OWN.tolist(), groups)
-    assert known(dense) == set(OWN.tolist()) and dense.active().tolist() == [50]
+    assert proposable(dense) == set(OWN.tolist()) and dense.active().tolist() == [50]
     static = make_head("static", HALF, 9, FREQUENT.int(), Policy(()), "indexed")
     first = [t for t in FREQUENT.tolist() if t in OWN.tolist()][:9]
     check_ranks(static, first, groups)
-    assert known(static) == set(first) and static.active().tolist() == [9]
+    assert proposable(static) == set(first) and static.active().tolist() == [9]
     strangers = torch.tensor([t for t in FREQUENT.tolist() if t not in OWN.tolist()])
     with pytest.raises(
         ValueError, match=r"frequent_tokens: expected tokens that .* has rows for, got"
@@ -94,21 +94,30 @@ def test_dense_and_static_know_their_rows() -> None:
 @pytest.mark.parametrize("mode", ["indexed", "packed"])
 @pytest.mark.parametrize("num_groups", [1, 2])
 def test_sparse_learns_what_it_has_rows_for(mode: Any, num_groups: int) -> None:
-    own = OWN.tolist()
-    strangers = [t for t in range(VOCAB) if t not in own][:30]
-    policy = Policy((), pinned=[strangers[0], own[30], own[31]], frequent_tokens=[own[31], own[40]])
+    with_rows = OWN.tolist()
+    strangers = [t for t in range(VOCAB) if t not in with_rows][:30]
+    policy = Policy(
+        (),
+        pinned=[strangers[0], with_rows[30], with_rows[31]],
+        frequent_tokens=[with_rows[31], with_rows[40]],
+    )
     head = make_head("sparse", HALF, 12, None, policy, mode, num_groups)
-    assert known(head) == {own[30], own[31], own[40]}
+    assert proposable(head) == {with_rows[30], with_rows[31], with_rows[40]}
     last = num_groups - 1
-    seen = torch.tensor([*strangers, *own[:8], -1])
+    seen = torch.tensor([*strangers, *with_rows[:8], -1])
     head.observe(seen, torch.full_like(seen, last))
-    active = [own[30], own[31], own[40], *own[:8]]
+    active = [with_rows[30], with_rows[31], with_rows[40], *with_rows[:8]]
     check_ranks(head, active, torch.full((6,), last))
-    assert known(head, last) == set(active)
+    assert proposable(head, last) == set(active)
     assert head.active().tolist()[last] == 11
-    more = torch.tensor(own[10:14])
+    more = torch.tensor(with_rows[10:14])
     head.observe(more, torch.full_like(more, last))
-    assert known(head, last) == {own[30], own[31], *own[:8][-6:], *own[10:14]}
+    assert proposable(head, last) == {
+        with_rows[30],
+        with_rows[31],
+        *with_rows[:8][-6:],
+        *with_rows[10:14],
+    }
 
 
 @pytest.mark.parametrize("head", ["dense", "static", "sparse"])
@@ -116,8 +125,8 @@ def test_a_perfect_draft_is_right_until_a_token_it_has_no_row_for(head: Any) -> 
     model, text, truth = example("llama")
     target, draft = CausalModel(model), ModelDraft(model)
     missing = set(truth[4::5].tolist()) - set(truth[:4].tolist())
-    own = torch.tensor([t for t in FREQUENT.tolist() if t not in missing])
-    draft.lm_head = target.lm_head.only(own)
+    with_rows = torch.tensor([t for t in FREQUENT.tolist() if t not in missing])
+    draft.lm_head = target.lm_head.only(with_rows)
     policy = Policy(TEXT, frequent_tokens=FREQUENT)
     result = generate(
         target, draft, text, len(truth), head=head, capacity=VOCAB, frequent_tokens=FREQUENT,
@@ -132,7 +141,7 @@ def test_a_perfect_draft_is_right_until_a_token_it_has_no_row_for(head: Any) -> 
         at += right + 1
     assert result.acceptance_lengths == lengths
     assert result.stats.coverage == sum(hits[1:]) / (len(truth) - 1)
-    assert set(result.stats.active_sizes) == {len(own)}
+    assert set(result.stats.active_sizes) == {len(with_rows)}
 
 
 @torch.no_grad()
@@ -141,17 +150,19 @@ def test_a_chain_is_drawn_from_the_rows_there_are(head: Any) -> None:
     model, text, _ = example("llama")
     draft, cache = ModelDraft(model), KVCache(2)
     draft.lm_head = draft.lm_head.only(OWN)
-    made = make_head(head, draft.lm_head, VOCAB, None, Policy((), frequent_tokens=OWN), "indexed")
+    drafting_head = make_head(
+        head, draft.lm_head, VOCAB, None, Policy((), frequent_tokens=OWN), "indexed"
+    )
     roots, groups = text[0, -1:], torch.zeros(1, dtype=torch.int64)
     feature = draft.extend(text, text[:, :0], [text.shape[1]], cache)
     chain = sample_chain(
-        roots, feature, groups, draft, cache, made, Sampling(1.0), torch.rand(1, 3).double(),
-        Clock(roots.device, {}),
+        roots, feature, groups, draft, cache, drafting_head, Sampling(1.0), torch.rand(1,
+        3).double(), Clock(roots.device, {}),
     )  # fmt: skip
     assert set(chain.tokens[0, 1:].tolist()) <= set(OWN.tolist())
-    law = model(text).logits[0, -1, OWN].double().softmax(0)
-    expected = torch.zeros(VOCAB, dtype=torch.float64).scatter(0, OWN, law)
-    torch.testing.assert_close(chain.laws[0, 0], expected, rtol=1e-3, atol=1e-6)
+    distribution = model(text).logits[0, -1, OWN].double().softmax(0)
+    expected = torch.zeros(VOCAB, dtype=torch.float64).scatter(0, OWN, distribution)
+    torch.testing.assert_close(chain.draft_probs[0, 0], expected, rtol=1e-3, atol=1e-6)
 
 
 def test_a_head_over_other_rows_is_refused() -> None:

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from microspec_kernels.speculative import Batch, CausalModel, Sampling, generate, verify
 from microspec_kernels.speculative.request import Request
-from microspec_kernels.speculative.sampling import choose, draw, uniforms
+from microspec_kernels.speculative.sampling import choose, draw, uniforms_at
 from microspec_kernels.speculative.stats import Stats
 
-from .law import check
+from .distribution import check
 from .models import KINDS, VOCAB, Scrambled, eagle, noisy, prompt, tiny
 
 FREQUENT = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(7))
@@ -36,7 +36,7 @@ def alone(
 ) -> list[int]:
     """Return the target's continuation of text [1, P], with a full pass for every token."""
     for _ in range(count):
-        number = uniforms(sampling.seed, torch.tensor([text.shape[1]]))
+        number = uniforms_at(sampling.seed, torch.tensor([text.shape[1]]))
         with torch.no_grad():
             logits = target(text, use_cache=False).logits[:, -1]
         text = torch.cat((text, rule(logits, number, sampling)[None]), dim=1)
@@ -213,11 +213,11 @@ def texts_of_chains(head: Any) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("head", ["dense", "static", "sparse"])
-def test_chains_of_a_batch_follow_the_targets_law(
+def test_chains_of_a_batch_follow_the_targets_distribution(
     head: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("microspec_kernels.speculative.models.cache.SMALLEST_ROOM", 12)
     check(*texts_of_chains(head))
-    monkeypatch.setattr(verify, "accepted", lambda p, q, numbers: q > 0)
+    monkeypatch.setattr(verify, "accepted", lambda p, q, uniforms: q > 0)
     with pytest.raises(AssertionError, match="total variation"):
         check(*texts_of_chains(head))

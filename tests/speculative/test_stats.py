@@ -33,9 +33,9 @@ def test_counts_and_times_add_up(head: Any) -> None:
     size = {"dense": VOCAB, "static": 90}.get(head)
     assert size is None or (stats.active_mean, stats.active_max) == (size, size)
     assert 0 < stats.active_mean <= stats.active_max <= (size or 90)
-    known = {"dense": set(range(VOCAB)), "static": set(FREQUENT[:90].tolist())}.get(head)
-    if known is not None:
-        covered = [token in known for token in truth[1:].tolist()]
+    proposable = {"dense": set(range(VOCAB)), "static": set(FREQUENT[:90].tolist())}.get(head)
+    if proposable is not None:
+        covered = [token in proposable for token in truth[1:].tolist()]
         assert stats.coverage == pytest.approx(sum(covered) / len(covered))
     assert json.loads(json.dumps(stats.as_dict()))["tau"] == stats.tau
 

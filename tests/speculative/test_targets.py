@@ -56,8 +56,8 @@ def test_the_lm_head_gives_the_models_logits(kind: str, tied: bool) -> None:
     target, text = CausalModel(model), prompt(24)
     with torch.no_grad():
         expected = model(text).logits
-        lineage = causal(24, text.device)
-        hidden, _ = target.forward(text, lineage, target.new_cache())
+        ancestor_mask = causal(24, text.device)
+        hidden, _ = target.forward(text, ancestor_mask, target.new_cache())
         logits = target.logits(hidden)
         torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
         some = torch.tensor([7, 3, 150])
@@ -118,7 +118,9 @@ def test_attention_that_leaves_out_a_soft_cap_is_refused(tmp_path: Path) -> None
     model.save_pretrained(tmp_path)
     assert load_target(tmp_path).config._attn_implementation == "eager"
     model.config._attn_implementation = "sdpa"
-    with pytest.raises(ValueError, match=r"'eager', the one that applies attn_logit_soft.* 'sdpa'"):
+    with pytest.raises(
+        ValueError, match=r"'eager', the only one that applies attn_logit_soft.* 'sdpa'"
+    ):
         CausalModel(model)
     uncapped = tiny("gemma3_text")
     assert uncapped.config._attn_implementation == "sdpa"

@@ -22,7 +22,7 @@ class PathDraft:
     It checks that a node's ancestor mask names the nodes of its path.
     """
 
-    taps = ()
+    feature_layers = ()
 
     def __init__(self, vocab: int, seed: int, sharpness: float, batch: int = 1) -> None:
         random = torch.Generator().manual_seed(seed)
@@ -42,13 +42,15 @@ class PathDraft:
     def extend(self, tokens: Tensor, hidden: Tensor, counts: list[int], cache: KVCache) -> Tensor:
         return self.first
 
-    def step(self, tokens: Tensor, parents: Tensor, lineage: Tensor, cache: KVCache) -> Tensor:
+    def step(
+        self, tokens: Tensor, parents: Tensor, ancestor_mask: Tensor, cache: KVCache
+    ) -> Tensor:
         self.steps += 1
         self.read = torch.cat((self.read, tokens), dim=1)
         cache.advance(tokens.shape[1])
         features = torch.tanh(parents @ self.mix + self.embedding[tokens])
         for text, read in enumerate(self.read):
-            for feature, seen in zip(features[text], lineage[text], strict=True):
+            for feature, seen in zip(features[text], ancestor_mask[text], strict=True):
                 expected = self.feature(text, tuple(read[seen].tolist()))
                 assert torch.allclose(feature, expected, atol=1e-5)
         return features
@@ -93,8 +95,8 @@ def paths(tree: Tree, text: int = 0) -> list[Path]:
 def check_shape(tree: Tree) -> None:
     """Check that parents come first, the ancestor mask follows them, and padding is last."""
     assert tree.tokens.shape[1] == max(tree.sizes)
-    for size, tokens, parents, lineage in zip(
-        tree.sizes, tree.tokens, tree.parents.tolist(), tree.lineage, strict=True
+    for size, tokens, parents, ancestor_mask in zip(
+        tree.sizes, tree.tokens, tree.parents.tolist(), tree.ancestor_mask, strict=True
     ):
         assert (tokens[:size] >= 0).all() and (tokens[size:] == -1).all()
         assert parents[0] == 0
@@ -106,7 +108,7 @@ def check_shape(tree: Tree) -> None:
                 at = parents[at]
                 assert at < size
                 ancestors.add(at)
-            assert set(lineage[node].nonzero().flatten().tolist()) == ancestors
+            assert set(ancestor_mask[node].nonzero().flatten().tolist()) == ancestors
 
 
 def clock() -> Clock:
@@ -198,7 +200,7 @@ def test_trees_of_several_sizes_side_by_side() -> None:
         size = tree.sizes[text]
         assert torch.equal(tree.tokens[text, :size], alone.tokens[0])
         assert torch.equal(tree.parents[text, :size], alone.parents[0])
-        assert torch.equal(tree.lineage[text, :size, :size], alone.lineage[0])
+        assert torch.equal(tree.ancestor_mask[text, :size, :size], alone.ancestor_mask[0])
 
 
 @pytest.mark.parametrize(
@@ -208,7 +210,7 @@ def test_what_is_no_token_or_has_no_probability_is_no_node(log_prob: float, toke
     answer = ([log_prob] * 4, [token] * 4)
     tree = grow_with(Answers(answer), TreeShape(4, 2, 50))
     assert tree.tokens.tolist() == [[ROOT]]
-    assert tree.lineage.tolist() == [[[True]]]
+    assert tree.ancestor_mask.tolist() == [[[True]]]
     assert grow_with(Answers(answer, ONE), TreeShape(4, 2, 50)).sizes == [1, 5]
 
 
@@ -230,14 +232,14 @@ def test_best_nodes_are_the_best_and_a_tree(data: st.DataObject, count: int, siz
     """Check two arbitrary trees at a time, with frequent ties and scores of NOTHING."""
     parents, scores = [], []
     for _ in range(2):
-        own = [0] + [data.draw(st.integers(0, node)) for node in range(count)]
+        parents_of_text = [0] + [data.draw(st.integers(0, node)) for node in range(count)]
         steps = data.draw(
             st.lists(st.sampled_from([0.0, -0.5, -1.0, NOTHING]), min_size=count, max_size=count)
         )
         path_scores = [0.0]
-        for parent, step in zip(own[1:], steps, strict=True):
+        for parent, step in zip(parents_of_text[1:], steps, strict=True):
             path_scores.append(path_scores[parent] + step)
-        parents.append(own)
+        parents.append(parents_of_text)
         scores.append(path_scores)
     tokens = torch.arange(100, 101 + count).repeat(2, 1)
     tree = best_nodes(
@@ -246,12 +248,12 @@ def test_best_nodes_are_the_best_and_a_tree(data: st.DataObject, count: int, siz
     check_shape(tree)
     for text in range(2):
         chosen = [token - 100 for token in tree.tokens[text, : tree.sizes[text]].tolist()]
-        known = {node for node in range(count + 1) if scores[text][node] > NOTHING}
+        scored = {node for node in range(count + 1) if scores[text][node] > NOTHING}
         assert chosen[0] == 0
-        assert set(chosen) <= known
-        assert len(chosen) == min(size + 1, len(known))
-        left_out = known - set(chosen)
-        own = scores[text]
-        assert all(own[node] >= own[other] for node in chosen for other in left_out)
+        assert set(chosen) <= scored
+        assert len(chosen) == min(size + 1, len(scored))
+        left_out = scored - set(chosen)
+        by_node = scores[text]
+        assert all(by_node[node] >= by_node[other] for node in chosen for other in left_out)
         found = tree.parents[text, : len(chosen)].tolist()
         assert [chosen[parent] for parent in found] == [parents[text][node] for node in chosen]

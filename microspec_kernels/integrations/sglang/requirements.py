@@ -35,7 +35,7 @@ def check_settings(settings: Settings) -> None:
         UnsupportedError: names the setting.
     """
     if settings.vocabulary != "shared":
-        expected = "'shared', as SGLang looks all drafted tokens up in one map"
+        expected = "'shared', because SGLang has one map for all drafted tokens"
         raise UnsupportedError(f"sglang: {SWITCH}: vocabulary", expected, repr(settings.vocabulary))
 
 

@@ -66,26 +66,26 @@ def attach(
     return Drafter(lm_head, layer, weight, head, Metrics(head, layer.tp_rank == 0))
 
 
-def _row_tokens(model: Any, lm_head_rows: int, known: Tensor) -> Tensor | None:
+def _row_tokens(model: Any, lm_head_rows: int, finite_tokens: Tensor) -> Tensor | None:
     """Return the target's token of each row, int64 [lm_head_rows]; None if row i is token i.
 
     Args:
         model: the draft model.
         lm_head_rows: rows of its LM head, without padding.
-        known: the tokens with finite logits in the model's own output, ascending. They must be the
-            same tokens.
+        finite_tokens: the tokens with finite logits in the model's own output, ascending. They must
+            be the same tokens.
 
     Raises:
         UnsupportedError: the tokens differ.
     """
     offsets = getattr(model, "draft_id_to_target_id", None)
-    tokens = torch.arange(lm_head_rows, device=known.device)
+    tokens = torch.arange(lm_head_rows, device=finite_tokens.device)
     if offsets is not None:
         tokens += offsets.detach()[:lm_head_rows]
-    if not torch.equal(tokens.sort().values, known):
+    if not torch.equal(tokens.sort().values, finite_tokens):
         where = f"vllm: {type(model).__name__}.compute_logits"
         raise UnsupportedError(
-            where, f"logits of the {lm_head_rows} tokens of its LM head", f"of {len(known)}"
+            where, f"logits of the {lm_head_rows} tokens of its LM head", f"of {len(finite_tokens)}"
         )
     return None if offsets is None else tokens
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from data import BOS, VOCAB, fixed_windows, random_windows
+from loop import Run, add_options
 from model import Config, Llama
 from sampled import Candidates, full_loss, sampled_loss
-from training import Run, add_options
 
 
 def document_mask(tokens: Tensor) -> Tensor:

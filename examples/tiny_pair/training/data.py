@@ -15,7 +15,7 @@ from tqdm import tqdm
 VOCAB = 131072
 BOS, EOS, INST, INST_END = 1, 2, 3, 4
 LISTED = 32768
-FREQUENT_TOKENS = Path(__file__).parent / "frequent_tokens.npy"
+FREQUENT_TOKENS = Path(__file__).parents[1] / "frequent_tokens.npy"
 
 
 def tokenizer() -> Tekkenizer:

@@ -26,6 +26,7 @@ from bench.harness.tiny_pair import (
     load_pair,
     unseen_prompts,
 )
+from microspec_kernels._checks import MAX_TOP_K
 from microspec_kernels.cli.arguments import positive, real, whole
 from microspec_kernels.cli.tokenizers import Tekken
 from microspec_kernels.policy import MICROSPEC, Policy
@@ -104,7 +105,7 @@ def main() -> None:
     )
     parser.add_argument("--new", type=positive, help="tokens a text; default 128, of --quick 16")
     parser.add_argument("--depth", type=positive, default=6)
-    parser.add_argument("--tree-width", type=whole(1, 128), default=10)
+    parser.add_argument("--tree-width", type=whole(1, MAX_TOP_K), default=10)
     parser.add_argument("--tree-size", type=positive, default=60)
     not_negative = real("a number of at least 0", lambda value: value >= 0)
     parser.add_argument("--temperature", type=not_negative, default=0.0, help="0: greedy")

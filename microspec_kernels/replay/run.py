@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..policy import Policy, TargetPass
+from ..policy import CAPACITY, Policy, TargetPass
 from ..vocab import ActiveVocab
 from .trace import Trace
 
@@ -90,7 +90,7 @@ def replay(
     policy: Policy,
     *,
     vocab_size: int,
-    capacity: int = 3072,
+    capacity: int = CAPACITY,
     step: int = 4,
     keep: bool = False,
     progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from microspec_kernels._linear import broken_rows, linear_rows, log_broken
 from microspec_kernels.head import SparseLMHead
-from microspec_kernels.policy import Policy, Stage, TargetPass, default
+from microspec_kernels.policy import CAPACITY, Policy, Stage, TargetPass, default
 from microspec_kernels.vocab import ActiveVocab
 
 # Not fp32's lowest value: divided by a temperature below 1, it would become -inf again.
@@ -37,7 +37,7 @@ def sparse_assistant(
     assistant: Any,
     target: Any,
     *,
-    capacity: int = 3072,
+    capacity: int = CAPACITY,
     policy: Policy | None = None,
     mode: Literal["indexed", "packed"] = "indexed",
 ) -> Iterator[AssistantHead]:

@@ -14,6 +14,8 @@ import torch
 from generators import gather_case, head_case, vocab_state
 from torch import Tensor
 
+from microspec_kernels._checks import MAX_TOP_K
+
 Arguments = dict[str, Any]
 
 
@@ -202,8 +204,16 @@ def _head_value_rows() -> list[Row]:
 
 def _k_rows() -> list[Row]:
     return [
-        (f"k {k}", head_call, lambda a, k=k: {"k": k}, ValueError, "k", "1 <= k <= 128", str(k))
-        for k in (0, -1, 129, 2**33 + 1, -(2**63))
+        (
+            f"k {k}",
+            head_call,
+            lambda a, k=k: {"k": k},
+            ValueError,
+            "k",
+            f"1 <= k <= {MAX_TOP_K}",
+            str(k),
+        )
+        for k in (0, -1, MAX_TOP_K + 1, 2**33 + 1, -(2**63))
     ]
 
 

@@ -41,7 +41,7 @@ def unpatched(rows: Tensor | None = None, topk: int = 1) -> Any:
 
 
 def patched(rows: Tensor | None = None, topk: int = 1, **settings: Any) -> Any:
-    plugin._patch(Settings(**({"capacity": K} | settings)))
+    plugin._patch(Settings(**({"capacity": K, "target_top_k": 1} | settings)))
     worker = unpatched(rows, topk)
     worker.init_lm_head()
     return worker
@@ -252,7 +252,7 @@ def test_it_says_what_it_was_attached_to_and_how_it_goes(caplog: pytest.LogCaptu
     attached, *metrics = caplog.messages
     assert attached == (
         "MicroSpec: attached to EagleDraftWorker: LlamaForCausalLMEagle3, LM head [12, 16] "
-        "float32, K = 8, 1 vocabulary (shared), target's top-3, mode indexed, SGLang 0.5.23"
+        "float32, K = 8, 1 vocabulary (shared), target's top-1, mode indexed, SGLang 0.5.23"
     )
     assert [message.split(",")[0] for message in metrics] == [
         "MicroSpec metrics: Coverage: 50.0%",

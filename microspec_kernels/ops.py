@@ -337,3 +337,7 @@ def _(slab, slab_ids, weight, active_ids, *, slab_scale=None, weight_scale=None)
 @_fake("vocab_update_")
 def _(active_ids, slot_stamps, token_slots, clock, tokens, *, token_groups=None):  # type: ignore[no-untyped-def]
     _checks.vocab(active_ids, slot_stamps, token_slots, clock, tokens, token_groups)
+
+
+for _function in (sparse_head, sparse_logits, gather_rows_, vocab_update_):
+    getattr(torch.ops.microspec, _function.__name__).__doc__ = _function.__doc__  # for help()

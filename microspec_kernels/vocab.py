@@ -81,6 +81,7 @@ class ActiveVocab:
 
     @property
     def device(self) -> torch.device:
+        """The device of all state."""
         return self.ids.device
 
     @property

@@ -1,4 +1,4 @@
-"""The type stub of torch.ops.microspec, and docstrings of everything that is public."""
+"""The types and docstrings that editors and mypy see for the ops."""
 
 import inspect
 import subprocess
@@ -22,7 +22,7 @@ from microspec_kernels import torch_ops
 
 x, ids = torch.zeros(2, 8), torch.zeros(6, dtype=torch.int32)
 logits, tokens, logsumexp = torch_ops.sparse_head(x, x, ids, 4, packed=True, softcap=30.0)
-both: torch.Tensor = torch_ops.sparse_logits(x, x, ids, group_ids=None) + logits + tokens + logsumexp
+every: torch.Tensor = torch_ops.sparse_logits(x, x, ids, group_ids=None) + logits + logsumexp
 torch_ops.gather_rows_(x, ids, x, ids, slab_scale=None)
 torch_ops.vocab_update_(ids, ids, ids, ids, ids, token_groups=ids)
 """
@@ -37,12 +37,9 @@ def test_the_stub_is_the_schema_and_the_function(name: str) -> None:
     op = getattr(torch_ops, name)
     assert op is getattr(torch.ops.microspec, name)
     assert inspect.getdoc(op) == inspect.getdoc(getattr(ops, name))
+    none = inspect.Parameter.empty
     arguments = [
-        (
-            a.name,
-            a.kwarg_only,
-            a.default_value if a.has_default_value() else inspect.Parameter.empty,
-        )
+        (a.name, a.kwarg_only, a.default_value if a.has_default_value() else none)
         for a in op.default._schema.arguments
     ]
     assert arguments == [

@@ -97,6 +97,7 @@ class Settings:
 
     @property
     def slab_torch_dtype(self) -> torch.dtype | None:
+        """:attr:`slab_dtype` as a torch dtype; None for the head's dtype."""
         return None if self.slab_dtype is None else _SLAB_DTYPES[self.slab_dtype]
 
     def read_frequent_tokens(self, target_vocab_size: int = INT32_IDS) -> Tensor:

@@ -55,6 +55,7 @@ class Replay:
     rows_gathered_per_step: float
 
     def as_dict(self) -> dict[str, Any]:
+        """Return every attribute by its name, ready for JSON."""
         return asdict(self)
 
 

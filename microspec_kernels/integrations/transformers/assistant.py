@@ -41,7 +41,7 @@ def sparse_assistant(
     policy: Policy | None = None,
     mode: Literal["indexed", "packed"] = "indexed",
 ) -> Iterator[AssistantHead]:
-    """Within the context, `assistant` drafts over an active vocabulary that follows `target`.
+    """Let `assistant` draft over an active vocabulary that follows `target`, within the context.
 
     For `target.generate(…, assistant_model=assistant)`. The policy receives the tokens the
     assistant reads (the prompt, accepted tokens, its own drafts) as a "prompt" pass. It receives

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The compiled ops in a forked child and under Ctrl-C, as README.md describes them."""
 
 import subprocess
@@ -27,6 +28,7 @@ INTERRUPT = """
 import os, signal, threading, torch, microspec_kernels as m
 hidden, weight, ids = torch.randn(64, 512), torch.randn(20000, 512), torch.arange(20000).int()
 want = m.sparse_head(hidden, weight, ids, 5)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs start with it ignored
 threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
 try:
     while True:

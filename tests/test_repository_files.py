@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files that only a service or another tool reads: they parse, and agree with pyproject.toml."""
 
 import re

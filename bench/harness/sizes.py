@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sizes that every benchmark measures at, unless its command line says otherwise."""
 
 from microspec_kernels import policy

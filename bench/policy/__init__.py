@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which tokens should be active?
 
     python -m bench.policy.traces TRACE.npz ... --frequent-tokens frequent.npy   on recorded text

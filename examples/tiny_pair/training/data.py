@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Turn the corpus into two token streams and a list of frequent tokens; draw batches of them."""
 
 import argparse

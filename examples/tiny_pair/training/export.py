@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Write a training checkpoint as a folder with int8 rows."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Let the target continue prompts greedily, as training data for the draft."""
 
 import argparse

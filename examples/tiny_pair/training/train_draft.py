@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Train the EAGLE draft of a target that export.py wrote."""
 
 import argparse

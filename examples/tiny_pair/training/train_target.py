@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Train the target language model on the token streams that data.py wrote."""
 
 import argparse

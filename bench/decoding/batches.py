@@ -152,11 +152,15 @@ def measure(args: argparse.Namespace, kinds: dict[str, list[Tensor]]) -> options
 
 def main() -> None:
     parser = options.parser(__doc__)
-    parser.add_argument("--corpus", type=Path, help="to take prompts of its split test from")
     parser.add_argument(
-        "--prompts", type=positive, help="a kind; default 16 of a corpus, 8 without, of --quick 3"
+        "--corpus", type=Path, help="corpus.jsonl.xz; the prompts are of its split test"
     )
-    parser.add_argument("--new", type=positive, help="tokens a text; default 64, of --quick 8")
+    parser.add_argument(
+        "--prompts",
+        type=positive,
+        help="prompts of each kind; default 16 with a corpus, 8 without, 3 with --quick",
+    )
+    parser.add_argument("--new", type=positive, help="tokens per text; default 64, 8 with --quick")
     args = options.parsed(parser)
     count = args.prompts or (3 if args.quick else 16 if args.corpus else len(PROMPTS))
     with options.checking(parser):

@@ -100,11 +100,17 @@ def row(arm: str, total: Total, depth: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = options.parser(__doc__)
-    parser.add_argument("--corpus", type=Path, help="to take prompts of its split test from")
     parser.add_argument(
-        "--prompts", type=positive, help="default 32 of a corpus, 8 without, of --quick 1"
+        "--corpus", type=Path, help="corpus.jsonl.xz; the prompts are of its split test"
     )
-    parser.add_argument("--new", type=positive, help="tokens a text; default 128, of --quick 16")
+    parser.add_argument(
+        "--prompts",
+        type=positive,
+        help="number of prompts; default 32 with a corpus, 8 without, 1 with --quick",
+    )
+    parser.add_argument(
+        "--new", type=positive, help="tokens per text; default 128, 16 with --quick"
+    )
     parser.add_argument("--depth", type=positive, default=6)
     parser.add_argument("--tree-width", type=whole(1, MAX_TOP_K), default=10)
     parser.add_argument("--tree-size", type=positive, default=60)

@@ -95,9 +95,13 @@ def row(
 
 def main() -> None:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", type=Path, help="to take prompts of its split test from")
-    parser.add_argument("--prompts", type=positive, help="default 16 of a corpus, 8 without")
-    parser.add_argument("--new", type=positive, default=128, help="tokens a text")
+    parser.add_argument(
+        "--corpus", type=Path, help="corpus.jsonl.xz; the prompts are of its split test"
+    )
+    parser.add_argument(
+        "--prompts", type=positive, help="number of prompts; default 16 with a corpus, 8 without"
+    )
+    parser.add_argument("--new", type=positive, default=128, help="tokens per text")
     parser.add_argument("--out", type=Path, default=report.RESULTS / "policy", metavar="DIR")
     args = parser.parse_args()
     count = args.prompts or (16 if args.corpus else len(PROMPTS))

@@ -102,8 +102,7 @@ class Settings:
         return None if self.slab_dtype is None else _SLAB_DTYPES[self.slab_dtype]
 
     def read_frequent_tokens(self, target_vocab_size: int = INT32_IDS) -> Tensor:
-        """Read the token ids of :attr:`frequent_tokens_file`, int64 [n] on the CPU; n = 0 without a
-        file.
+        """Read :attr:`frequent_tokens_file`: int64 [n] on the CPU; n = 0 without a file.
 
         Raises:
             OSError: the file cannot be read.

@@ -166,7 +166,7 @@ def make_head(
     """Make the head called `name`.
 
     capacity, mode, num_groups: options of the sparse head. `policy` gives its pinned and
-        frequent_tokens tokens.
+        frequent tokens.
     frequent_tokens: the static head takes the first `capacity` ids of it. Both heads skip tokens
         that the LM head has no row for.
 

@@ -64,7 +64,7 @@ def test_every_step(options: dict[str, Any], num_groups: int, mapped: bool, tmp_
             head.reset([step % num_groups])
             wanted.begin([step % num_groups])
             wanted.check(head, hidden_of(rng, 5, torch.bfloat16), rows, f"begin at {step}")
-    assert wanted.hits > 0 < wanted.misses and wanted.entered > 40
+    assert wanted.hits > 0 < wanted.misses and wanted.activated > 40
     assert [tensor.data_ptr() for tensor in state_of(head)] == addresses
 
 

@@ -163,7 +163,7 @@ def test_several_vocabularies_need_to_be_told_apart() -> None:
     head = EngineHead(weight_of(torch.float32), Settings(), num_groups=2)
     tokens = torch.tensor([1, 2])
     with pytest.raises(
-        ValueError, match=r"count_coverage: token_groups: expected each token's, .* 2, got None"
+        ValueError, match=r"count_coverage: token_groups: expected one per token, .* 2, got None"
     ):
         head.count_coverage(tokens)
     with pytest.raises(ValueError, match="tokens: expected"):

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ops ``torch.ops.microspec.*`` themselves, with static types for editors and mypy.
 
 ``torch_ops.sparse_head`` is ``torch.ops.microspec.sparse_head``. PyTorch makes the latter at run

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 from torch import Tensor
 
 __all__ = ["gather_rows_", "sparse_head", "sparse_logits", "vocab_update_"]

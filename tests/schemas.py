@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ops' schemas, as the contract has them: a change is one that users notice."""
 
 SCHEMAS = {

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Functions and modules take hidden [..., D]: each row's result is that of the flat [M, D]."""
 
 import math

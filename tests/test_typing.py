@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The types and docstrings that editors and mypy see for the ops."""
 
 import inspect

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The defaults of the loop, the engines, the command line and the benchmarks."""
 
 CAPACITY = 3072

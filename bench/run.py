@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> list[Outcome]:
         print(f"\n== {name} ==\n", flush=True)
         seconds = limit(PARTS[name], args.device, args.quick)
         outcomes.append(run_part(name, command(name, args), seconds, {**os.environ, **hidden}))
-        if args.pack:
+        if args.pack and args.out.is_dir():
             archive.pack(args.out, args.pack)
     return outcomes
 
@@ -113,19 +113,21 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default=present)
     parser.add_argument("--out", type=Path, help="folder of the CSV files and plots")
     parser.add_argument("--pack", type=Path, help="a .tar.gz for all files of --out")
-    parser.add_argument("--parts", help=f"of {','.join(PARTS)}; default all")
-    parser.add_argument("--corpus", type=Path, help="the part pair takes its prompts from here")
+    parser.add_argument("--parts", help=f"some of {','.join(PARTS)}; default all")
+    parser.add_argument(
+        "--corpus", type=Path, help="corpus.jsonl.xz for the prompts of the part pair"
+    )
     args = parser.parse_args(arguments)
     args.explicit = args.parts is not None
     args.parts = args.parts.split(",") if args.explicit else list(PARTS)
     if unknown := set(args.parts) - set(PARTS):
         parser.error(f"no such parts: {', '.join(sorted(unknown))}")
-    if args.pack and not args.out:
-        parser.error("--pack: expected --out, the folder to pack")
     if args.device == "cuda" != present:
         parser.error("--device cuda: there is no GPU")
     paths = (args.out, args.corpus, args.pack)
     args.out, args.corpus, args.pack = (path and path.resolve() for path in paths)
+    if args.pack and (not args.out or args.out in args.pack.parents):
+        parser.error("--pack: expected --out, and a file outside of that folder")
     return args
 
 

@@ -99,8 +99,9 @@ def test_all_files_are_packed_after_each_part(monkeypatch, tmp_path: Path) -> No
         monkeypatch, vocab=write.format(files["vocab"], 0), gather=write.format(files["gather"], 1)
     )
     words = ["--device", "cpu", "--parts", "vocab,gather", "--pack", str(packed)]
-    with pytest.raises(SystemExit):
-        run.main(words)
+    for more in ([], ["--out", str(tmp_path)]):
+        with pytest.raises(SystemExit):
+            run.main([*words, *more])
     assert run.main([*words, "--out", str(out)]) == 1
     with tarfile.open(packed) as file:
         assert set(file.getnames()) == {"out", "out/vocab.csv", "out/gather.csv"}

@@ -49,11 +49,12 @@ with torch.inference_mode():
     head.observe(prompt)
     while len(text) < len(prompt) + args.max_new_tokens:
         tokens = drafted(text)
-        best = target(torch.cat((text, tokens))[None]).logits[0, len(text) - 1 :].argmax(-1)
+        logits = target(torch.cat((text, tokens))[None]).logits[0, len(text) - 1 :]
+        best, likeliest = logits.argmax(-1), head.top_target_tokens(logits).flatten()
         right = int((tokens == best[:-1]).long().cumprod(0).sum())
         accepted, passes = best[: right + 1], passes + 1
         head.count_coverage(accepted)  # for the coverage, before the vocabulary learns them
-        head.observe(torch.cat((tokens, best, accepted)))  # between two replays, eagerly
+        head.observe(torch.cat((tokens, likeliest, accepted)))  # between two replays, eagerly
         text = torch.cat((text, accepted))
     alone = target.generate(prompt[None], max_new_tokens=args.max_new_tokens, do_sample=False)[0]
 

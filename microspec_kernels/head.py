@@ -189,7 +189,7 @@ class SparseHead(_ActiveHead):
 
         Args:
             hidden: bf16, fp16 or fp32 [..., D], any number of leading dimensions.
-            k: number of entries per row, 1 to 128.
+            k: number of entries per row, as for :func:`~.ops.sparse_head`.
             row_groups: int32 or int64 [...], hidden's leading dimensions: the vocabulary's group
                 for each row; -1 marks a padding row; required if G > 1.
 

@@ -103,7 +103,7 @@ def parallel_sparse_head(
         shard: [shard_rows, D], the rows of tokens start to start + shard_rows - 1; shard_rows may
             be 0. The shard must not contain the padding rows that engines put at the end of V.
         active_ids: int32 [K] or [G, K], as for :func:`local_ids`.
-        k: number of entries per row, 1 to 128.
+        k: number of entries per row, as for sparse_head.
         start, process_group: as for :func:`all_gather_topk`.
         group_ids: int32 or int64 [...], as for sparse_head.
         weight_scale, bias: [shard_rows], the shard's part.

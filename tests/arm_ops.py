@@ -8,6 +8,7 @@ build stays in build/arm. The driver places its input directly before inaccessib
 import functools
 import importlib.util
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -24,13 +25,15 @@ from microspec_kernels import _checks
 
 COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 HEAD, GATHER, VOCAB = 0, 1, 2
-# The values are those of csrc/common/dtype.h.
+ENUM = re.search(r"enum class DType \{ (.*) \};", (ROOT / "csrc/common/dtype.h").read_text())
+assert ENUM is not None
+NUMBERS = {name: number for number, name in enumerate(ENUM[1].split(", "))}
 TYPES = {
-    torch.float32: 0,
-    torch.float16: 1,
-    torch.bfloat16: 2,
-    torch.int8: 3,
-    torch.float8_e4m3fn: 4,
+    torch.float32: NUMBERS["f32"],
+    torch.float16: NUMBERS["f16"],
+    torch.bfloat16: NUMBERS["bf16"],
+    torch.int8: NUMBERS["i8"],
+    torch.float8_e4m3fn: NUMBERS["f8e4m3"],
 }
 
 

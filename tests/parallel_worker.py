@@ -25,6 +25,7 @@ from microspec_kernels import (
     parallel_sparse_head,
     sparse_head,
 )
+from microspec_kernels._checks import MAX_TOP_K
 
 V = 50
 MODES: tuple[dict[str, Any], ...] = ({}, {"mode": "packed"})
@@ -85,7 +86,7 @@ def cases() -> Iterator[tuple[str, HeadCase, int]]:
     yield "one row", head_case(3, m=1, dtype=torch.bfloat16), 5
     yield "no row", head_case(3, m=0), 5
     yield "groups", head_case(4, m=9, num_groups=3, padding=True, logit_scale=0.5), 10
-    yield "k beyond all", head_case(5, active=6), 128
+    yield "k beyond all", head_case(5, active=6), MAX_TOP_K
     yield "nothing active", head_case(6, active=0), 4
     case = head_case(7)
     weight = case.weight.clone()

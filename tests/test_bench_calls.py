@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The calls of a benchmark: different data each time, and the work between them."""
 
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -54,8 +55,9 @@ def test_each_gather_brings_other_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mk, "gather_rows_", noted)
     monkeypatch.setattr(gather, "time_arms", Times())
     rows = gather.on_cpu(quick=True)
-    assert len(changed) == CALLS * len(rows) == 2 * CALLS
-    assert all(0.9 * gather.CHANGED < n <= gather.CHANGED for n in changed[len(rows) :])
+    timed = changed[2 * len(rows) :]  # after two checked calls of each arm
+    assert len(timed) == CALLS * len(rows) == 2 * CALLS
+    assert all(0.9 * gather.CHANGED < n <= gather.CHANGED for n in timed)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
@@ -95,11 +97,48 @@ def test_new_tokens_are_new_and_active_ones_active(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(vocab, "time_arms", times)
     vocab.on_cpu(quick=True)
     updates = [name for name in times.names if name.startswith("vocab_update_")]
-    taken = list(zip(updates, shares[1:], strict=True))
+    checked = shares[: -len(updates)]
+    assert len(checked) == 1 + len(set(updates)), "the first tokens, then a call of each arm"
+    taken = list(zip(updates, shares[len(checked) :], strict=True))
     new = [share for name, share in taken if name.endswith("all new")]
     active = [share for name, share in taken if name.endswith("all active")]
     assert len(new) == len(active) == CALLS
     assert max(new) < 0.1 and active[1:] == [1.0] * (CALLS - 1)
+
+
+@pytest.mark.parametrize("arm", range(4))
+def test_a_wrong_update_on_a_cpu_is_not_timed(arm: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One arm's call forgets a token; the first call of all only fills the vocabulary."""
+    calls = itertools.count(-1)
+    update = mk.ActiveVocab.update
+
+    def forgets(self: mk.ActiveVocab, tokens: Tensor, **more: Any) -> None:
+        update(self, tokens[:-1] if next(calls) == arm else tokens, **more)
+
+    monkeypatch.setattr(mk.ActiveVocab, "update", forgets)
+    monkeypatch.setattr(vocab, "time_arms", Times())
+    with pytest.raises(AssertionError, match="vocab_update_"):
+        vocab.on_cpu(quick=True)
+
+
+@pytest.mark.parametrize(("call", "slot"), [(0, -1), (1, 3), (2, -1), (3, 3)])
+def test_a_wrong_gather_on_a_cpu_is_not_timed(
+    call: int, slot: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of the two calls of an arm leaves out a row that it has to bring."""
+    calls = itertools.count()
+
+    def misses(slab: Tensor, held: Tensor, weight: Tensor, wanted: Tensor, **more: Any) -> None:
+        before = slab[0, slot].clone()
+        ops.gather_rows_(slab, held, weight, wanted, **more)
+        if next(calls) == call:
+            slab[0, slot] = before
+
+    monkeypatch.setattr(mk, "gather_rows_", misses)
+    monkeypatch.setattr(gather, "VOCAB_SIZE", 40_000)
+    monkeypatch.setattr(gather, "time_arms", Times())
+    with pytest.raises(AssertionError, match="gather_rows_"):
+        gather.on_cpu(quick=True)
 
 
 @pytest.mark.parametrize("new", [True, False])

@@ -171,6 +171,24 @@ def test_a_quick_run_writes_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert float(row["over_floor"]) == pytest.approx(took / floor, rel=1e-4)
 
 
+def test_figures_of_other_models_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The new run has another column, and replaces all figures of its model."""
+    file = tmp_path / "head.csv"
+    toy = models.TOY.name
+    file.write_text(
+        f"model,arm,p50_us,host,commit\nlarge,dense,7,here,old\n{toy},dense,8,here,old\n"
+    )
+    words: list[Any] = ["head", "--quick", "--out", tmp_path, "--arms", "packed int8"]
+    monkeypatch.setattr(sys, "argv", list(map(str, words)))
+    for _ in range(2):
+        head.main()
+        first, *rest = csv.DictReader(file.open())
+        known = {"model": "large", "arm": "dense", "p50_us": "7", "host": "here", "commit": "old"}
+        assert first == {**dict.fromkeys(first, ""), **known}
+        assert rest and {(row["model"], row["host"]) for row in rest} == {(toy, "")}
+        assert "old" not in {row["commit"] for row in rest}
+
+
 def test_models_are_told_apart() -> None:
     """Sizes of one kind differ between models, so that a mix-up shows."""
     for name in ("vocab_size", "dim", "inner", "head_dim"):

@@ -3,11 +3,17 @@
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
+
+from microspec_kernels import policy
+from microspec_kernels.engine import EngineHead
 
 pytest.importorskip("transformers")
 pytest.importorskip("mistral_common")
@@ -61,3 +67,29 @@ def test_captured_engine() -> None:
         re.M,
     )
     assert said is not None and int(said[1]) >= 16 and int(said[2]) < 12, out
+
+
+@pytest.mark.parametrize("name", ["own_engine.py", "captured_engine.py"])
+def test_an_engine_observes_the_tokens_of_the_default_policy(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every step's tokens include the target's likeliest at each node, as many as by default."""
+    likeliest, observed = [], []
+
+    class Watched(EngineHead):
+        def top_target_tokens(self, logits: Tensor) -> Tensor:
+            likeliest.append(super().top_target_tokens(logits))
+            return likeliest[-1]
+
+        def observe(self, tokens: Tensor, token_groups: Tensor | None = None) -> None:
+            observed.append(tokens)
+            super().observe(tokens, token_groups)
+
+    monkeypatch.setattr("microspec_kernels.engine.EngineHead", Watched)
+    monkeypatch.setattr(sys, "argv", [name, "Add 2 and 3.", "--max-new-tokens", "4"])
+    runpy.run_path(str(ROOT / "examples" / name))
+    _, *steps = observed
+    assert steps
+    for nodes, tokens in zip(likeliest, steps, strict=True):
+        assert nodes.size(1) == policy.TARGET_TOP_K
+        assert torch.isin(nodes, tokens).all()

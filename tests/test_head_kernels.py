@@ -14,6 +14,7 @@ from generators import HeadCase, head_case
 from test_head_values import check_against_float64
 
 from microspec_kernels import sparse_head, sparse_logits
+from microspec_kernels._checks import MAX_TOP_K
 
 pytestmark = pytest.mark.backends(*COMPILED)
 
@@ -117,7 +118,7 @@ def test_many_slots(capacity: int) -> None:
     case = head_case(
         capacity, m=2, dim=8, vocab_size=capacity + 5, capacity=capacity, dtype=torch.float32
     )
-    check_largest_of_many(case, k=128)
+    check_largest_of_many(case, k=MAX_TOP_K)
 
 
 def check_largest_of_many(case: HeadCase, k: int) -> None:

@@ -22,6 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from microspec_kernels import sparse_head, sparse_logits
+from microspec_kernels._checks import MAX_TOP_K
 
 pytestmark = pytest.mark.backends(*COMPILED)
 
@@ -38,7 +39,7 @@ def check_against_float64(case: HeadCase, k: int) -> None:
 
 
 @pytest.mark.backends(*ALL)
-@given(case=head_cases(), k=st.integers(1, 128))
+@given(case=head_cases(), k=st.integers(1, MAX_TOP_K))
 def test_any_call(case: HeadCase, k: int) -> None:
     check_against_float64(case, k)
 
@@ -55,7 +56,7 @@ def test_exact_arithmetic_gives_exact_ids(case: HeadCase, k: int) -> None:
     assert_bitwise(logits + 0.0, want.float() + 0.0, "logits")
 
 
-@given(case=head_cases(), k=st.integers(1, 128))
+@given(case=head_cases(), k=st.integers(1, MAX_TOP_K))
 def test_selection_equals_the_sorted_logits(case: HeadCase, k: int) -> None:
     """sparse_head's logits equal sparse_logits', so the order is exact whatever their rounding."""
     z = sparse_logits(*case.tensors(), **case.options())
@@ -84,7 +85,7 @@ def test_equals_topk_over_a_dense_head(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("weight_dtype", [None, *QUANTISED], ids=str)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_large_k_and_capacity(dtype: torch.dtype, weight_dtype: torch.dtype | None) -> None:
-    """There are many times more candidates than k = 128, so insertions and pruning alternate."""
+    """There are many times more candidates than k, so insertions and pruning alternate."""
     case = head_case(
         2,
         m=4,
@@ -96,7 +97,7 @@ def test_large_k_and_capacity(dtype: torch.dtype, weight_dtype: torch.dtype | No
         weight_dtype=weight_dtype,
         bias=dtype,
     )
-    check_against_float64(case, 128)
+    check_against_float64(case, MAX_TOP_K)
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -105,7 +106,7 @@ def test_logits_sorted_by_slot(order: int) -> None:
     count = 1000
     weight = (torch.arange(count) * order).float()[:, None]
     case = HeadCase(torch.ones(2, 1), weight, torch.arange(count, dtype=torch.int32))
-    for k in (1, 15, 16, 17, 128):
+    for k in (1, 15, 16, 17, MAX_TOP_K):
         logits, ids, _ = sparse_head(*case.tensors(), k)
         want, want_ids = exact_topk(logits_in(case, torch.float64), ids_by_row(case), k)
         assert_bitwise(ids, want_ids)
@@ -125,8 +126,8 @@ def test_float_bits_decide_not_their_leading_ones() -> None:
     near = torch.tensor(1.0).view(torch.int32) + torch.randperm(512).int()
     values = torch.cat([near.view(torch.float32), -near.view(torch.float32)])
     case = HeadCase(torch.ones(1, 1), values[:, None], torch.arange(1024, dtype=torch.int32))
-    for k in (128, 1):
+    for k in (MAX_TOP_K, 1):
         _, ids, _ = sparse_head(*case.tensors(), k)
         assert_bitwise(ids, exact_topk(values[None], ids_by_row(case), k)[1])
-    _, lowest, _ = sparse_head(-case.hidden, *case.tensors()[1:], 128)
-    assert_bitwise(lowest, exact_topk(-values[None], ids_by_row(case), 128)[1])
+    _, lowest, _ = sparse_head(-case.hidden, *case.tensors()[1:], MAX_TOP_K)
+    assert_bitwise(lowest, exact_topk(-values[None], ids_by_row(case), MAX_TOP_K)[1])

@@ -16,6 +16,7 @@ from torch import Tensor
 
 import microspec_kernels
 from microspec_kernels import gather_rows_, sparse_head, sparse_logits, vocab_update_
+from microspec_kernels._checks import MAX_TOP_K
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
@@ -156,8 +157,8 @@ def test_compiled_wrong_call_is_an_error() -> None:
     torch.compiler.reset()
     case = head_case(33)
     compiled = torch.compile(sparse_head, fullgraph=True, backend="aot_eager")
-    with pytest.raises(Exception, match="k: expected 1 <= k <= 128, got 129"):
-        compiled(*case.tensors(), 129)
+    with pytest.raises(Exception, match=f"k: expected 1 <= k <= {MAX_TOP_K}, got {MAX_TOP_K + 1}"):
+        compiled(*case.tensors(), MAX_TOP_K + 1)
 
 
 @pytest.mark.parametrize("weight_dtype", [torch.float32, *QUANTISED], ids=str)

@@ -168,7 +168,7 @@ def test_selection(target: str, block: int, tmp_path: Path) -> None:
     for finishing in (FINISHING, dict.fromkeys(FINISHING, False)):
         warps = head.warps(block)
         binary = compiled(
-            head.sparse_head_kernel, target, {}, **finishing, TOP=128, BLOCK=block,
+            head.sparse_head_kernel, target, {}, **finishing, TOP=head.TOP, BLOCK=block,
             num_warps=warps, enable_fp_fusion=False,
         )  # fmt: skip
         check(binary, target, tmp_path, warps=warps)

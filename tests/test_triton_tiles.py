@@ -15,6 +15,7 @@ from compare import assert_bitwise, assert_close, assert_top_k, ids_by_row, logi
 from generators import FLOATS, head_case, vocab_state
 
 from microspec_kernels import reference, sparse_head, sparse_logits, vocab_update_
+from microspec_kernels._checks import MAX_TOP_K
 
 if not TRITON:
     pytest.skip("for a process with TRITON_INTERPRET=1", allow_module_level=True)
@@ -25,7 +26,7 @@ def module(name: str) -> Any:
     return importlib.import_module(f"microspec_kernels.triton_kernels.{name}")
 
 
-@pytest.mark.parametrize("k", [1, 10, 128])
+@pytest.mark.parametrize("k", [1, 10, MAX_TOP_K])
 def test_selection_over_several_rounds(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Select from the first 128 slots, then better ones from the rest; NaN is in a later round."""
     monkeypatch.setattr(module("sparse_head"), "BLOCK", 128)

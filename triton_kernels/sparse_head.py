@@ -21,6 +21,7 @@ from .projection import Projection
 # round, so its logits stay in registers for logsumexp.
 BLOCK = 4096
 SLOTS_PER_WARP = 128
+TOP = triton.next_power_of_2(MAX_TOP_K)  # tl.arange takes powers of two only
 EMPTY = tl.constexpr(-(2**63))  # below every key
 LARGEST = tl.constexpr(2**63 - 1)
 # exp(z - max) in units of 2^-40. A sum of 2^22 of them fits int64. Truncation loses at most 2^-40 a
@@ -188,7 +189,7 @@ def sparse_head(
     logits = hidden.new_empty((m_rows, k), dtype=torch.float32)
     token_ids = hidden.new_empty((m_rows, k), dtype=torch.int64)
     logsumexp = hidden.new_empty((m_rows,), dtype=torch.float32)
-    block = min(BLOCK, max(MAX_TOP_K, triton.next_power_of_2(capacity)))
+    block = min(BLOCK, max(TOP, triton.next_power_of_2(capacity)))
     with on_device_of(hidden):
         product = Projection(
             hidden, weight, active_ids, packed=packed, group_ids=group_ids,
@@ -207,7 +208,7 @@ def sparse_head(
                 k,
                 *product.arguments,
                 **product.constants,
-                TOP=MAX_TOP_K,
+                TOP=TOP,
                 BLOCK=block,
                 num_warps=warps(block),
                 enable_fp_fusion=False,

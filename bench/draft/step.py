@@ -254,9 +254,9 @@ def main() -> None:
         figures, spans = measure(model, args)
         table, lines = table + figures, lines + spans
         # Write after each model, in case the next one takes too long.
-        options.save(args, "draft_step.csv", table)
+        options.save(args, "draft_step.csv", table, key="model")
         if lines:
-            options.save(args, "draft_timeline.csv", lines)
+            options.save(args, "draft_timeline.csv", lines, key="model")
     shown = ("model", "context", "arm", "part", "p50_us", "share", "hidden", "over_dense")
     print(f"{report.device()}\n")
     print(report.table([{name: line[name] for name in shown} for line in table]))

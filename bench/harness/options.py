@@ -47,10 +47,14 @@ def checking(options: argparse.ArgumentParser) -> Iterator[None]:
         options.error(str(error))
 
 
-def save(args: argparse.Namespace, name: str, rows: Rows) -> None:
-    """Write `name` to --out or else to the device's folder; a quick run writes to --out alone."""
+def save(args: argparse.Namespace, name: str, rows: Rows, key: str | None = None) -> None:
+    """Write `name` to --out or else to the device's folder; a quick run writes to --out alone.
+
+    Args:
+        key: see :func:`report.write_csv`.
+    """
     if args.out is not None or not args.quick:
-        report.write_csv((args.out or report.folder()) / name, rows)
+        report.write_csv((args.out or report.folder()) / name, rows, key)
 
 
 def run(

@@ -61,13 +61,22 @@ def folder() -> Path:
     return RESULTS / re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write rows with the same keys, and :func:`facts` behind each."""
+def write_csv(path: Path, rows: Sequence[dict[str, Any]], key: str | None = None) -> None:
+    """Write rows with the same keys, and :func:`facts` behind each.
+
+    With ``key``, a column's name, the file's rows of other values in that column stay, in front.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    common = facts()
+    common, others = facts(), list[dict[str, Any]]()
+    if key is not None and path.exists():
+        measured = {row[key] for row in rows}
+        with path.open(newline="") as file:
+            others = [row for row in csv.DictReader(file) if row[key] not in measured]
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*rows[0], *common], lineterminator="\n")
+        names = list(dict.fromkeys([*rows[0], *common, *(others[0] if others else ())]))
+        writer = csv.DictWriter(file, names, restval="", lineterminator="\n")
         writer.writeheader()
+        writer.writerows(others)
         for row in rows:
             short = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
             writer.writerow({**short, **common})

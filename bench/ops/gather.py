@@ -26,6 +26,49 @@ QUICK_DIM = 512  # on a CPU
 CHANGED_ON_GPU = (CHANGED, CAPACITY)
 
 
+class GatherCall:
+    """A call that gathers into a slab of one vocabulary. The tokens that it wants change before."""
+
+    def __init__(self, slab: mk.WeightSlab) -> None:
+        self.slab, self.wanted = slab, slab.vocab.ids.clone()
+        self.changed = iter(torch.randint(VOCAB_SIZE, (10**4, CHANGED)))
+
+    def want_others(self) -> None:
+        self.wanted[0, :CHANGED] = next(self.changed)
+
+    def __call__(self) -> None:
+        slab = self.slab
+        mk.gather_rows_(slab.rows, slab.ids, slab.weight, self.wanted, slab_scale=slab.scale)
+
+    def check(self) -> None:
+        """Check two calls, of which the second brings changed rows alone."""
+        self()
+        self.want_others()
+        self()
+        slab, scale = self.slab, self.slab.scale
+        held = slab.rows[0], slab.ids[0], None if scale is None else scale[0]
+        check_rows(*held, slab.weight, self.wanted[0], slice(None))
+
+
+def check_rows(
+    slab: Tensor,
+    held: Tensor,
+    scale: Tensor | None,
+    weight: Tensor,
+    wanted: Tensor,
+    slots: Tensor | slice,
+) -> None:
+    """Check that a slab [K, D] holds the rows of the wanted ids in these slots, bit for bit."""
+    want, want_scale = weight[wanted[slots].long()].cpu(), None
+    if scale is not None:
+        want, want_scale = reference.quantise_rows(want, slab.dtype)
+    as_bytes = slab.view(torch.uint8)[slots].cpu()
+    assert torch.equal(as_bytes, want.view(torch.uint8)), "gather_rows_"
+    if scale is not None and want_scale is not None:
+        assert torch.equal(scale[slots].cpu(), want_scale), "gather_rows_: scale"
+    assert torch.equal(held, wanted), "gather_rows_: slab_ids"
+
+
 def on_cpu(quick: bool) -> list[dict[str, Any]]:
     """Time calls from Python."""
     dim = QUICK_DIM if quick else DIM
@@ -36,19 +79,14 @@ def on_cpu(quick: bool) -> list[dict[str, Any]]:
         "bf16": mk.WeightSlab(weight, vocab, buffers=1),
         "to int8": mk.WeightSlab(weight, vocab, buffers=1, dtype=torch.int8),
     }
-    changed = {name: iter(torch.randint(VOCAB_SIZE, (10**4, CHANGED))) for name in slabs}
-
-    def gather(name: str) -> None:
-        slab = slabs[name]
-        wanted = slab.ids.clone()
-        wanted[0, :CHANGED] = next(changed[name])
-        mk.gather_rows_(slab.rows, slab.ids, weight, wanted, slab_scale=slab.scale)
-
     arms = {
-        f"gather_rows_, {CHANGED} changed rows of {dim}, {name}": lambda name=name: gather(name)
-        for name in slabs
+        f"gather_rows_, {CHANGED} changed rows of {dim}, {name}": GatherCall(slab)
+        for name, slab in slabs.items()
     }
-    times = time_arms(arms, QUICK_SHORT_ROUNDS if quick else SHORT_ROUNDS)
+    for arm in arms.values():
+        arm.check()
+    rounds = QUICK_SHORT_ROUNDS if quick else SHORT_ROUNDS
+    times = time_arms(arms, rounds, before=lambda name: arms[name].want_others())
     shape = {"V": VOCAB_SIZE, "D": dim, "K": CAPACITY}
     return [{**shape, "arm": name, **time.in_us()} for name, time in times.items()]
 
@@ -86,15 +124,7 @@ class Gather:
         self.slab.view(torch.uint8).fill_(77)
         self.turn = itertools.cycle(self.wanted)  # a graph, too, begins with the first ids
         replay.run()
-        ids = self.wanted[-1]
-        want, scale = self.weight[ids[self.slots].long()].cpu(), None
-        if self.scale is not None:
-            want, scale = reference.quantise_rows(want, self.slab.dtype)
-        as_bytes = self.slab.view(torch.uint8)[self.slots].cpu()
-        assert torch.equal(as_bytes, want.view(torch.uint8)), "gather_rows_"
-        if self.scale is not None and scale is not None:
-            assert torch.equal(self.scale[self.slots].cpu(), scale), "gather_rows_: scale"
-        assert torch.equal(self.held, ids), "gather_rows_: slab_ids"
+        check_rows(self.slab, self.held, self.scale, self.weight, self.wanted[-1], self.slots)
 
     def bytes(self) -> int:
         """Count the bytes of rows read and written, and of both lists of ids."""

@@ -9,7 +9,8 @@ Every arm does the whole job (projection, log-probabilities, the k best with the
 validated against the fp64 reference and then timed in the situations that time_head.py describes.
 Default shapes: the first model at every K with M = 10 and at every M with K = 3072; the others at
 K = 3072 with M = 1 and 10. On a CPU the first model alone, at K = 3072 with M = 1, 10 and 60. With
-``--arms``, an arm is measured if its name has one of the texts.
+``--arms``, an arm is measured if its name has one of the texts. In head.csv, the figures of a
+measured model replace all its earlier ones, and those of other models stay.
 """
 
 import argparse
@@ -81,7 +82,7 @@ def measure_all(args: argparse.Namespace) -> list[dict[str, Any]]:
             )  # fmt: skip
         if not table:
             raise ValueError(f"--arms: expected a part of an arm's name, got {args.arms}")
-        options.save(args, "head.csv", table)
+        options.save(args, "head.csv", table, key="model")
     return table
 
 

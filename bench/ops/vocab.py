@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import microspec_kernels as mk
 from bench.harness import models, options
@@ -17,6 +18,7 @@ from bench.harness.bandwidth import CopyBandwidth, row
 from bench.harness.cuda_graphs import Replay, capture, time_replays
 from bench.harness.inputs import id_sets
 from bench.harness.sizes import CAPACITY, QUICK_SHORT_ROUNDS, ROUNDS, SHORT_ROUNDS
+from microspec_kernels import reference
 from microspec_kernels.timing import time_arms
 
 VOCAB_SIZE = models.MODELS[models.DEFAULT].vocab_size
@@ -42,10 +44,26 @@ def on_cpu(quick: bool) -> list[dict[str, Any]]:
         tokens = torch.randint(VOCAB_SIZE, (count,))
         long[f"vocab_update_, {count:.0e} tokens"] = partial(flooded.update, tokens)
         long[f"torch.aminmax of {count:.0e} tokens"] = partial(torch.aminmax, tokens)
+        check_update(flooded, tokens)
+    check_update(vocab, next(fresh))
+    check_update(vocab, active)
     rounds = QUICK_SHORT_ROUNDS if quick else SHORT_ROUNDS
     times = time_arms(arms, rounds) | time_arms(long, rounds)
     shape = {"V": VOCAB_SIZE, "K": CAPACITY}
     return [{**shape, "arm": name, **time.in_us()} for name, time in times.items()]
+
+
+def check_update(vocab: mk.ActiveVocab, tokens: Tensor) -> None:
+    """Compare an update with the reference's."""
+    state = [tensor.clone() for tensor in vocab.state_dict().values()]
+    reference.vocab_update_(*state, tokens)
+    vocab.update(tokens)
+    check_state(vocab, state)
+
+
+def check_state(vocab: mk.ActiveVocab, want: list[Tensor]) -> None:
+    for got, wanted in zip(vocab.state_dict().values(), want, strict=True):
+        assert torch.equal(got.cpu(), wanted), "vocab_update_"
 
 
 class Update:
@@ -73,8 +91,7 @@ class Update:
             mk.vocab_update_(*state, tokens.cpu())
         self.turn = itertools.cycle(self.sets)  # a graph, too, begins with the first set
         replay.run()
-        for got, want in zip(self.vocab.state_dict().values(), state, strict=True):
-            assert torch.equal(got.cpu(), want), "vocab_update_"
+        check_state(self.vocab, state)
 
 
 def on_gpu(

@@ -191,7 +191,7 @@ def main() -> None:
     except Unavailable as error:
         sys.exit(str(error))
     print(f"{report.device()}\n\n{report.table(table)}")
-    options.save(args, "l2.csv", table)
+    options.save(args, "l2.csv", table, key="model")
 
 
 if __name__ == "__main__":

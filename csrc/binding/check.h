@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Argument checks. Every message names the op, the argument, the expected value and the actual value:
-//   "ValueError: microspec::sparse_head: k: expected 1 <= k <= 128, got 200"
+//   "ValueError: microspec::sparse_head: softcap: expected a finite number >= 0, got -1"
 // The stable ABI can only raise RuntimeError. The leading word tells the Python layer
 // (microspec_kernels/ops.py) which Python type to raise instead.
 #pragma once

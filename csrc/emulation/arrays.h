@@ -22,12 +22,13 @@ using OptionalArray = std::optional<py::array>;
 
 // numpy has neither bf16 nor fp8: they are passed as uint16 and uint8.
 inline DType element_type(const Array& array) {
-  const char kind = array.dtype().kind();
-  switch (array.itemsize()) {
-    case 4: return DType::f32;
-    case 2: return kind == 'f' ? DType::f16 : DType::bf16;
-    default: return kind == 'i' ? DType::i8 : DType::f8e4m3;
-  }
+  const std::string type = array.dtype().kind() + std::to_string(array.itemsize());
+  if (type == "f4") return DType::f32;
+  if (type == "f2") return DType::f16;
+  if (type == "u2") return DType::bf16;
+  if (type == "i1") return DType::i8;
+  if (type == "u1") return DType::f8e4m3;
+  throw py::type_error("element_type: expected f4, f2, u2, i1 or u1, got " + type);
 }
 
 inline int64_t stride(const Array& array, int dimension) {

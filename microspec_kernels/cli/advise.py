@@ -185,7 +185,7 @@ def measure(model: str, device: str) -> list[Row]:
     from microspec_kernels.timing import time_arms
 
     from .arguments import usable_device
-    from .bench import arms_for, operands, validate
+    from .bench import K_BEST, arms_for, operands, validate
 
     rows = []
     with torch.inference_mode():
@@ -194,7 +194,7 @@ def measure(model: str, device: str) -> list[Row]:
         )
         for capacity in RUN_SIZES["K"]:
             for m in RUN_SIZES["M"]:
-                arms = arms_for(weight, hidden[:m], capacity, 10)
+                arms = arms_for(weight, hidden[:m], capacity, K_BEST)
                 validate(arms, 0.05)
                 arms.pop("select")
                 names = {name: name.replace("sparse", "sparse_head") for name in arms}

@@ -18,6 +18,8 @@ from .arguments import DTYPES, LARGEST_VOCAB, check_memory, positive, usable_dev
 from .shapes import SHAPES
 from .table import table
 
+K_BEST = 10  # as many as a node of EAGLE-2's tree has candidates
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, number, default, text in (
@@ -29,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ),
         ("dim", positive, 1024, "D, hidden size"),
         ("capacity", positive, CAPACITY, "K, active tokens"),
-        ("k", whole(1, MAX_TOP_K), 10, "k, candidates per row"),
+        ("k", whole(1, MAX_TOP_K), K_BEST, "k, candidates per row"),
         ("num-tokens", positive, 10, "M, number of rows of hidden"),
         ("rounds", whole(15), 31, "measured calls of each arm, at least 15"),
     ):

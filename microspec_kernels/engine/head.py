@@ -61,9 +61,11 @@ class EngineHead:
 
         settings = Settings(frequent_tokens_file="frequent.npy")
         head = EngineHead(draft.lm_head.weight, settings)  # before capture
-        head.count_coverage(accepted)             # optional
-        head.observe(torch.cat((step_tokens, target_logits.argmax(-1))))  # between two replays
+        head.observe(prompt)
         tokens = head.argmax(hidden)              # in the graph of the draft's steps
+        likeliest = head.top_target_tokens(target_logits).flatten()
+        head.count_coverage(accepted)             # optional, before observe
+        head.observe(torch.cat((tokens, likeliest, accepted)))  # between two replays
 
     All state lies at fixed addresses on the weight's device. Arguments and results are the target's
     token ids; the head maps them to rows of the draft's LM head internally, because an EAGLE-3
@@ -75,7 +77,7 @@ class EngineHead:
             `shard`, the rows of this rank.
         settings: see :class:`Settings`.
         num_groups: number of vocabularies: 1 if all requests share one, else the most requests that
-            may run at once.
+            may run at once. Plugins choose it by `Settings.vocabulary`.
         target_vocab_size: number of the target's tokens; default: the number of rows.
         row_tokens: int64 [R], the target's token of each row of the whole head; None: row i is
             token i.
@@ -162,7 +164,7 @@ class EngineHead:
         return (
             f"LM head [{self.vocab.vocab_size}, {weight.size(1)}] "
             f"{str(weight.dtype).removeprefix('torch.')}, K = {self.capacity}, "
-            f"{count} vocabular{'y' if count == 1 else 'ies'} ({settings.vocabulary}), "
+            f"{count} vocabular{'y' if count == 1 else 'ies'}, "
             f"target's top-{settings.target_top_k}, "
             f"mode {' '.join(filter(None, (settings.mode, settings.slab_dtype)))}"
         )
@@ -243,7 +245,8 @@ class EngineHead:
         Args:
             hidden: [..., D], the input of the LM head.
             row_groups: int32 or int64 [...], each row's vocabulary, -1 for padding; None with one
-                vocabulary.
+                vocabulary. Like `hidden`, a buffer at a fixed address if the call is captured: a
+                replay reads the values that it holds then.
 
         Returns:
             logits fp32 [..., k]; the target's token ids int64 [..., k]; logsumexp fp32 [...] over
@@ -256,8 +259,11 @@ class EngineHead:
     def argmax(self, hidden: Tensor, row_groups: Tensor | None = None) -> Tensor:
         """Return the draft's best token of each row, int64 [...]. May be captured.
 
-        A row without an active token gets token 0: engines need a valid token id, and the target
-        rejects a wrong one.
+        A row without an active token, as padding is, gets token 0: engines need a valid token id,
+        and the target rejects a wrong one.
+
+        Args:
+            hidden, row_groups: as for :meth:`topk`.
         """
         return self.topk(hidden, 1, row_groups)[1][..., 0].clamp(min=0)
 

@@ -27,10 +27,11 @@ class Settings:
 
     Attributes:
         capacity: K, the number of tokens that can be active at a time.
-        vocabulary: "shared": one vocabulary for all requests; "request": one for each running
-            request.
-        target_top_k: how many of the target's likeliest tokens enter after each verified row. 1
-            costs one pass over the logits, more a top-k over V, in every step.
+        vocabulary: for plugins. "shared": one vocabulary for all requests; "request": one for each
+            running request. Your own engine passes `num_groups` to :class:`EngineHead`.
+        target_top_k: how many of the target's likeliest tokens
+            :meth:`EngineHead.top_target_tokens` returns for each verified row, for the
+            vocabulary. 1 costs one pass over the logits, more a top-k over V, in every step.
         frequent_tokens_file: path of a .npy, .pt or .json file of token ids, the most frequent
             first. A vocabulary begins with them. Best counted on your own outputs
             (:func:`microspec_kernels.policy.count_frequent_tokens`).

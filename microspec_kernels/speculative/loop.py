@@ -29,8 +29,7 @@ def generate(
     temperature, sampling: how tokens are drawn. `temperature` is short for `Sampling(temperature)`,
         which also has top-p, top-k and a seed. Default: greedy.
     progress: show a progress bar.
-    options: options of `Batch`: head, depth, tree_width, tree_size, capacity, frequent_tokens,
-        policy, mode, chain.
+    options: the other options of `Batch`. One text has one vocabulary, whatever `num_groups` is.
 
     Returns the new tokens and their statistics, see `Generation`.
 

@@ -8,6 +8,7 @@ from generators import FLOATS, QUANTISED, row_indexed, vocab_state
 from torch import Tensor
 
 from microspec_kernels import gather_rows_, reference, vocab_update_
+from microspec_kernels._checks import MAX_TOP_K
 
 from .cases import MODELS, Model, check_head, expected, first_rows, normal, random_ids, real_case
 
@@ -54,7 +55,7 @@ CAPACITIES = (1, 7, 8, 9, 17, 511, 512, 1000, 4096, 4097, 8191, 16384, 16385, 20
 @pytest.mark.parametrize("packed", [False, True], ids=["indexed", "packed"])
 @pytest.mark.parametrize("capacity", CAPACITIES)
 def test_capacities(capacity: int, packed: bool, rng: torch.Generator) -> None:
-    """Few, most and all slots are taken; k is 1 to 128."""
+    """Few, most and all slots are taken; k is 1 to the limit."""
     for active in sorted({1, capacity // 3, capacity}):
         case = real_case(
             rng, MODELS["llama"], m=60, capacity=capacity, active=active, packed=packed,
@@ -62,7 +63,7 @@ def test_capacities(capacity: int, packed: bool, rng: torch.Generator) -> None:
         )  # fmt: skip
         want = expected(case)
         for m in (1, 10, 60):
-            for k in (1, 10, 128):
+            for k in (1, 10, MAX_TOP_K):
                 check_head(*first_rows(case, want, m), k)
 
 

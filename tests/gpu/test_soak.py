@@ -11,6 +11,7 @@ from generators import FLOATS, QUANTISED, gather_case, row_indexed, vocab_state
 from torch import Tensor
 
 from microspec_kernels import gather_rows_, vocab_update_
+from microspec_kernels._checks import MAX_TOP_K
 
 from .cases import Model, check_head, expected, real_case
 
@@ -44,7 +45,7 @@ def some_head(seed: int) -> None:
         slab_of=rng.choice((1, 2)) if num_groups else 1,
     )
     case = case.changed(logit_scale=rng.choice((1.0, 0.5, -1.3)))
-    check_head(case, expected(case), rng.randint(1, 128))
+    check_head(case, expected(case), rng.randint(1, MAX_TOP_K))
 
 
 def some_gather(seed: int) -> None:

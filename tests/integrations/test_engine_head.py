@@ -173,6 +173,17 @@ def test_several_vocabularies_need_to_be_told_apart() -> None:
     assert head.stats() == EngineStats(0, 0, 0, 0)
 
 
+@pytest.mark.parametrize("vocabulary", ["shared", "request"])
+@pytest.mark.parametrize(("num_groups", "text"), [(1, "1 vocabulary"), (2, "2 vocabularies")])
+def test_the_log_says_how_many_vocabularies_there_are(
+    num_groups: int, text: str, vocabulary: Any
+) -> None:
+    """The setting is a plugin's; the head has as many as it was told."""
+    settings = Settings(vocabulary=vocabulary)
+    head = EngineHead(weight_of(torch.float32), settings, num_groups=num_groups)
+    assert f", {text}, target's" in str(head)
+
+
 def test_the_only_vocabulary_begins_anew_too() -> None:
     head = EngineHead(weight_of(torch.float32), Settings(vocabulary="request"))
     head.observe(torch.tensor([3, 4]))

@@ -253,7 +253,7 @@ def test_it_says_what_it_was_attached_to_and_how_it_goes(caplog: pytest.LogCaptu
     attached, *metrics = caplog.messages
     assert attached == (
         "MicroSpec: attached to EagleDraftWorker: LlamaForCausalLMEagle3, LM head [12, 16] "
-        "float32, K = 8, 1 vocabulary (shared), target's top-1, mode indexed, SGLang 0.5.23"
+        "float32, K = 8, 1 vocabulary, target's top-1, mode indexed, SGLang 0.5.23"
     )
     assert [message.split(",")[0] for message in metrics] == [
         "MicroSpec metrics: Coverage: 50.0%",

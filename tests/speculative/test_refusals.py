@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 
+from microspec_kernels._checks import MAX_TOP_K
 from microspec_kernels.policy import MICROSPEC, ContextSuccessors, Policy
 from microspec_kernels.speculative import Batch, CausalModel, ModelDraft, generate, load_target
 
@@ -32,7 +33,11 @@ FREQUENT = torch.arange(VOCAB)
         (ValueError, "max_new_tokens: expected >= 0, got -1", {"max_new_tokens": -1}),
         (TypeError, "max_new_tokens: expected an int, got float", {"max_new_tokens": 1.5}),
         (ValueError, "depth: expected >= 1, got 0", {"depth": 0}),
-        (ValueError, r"tree_width: expected in \[1, 128\], got 129", {"tree_width": 129}),
+        (
+            ValueError,
+            rf"tree_width: expected in \[1, {MAX_TOP_K}\], got {MAX_TOP_K + 1}",
+            {"tree_width": MAX_TOP_K + 1},
+        ),
         (ValueError, "tree_size: expected >= 1, got 0", {"tree_size": 0}),
         (ValueError, "capacity: expected >= 1, got 0", {"capacity": 0}),
         (ValueError, "num_groups: expected >= 1, got 0", {"num_groups": 0}),

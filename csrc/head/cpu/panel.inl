@@ -159,6 +159,7 @@ HeadKernel widening_head(DType weight_type, DType) {
     case DType::f16: return head_kernel<WideningMac<Vec, f16_t>>(DType::f32);
     case DType::bf16: return head_kernel<WideningMac<Vec, bf16_t>>(DType::f32);
     case DType::i8: return head_kernel<WideningMac<Vec, int8_t>>(DType::f32);
-    default: return head_kernel<WideningMac<Vec, f8e4m3_t>>(DType::f32);
+    case DType::f8e4m3: return head_kernel<WideningMac<Vec, f8e4m3_t>>(DType::f32);
   }
+  __builtin_trap();  // the op's checks admit no other type
 }

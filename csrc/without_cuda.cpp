@@ -17,7 +17,7 @@ extern "C" __attribute__((visibility("default"))) const char* microspec_cuda_arc
 }
 
 const char* cuda_error_text(int) { return "this library was built without CUDA"; }
-int cuda_arch(int*) { return kNotSupported; }
+int cuda_compiled_arch(int*) { return kNotSupported; }
 int cuda_pinned_pointer(const void*, const void**) { return kNotSupported; }
 int cuda_copy_to_host(void*, const void*, size_t, void*, bool*) { return kNotSupported; }
 

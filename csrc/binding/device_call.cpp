@@ -74,8 +74,10 @@ void DeviceCall::check(int error) const {
 void DeviceCall::check_rows(DType rows, const char* argument) const {
   if (!on_cuda_ || rows != DType::f8e4m3) return;
   int arch = 0;
-  check(cuda_arch(&arch));
-  check_.value(arch >= 890, argument, "int8 or unquantised rows on a GPU of compute capability below 8.9",
+  check(cuda_compiled_arch(&arch));
+  check_.value(arch >= 890, argument,
+               "int8 or unquantised rows, as this GPU's kernels are compiled for sm_" +
+                   std::to_string(arch / 10) + " and sm_89 is the first that converts fp8",
                "float8_e4m3fn");
 }
 

@@ -13,8 +13,9 @@ extern "C" const char* microspec_cuda_architectures();
 
 const char* cuda_error_text(int error);
 
-// Sets *arch to the current device's compute capability times 100: 890.
-int cuda_arch(int* arch);
+// Sets *arch to the compute capability, times 100, that the kernels on the current device were compiled for:
+// 890. The device's own may be higher.
+int cuda_compiled_arch(int* arch);
 
 // Sets *device to the device address of pinned host memory, or to null for other memory.
 int cuda_pinned_pointer(const void* host, const void** device);

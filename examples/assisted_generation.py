@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run transformers' assisted generation with a dense and then a sparse LM head of the assistant.
 
     python examples/assisted_generation.py "Write a short story about a dog."

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Draft in a captured CUDA graph that contains the LM head over an active vocabulary.
 
     python examples/captured_engine.py "Write a short story about a dog."

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run the reference loop in transformers' `generate`, as its `custom_generate`.
 
     python examples/custom_generate.py "Write a short story about a dog." --temperature 0.7

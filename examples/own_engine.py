@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attach an active vocabulary to the draft's LM head of your own engine, in four places.
 
     python examples/own_engine.py "Write a short story about a dog."

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Argument checks of every op, for the code in Python: fakes, reference and Triton.
 
 The checks mirror ``csrc/binding/check.h`` and ``csrc/*/*_op.cpp``, including the messages; a test

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Check a caller's choice of groups."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Compute a rank's part of the sharded LM head, and merge the parts of all ranks.
 
 This module does not communicate; :mod:`microspec_kernels.parallel` does. Its tensor functions read

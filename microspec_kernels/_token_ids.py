@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Check lists of token ids from callers and files. The ops check their own tensors elsewhere."""
 
 import json

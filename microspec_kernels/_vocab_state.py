@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Check that updates of a vocabulary could have produced a saved state."""
 
 from collections.abc import Mapping

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Count on the device how much of the target's text the draft could have proposed."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The LM head of a draft model over an active vocabulary, as PyTorch modules."""
 
 from typing import Any, Literal

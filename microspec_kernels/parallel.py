@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The LM head split by rows over the ranks of a process group, as in tensor parallelism.
 
 Every rank sees the same tokens, so every rank keeps the same active vocabulary. A rank scores the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The slab: a packed copy of the active rows of the LM head."""
 
 from collections.abc import Iterator

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The active vocabulary: the set of token ids that the draft may propose."""
 
 from collections.abc import Sequence

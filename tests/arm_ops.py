@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``torch.ops.microspec.*`` over the CPU kernels for Arm, in a process under qemu.
 
 CMake cross-compiles them with tests/arm/driver.cpp, which needs only the headers of torch. The

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A table of wrong calls to the ops and the errors they must raise.
 
 A row changes some arguments of a good call. Every backend raises the same message. So do the fakes,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The float64 reference head, the tolerance, and assertions that name the first bad coordinate."""
 
 import math

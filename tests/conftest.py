@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Marks, hypothesis profiles and fixtures for all tests.
 
 Fixtures restore the process state after each test. docs/testing.md explains the marks.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Test inputs, made from a seed.
 
 Poison marks all memory that an op must not read: rows, scales and biases of inactive tokens, rows

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Check every kernel of one instruction set; test_head_isa.py starts this once for each.
 
 The checks compare with float64, cover all element values, and read rows that end where accessible

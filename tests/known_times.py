@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Known times that replace a benchmark's measurements in tests."""
 
 from collections.abc import Callable, Mapping

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Malformed files by name, and the valid files that they are made from."""
 
 import io

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Compare the vocab-parallel head with sparse_head; test_parallel.py starts this.
 
 Each of several processes has a shard of the LM head. Every rank compares its results with

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Write a small random target, a draft near it and a list of frequent tokens into a folder."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ActiveVocab, the object around a vocabulary's state."""
 
 import re

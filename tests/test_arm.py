@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The CPU kernels for Arm in an emulator: their choice, every remainder, every value.
 
 The op tests run over them too, as backends ``arm-…``. The driver places all memory that a call

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Wrong calls raise the right error, with the same text from every backend, and write nothing."""
 
 from typing import Any

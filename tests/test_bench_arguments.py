@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """In bench, a wrong file, too little data or a wrong option gives one line and exit code 2."""
 
 import importlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """bench/decoding/batches*.py: the figures of quick runs, and the choice of prompts."""
 
 import csv

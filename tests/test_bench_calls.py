@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The calls of a benchmark: different data each time, and the work between them."""
 
 from collections.abc import Callable, Mapping

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The draft's benchmark: its tree is EAGLE-2's, its layer an attention layer, its parts add up."""
 
 import csv

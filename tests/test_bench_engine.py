@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """bench/decoding/engine_overhead.py times an engine's work, and stops at a wrong head."""
 
 import csv

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The head's benchmark: every arm agrees with the reference, and a wrong arm is not timed."""
 
 import csv

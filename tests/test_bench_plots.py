@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """bench/plots over made-up figures: each mark has the place that its row gives."""
 
 import csv

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The study of policies: lists and test sequences are disjoint, and plots show the written data."""
 
 import csv

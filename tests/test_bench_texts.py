@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The figures of bench/decoding/pair.py and batches.py over made-up texts."""
 
 from types import SimpleNamespace

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Variants of the CUDA head: each is a different program, and the right one wins."""
 
 import argparse

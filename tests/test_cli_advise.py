@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`microspec info --advise` over made-up figures with a known answer."""
 
 import csv

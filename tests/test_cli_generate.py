@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`microspec generate` on a small random pair."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command line outside its subcommands' own tests: errors, --json, info and bench."""
 
 import io

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every malformed call of `replay`, `bench` and `info` gives one line on stderr and exit code 2."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every malformed call of `generate` gives one line and exit code 2, before models load."""
 
 import json

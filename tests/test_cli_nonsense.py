@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every option of every subcommand, with meaningless values, gives one line and exit code 2."""
 
 import argparse

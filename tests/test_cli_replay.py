@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`microspec replay` against an independent token-by-token replay."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Coverage: hits and misses against a count in plain Python, and the reactions to a drop."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Snippets, commands and links of README and docs.
 
 Python snippets run unchanged on a CPU. Commands exist, with their options. Links lead to existing

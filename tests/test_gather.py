@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """gather_rows_: the rows that it writes, leaves alone, and must not read."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ops and autograd: no op has a gradient, and an in-place op counts as a write."""
 
 from typing import Any

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Ids and groups out of range on CUDA, which does not check them: empty slots, never read."""
 
 import pytest

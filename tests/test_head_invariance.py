@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Results are bitwise equal for every run, thread count, batch and order of slots.
 
 Kernels that sum a row themselves promise this for any input. Triton's interpreter uses NumPy's

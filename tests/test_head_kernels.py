@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Shapes that reach each path through the CUDA kernels, on every backend.
 
 The path depends on the expected rows per group (multiply-adds up to 4, then tiles of 16, 32 and 64

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The memory that the head reads: no poison (see generators), any stride, past 2^31 elements."""
 
 from pathlib import Path

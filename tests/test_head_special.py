@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """NaN, infinities, empty inputs, and extreme scalars."""
 
 import math

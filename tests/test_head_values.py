@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """sparse_head and sparse_logits against float64, and the selection bit by bit."""
 
 import math

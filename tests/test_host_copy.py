@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """HostCopy: the value that the host sees, with a device that the test controls."""
 
 from types import SimpleNamespace

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tensors with a lazy sign (`torch._neg_view`, the imaginary part of `conj()`)."""
 
 from typing import Any

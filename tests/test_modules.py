@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SparseHead and SparseLMHead, the modules over vocabulary, slab and ops."""
 
 import math

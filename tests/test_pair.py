@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The committed demonstration pair is lossless, and drafting with it pays."""
 
 from pathlib import Path

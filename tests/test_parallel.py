@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The vocab-parallel head: shard by shard in this process, and in 2 and 4 processes."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Policies: the tokens of each source and their order, without reads from the host."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tables of relatives, each against a count or a comparison in plain Python."""
 
 from collections import Counter

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The compiled ops in a forked child and under Ctrl-C, as README.md describes them."""
 
 import subprocess

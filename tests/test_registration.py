@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ops in PyTorch: schemas, fakes, mutation, torch.compile."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Each requirement has a lower bound, and `make test-oldest` runs with all of them."""
 
 import re

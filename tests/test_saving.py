@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A model with a SparseLMHead as LM head can be saved and loaded like the original."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Objects made under another default dtype or device, or in inference mode, work like others."""
 
 import contextlib

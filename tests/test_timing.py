@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The parts of a measured time, by a clock that the test moves: counted calls, and their order."""
 
 from collections import Counter

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every Triton kernel, compiled for its devices, without one of them.
 
 Registers, spills and shared memory come from the binaries; only a GPU can confirm their effect on
@@ -209,7 +210,7 @@ def test_gather(target: str, kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("kernel", ["mark", "choose", "seat"])
+@pytest.mark.parametrize("kernel", ["mark", "choose", "place"])
 def test_vocab(target: str, kernel: str, tmp_path: Path) -> None:
     vocab = module("vocab_update")
     for ragged, tokens in ((True, "*i64"), (False, "*i32")):

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Paths of the Triton kernels that the shared tests do not reach: several tiles, and arithmetic.
 
 The arithmetic is the part written by hand. Tiles are small, because the interpreter is too slow for

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """load_state_dict: the states that a vocabulary rejects."""
 
 import re

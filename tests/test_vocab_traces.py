@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """vocab_update_ over recorded outputs of real models, with their repetition, drift and eviction.
 
 The recordings are not part of the repository: MICROSPEC_TRACES names their folder, by default

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """vocab_update_ against the tests' LRU and, bit for bit, against the reference."""
 
 import itertools

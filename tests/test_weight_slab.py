@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """WeightSlab: the front always equals the vocabulary, and an old front stays valid for readers."""
 
 import re

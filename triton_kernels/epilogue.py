@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The epilogue of both head ops' kernels: turn the projection's partial sums into logits."""
 
 import triton

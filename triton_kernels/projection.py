@@ -1,8 +1,9 @@
+# SPDX-License-Identifier: Apache-2.0
 """Active rows × hidden: the part of both head ops that reads the weight.
 
 The bytes of the rows bound the product. So each active row is read once, and as many bytes are kept
-in flight as the device needs. A program owns 64 slots of one group and a stretch of D. It streams
-their rows through ``tl.dot`` against all of the group's rows of hidden. There are as many stretches
+in flight as the device needs. A program owns 64 slots of one group and one split of D. It streams
+their rows through ``tl.dot`` against all of the group's rows of hidden. There are as many splits
 as fill the device at once. Their fp32 sums go to a scratch tensor. ``finish`` adds them in order,
 in the kernel that consumes them, without atomics, so the result has the same bits every time.
 """
@@ -31,6 +32,7 @@ WIDEN = tl.constexpr(INTERPRETED)
 
 
 def _config(block_d: int, stages: int, warps: int, registers: int | None) -> triton.Config:
+    """Return a configuration of ``project_kernel``; registers=None lets the compiler choose."""
     return triton.Config(
         {"BLOCK_D": block_d}, num_stages=stages, num_warps=warps, maxnreg=registers
     )
@@ -53,6 +55,7 @@ def configs(fp32: bool, block_m: int, hip: bool = HIP) -> list[triton.Config]:
 
 
 def _usable(_: object, arguments: dict[str, Tensor], **constants: int) -> list[triton.Config]:
+    """Return the configurations that fit the call: the rule for ``prune_configs_by``."""
     return configs(arguments["hidden"].dtype == torch.float32, constants["BLOCK_M"])
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """sparse_head: top-k and logsumexp of the projection's logits, one program per row of hidden.
 
 Selection compares 64-bit keys, with the logit above the complement of the id. No two keys are
@@ -44,6 +45,7 @@ def _keys(z, ids, valid):
 
 @triton.jit
 def _logits_of(keys):
+    """Return the keys' logits: the inverse of ``_keys``, with -inf for empty slots."""
     ordered = (keys >> 32).to(tl.int32)
     bits = ordered ^ ((ordered >> 31) & 0x7FFFFFFF)
     z = bits.to(tl.float32, bitcast=True)
@@ -75,9 +77,9 @@ def _select(keys, best, k, MERGE: tl.constexpr):
 @triton.jit
 def _units(z, top):
     """Return the sum of exp(z - top) in fixed point; NaN, and -inf at top = -inf, add nothing."""
-    share = tl.where(z < top, tl.exp(z - top), 0.0)
-    share = tl.where((z == top) & (z > float("-inf")), 1.0, share)
-    return tl.sum((share * UNITS).to(tl.int64), 0)
+    term = tl.where(z < top, tl.exp(z - top), 0.0)
+    term = tl.where((z == top) & (z > float("-inf")), 1.0, term)
+    return tl.sum((term * UNITS).to(tl.int64), 0)
 
 
 @triton.jit(do_not_specialize=["groups", "last_id", "m_rows", "capacity", "splits", "k"])

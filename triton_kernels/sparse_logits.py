@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """sparse_logits: finish the projection's partial sums slot by slot."""
 
 import torch

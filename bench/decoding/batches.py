@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Should the requests of a batch share one active vocabulary, or have one each?
 
     python -m bench.decoding.batches [--quick] [--device cpu|cuda] [--out DIR]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What does the head of a batch take at a real model's sizes: one vocabulary for all, or one each?
 
     python -m bench.decoding.batches_head [--quick] [--device cpu|cuda] [--out DIR]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What does a step of an engine pay for observing tokens, beside the LM head that it saves?
 
     python -m bench.decoding.engine_overhead [--quick] [--device cpu|cuda] [--out DIR]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What does each head save from prompt to text, on the demonstration pair and unseen prompts?
 
     python -m bench.decoding.pair [--quick] [--device cpu|cuda] [--out DIR]

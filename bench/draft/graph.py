@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One EAGLE-2 draft, from the tokens just accepted to the tree, for capture in one CUDA graph.
 
 It makes the same tree as `microspec_kernels.speculative.tree.grow`, and no value goes to the host.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Read the corpus: an .xz of JSON lines with a source, a split, a prompt and a response."""
 
 import json

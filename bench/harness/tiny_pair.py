@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Load the demonstration pair, and choose prompts that it was not trained on."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Is one build of the library faster than another, or is this one as fast as it was?
 
     python -m bench.ops.compare_builds [--quick] [--parts head,vocab] [--only TEXT] [--rows 1,10]

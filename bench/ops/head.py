@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How fast is sparse_head, against the dense head and every other way to do its job?
 
     python -m bench.ops.head [--quick]                        a few minutes on an H100

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What others do for the head's job, each in its best form.
 
 dense       the whole LM head. "eager" is called from Python; all others are replayed from a graph.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Plot head.csv: time against bytes, and speed-up by model."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which tokens should be active?
 
     python -m bench.policy.traces TRACE.npz ... --frequency-rank RANK.npy   on recorded text

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is each source of a policy worth on the demonstration pair, in acceptance and coverage?
 
     python -m bench.policy.pair [--corpus corpus.jsonl.xz] [--prompts 16] [--new 128] [--out DIR]

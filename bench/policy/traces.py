@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which vocabulary policies cover recorded text, by source, by list and by capacity?
 
     python -m bench.policy.traces TRACE.npz ... --frequency-rank RANK.npy

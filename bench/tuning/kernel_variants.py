@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which variant of the CUDA head is the fastest? Each variant is a build of the library.
 
     python -m bench.tuning.kernel_variants build   needs nvcc, no GPU: build/variants/NAME.so, for

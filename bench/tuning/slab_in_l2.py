@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Does it pay to hold the slab in the L2 cache while the draft layer runs?
 
     python -m bench.tuning.slab_in_l2 [--quick] [--model Llama-3.1-8B] [--rows 1,10,60] [--out DIR]

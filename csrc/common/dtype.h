@@ -19,6 +19,7 @@ struct f8e4m3_t {
   uint8_t bits;
 };
 
+// Returns bytes.
 constexpr int64_t element_size(DType type) {
   return type == DType::f32 ? 4 : (type == DType::f16 || type == DType::bf16) ? 2 : 1;
 }

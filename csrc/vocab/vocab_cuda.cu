@@ -26,13 +26,15 @@ Kernel kernel_for(int64_t capacity) {
   return vocab::vocab_update_kernel<kMostSlots>;
 }
 
-struct Plan {
+// The call's kernel, and where it keeps the arrays that grow with the call.
+struct VocabPlan {
   Kernel kernel;
   vocab::Layout layout;
   bool in_shared;  // the layout is in shared memory; else in the workspace, group by group
 };
 
-Error plan_of(const VocabArgs& args, Plan& plan) {
+// Chooses the kernel, and lays out the arrays: in shared memory if they fit.
+Error plan_of(const VocabArgs& args, VocabPlan& plan) {
   plan.layout.newcomers = ceil_div<int64_t>(args.capacity, 2) * 2;
   plan.layout.words = plan.layout.newcomers + 2 * std::min(args.capacity, args.count);
   plan.kernel = kernel_for(args.capacity);
@@ -47,7 +49,7 @@ Error plan_of(const VocabArgs& args, Plan& plan) {
 }  // namespace
 
 int vocab_cuda_workspace(const VocabArgs& args, size_t* bytes) {
-  Plan plan;
+  VocabPlan plan;
   if (const Error error = plan_of(args, plan)) return error;
   *bytes = plan.in_shared ? 0 : ceil_div<size_t>(plan.layout.words * 4 * args.groups, 256) * 256;
   return cudaSuccess;
@@ -59,7 +61,7 @@ int run_vocab_update_cuda(const VocabArgs& args, void* workspace, void* stream) 
   constexpr int64_t kMost = int64_t{1} << 30;
   if (std::max({args.count, args.capacity, args.groups}) > kMost) return kInvalidValue;
   if (args.groups == 0 || args.count == 0) return cudaSuccess;
-  Plan plan;
+  VocabPlan plan;
   if (const Error error = plan_of(args, plan)) return error;
   const size_t shared_bytes = plan.in_shared ? plan.layout.words * 4 : 0;
   const Launch how{static_cast<unsigned>(args.groups), kThreads, shared_bytes, stream, true};

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command ``microspec``, with a module for each subcommand.
 
 Each module has ``add_arguments`` and ``run``. ``run`` prints a readable report and returns the same

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Advise for a model whether the dense or the sparse head is faster, from measured figures.
 
 The figures are CSV files that the benchmarks of a checkout write: RESULTS/<device>/head.csv, and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Parse and check arguments before any costly work. An error is one line on stderr, exit code 2."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Time the sparse head on this machine against a dense head and a plain row selection.
 
 Each arm computes the top k and their log-probabilities. "select" is the version in a few lines of

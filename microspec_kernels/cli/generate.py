@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Continue a prompt with a target and a draft, and report the cost of the draft's head.
 
 --compare runs the target alone and then every head on the same prompt. It compares their outputs

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Define the options of `generate`, and check them before a model is loaded."""
 
 import argparse

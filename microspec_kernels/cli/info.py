@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Show the installation and the device; --advise says when a dense head is faster for a model."""
 
 import argparse

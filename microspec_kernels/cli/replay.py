@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run recorded token traces, or your own text, through a vocabulary policy.
 
 A trace is an .npz with tokens, generated (1 = the model wrote the token, 0 = it was given) and

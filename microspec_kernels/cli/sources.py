@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Make the parts of a vocabulary policy from the options of `replay`."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`EngineHead`: the draft's LM head over an active vocabulary, for plugins and custom engines."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Settings of the active vocabulary, the same for every engine, and the switch that sets them."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The map between the target's tokens and the rows of the draft's LM head."""
 
 import torch

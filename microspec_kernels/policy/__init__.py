@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Vocabulary policies: rules that decide which tokens the draft may propose.
 
 A policy is a short list of sources, together with the tokens that a vocabulary begins with. After

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A source that predicts from the text itself: the tokens that last followed the same n-gram."""
 
 import torch

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Define a vocabulary policy: sources of tokens, initial tokens and pinned tokens."""
 
 from collections.abc import Callable, Sequence

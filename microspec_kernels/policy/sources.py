@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The sources of a policy. Each selects tokens from a pass of the target in a few lines."""
 
 from collections.abc import Callable, Sequence

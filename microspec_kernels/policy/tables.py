@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Compute a ranking of tokens and tables of related tokens in advance.
 
 A table is int32 [V, c]: row t lists the relatives of token t, the likeliest first; -1 is padding.

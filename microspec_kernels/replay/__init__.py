@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Replay recorded token traces through a vocabulary policy: could a draft have proposed the tokens?
 
 A step is the work of a speculative loop between two passes of the target: the draft proposes, the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Replay traces through a policy, and measure coverage, vocabulary size and changed rows."""
 
 from collections.abc import Callable, Iterable, Iterator

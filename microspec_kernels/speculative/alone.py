@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Generation by the target alone: the baseline for the loop's output and speed."""
 
 import torch

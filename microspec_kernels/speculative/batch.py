@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The reference speculative loop: one draft and one target continue a batch of texts."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Chains of sampled tokens, the drafts of engines that do not draft trees."""
 
 from dataclasses import dataclass

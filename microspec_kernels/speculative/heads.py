@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Three heads that rank the draft's next tokens: over all of V, a fixed part, or an active part."""
 
 from collections.abc import Sequence

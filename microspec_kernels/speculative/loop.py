@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`generate`: continue one text speculatively."""
 
 from typing import Any

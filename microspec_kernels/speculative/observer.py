@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Feed the policy's tokens from each pass of the target to the draft's head."""
 
 from collections.abc import Sequence

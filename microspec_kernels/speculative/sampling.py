@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sampling with random numbers that depend only on seed and position.
 
 Drafting therefore cannot change the text.

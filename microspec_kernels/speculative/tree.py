@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EAGLE-2's dynamic draft trees (arXiv 2406.16858): grown by probability, cut to the best nodes."""
 
 from dataclasses import dataclass

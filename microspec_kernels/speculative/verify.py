@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Verify drafts losslessly: the output follows the target's distribution for any draft."""
 
 from collections.abc import Callable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The emulation must catch the bug in each planted kernel, and pass the kernel without it."""
 
 import itertools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ops under sanitizers, on small shapes: no report, and the results of a plain build."""
 
 import itertools

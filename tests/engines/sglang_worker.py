@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run one SGLang configuration on behalf of sglang_runs.py, and write its results."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The plugins' hook points in the sources of every supported engine version, from its wheel.
 
 MICROSPEC_WHEELS names the folder of the wheels, by default build/engines/wheels. Missing ones are

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The plugin inside vLLM, on both of its model runners.
 
 `make test-engines` makes the environment. Without it these tests fail; none of them is skipped.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An unsupported setup ends vLLM with a message that names it; the plugin never just turns off."""
 
 import json

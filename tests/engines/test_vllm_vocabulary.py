@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The active tokens of a draft inside vLLM, over a target whose text is known in advance."""
 
 from pathlib import Path

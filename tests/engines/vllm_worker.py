@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run one vLLM configuration on behalf of vllm_runs.py, and write its results."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Calls at the sizes of real models, made on the device, and checks that are fast there."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A draft head on the device and its reference, step by step: all bits equal but logsumexp's.
 
 Weights and activations are small integers, so every logit is exact in any order of sums. The

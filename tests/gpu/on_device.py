@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``torch.ops.microspec.*`` for CPU tensors on the GPU: copy, call, copy the results back.
 
 A tensor moves with its whole storage, so strides, offsets and the memory between rows (poison in

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Call every variant of every kernel once, at small shapes, under compute-sanitizer.
 
     PYTHONPATH=.:tests compute-sanitizer python tests/gpu/sanitizer_driver.py [--list] [--only TEXT]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EngineHead in an engine: one captured graph of the head, tokens observed between replays."""
 
 from collections.abc import Iterator

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One captured graph serves every step: 10,000 replays, each compared with the reference."""
 
 from collections.abc import Callable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Each op enqueues the expected kernels on the device, and nothing else."""
 
 from collections.abc import Callable

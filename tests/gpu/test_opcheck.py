@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ops in PyTorch on CUDA tensors: schema, fakes, dispatch under torch.compile."""
 
 from typing import Any

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A policy and its coverage in one captured graph; each replay is compared with the CPU."""
 
 import torch

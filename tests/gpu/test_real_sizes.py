@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ops at the sizes of real models, against float64 and the CPU; runs agree bit by bit."""
 
 import pytest

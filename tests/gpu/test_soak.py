@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Calls of any shape and option, from seeds, for ``--soak-seconds`` seconds."""
 
 import random

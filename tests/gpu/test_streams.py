@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Randomly delayed work on two streams: only the promised order may matter."""
 
 import random

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Invalid input: ids out of range, memory of another kind, another device."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The reference for EngineHead in Python and float64, and the inputs of its tests.
 
 The reference is an LRU over rows and the logits of those rows.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Compare an EngineHead over each process's shard of the rows with one over all rows, step by step.
 
 test_engine_shard.py starts this.

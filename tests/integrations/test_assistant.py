@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A sparse LM head in transformers' own assisted generation."""
 
 from collections.abc import Iterator

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What `sparse_assistant` accepts, its errors, and that it restores the models on exit."""
 
 import copy

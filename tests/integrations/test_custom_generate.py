@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The reference loop as `model.generate(custom_generate=…)`."""
 
 import warnings

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EngineHead, step by step, against an LRU over rows and float64 logits."""
 
 from typing import Any

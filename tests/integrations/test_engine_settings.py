@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The settings of the engines' plugins: the switch, and errors that name the bad value."""
 
 import json

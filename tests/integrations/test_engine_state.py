@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EngineHead's state: resets, reads by captured graphs, and no waits."""
 
 from typing import Any

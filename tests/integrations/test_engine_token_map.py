@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EngineHead with a token map: the draft's rows are not the target's tokens one for one."""
 
 from typing import Any

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the plugins report about a draft's vocabulary."""
 
 import logging

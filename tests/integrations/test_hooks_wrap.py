@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The wrappers that plugins put around an engine's methods."""
 
 import inspect

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SGLang's draft worker with an active vocabulary: its drafts, observed tokens and counts."""
 
 import functools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """vLLM's plugin finds the LM head and uses it like the draft model does."""
 
 from types import SimpleNamespace

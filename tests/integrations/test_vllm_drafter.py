@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the drafter of vLLM's plugin learns from the target's steps."""
 
 from typing import Any

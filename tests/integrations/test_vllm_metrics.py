@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What vLLM's plugin reports about a drafter, and when."""
 
 import sys

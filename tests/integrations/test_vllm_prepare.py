@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What vLLM's plugin checks and patches if the switch is on."""
 
 from pathlib import Path

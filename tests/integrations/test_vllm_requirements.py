@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """vLLM's plugin raises an error that names each unsupported option, and accepts supported ones."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Steps of patched classes with the hook points' arguments: vLLM's model runner V2."""
 
 from types import SimpleNamespace

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EAGLE-3 checkpoints with the names and configs of the public ones, and their formula."""
 
 import json

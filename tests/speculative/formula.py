@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EAGLE's layers in fp64, head by head and without a cache, from a checkpoint's tensors."""
 
 import math

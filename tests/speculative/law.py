@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A test whether samples follow a distribution. It bounds the rate of false alarms."""
 
 import math

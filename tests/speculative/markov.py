@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A target and a draft whose next token depends on the newest token alone.
 
 Their distributions have closed forms. The parts of the loop speculate many independent texts at

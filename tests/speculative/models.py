@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The models of these tests: small, random, in fp32, with text that does not repeat itself."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Texts that join and leave a batch, and the loop over the batch's steps."""
 
 from collections.abc import Callable, Iterable

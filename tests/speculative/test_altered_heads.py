@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The loop calls a target's LM head of any kind. A draft's head must be exactly its rows."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Texts in a batch equal the texts alone, whichever others join, leave or break."""
 
 from dataclasses import replace

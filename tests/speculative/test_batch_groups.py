@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Each text of a batch teaches its group's vocabulary, and has its own figures."""
 
 from itertools import pairwise

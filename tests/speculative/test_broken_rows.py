@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A row of a draft's LM head with NaN or infinity disables its token only, with one warning."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Keeping a path of a tree in the KV cache equals computing that text anew."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Chains of drawn tokens: the tokens, their distribution and the uniforms behind them."""
 
 from typing import Any

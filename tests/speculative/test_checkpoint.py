@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Published checkpoints, and our own format: int8 rows with one scale each."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The drafts: EAGLE's layer against its formula, and the loop's calls of a draft."""
 
 from typing import Any

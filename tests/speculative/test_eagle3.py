@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EAGLE-3 in every public format: its computation, and the loop with it."""
 
 from functools import cache

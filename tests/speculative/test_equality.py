@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """With any draft the output equals the target's own greedy output, token for token."""
 
 from typing import Any

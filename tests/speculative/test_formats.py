@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Errors name the fault of an EAGLE-3 checkpoint, and the method of a foreign draft."""
 
 import json

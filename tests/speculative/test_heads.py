@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The three heads rank equally over the same tokens; and what the sparse one learns."""
 
 from typing import Any

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Speculated text follows the target's distribution for every head; broken rules are detected."""
 
 from collections.abc import Callable

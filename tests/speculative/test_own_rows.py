@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Drafts whose LM head has rows for some tokens only: which tokens they may propose."""
 
 import logging

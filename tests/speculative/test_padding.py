@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Target and draft with one tokenizer, whose vocabularies differ in padding rows."""
 
 import copy

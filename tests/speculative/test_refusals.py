@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bad input raises an error that names the argument, before anything runs."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sampled texts of the whole loop: trees give the target's own text, chains its distribution."""
 
 from dataclasses import replace

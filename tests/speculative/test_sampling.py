@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The distribution of the next token, the uniforms, and the choice of the token."""
 
 import math

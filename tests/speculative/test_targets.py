@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Targets with logits beyond an LM head's rows, or with layers of several kinds."""
 
 import warnings

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EAGLE-2's trees against brute force, which enumerates and scores every path of every text."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Accepted tokens of trees and of chains, against the rules written row by row."""
 
 import torch

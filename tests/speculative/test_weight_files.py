@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which files of a folder form the checkpoint, and the errors if none do."""
 
 import json

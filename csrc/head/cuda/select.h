@@ -21,6 +21,7 @@ struct Selection {
 
 // Sets *bytes to the workspace for `rows` rows: 0 if their keys fit in registers or shared memory.
 Error select_workspace(int64_t rows, int64_t capacity, size_t* bytes);
+// Enqueues the selection. workspace has select_workspace bytes.
 Error select(const HeadArgs& args, const Partials& partials, const Selection& selection, void* workspace,
              void* stream);
 

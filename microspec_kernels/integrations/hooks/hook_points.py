@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hook points: the functions of an engine that a plugin uses, checked in the engine's source.
 
 The check reads the syntax tree. So it imports no engine module, which may need a GPU, and it works

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Report a draft vocabulary's counters in an engine's log and in Prometheus."""
 
 import logging

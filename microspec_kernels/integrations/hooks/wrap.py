@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Wrap methods of an engine's classes."""
 
 import functools

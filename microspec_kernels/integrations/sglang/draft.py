@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SGLang's EAGLE draft worker with its LM head over an active vocabulary.
 
 SGLang chooses indices in a row of logits and maps them to tokens by the worker's `hot_token_id`.

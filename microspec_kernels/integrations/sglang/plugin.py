@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Read the MICROSPEC switch and, if it is set, patch SGLang's EAGLE worker."""
 
 import functools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Check SGLang's configuration and the draft's LM head against what the plugin supports."""
 
 import operator

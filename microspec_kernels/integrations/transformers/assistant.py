@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A sparse LM head for the assistant of transformers' assisted generation."""
 
 from collections.abc import Iterator

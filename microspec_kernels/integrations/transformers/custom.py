@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The reference loop as a `custom_generate` callable for transformers."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attach a :class:`Drafter` to a draft model that vLLM has loaded."""
 
 import logging

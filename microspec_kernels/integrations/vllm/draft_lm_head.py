@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Find a draft model's LM head and its input by running the model's own code.
 
 `compute_logits` differs between EAGLE, EAGLE-3, MTP and standalone drafts: norms before the head,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Patch vLLM when one of its workers receives a configuration with the switch on."""
 
 import logging

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Check vLLM's configuration and the draft's LM head against what the plugin supports."""
 
 from typing import Any

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hooks for model runner V1 (vllm/v1/worker/gpu_model_runner.py).
 
 Its draft's LM head always runs eagerly. The row of a request changes from step to step, so all

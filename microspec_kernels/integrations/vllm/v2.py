@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hooks for model runner V2 (vllm/v1/worker/gpu).
 
 Replayed graphs make its drafts, LM head included: `sample_draft` runs when they are captured. The

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Read the files of a checkpoint: its folder, its config and its tensors."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Build drafts from EAGLE-3 checkpoints in their published formats, and detect other drafts."""
 
 import logging

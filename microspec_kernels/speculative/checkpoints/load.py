@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Load targets and drafts in their published formats, from a local folder or the hub."""
 
 from dataclasses import replace

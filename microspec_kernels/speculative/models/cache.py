@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The KV cache of a batch of texts; it takes in whole trees and keeps their accepted paths."""
 
 from collections.abc import Sequence

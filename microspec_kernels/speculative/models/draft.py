@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The interface of a draft, and the simplest draft: a small causal LM."""
 
 from collections.abc import Iterator, Sequence

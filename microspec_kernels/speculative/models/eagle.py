@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EAGLE drafts: layers that read each token with the target's feature of the token before it."""
 
 from abc import ABC, abstractmethod

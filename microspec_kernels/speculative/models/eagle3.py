@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EAGLE-3: a draft that reads features from several layers of the target."""
 
 from typing import Any

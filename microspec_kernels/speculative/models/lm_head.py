@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`LMHead`: the rows of an LM head that a draft uses."""
 
 from dataclasses import dataclass, replace

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The causal LMs of `transformers` that the loop supports, and the errors for all others."""
 
 from typing import Any

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`CausalModel`: a Hugging Face causal LM that runs new tokens of a batch under tree masks."""
 
 import inspect

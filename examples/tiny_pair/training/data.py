@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Turn the corpus into two token streams and a frequency ranking, and draw batches from them."""
 
 import argparse
@@ -77,7 +78,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--corpus", type=Path, required=True, help="corpus.jsonl.xz")
     parser.add_argument("--cache", type=Path, required=True, help="folder for the token streams")
-    parser.add_argument("--ranking", type=Path, default=Path(__file__).parent)
+    parser.add_argument("--ranking", type=Path, default=Path(__file__).parents[1])
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.cache.mkdir(parents=True, exist_ok=True)

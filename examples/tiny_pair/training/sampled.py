@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Losses over a sampled part of the vocabulary, and measurements over all of it."""
 
 from typing import Any

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Let the target continue prompts greedily, as training data for the draft."""
 
 import argparse
@@ -79,7 +80,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--corpus", type=Path, required=True, help="corpus.jsonl.xz")
     parser.add_argument("--cache", type=Path, required=True, help="gets generated.npy")
-    parser.add_argument("--target", type=Path, default=Path(__file__).parent / "target")
+    parser.add_argument("--target", type=Path, default=Path(__file__).parents[1] / "target")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--prompts", type=int, default=2560)
     parser.add_argument("--longest", type=int, default=256, help="tokens of a prompt")

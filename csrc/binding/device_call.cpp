@@ -81,6 +81,11 @@ void DeviceCall::check_rows(DType rows, const char* argument) const {
                "float8_e4m3fn");
 }
 
+void DeviceCall::check_size(int64_t size, const char* argument, const char* name) const {
+  check_.value(!on_cuda_ || size <= kMostOnCuda, argument,
+               std::string(name) + " <= " + std::to_string(kMostOnCuda) + " on CUDA", size);
+}
+
 const void* DeviceCall::data_of(const Tensor& tensor, const char* argument) const {
   if (on_cuda_ && tensor.is_cpu()) {
     const void* pointer = nullptr;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <cuda_runtime_api.h>
 
+#include "error_text.h"
 #include "launch.cuh"
 #include "runtime.h"
 
@@ -10,7 +11,16 @@ extern "C" __attribute__((visibility("default"))) const char* microspec_cuda_arc
   return MICROSPEC_CUDA_ARCHITECTURES;
 }
 
-const char* cuda_error_text(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }
+std::string cuda_error_text(int error) {
+  // Where the runtime cannot start, these leave the zeros.
+  int driver = 0, device = 0, major = 0, minor = 0;
+  cudaDriverGetVersion(&driver);
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  return cudaGetErrorString(static_cast<cudaError_t>(error)) +
+         error_advice(error, {CUDART_VERSION, driver, major * 10 + minor, MICROSPEC_CUDA_ARCHITECTURES});
+}
 
 int cuda_compiled_arch(int* arch) { return compiled_arch(arch); }
 

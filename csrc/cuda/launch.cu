@@ -69,8 +69,7 @@ Error current_device(Device& device) {
 Error load(const void* kernel, Attributes attributes, Loaded& loaded) {
   int index = 0;
   if (const cudaError_t error = cudaGetDevice(&index)) return error;
-  return once(std::pair(kernel, index), loaded,
-              [&](Loaded& made) { return ask(kernel, attributes, made); });
+  return once(std::pair(kernel, index), loaded, [&](Loaded& made) { return ask(kernel, attributes, made); });
 }
 
 Error compiled_arch(int* arch) {

@@ -32,16 +32,16 @@ Error current_device(Device& device);
 
 // A kernel as the current device has loaded it.
 struct Loaded {
-  int arch;               // what it was compiled for, MICROSPEC_ARCH in its code: 900
-  int static_shared;      // bytes of shared memory of its declarations, padding included
+  int arch;                // what it was compiled for, MICROSPEC_ARCH in its code: 900
+  int static_shared;       // bytes of shared memory of its declarations, padding included
   int64_t dynamic_shared;  // the most bytes that a launch may ask for beside them
 };
 
 using Attributes = cudaError_t (*)(cudaFuncAttributes*, const void* kernel);
 Error load(const void* kernel, Attributes attributes, Loaded& loaded);
 
-// Sets `loaded`. The first call for a kernel and device asks the runtime, and allows the kernel all the shared
-// memory that the device has: no launch sets that attribute, so none lowers it for another thread's.
+// Sets `loaded`. The first call for a kernel and device asks the runtime, and allows the kernel all the
+// shared memory that the device has: no launch sets that attribute, so none lowers it for another thread's.
 template <class... Parameters>
 Error load(void (*kernel)(Parameters...), Loaded& loaded) {
   const auto attributes = [](cudaFuncAttributes* result, const void* entry) -> cudaError_t {
@@ -80,12 +80,9 @@ Error launch(void (*kernel)(Parameters...), const Launch& how, Arguments... argu
   dependent.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   dependent.val.programmaticStreamSerializationAllowed = 1;
   const bool is_dependent = how.dependent && loaded.arch >= 900 && dependent_launch_allowed();
-  const cudaLaunchConfig_t config{dim3(how.blocks),
-                                  dim3(how.threads),
-                                  how.shared_bytes,
-                                  static_cast<cudaStream_t>(how.stream),
-                                  &dependent,
-                                  is_dependent ? 1u : 0u};
+  const cudaLaunchConfig_t config{dim3(how.blocks), dim3(how.threads),
+                                  how.shared_bytes, static_cast<cudaStream_t>(how.stream),
+                                  &dependent,       is_dependent ? 1u : 0u};
   return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
 }
 

@@ -16,9 +16,9 @@ MICROSPEC_DEVICE uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
-// Loads 16 aligned bytes of global memory that no thread reads twice. Not ld.global.nc: under dependent launch
-// a kernel before may write them while this one runs, and the path for read-only data does not promise to
-// see that write, even after wait_for_earlier_kernels.
+// Loads 16 aligned bytes of global memory that no thread reads twice. Not ld.global.nc: under dependent
+// launch a kernel before may write them while this one runs, and the path for read-only data does not promise
+// to see that write, even after wait_for_earlier_kernels.
 MICROSPEC_DEVICE uint4 load_once16(const void* global) {
   uint4 v;
   asm volatile("ld.global.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"

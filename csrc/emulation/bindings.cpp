@@ -92,7 +92,8 @@ void bind_emulation(py::module_& module) {
   module.def(
       "configure", &configure,
       "arch (that the kernels are compiled for), device_arch (0: the same), sms, block_shared, sm_shared "
-      "(bytes), order ('in order', 'shuffled'), copies ('eager', 'late', 'random'), seed (of the next launch; "
+      "(bytes), order ('in order', 'shuffled'), copies ('eager', 'late', 'random'), seed (of the next "
+      "launch; "
       "each launch takes the next one), resident_blocks, dry (check launches, but run none), launches_meet "
       "(the next launches of so many threads wait for one another)");
   module.def(

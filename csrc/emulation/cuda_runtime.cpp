@@ -125,8 +125,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
 
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int value) {
   const std::lock_guard lock(mutex);
-  calls.push_back(
-      {"cudaFuncSetAttribute", kernel, current_device(), static_cast<size_t>(value), false});
+  calls.push_back({"cudaFuncSetAttribute", kernel, current_device(), static_cast<size_t>(value), false});
   if (value < 0 || static_shared.at(kernel) + value > static_cast<size_t>(settings.block_shared)) {
     return kInvalidValue;
   }

@@ -2,6 +2,7 @@
 // _emulation runs the CUDA library's runners over numpy arrays. It does not check arguments.
 #include "arrays.h"
 #include "bindings.h"
+#include "cuda/error_text.h"
 #include "cuda/launch.cuh"
 #include "gather/gather_cuda.h"
 #include "head/cuda/head_cuda.h"
@@ -75,9 +76,8 @@ void sparse_logits(Array logits, const Array& hidden, const Array& weight, const
   const HeadArgs args =
       head_args(hidden, weight, active_ids, packed, group_ids, weight_scale, bias, logit_scale, softcap);
   const Workspace workspace = head_workspace(args);
-  run("run_sparse_logits_cuda", [&] {
-    return run_sparse_logits_cuda(args, pointer<float>(logits), workspace.get(), nullptr);
-  });
+  run("run_sparse_logits_cuda",
+      [&] { return run_sparse_logits_cuda(args, pointer<float>(logits), workspace.get(), nullptr); });
 }
 
 void gather_rows(Array slab, Array slab_ids, const Array& weight, const Array& active_ids,
@@ -127,6 +127,10 @@ PYBIND11_MODULE(_emulation, module) {
     check(compiled_arch(&arch), "compiled_arch");
     return arch;
   });
+  module.def("error_advice",
+             [](int error, int toolkit, int driver, int arch, const std::string& architectures) {
+               return error_advice(error, {toolkit, driver, arch, architectures.c_str()});
+             });
   using py::arg;
   const auto none = py::none();
   module.def("sparse_head", &sparse_head, arg("logits"), arg("token_ids"), arg("logsumexp"), arg("hidden"),

@@ -30,7 +30,8 @@
 #define MICROSPEC_DYNAMIC_SHARED(name) \
   unsigned char* const name = ::microspec::emulation::current->block->shared.dynamic()
 
-// The architecture that the kernels count as compiled for. It is not a constant, so kernels use it in `if`, not in `#if`.
+// The architecture that the kernels count as compiled for. It is not a constant, so kernels use it in `if`,
+// not in `#if`.
 #define MICROSPEC_ARCH (::microspec::emulation::settings.arch)
 
 #define threadIdx (::microspec::emulation::thread_index())

@@ -46,7 +46,9 @@ class ReadyQueue {
 class Scheduler {
  public:
   explicit Scheduler(const Job& job)
-      : job_(job), ready_(settings.resident_blocks * ceil_div(job.threads, kWarp)), random(job.probe ? 0 : settings.seed++) {
+      : job_(job),
+        ready_(settings.resident_blocks * ceil_div(job.threads, kWarp)),
+        random(job.probe ? 0 : settings.seed++) {
     host_.race_context = races::this_context();
   }
 

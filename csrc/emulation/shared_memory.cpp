@@ -80,7 +80,9 @@ void* SharedMemory::fixed(const void* declaration, size_t bytes, size_t alignmen
 }
 
 size_t SharedMemory::static_bytes() const {
-  const auto padded = [](size_t at, size_t alignment) { return (at + alignment - 1) / alignment * alignment; };
+  const auto padded = [](size_t at, size_t alignment) {
+    return (at + alignment - 1) / alignment * alignment;
+  };
   size_t end = 0;
   for (size_t i = 1; i < arrays_.size(); ++i) end = padded(end, arrays_[i].alignment) + arrays_[i].bytes;
   return uses_dynamic_ ? padded(end, kDynamicAlignment) : end;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "cuda/runtime.h"
 #include "gather/copy_kernel.cuh"
 #include "gather/quantise_kernel.cuh"
 
@@ -68,10 +69,7 @@ Error quantise_to(const Device& device, const GatherArgs& args, int slots, void*
 
 int run_gather_rows_cuda(const GatherArgs& args, int64_t slots, void* stream) {
   if (slots == 0) return cudaSuccess;
-  // In the kernels, slots and counts within a row are ints. The limit leaves room for a warp's slots beyond
-  // the last.
-  constexpr int64_t kMost = int64_t{1} << 30;
-  if (std::max(slots, args.dim * element_size(args.weight_type)) > kMost) return kInvalidValue;
+  if (std::max(slots, args.dim * element_size(args.weight_type)) > kMostOnCuda) return kInvalidValue;
   Device device;
   if (const Error error = current_device(device)) return error;
   const int count = static_cast<int>(slots);

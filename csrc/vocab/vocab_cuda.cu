@@ -2,6 +2,7 @@
 // vocab_update_ on CUDA: the launch's grid and memory, and the choice among the kernel's sizes.
 #include <algorithm>
 
+#include "cuda/runtime.h"
 #include "vocab/vocab_cuda.h"
 #include "vocab/vocab_kernel.cuh"
 
@@ -17,8 +18,8 @@ constexpr int kMostSlots = 32;
 
 using Kernel = void (*)(VocabArgs, vocab::Layout, int32_t*);
 
-// Sizes: 1024, 3072 (the usual capacity), 8192 and 16384. Spare registers cost only the instructions for slots
-// that do not exist.
+// Sizes: 1024, 3072 (the usual capacity), 8192 and 16384. Spare registers cost only the instructions for
+// slots that do not exist.
 Kernel kernel_for(int64_t capacity) {
   if (capacity <= 2 * kThreads) return vocab::vocab_update_kernel<2>;
   if (capacity <= 6 * kThreads) return vocab::vocab_update_kernel<6>;
@@ -40,8 +41,7 @@ Error plan_of(const VocabArgs& args, VocabPlan& plan) {
   plan.kernel = kernel_for(args.capacity);
   Loaded loaded;
   if (const Error error = load(plan.kernel, loaded)) return error;
-  plan.in_shared =
-      args.capacity <= kMostSlots * kThreads && plan.layout.words * 4 <= loaded.dynamic_shared;
+  plan.in_shared = args.capacity <= kMostSlots * kThreads && plan.layout.words * 4 <= loaded.dynamic_shared;
   if (!plan.in_shared) plan.kernel = vocab::vocab_update_kernel<0>;
   return cudaSuccess;
 }
@@ -56,10 +56,7 @@ int vocab_cuda_workspace(const VocabArgs& args, size_t* bytes) {
 }
 
 int run_vocab_update_cuda(const VocabArgs& args, void* workspace, void* stream) {
-  // Positions and slots are ints in the kernel. The limit leaves room for a tile's or a warp's slots beyond
-  // the last.
-  constexpr int64_t kMost = int64_t{1} << 30;
-  if (std::max({args.count, args.capacity, args.groups}) > kMost) return kInvalidValue;
+  if (std::max({args.count, args.capacity, args.groups}) > kMostOnCuda) return kInvalidValue;
   if (args.groups == 0 || args.count == 0) return cudaSuccess;
   VocabPlan plan;
   if (const Error error = plan_of(args, plan)) return error;

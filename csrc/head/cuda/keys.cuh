@@ -142,8 +142,8 @@ struct FewKeys : RegisterKeys<kBatch> {
   }
 };
 
-// A row's keys in `memory` [K], for a larger K: shared memory if they fit. Each thread reads only keys that it
-// wrote.
+// A row's keys in `memory` [K], for a larger K: shared memory if they fit. Each thread reads only keys that
+// it wrote.
 class ManyKeys {
  public:
   MICROSPEC_DEVICE ManyKeys(const HeadArgs& args, const Partials& partials, int64_t row, int group,

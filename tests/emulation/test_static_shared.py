@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(
     not sass.architectures() if sass.cuobjdump() else True,
     reason="the library was built without nvcc, or there is no cuobjdump",
 )
-# What cuobjdump adds for the system, except to a kernel that does nothing. A launch does not count it.
+# What cuobjdump adds for the system, except to a kernel that does nothing; no launch counts it.
 SYSTEM = {"sm_80": 0, "sm_86": 0, "sm_89": 0, "sm_90a": 1024, "sm_100": 1024, "sm_120": 1024}
 FLOATS = (np.float32, np.float16, np.uint16)  # uint16 stands for bf16
 ROWS = (None, np.int8, np.uint8)  # None: hidden's dtype; uint8 stands for fp8

@@ -28,5 +28,5 @@ def save(folder: Path) -> Path:
         for weight in model.parameters():
             weight += 0.01 * torch.randn_like(weight)
     model.save_pretrained(folder / "draft")
-    np.save(folder / "frequency_rank.npy", np.arange(150))
+    np.save(folder / "frequent_tokens.npy", np.arange(150))
     return folder

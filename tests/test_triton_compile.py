@@ -55,8 +55,8 @@ def compiled(kernel: Any, target: str, types: dict[str, str], **constants: Any) 
         kernel = kernel.fn  # unwrap the autotuner
     values = {name: value for name, value in constants.items() if name.isupper()}
     options = {name: value for name, value in constants.items() if not name.isupper()}
-    known = POINTERS | SCALARS | types
-    signature = {name: known.get(name, "i32") for name in kernel.arg_names}
+    types_of = POINTERS | SCALARS | types
+    signature = {name: types_of.get(name, "i32") for name in kernel.arg_names}
     signature |= dict.fromkeys(values, "constexpr")
     even = [name for name, kind in signature.items() if kind[0] == "*" or "stride" in name] + [
         name for name in signature if name == "dim"

@@ -209,7 +209,7 @@ class Projection:
         partial: fp32 [splits, M, K].
         group_ids: [M]. If there are none, any tensor, as for weight_scale and bias below: the
             kernels' constants say that they are not read.
-        groups: G.
+        num_groups: G.
         last_id: the largest valid id.
         arguments: the arguments of ``finish``, from weight_scale on.
         constants: the constants of ``finish``, and GROUPED.
@@ -230,16 +230,16 @@ class Projection:
     ) -> None:
         m_rows, dim = hidden.shape
         capacity = active_ids.size(-1)
-        groups = active_ids.size(0) if active_ids.dim() == 2 else 1
+        num_groups = active_ids.size(0) if active_ids.dim() == 2 else 1
         if packed:
             last_id = 2**31 - 1 if bias is None else bias.size(0) - 1
         else:
             last_id = weight.size(0) - 1
-        tiles = groups * triton.cdiv(capacity, BLOCK_SLOTS)
+        tiles = num_groups * triton.cdiv(capacity, BLOCK_SLOTS)
         steps, splits = self._cut(dim, tiles, hidden.device)
         self.partial = hidden.new_empty((splits, m_rows, capacity), dtype=torch.float32)
         self.group_ids = active_ids if group_ids is None else group_ids
-        self.groups, self.last_id = groups, last_id
+        self.num_groups, self.last_id = num_groups, last_id
         self.arguments = (
             hidden if weight_scale is None else weight_scale,
             hidden if bias is None else bias,

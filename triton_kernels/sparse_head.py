@@ -82,7 +82,7 @@ def _units(z, top):
     return tl.sum((term * UNITS).to(tl.int64), 0)
 
 
-@triton.jit(do_not_specialize=["groups", "last_id", "m_rows", "capacity", "splits", "k"])
+@triton.jit(do_not_specialize=["num_groups", "last_id", "m_rows", "capacity", "splits", "k"])
 def sparse_head_kernel(
     logits,  # fp32 [M, k]
     token_ids,  # int64 [M, k]
@@ -90,7 +90,7 @@ def sparse_head_kernel(
     partial,  # fp32 [splits, M, K]
     active_ids,  # int32 [G, K]
     group_ids,  # [M], when GROUPED
-    groups,  # G
+    num_groups,  # G
     last_id,  # V - 1
     k,
     weight_scale,
@@ -109,7 +109,7 @@ def sparse_head_kernel(
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0)
-    group = group_of(group_ids, row, groups) if GROUPED else row * 0
+    group = group_of(group_ids, row, num_groups) if GROUPED else row * 0
     in_use = tl.where(group >= 0, capacity, 0)
     group_active = active_ids + group.to(tl.int64) * capacity
     lanes = tl.arange(0, BLOCK)
@@ -202,7 +202,7 @@ def sparse_head(
                 product.partial,
                 active_ids,
                 product.group_ids,
-                product.groups,
+                product.num_groups,
                 product.last_id,
                 k,
                 *product.arguments,

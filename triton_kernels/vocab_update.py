@@ -202,17 +202,17 @@ def vocab_update_(
     token_groups: Tensor | None = None,
 ) -> None:
     """Compute :func:`microspec_kernels.vocab_update_` in Triton, without its checks."""
-    groups, vocab_size = token_slots.shape
+    num_groups, vocab_size = token_slots.shape
     capacity, count = active_ids.size(-1), tokens.size(-1)
     if not count:
         return
     ragged = token_groups is not None
-    newcomers = active_ids.new_empty((groups, capacity + 1))
+    newcomers = active_ids.new_empty((num_groups, capacity + 1))
     tables = (slot_stamps, token_slots, clock, tokens)
     stream = (*tables, token_groups if ragged else tokens)
     sizes = (capacity, vocab_size, count)
     options = {"RAGGED": ragged, "BLOCK": BLOCK, "num_warps": 8}
     with on_device_of(active_ids):
-        mark_kernel[(groups * triton.cdiv(count, BLOCK),)](*stream, *sizes, **options)
-        choose_kernel[(groups,)](*stream, newcomers, *sizes, **options)
-        place_kernel[(groups,)](active_ids, *tables, newcomers, *sizes, **options)
+        mark_kernel[(num_groups * triton.cdiv(count, BLOCK),)](*stream, *sizes, **options)
+        choose_kernel[(num_groups,)](*stream, newcomers, *sizes, **options)
+        place_kernel[(num_groups,)](active_ids, *tables, newcomers, *sizes, **options)

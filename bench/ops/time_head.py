@@ -211,7 +211,7 @@ def measure(
 
 
 def _no_layer() -> None:
-    raise AssertionError("no layer was made, as no situation has one")
+    raise AssertionError("no situation has a layer")
 
 
 def replay_of(arm: HeadArm, sets: int, layer: Callable[[], None] | None) -> Replay:

@@ -93,7 +93,7 @@ def speedup(folder: Path) -> Figure:
         raise Missing("head.csv has no dense head beside a sparse one")
     capacity = CAPACITY if CAPACITY in sizes else max(sizes)
     by_model = {
-        name: {point.rows: point for point in found if point.capacity == capacity}
+        name: {point.num_tokens: point for point in found if point.capacity == capacity}
         for name, found in all_points.items()
     }
     present = sorted({m for by_rows in by_model.values() for m in by_rows})

@@ -42,7 +42,7 @@ FEW, MANY = head.ROWS[:2], head.ROWS[2:]  # up to 4 rows, the kernel uses multip
 class Variant:
     name: str  # also that of its file
     question: str
-    rows: tuple[int, ...]  # M at which it differs from the default, at D = 4096
+    num_tokens: tuple[int, ...]  # M at which it differs from the default, at D = 4096
     definition: str = ""  # for nvcc
     setting: str = ""  # for the process: "VARIABLE=value"
 
@@ -100,9 +100,13 @@ class Sweep:
         """Run one more process of a variant, unless one has failed before."""
         if variant.name in self.failed:
             return
-        rows = ",".join(map(str, variant.rows))
+        num_tokens = ",".join(map(str, variant.num_tokens))
         args = argparse.Namespace(
-            parts=("head",), rows=rows, only="sparse_head", rounds=self.rounds, quick=self.quick
+            parts=("head",),
+            num_tokens=num_tokens,
+            only="sparse_head",
+            rounds=self.rounds,
+            quick=self.quick,
         )
         try:
             settings = dict([variant.setting.split("=")]) if variant.setting else {}
@@ -157,13 +161,21 @@ def run(args: argparse.Namespace) -> int:
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("build", "run"))
-    parser.add_argument("--libraries", type=Path, default=LIBRARIES, help="their folder")
-    parser.add_argument("--out", type=Path, help="folder of variants.csv; default the device's")
-    parser.add_argument("--only", default="", help="variants by name; default all")
-    parser.add_argument("--architecture", default="90a-real", help="for nvcc; default 90a-real")
-    parser.add_argument("--jobs", type=positive, default=2, help="of the build")
-    parser.add_argument("--figures", type=Path, help="folder of bench.run's; default as --out")
-    parser.add_argument("--repeats", type=positive, default=2, help="processes of each library")
+    parser.add_argument("--libraries", type=Path, default=LIBRARIES, help="folder of the builds")
+    parser.add_argument(
+        "--out", type=Path, help="folder of variants.csv; default that of the device"
+    )
+    parser.add_argument("--only", default="", help="names of variants; default all")
+    parser.add_argument(
+        "--architecture", default="90a-real", help="nvcc's target; default 90a-real"
+    )
+    parser.add_argument("--jobs", type=positive, default=2, help="parallel jobs of the build")
+    parser.add_argument(
+        "--figures", type=Path, help="folder of bench.run's CSV files; default that of --out"
+    )
+    parser.add_argument(
+        "--repeats", type=positive, default=2, help="number of processes per library"
+    )
     parser.add_argument("--rounds", type=positive, default=ROUNDS)
     parser.add_argument("--quick", action="store_true", help="a small model, few rounds")
     args = parser.parse_args(arguments)

@@ -59,6 +59,6 @@ def _parser() -> Parser:
         )
         module.add_arguments(command)
         command.add_argument(
-            "--json", type=output(), metavar="FILE", help="write the figures as data"
+            "--json", type=output(), metavar="FILE", help="write the figures to a JSON file"
         )
     return parser

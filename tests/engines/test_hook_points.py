@@ -112,8 +112,8 @@ def renamed(source: str, hook_point: HookPoint, argument: str | None) -> str:
     parent.body = [ast.Pass()]
     if argument is None:
         parent.name += "_renamed"
-    given = parent.args
-    for each in (*given.posonlyargs, *given.args, *given.kwonlyargs):
+    args = parent.args
+    for each in (*args.posonlyargs, *args.args, *args.kwonlyargs):
         if each.arg == argument:
             each.arg += "_renamed"
     return ast.unparse(tree)

@@ -61,6 +61,6 @@ class Lockstep:
         assert_close(got[2].cpu(), logsumexp, 16 * EPS * 256, f"step {index}: logsumexp")
 
     def check_vocab(self, index: int, vocab: ActiveVocab) -> None:
-        own = vocab.state_dict()
+        state = vocab.state_dict()
         for name, tensor in self.vocab.state_dict().items():
-            assert_bitwise(own[name].cpu(), tensor, f"step {index}: {name}")
+            assert_bitwise(state[name].cpu(), tensor, f"step {index}: {name}")

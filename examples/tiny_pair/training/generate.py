@@ -56,8 +56,8 @@ def greedy(model: Llama, prompts: list[list[int]], new: int) -> list[list[int]]:
         rows = torch.cat((rows, token), 1)
         if (rows[:, longest:] == EOS).any(1).all():
             break
-        own = (rows == BOS).cumsum(1) > 0
-        features = model(token, own[:, None, None], start=position, keeps=keeps)
+        from_start = (rows == BOS).cumsum(1) > 0
+        features = model(token, from_start[:, None, None], start=position, keeps=keeps)
     continued = []
     for row, prompt in zip(rows.tolist(), prompts, strict=True):
         text = row[longest:]

@@ -57,8 +57,8 @@ class HookPoint:
             return "not a function"
         if any(isinstance(by, ast.Name) and by.id == "property" for by in scope.decorator_list):
             return "a property, not a function"
-        given = scope.args
-        names = [argument.arg for argument in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
+        args = scope.args
+        names = [each.arg for each in (*args.posonlyargs, *args.args, *args.kwonlyargs)]
         absent = [name for name in self.arguments if name not in names]
         return f"has no {', '.join(absent)} among {', '.join(names)}" if absent else None
 

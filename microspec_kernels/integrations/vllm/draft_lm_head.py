@@ -72,13 +72,13 @@ class DraftLMHead:
 
     def _stop(self, processor: nn.Module, args: Any, kwargs: Any) -> None:
         if self._stops:
-            given = self._signature.bind(processor, *args, **kwargs).arguments
+            arguments = self._signature.bind(processor, *args, **kwargs).arguments
             raise _Stopped(
                 Handed(
                     processor,
-                    given["lm_head"],
-                    given["hidden_states"],
-                    given.get("embedding_bias"),
+                    arguments["lm_head"],
+                    arguments["hidden_states"],
+                    arguments.get("embedding_bias"),
                 )
             )
 

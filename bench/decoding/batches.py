@@ -31,6 +31,7 @@ from microspec_kernels.cli.tokenizers import Tekken
 from microspec_kernels.policy import MICROSPEC, Policy, default
 from microspec_kernels.speculative import Batch, Request, Sampling
 from microspec_kernels.speculative.alone import target_alone
+from microspec_kernels.speculative.stats import coverage_of
 
 TASKS = ("mmlu-pro", "gsm", "crux", "math-l5")  # by turns in the mixed batch
 ALONE = ("gsm",)  # also measured alone
@@ -103,7 +104,7 @@ def row(done: Run, expected: list[list[int]], depth: int, row_bytes: int) -> dic
     stats = [request.stats for request in done.requests]
     lengths = [n for one in stats for n in one.acceptance_lengths]
     return {
-        "coverage": sum(one.covered for one in stats) / sum(lengths),
+        "coverage": coverage_of(stats),
         "tau": fmean(lengths),
         "active_mean": fmean(n for one in stats for n in one.active_sizes),
         "active_max": max(n for one in stats for n in one.active_sizes),

@@ -32,6 +32,7 @@ from microspec_kernels.cli.arguments import Parser, positive
 from microspec_kernels.cli.tokenizers import Tekken
 from microspec_kernels.policy import MICROSPEC, TEXT, Policy, draft_tree, prompt_top_k, target_top_k
 from microspec_kernels.speculative import Generation, Sampling, generate
+from microspec_kernels.speculative.stats import coverage_of
 
 FLOOR = 1024
 
@@ -84,7 +85,7 @@ def row(
         "temperature": temperature,
         "tau": fmean(lengths),
         "tau_before_loops": fmean(fresh),
-        "coverage": sum(text.stats.covered for text in texts) / sum(lengths),
+        "coverage": coverage_of([text.stats for text in texts]),
         "active_mean": fmean(sizes),
         "active_max": max(sizes),
         "steps": len(lengths),

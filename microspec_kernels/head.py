@@ -102,19 +102,16 @@ class _ActiveHead(nn.Module):
         """
         operands = self._operands(hidden, row_groups)
         ids, group_ids = operands["active_ids"].long(), operands["group_ids"]
-        ids = (
-            ids.expand(len(hidden), -1) if group_ids is None else ids[group_ids.clamp(min=0).long()]
-        )
-        return ops.sparse_logits(hidden, **operands), ids
+        if group_ids is not None:
+            ids = ids[group_ids.clamp(min=0).long()]
+        return ops.sparse_logits(hidden, **operands), ids.expand(len(hidden), -1)
 
     def _operands(self, hidden: Tensor, row_groups: Tensor | None) -> dict[str, Any]:
         shared = {"bias": self.bias, "logit_scale": self.logit_scale, "softcap": self.softcap}
         if self.slab is None:
             scale = {"weight_scale": self.weight_scale, "group_ids": row_groups}
             return {"weight": self.weight, "active_ids": self.vocab.ids, **scale, **shared}
-        rows, ids, slab_scale, group_ids = self.slab.front(row_groups)
-        if row_groups is None:
-            group_ids = group_ids.repeat(hidden.size(0))
+        rows, ids, slab_scale, group_ids = self.slab.front(row_groups, keep=False)
         slab = {
             "weight": rows,
             "active_ids": ids,

@@ -64,8 +64,8 @@ def sparse_head(
         active_ids: int32 [K] or [G, K]; -1 marks an empty slot, anywhere.
         k: number of entries per row, 1 to 128.
         packed: whether row i of ``weight`` belongs to slot i rather than to token i.
-        group_ids: int32 or int64 [M], the group of each row; required if G > 1; -1 marks a padding
-            row.
+        group_ids: int32 or int64 [M], the group of each row, or [1], one group for all rows;
+            required if G > 1; -1 marks a padding row.
         weight_scale: fp32 [V], [K] or [G, K], the scale of each row of a quantised weight.
         bias: [V], in hidden's dtype or fp32.
         logit_scale: factor that multiplies every logit.

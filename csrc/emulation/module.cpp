@@ -36,6 +36,7 @@ HeadArgs head_args(const Array& hidden, const Array& weight, const Array& active
   args.bias_type = bias ? element_type(*bias) : DType::f32;
   args.packed = packed;
   args.long_group_ids = is_long(group_ids);
+  args.one_group = group_ids && group_ids->shape(0) == 1;
   return args;
 }
 

@@ -22,7 +22,7 @@ void check_ids(const Checker& check, const DeviceCall& call, const HeadArgs& arg
   if (!group_ids) return;
   const HostValues groups(call, *group_ids);
   if (!groups.known()) return;
-  for (int64_t row = 0; row < args.rows; ++row) {
+  for (int64_t row = 0; row < group_ids->size(0); ++row) {
     const int64_t group = args.long_group_ids ? groups.data<int64_t>()[row] : groups.data<int32_t>()[row];
     if (group < -1 || group >= args.groups) {
       check.fail("IndexError", "group_ids", "groups in [0, " + std::to_string(args.groups) + ") or -1", group,
@@ -70,7 +70,9 @@ HeadArgs checked(const Checker& check, const DeviceCall& call, const Tensor& hid
               "a group per row, as G = " + std::to_string(args.groups), "None");
   if (group_ids) {
     args.long_group_ids = check.integer(*group_ids, "group_ids");
-    check.shape(*group_ids, "group_ids", {args.rows});
+    args.one_group = group_ids->dim() == 1 && group_ids->size(0) == 1;
+    check.value(args.one_group || (group_ids->dim() == 1 && group_ids->size(0) == args.rows), "group_ids",
+                "shape [" + std::to_string(args.rows) + "] or [1]", shape_of(*group_ids));
     check.contiguous(*group_ids, "group_ids");
     check.on_device(*group_ids, "group_ids");
     args.group_ids = group_ids->data_ptr();

@@ -42,7 +42,7 @@ HeadArgs rows_from(const HeadArgs& args, int64_t first) {
   chunk.rows = std::min<int64_t>(kMaxRows, args.rows - first);
   const int64_t offset = first * args.hidden_row_stride * element_size(args.hidden_type);
   chunk.hidden = static_cast<const char*>(args.hidden) + offset;
-  if (args.group_ids) {
+  if (args.group_ids && !args.one_group) {
     const int64_t size = args.long_group_ids ? sizeof(int64_t) : sizeof(int32_t);
     chunk.group_ids = static_cast<const char*>(args.group_ids) + first * size;
   }
@@ -68,6 +68,7 @@ Error for_each_chunk(const HeadArgs& args, void* workspace, void* stream, Finish
 }  // namespace
 
 int64_t expected_rows(const HeadArgs& args) {
+  if (args.one_group) return args.rows;
   // A call with several groups may leave some of them without rows (one of two buffers, for example), so
   // expect twice the average.
   return std::min(args.rows, ceil_div(2 * args.rows, args.groups));

@@ -16,8 +16,8 @@ extern "C" __attribute__((visibility("default"))) const char* microspec_cuda_arc
   return nullptr;
 }
 
-const char* cuda_error_text(int) { return "this library was built without CUDA"; }
-int cuda_arch(int*) { return kNotSupported; }
+std::string cuda_error_text(int) { return "this library was built without CUDA"; }
+int cuda_compiled_arch(int*) { return kNotSupported; }
 int cuda_pinned_pointer(const void*, const void**) { return kNotSupported; }
 int cuda_copy_to_host(void*, const void*, size_t, void*, bool*) { return kNotSupported; }
 

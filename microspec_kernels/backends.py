@@ -186,14 +186,15 @@ def backend(name: str | None = None) -> str:
 
 
 def _read_environment() -> None:
-    """Select the backend of MICROSPEC_BACKEND, and check the value of MICROSPEC_VALIDATE.
+    """Select the backend of MICROSPEC_BACKEND, and check the values of the library's variables.
 
     Raises:
-        ValueError: either variable has an invalid value.
+        ValueError: a variable has an invalid value.
     """
-    validate = os.environ.get("MICROSPEC_VALIDATE")
-    if validate not in (None, "", "0", "1"):
-        raise ValueError(f"microspec: MICROSPEC_VALIDATE: expected 0 or 1, got {validate}")
+    for variable in ("MICROSPEC_VALIDATE", "MICROSPEC_DEPENDENT_LAUNCH"):
+        value = os.environ.get(variable)
+        if value not in (None, "", "0", "1"):
+            raise ValueError(f"microspec: {variable}: expected 0 or 1, got {value}")
     if name := os.environ.get("MICROSPEC_BACKEND"):
         try:
             backend(name)

@@ -82,12 +82,23 @@ def check_symbols(library: Path) -> None:
         sys.exit(f"{library}: release/manylinux.cmake has to name {unversioned}")
 
 
+def note_driver(built_with: dict[str, str]) -> None:
+    """Say which drivers the wheel serves, if a wheel of an older toolkit would serve more."""
+    needed, least = sbom.oldest_driver(built_with), min(sbom.OLDEST_DRIVER.values())
+    if needed not in (None, least):
+        print(
+            f"made with CUDA {built_with['cuda']}: needs driver {needed} or later. "
+            f"CUDA 12.8 serves the same GPUs from driver {least} on (docs/release.md)"
+        )
+
+
 def with_contents(wheel: Path, folder: Path) -> Path:
     """The wheel with a list of its contents beside its metadata, where PEP 770 has it."""
     python("wheel", "unpack", "--dest", folder / "unpacked", wheel)
     (unpacked,) = (folder / "unpacked").iterdir()
     check_symbols(unpacked / "microspec_kernels/libmicrospec.so")
     built_with = json.loads((folder / "built_with.json").read_text())
+    note_driver(built_with)
     name, version = wheel.name.split("-")[:2]
     listed = sbom.contents(
         unpacked,

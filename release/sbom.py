@@ -17,6 +17,12 @@ def spdx(expression: str) -> list[dict[str, Any]]:
     return [{"expression": expression}]
 
 
+def oldest_driver(built_with: dict[str, str]) -> str | None:
+    """The oldest driver of a build's toolkit; None without CUDA kernels."""
+    version = built_with.get("cuda")
+    return None if version is None else OLDEST_DRIVER[version.partition(".")[0]]
+
+
 def library(built_with: dict[str, str], torch: str) -> list[dict[str, Any]]:
     """Code of others in libmicrospec.so, each by its version at the build."""
     compiler, version = built_with["compiler"].split()
@@ -47,7 +53,7 @@ def library(built_with: dict[str, str], torch: str) -> list[dict[str, Any]]:
                 "name": "cudart_static",
                 "version": built_with["cuda"],
                 "description": "NVIDIA's CUDA runtime, linked statically; "
-                f"needs driver {OLDEST_DRIVER[built_with['cuda'].partition('.')[0]]} or later; "
+                f"needs driver {oldest_driver(built_with)} or later; "
                 f"kernels for {built_with['architectures']}",
                 "licenses": [CUDA_LICENCE],
             }

@@ -54,10 +54,17 @@ def program(headers: Path, definition: str = "") -> str:
 
 
 def test_every_variant_is_another_program(empty_headers: Path) -> None:
-    programs = {v.name: program(empty_headers, v.definition) for v in variants.VARIANTS}
+    built = [v for v in variants.VARIANTS if v.built]
+    programs = {v.name: program(empty_headers, v.definition) for v in built}
     assert "project_mma_kernel" in programs["default"]
-    assert len(set(programs.values())) == len(variants.VARIANTS)
-    assert len(programs) == len(variants.VARIANTS), "a name twice"
+    assert len(set(programs.values())) == len(built)
+    assert len({v.name for v in variants.VARIANTS}) == len(variants.VARIANTS), "a name twice"
+
+
+def test_every_setting_is_read_by_the_library() -> None:
+    sources = "".join(p.read_text() for p in (*CSRC.rglob("*.cu"), *CSRC.rglob("*.cpp")))
+    for variant in variants.VARIANTS:
+        assert variant.built or f'getenv("{variant.setting.partition("=")[0]}")' in sources
 
 
 def test_a_definition_with_the_default_changes_nothing(empty_headers: Path) -> None:
@@ -176,8 +183,10 @@ def test_a_run_alternates_and_goes_on_where_one_fails(
 ) -> None:
     called = []
 
-    def child(args: argparse.Namespace, path: Path, timeout: float) -> list[dict[str, Any]]:
-        called.append(path.stem)
+    def child(
+        args: argparse.Namespace, path: Path, timeout: float, settings: dict[str, str]
+    ) -> list[dict[str, Any]]:
+        called.append(" ".join([path.stem, *settings]))
         if path.stem == "cp-async":
             raise subprocess.CalledProcessError(7, "bench.ops.compare_builds")
         took = 9.0 if path.stem == "splits-2" else 10.0
@@ -187,7 +196,8 @@ def test_a_run_alternates_and_goes_on_where_one_fails(
     out = libraries / "out"
     words = ["run", "--libraries", libraries, "--out", out, "--figures", out]
     assert variants.main([str(word) for word in words]) == 1, "one has failed"
-    assert called == ["default", "splits-2", "cp-async", "default", "splits-2"]
+    order = ["default", "default MICROSPEC_DEPENDENT_LAUNCH", "splits-2"]
+    assert called == [*order, "cp-async", *order]
     told = capsys.readouterr()
     assert "FAILED: cp-async" in told.out and "run python -m bench.run first" in told.err
     rows = list(csv.DictReader((out / "variants.csv").open()))
@@ -201,22 +211,27 @@ def test_the_child_takes_what_it_is_given(libraries: Path, monkeypatch: pytest.M
     """compare_builds accepts the arguments that a sweep passes."""
     commands: list[list[str]] = []
     builds: list[str] = []
+    stream_order: list[str | None] = []
 
     def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
         commands.append(command)
         builds.append(options["env"][VARIABLE])
+        stream_order.append(options["env"].get("MICROSPEC_DEPENDENT_LAUNCH"))
         return subprocess.CompletedProcess(command, 0, 'log\n{"head": []}\n')
 
     monkeypatch.setattr(subprocess, "run", run)
     there = variants.find_libraries(libraries, variants.VARIANTS)
-    assert next(iter(there)) == variants.DEFAULT and len(there) == 3
-    variants.Sweep(there, rounds=5, quick=True).measure(variants.DEFAULT)
+    assert next(iter(there)) == variants.DEFAULT and len(there) == 4
+    sweep = variants.Sweep(there, rounds=5, quick=True)
+    for variant in list(there)[:2]:
+        sweep.measure(variant)
+    assert stream_order == [None, "0"]
     monkeypatch.setattr(sys, "argv", ["compare_builds", *commands[0][3:]])
     args = compare_builds.parsed()
     assert (args.parts, args.only) == (["head"], "sparse_head")
     assert args.num_tokens == compare_builds.ROWS
     assert (args.rounds, args.quick, args.json) == (5, True, True)
-    assert builds == [str(libraries / "default.so")]
+    assert builds == [str(libraries / "default.so")] * 2
 
 
 def test_builds_are_compared_by_their_best_processes() -> None:

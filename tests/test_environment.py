@@ -10,7 +10,8 @@ import pytest
 SHOW = "import microspec_kernels as m; from microspec_kernels._library import instruction_set; "
 SHOW += "import torch; z = torch.zeros; m.sparse_head(z(1, 8), z(9, 8), z(1, dtype=torch.int32), 1)"
 SHOW += "; print(m.backend(), instruction_set())"
-OURS = ("MICROSPEC", "MICROSPEC_BACKEND", "MICROSPEC_ISA", "MICROSPEC_VALIDATE")
+SWITCHES = ("MICROSPEC_VALIDATE", "MICROSPEC_DEPENDENT_LAUNCH")
+OURS = ("MICROSPEC", "MICROSPEC_BACKEND", "MICROSPEC_ISA", *SWITCHES)
 
 
 def python(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -32,7 +33,7 @@ def test_empty_is_unset() -> None:
     [
         ("MICROSPEC_ISA", r"expected one of "),
         ("MICROSPEC_BACKEND", r"expected one of cpu, cuda, triton, reference, got 'abacus'"),
-        ("MICROSPEC_VALIDATE", "expected 0 or 1, got abacus"),
+        *((switch, "expected 0 or 1, got abacus") for switch in SWITCHES),
     ],
 )
 def test_what_says_nothing_is_an_error(variable: str, expected: str) -> None:
@@ -50,5 +51,5 @@ def test_info_names_an_instruction_set_that_is_none() -> None:
 
 
 @pytest.mark.parametrize("value", ["0", "1"])
-def test_both_values_of_validate(value: str) -> None:
-    assert python("-c", SHOW, MICROSPEC_VALIDATE=value).returncode == 0
+def test_both_values_of_a_switch(value: str) -> None:
+    assert python("-c", SHOW, **dict.fromkeys(SWITCHES, value)).returncode == 0

@@ -60,6 +60,12 @@ def test_the_library_has_what_it_was_built_with(
     assert all("needs driver 580 or later" in part["description"] for part in runtime)
 
 
+def test_the_toolkit_decides_the_driver(sbom: ModuleType) -> None:
+    for version, driver in (("12.8.93", "525"), ("13.0.88", "580")):
+        assert sbom.oldest_driver({**CPU, "cuda": version}) == driver
+    assert sbom.oldest_driver(CPU) is None
+
+
 def test_the_same_files_give_the_same_list(sbom: ModuleType, unpacked: Path) -> None:
     first = listed(sbom, unpacked, CUDA)
     assert listed(sbom, unpacked, CUDA) == first

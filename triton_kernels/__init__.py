@@ -3,8 +3,9 @@
 
 Signatures and meaning are the same. Arguments are not checked (``microspec_kernels._checks`` has
 the checks); ids outside [0, V) count as empty. The kernels run on CUDA and ROCm devices and, with
-``TRITON_INTERPRET=1`` set before the import, on CPU tensors. No call waits for the device. After
-one warm-up call of the same kind, each op can be captured in a CUDA graph.
+``TRITON_INTERPRET=1`` set before the import, on CPU tensors. No call waits for the device, and
+a CUDA graph can capture each op. A head's first call of a kind tunes its kernel, which a capture
+cannot: inside one, an untuned kernel's first configuration serves, and the log says so.
 
 This package is imported only if Triton is installed; nothing else in the package needs it.
 """

@@ -8,12 +8,18 @@ as fill the device at once. Their fp32 sums go to a scratch tensor. ``finish`` a
 in the kernel that consumes them, without atomics, so the result has the same bits every time.
 """
 
+import logging
+from functools import cache
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .common import HIP, INTERPRETED, converts_float8, multiprocessors
+
+logger = logging.getLogger(__name__)
 
 # Slots a program. 64 is one warpgroup's wgmma on Hopper, with the rows as its first operand. So
 # hidden is read once per 64 rows: at M <= 16 a quarter of the rows' bytes, and from L2.
@@ -169,6 +175,36 @@ def project_kernel(
         tl.store(partial + target, total, mask=valid[:, None] & used[None, :])
 
 
+# What has been tuned, by what Triton tunes for: dim, BLOCK_M and the tensors' dtypes.
+_tuned: set[tuple[Any, ...]] = set()
+
+
+@cache
+def _say_untuned() -> None:
+    logger.warning(
+        "microspec_kernels: the first call of a kind is inside a graph's capture, where Triton "
+        "cannot tune its kernel: the first configuration serves. Make one call before the capture."
+    )
+
+
+def _launch(
+    grid: tuple[int, ...], tensors: tuple[Tensor, ...], *sizes: int, **constants: int
+) -> None:
+    """Launch ``project_kernel``, tuned unless this would tune it inside a graph's capture.
+
+    Tuning synchronises the device, which ends a capture with an error.
+    """
+    dim = sizes[2]
+    key = (dim, constants["BLOCK_M"], *(t.dtype for t in tensors))
+    if key in _tuned or not torch.cuda.is_current_stream_capturing():
+        project_kernel[grid](*tensors, *sizes, **constants)
+        _tuned.add(key)
+        return
+    _say_untuned()
+    first = configs(tensors[0].dtype == torch.float32, constants["BLOCK_M"])[0]
+    project_kernel.fn[grid](*tensors, *sizes, **constants, **first.all_kwargs())
+
+
 class Projection:
     """A launch of the projection, with the arguments of the kernels that finish it.
 
@@ -231,12 +267,16 @@ class Projection:
         # Two sizes: one for a tree's node or level, one for a whole tree or batch. fp32 has no
         # tensor cores, so more rows would only cost more registers.
         small = m_rows <= 16 or hidden.dtype == torch.float32
-        project_kernel[(tiles * splits,)](
+        tensors = (
             hidden,
             weight.view(torch.uint8) if e4m3 else weight,
             active_ids,
             self.group_ids,
             self.partial,
+        )
+        _launch(
+            (tiles * splits,),
+            tensors,
             m_rows,
             capacity,
             dim,

@@ -13,6 +13,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,15 @@ def show(tables: dict[str, Lines]) -> None:
         print(report.table([{k: v for k, v in r.items() if k not in sizes} for r in table]))
 
 
-def measure_build(args: argparse.Namespace, library: Path, timeout: float | None = None) -> Lines:
+def measure_build(
+    args: argparse.Namespace,
+    library: Path,
+    timeout: float | None = None,
+    settings: Mapping[str, str] | None = None,
+) -> Lines:
     """Return all lines of figures of one build, measured by another process.
+
+    ``settings`` are further variables of that process' environment.
 
     Raises:
         subprocess.SubprocessError: the process failed, or took longer than ``timeout`` seconds.
@@ -79,7 +87,7 @@ def measure_build(args: argparse.Namespace, library: Path, timeout: float | None
         text=True,
         check=True,
         timeout=timeout,
-        env=choose_build.environment(library),
+        env=choose_build.environment(library) | dict(settings or {}),
     )
     tables = json.loads(done.stdout.splitlines()[-1])
     return [line for table in tables.values() for line in table]

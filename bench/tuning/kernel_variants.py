@@ -5,7 +5,8 @@
                                                    sm_90a alone
     python -m bench.tuning.kernel_variants run     needs the GPU, for some minutes
 
-A variant differs from the default by one constant of csrc, which a definition overrides. `run`
+A variant differs from the default by one constant of csrc, which a definition overrides, or by one
+variable of the environment, over the default's build. `run`
 times `sparse_head`, cold, with each variant, in processes that alternate with the default's
 (bench/ops/compare_builds.py). After each process it writes variants.csv with the winner at each M,
 and it goes on if a variant fails. At the end it adds which mode is faster, indexed or packed with
@@ -43,6 +44,12 @@ class Variant:
     question: str
     num_tokens: tuple[int, ...]  # M at which it differs from the default, at D = 4096
     definition: str = ""  # for nvcc
+    setting: str = ""  # for the process: "VARIABLE=value"
+
+    @property
+    def built(self) -> bool:
+        """Whether it has a library of its own."""
+        return not self.setting
 
 
 DEFAULT = Variant("default", "", FEW + MANY)
@@ -53,7 +60,7 @@ COPIES = "rows into shared memory by bulk copies, or by cp.async?"
 THREADS = "how many threads select a row's best?"
 VARIANTS = (
     DEFAULT,
-    Variant("stream-order", LAUNCH, FEW + MANY, "MICROSPEC_DEPENDENT_LAUNCH=0"),
+    Variant("stream-order", LAUNCH, FEW + MANY, setting="MICROSPEC_DEPENDENT_LAUNCH=0"),
     Variant("mma-from-1", CORES, FEW, "MICROSPEC_MAX_SIMT_ROWS=0"),
     Variant("simt-to-16", CORES, (10, 16), "MICROSPEC_MAX_SIMT_ROWS=16"),
     Variant("splits-2", SPLITS, (10, 16), "MICROSPEC_MIN_SPLITS=2"),
@@ -73,7 +80,7 @@ def build(out: Path, chosen: Sequence[Variant], architecture: str, jobs: int) ->
     configure += [f"-DTORCH_DIR={Path(torch.__file__).parent}"]
     configure += [f"-DMICROSPEC_CUDA_ARCHITECTURES={architecture}"]
     configure += ["-G", "Ninja"] if shutil.which("ninja") else []
-    for variant in chosen:
+    for variant in filter(lambda v: v.built, chosen):
         flags = f"-D{variant.definition}" if variant.definition else ""
         subprocess.run([*configure, f"-DCMAKE_CUDA_FLAGS={flags}"], check=True, stdout=sys.stderr)
         make = ["cmake", "--build", str(work), "--parallel", str(jobs)]
@@ -102,7 +109,8 @@ class Sweep:
             quick=self.quick,
         )
         try:
-            lines = compare_builds.measure_build(args, self.libraries[variant], LIMIT)
+            settings = dict([variant.setting.split("=")]) if variant.setting else {}
+            lines = compare_builds.measure_build(args, self.libraries[variant], LIMIT, settings)
         except subprocess.SubprocessError as error:
             print(f"{variant.name}: {error}", file=sys.stderr, flush=True)
             self.failed.append(variant.name)
@@ -120,7 +128,7 @@ def find_libraries(folder: Path, chosen: Sequence[Variant]) -> dict[Variant, Pat
     Raises:
         ValueError: the default's is not there, or no other.
     """
-    paths = {v: folder / f"{v.name}.so" for v in (DEFAULT, *chosen)}
+    paths = {v: folder / f"{v.name if v.built else DEFAULT.name}.so" for v in (DEFAULT, *chosen)}
     there = {variant: path for variant, path in paths.items() if path.is_file()}
     if DEFAULT not in there or len(there) < 2:
         raise ValueError(

@@ -32,6 +32,8 @@ class DeviceCall {
   void check(int error) const;
   // Requires a CUDA device that converts fp8, if the rows are fp8 and on CUDA.
   void check_rows(DType rows, const char* argument) const;
+  // Requires a size that the kernels can count, if the tensors are on CUDA. The text names it: "K".
+  void check_size(int64_t size, const char* argument, const char* name) const;
   // Returns the address by which the device reaches a tensor, which may also be in pinned host memory.
   const void* data_of(const Tensor& tensor, const char* argument) const;
 

@@ -1,62 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <cuda_runtime_api.h>
 
-#include <mutex>
-#include <utility>
-#include <vector>
-
+#include "error_text.h"
 #include "launch.cuh"
 #include "runtime.h"
 
 namespace microspec {
 
-namespace {
-
-// Queries the properties of device `index`.
-Error ask(int index, Device& device) {
-  int major = 0, minor = 0;
-  const std::pair<cudaDeviceAttr, int*> wanted[] = {
-      {cudaDevAttrComputeCapabilityMajor, &major},
-      {cudaDevAttrComputeCapabilityMinor, &minor},
-      {cudaDevAttrMultiProcessorCount, &device.sms},
-      {cudaDevAttrMaxSharedMemoryPerBlockOptin, &device.block_shared},
-      {cudaDevAttrMaxSharedMemoryPerMultiprocessor, &device.sm_shared},
-  };
-  for (const auto& [attribute, value] : wanted) {
-    if (const cudaError_t error = cudaDeviceGetAttribute(value, attribute, index)) return error;
-  }
-  device.arch = major * 100 + minor * 10;
-  return cudaSuccess;
-}
-
-}  // namespace
-
-Error current_device(Device& device) {
-  int index = 0;
-  if (const cudaError_t error = cudaGetDevice(&index)) return error;
-  static std::mutex mutex;
-  static std::vector<Device> known;  // arch 0: not queried yet
-  const std::lock_guard lock(mutex);
-  if (known.size() <= static_cast<size_t>(index)) known.resize(index + 1);
-  if (known[index].arch == 0) {
-    if (const Error error = ask(index, known[index])) return error;
-  }
-  device = known[index];
-  return cudaSuccess;
-}
-
 extern "C" __attribute__((visibility("default"))) const char* microspec_cuda_architectures() {
   return MICROSPEC_CUDA_ARCHITECTURES;
 }
 
-const char* cuda_error_text(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }
-
-int cuda_arch(int* arch) {
-  Device device;
-  const Error error = current_device(device);
-  *arch = device.arch;
-  return error;
+std::string cuda_error_text(int error) {
+  // Where the runtime cannot start, these leave the zeros.
+  int driver = 0, device = 0, major = 0, minor = 0;
+  cudaDriverGetVersion(&driver);
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  return cudaGetErrorString(static_cast<cudaError_t>(error)) +
+         error_advice(error, {CUDART_VERSION, driver, major * 10 + minor, MICROSPEC_CUDA_ARCHITECTURES});
 }
+
+int cuda_compiled_arch(int* arch) { return compiled_arch(arch); }
 
 int cuda_pinned_pointer(const void* host, const void** device) {
   cudaPointerAttributes attributes;

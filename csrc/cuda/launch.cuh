@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// Launching a kernel, and the properties of the device that decide its grid.
+// Launching a kernel, and the properties of the device and of the loaded kernel that decide how.
+//
+// A GPU may run code that was compiled for an older one: that one's cubin, or PTX that the driver compiled.
+// Such code lacks what its own architecture lacks. So the loaded kernel's attributes decide what a launch
+// may use, and never the GPU's compute capability.
 #pragma once
 
 #include "platform.cuh"
 
-// 1: a kernel launched with `dependent` may start before the kernel ahead of it is over. 0: it never does.
-#ifndef MICROSPEC_DEPENDENT_LAUNCH
-#define MICROSPEC_DEPENDENT_LAUNCH 1
+#ifdef MICROSPEC_EMULATION
+#include "emulation/cuda_runtime.h"
 #endif
 
 namespace microspec {
@@ -14,59 +17,73 @@ namespace microspec {
 // A cudaError_t; 0 is success. An int, so that callers need no CUDA header.
 using Error = int;
 constexpr Error kInvalidValue = 1;
+constexpr Error kNotSupported = 801;
+// The first architecture that converts to and from e4m3: code for an older one leaves zeros.
+constexpr int kFloat8Arch = 890;
 
 struct Device {
-  int arch;          // compute capability times 100: 900
   int sms;           // streaming multiprocessors
-  int block_shared;  // bytes of shared memory a block may ask for
+  int block_shared;  // bytes of shared memory a block may have, static and dynamic
   int sm_shared;     // bytes of shared memory on an SM
 };
 
 // Sets `device` to the calling thread's current device. Queries each device once.
 Error current_device(Device& device);
 
+// A kernel as the current device has loaded it.
+struct Loaded {
+  int arch;                // what it was compiled for, MICROSPEC_ARCH in its code: 900
+  int static_shared;       // bytes of shared memory of its declarations, padding included
+  int64_t dynamic_shared;  // the most bytes that a launch may ask for beside them
+};
+
+using Attributes = cudaError_t (*)(cudaFuncAttributes*, const void* kernel);
+Error load(const void* kernel, Attributes attributes, Loaded& loaded);
+
+// Sets `loaded`. The first call for a kernel and device asks the runtime, and allows the kernel all the
+// shared memory that the device has: no launch sets that attribute, so none lowers it for another thread's.
+template <class... Parameters>
+Error load(void (*kernel)(Parameters...), Loaded& loaded) {
+  const auto attributes = [](cudaFuncAttributes* result, const void* entry) -> cudaError_t {
+    return cudaFuncGetAttributes(result, reinterpret_cast<void (*)(Parameters...)>(const_cast<void*>(entry)));
+  };
+  return load(reinterpret_cast<const void*>(kernel), attributes, loaded);
+}
+
+// Sets *arch to the architecture that the kernels on the current device were compiled for: 890. A device
+// takes all kernels from code for the same architecture.
+Error compiled_arch(int* arch);
+
+// Whether MICROSPEC_DEPENDENT_LAUNCH allows dependent launches. Read once.
+bool dependent_launch_allowed();
+
 struct Launch {
   unsigned blocks;
   unsigned threads;
   size_t shared_bytes;
   void* stream;
-  // From sm_90 on, the kernel may start before the kernel ahead of it in the stream is over. Every thread
-  // must call ptx::wait_for_earlier_kernels, and must do so before it accesses memory that an unfinished
-  // kernel may read or write.
+  // If the kernel's code has the wait (compiled for sm_90 and later), it may start before the kernel ahead of
+  // it in the stream is over. Every thread must call ptx::wait_for_earlier_kernels, and must do so before it
+  // accesses memory that an unfinished kernel may read or write.
   bool dependent = false;
+  // The launch fails if the kernel was compiled for an older architecture.
+  int least_arch = 0;
 };
 
-}  // namespace microspec
-
-#ifdef MICROSPEC_EMULATION
-#include "emulation/launch.h"
-#else
-
-namespace microspec {
-
+// A kernel declares its shared memory first, and then calls ptx::wait_for_earlier_kernels.
 template <class... Parameters, class... Arguments>
 Error launch(void (*kernel)(Parameters...), const Launch& how, Arguments... arguments) {
-  constexpr size_t kWithoutAsking = 48 * 1024;
-  if (how.shared_bytes > kWithoutAsking) {
-    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                   static_cast<int>(how.shared_bytes));
-    if (error != cudaSuccess) return error;
-  }
-  Device device;
-  if (const Error error = current_device(device)) return error;
-  cudaLaunchAttribute attribute;
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(how.blocks);
-  config.blockDim = dim3(how.threads);
-  config.dynamicSmemBytes = how.shared_bytes;
-  config.stream = static_cast<cudaStream_t>(how.stream);
-  config.attrs = &attribute;
-  config.numAttrs = MICROSPEC_DEPENDENT_LAUNCH && how.dependent && device.arch >= 900 ? 1 : 0;
+  Loaded loaded;
+  if (const Error error = load(kernel, loaded)) return error;
+  if (loaded.arch < how.least_arch) return kNotSupported;
+  cudaLaunchAttribute dependent;
+  dependent.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  dependent.val.programmaticStreamSerializationAllowed = 1;
+  const bool is_dependent = how.dependent && loaded.arch >= 900 && dependent_launch_allowed();
+  const cudaLaunchConfig_t config{dim3(how.blocks), dim3(how.threads),
+                                  how.shared_bytes, static_cast<cudaStream_t>(how.stream),
+                                  &dependent,       is_dependent ? 1u : 0u};
   return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
 }
 
 }  // namespace microspec
-
-#endif  // MICROSPEC_EMULATION

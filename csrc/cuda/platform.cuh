@@ -22,8 +22,8 @@
 // Declares the launch's dynamic shared memory, 128-byte aligned. Use it once in a kernel.
 #define MICROSPEC_DYNAMIC_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
 
-// Compute capability times 100, a constant in device code: `if (MICROSPEC_ARCH >= 900)`. Host code uses
-// current_device().arch instead.
+// The compute capability, times 100, that device code is compiled for, a constant there: `if (MICROSPEC_ARCH
+// >= 900)`. Host code uses Loaded::arch instead.
 #ifdef __CUDA_ARCH__
 #define MICROSPEC_ARCH __CUDA_ARCH__
 #else

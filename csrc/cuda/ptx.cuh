@@ -16,10 +16,12 @@ MICROSPEC_DEVICE uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
-// Loads 16 aligned bytes of global memory that no thread writes during the kernel and no thread reads twice.
+// Loads 16 aligned bytes of global memory that no thread reads twice. Not ld.global.nc: under dependent
+// launch a kernel before may write them while this one runs, and the path for read-only data does not promise
+// to see that write, even after wait_for_earlier_kernels.
 MICROSPEC_DEVICE uint4 load_once16(const void* global) {
   uint4 v;
-  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
+  asm volatile("ld.global.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                : "l"(__cvta_generic_to_global(global)));
   return v;

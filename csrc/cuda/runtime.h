@@ -4,17 +4,24 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
+#include <string>
 
 namespace microspec {
+
+// The largest size of a dimension on CUDA, where kernels count in ints. It leaves room for a tile's or a
+// warp's slots beyond the last.
+constexpr int64_t kMostOnCuda = int64_t{1} << 30;
 
 // Returns the architectures that nvcc compiled for, as CMake names them: "80-real;90a-real". Returns null
 // without nvcc. C linkage, because Python calls it.
 extern "C" const char* microspec_cuda_architectures();
 
-const char* cuda_error_text(int error);
+std::string cuda_error_text(int error);
 
-// Sets *arch to the current device's compute capability times 100: 890.
-int cuda_arch(int* arch);
+// Sets *arch to the compute capability, times 100, that the kernels on the current device were compiled for:
+// 890. The device's own may be higher.
+int cuda_compiled_arch(int* arch);
 
 // Sets *device to the device address of pinned host memory, or to null for other memory.
 int cuda_pinned_pointer(const void* host, const void** device);

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "bindings.h"
 
+#include <dlfcn.h>
+
 #include <functional>
 #include <map>
 #include <string>
 #include <vector>
 
+#include "cuda_runtime.h"
 #include "failure.h"
 #include "settings.h"
 
@@ -48,6 +51,7 @@ void configure(const py::kwargs& options) {
   Settings next = settings;
   const std::map<std::string, std::function<void(py::handle)>> setters{
       {"arch", [&](py::handle value) { next.arch = value.cast<int>(); }},
+      {"device_arch", [&](py::handle value) { next.device_arch = value.cast<int>(); }},
       {"sms", [&](py::handle value) { next.sms = value.cast<int>(); }},
       {"block_shared", [&](py::handle value) { next.block_shared = value.cast<int>(); }},
       {"sm_shared", [&](py::handle value) { next.sm_shared = value.cast<int>(); }},
@@ -55,9 +59,27 @@ void configure(const py::kwargs& options) {
       {"copies", [&](py::handle value) { next.copies = named(copies, value); }},
       {"seed", [&](py::handle value) { next.seed = value.cast<uint64_t>(); }},
       {"resident_blocks", [&](py::handle value) { next.resident_blocks = value.cast<int>(); }},
+      {"dry", [&](py::handle value) { next.dry = value.cast<bool>(); }},
+      {"launches_meet", [&](py::handle value) { next.launches_meet = value.cast<int>(); }},
   };
   for (const auto& [name, value] : options) named(setters, name)(value);
   settings = next;
+}
+
+// Returns a function's offset in this module, by which `nm` names it.
+uintptr_t offset_of(const void* function) {
+  Dl_info module;
+  dladdr(reinterpret_cast<const void*>(&offset_of), &module);
+  return reinterpret_cast<uintptr_t>(function) - reinterpret_cast<uintptr_t>(module.dli_fbase);
+}
+
+py::list runtime_calls() {
+  py::list calls;
+  for (const RuntimeCall& call : take_runtime_calls()) {
+    calls.append(
+        py::make_tuple(call.name, offset_of(call.kernel), call.device, call.shared_bytes, call.dependent));
+  }
+  return calls;
 }
 
 }  // namespace
@@ -69,8 +91,16 @@ void bind_emulation(py::module_& module) {
   module.def("arch", [] { return settings.arch; });
   module.def(
       "configure", &configure,
-      "arch, sms, block_shared, sm_shared (bytes), order ('in order', 'shuffled'), copies ('eager', 'late', "
-      "'random'), seed (of the next launch; each launch takes the next one), resident_blocks");
+      "arch (that the kernels are compiled for), device_arch (0: the same), sms, block_shared, sm_shared "
+      "(bytes), order ('in order', 'shuffled'), copies ('eager', 'late', 'random'), seed (of the next "
+      "launch; "
+      "each launch takes the next one), resident_blocks, dry (check launches, but run none), launches_meet "
+      "(the next launches of so many threads wait for one another)");
+  module.def(
+      "runtime_calls", &runtime_calls,
+      "The CUDA runtime's calls since the last time: (name, the kernel's offset in this file, device, bytes "
+      "of dynamic shared memory, whether it is a dependent launch)");
+  module.def("waiting_launches", &waiting_launches);
 }
 
 }  // namespace microspec::emulation

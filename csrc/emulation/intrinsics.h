@@ -60,13 +60,12 @@ auto max(A a, B b) {
   return microspec::emulation::larger(a, b);
 }
 
-// Loads and stores with a cache operator.
+// Loads and stores with a cache operator. There is no __ldg: see ptx::load_once16.
 #define MICROSPEC_LOAD(name)                                 \
   template <class T>                                         \
   T name(const T* pointer, MICROSPEC_SITE) {                 \
     return microspec::emulation::load(pointer, #name, site); \
   }
-MICROSPEC_LOAD(__ldg)
 MICROSPEC_LOAD(__ldca)
 MICROSPEC_LOAD(__ldcg)
 MICROSPEC_LOAD(__ldcs)

@@ -2,6 +2,8 @@
 // _emulation runs the CUDA library's runners over numpy arrays. It does not check arguments.
 #include "arrays.h"
 #include "bindings.h"
+#include "cuda/error_text.h"
+#include "cuda/launch.cuh"
 #include "gather/gather_cuda.h"
 #include "head/cuda/head_cuda.h"
 #include "vocab/vocab_cuda.h"
@@ -40,6 +42,16 @@ HeadArgs head_args(const Array& hidden, const Array& weight, const Array& active
   return args;
 }
 
+// Makes a call that launches kernels, so that other Python threads can make theirs meanwhile.
+template <class Call>
+void run(const char* op, Call&& call) {
+  const int error = [&] {
+    const py::gil_scoped_release released;
+    return call();
+  }();
+  check(error, op);
+}
+
 Workspace head_workspace(const HeadArgs& args) {
   size_t bytes = 0;
   check(head_cuda_workspace(args, &bytes), "head_cuda_workspace");
@@ -53,9 +65,10 @@ void sparse_head(Array logits, Array token_ids, Array logsumexp, const Array& hi
   const HeadArgs args =
       head_args(hidden, weight, active_ids, packed, group_ids, weight_scale, bias, logit_scale, softcap);
   const Workspace workspace = head_workspace(args);
-  check(run_sparse_head_cuda(args, k, pointer<float>(logits), pointer<int64_t>(token_ids),
-                             pointer<float>(logsumexp), workspace.get(), nullptr),
-        "run_sparse_head_cuda");
+  run("run_sparse_head_cuda", [&] {
+    return run_sparse_head_cuda(args, k, pointer<float>(logits), pointer<int64_t>(token_ids),
+                                pointer<float>(logsumexp), workspace.get(), nullptr);
+  });
 }
 
 void sparse_logits(Array logits, const Array& hidden, const Array& weight, const Array& active_ids,
@@ -64,8 +77,8 @@ void sparse_logits(Array logits, const Array& hidden, const Array& weight, const
   const HeadArgs args =
       head_args(hidden, weight, active_ids, packed, group_ids, weight_scale, bias, logit_scale, softcap);
   const Workspace workspace = head_workspace(args);
-  check(run_sparse_logits_cuda(args, pointer<float>(logits), workspace.get(), nullptr),
-        "run_sparse_logits_cuda");
+  run("run_sparse_logits_cuda",
+      [&] { return run_sparse_logits_cuda(args, pointer<float>(logits), workspace.get(), nullptr); });
 }
 
 void gather_rows(Array slab, Array slab_ids, const Array& weight, const Array& active_ids,
@@ -82,7 +95,7 @@ void gather_rows(Array slab, Array slab_ids, const Array& weight, const Array& a
   args.vocab_size = weight.shape(0);
   args.slab_type = element_type(slab);
   args.weight_type = element_type(weight);
-  check(run_gather_rows_cuda(args, active_ids.size(), nullptr), "run_gather_rows_cuda");
+  run("run_gather_rows_cuda", [&] { return run_gather_rows_cuda(args, active_ids.size(), nullptr); });
 }
 
 void vocab_update(Array active_ids, Array slot_stamps, Array token_slots, Array clock, const Array& tokens,
@@ -103,13 +116,22 @@ void vocab_update(Array active_ids, Array slot_stamps, Array token_slots, Array 
   size_t bytes = 0;
   check(vocab_cuda_workspace(args, &bytes), "vocab_cuda_workspace");
   const Workspace workspace(bytes);
-  check(run_vocab_update_cuda(args, workspace.get(), nullptr), "run_vocab_update_cuda");
+  run("run_vocab_update_cuda", [&] { return run_vocab_update_cuda(args, workspace.get(), nullptr); });
 }
 
 }  // namespace
 
 PYBIND11_MODULE(_emulation, module) {
   bind_emulation(module);
+  module.def("compiled_arch", [] {
+    int arch = 0;
+    check(compiled_arch(&arch), "compiled_arch");
+    return arch;
+  });
+  module.def("error_advice",
+             [](int error, int toolkit, int driver, int arch, const std::string& architectures) {
+               return error_advice(error, {toolkit, driver, arch, architectures.c_str()});
+             });
   using py::arg;
   const auto none = py::none();
   module.def("sparse_head", &sparse_head, arg("logits"), arg("token_ids"), arg("logsumexp"), arg("hidden"),

@@ -30,7 +30,8 @@
 #define MICROSPEC_DYNAMIC_SHARED(name) \
   unsigned char* const name = ::microspec::emulation::current->block->shared.dynamic()
 
-// The emulated device's architecture. It is not a constant, so kernels use it in `if`, not in `#if`.
+// The architecture that the kernels count as compiled for. It is not a constant, so kernels use it in `if`,
+// not in `#if`.
 #define MICROSPEC_ARCH (::microspec::emulation::settings.arch)
 
 #define threadIdx (::microspec::emulation::thread_index())
@@ -46,8 +47,6 @@ inline const dim3& block_dimensions() { return block_dim; }
 inline const dim3& grid_dimensions() { return grid_dim; }
 
 }  // namespace microspec::emulation
-
-constexpr int cudaSuccess = 0;
 
 inline void __syncthreads(MICROSPEC_SITE) {
   using namespace microspec::emulation;

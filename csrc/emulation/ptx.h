@@ -114,8 +114,12 @@ MICROSPEC_DEVICE uint32_t e4m3x2_of_floats(float low, float high, MICROSPEC_SITE
   return uint32_t{emulation::e4m3_of_float(high)} << 8 | emulation::e4m3_of_float(low);
 }
 
-// One launch is over before the next one begins, so there is nothing to wait for.
-MICROSPEC_DEVICE void wait_for_earlier_kernels() { emulation::note_wait_for_earlier_kernels(); }
+// One launch is over before the next one begins, so there is nothing to wait for. Code for older GPUs has no
+// such instruction.
+MICROSPEC_DEVICE void wait_for_earlier_kernels() {
+  emulation::end_of_declarations();
+  if (MICROSPEC_ARCH >= 900) emulation::note_wait_for_earlier_kernels();
+}
 MICROSPEC_DEVICE void let_next_kernel_start() {}
 
 }  // namespace microspec::ptx

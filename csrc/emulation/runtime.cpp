@@ -46,11 +46,18 @@ class ReadyQueue {
 class Scheduler {
  public:
   explicit Scheduler(const Job& job)
-      : job_(job), ready_(settings.resident_blocks * ceil_div(job.threads, kWarp)), random(settings.seed++) {
+      : job_(job),
+        ready_(settings.resident_blocks * ceil_div(job.threads, kWarp)),
+        random(job.probe ? 0 : settings.seed++) {
     host_.race_context = races::this_context();
   }
 
   void run();
+  // Runs the first thread until it has declared its shared memory.
+  size_t probe();
+  void end_probe() {
+    if (job_.probe) back_to_host();
+  }
   void wake(Thread& thread) {
     if (!thread.warp->ready) ready_.push(thread.warp);
     thread.warp->ready |= 1u << thread.lane;
@@ -127,7 +134,10 @@ void Scheduler::thread_main() {
 void Scheduler::on_exit(Thread& thread) {
   const Site nowhere;
   Block& block = *thread.block;
-  if (job_.dependent && settings.arch >= 900 && !thread.waited_for_earlier_kernels) {
+  if (job_.probe) {
+    fail(Kind::missed_wait, "a kernel's first thread ended without wait_for_earlier_kernels", nowhere);
+  }
+  if (job_.dependent && !thread.waited_for_earlier_kernels) {
     fail(Kind::missed_wait, "a dependent kernel's thread ended without wait_for_earlier_kernels", nowhere);
   }
   if (!thread.copies.empty())
@@ -206,6 +216,19 @@ void Scheduler::run() {
   races::end_launch();
 }
 
+size_t Scheduler::probe() {
+  start_block();
+  current = pick();
+  Fiber::switch_to(host_, current->fiber);
+  current = nullptr;
+  if (failure_) throw *failure_;
+  const size_t bytes = resident_[0]->shared.static_bytes();
+  resident_.clear();
+  races::acquire(&launch_key);
+  races::end_launch();
+  return bytes;
+}
+
 }  // namespace
 
 Block::Block(unsigned number, unsigned count, size_t dynamic_bytes, void (*entry)())
@@ -236,21 +259,36 @@ Block::~Block() {
   }
 }
 
-void run(const Job& job) {
+namespace {
+
+// Calls f(scheduler) with the scheduler of a launch.
+template <class F>
+auto scheduled(const Job& job, F&& f) {
   const races::Unseen unseen;  // hides the host's part: memory that threads used comes and goes
   grid_dim = {job.blocks, 1, 1};
   block_dim = {job.threads, 1, 1};
   Scheduler own(job);
   scheduler = &own;
-  try {
-    own.run();
-  } catch (...) {
-    current = nullptr;
-    scheduler = nullptr;
-    throw;
-  }
-  scheduler = nullptr;
+  const struct Reset {
+    ~Reset() {
+      current = nullptr;
+      scheduler = nullptr;
+    }
+  } reset;
+  return f(own);
 }
+
+}  // namespace
+
+void run(const Job& job) {
+  scheduled(job, [](Scheduler& own) { own.run(); });
+}
+
+size_t static_shared_of(const Job& probe) {
+  return scheduled(probe, [](Scheduler& own) { return own.probe(); });
+}
+
+void end_of_declarations() { scheduler->end_probe(); }
 
 void wait_here(const char* at, const Site& site) {
   current->waits_at = at;

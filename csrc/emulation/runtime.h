@@ -115,16 +115,22 @@ struct Job {
   unsigned threads;
   size_t shared_bytes;
   bool dependent;
+  bool probe;  // ends where the first thread waits for earlier kernels
 };
 
 // Runs a launch, or throws a Failure.
 void run(const Job& job);
+// Runs a probe, and returns the bytes of static shared memory that the kernel declared, as ptxas lays them
+// out: with the padding before dynamic shared memory.
+size_t static_shared_of(const Job& probe);
 
 // The running thread; null while the host runs. `grid_dim` and `block_dim` belong to the launch.
 extern Thread* current;
 extern dim3 grid_dim, block_dim;
 
 void note_wait_for_earlier_kernels();
+// Ends a probe.
+void end_of_declarations();
 
 // ---- For the emulation's own files, on behalf of the current thread
 //

@@ -10,7 +10,8 @@ enum class Order { in_order, shuffled };    // of warps and lanes that can run
 enum class Copies { eager, late, random };  // when asynchronous copies arrive
 
 struct Settings {
-  int arch = 800;
+  int arch = 800;       // that the kernels were compiled for
+  int device_arch = 0;  // of the device; 0: the same
   int sms = 4;
   int block_shared = 163 * 1024;
   int sm_shared = 164 * 1024;
@@ -18,6 +19,11 @@ struct Settings {
   Copies copies = Copies::eager;
   uint64_t seed = 0;        // seed of the next launch; each launch advances it by one
   int resident_blocks = 1;  // blocks that take turns; the others wait until one of these is over
+  bool dry = false;         // launches are checked but not run
+  // The next launches of this many threads wait for one another, after the host's last step before.
+  int launches_meet = 0;
+
+  int device() const { return device_arch ? device_arch : arch; }
 };
 
 extern Settings settings;

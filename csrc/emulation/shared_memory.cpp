@@ -58,7 +58,7 @@ unsigned char* SharedMemory::place(const void* declaration, size_t bytes, size_t
 #endif
   const races::Unseen unseen;
   std::fill_n(begin, bytes, kFill);
-  arrays_.push_back({declaration, begin, bytes});
+  arrays_.push_back({declaration, begin, bytes, alignment});
   return begin;
 }
 
@@ -77,6 +77,15 @@ void* SharedMemory::fixed(const void* declaration, size_t bytes, size_t alignmen
          site);
   }
   return place(declaration, bytes, alignment);
+}
+
+size_t SharedMemory::static_bytes() const {
+  const auto padded = [](size_t at, size_t alignment) {
+    return (at + alignment - 1) / alignment * alignment;
+  };
+  size_t end = 0;
+  for (size_t i = 1; i < arrays_.size(); ++i) end = padded(end, arrays_[i].alignment) + arrays_[i].bytes;
+  return uses_dynamic_ ? padded(end, kDynamicAlignment) : end;
 }
 
 bool SharedMemory::contains(const void* pointer, size_t bytes) const {

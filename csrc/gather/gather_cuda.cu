@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "cuda/runtime.h"
 #include "gather/copy_kernel.cuh"
 #include "gather/quantise_kernel.cuh"
 
@@ -13,8 +14,6 @@ namespace {
 
 using gather::kResident;
 using gather::kThreads;
-
-constexpr Error kNotSupported = 801;  // cudaErrorNotSupported
 
 bool aligned(const GatherArgs& args, int64_t source_bytes, int64_t target_bytes) {
   const int64_t source_size = element_size(args.weight_type), target_size = element_size(args.slab_type);
@@ -39,18 +38,21 @@ Error copy(const Device& device, const GatherArgs& args, int slots, void* stream
 
 template <class Source, class Target>
 Error quantise(const Device& device, const GatherArgs& args, int slots, void* stream) {
-  // Shared memory that the kernel (kOwn) and the system (kSystem) need in each block besides the row, in
-  // bytes.
-  constexpr int64_t kOwn = 2 * 4 * kMaxWarps, kSystem = 1024;
-  const int64_t row_bytes = args.dim * element_size(args.weight_type);
-  const bool staged = row_bytes + kOwn <= device.block_shared;
-  const int64_t shared_bytes = staged ? row_bytes : 0;
-  const int64_t room = device.sm_shared / (shared_bytes + kOwn + kSystem);
-  const Launch how =
-      grid(device, slots, std::clamp<int64_t>(room, 1, kResident), static_cast<size_t>(shared_bytes), stream);
+  // Bytes of shared memory that the system takes for each block.
+  constexpr int64_t kSystem = 1024;
   const bool vector = aligned(args, 16, 16 / static_cast<int64_t>(sizeof(Source)));
-  return vector ? launch(gather::quantise_rows_kernel<Source, Target, true>, how, args, slots, staged)
-                : launch(gather::quantise_rows_kernel<Source, Target, false>, how, args, slots, staged);
+  const auto kernel = vector ? gather::quantise_rows_kernel<Source, Target, true>
+                             : gather::quantise_rows_kernel<Source, Target, false>;
+  Loaded loaded;
+  if (const Error error = load(kernel, loaded)) return error;
+  const int64_t row_bytes = args.dim * element_size(args.weight_type);
+  const bool staged = row_bytes <= loaded.dynamic_shared;
+  const int64_t shared_bytes = staged ? row_bytes : 0;
+  const int64_t room = device.sm_shared / (shared_bytes + loaded.static_shared + kSystem);
+  Launch how =
+      grid(device, slots, std::clamp<int64_t>(room, 1, kResident), static_cast<size_t>(shared_bytes), stream);
+  how.least_arch = std::is_same_v<Target, f8e4m3_t> ? kFloat8Arch : 0;
+  return launch(kernel, how, args, slots, staged);
 }
 
 template <class Target>
@@ -67,10 +69,7 @@ Error quantise_to(const Device& device, const GatherArgs& args, int slots, void*
 
 int run_gather_rows_cuda(const GatherArgs& args, int64_t slots, void* stream) {
   if (slots == 0) return cudaSuccess;
-  // In the kernels, slots and counts within a row are ints. The limit leaves room for a warp's slots beyond
-  // the last.
-  constexpr int64_t kMost = int64_t{1} << 30;
-  if (std::max(slots, args.dim * element_size(args.weight_type)) > kMost) return kInvalidValue;
+  if (std::max(slots, args.dim * element_size(args.weight_type)) > kMostOnCuda) return kInvalidValue;
   Device device;
   if (const Error error = current_device(device)) return error;
   const int count = static_cast<int>(slots);
@@ -80,9 +79,8 @@ int run_gather_rows_cuda(const GatherArgs& args, int64_t slots, void* stream) {
     return copy<uint8_t>(device, args, count, stream);
   }
   if (args.slab_type == DType::i8) return quantise_to<int8_t>(device, args, count, stream);
-  if (args.slab_type != DType::f8e4m3) return kInvalidValue;
-  // sm_89 introduced the instruction that rounds to e4m3.
-  return device.arch < 890 ? kNotSupported : quantise_to<f8e4m3_t>(device, args, count, stream);
+  if (args.slab_type == DType::f8e4m3) return quantise_to<f8e4m3_t>(device, args, count, stream);
+  return kInvalidValue;
 }
 
 }  // namespace microspec

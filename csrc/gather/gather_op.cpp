@@ -66,6 +66,8 @@ void gather_rows_(Tensor slab, Tensor slab_ids, Tensor weight, Tensor active_ids
   args.dim = dim;
   args.vocab_size = vocab_size;
   const int64_t slots = groups * capacity;
+  call.check_size(slots, "active_ids", "G * K");
+  call.check_size(dim * element_size(args.weight_type), "weight", "bytes of a row");
   const HostValues ids(call, active_ids);
   if (ids.known()) check.ids(ids.data<int32_t>(), slots, vocab_size, "active_ids");
   note_writes(written);

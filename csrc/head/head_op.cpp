@@ -47,6 +47,9 @@ HeadArgs checked(const Checker& check, const DeviceCall& call, const Tensor& hid
   args.groups = id_dims == 2 ? active_ids.size(0) : 1;
   args.capacity = active_ids.size(id_dims - 1);
   args.packed = packed;
+  call.check_size(args.groups, "active_ids", "G");
+  call.check_size(args.capacity, "active_ids", "K");
+  call.check_size(args.dim, "hidden", "D");
   args.hidden_type = check.float_dtype(hidden, "hidden");
   args.weight_type = check.row_dtype(weight, "weight", hidden.scalar_type());
   call.check_rows(args.weight_type, "weight");

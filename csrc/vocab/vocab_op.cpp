@@ -168,6 +168,9 @@ void vocab_update_(Tensor active_ids, Tensor slot_stamps, Tensor token_slots, Te
   args.groups = groups;
   args.capacity = capacity;
   args.vocab_size = vocab_size;
+  call.check_size(groups, "active_ids", "G");
+  call.check_size(capacity, "active_ids", "K");
+  call.check_size(args.count, "tokens", "N");
 
   // Read and check everything before the first write.
   const HostValues token_values(call, tokens);

@@ -158,9 +158,9 @@ def test_an_instruction_that_the_device_lacks() -> None:
 
 def test_a_launch_beyond_the_limits_is_an_error() -> None:
     planted = load("planted")
-    planted.configure(block_shared=1000)
-    assert planted.launch_sized(1, 96, 1000) == 0
-    wrong = [(1, 97, 0), (1, 1, 1001), (0, 96, 0), (1, 0, 0)]
+    planted.configure(block_shared=60_000)
+    assert planted.launch_sized(1, 96, 60_000) == 0
+    wrong = [(1, 97, 0), (1, 1, 60_001), (0, 96, 0), (1, 0, 0)]
     assert [planted.launch_sized(*sizes) for sizes in wrong] == [1, 1, 1, 1]
     planted.configure(block_shared=227 * 1024)
 

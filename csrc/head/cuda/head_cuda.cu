@@ -30,7 +30,10 @@ Error make_plan(const HeadArgs& chunk, void* workspace, HeadPlan& plan) {
   plan.mma = fits_mma(chunk) && expected_rows(chunk) > kMaxSimtRows;
   plan.partials.data = static_cast<float*>(workspace);
   plan.partials.pitch = ceil_div<int64_t>(chunk.capacity, kRun) * kRun;
-  plan.partials.splits = plan.mma ? mma_splits(chunk, plan.device) : 1;
+  plan.partials.splits = 1;
+  if (plan.mma) {
+    if (const Error error = mma_splits(chunk, &plan.partials.splits)) return error;
+  }
   const size_t bytes = plan.partials.splits * chunk.rows * plan.partials.pitch * sizeof(float);
   plan.partials_bytes = ceil_div<size_t>(bytes, kAlignment) * kAlignment;
   return 0;
@@ -81,7 +84,9 @@ int head_cuda_workspace(const HeadArgs& args, size_t* bytes) {
   const HeadArgs chunk = rows_from(args, 0);
   HeadPlan plan;
   if (const Error error = make_plan(chunk, nullptr, plan)) return error;
-  *bytes = plan.partials_bytes + select_workspace(chunk.rows, chunk.capacity, plan.device);
+  size_t keys = 0;
+  if (const Error error = select_workspace(chunk.rows, chunk.capacity, &keys)) return error;
+  *bytes = plan.partials_bytes + keys;
   return 0;
 }
 
@@ -92,7 +97,7 @@ int run_sparse_head_cuda(const HeadArgs& args, int64_t k, float* logits, int64_t
                           const Selection selection{static_cast<int>(k), logits + first * k,
                                                     token_ids + first * k, logsumexp + first};
                           void* keys = static_cast<char*>(workspace) + plan.partials_bytes;
-                          return select(chunk, plan.partials, selection, keys, plan.device, stream);
+                          return select(chunk, plan.partials, selection, keys, stream);
                         });
 }
 

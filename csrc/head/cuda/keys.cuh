@@ -126,7 +126,6 @@ MICROSPEC_DEVICE void load_keys(const HeadArgs& args, const Partials& partials, 
   const int slot = first + static_cast<int>(threadIdx.x);
 #pragma unroll
   for (int i = 0; i < kCount; ++i) slots[i] = load_slot(args, group, slot + i * kSelectThreads);
-  ptx::wait_for_earlier_kernels();
   float dots[kCount];
   load_dots(args, partials, row, slot, kSelectThreads, dots);
 #pragma unroll
@@ -143,15 +142,13 @@ struct FewKeys : RegisterKeys<kBatch> {
   }
 };
 
-// A row's keys in memory, for a larger K: in shared memory if they fit. Each thread reads only keys that it
-// wrote.
+// A row's keys in `memory` [K], for a larger K: shared memory if they fit. Each thread reads only keys that
+// it wrote.
 class ManyKeys {
  public:
   MICROSPEC_DEVICE ManyKeys(const HeadArgs& args, const Partials& partials, int64_t row, int group,
                             uint64_t* memory)
-      : count_(static_cast<int>(args.capacity)) {
-    MICROSPEC_DYNAMIC_SHARED(shared);
-    keys_ = memory ? memory + row * args.capacity : reinterpret_cast<uint64_t*>(shared);
+      : keys_(memory), count_(static_cast<int>(args.capacity)) {
     for (int first = 0; first < count_; first += kBatch * kSelectThreads) {
       uint64_t batch[kBatch];
       load_keys(args, partials, row, group, first, batch);

@@ -42,9 +42,12 @@ Error project_simt(const HeadArgs& args, const Partials& partials, const Device&
 // Whether project_mma supports the call: fp16 or bf16 hidden, 16-byte aligned rows, and D a multiple of 64
 // bytes of weights.
 bool fits_mma(const HeadArgs& args);
-// The number of splits into which project_mma divides D.
-int mma_splits(const HeadArgs& args, const Device& device);
+// Sets *splits to the number of splits into which project_mma divides D.
+Error mma_splits(const HeadArgs& args, int* splits);
 Error project_mma(const HeadArgs& args, const Partials& partials, const Device& device, void* stream);
+
+// The architecture that a kernel must be compiled for to convert the rows.
+inline int least_arch(const HeadArgs& args) { return args.weight_type == DType::f8e4m3 ? kFloat8Arch : 0; }
 
 // Whether rows of hidden and weight can be read 16 bytes at a time.
 inline bool aligned16(const HeadArgs& args) {

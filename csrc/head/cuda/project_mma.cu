@@ -295,15 +295,15 @@ project_mma_kernel(HeadArgs args, Partials partials, MmaPlan plan) {
 
 // ---- Host: the plan and the launch
 // Returns the plan with the fewest splits that leave room for hidden in registers and for the ring in shared
-// memory.
+// memory, of which the kernel may have `room` bytes.
 template <class Row, int kTiles>
-MmaPlan plan_for(const HeadArgs& args, const Device& device) {
+MmaPlan plan_for(const HeadArgs& args, int64_t room) {
   using S = WarpShape<Row, kTiles>;
   // The ring needs a tile's two runs and one run in flight. More splits make the runs smaller.
   constexpr int kMinDepth = 3;
   constexpr int kMaxWarpDim = S::kChunksPerWarp * kChunk<Row>;
   const size_t fixed = S::kSums * sizeof(float);
-  const size_t available = device.block_shared - sizeof(SegmentTable) - kMaxDepth * sizeof(uint64_t) - fixed;
+  const size_t available = static_cast<size_t>(room) - fixed;
   const auto with = [&](int64_t splits) {
     MmaPlan plan{};
     const int64_t unit = kRingWarps * kChunk<Row>;
@@ -325,34 +325,36 @@ MmaPlan plan_for(const HeadArgs& args, const Device& device) {
 
 // Calls f(std::integral_constant) with the number of tiles that the call's rows need.
 template <class F>
-auto with_tiles(const HeadArgs& args, F&& f) {
+Error with_tiles(const HeadArgs& args, F&& f) {
   const int64_t rows = expected_rows(args);
   if (rows <= 2 * kTile) return f(std::integral_constant<int, 2>{});
   if (rows <= 4 * kTile) return f(std::integral_constant<int, 4>{});
   return f(std::integral_constant<int, 8>{});
 }
 
-template <class Hidden, class Row>
-Error start(const HeadArgs& args, const Partials& partials, const Device& device, void* stream) {
-  return with_tiles(args, [&](auto tiles) {
-    const MmaPlan plan = plan_for<Row, tiles>(args, device);
-    Launch how{};
-    how.blocks = static_cast<unsigned>(std::max(1, device.sms / plan.splits) * plan.splits);
-    how.threads = kThreads;
-    how.shared_bytes = plan.shared_bytes;
-    how.stream = stream;
-    how.dependent = true;
-    return launch(project_mma_kernel<Hidden, Row, tiles>, how, args, partials, plan);
+// Calls f(kernel, plan) with the call's kernel and its plan.
+template <class Hidden, class Row, class F>
+Error with_plan(const HeadArgs& args, F&& f) {
+  return with_tiles(args, [&](auto tiles) -> Error {
+    const auto kernel = project_mma_kernel<Hidden, Row, tiles>;
+    Loaded loaded;
+    if (const Error error = load(kernel, loaded)) return error;
+    return f(kernel, plan_for<Row, tiles>(args, loaded.dynamic_shared));
   });
 }
 
-template <class Hidden>
-Error start(const HeadArgs& args, const Partials& partials, const Device& device, void* stream) {
+template <class Hidden, class F>
+Error with_plan(const HeadArgs& args, F&& f) {
   switch (args.weight_type) {
-    case DType::i8: return start<Hidden, int8_t>(args, partials, device, stream);
-    case DType::f8e4m3: return start<Hidden, f8e4m3_t>(args, partials, device, stream);
-    default: return start<Hidden, Hidden>(args, partials, device, stream);
+    case DType::i8: return with_plan<Hidden, int8_t>(args, f);
+    case DType::f8e4m3: return with_plan<Hidden, f8e4m3_t>(args, f);
+    default: return with_plan<Hidden, Hidden>(args, f);
   }
+}
+
+template <class F>
+Error with_plan(const HeadArgs& args, F&& f) {
+  return args.hidden_type == DType::bf16 ? with_plan<bf16_t>(args, f) : with_plan<f16_t>(args, f);
 }
 
 }  // namespace
@@ -362,17 +364,24 @@ bool fits_mma(const HeadArgs& args) {
   return args.hidden_type != DType::f32 && args.dim > 0 && args.dim % chunk == 0 && aligned16(args);
 }
 
-int mma_splits(const HeadArgs& args, const Device& device) {
-  return with_tiles(args, [&](auto tiles) {
-    return (is_quantised(args.weight_type) ? plan_for<int8_t, tiles>(args, device)
-                                           : plan_for<bf16_t, tiles>(args, device))
-        .splits;
+Error mma_splits(const HeadArgs& args, int* splits) {
+  return with_plan(args, [&](auto, const MmaPlan& plan) {
+    *splits = plan.splits;
+    return 0;
   });
 }
 
 Error project_mma(const HeadArgs& args, const Partials& partials, const Device& device, void* stream) {
-  return args.hidden_type == DType::bf16 ? start<bf16_t>(args, partials, device, stream)
-                                         : start<f16_t>(args, partials, device, stream);
+  return with_plan(args, [&](auto kernel, const MmaPlan& plan) {
+    Launch how{};
+    how.blocks = static_cast<unsigned>(std::max(1, device.sms / plan.splits) * plan.splits);
+    how.threads = kThreads;
+    how.shared_bytes = plan.shared_bytes;
+    how.stream = stream;
+    how.dependent = true;
+    how.least_arch = least_arch(args);
+    return launch(kernel, how, args, partials, plan);
+  });
 }
 
 }  // namespace microspec

@@ -145,7 +145,7 @@ class Projector {
     if (passes_ == 1) load_hidden(segment, 0);
     for (int first = 0; first < count; first += kRound) {
       const int i = first + lane_index();
-      const int32_t id = i < count ? __ldg(ids + slots.at(i)) : -1;
+      const int32_t id = i < count ? ids[slots.at(i)] : -1;
       const unsigned active = __ballot_sync(kAllLanes, is_active(args_, id));
       for (int pass = 0; pass < passes_; ++pass) {
         if (passes_ > 1) load_hidden(segment, pass);
@@ -265,6 +265,7 @@ Error start(const HeadArgs& args, const Partials& partials, const Device& device
   how.blocks = static_cast<unsigned>(device.sms * (kMaxWarps / warps));
   how.stream = stream;
   how.dependent = true;
+  how.least_arch = least_arch(args);
   if (!aligned16(args))
     return launch(project_simt_kernel<Hidden, Row, kSimtRows, false>, how, args, partials);
   if (expected_rows(args) == 1) return launch(project_simt_kernel<Hidden, Row, 1, true>, how, args, partials);

@@ -97,7 +97,7 @@ class Ring {
     return data_ + static_cast<int64_t>(index) * kRun * row_pitch_;
   }
   MICROSPEC_DEVICE int32_t id_of(int group, int slot) const {
-    return slot < args_.capacity ? __ldg(ids_of(args_, group) + slot) : -1;
+    return slot < args_.capacity ? ids_of(args_, group)[slot] : -1;
   }
   MICROSPEC_DEVICE const Row* source(int group, int slot, int32_t id) const {
     return row_of<Row>(args_, group, slot, id) + split_.begin;

@@ -9,8 +9,8 @@
 // and block_threshold find the k-th key, and choose collects from there, (4) store_ranked and pad.
 // finish_logits_kernel takes its place for sparse_logits, and writes every slot's logit.
 //
-// select starts while project still runs. We load group, ids and scales before waiting for project. Safe:
-// project itself waited for their writers before it let this kernel start.
+// select starts while project still runs, and waits for it before it loads anything: only that wait makes the
+// writes of the kernels before visible here, project's and those of the ids and scales.
 //
 // Not yet measured on a GPU.
 #include <algorithm>
@@ -143,17 +143,19 @@ template <class Keys>
 MICROSPEC_KERNEL(kSelectThreads, 1)
 select_kernel(HeadArgs args, Partials partials, Selection selection, uint64_t* memory) {
   MICROSPEC_SHARED(Scratch, scratch, 1);
+  MICROSPEC_DYNAMIC_SHARED(dynamic);
+  ptx::wait_for_earlier_kernels();
   const int64_t row = blockIdx.x;
   const int group = group_of(args, row);
   const RowResult result{selection.logits + row * selection.k, selection.token_ids + row * selection.k,
                          selection.logsumexp + row};
   if (group < 0) {
-    ptx::wait_for_earlier_kernels();
     result.pad(0, selection.k);
     if (threadIdx.x == 0) *result.logsumexp = -INFINITY;
     return;
   }
-  const Keys keys(args, partials, row, group, memory);
+  uint64_t* const own = memory ? memory + row * args.capacity : reinterpret_cast<uint64_t*>(dynamic);
+  const Keys keys(args, partials, row, group, own);
   const Counts counts = count_row(keys, *scratch);
   const int count = min(selection.k, counts.active);
   if (count == 0) {
@@ -197,19 +199,26 @@ finish_logits_kernel(HeadArgs args, Partials partials, float* logits) {
 
 // ---- Host: where the keys are kept, and the launches
 bool keys_in_registers(int64_t capacity) { return capacity <= kBatch * kSelectThreads; }
-bool keys_in_shared(int64_t capacity, const Device& device) {
-  return capacity * sizeof(uint64_t) + sizeof(Scratch) <= static_cast<size_t>(device.block_shared);
+Error keys_in_shared(int64_t capacity, bool& fit) {
+  Loaded loaded;
+  const Error error = load(select_kernel<ManyKeys>, loaded);
+  fit = !error && capacity * static_cast<int64_t>(sizeof(uint64_t)) <= loaded.dynamic_shared;
+  return error;
 }
 
 }  // namespace
 
-size_t select_workspace(int64_t rows, int64_t capacity, const Device& device) {
-  if (keys_in_registers(capacity) || keys_in_shared(capacity, device)) return 0;
-  return rows * capacity * sizeof(uint64_t);
+Error select_workspace(int64_t rows, int64_t capacity, size_t* bytes) {
+  *bytes = 0;
+  if (keys_in_registers(capacity)) return 0;
+  bool fit = false;
+  if (const Error error = keys_in_shared(capacity, fit)) return error;
+  if (!fit) *bytes = rows * capacity * sizeof(uint64_t);
+  return 0;
 }
 
 Error select(const HeadArgs& args, const Partials& partials, const Selection& selection, void* workspace,
-             const Device& device, void* stream) {
+             void* stream) {
   Launch how{};
   how.blocks = static_cast<unsigned>(args.rows);
   how.threads = kSelectThreads;
@@ -218,11 +227,11 @@ Error select(const HeadArgs& args, const Partials& partials, const Selection& se
   if (keys_in_registers(args.capacity)) {
     return launch(select_kernel<FewKeys>, how, args, partials, selection, nullptr);
   }
-  if (keys_in_shared(args.capacity, device)) {
-    how.shared_bytes = args.capacity * sizeof(uint64_t);
-    return launch(select_kernel<ManyKeys>, how, args, partials, selection, nullptr);
-  }
-  return launch(select_kernel<ManyKeys>, how, args, partials, selection, static_cast<uint64_t*>(workspace));
+  bool fit = false;
+  if (const Error error = keys_in_shared(args.capacity, fit)) return error;
+  if (fit) how.shared_bytes = args.capacity * sizeof(uint64_t);
+  return launch(select_kernel<ManyKeys>, how, args, partials, selection,
+                fit ? nullptr : static_cast<uint64_t*>(workspace));
 }
 
 Error finish_logits(const HeadArgs& args, const Partials& partials, float* logits, const Device& device,

@@ -19,11 +19,11 @@ struct Selection {
   float* logsumexp;
 };
 
-// Returns the bytes of workspace for `rows` rows: 0 if their keys fit in registers or shared memory.
-size_t select_workspace(int64_t rows, int64_t capacity, const Device& device);
+// Sets *bytes to the workspace for `rows` rows: 0 if their keys fit in registers or shared memory.
+Error select_workspace(int64_t rows, int64_t capacity, size_t* bytes);
 // Enqueues the selection. workspace has select_workspace bytes.
 Error select(const HeadArgs& args, const Partials& partials, const Selection& selection, void* workspace,
-             const Device& device, void* stream);
+             void* stream);
 
 // Writes every slot's logit. logits is [rows, K].
 Error finish_logits(const HeadArgs& args, const Partials& partials, float* logits, const Device& device,

@@ -13,6 +13,7 @@ constexpr int kTile = 64;
 
 MICROSPEC_KERNEL(kTile, 1) tile_sums_kernel(float* out, const float* in, int tiles, int bug) {
   MICROSPEC_SHARED(float, tile, kTile);
+  ptx::wait_for_earlier_kernels();
   const int i = threadIdx.x;
   float sum = 0;
   for (int t = 0; t < tiles; ++t) {
@@ -33,6 +34,7 @@ MICROSPEC_KERNEL(kTile, 1) tile_sums_kernel(float* out, const float* in, int til
 MICROSPEC_KERNEL(kTile, 1) copied_sums_kernel(float* out, const float* in, int tiles, int bug) {
   MICROSPEC_SHARED(uint4, places, 2 * kTile / 4);
   MICROSPEC_SHARED(uint64_t, full, 2);
+  ptx::wait_for_earlier_kernels();
   const int i = threadIdx.x;
   const bool bulk = MICROSPEC_ARCH >= 900;
   constexpr uint32_t kBytes = kTile * sizeof(float);
@@ -75,6 +77,7 @@ MICROSPEC_KERNEL(kWarp, 1)
 grid_sum_kernel(int* out, int* partials, unsigned* ticket, const int* in, int bug) {
   MICROSPEC_SHARED(int, total, 1);
   MICROSPEC_SHARED(unsigned, drawn, 1);
+  ptx::wait_for_earlier_kernels();
   if (threadIdx.x == 0) total[0] = 0;
   __syncthreads();
   atomicAdd(&total[0], in[blockIdx.x * kWarp + threadIdx.x]);
@@ -102,6 +105,7 @@ grid_sum_kernel(int* out, int* partials, unsigned* ticket, const int* in, int bu
 MICROSPEC_KERNEL(kWarp, 1) warp_sums_kernel(int* out, const int* in, int bug) {
   MICROSPEC_SHARED(int, words, kWarp);
   MICROSPEC_SHARED(uint64_t, never, 1);
+  ptx::wait_for_earlier_kernels();
   const int i = threadIdx.x;
   if (bug == kExitedLane && i == 20) return;
   if (bug == kWaitForNobody) {
@@ -130,6 +134,7 @@ MICROSPEC_KERNEL(kWarp, 1)
 copy_rows_kernel(float* out, const float* in, const int* rows, int count, int bug) {
   constexpr int kRow = 16;
   MICROSPEC_DYNAMIC_SHARED(memory);
+  ptx::wait_for_earlier_kernels();
   auto* staged = reinterpret_cast<float4*>(memory);
   const int i = threadIdx.x;
   for (int r = 0; r < count; ++r) {
@@ -152,6 +157,7 @@ copy_rows_kernel(float* out, const float* in, const int* rows, int count, int bu
 
 MICROSPEC_KERNEL(kWarp, 1) too_much_shared_kernel(int* out) {
   MICROSPEC_SHARED(int, words, 12 * 1024 + 1);
+  ptx::wait_for_earlier_kernels();
   words[threadIdx.x] = 1;
   out[threadIdx.x] = words[threadIdx.x];
 }
@@ -162,7 +168,10 @@ MICROSPEC_KERNEL(kWarp, 1) dependent_kernel(int* out, int bug) {
   out[threadIdx.x] = static_cast<int>(threadIdx.x);
 }
 
-MICROSPEC_KERNEL(96, 2) sized_kernel() { __syncthreads(); }
+MICROSPEC_KERNEL(96, 2) sized_kernel() {
+  ptx::wait_for_earlier_kernels();
+  __syncthreads();
+}
 
 }  // namespace
 

@@ -10,6 +10,7 @@ using namespace microspec;
 namespace {
 
 MICROSPEC_KERNEL(kWarp, 1) mma_kernel(float* d, const uint16_t* a, const uint16_t* b, bool bf16) {
+  ptx::wait_for_earlier_kernels();
   const int g = lane_index() / 4, t = lane_index() % 4 * 2;
   const auto pair_of_a = [&](int m, int k) { return uint32_t{a[m * 16 + k + 1]} << 16 | a[m * 16 + k]; };
   const auto pair_of_b = [&](int k, int n) { return uint32_t{b[(k + 1) * 8 + n]} << 16 | b[k * 8 + n]; };
@@ -29,6 +30,7 @@ MICROSPEC_KERNEL(kWarp, 1) mma_kernel(float* d, const uint16_t* a, const uint16_
 }
 
 MICROSPEC_KERNEL(kWarp, 1) warp_kernel(int* out, const int* in, unsigned mask) {
+  ptx::wait_for_earlier_kernels();
   const int lane = lane_index();
   if (!(mask >> lane & 1)) return;
   const int value = in[lane];
@@ -62,6 +64,7 @@ MICROSPEC_KERNEL(kWarp, 1) warp_kernel(int* out, const int* in, unsigned mask) {
 template <class To, class From, class F>
 MICROSPEC_KERNEL(kWarp, 1)
 map_kernel(To* out, const From* in, int count, F f) {
+  ptx::wait_for_earlier_kernels();
   for (int i = threadIdx.x; i < count; i += kWarp) out[i] = static_cast<To>(f(in[i]));
 }
 
@@ -71,6 +74,7 @@ int map(To* out, const From* in, int count, F f) {
 }
 
 MICROSPEC_KERNEL(512, 1) block_kernel(int* out, const int* in) {
+  ptx::wait_for_earlier_kernels();
   const int i = threadIdx.x, threads = blockDim.x;
   out[i] = __syncthreads_count(in[i] > 0);
   out[threads + i] = __syncthreads_and(in[i] > 0);
@@ -78,6 +82,7 @@ MICROSPEC_KERNEL(512, 1) block_kernel(int* out, const int* in) {
 }
 
 MICROSPEC_KERNEL(512, 1) atomics_kernel(unsigned* cells) {
+  ptx::wait_for_earlier_kernels();
   const unsigned i = threadIdx.x;
   atomicAdd(&cells[0], i);
   atomicMin(&cells[1], i + 3);

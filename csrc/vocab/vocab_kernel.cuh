@@ -40,7 +40,7 @@ MICROSPEC_DEVICE void place_newcomers(const AnySlots& slots, Bounds<typename Any
                                       const Newcomer* newcomers, unsigned wanted, int64_t base,
                                       BlockState& block) {
   using Age = typename AnySlots::Age;
-  const Age threshold = block_threshold(slots, static_cast<int>(wanted), bounds, block.select);
+  const Age threshold = block_threshold(slots, static_cast<int>(wanted), bounds, block.select).value;
   unsigned freed = 0;
   slots.each([&](int, Age age) { freed += __popc(__ballot_sync(kAllLanes, age >= threshold)); });
   if (lane_index() == 0) block.slot_counts[warp_index()] = freed;
@@ -114,7 +114,6 @@ vocab_update_kernel(VocabArgs args, Layout layout, int32_t* workspace) {
     block.warp_oldest[warp_index()] = oldest;
   }
   clear_table(block);
-  prepare_select(block.select);
   __syncthreads();
   if (threadIdx.x == 0) args.clock[blockIdx.x] = wrapping_add(base, args.count);
   const unsigned counts = sum_of_warps(block.slot_counts).total;

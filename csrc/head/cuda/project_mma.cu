@@ -54,6 +54,7 @@
 // writes the partial dot products. project_mma_kernel runs these steps; plan_for sizes them on the host.
 //
 // Not yet measured on a GPU.
+#include "cuda/banks.cuh"
 #include "cuda/elements.cuh"
 #include "project.h"
 #include "ring.cuh"
@@ -72,7 +73,7 @@ constexpr int kHiddenRegisters = 128;
 #define MICROSPEC_MIN_SPLITS 1
 #endif
 // kTile is the number of hidden rows in a tile (mma's n). kSlots is the number of slots (mma's m) in the sums
-// in shared memory. Their pitch has 4 floats of padding, which lets 32 lanes store to 32 banks.
+// in shared memory. Their pitch has 4 floats of padding, which lets 32 lanes store to 32 banks (sum_index).
 constexpr int kTile = 8;
 constexpr int kSlots = 2 * kRun;
 constexpr int kSlotsPitch = kSlots + 4;
@@ -103,6 +104,21 @@ struct MmaPlan {
 
   MICROSPEC_DEVICE int split_dim() const { return warp_dim * kRingWarps; }
 };
+
+// The place of a lane's first d register in the sums of a tile of hidden rows.
+constexpr int sum_index(int lane) { return lane % 4 * 2 * kSlotsPitch + lane / 4; }
+static_assert(wavefronts<1>(sum_index) == 1);
+
+// What a thread of store_tile adds: four slots of row m.
+struct SumQuad {
+  int m, quad;
+
+  // Eight lanes read 16 bytes each at a time: two rows that lie four apart, so that they hit every bank once.
+  constexpr explicit SumQuad(int index)
+      : m(index / 32 * 8 + index % 32 / 8 + index / 4 % 2 * 4), quad(index % 4) {}
+  constexpr int place() const { return m * kSlotsPitch + quad * 4; }
+};
+static_assert(wavefronts<4>([](int lane) { return SumQuad(lane).place(); }) == 4);
 
 // ---- Instructions by hidden's type
 // Multiplies 16 slots by 8 rows of hidden over 16 elements, and adds to `sums`.
@@ -198,10 +214,9 @@ class WarpTile {
 
   // Step 4: writes the d fragments to this warp's sums, [kWidth, kSlotsPitch].
   MICROSPEC_DEVICE static void store(const float (&dots)[kTiles][4], float* sums) {
-    const int slot = lane_index() / 4;
 #pragma unroll
     for (int n = 0; n < kTiles; ++n) {
-      float* row = sums + (n * kTile + lane_index() % 4 * 2) * kSlotsPitch + slot;
+      float* row = sums + n * kTile * kSlotsPitch + sum_index(lane_index());
       row[0] = dots[n][0];
       row[kSlotsPitch] = dots[n][1];
       row[kRun] = dots[n][2];
@@ -224,11 +239,12 @@ template <int kWidth>
 MICROSPEC_DEVICE void store_tile(const float* sums, const Segment& segment, int low_run, int high_run,
                                  int64_t row_base, const Partials& partials) {
   constexpr int kQuads = kSlots / 4;
-  for (int o = threadIdx.x; o < segment.count * kQuads; o += kThreads) {
-    const int m = o / kQuads, quad = o % kQuads;
-    const int run = quad < kQuads / 2 ? low_run : high_run;
-    if (run < 0) continue;
-    const float* warp_sums = sums + m * kSlotsPitch + quad * 4;
+  const int tiles = ceil_div(segment.count, kTile);
+  for (int o = threadIdx.x; o < tiles * kTile * kQuads; o += kThreads) {
+    const SumQuad at(o);
+    const int run = at.quad < kQuads / 2 ? low_run : high_run;
+    if (run < 0 || at.m >= segment.count) continue;
+    const float* warp_sums = sums + at.place();
     float4 total = *reinterpret_cast<const float4*>(warp_sums);
 #pragma unroll
     for (int w = 1; w < kRingWarps; ++w) {
@@ -238,7 +254,8 @@ MICROSPEC_DEVICE void store_tile(const float* sums, const Segment& segment, int 
       total.z += more.z;
       total.w += more.w;
     }
-    float* target = partials.data + (row_base + segment.row(m)) * partials.pitch + run * kRun + quad % 2 * 4;
+    float* target =
+        partials.data + (row_base + segment.row(at.m)) * partials.pitch + run * kRun + at.quad % 2 * 4;
     *reinterpret_cast<float4*>(target) = total;
   }
 }

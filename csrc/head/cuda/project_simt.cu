@@ -132,7 +132,7 @@ MICROSPEC_DEVICE int take_lowest(unsigned& set) {
 template <class Hidden, class Row, int kRows, bool kAligned>
 class Projector {
  public:
-  // sums is [kRound, kRows, kMaxWarps] in shared memory.
+  // sums is [kMaxWarps, kRound, kRows] in shared memory: lanes store and read consecutive words.
   MICROSPEC_DEVICE Projector(const HeadArgs& args, const Partials& partials, float* sums)
       : args_(args), partials_(partials), sums_(sums) {
     const int64_t pass_elements = static_cast<int64_t>(blockDim.x) / kWarp * kWarpElements<Row>;
@@ -198,7 +198,7 @@ class Projector {
         const float sum = sums_over_warp(dots);
         constexpr int kLanes = kWarp / kRows;
         if (lane_index() % kLanes == 0) {
-          float& place = sums_[(j * kRows + lane_index() / kLanes) * kMaxWarps + warp_index()];
+          float& place = sums_[warp_index() * kRound * kRows + j * kRows + lane_index() / kLanes];
           place = pass == 0 ? sum : place + sum;
         }
       }
@@ -225,7 +225,7 @@ class Projector {
       const int j = o / kRows, m = o % kRows;
       if (m >= segment.count || !(active >> j & 1)) continue;
       float sum = 0.0f;
-      for (int w = 0; w < warps; ++w) sum += sums_[o * kMaxWarps + w];
+      for (int w = 0; w < warps; ++w) sum += sums_[w * kRound * kRows + o];
       partials_.data[segment.row(m) * partials_.pitch + slots.at(first + j)] = sum;
     }
   }

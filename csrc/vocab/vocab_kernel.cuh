@@ -83,11 +83,14 @@ vocab_update_kernel(VocabArgs args, Layout layout, int32_t* workspace) {
   const int64_t clock = args.clock[blockIdx.x];
   Slots<slots_per_thread> slots(group);
   slots.fetch();
+  Feed feed(args, block, last_use + layout.queue);
+  int64_t position;
+  feed.next(position);
   TokenAt newest;
-  newest.fetch(args, args.count - 1 - static_cast<int64_t>(threadIdx.x));
+  newest.fetch(args, position);
   // Without this, the compiler would issue some of these loads only after the token has arrived.
   __syncwarp();
-  const int32_t token = newest.token_of_group(args);
+  const int32_t token = newest.token(args);
   const int32_t slot = slot_of(group, token);
   // Pass the clock through shared memory, so that the ages are computed after this barrier. The assembler
   // would otherwise compute them between a token and the load of its slot.
@@ -120,7 +123,7 @@ vocab_update_kernel(VocabArgs args, Layout layout, int32_t* workspace) {
   const unsigned room = slots_per_thread > 0 ? counts & 0xffff : counts;
   if (room == 0) return;
 
-  walk(args, group, block, last_use, newcomers, room, token, slot);
+  walk(args, group, block, last_use, newcomers, room, feed, position, token, slot);
   __syncthreads();
   const int32_t cutoff = block.cutoff;
   const unsigned wanted = block.newcomers;

@@ -112,10 +112,10 @@ HeadArgs checked(const Checker& check, const DeviceCall& call, const Tensor& hid
   return args;
 }
 
-Tensor head_workspace(const DeviceCall& call, const HeadArgs& args) {
-  size_t bytes = 0;
-  call.check(head_cuda_workspace(args, &bytes));
-  return call.workspace(bytes);
+HeadPlan plan_on_cuda(const DeviceCall& call, const HeadArgs& args) {
+  HeadPlan plan;
+  call.check(plan_head_cuda(args, &plan));
+  return plan;
 }
 
 }  // namespace
@@ -136,8 +136,9 @@ std::tuple<Tensor, Tensor, Tensor> sparse_head(Tensor hidden, Tensor weight, Ten
   const auto ids = static_cast<int64_t*>(token_ids.data_ptr());
   const auto sums = static_cast<float*>(logsumexp.data_ptr());
   if (call.on_cuda()) {
-    const Tensor workspace = head_workspace(call, args);
-    call.check(run_sparse_head_cuda(args, k, values, ids, sums, workspace.data_ptr(), call.stream()));
+    const HeadPlan plan = plan_on_cuda(call, args);
+    const Tensor workspace = call.workspace(plan.workspace_bytes());
+    call.check(run_sparse_head_cuda(args, plan, k, values, ids, sums, workspace.data_ptr(), call.stream()));
   } else {
     run_sparse_head(args, k, values, ids, sums);
   }
@@ -154,8 +155,9 @@ Tensor sparse_logits(Tensor hidden, Tensor weight, Tensor active_ids, bool packe
   Tensor logits = call.empty({args.rows, args.capacity}, ScalarType::Float);
   const auto values = static_cast<float*>(logits.data_ptr());
   if (call.on_cuda()) {
-    const Tensor workspace = head_workspace(call, args);
-    call.check(run_sparse_logits_cuda(args, values, workspace.data_ptr(), call.stream()));
+    const HeadPlan plan = plan_on_cuda(call, args);
+    const Tensor workspace = call.workspace(plan.workspace_bytes());
+    call.check(run_sparse_logits_cuda(args, plan, values, workspace.data_ptr(), call.stream()));
   } else {
     run_sparse_logits(args, values);
   }

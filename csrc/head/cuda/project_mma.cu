@@ -94,16 +94,7 @@ struct WarpShape {
   static constexpr int kSums = kRingWarps * kWidth * kSlotsPitch;  // floats in shared memory
 };
 
-// How a launch divides D, and its shared memory.
-struct MmaPlan {
-  int splits;
-  int warp_dim;   // elements of D a warp, a multiple of kChunk
-  int row_pitch;  // bytes
-  int depth;      // runs in the ring
-  size_t shared_bytes;
-
-  MICROSPEC_DEVICE int split_dim() const { return warp_dim * kRingWarps; }
-};
+MICROSPEC_DEVICE int split_dim(const MmaPlan& plan) { return plan.warp_dim * kRingWarps; }
 
 // The place of a lane's first d register in the sums of a tile of hidden rows.
 constexpr int sum_index(int lane) { return lane % 4 * 2 * kSlotsPitch + lane / 4; }
@@ -276,8 +267,8 @@ project_mma_kernel(HeadArgs args, Partials partials, MmaPlan plan) {
   float* sums = reinterpret_cast<float*>(shared);
   const int split_index = blockIdx.x % plan.splits, block_in_split = blockIdx.x / plan.splits;
   const int blocks_per_split = gridDim.x / plan.splits;
-  const int64_t begin = static_cast<int64_t>(split_index) * plan.split_dim();
-  const Split split{begin, static_cast<int>(min(static_cast<int64_t>(plan.split_dim()), args.dim - begin))};
+  const int64_t begin = static_cast<int64_t>(split_index) * split_dim(plan);
+  const Split split{begin, static_cast<int>(min(static_cast<int64_t>(split_dim(plan)), args.dim - begin))};
   Ring<Row> ring(args, split, plan.depth, plan.row_pitch, full, shared + S::kSums * sizeof(float));
   WarpTile<Hidden, Row, kTiles> tile(begin + warp_index() * plan.warp_dim, plan.warp_dim, args.dim);
 
@@ -349,29 +340,25 @@ Error with_tiles(const HeadArgs& args, F&& f) {
   return f(std::integral_constant<int, 8>{});
 }
 
-// Calls f(kernel, plan) with the call's kernel and its plan.
+// Calls f(kernel, make_plan) with the call's kernel and the function that plans it.
 template <class Hidden, class Row, class F>
-Error with_plan(const HeadArgs& args, F&& f) {
-  return with_tiles(args, [&](auto tiles) -> Error {
-    const auto kernel = project_mma_kernel<Hidden, Row, tiles>;
-    Loaded loaded;
-    if (const Error error = load(kernel, loaded)) return error;
-    return f(kernel, plan_for<Row, tiles>(args, loaded.dynamic_shared));
-  });
+Error with_kernel(const HeadArgs& args, F&& f) {
+  return with_tiles(
+      args, [&](auto tiles) { return f(project_mma_kernel<Hidden, Row, tiles>, plan_for<Row, tiles>); });
 }
 
 template <class Hidden, class F>
-Error with_plan(const HeadArgs& args, F&& f) {
+Error with_kernel(const HeadArgs& args, F&& f) {
   switch (args.weight_type) {
-    case DType::i8: return with_plan<Hidden, int8_t>(args, f);
-    case DType::f8e4m3: return with_plan<Hidden, f8e4m3_t>(args, f);
-    default: return with_plan<Hidden, Hidden>(args, f);
+    case DType::i8: return with_kernel<Hidden, int8_t>(args, f);
+    case DType::f8e4m3: return with_kernel<Hidden, f8e4m3_t>(args, f);
+    default: return with_kernel<Hidden, Hidden>(args, f);
   }
 }
 
 template <class F>
-Error with_plan(const HeadArgs& args, F&& f) {
-  return args.hidden_type == DType::bf16 ? with_plan<bf16_t>(args, f) : with_plan<f16_t>(args, f);
+Error with_kernel(const HeadArgs& args, F&& f) {
+  return args.hidden_type == DType::bf16 ? with_kernel<bf16_t>(args, f) : with_kernel<f16_t>(args, f);
 }
 
 }  // namespace
@@ -381,24 +368,25 @@ bool fits_mma(const HeadArgs& args) {
   return args.hidden_type != DType::f32 && args.dim > 0 && args.dim % chunk == 0 && aligned16(args);
 }
 
-Error mma_splits(const HeadArgs& args, int* splits) {
-  return with_plan(args, [&](auto, const MmaPlan& plan) {
-    *splits = plan.splits;
+Error plan_mma(const HeadArgs& args, MmaPlan& plan) {
+  return with_kernel(args, [&](auto kernel, auto make_plan) -> Error {
+    Loaded loaded;
+    if (const Error error = load(kernel, loaded)) return error;
+    plan = make_plan(args, loaded.dynamic_shared);
     return 0;
   });
 }
 
-Error project_mma(const HeadArgs& args, const Partials& partials, const Device& device, void* stream) {
-  return with_plan(args, [&](auto kernel, const MmaPlan& plan) {
-    Launch how{};
-    how.blocks = static_cast<unsigned>(std::max(1, device.sms / plan.splits) * plan.splits);
-    how.threads = kThreads;
-    how.shared_bytes = plan.shared_bytes;
-    how.stream = stream;
-    how.dependent = true;
-    how.least_arch = least_arch(args);
-    return launch(kernel, how, args, partials, plan);
-  });
+Error project_mma(const HeadArgs& args, const Partials& partials, const HeadPlan& plan, void* stream) {
+  const MmaPlan& mma = plan.mma_plan;
+  Launch how{};
+  how.blocks = static_cast<unsigned>(std::max(1, plan.sms / mma.splits) * mma.splits);
+  how.threads = kThreads;
+  how.shared_bytes = mma.shared_bytes;
+  how.stream = stream;
+  how.dependent = true;
+  how.least_arch = least_arch(args);
+  return with_kernel(args, [&](auto kernel, auto) { return launch(kernel, how, args, partials, mma); });
 }
 
 }  // namespace microspec

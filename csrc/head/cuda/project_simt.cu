@@ -257,12 +257,12 @@ project_simt_kernel(HeadArgs args, Partials partials) {
 
 // ---- Host: the launch
 template <class Hidden, class Row>
-Error start(const HeadArgs& args, const Partials& partials, const Device& device, void* stream) {
+Error start(const HeadArgs& args, const Partials& partials, const HeadPlan& plan, void* stream) {
   const int64_t warps =
       std::min<int64_t>(kMaxWarps, std::max<int64_t>(1, ceil_div<int64_t>(args.dim, kWarpElements<Row>)));
   Launch how{};
   how.threads = static_cast<unsigned>(warps * kWarp);
-  how.blocks = static_cast<unsigned>(device.sms * (kMaxWarps / warps));
+  how.blocks = static_cast<unsigned>(plan.sms * (kMaxWarps / warps));
   how.stream = stream;
   how.dependent = true;
   how.least_arch = least_arch(args);
@@ -273,21 +273,21 @@ Error start(const HeadArgs& args, const Partials& partials, const Device& device
 }
 
 template <class Hidden>
-Error start(const HeadArgs& args, const Partials& partials, const Device& device, void* stream) {
+Error start(const HeadArgs& args, const Partials& partials, const HeadPlan& plan, void* stream) {
   switch (args.weight_type) {
-    case DType::i8: return start<Hidden, int8_t>(args, partials, device, stream);
-    case DType::f8e4m3: return start<Hidden, f8e4m3_t>(args, partials, device, stream);
-    default: return start<Hidden, Hidden>(args, partials, device, stream);
+    case DType::i8: return start<Hidden, int8_t>(args, partials, plan, stream);
+    case DType::f8e4m3: return start<Hidden, f8e4m3_t>(args, partials, plan, stream);
+    default: return start<Hidden, Hidden>(args, partials, plan, stream);
   }
 }
 
 }  // namespace
 
-Error project_simt(const HeadArgs& args, const Partials& partials, const Device& device, void* stream) {
+Error project_simt(const HeadArgs& args, const Partials& partials, const HeadPlan& plan, void* stream) {
   switch (args.hidden_type) {
-    case DType::bf16: return start<bf16_t>(args, partials, device, stream);
-    case DType::f16: return start<f16_t>(args, partials, device, stream);
-    default: return start<float>(args, partials, device, stream);
+    case DType::bf16: return start<bf16_t>(args, partials, plan, stream);
+    case DType::f16: return start<f16_t>(args, partials, plan, stream);
+    default: return start<float>(args, partials, plan, stream);
   }
 }
 

@@ -259,21 +259,16 @@ finish_logits_kernel(HeadArgs args, Partials partials, float* logits) {
 
 // ---- Host: where the orders are kept, and the launches
 bool orders_in_registers(int64_t capacity) { return capacity <= kBatch * kSelectThreads; }
-Error orders_in_shared(int64_t capacity, bool& fit) {
-  Loaded loaded;
-  const Error error = load(select_kernel<ManyKeys>, loaded);
-  fit = !error && capacity * static_cast<int64_t>(sizeof(uint32_t)) <= loaded.dynamic_shared;
-  return error;
-}
 
 }  // namespace
 
-Error select_workspace(int64_t rows, int64_t capacity, size_t* bytes) {
-  *bytes = 0;
+Error select_workspace(int64_t rows, int64_t capacity, size_t& bytes) {
+  bytes = 0;
   if (orders_in_registers(capacity)) return 0;
-  bool fit = false;
-  if (const Error error = orders_in_shared(capacity, fit)) return error;
-  if (!fit) *bytes = rows * capacity * sizeof(uint32_t);
+  Loaded loaded;
+  if (const Error error = load(select_kernel<ManyKeys>, loaded)) return error;
+  const bool fit = capacity * static_cast<int64_t>(sizeof(uint32_t)) <= loaded.dynamic_shared;
+  if (!fit) bytes = rows * capacity * sizeof(uint32_t);
   return 0;
 }
 
@@ -294,18 +289,15 @@ Error select(const HeadArgs& args, const Partials& partials, const Selection& se
     const auto kernel = kernels[std::max<int64_t>(quarters, 1) - 1];
     return launch(kernel, how, args, partials, selection, nullptr);
   }
-  bool fit = false;
-  if (const Error error = orders_in_shared(args.capacity, fit)) return error;
-  if (fit) how.shared_bytes = args.capacity * sizeof(uint32_t);
-  return launch(select_kernel<ManyKeys>, how, args, partials, selection,
-                fit ? nullptr : static_cast<uint32_t*>(workspace));
+  if (!workspace) how.shared_bytes = args.capacity * sizeof(uint32_t);
+  return launch(select_kernel<ManyKeys>, how, args, partials, selection, static_cast<uint32_t*>(workspace));
 }
 
-Error finish_logits(const HeadArgs& args, const Partials& partials, float* logits, const Device& device,
+Error finish_logits(const HeadArgs& args, const Partials& partials, float* logits, const HeadPlan& plan,
                     void* stream) {
   const int64_t wanted = ceil_div<int64_t>(args.rows * args.capacity, kLogitsThreads);
   Launch how{};
-  how.blocks = static_cast<unsigned>(std::min<int64_t>(wanted, device.sms * 8));
+  how.blocks = static_cast<unsigned>(std::min<int64_t>(wanted, plan.sms * 8));
   how.threads = kLogitsThreads;
   how.stream = stream;
   how.dependent = true;

@@ -21,8 +21,9 @@ class SlabView(NamedTuple):
         rows: [B·G, K, D], the slab.
         ids: int32 [B·G, K], the token that each row holds; -1 where empty.
         scale: fp32 [B·G, K], the scale of each row of a quantised slab; else None.
-        group_ids: int64 [M], the buffer and group for each row of hidden; [1], one for all rows;
-            None if there is only one.
+        group_ids: int64, the buffer and group for each row of hidden, in the shape of the
+            row_groups given to :meth:`WeightSlab.front`; [1], one for all rows; None if there is
+            only one.
     """
 
     rows: Tensor
@@ -173,8 +174,8 @@ class WeightSlab:
         """Return the newest buffer, and let the current stream wait for it.
 
         Args:
-            row_groups: int32 or int64 [M], the vocabulary's group for each row; -1 is padding.
-                Default: group 0 for all rows.
+            row_groups: int32 or int64 of any shape, the vocabulary's group for each row; -1 is
+                padding. Default: group 0 for all rows.
             keep: whether the view stays on this buffer when the next refresh makes the other one
                 the front. Pass False if every op that reads the view is enqueued before that
                 refresh: this saves a kernel.
@@ -184,7 +185,7 @@ class WeightSlab:
         if row_groups is None and len(self.rows) > 1:
             group_ids = self._front.clone() if keep and self.buffers > 1 else self._front
         elif row_groups is not None and self.buffers > 1:
-            group_ids = torch.where(row_groups >= 0, self._front + row_groups, -1)
+            group_ids = torch.where(row_groups >= 0, self._front[0] + row_groups, -1)
         return SlabView(self.rows, self.ids, self.scale, group_ids)
 
     def invalidate(self) -> None:

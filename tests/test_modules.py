@@ -61,14 +61,15 @@ def test_indexed_equals_packed(dtype: torch.dtype, num_groups: int, buffers: int
 
 
 class Dispatched(TorchDispatchMode):
-    """Record the names of the ops that PyTorch dispatches: each is a kernel or a view."""
+    """Record the names of the ops that PyTorch dispatches, without views, which are no kernels."""
 
     def __init__(self) -> None:
         super().__init__()
         self.names: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.append(func.name())
+        if not func.is_view:
+            self.names.append(func.name())
         return func(*args, **(kwargs or {}))
 
 
@@ -174,7 +175,7 @@ def test_dense_logits_of_groups_and_padding(mode: Any) -> None:
     head.observe(torch.tensor([[1, 2, 3], [3, 4, -1]]))
     hidden, groups = hidden_of(4), torch.tensor([1, 0, -1, 1], dtype=torch.int32)
     want = dense_logits(hidden, weight_of(torch.float32), [[1, 2, 3], [3, 4]], groups.tolist())
-    assert_close(head(hidden.view(2, 2, D), groups).view(4, V), want, 1e-5)
+    assert_close(head(hidden.view(2, 2, D), groups.view(2, 2)).view(4, V), want, 1e-5)
 
 
 @pytest.mark.parametrize("kind", [SparseHead, SparseLMHead])

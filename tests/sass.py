@@ -14,6 +14,8 @@ import microspec_kernels
 LIBRARY = Path(microspec_kernels.__file__).with_name("libmicrospec.so")
 # "        /*0a30*/                   HMMA.16816.F32.BF16 R4, R8, R2, R4 ;"
 INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?(\S+)(.*?);", re.MULTILINE)
+# Beginnings of the opcodes that access memory; LDC and LDCU read the kernel's arguments.
+MEMORY = ("LD", "ST", "ATOM", "RED", "UBLK", "SYNCS", "CCTL", "MEMBAR", "SUATOM", "SULD")
 RESOURCES = re.compile(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
 
 
@@ -85,6 +87,12 @@ class Kernel:
             if target and int(target[1], 16) < address:
                 start = self.addresses.index(int(target[1], 16))
                 yield self.instructions[start : self.addresses.index(address)]
+
+
+def touches_memory(instruction: str) -> bool:
+    """Return whether an instruction reads or writes global, shared or local memory."""
+    opcode = instruction.split()[0].split(".")[0]
+    return opcode.startswith(MEMORY) and opcode not in ("LDC", "LDCU")
 
 
 def innermost(kernel: Kernel, *opcodes: str) -> list[str]:

@@ -82,6 +82,12 @@ py::list runtime_calls() {
   return calls;
 }
 
+py::dict static_shared() {
+  py::dict bytes;
+  for (const auto& [kernel, count] : known_kernels()) bytes[py::cast(offset_of(kernel))] = count;
+  return bytes;
+}
+
 }  // namespace
 
 void bind_emulation(py::module_& module) {
@@ -100,6 +106,8 @@ void bind_emulation(py::module_& module) {
       "runtime_calls", &runtime_calls,
       "The CUDA runtime's calls since the last time: (name, the kernel's offset in this file, device, bytes "
       "of dynamic shared memory, whether it is a dependent launch)");
+  module.def("static_shared", &static_shared,
+             "Bytes of static shared memory by kernel, for those that the runtime was asked about");
   module.def("waiting_launches", &waiting_launches);
 }
 

@@ -6,6 +6,7 @@
 #include <condition_variable>
 #include <map>
 #include <mutex>
+#include <tuple>
 #include <utility>
 
 namespace microspec::emulation {
@@ -70,6 +71,11 @@ void meet(std::unique_lock<std::mutex>& lock) {
 std::vector<RuntimeCall> take_runtime_calls() {
   const std::lock_guard lock(mutex);
   return std::exchange(calls, {});
+}
+
+std::map<const void*, size_t> known_kernels() {
+  const std::lock_guard lock(mutex);
+  return static_shared;
 }
 
 int waiting_launches() {

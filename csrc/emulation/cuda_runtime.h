@@ -4,8 +4,7 @@
 // kernel is a Failure.
 #pragma once
 
-#include <string>
-#include <tuple>
+#include <map>
 #include <type_traits>
 #include <vector>
 
@@ -63,6 +62,8 @@ struct RuntimeCall {
 };
 // Returns the calls since the last time.
 std::vector<RuntimeCall> take_runtime_calls();
+// Returns the bytes of static shared memory of each kernel that the runtime has been asked about.
+std::map<const void*, size_t> known_kernels();
 // Returns the number of threads that wait in cudaLaunchKernelEx for others (Settings::launches_meet).
 int waiting_launches();
 

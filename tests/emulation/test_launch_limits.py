@@ -1,11 +1,18 @@
+# SPDX-License-Identifier: Apache-2.0
 """No launch asks for more shared memory than its GPU has: K, N and D over every boundary."""
 
 from collections.abc import Iterable
 from typing import Any
 
+import emulated_ops
 import numpy as np
 import pytest
+import torch
+from compare import assert_bitwise
 from emulated import load
+from generators import vocab_state
+
+from microspec_kernels import reference
 
 KB = 1024
 # (compute capability times 100, bytes of shared memory that a block may ask for, bytes on an SM)
@@ -33,14 +40,8 @@ def gpu(request: pytest.FixtureRequest) -> Any:
     emulation.configure(dry=False)
 
 
-def shaped(dtype: Any, *shape: int) -> np.ndarray[Any, Any]:
-    """Return an array of this shape whose rows and columns are all the same few bytes."""
-    strides = (0,) * (len(shape) - 1) + (np.dtype(dtype).itemsize,)
-    memory = np.zeros(shape[-1:], dtype)
-    return np.lib.stride_tricks.as_strided(memory, shape, strides)
-
-
-LONGEST = {dtype: np.zeros(1 << 20, dtype) for dtype in (np.int32, np.int64, np.float32, np.uint16)}
+DTYPES = (np.int32, np.int64, np.float32, np.float16, np.uint16, np.int8, np.uint8)
+LONGEST = {dtype: np.zeros(1 << 20, dtype) for dtype in DTYPES}
 
 
 def row(dtype: Any, count: int) -> np.ndarray[Any, Any]:
@@ -58,6 +59,22 @@ def select(emulation: Any, capacity: int) -> None:
     results = (np.zeros((1, 4), np.float32), np.zeros((1, 4), np.int64), np.zeros(1, np.float32))
     hidden, weight = np.zeros((1, 8), np.float32), np.zeros((4, 8), np.float32)
     emulation.sparse_head(*results, hidden, weight, row(np.int32, capacity), 4)
+
+
+def project(emulation: Any, dim: int, rows: int, dtype: Any, quantised: bool) -> None:
+    results = (np.zeros((rows, 1), np.float32), np.zeros((rows, 1), np.int64))
+    hidden = np.broadcast_to(row(dtype, dim), (rows, dim))
+    weight = row(np.int8 if quantised else dtype, dim)[None]
+    scale = row(np.float32, 1) if quantised else None
+    ids = row(np.int32, 8)
+    emulation.sparse_head(
+        *results, np.zeros(rows, np.float32), hidden, weight, ids, 1, weight_scale=scale
+    )
+
+
+def quantise(emulation: Any, dim: int, source: Any, target: Any) -> None:
+    slab, ids, scale = row(target, dim)[None], row(np.int32, 1), row(np.float32, 1)
+    emulation.gather_rows_(slab, ids, row(source, dim)[None], ids, slab_scale=scale)
 
 
 def refused(call: Any, sizes: Iterable[Any]) -> list[Any]:
@@ -82,5 +99,105 @@ def test_update_at_every_length(gpu: Any) -> None:
         assert not refused(lambda n, k=capacity: update(gpu, k, n), lengths), capacity
 
 
-def test_select_at_every_capacity(gpu: Any) -> None:
+def most_shared(emulation: Any) -> int:
+    """Return the most bytes that a launch since the last time had, static and dynamic."""
+    static = emulation.static_shared()
+    calls = [c for c in emulation.runtime_calls() if c[0] == "cudaLaunchKernelEx"]
+    return max(static[kernel] + dynamic for _, kernel, _, dynamic, _ in calls)
+
+
+def test_select_at_every_capacity(gpu: Any, request: pytest.FixtureRequest) -> None:
     assert not refused(lambda k: select(gpu, k), range(1, MOST + 1))
+    _, block_shared, _ = GPUS[request.node.callspec.params["gpu"]]
+    assert most_shared(gpu) == block_shared, "it has all that there is"
+
+
+@pytest.mark.parametrize("source", [np.float32, np.uint16], ids=["fp32", "bf16"])
+def test_quantising_gather_at_every_dim(gpu: Any, source: Any) -> None:
+    """A staged row fills a block's shared memory at D = 25280 (fp32, 99 KB) to 116096 (bf16)."""
+    largest = 240 * KB // np.dtype(source).itemsize
+    targets = [np.int8] if gpu.arch() < 890 else [np.int8, np.uint8]
+    for target in targets:
+        dims = [*range(1, 256), *range(256, largest, 8), *range(largest - 64, largest)]
+        assert not refused(lambda d, t=target: quantise(gpu, d, source, t), dims)
+
+
+@pytest.mark.parametrize("quantised", [False, True], ids=["bf16", "int8"])
+def test_projection_at_every_dim(gpu: Any, quantised: bool) -> None:
+    for rows in (1, 3, 5, 16, 17, 33, 60, 256):
+        dims = [*range(1, 130), *range(128, 40_000, 64)]
+        assert not refused(lambda d, m=rows: project(gpu, d, m, np.uint16, quantised), dims), rows
+
+
+@pytest.fixture
+def desktop() -> Any:
+    """Return the emulation of a GPU with little shared memory, which runs launches."""
+    emulation = load()
+    arch, block_shared, sm_shared = GPUS["sm_89"]
+    emulation.configure(
+        arch=arch, sms=3, block_shared=block_shared, sm_shared=sm_shared, order="in order"
+    )
+    return emulation
+
+
+# On either side of 48 KB, and of all that a block of this GPU may have.
+@pytest.mark.parametrize(
+    ("capacity", "tokens"),
+    [
+        (4096, 2980),
+        (4096, 3000),
+        (3500, 3500),
+        (8192, 1500),
+        (12000, 100),
+        (8192, 7456),
+        (8192, 7457),
+    ],
+)
+def test_updates_at_a_boundary(desktop: Any, capacity: int, tokens: int) -> None:
+    rng = torch.Generator().manual_seed(capacity + tokens)
+    state = vocab_state(20_000, capacity)
+    for _ in range(2):
+        batch = torch.randint(0, 20_000, (tokens,), generator=rng)
+        want = state.copy()
+        reference.vocab_update_(*want.tensors(), batch)
+        emulated_ops.vocab_update_(*state.tensors(), batch)
+        for name in ("active_ids", "slot_stamps", "token_slots", "clock"):
+            assert_bitwise(getattr(state, name), getattr(want, name), name)
+
+
+@pytest.mark.parametrize("capacity", [4096, 4097, 5937, 6100, 12464, 12465, 12477, 12478])
+def test_select_at_a_boundary(desktop: Any, capacity: int) -> None:
+    rng = torch.Generator().manual_seed(capacity)
+    hidden = torch.randn(2, 16, generator=rng)
+    weight = torch.randn(20_000, 16, generator=rng)
+    ids = torch.randperm(20_000, generator=rng)[:capacity].int()
+    got = emulated_ops.sparse_head(hidden, weight, ids, 7)
+    want = reference.sparse_head(hidden, weight, ids, 7)
+    assert torch.equal(got[1], want[1])
+    torch.testing.assert_close(got[0], want[0])
+    torch.testing.assert_close(got[2], want[2])
+
+
+@pytest.mark.parametrize(
+    ("dim", "source", "target"),
+    [
+        (12224, torch.float32, torch.int8),
+        (12288, torch.float32, torch.int8),
+        (24500, torch.bfloat16, torch.float8_e4m3fn),
+        (25280, torch.float32, torch.int8),
+        (25284, torch.float32, torch.int8),
+    ],
+)
+def test_gather_at_a_boundary(
+    desktop: Any, dim: int, source: torch.dtype, target: torch.dtype
+) -> None:
+    weight = torch.randn(3, dim, generator=torch.Generator().manual_seed(dim)).to(source)
+    ids = torch.tensor([2, 0], dtype=torch.int32)
+    results = []
+    for ops in (emulated_ops, reference):
+        slab = torch.zeros(2, dim).to(target)
+        slab_ids, scale = torch.full((2,), -1, dtype=torch.int32), torch.zeros(2)
+        ops.gather_rows_(slab, slab_ids, weight, ids, slab_scale=scale)
+        results.append((slab, slab_ids, scale))
+    for got, want in zip(*results, strict=True):
+        assert_bitwise(got, want)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = Path(__file__).with_suffix(".cu")
+LAUNCH = ROOT / "csrc" / "cuda" / "launch.cu"
 HEADERS = ("platform.cuh", "ptx.cuh", "launch.cuh")
 
 
@@ -24,7 +25,7 @@ def target(arch: int) -> str:
 
 
 def path(arch: int) -> Path:
-    files = [SOURCE, *(ROOT / "csrc" / "cuda" / name for name in HEADERS)]
+    files = [SOURCE, LAUNCH, *(ROOT / "csrc" / "cuda" / name for name in HEADERS)]
     text = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
     return ROOT / "build" / "gpu" / f"conformance-{target(arch)}-{text}.so"
 
@@ -39,7 +40,7 @@ def build(arch: int) -> Path:
     code = target(arch)
     command = [nvcc, "-std=c++17", "-O2", "-shared", "-Xcompiler", "-fPIC", f"-I{ROOT / 'csrc'}"]
     command += ["-gencode", f"arch=compute_{code},code=sm_{code}"]
-    command += ["-cudart", "static", "-o", str(library), str(SOURCE)]
+    command += ["-cudart", "static", "-o", str(library), str(SOURCE), str(LAUNCH)]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
         raise RuntimeError(f"{' '.join(command)}\n{result.stdout}{result.stderr}")

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The emulation counts a kernel's static shared memory as ptxas does, for every kernel and GPU."""
+
+import itertools
+import subprocess
+from typing import Any
+
+import numpy as np
+import pytest
+import sass
+from emulated import load
+
+pytestmark = pytest.mark.skipif(
+    not sass.architectures() if sass.cuobjdump() else True,
+    reason="the library was built without nvcc, or there is no cuobjdump",
+)
+# What cuobjdump adds for the system, except to a kernel that does nothing; no launch counts it.
+SYSTEM = {"sm_80": 0, "sm_86": 0, "sm_89": 0, "sm_90a": 1024, "sm_100": 1024, "sm_120": 1024}
+FLOATS = (np.float32, np.float16, np.uint16)  # uint16 stands for bf16
+ROWS = (None, np.int8, np.uint8)  # None: hidden's dtype; uint8 stands for fp8
+
+
+def call_head(emulation: Any, hidden: Any, rows: Any, m: int, dim: int, capacity: int) -> None:
+    weight = np.zeros((4, dim), hidden if rows is None else rows)
+    scale = None if rows is None else np.zeros(4, np.float32)
+    results = (np.zeros((m, 4), np.float32), np.zeros((m, 4), np.int64), np.zeros(m, np.float32))
+    ids = np.zeros(capacity, np.int32)
+    emulation.sparse_head(*results, np.zeros((m, dim), hidden), weight, ids, 4, weight_scale=scale)
+    logits = np.zeros((m, capacity), np.float32)
+    emulation.sparse_logits(logits, np.zeros((m, dim), hidden), weight, ids, weight_scale=scale)
+
+
+def call_every_kernel(emulation: Any) -> None:
+    emulation.configure(arch=900, sms=2, block_shared=99 * 1024, sm_shared=100 * 1024, dry=True)
+    emulation.compiled_arch()
+    for hidden, rows in itertools.product(FLOATS, ROWS):
+        for m, dim in [(1, 64), (3, 64), (3, 63), (16, 64), (32, 64), (64, 64)]:
+            call_head(emulation, hidden, rows, m, dim, 8)
+    call_head(emulation, np.float32, None, 1, 64, 5000)
+    ids = np.zeros(2, np.int32)
+    for source, target in itertools.product(FLOATS, ROWS):
+        for dim in (64, 62, 63):
+            slab = np.zeros((2, dim), source if target is None else target)
+            scale = None if target is None else np.zeros(2, np.float32)
+            emulation.gather_rows_(
+                slab, ids.copy(), np.zeros((2, dim), source), ids, slab_scale=scale
+            )
+    for dim in (64, 62, 63):
+        slab, scale = np.zeros((2, dim), np.int8), np.zeros(2, np.float32)
+        emulation.gather_rows_(slab, ids.copy(), slab, ids, slab_scale=scale, weight_scale=scale)
+    for capacity in (1, 3000, 8000, 16000, 20000):
+        state = [np.zeros((1, capacity), np.int32), np.zeros((1, capacity), np.int64)]
+        state += [np.zeros((1, 4), np.int32), np.zeros(1, np.int64)]
+        emulation.vocab_update_(*state, np.zeros((1, 1), np.int32))
+    emulation.configure(dry=False)
+
+
+def emulated() -> dict[str, int]:
+    """Return each kernel's bytes by its name, which `nm` knows by its place in the module."""
+    emulation = load()
+    call_every_kernel(emulation)
+    symbols = subprocess.run(
+        ["nm", str(emulation.__file__)], capture_output=True, text=True, check=True
+    ).stdout
+    names = {
+        int(parts[0], 16): parts[2]
+        for line in symbols.splitlines()
+        if len(parts := line.split()) == 3
+    }
+    return {sass.readable(names[at]): size for at, size in emulation.static_shared().items()}
+
+
+@pytest.fixture(scope="module")
+def counted() -> dict[str, int]:
+    return emulated()
+
+
+@pytest.mark.parametrize("arch", SYSTEM)
+def test_every_kernel(counted: dict[str, int], arch: str) -> None:
+    system = SYSTEM[arch]
+    compiled = {name: max(0, used.shared - system) for name, used in sass.resources(arch).items()}
+    assert counted == compiled

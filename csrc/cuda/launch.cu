@@ -17,6 +17,7 @@ namespace {
 // Stands for all kernels of the library.
 MICROSPEC_KERNEL(kWarp, 1) any_kernel() { ptx::wait_for_earlier_kernels(); }
 
+// Queries the properties of device `index`.
 Error ask(int index, Device& device) {
   const std::pair<cudaDeviceAttr, int*> wanted[] = {
       {cudaDevAttrMultiProcessorCount, &device.sms},
@@ -29,6 +30,7 @@ Error ask(int index, Device& device) {
   return cudaSuccess;
 }
 
+// Queries the kernel on the current device, and allows it all of the device's shared memory.
 Error ask(const void* kernel, Attributes get_attributes, Loaded& loaded) {
   Device device;
   if (const Error error = current_device(device)) return error;

@@ -37,6 +37,7 @@ struct Loaded {
   int64_t dynamic_shared;  // the most bytes that a launch may ask for beside them
 };
 
+// Queries a kernel's attributes. The emulation needs the kernel's type for that.
 using Attributes = cudaError_t (*)(cudaFuncAttributes*, const void* kernel);
 Error load(const void* kernel, Attributes attributes, Loaded& loaded);
 

@@ -99,16 +99,16 @@ void bind_emulation(py::module_& module) {
       "configure", &configure,
       "arch (that the kernels are compiled for), device_arch (0: the same), sms, block_shared, sm_shared "
       "(bytes), order ('in order', 'shuffled'), copies ('eager', 'late', 'random'), seed (of the next "
-      "launch; "
-      "each launch takes the next one), resident_blocks, dry (check launches, but run none), launches_meet "
-      "(the next launches of so many threads wait for one another)");
+      "launch, "
+      "and each takes the next one), resident_blocks, dry (check launches, but run none), launches_meet (the "
+      "next launches of so many threads wait for one another)");
   module.def(
       "runtime_calls", &runtime_calls,
       "The CUDA runtime's calls since the last time: (name, the kernel's offset in this file, device, bytes "
       "of dynamic shared memory, whether it is a dependent launch)");
   module.def("static_shared", &static_shared,
              "Bytes of static shared memory by kernel, for those that the runtime was asked about");
-  module.def("waiting_launches", &waiting_launches);
+  module.def("waiting_launches", &waiting_launches, "Threads that wait for other launches");
 }
 
 }  // namespace microspec::emulation

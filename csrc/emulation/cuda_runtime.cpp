@@ -102,7 +102,7 @@ cudaError_t run_checked(const void* kernel, const cudaLaunchConfig_t& config, vo
       config.numAttrs > 0 && config.attrs[0].val.programmaticStreamSerializationAllowed != 0;
   calls.push_back({"cudaLaunchKernelEx", kernel, current_device(), config.dynamicSmemBytes, dependent});
   meet(lock);
-  if (dependent && settings.device() < 900) return kNotSupported;
+  if (dependent && settings.device() < 900) return kNotSupported;  // has no dependent launch
   const unsigned blocks = config.grid.x, threads = config.block.x;
   if (blocks == 0 || threads == 0 || threads > most_threads(kernel)) return kInvalidValue;
   if (config.dynamicSmemBytes > allowed_dynamic(kernel)) return kInvalidValue;

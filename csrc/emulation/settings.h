@@ -20,7 +20,7 @@ struct Settings {
   uint64_t seed = 0;        // seed of the next launch; each launch advances it by one
   int resident_blocks = 1;  // blocks that take turns; the others wait until one of these is over
   bool dry = false;         // launches are checked but not run
-  // The next launches of this many threads wait for one another, after the host's last step before.
+  // The next launches of this many threads wait for one another before they are checked.
   int launches_meet = 0;
 
   int device() const { return device_arch ? device_arch : arch; }

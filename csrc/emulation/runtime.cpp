@@ -56,7 +56,9 @@ class Scheduler {
   // Runs the first thread until it has declared its shared memory.
   size_t probe();
   void end_probe() {
-    if (job_.probe) back_to_host();
+    if (!job_.probe) return;
+    races::release(&launch_key);
+    back_to_host();
   }
   void wake(Thread& thread) {
     if (!thread.warp->ready) ready_.push(thread.warp);

@@ -62,6 +62,11 @@ unsigned char* SharedMemory::place(const void* declaration, size_t bytes, size_t
   return begin;
 }
 
+unsigned char* SharedMemory::dynamic() {
+  uses_dynamic_ = true;
+  return arrays_[0].begin;
+}
+
 void* SharedMemory::fixed(const void* declaration, size_t bytes, size_t alignment, const Site& site) {
   size_t fixed_bytes = bytes;
   for (size_t i = 1; i < arrays_.size(); ++i) {

@@ -18,10 +18,8 @@ class SharedMemory {
   SharedMemory(const SharedMemory&) = delete;
   SharedMemory& operator=(const SharedMemory&) = delete;
 
-  unsigned char* dynamic() {
-    uses_dynamic_ = true;
-    return arrays_[0].begin;
-  }
+  // Returns the dynamic array, and notes that the kernel has one.
+  unsigned char* dynamic();
   // Returns the array that `declaration` identifies.
   void* fixed(const void* declaration, size_t bytes, size_t alignment, const Site& site);
   // Bytes of the fixed arrays as ptxas lays them out, with the padding before the dynamic one.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A GPU may run code that was compiled for an older one: the code decides what a launch may use."""
 
 import os

@@ -174,7 +174,8 @@ def head(
     check.value(single, "group_ids", f"a group per row, as G = {num_groups}", "None")
     if group_ids is not None:
         check.integer(group_ids, "group_ids")
-        check.shape(group_ids, "group_ids", (rows,))
+        fits = group_ids.dim() == 1 and (group_ids.size(0) == rows or group_ids.size(0) == 1)
+        check.value(fits, "group_ids", f"shape [{rows}] or [1]", list(group_ids.shape))
         check.contiguous(group_ids, "group_ids")
         check.on_device(group_ids, "group_ids")
     if bias is not None:

@@ -128,16 +128,15 @@ class _ActiveHead(nn.Module):
             ids, group_ids = self.vocab.ids.long(), row_groups  # those of all ranks
         if group_ids is None:
             return logits, ids[0].expand_as(logits)
-        return logits, ids[group_ids.clamp(min=0).long()]
+        ids = ids[group_ids.clamp(min=0).long()]
+        return logits, ids[0].expand_as(logits) if group_ids.shape == (1,) else ids
 
     def _operands(self, hidden: Tensor, row_groups: Tensor | None) -> dict[str, Any]:
         shared = {"bias": self.bias, "logit_scale": self.logit_scale, "softcap": self.softcap}
         if self.slab is None:
             scale = {"weight_scale": self.weight_scale, "group_ids": row_groups}
             return {"weight": self.weight, "active_ids": self._row_vocab.ids, **scale, **shared}
-        rows, ids, slab_scale, group_ids = self.slab.front(row_groups)
-        if row_groups is None:
-            group_ids = group_ids[0].expand(hidden.shape[:-1]).contiguous()
+        rows, ids, slab_scale, group_ids = self.slab.front(row_groups, keep=False)
         slab = {
             "weight": rows,
             "active_ids": ids,

@@ -56,7 +56,9 @@ def _flatten(
     check = _checks.Checker(op, hidden.device)
     check.unit_inner_stride(hidden, "hidden")
     if group_ids is not None:
-        check.shape(group_ids, "group_ids", hidden.shape[:-1])
+        leading = hidden.shape[:-1]
+        fits = group_ids.shape in (leading, (1,))
+        check.value(fits, "group_ids", f"shape {list(leading)} or [1]", list(group_ids.shape))
         group_ids = group_ids.flatten()
     return hidden[None].flatten(0, -2), group_ids, hidden.shape[:-1]
 
@@ -91,8 +93,8 @@ def sparse_head(
         active_ids: int32 [K] or [G, K]; -1 marks an empty slot, anywhere.
         k: number of entries per row, 1 to 128.
         packed: whether row i of ``weight`` belongs to slot i rather than to token i.
-        group_ids: int32 or int64 [...], hidden's leading dimensions: the group of each row;
-            required if G > 1; -1 marks a padding row.
+        group_ids: int32 or int64 [...], hidden's leading dimensions: the group of each row; or [1]:
+            one group for all rows. Required if G > 1; -1 marks a padding row.
         weight_scale: fp32 [V], [K] or [G, K], the scale of each row of a quantised weight.
         bias: [V], in hidden's dtype or fp32.
         logit_scale: factor that multiplies every logit.

@@ -105,7 +105,7 @@ def parallel_sparse_head(
         active_ids: int32 [K] or [G, K], as for :func:`local_ids`.
         k: number of entries per row, as for sparse_head.
         start, process_group: as for :func:`all_gather_topk`.
-        group_ids: int32 or int64 [...], as for sparse_head.
+        group_ids: int32 or int64 [...] or [1], as for sparse_head.
         weight_scale, bias: [shard_rows], the shard's part.
         logit_scale, softcap: as for sparse_head.
 

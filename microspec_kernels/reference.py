@@ -41,6 +41,7 @@ def sparse_logits(
     ids = by_group(active_ids)
     rows = hidden.size(0)
     group_of = torch.zeros(rows, dtype=torch.long) if group_ids is None else group_ids.cpu().long()
+    group_of = group_of.expand(rows)  # one id may stand for all rows
     logits = hidden.new_full((rows, ids.size(1)), float("-inf"), dtype=dtype)
     for group, group_active in enumerate(ids):
         members = (group_of == group).nonzero().flatten().to(hidden.device)
@@ -104,8 +105,9 @@ def sparse_head(
     if group_ids is None:
         token_ids = ids[:1].expand(z.size(0), -1)
     else:
-        padding = (group_ids < 0)[:, None]
-        token_ids = ids[group_ids.clamp(min=0).long()].masked_fill(padding, -1)
+        group_of = group_ids.expand(z.size(0))
+        padding = (group_of < 0)[:, None]
+        token_ids = ids[group_of.clamp(min=0).long()].masked_fill(padding, -1)
     # Stable sorts, least significant key first: id, then logit, then rank (number, NaN, empty).
     order = token_ids.argsort(dim=1, stable=True)
     value = z.nan_to_num(nan=float("-inf"), posinf=float("inf"), neginf=float("-inf"))

@@ -22,13 +22,14 @@ class SlabView(NamedTuple):
         ids: int32 [B·G, K], the token that each row holds; -1 where empty.
         scale: fp32 [B·G, K], the scale of each row of a quantised slab; else None.
         group_ids: int64, the buffer and group for each row of hidden, in the shape of the
-            row_groups given to :meth:`WeightSlab.front`; or [1], to be expanded.
+            row_groups given to :meth:`WeightSlab.front`; [1], one for all rows; None if there is
+            only one.
     """
 
     rows: Tensor
     ids: Tensor
     scale: Tensor | None
-    group_ids: Tensor
+    group_ids: Tensor | None
 
 
 class _SideStream:
@@ -137,8 +138,9 @@ class WeightSlab:
         self.scale = (
             torch.ones(slots, dtype=torch.float32, device=device) if dtype in QUANTISED else None
         )
+        # The front buffer's first group, and the first group of each buffer.
         self._front = torch.zeros(1, dtype=torch.int64, device=device)
-        self._buffer = torch.arange(buffers, device=device)[:, None, None]
+        self._first = vocab.num_groups * torch.arange(buffers, device=device)[:, None, None]
         self._side_stream = _SideStream(device, stream)
 
     def refresh(self) -> None:
@@ -146,36 +148,45 @@ class WeightSlab:
         # Clone now: the vocabulary may change before the side stream has copied the rows.
         ids = self.vocab.ids.clone()
         with self._side_stream.run(ids):
-            back = (self._front + 1) % self.buffers
+            if self.buffers == 1:
+                self._gather(ids)
+                return
+            back = self.vocab.num_groups - self._front
             held = self.ids.view(self.buffers, self.vocab.num_groups, -1)
-            wanted = torch.where(self._buffer == back, ids, held).view_as(self.ids)
-            gather_rows_(
-                self.rows,
-                self.ids,
-                self.weight,
-                wanted,
-                slab_scale=self.scale,
-                weight_scale=self.weight_scale,
-            )
+            self._gather(torch.where(self._first == back, ids, held).view_as(self.ids))
             self._front.copy_(back)
+
+    def _gather(self, wanted: Tensor) -> None:
+        gather_rows_(
+            self.rows,
+            self.ids,
+            self.weight,
+            wanted,
+            slab_scale=self.scale,
+            weight_scale=self.weight_scale,
+        )
 
     def wait(self) -> None:
         """Let the current stream wait for the last refresh. :meth:`front` calls this itself."""
         self._side_stream.wait()
 
-    def front(self, row_groups: Tensor | None = None) -> SlabView:
+    def front(self, row_groups: Tensor | None = None, *, keep: bool = True) -> SlabView:
         """Return the newest buffer, and let the current stream wait for it.
 
         Args:
             row_groups: int32 or int64 of any shape, the vocabulary's group for each row; -1 is
-                padding. Default: group 0, returned as one id [1] that the caller expands over the
-                rows.
+                padding. Default: group 0 for all rows.
+            keep: whether the view stays on this buffer when the next refresh makes the other one
+                the front. Pass False if every op that reads the view is enqueued before that
+                refresh: this saves a kernel.
         """
         self.wait()
-        base = self._front * self.vocab.num_groups
-        if row_groups is not None:
-            base = torch.where(row_groups >= 0, base[0] + row_groups, -1)
-        return SlabView(self.rows, self.ids, self.scale, base)
+        group_ids = row_groups
+        if row_groups is None and len(self.rows) > 1:
+            group_ids = self._front.clone() if keep and self.buffers > 1 else self._front
+        elif row_groups is not None and self.buffers > 1:
+            group_ids = torch.where(row_groups >= 0, self._front[0] + row_groups, -1)
+        return SlabView(self.rows, self.ids, self.scale, group_ids)
 
     def invalidate(self) -> None:
         """Mark every row as empty, for example after a change of the weight.

@@ -177,6 +177,7 @@ class Ops:
         num_groups = active_ids.size(0) if active_ids.dim() == 2 else 1
         integers = [
             *(int(packed), int(group_ids is not None and group_ids.dtype == torch.int64)),
+            int(group_ids is not None and len(group_ids) == 1),
             *(*hidden.shape, num_groups, active_ids.size(-1), hidden.stride(0)),
             *(weight.stride(-2), weight.stride(0) if weight.dim() == 3 else 0),
             *(TYPES[hidden.dtype], TYPES[weight.dtype]),

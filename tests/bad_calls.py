@@ -172,7 +172,8 @@ def _head_rows() -> list[Row]:
         ("no groups", grouped, lambda a: {"group_ids": None}, V, "group_ids", "a group per row, as G = 2", "None"),
         ("groups float", grouped, lambda a: {"group_ids": zeros(3)}, T, "group_ids", "int32 or int64", "float32"),
         ("groups int16", grouped, lambda a: {"group_ids": zeros(3, dtype=I16)}, T, "group_ids", "int32 or int64", "int16"),
-        ("groups of another M", grouped, lambda a: {"group_ids": zeros(4, dtype=I64)}, V, "group_ids", "shape [3]", "[4]"),
+        ("groups of another M", grouped, lambda a: {"group_ids": zeros(4, dtype=I64)}, V, "group_ids", "shape [3] or [1]", "[4]"),
+        ("groups 2-d", grouped, lambda a: {"group_ids": zeros(1, 1, dtype=I64)}, V, "group_ids", "shape [3] or [1]", "[1, 1]"),
         ("groups strided", grouped, lambda a: {"group_ids": spread(a["group_ids"])}, V, "group_ids", FLAT, "strides [2]"),
         ("bias float64", head_call, lambda a: {"bias": zeros(50, dtype=F64)}, T, "bias", "float32", "float64"),
         ("bias of another float", lambda: head_call(dtype=F16), lambda a: {"bias": zeros(50, dtype=torch.bfloat16)}, T, "bias", "float16 or float32", "bfloat16"),
@@ -200,6 +201,7 @@ def _head_value_rows() -> list[Row]:
         ("group G", grouped, lambda a: {"group_ids": bad(a["group_ids"], 1, 2)}, IndexError, "group_ids", groups, "2 at position 1"),
         ("group -2, int32", grouped, lambda a: {"group_ids": bad(a["group_ids"], 2, -2).int()}, IndexError, "group_ids", groups, "-2 at position 2"),
         ("group beyond 2^33", grouped, lambda a: {"group_ids": bad(a["group_ids"], 1, 2**33 + 1)}, IndexError, "group_ids", groups, "8589934593 at position 1"),
+        ("one group G", grouped, lambda a: {"group_ids": torch.tensor([2])}, IndexError, "group_ids", groups, "2 at position 0"),
     ]  # fmt: skip
 
 

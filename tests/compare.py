@@ -22,7 +22,7 @@ def logits_in(case: HeadCase, dtype: torch.dtype) -> Tensor:
     ids = torch.atleast_2d(case.active_ids)
     rows = case.weight[None] if case.packed and case.weight.dim() == 2 else case.weight
     count = case.hidden.size(0)
-    group_of = torch.zeros(count).long() if case.group_ids is None else case.group_ids
+    group_of = torch.zeros(count).long() if case.group_ids is None else case.group_ids.expand(count)
     result = torch.full((count, ids.size(1)), -math.inf, dtype=wide)
     for group in set(group_of.tolist()) - {-1}:
         members = (group_of == group).nonzero().flatten()
@@ -128,7 +128,8 @@ def ids_by_row(case: HeadCase) -> Tensor:
     ids = torch.atleast_2d(case.active_ids).long()
     if case.group_ids is None:
         return ids[:1].expand(case.hidden.size(0), -1)
-    return ids[case.group_ids.clamp(min=0).long()].masked_fill((case.group_ids < 0)[:, None], -1)
+    groups = case.group_ids.expand(case.hidden.size(0))
+    return ids[groups.clamp(min=0).long()].masked_fill((groups < 0)[:, None], -1)
 
 
 def exact_topk(logits: Tensor, ids: Tensor, k: int) -> tuple[Tensor, Tensor]:

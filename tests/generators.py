@@ -103,12 +103,13 @@ def head_case(
     softcap: float = 0.0,
     exact: bool = False,
     long_groups: bool = True,
+    one_group: bool = False,
 ) -> HeadCase:
     """Make a call with ``active`` filled slots in each group (default: three quarters).
 
     If ``num_groups`` is None, active_ids is [K] and group_ids is None. ``padding`` makes some rows
-    of hidden padding rows with NaN. ``exact`` draws small integers: all arithmetic is exact, and
-    ties are frequent.
+    of hidden padding rows with NaN. ``one_group`` makes one group id for all rows. ``exact`` draws
+    small integers: all arithmetic is exact, and ties are frequent.
     """
     rng = torch.Generator().manual_seed(seed)
     draw = integers if exact else normal
@@ -134,9 +135,9 @@ def head_case(
     group_ids = None
     if num_groups is not None:
         low = -1 if padding else 0
-        group_ids = torch.randint(low, num_groups, (m,), generator=rng)
+        group_ids = torch.randint(low, num_groups, (1 if one_group else m,), generator=rng)
         group_ids = group_ids if long_groups else group_ids.int()
-        hidden[group_ids < 0] = NAN
+        hidden[group_ids.expand(m) < 0] = NAN
     bias_values = None
     if bias is not None:
         bias_values = torch.full((vocab_size,), NAN).to(bias)
@@ -189,6 +190,7 @@ def head_cases(draw: st.DrawFn, *, exact: bool = False, dim: int = 150) -> HeadC
         softcap=0.0 if exact else draw(st.sampled_from((0.0, 0.5, 30.0))),
         exact=exact,
         long_groups=draw(st.booleans()),
+        one_group=draw(st.booleans()),
     )
 
 

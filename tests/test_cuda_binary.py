@@ -100,6 +100,27 @@ def test_multiply_add_loop(arch: str, hidden: str, row: str, rows: int) -> None:
     assert not any(i.startswith("BAR") for i in loop)
 
 
+def between_branches(kernel: sass.Kernel) -> list[list[str]]:
+    parts: list[list[str]] = [[]]
+    for instruction in kernel.instructions:
+        parts[-1].append(instruction)
+        if instruction.startswith(("BRA", "EXIT", "BAR", "CALL")):
+            parts.append([])
+    return parts
+
+
+@pytest.mark.parametrize("arch", READ)
+@pytest.mark.parametrize("keys", [2, 4, 6, 8])
+def test_selection(arch: str, keys: int) -> None:
+    """Ids and sums of a thread's slots share one trip to memory; a step of the search is short."""
+    kernel = sass.kernels(arch)[f"select_kernel<FewKeys<{keys}> >"]
+    batches = [sum(i.startswith("LDG") for i in part) for part in between_branches(kernel)]
+    assert max(batches) == 2 * keys, "an id and a sum for each slot"
+    # Two to three instructions a key, and those of a reduction in each warp and one over the warps.
+    step = sass.innermost(kernel, "REDUX.SUM", "BAR")
+    assert len(step) <= 3 * keys + 22
+
+
 @pytest.mark.parametrize("arch", READ)
 def test_copy_loop(arch: str) -> None:
     kernel = sass.kernels(arch)["copy_rows_kernel<uint4>"]

@@ -96,6 +96,26 @@ def test_rows_of_many_groups(m: int, num_groups: int, packed: bool) -> None:
     check_against_float64(finite, k=6)
 
 
+@pytest.mark.parametrize("m", [1, 3, 12, 40, 300])
+@pytest.mark.parametrize("group", [-1, 0, 1])
+def test_one_group_for_all_rows(m: int, group: int) -> None:
+    """One id [1] gives the bits of [M] equal ids; 300 rows need two launches."""
+    case = head_case(
+        m, m=m, dim=64, capacity=25, num_groups=2, dtype=torch.float16, packed=True, one_group=True
+    )
+    for dtype in (torch.int32, torch.int64):
+        one = case.changed(group_ids=torch.tensor([group], dtype=dtype))
+        each = case.changed(group_ids=torch.full((m,), group, dtype=dtype))
+        check_against_float64(one, k=6)
+        for got, want in zip(both_results(one), both_results(each), strict=True):
+            assert_bitwise(got, want)
+
+
+def both_results(case: HeadCase) -> tuple[torch.Tensor, ...]:
+    logits = sparse_logits(*case.tensors(), **case.options())
+    return (*sparse_head(*case.tensors(), 6, **case.options()), logits)
+
+
 @pytest.mark.parametrize("num_groups", [None, 3])
 def test_more_rows_than_one_launch(num_groups: int | None) -> None:
     """300 rows need two launches."""

@@ -10,6 +10,7 @@ import torch
 from compare import assert_bitwise, assert_close
 from generators import FLOATS, QUANTISED, normal
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from microspec_kernels import ActiveVocab, SparseHead, SparseLMHead, reference, sparse_head
 
@@ -57,6 +58,35 @@ def test_indexed_equals_packed(dtype: torch.dtype, num_groups: int, buffers: int
         tokens = torch.randint(0, V, (num_groups, 9), generator=rng)
         indexed.observe(tokens)
         packed.observe(tokens)
+
+
+class Dispatched(TorchDispatchMode):
+    """Record the names of the ops that PyTorch dispatches, without views, which are no kernels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not func.is_view:
+            self.names.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("buffers", [1, 2])
+def test_a_packed_call_is_one_op(buffers: int) -> None:
+    vocab = ActiveVocab(V, K)
+    head = SparseHead(weight_of(torch.float32), vocab, mode="packed", buffers=buffers)
+    hidden = hidden_of(6)
+    with Dispatched() as dispatched:
+        head(hidden, 5)
+    assert dispatched.names == ["microspec::sparse_head"]
+    groups = torch.tensor([0, 1, -1, 1, 0, 0])
+    vocab = ActiveVocab(V, K, num_groups=2)
+    head = SparseHead(weight_of(torch.float32), vocab, mode="packed", buffers=1)
+    with Dispatched() as dispatched:
+        head(hidden, 5, groups)
+    assert dispatched.names == ["microspec::sparse_head"]
 
 
 def test_observe_ragged() -> None:

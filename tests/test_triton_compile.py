@@ -137,6 +137,7 @@ def test_projection(target: str, hidden: str, rows: str, block_m: int, tmp_path:
             {"hidden": f"*{hidden}", "weight": f"*{rows.split()[0]}"},
             PACKED=turn % 2 == 0,
             GROUPED=turn % 4 < 2 or block_m == 64,
+            ONE_GROUP=turn % 4 == 1,
             **{"E4M3": False, "CONVERTS": False} | ROWS.get(rows, {}),
             STEP=projection.SPLIT_STEP,
             BLOCK_SLOTS=projection.BLOCK_SLOTS,
@@ -166,6 +167,7 @@ def test_selection(target: str, block: int, tmp_path: Path) -> None:
     head = module("sparse_head")
     assert block <= head.BLOCK
     for finishing in (FINISHING, dict.fromkeys(FINISHING, False)):
+        finishing = {**finishing, "ONE_GROUP": block == 1024 and finishing["GROUPED"]}
         warps = head.warps(block)
         binary = compiled(
             head.sparse_head_kernel, target, {}, **finishing, TOP=head.TOP, BLOCK=block,

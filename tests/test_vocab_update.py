@@ -125,6 +125,25 @@ def test_a_late_clock_is_as_good_as_an_early_one(clock: int) -> None:
     assert_same_state(late, early)
 
 
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("capacity", [300, 9000])
+def test_a_long_ragged_batch(capacity: int, dtype: torch.dtype) -> None:
+    """One of three groups has most tokens; a vocabulary is full before the batch, or after it.
+
+    CUDA scans 8192 positions at once, and queues its group's for the tiles of 512.
+    """
+    rng = torch.Generator().manual_seed(capacity)
+    count, vocab_size = 20_011, 12_000
+    groups = torch.tensor([0, 0, 0, 0, 0, 0, 0, 1, 2, -1])
+    state = vocab_state(vocab_size, capacity, num_groups=3, pinned=(4, 7))
+    caches = [Lru(capacity, (4, 7)) for _ in range(3)]
+    for _ in range(2):
+        tokens = torch.randint(-1, vocab_size, (count,), generator=rng).to(dtype)
+        drawn = groups[torch.randint(0, len(groups), (count,), generator=rng)].to(dtype)
+        drawn[5000:5040] = torch.randint(-1, 3, (40,), generator=rng).to(dtype)
+        step(state, caches, tokens, drawn)
+
+
 def test_nothing_to_do() -> None:
     state = vocab_state(V, 6, num_groups=2)
     vocab_update_(*state.tensors(), torch.tensor([[1, 2, 3], [4, 5, 6]]))

@@ -218,7 +218,7 @@ def test_only_changed_rows_are_copied(buffers: int) -> None:
     vocab.update(torch.tensor([6]))
     slab.refresh()
     view = slab.front()
-    rows = view.rows[view.group_ids][0]
+    rows = view.rows[0 if view.group_ids is None else view.group_ids[0]]
     assert_bitwise(rows[:6], WEIGHT[:6], "stayed")
     assert_bitwise(rows[6], WEIGHT[6] + 1, "came")
     slab.invalidate()

@@ -26,9 +26,9 @@ def _tanh(x):
 
 
 @triton.jit
-def group_of(group_ids, row, num_groups):
+def group_of(group_ids, row, num_groups, ONE_GROUP: tl.constexpr):
     """Return a row's group, or -1 if it is not in [0, num_groups)."""
-    group = tl.load(group_ids + row)
+    group = tl.load(group_ids if ONE_GROUP else group_ids + row)
     return tl.where((group >= 0) & (group < num_groups), group, -1).to(tl.int32)
 
 

@@ -108,7 +108,7 @@ def project_kernel(
     hidden,  # [M, D]
     weight,  # [V, D]; PACKED: [G, K, D]
     active_ids,  # int32 [G, K]
-    group_ids,  # [M], when GROUPED
+    group_ids,  # [M], when GROUPED; [1], when ONE_GROUP
     partial,  # fp32 [splits, M, K]; written at valid slots only
     m_rows,
     capacity,
@@ -121,6 +121,7 @@ def project_kernel(
     steps,  # in units of SPLIT_STEP elements, for each split
     PACKED: tl.constexpr,
     GROUPED: tl.constexpr,
+    ONE_GROUP: tl.constexpr,
     E4M3: tl.constexpr,  # the weight is passed as uint8
     CONVERTS: tl.constexpr,  # the hardware converts e4m3
     STEP: tl.constexpr,
@@ -141,6 +142,8 @@ def project_kernel(
     count = m_rows
     if tl.max(valid.to(tl.int32), 0) == 0:
         count = 0  # nothing to read or write for empty slots
+    elif ONE_GROUP:
+        count = tl.where(tl.load(group_ids) == group, m_rows, 0)
     elif GROUPED:
         _, count = _members(group_ids, group, 0, m_rows, BLOCK_M, BLOCK_SEARCH)
 
@@ -153,7 +156,7 @@ def project_kernel(
     for first in range(0, count, BLOCK_M):
         rows = first + tl.arange(0, BLOCK_M)
         used = rows < count
-        if GROUPED:
+        if GROUPED and not ONE_GROUP:
             rows, _ = _members(group_ids, group, first, m_rows, BLOCK_M, BLOCK_SEARCH)
         x_start = hidden + rows.to(tl.int64)[:, None] * hidden_stride
         total = tl.zeros([BLOCK_SLOTS, BLOCK_M], tl.float32)
@@ -207,12 +210,12 @@ class Projection:
 
     Attributes:
         partial: fp32 [splits, M, K].
-        group_ids: [M]. If there are none, any tensor, as for weight_scale and bias below: the
-            kernels' constants say that they are not read.
+        group_ids: [M] or [1]. If there are none, any tensor, as for weight_scale and bias below:
+            the kernels' constants say that they are not read.
         num_groups: G.
         last_id: the largest valid id.
         arguments: the arguments of ``finish``, from weight_scale on.
-        constants: the constants of ``finish``, and GROUPED.
+        constants: the constants of ``finish``, GROUPED and ONE_GROUP.
     """
 
     def __init__(
@@ -249,12 +252,14 @@ class Projection:
             logit_scale,
             softcap,
         )
+        one_group = group_ids is not None and len(group_ids) == 1
         self.constants = {
             "PACKED": packed,
             "SCALED": weight_scale is not None,
             "BIASED": bias is not None,
             "CAPPED": softcap > 0,
             "GROUPED": group_ids is not None,
+            "ONE_GROUP": one_group,
         }
         if not m_rows or not tiles:
             return
@@ -283,6 +288,7 @@ class Projection:
             steps,
             PACKED=packed,
             GROUPED=group_ids is not None,
+            ONE_GROUP=one_group,
             E4M3=e4m3,
             CONVERTS=e4m3 and converts_float8(hidden.device),
             STEP=SPLIT_STEP,

@@ -90,7 +90,7 @@ def sparse_head_kernel(
     logsumexp,  # fp32 [M]
     partial,  # fp32 [splits, M, K]
     active_ids,  # int32 [G, K]
-    group_ids,  # [M], when GROUPED
+    group_ids,  # [M], when GROUPED; [1], when ONE_GROUP
     num_groups,  # G
     last_id,  # V - 1
     k,
@@ -106,11 +106,12 @@ def sparse_head_kernel(
     BIASED: tl.constexpr,
     CAPPED: tl.constexpr,
     GROUPED: tl.constexpr,
+    ONE_GROUP: tl.constexpr,
     TOP: tl.constexpr,  # at least k
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0)
-    group = group_of(group_ids, row, num_groups) if GROUPED else row * 0
+    group = group_of(group_ids, row, num_groups, ONE_GROUP) if GROUPED else row * 0
     in_use = tl.where(group >= 0, capacity, 0)
     group_active = active_ids + group.to(tl.int64) * capacity
     lanes = tl.arange(0, BLOCK)

@@ -19,7 +19,7 @@ def sparse_logits_kernel(
     logits,  # fp32 [M, K]
     partial,  # fp32 [splits, M, K]
     active_ids,  # int32 [G, K]
-    group_ids,  # [M], when GROUPED
+    group_ids,  # [M], when GROUPED; [1], when ONE_GROUP
     num_groups,  # G
     last_id,  # V - 1
     weight_scale,
@@ -34,11 +34,12 @@ def sparse_logits_kernel(
     BIASED: tl.constexpr,
     CAPPED: tl.constexpr,
     GROUPED: tl.constexpr,
+    ONE_GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0)
     slots = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    group = group_of(group_ids, row, num_groups) if GROUPED else row * 0
+    group = group_of(group_ids, row, num_groups, ONE_GROUP) if GROUPED else row * 0
     in_use = tl.where(group >= 0, capacity, 0)
     group_active = active_ids + group.to(tl.int64) * capacity
     ids = tl.load(group_active + slots, mask=slots < in_use, other=-1)

@@ -38,6 +38,7 @@ HeadArgs head_args(const Array& hidden, const Array& weight, const Array& active
   args.bias_type = bias ? element_type(*bias) : DType::f32;
   args.packed = packed;
   args.long_group_ids = is_long(group_ids);
+  args.one_group = group_ids && group_ids->shape(0) == 1;
   return args;
 }
 
@@ -51,10 +52,10 @@ void run(const char* op, Call&& call) {
   check(error, op);
 }
 
-Workspace head_workspace(const HeadArgs& args) {
-  size_t bytes = 0;
-  check(head_cuda_workspace(args, &bytes), "head_cuda_workspace");
-  return Workspace(bytes);
+HeadPlan plan_of(const HeadArgs& args) {
+  HeadPlan plan;
+  check(plan_head_cuda(args, &plan), "plan_head_cuda");
+  return plan;
 }
 
 void sparse_head(Array logits, Array token_ids, Array logsumexp, const Array& hidden, const Array& weight,
@@ -63,9 +64,10 @@ void sparse_head(Array logits, Array token_ids, Array logsumexp, const Array& hi
                  double softcap) {
   const HeadArgs args =
       head_args(hidden, weight, active_ids, packed, group_ids, weight_scale, bias, logit_scale, softcap);
-  const Workspace workspace = head_workspace(args);
+  const HeadPlan plan = plan_of(args);
+  const Workspace workspace(plan.workspace_bytes());
   run("run_sparse_head_cuda", [&] {
-    return run_sparse_head_cuda(args, k, pointer<float>(logits), pointer<int64_t>(token_ids),
+    return run_sparse_head_cuda(args, plan, k, pointer<float>(logits), pointer<int64_t>(token_ids),
                                 pointer<float>(logsumexp), workspace.get(), nullptr);
   });
 }
@@ -75,9 +77,10 @@ void sparse_logits(Array logits, const Array& hidden, const Array& weight, const
                    const OptionalArray& bias, double logit_scale, double softcap) {
   const HeadArgs args =
       head_args(hidden, weight, active_ids, packed, group_ids, weight_scale, bias, logit_scale, softcap);
-  const Workspace workspace = head_workspace(args);
+  const HeadPlan plan = plan_of(args);
+  const Workspace workspace(plan.workspace_bytes());
   run("run_sparse_logits_cuda",
-      [&] { return run_sparse_logits_cuda(args, pointer<float>(logits), workspace.get(), nullptr); });
+      [&] { return run_sparse_logits_cuda(args, plan, pointer<float>(logits), workspace.get(), nullptr); });
 }
 
 void gather_rows(Array slab, Array slab_ids, const Array& weight, const Array& active_ids,

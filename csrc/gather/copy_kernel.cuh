@@ -6,7 +6,9 @@
 // step is a chain of latencies (ids 0.7 µs, row 1 µs, store), so the kernel must add no further loads to the
 // chain, and each changed row should get its own block. A new prompt is limited by bandwidth. Both need a
 // grid of as many blocks as fit on the device. The slots are dealt out one by one: changed slots are often
-// adjacent, and so land on different SMs.
+// adjacent, and so land on different SMs. With many groups a block has hundreds of slots. Then they are dealt
+// out in eights: a lane's ids are in one 32-byte sector with its neighbours', which reads an eighth of the
+// sectors.
 //
 // The slots of G blocks. A block compares 32 slots at once, one a lane, then its threads together move the
 // changed rows one after the other:
@@ -14,6 +16,8 @@
 //     slot    0   1   …   G - 1    G   G + 1   …   2 G - 1    …
 //     block   0   1   …   G - 1    0   1       …   G - 1      …
 //     lane    0   0   …   0        1   1       …   1          …
+//
+// In eights, block b takes slots 8 b to 8 b + 7, then 8 (b + G) to 8 (b + G) + 7, …
 //
 // Not yet measured on a GPU.
 #pragma once
@@ -35,15 +39,30 @@ constexpr int kResident = 12;
 
 // ---- Step 1: find the changed slots
 //
+// How the slots are dealt out to the blocks: in runs of 2^log_run.
+struct Deal {
+  int slots;
+  int log_run;
+
+  // The block's slot number i; at or above `slots`: none.
+  MICROSPEC_DEVICE int slot(int i) const {
+    const int run = static_cast<int>(blockIdx.x) + (i >> log_run) * static_cast<int>(gridDim.x);
+    return (run << log_run) + (i & ((1 << log_run) - 1));
+  }
+};
+
+// Runs of eight where every block has at least four of them, one for each eight of a warp's lanes.
+inline Deal deal(int slots, int64_t blocks) { return {slots, slots >= blocks * kWarp ? 3 : 0}; }
+
 // Calls bring(slot, id), in the whole block, for each of the block's slots that needs a new row. Also writes
 // the slab's ids, and the scales of quantised rows that are copied. An id outside [0, V) is an empty slot and
 // is stored as -1, so that a head that reads the slab need not know V.
 template <class Bring>
-MICROSPEC_DEVICE void for_each_changed(const GatherArgs& args, int slots, Bring&& bring) {
-  const int stride = static_cast<int>(gridDim.x);
-  for (int first = static_cast<int>(blockIdx.x); first < slots; first += kWarp * stride) {
+MICROSPEC_DEVICE void for_each_changed(const GatherArgs& args, const Deal& deal, Bring&& bring) {
+  const int slots = deal.slots;
+  for (int first = 0; deal.slot(first) < slots; first += kWarp) {
     // Every warp compares for itself, so that no barrier precedes the rows.
-    const int slot = first + lane_index() * stride;
+    const int slot = deal.slot(first + lane_index());
     const int32_t wanted = slot < slots ? args.active_ids[slot] : -1;
     const int32_t id = wanted >= 0 && wanted < args.vocab_size ? wanted : -1;
     const bool changed = slot < slots && args.slab_ids[slot] != id;
@@ -51,7 +70,7 @@ MICROSPEC_DEVICE void for_each_changed(const GatherArgs& args, int slots, Bring&
     if (__ballot_sync(kAllLanes, changed) == 0) continue;
     for (unsigned rows = __ballot_sync(kAllLanes, has_row); rows != 0; rows &= rows - 1) {
       const int lane = __ffs(static_cast<int>(rows)) - 1;
-      bring(first + lane * stride, __shfl_sync(kAllLanes, id, lane));
+      bring(deal.slot(first + lane), __shfl_sync(kAllLanes, id, lane));
     }
     __syncthreads();  // every warp has compared
     if (warp_index() == 0 && changed) {
@@ -70,10 +89,10 @@ MICROSPEC_DEVICE uint8_t load_word(const uint8_t* word) { return *word; }
 // A row is `words` long. Rows are `weight_stride` words apart in the weight.
 template <class Word>
 MICROSPEC_KERNEL(kThreads, kResident)
-copy_rows_kernel(GatherArgs args, int slots, int words, int64_t weight_stride) {
+copy_rows_kernel(GatherArgs args, Deal deal, int words, int64_t weight_stride) {
   ptx::wait_for_earlier_kernels();
   ptx::let_next_kernel_start();
-  for_each_changed(args, slots, [&](int slot, int32_t id) {
+  for_each_changed(args, deal, [&](int slot, int32_t id) {
     const Word* const source = static_cast<const Word*>(args.weight) + id * weight_stride;
     Word* const target = static_cast<Word*>(args.slab) + int64_t{slot} * words;
 #pragma unroll 1  // two passes at once would mix loads and stores

@@ -32,7 +32,8 @@ Launch grid(const Device& device, int slots, int64_t resident, size_t shared_byt
 template <class Word>
 Error copy(const Device& device, const GatherArgs& args, int slots, void* stream) {
   const int64_t size = element_size(args.weight_type), word = sizeof(Word);
-  return launch(gather::copy_rows_kernel<Word>, grid(device, slots, kResident, 0, stream), args, slots,
+  const Launch how = grid(device, slots, kResident, 0, stream);
+  return launch(gather::copy_rows_kernel<Word>, how, args, gather::deal(slots, how.blocks),
                 static_cast<int>(args.dim * size / word), args.weight_row_stride * size / word);
 }
 
@@ -52,7 +53,7 @@ Error quantise(const Device& device, const GatherArgs& args, int slots, void* st
   Launch how =
       grid(device, slots, std::clamp<int64_t>(room, 1, kResident), static_cast<size_t>(shared_bytes), stream);
   how.least_arch = std::is_same_v<Target, f8e4m3_t> ? kFloat8Arch : 0;
-  return launch(kernel, how, args, slots, staged);
+  return launch(kernel, how, args, gather::deal(slots, how.blocks), staged);
 }
 
 template <class Target>

@@ -174,7 +174,7 @@ MICROSPEC_DEVICE float scale_of(uint32_t amax, float largest) {
 // `staged`: the launch has shared memory for a row of the source.
 template <class Source, class Target, bool vector>
 MICROSPEC_KERNEL(kThreads, kResident)
-quantise_rows_kernel(GatherArgs args, int slots, bool staged) {
+quantise_rows_kernel(GatherArgs args, Deal deal, bool staged) {
   using ThreadChunk = Chunk<Source, vector>;
   MICROSPEC_SHARED(uint32_t, warp_amax, 2 * kMaxWarps);
   MICROSPEC_DYNAMIC_SHARED(dynamic);
@@ -184,7 +184,7 @@ quantise_rows_kernel(GatherArgs args, int slots, bool staged) {
   const float largest = std::is_same_v<Target, f8e4m3_t> ? kFloat8Max : kInt8Max;
   ThreadChunk* const stage = reinterpret_cast<ThreadChunk*>(dynamic);
   uint32_t* words = warp_amax;
-  for_each_changed(args, slots, [&](int slot, int32_t id) {
+  for_each_changed(args, deal, [&](int slot, int32_t id) {
     const ThreadChunk* const row = reinterpret_cast<const ThreadChunk*>(
         static_cast<const Source*>(args.weight) + id * args.weight_row_stride);
     uint32_t amax = 0;

@@ -19,7 +19,7 @@ struct HeadArgs {
   int64_t weight_group_stride;  // packed only
   const float* weight_scale;    // [V] or [G, K], null unless the rows are quantised
   const int32_t* active_ids;    // [G, K], -1 is an empty slot
-  const void* group_ids;        // [M] int32 or int64, -1 is a padding row; null: all rows in group 0
+  const void* group_ids;        // [M], or [1] if one_group; int32 or int64, -1: padding; null: group 0
   const void* bias;             // [V] in hidden_type or fp32, null: none
   int64_t rows;                 // M
   int64_t dim;                  // D
@@ -33,11 +33,13 @@ struct HeadArgs {
   DType bias_type;
   bool packed;
   bool long_group_ids;
+  bool one_group;  // group_ids has one element, for all rows
 
   int64_t group_of(int64_t row) const {
     if (!group_ids) return 0;
-    return long_group_ids ? static_cast<const int64_t*>(group_ids)[row]
-                          : static_cast<const int32_t*>(group_ids)[row];
+    const int64_t at = one_group ? 0 : row;
+    return long_group_ids ? static_cast<const int64_t*>(group_ids)[at]
+                          : static_cast<const int32_t*>(group_ids)[at];
   }
 };
 

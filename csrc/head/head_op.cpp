@@ -22,7 +22,7 @@ void check_ids(const Checker& check, const DeviceCall& call, const HeadArgs& arg
   if (!group_ids) return;
   const HostValues groups(call, *group_ids);
   if (!groups.known()) return;
-  for (int64_t row = 0; row < args.rows; ++row) {
+  for (int64_t row = 0; row < group_ids->size(0); ++row) {
     const int64_t group = args.long_group_ids ? groups.data<int64_t>()[row] : groups.data<int32_t>()[row];
     if (group < -1 || group >= args.groups) {
       check.fail("IndexError", "group_ids", "groups in [0, " + std::to_string(args.groups) + ") or -1", group,
@@ -73,7 +73,9 @@ HeadArgs checked(const Checker& check, const DeviceCall& call, const Tensor& hid
               "a group per row, as G = " + std::to_string(args.groups), "None");
   if (group_ids) {
     args.long_group_ids = check.integer(*group_ids, "group_ids");
-    check.shape(*group_ids, "group_ids", {args.rows});
+    args.one_group = group_ids->dim() == 1 && group_ids->size(0) == 1;
+    check.value(args.one_group || (group_ids->dim() == 1 && group_ids->size(0) == args.rows), "group_ids",
+                "shape [" + std::to_string(args.rows) + "] or [1]", shape_of(*group_ids));
     check.contiguous(*group_ids, "group_ids");
     check.on_device(*group_ids, "group_ids");
     args.group_ids = group_ids->data_ptr();
@@ -110,10 +112,10 @@ HeadArgs checked(const Checker& check, const DeviceCall& call, const Tensor& hid
   return args;
 }
 
-Tensor head_workspace(const DeviceCall& call, const HeadArgs& args) {
-  size_t bytes = 0;
-  call.check(head_cuda_workspace(args, &bytes));
-  return call.workspace(bytes);
+HeadPlan plan_on_cuda(const DeviceCall& call, const HeadArgs& args) {
+  HeadPlan plan;
+  call.check(plan_head_cuda(args, &plan));
+  return plan;
 }
 
 }  // namespace
@@ -134,8 +136,9 @@ std::tuple<Tensor, Tensor, Tensor> sparse_head(Tensor hidden, Tensor weight, Ten
   const auto ids = static_cast<int64_t*>(token_ids.data_ptr());
   const auto sums = static_cast<float*>(logsumexp.data_ptr());
   if (call.on_cuda()) {
-    const Tensor workspace = head_workspace(call, args);
-    call.check(run_sparse_head_cuda(args, k, values, ids, sums, workspace.data_ptr(), call.stream()));
+    const HeadPlan plan = plan_on_cuda(call, args);
+    const Tensor workspace = call.workspace(plan.workspace_bytes());
+    call.check(run_sparse_head_cuda(args, plan, k, values, ids, sums, workspace.data_ptr(), call.stream()));
   } else {
     run_sparse_head(args, k, values, ids, sums);
   }
@@ -152,8 +155,9 @@ Tensor sparse_logits(Tensor hidden, Tensor weight, Tensor active_ids, bool packe
   Tensor logits = call.empty({args.rows, args.capacity}, ScalarType::Float);
   const auto values = static_cast<float*>(logits.data_ptr());
   if (call.on_cuda()) {
-    const Tensor workspace = head_workspace(call, args);
-    call.check(run_sparse_logits_cuda(args, values, workspace.data_ptr(), call.stream()));
+    const HeadPlan plan = plan_on_cuda(call, args);
+    const Tensor workspace = call.workspace(plan.workspace_bytes());
+    call.check(run_sparse_logits_cuda(args, plan, values, workspace.data_ptr(), call.stream()));
   } else {
     run_sparse_logits(args, values);
   }

@@ -37,7 +37,8 @@ struct VocabPlan {
 // Chooses the kernel, and lays out the arrays: in shared memory if they fit.
 Error plan_of(const VocabArgs& args, VocabPlan& plan) {
   plan.layout.newcomers = ceil_div<int64_t>(args.capacity, 2) * 2;
-  plan.layout.words = plan.layout.newcomers + 2 * std::min(args.capacity, args.count);
+  plan.layout.queue = plan.layout.newcomers + 2 * std::min(args.capacity, args.count);
+  plan.layout.words = plan.layout.queue + (args.token_groups ? vocab::kQueue : 0);
   plan.kernel = kernel_for(args.capacity);
   Loaded loaded;
   if (const Error error = load(plan.kernel, loaded)) return error;

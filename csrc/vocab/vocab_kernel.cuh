@@ -40,7 +40,7 @@ MICROSPEC_DEVICE void place_newcomers(const AnySlots& slots, Bounds<typename Any
                                       const Newcomer* newcomers, unsigned wanted, int64_t base,
                                       BlockState& block) {
   using Age = typename AnySlots::Age;
-  const Age threshold = block_threshold(slots, static_cast<int>(wanted), bounds, block.select);
+  const Age threshold = block_threshold(slots, static_cast<int>(wanted), bounds, block.select).value;
   unsigned freed = 0;
   slots.each([&](int, Age age) { freed += __popc(__ballot_sync(kAllLanes, age >= threshold)); });
   if (lane_index() == 0) block.slot_counts[warp_index()] = freed;
@@ -83,11 +83,14 @@ vocab_update_kernel(VocabArgs args, Layout layout, int32_t* workspace) {
   const int64_t clock = args.clock[blockIdx.x];
   Slots<slots_per_thread> slots(group);
   slots.fetch();
+  Feed feed(args, block, last_use + layout.queue);
+  int64_t position;
+  feed.next(position);
   TokenAt newest;
-  newest.fetch(args, args.count - 1 - static_cast<int64_t>(threadIdx.x));
+  newest.fetch(args, position);
   // Without this, the compiler would issue some of these loads only after the token has arrived.
   __syncwarp();
-  const int32_t token = newest.token_of_group(args);
+  const int32_t token = newest.token(args);
   const int32_t slot = slot_of(group, token);
   // Pass the clock through shared memory, so that the ages are computed after this barrier. The assembler
   // would otherwise compute them between a token and the load of its slot.
@@ -114,14 +117,13 @@ vocab_update_kernel(VocabArgs args, Layout layout, int32_t* workspace) {
     block.warp_oldest[warp_index()] = oldest;
   }
   clear_table(block);
-  prepare_select(block.select);
   __syncthreads();
   if (threadIdx.x == 0) args.clock[blockIdx.x] = wrapping_add(base, args.count);
   const unsigned counts = sum_of_warps(block.slot_counts).total;
   const unsigned room = slots_per_thread > 0 ? counts & 0xffff : counts;
   if (room == 0) return;
 
-  walk(args, group, block, last_use, newcomers, room, token, slot);
+  walk(args, group, block, last_use, newcomers, room, feed, position, token, slot);
   __syncthreads();
   const int32_t cutoff = block.cutoff;
   const unsigned wanted = block.newcomers;

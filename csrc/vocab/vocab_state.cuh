@@ -23,10 +23,18 @@ constexpr int32_t kPending = -2;
 // The last use of a pinned slot: above every position.
 constexpr int32_t kPinnedUse = 0x7fffffff;
 
-// The layout of the two arrays that grow with the call, in dynamic shared memory or in a group's words of the
-// workspace. The last uses [K] begin at word 0. The newcomers [min(K, N)] follow, newest first.
+// Positions of a ragged batch that a block scans at once for its group's tokens: sixteen loads of a thread
+// share one trip to the L2 cache. And the positions that it can queue.
+constexpr int kScannedByThread = 16;
+constexpr int kScanned = kScannedByThread * kThreads;
+constexpr int kQueue = kScanned + kThreads;
+
+// The layout of the arrays that grow with the call, in dynamic shared memory or in a group's words of the
+// workspace. The last uses [K] begin at word 0. The newcomers [min(K, N)] follow, newest first; then, for a
+// ragged batch, the queue [kQueue] of its positions.
 struct Layout {
   int64_t newcomers;  // their first word, even
+  int64_t queue;      // its first word
   int64_t words;      // words in total
 };
 
@@ -41,6 +49,7 @@ struct BlockState {
   int32_t table_tokens[kTable];
   int32_t table_positions[kTable];
   unsigned tile_counts[kMaxWarps];
+  unsigned scan_counts[2][kMaxWarps];
   unsigned slot_counts[kMaxWarps];
   int warp_oldest[kMaxWarps];
   int64_t clock;

@@ -4,6 +4,9 @@
 //     position   N - 1 … N - kThreads    N - 1 - kThreads … N - 2 kThreads    …
 //     thread     0 … kThreads - 1        0 … kThreads - 1                     …
 //     tile       first                   second                               …
+//
+// Of a ragged batch, a block sees all groups' tokens. It scans a few thousand at a time and queues the
+// positions of its group's, which then make tiles: tokens and slots are loaded for those only.
 #pragma once
 
 #include "vocab/vocab_state.cuh"
@@ -24,24 +27,97 @@ struct Integer {
   }
 };
 
-// The token and group at one position, possibly still in flight.
+// The token at one position of the block's group, possibly still in flight.
 struct TokenAt {
-  Integer token, group;
+  Integer value;
 
   MICROSPEC_DEVICE void fetch(const VocabArgs& args, int64_t position) {
-    token = group = Integer{};
+    value = Integer{};
     if (position < 0) return;
     const int64_t row = args.token_groups ? 0 : blockIdx.x * args.count;
-    token.fetch(args.tokens, args.long_tokens, row + position);
-    if (args.token_groups) group.fetch(args.token_groups, args.long_groups, position);
+    value.fetch(args.tokens, args.long_tokens, row + position);
   }
-  // Returns the token if it is valid and belongs to this block's group, else kNone.
-  MICROSPEC_DEVICE int32_t token_of_group(const VocabArgs& args) const {
-    const bool in_group =
-        !args.token_groups || (group.low == static_cast<int32_t>(blockIdx.x) && group.high == 0);
-    const bool exists = token.low >= 0 && token.low < args.vocab_size && token.high == 0;
-    return in_group && exists ? token.low : kNone;
+  // Returns the token if it is valid, else kNone.
+  MICROSPEC_DEVICE int32_t token(const VocabArgs& args) const {
+    return value.low >= 0 && value.low < args.vocab_size && value.high == 0 ? value.low : kNone;
   }
+};
+
+// Deals the positions of the group's tokens to the threads, newest first, a tile at a time.
+class Feed {
+ public:
+  // queue is [kQueue], for a ragged batch.
+  MICROSPEC_DEVICE Feed(const VocabArgs& args, BlockState& block, int32_t* queue)
+      : args_(args), block_(block), queue_(queue), left_(args.count) {}
+
+  // Sets `position` to the thread's in the next tile, -1: none. Returns whether the tile has any. The whole
+  // block calls this.
+  MICROSPEC_DEVICE bool next(int64_t& position) {
+    if (!args_.token_groups) {
+      position = left_ - 1 - static_cast<int64_t>(threadIdx.x);
+      const bool any = left_ > 0;
+      left_ -= kThreads;
+      return any;
+    }
+    while (queued_ - taken_ < kThreads && left_ > 0) scan();
+    __syncthreads();
+    const unsigned place = taken_ + threadIdx.x;
+    position = place < queued_ ? queue_[place % kQueue] : -1;
+    const bool any = taken_ < queued_;
+    taken_ = min(queued_, taken_ + kThreads);
+    return any;
+  }
+
+ private:
+  // Returns a bit for each of the thread's positions in the next scan that holds the group: bit i for
+  // `newest` - i * kWarp.
+  template <class Load>
+  MICROSPEC_DEVICE unsigned in_group(int newest, Load&& load) const {
+    unsigned bits = 0;
+    if (newest >= (kScannedByThread - 1) * kWarp) {
+#pragma unroll
+      for (int i = 0; i < kScannedByThread; ++i) bits |= load(newest - i * kWarp) ? 1u << i : 0u;
+    } else {
+      for (int i = 0; newest - i * kWarp >= 0; ++i) bits |= load(newest - i * kWarp) ? 1u << i : 0u;
+    }
+    return bits;
+  }
+  // Queues the positions of the group's tokens among the next kScanned, newest first. The queue has room. A
+  // warp's positions are consecutive.
+  MICROSPEC_DEVICE void scan() {
+    const int newest = static_cast<int>(left_) - 1 - warp_index() * kScannedByThread * kWarp - lane_index();
+    const auto* shorts = static_cast<const uint32_t*>(args_.token_groups);
+    const auto* longs = static_cast<const uint2*>(args_.token_groups);
+    const unsigned mine =
+        args_.long_groups
+            ? in_group(newest, [&](int i) { return longs[i].x == blockIdx.x && longs[i].y == 0; })
+            : in_group(newest, [&](int i) { return shorts[i] == blockIdx.x; });
+    left_ -= kScanned;
+    // The scans write to two arrays by turns, so that one barrier each suffices.
+    unsigned* const counts = block_.scan_counts[turn_];
+    turn_ ^= 1;
+    const unsigned count = __reduce_add_sync(kAllLanes, __popc(mine));
+    if (lane_index() == 0) counts[warp_index()] = count;
+    __syncthreads();
+    const Prefix prefix = sum_of_warps(counts);
+    unsigned place = queued_ + prefix.before;
+    for (unsigned some = __reduce_or_sync(kAllLanes, mine); some != 0; some &= some - 1) {
+      const int i = __ffs(static_cast<int>(some)) - 1;
+      const unsigned lanes = __ballot_sync(kAllLanes, mine >> i & 1);
+      if (mine >> i & 1) {
+        queue_[(place + __popc(lanes & lanes_below())) % kQueue] = newest - i * kWarp;
+      }
+      place += __popc(lanes);
+    }
+    queued_ += prefix.total;
+  }
+
+  const VocabArgs& args_;
+  BlockState& block_;
+  int32_t* queue_;
+  int64_t left_;  // positions below this one are not dealt, or not scanned
+  unsigned queued_ = 0, taken_ = 0;
+  int turn_ = 0;
 };
 
 // Returns the token's slot, kPending, or kNone if it has no slot.
@@ -78,15 +154,17 @@ MICROSPEC_DEVICE int note_newcomer(BlockState& block, int32_t token, int32_t pos
 // ---- Steps 1 and 2
 //
 // Walks over the tokens. Fills `newcomers`, newest first, and last_use. Sets block.cutoff and
-// block.newcomers, which are valid after the next barrier. `token` is the thread's token in the first tile,
-// and `slot` is that token's slot.
+// block.newcomers, which are valid after the next barrier. `position` and `token` are the thread's in the
+// first tile, and `slot` is that token's slot.
 MICROSPEC_DEVICE void walk(const VocabArgs& args, const Group& group, BlockState& block, int32_t* last_use,
-                           Newcomer* newcomers, unsigned room, int32_t token, int32_t slot) {
+                           Newcomer* newcomers, unsigned room, Feed& feed, int64_t position, int32_t token,
+                           int32_t slot) {
   unsigned distinct = 0, recorded = 0;
-  int64_t position = args.count - 1 - static_cast<int64_t>(threadIdx.x);
-  for (int64_t left = args.count - kThreads;; left -= kThreads) {
+  while (true) {
+    int64_t next_position;
+    const bool more = feed.next(next_position);
     TokenAt next;
-    next.fetch(args, position - kThreads);
+    next.fetch(args, next_position);
     const int32_t use = static_cast<int32_t>(position);
     int place = kNone;
     if (slot >= 0) {
@@ -94,7 +172,6 @@ MICROSPEC_DEVICE void walk(const VocabArgs& args, const Group& group, BlockState
     } else if (token != kNone && slot != kPending) {
       place = note_newcomer(block, token, use);
     }
-    // Most tiles of a ragged batch hold only other groups' tokens.
     if (__syncthreads_or(token != kNone)) {
       // A pinned slot's last use (kPinnedUse) equals no position. A last use from a newer tile equals no
       // position of this tile.
@@ -110,7 +187,7 @@ MICROSPEC_DEVICE void walk(const VocabArgs& args, const Group& group, BlockState
       const unsigned index = recorded + (counts.before >> 16) + __popc(fresh & lanes_below());
       distinct += counts.total & 0xffff;
       recorded += counts.total >> 16;
-      const bool is_last = left <= 0 || distinct >= room;
+      const bool is_last = !more || distinct >= room;
       if (is_newcomer && rank < room) {
         newcomers[index] = {token, use};
         if (!is_last) group.token_slots[token] = kPending;
@@ -123,9 +200,9 @@ MICROSPEC_DEVICE void walk(const VocabArgs& args, const Group& group, BlockState
       clear_table(block);
       __syncthreads();
     }
-    if (left <= 0) break;
-    position -= kThreads;
-    token = next.token_of_group(args);
+    if (!more) break;
+    position = next_position;
+    token = next.token(args);
     slot = slot_of(group, token);
   }
   if (threadIdx.x == 0 && distinct < room) {

@@ -115,6 +115,7 @@ void serve_head() {
   HeadArgs args{};
   args.packed = receive_integer();
   args.long_group_ids = receive_integer();
+  args.one_group = receive_integer();
   args.rows = receive_integer();
   args.dim = receive_integer();
   args.groups = receive_integer();

@@ -36,7 +36,8 @@ def call_every_kernel(emulation: Any) -> None:
     for hidden, rows in itertools.product(FLOATS, ROWS):
         for m, dim in [(1, 64), (3, 64), (3, 63), (16, 64), (32, 64), (64, 64)]:
             call_head(emulation, hidden, rows, m, dim, 8)
-    call_head(emulation, np.float32, None, 1, 64, 5000)
+    for capacity in (2000, 3000, 4000, 5000):  # select has a kernel for each
+        call_head(emulation, np.float32, None, 1, 64, capacity)
     ids = np.zeros(2, np.int32)
     for source, target in itertools.product(FLOATS, ROWS):
         for dim in (64, 62, 63):

@@ -90,9 +90,10 @@ def test_the_head_reads_the_front_while_the_back_is_refreshed() -> None:
         view = slab.front()
         vocab.update(static.tokens)
         slab.refresh()
-        groups = view.group_ids.repeat(ROWS)
         static.store(
-            sparse_head(static.hidden, view.rows, view.ids, BEST, packed=True, group_ids=groups)
+            sparse_head(
+                static.hidden, view.rows, view.ids, BEST, packed=True, group_ids=view.group_ids
+            )
         )
         slab.wait()
 

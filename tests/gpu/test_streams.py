@@ -10,7 +10,7 @@ from torch import Tensor
 from microspec_kernels import ActiveVocab, WeightSlab, sparse_head
 
 from .cases import MODELS, check_head, expected, real_case
-from .lockstep import BEST, CAPACITY, PINNED, ROWS, VOCAB_SIZE, Lockstep
+from .lockstep import BEST, CAPACITY, PINNED, VOCAB_SIZE, Lockstep
 
 SECOND = 1_500_000_000  # in cycles, approximately
 STEPS = 3000
@@ -38,9 +38,8 @@ def test_refresh_races_with_the_head(seed: int) -> None:
     slab.refresh()
 
     def head(index: int, view: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        groups = view[3].repeat(ROWS)
         hidden = hiddens[lockstep.order[index]]
-        return sparse_head(hidden, view[0], view[1], BEST, packed=True, group_ids=groups)
+        return sparse_head(hidden, view[0], view[1], BEST, packed=True, group_ids=view[3])
 
     said = []
     for index in range(STEPS):
@@ -90,7 +89,7 @@ def test_nothing_touches_the_legacy_stream() -> None:
             vocab.update(step)
             slab.refresh()
             rows, ids, scale, group = slab.front()
-            options = {"packed": True, "group_ids": group.repeat(ROWS), "weight_scale": scale}
+            options = {"packed": True, "group_ids": group, "weight_scale": scale}
             sparse_head(hidden, rows, ids, BEST, **options)
             sparse_head(hidden, slab.weight, vocab.ids, BEST)
 

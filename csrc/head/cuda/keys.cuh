@@ -7,7 +7,8 @@
 //           | order_of(logit)          | ~id                      |
 //           | 0: an empty slot; 1: NaN | 0 only for an empty slot |
 //
-// Thread t of select holds the keys of slots t, t + kSelectThreads, t + 2 kSelectThreads, …
+// Selection works on the high words, the orders, and looks at ids only where orders tie. Thread t of select
+// holds the orders of slots t, t + kSelectThreads, t + 2 kSelectThreads, …
 #pragma once
 
 #include "cuda/block_select.cuh"
@@ -23,92 +24,56 @@ namespace microspec {
 #define MICROSPEC_SELECT_THREADS 512
 #endif
 constexpr int kSelectThreads = MICROSPEC_SELECT_THREADS;
-// Keys that a thread loads at once and can hold in registers: enough for K = 4096.
+// Orders that a thread loads at once and can hold in registers: enough for K = 4096.
 constexpr int kBatch = 4096 / kSelectThreads;
 
 // The high word of a NaN's key. An empty slot's high word is 0, and every number's is above 1.
 constexpr uint32_t kNanOrder = 1;
 
+constexpr uint32_t kSign = 0x80000000u;
+
+// Returns all ones if the highest bit is set, else 0.
+MICROSPEC_DEVICE uint32_t all_if_negative(uint32_t bits) {
+  return static_cast<uint32_t>(static_cast<int32_t>(bits) >> 31);
+}
+
 // Returns bits that order as the logits do, with NaN below -inf.
 MICROSPEC_DEVICE uint32_t order_of(float logit) {
-  if (logit != logit) return kNanOrder;
   const uint32_t bits = __float_as_uint(logit + 0.0f);  // -0 equals 0
-  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+  const uint32_t order = bits ^ (all_if_negative(bits) | kSign);
+  return logit == logit ? order : kNanOrder;
 }
 
 MICROSPEC_DEVICE float logit_of_order(uint32_t order) {
-  if (order == kNanOrder) return __uint_as_float(0x7fc00000u);
-  return __uint_as_float(order & 0x80000000u ? order ^ 0x80000000u : ~order);
+  const uint32_t bits = order ^ (~all_if_negative(order) | kSign);
+  return __uint_as_float(order == kNanOrder ? 0x7fc00000u : bits);
 }
 
-MICROSPEC_DEVICE uint64_t key_of(float logit, int32_t id) {
-  return static_cast<uint64_t>(order_of(logit)) << 32 | ~static_cast<uint32_t>(id);
+MICROSPEC_DEVICE uint64_t key_of(uint32_t order, int32_t id) {
+  return static_cast<uint64_t>(order) << 32 | ~static_cast<uint32_t>(id);
 }
 MICROSPEC_DEVICE uint32_t order_of(uint64_t key) { return static_cast<uint32_t>(key >> 32); }
 MICROSPEC_DEVICE int64_t id_of(uint64_t key) { return ~static_cast<uint32_t>(key); }
 
-// A slot's id, and the scale and bias that turn its dot product into a logit.
-struct Slot {
-  int32_t id;
-  bool active;
-  float scale;
-  float bias;
-};
-
-// Returns the token's bias in fp32; 0 without a bias.
-MICROSPEC_DEVICE float bias_of(const HeadArgs& args, int32_t id) {
-  if (!args.bias) return 0.0f;
-  if (args.bias_type == DType::f32) return static_cast<const float*>(args.bias)[id];
-  const uint32_t bits = static_cast<const uint16_t*>(args.bias)[id];
-  float values[2];
-  if (args.bias_type == DType::bf16) {
-    Elements<bf16_t>::unpack(bits, values);
-  } else {
-    Elements<f16_t>::unpack(bits, values);
-  }
-  return values[0];
-}
-
-// Loads a slot's id, scale and bias. A slot at or above K, or with an invalid id, is not active.
-MICROSPEC_DEVICE Slot load_slot(const HeadArgs& args, int group, int slot) {
-  Slot result{-1, false, 1.0f, 0.0f};
-  if (slot >= args.capacity) return result;
-  result.id = ids_of(args, group)[slot];
-  result.active = is_active(args, result.id);
-  if (!result.active) return result;
-  if (args.weight_scale) {
-    const int64_t at = args.packed ? static_cast<int64_t>(group) * args.capacity + slot : result.id;
-    result.scale = args.weight_scale[at];
-  }
-  result.bias = bias_of(args, result.id);
-  return result;
-}
-
-// Applies the slot's scale and bias, the logit scale and the cap.
-MICROSPEC_DEVICE float logit_of(const HeadArgs& args, float dot, const Slot& slot) {
-  const float logit = args.logit_scale * (dot * slot.scale + slot.bias);
-  return args.softcap > 0.0f ? args.softcap * tanhf(logit / args.softcap) : logit;
-}
-
-// Sums the splits' partial dot products in the order of the splits, for slots first, first + step, … The
-// loads of four splits are all issued before the first is used. Otherwise each would take its own trip to the
-// L2 cache.
+// Loads the partial dot products of a row's slots first, first + step, … The loads of four splits are all
+// issued before the first is used. Otherwise each would take its own trip to the L2 cache. Adds the splits in
+// their order.
 template <int kCount>
-MICROSPEC_DEVICE void load_dots(const HeadArgs& args, const Partials& partials, int64_t row, int64_t first,
-                                int64_t step, float (&dots)[kCount]) {
+MICROSPEC_DEVICE void load_dots(const HeadArgs& args, const Partials& partials, int64_t row, int first,
+                                int step, float (&dots)[kCount]) {
   constexpr int kSplits = 4;
+  const int capacity = static_cast<int>(args.capacity);
+  const auto load = [&](int split, float (&values)[kCount]) {
+    const float* source = partials.data + (split * args.rows + row) * partials.pitch + first;
 #pragma unroll
-  for (float& dot : dots) dot = 0.0f;
-  for (int split = 0; split < partials.splits; split += kSplits) {
-    float partial[kSplits][kCount];
+    for (int i = 0; i < kCount; ++i) values[i] = first + i * step < capacity ? source[i * step] : 0.0f;
+  };
+  load(0, dots);
+  for (int split = 1; split < partials.splits; split += kSplits) {
+    float partial[kSplits][kCount] = {};
 #pragma unroll
     for (int s = 0; s < kSplits; ++s) {
-      const float* source = partials.data + ((split + s) * args.rows + row) * partials.pitch;
-#pragma unroll
-      for (int i = 0; i < kCount; ++i) {
-        const int64_t slot = first + i * step;
-        partial[s][i] = split + s < partials.splits && slot < args.capacity ? source[slot] : 0.0f;
-      }
+      if (split + s < partials.splits) load(split + s, partial[s]);
     }
 #pragma unroll
     for (int s = 0; s < kSplits; ++s) {
@@ -118,55 +83,154 @@ MICROSPEC_DEVICE void load_dots(const HeadArgs& args, const Partials& partials, 
   }
 }
 
-// Loads a thread's keys of slots first + thread, first + thread + kSelectThreads, …
+// Loads the scales of slots. Those of a slab are loaded for empty slots too, so that they do not wait for the
+// ids.
 template <int kCount>
-MICROSPEC_DEVICE void load_keys(const HeadArgs& args, const Partials& partials, int64_t row, int group,
-                                int first, uint64_t (&keys)[kCount]) {
-  Slot slots[kCount];
-  const int slot = first + static_cast<int>(threadIdx.x);
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) slots[i] = load_slot(args, group, slot + i * kSelectThreads);
-  float dots[kCount];
-  load_dots(args, partials, row, slot, kSelectThreads, dots);
+MICROSPEC_DEVICE void load_scales(const HeadArgs& args, int group, int first, int step,
+                                  const int32_t (&ids)[kCount], float (&scales)[kCount]) {
+  const int capacity = static_cast<int>(args.capacity);
+  const float* packed = args.weight_scale + group * args.capacity + first;
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
-    keys[i] = slots[i].active ? key_of(logit_of(args, dots[i], slots[i]), slots[i].id) : 0;
+    const bool is_read = args.packed ? first + i * step < capacity : ids[i] >= 0;
+    const float* source = args.packed ? packed + i * step : args.weight_scale + ids[i];
+    scales[i] = is_read ? *source : 1.0f;
   }
 }
 
-// A row's keys in registers, for K <= kBatch * kSelectThreads.
-struct FewKeys : RegisterKeys<kBatch> {
-  MICROSPEC_DEVICE FewKeys(const HeadArgs& args, const Partials& partials, int64_t row, int group,
-                           uint64_t*) {
-    load_keys(args, partials, row, group, 0, key);
+// Loads the biases of tokens, in fp32.
+template <int kCount>
+MICROSPEC_DEVICE void load_biases(const HeadArgs& args, const int32_t (&ids)[kCount],
+                                  float (&biases)[kCount]) {
+  if (args.bias_type == DType::f32) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      biases[i] = ids[i] >= 0 ? static_cast<const float*>(args.bias)[ids[i]] : 0.0f;
+    }
+    return;
   }
+  uint32_t bits[kCount];
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    bits[i] = ids[i] >= 0 ? static_cast<const uint16_t*>(args.bias)[ids[i]] : 0u;
+  }
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    float values[2];
+    if (args.bias_type == DType::bf16) {
+      Elements<bf16_t>::unpack(bits[i], values);
+    } else {
+      Elements<f16_t>::unpack(bits[i], values);
+    }
+    biases[i] = values[0];
+  }
+}
+
+// Loads the ids and computes the logits of a row's slots first, first + step, … A slot at or above K, or with
+// an invalid id, gets id -1, and any logit. Two batches of loads: ids, dot products and a slab's scales; then
+// biases and a weight's scales, whose addresses are the ids'.
+template <int kCount>
+MICROSPEC_DEVICE void load_logits(const HeadArgs& args, const Partials& partials, int64_t row, int group,
+                                  int first, int step, int32_t (&ids)[kCount], float (&logits)[kCount]) {
+  const int capacity = static_cast<int>(args.capacity);
+  const int32_t* source = ids_of(args, group) + first;
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) ids[i] = first + i * step < capacity ? source[i * step] : -1;
+  load_dots(args, partials, row, first, step, logits);
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    if (!is_active(args, ids[i])) ids[i] = -1;
+  }
+  if (args.weight_scale) {
+    float scales[kCount];
+    load_scales(args, group, first, step, ids, scales);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) logits[i] *= scales[i];
+  }
+  if (args.bias) {
+    float biases[kCount];
+    load_biases(args, ids, biases);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) logits[i] += biases[i];
+  }
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) logits[i] *= args.logit_scale;
+  if (args.softcap > 0.0f) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) logits[i] = args.softcap * tanhf(logits[i] / args.softcap);
+  }
+}
+
+// Loads a thread's orders and ids of slots first + thread, first + thread + kSelectThreads, …
+template <int kCount>
+MICROSPEC_DEVICE void load_orders(const HeadArgs& args, const Partials& partials, int64_t row, int group,
+                                  int first, uint32_t (&orders)[kCount], int32_t (&ids)[kCount]) {
+  float logits[kCount];
+  load_logits(args, partials, row, group, first + static_cast<int>(threadIdx.x), kSelectThreads, ids, logits);
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) orders[i] = ids[i] >= 0 ? order_of(logits[i]) : 0;
+}
+
+// A row's orders and ids in registers, for K <= kCount * kSelectThreads.
+template <int kCount>
+class FewKeys {
+ public:
+  MICROSPEC_DEVICE FewKeys(const HeadArgs& args, const Partials& partials, int64_t row, int group,
+                           uint32_t*) {
+    load_orders(args, partials, row, group, 0, orders_, ids_);
+  }
+
+  // Calls f(order) for each of the thread's slots.
+  template <class F>
+  MICROSPEC_DEVICE void visit(F&& f) const {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) f(orders_[i]);
+  }
+  // Calls f(order, id) for each of the thread's slots; id() returns the token id, unless order is 0.
+  template <class F>
+  MICROSPEC_DEVICE void visit_ids(F&& f) const {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) f(orders_[i], [&] { return ids_[i]; });
+  }
+
+ private:
+  uint32_t orders_[kCount];
+  int32_t ids_[kCount];
 };
 
-// A row's keys in `memory` [K], for a larger K: shared memory if they fit. Each thread reads only keys that
-// it wrote.
+// A row's orders in `memory` [K], for a larger K: shared memory if they fit. Each thread reads only orders
+// that it wrote. Ids are loaded again where they are needed: for the few best.
 class ManyKeys {
  public:
   MICROSPEC_DEVICE ManyKeys(const HeadArgs& args, const Partials& partials, int64_t row, int group,
-                            uint64_t* memory)
-      : keys_(memory), count_(static_cast<int>(args.capacity)) {
+                            uint32_t* memory)
+      : orders_(memory), source_(ids_of(args, group)), count_(static_cast<int>(args.capacity)) {
     for (int first = 0; first < count_; first += kBatch * kSelectThreads) {
-      uint64_t batch[kBatch];
-      load_keys(args, partials, row, group, first, batch);
+      uint32_t batch[kBatch];
+      int32_t ids[kBatch];
+      load_orders(args, partials, row, group, first, batch, ids);
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
         const int slot = first + i * kSelectThreads + static_cast<int>(threadIdx.x);
-        if (slot < count_) keys_[slot] = batch[i];
+        if (slot < count_) orders_[slot] = batch[i];
       }
     }
   }
 
   template <class F>
   MICROSPEC_DEVICE void visit(F&& f) const {
-    for (int slot = threadIdx.x; slot < count_; slot += kSelectThreads) f(keys_[slot]);
+    for (int slot = threadIdx.x; slot < count_; slot += kSelectThreads) f(orders_[slot]);
+  }
+  template <class F>
+  MICROSPEC_DEVICE void visit_ids(F&& f) const {
+    for (int slot = threadIdx.x; slot < count_; slot += kSelectThreads) {
+      f(orders_[slot], [&] { return source_[slot]; });
+    }
   }
 
  private:
-  uint64_t* keys_;
+  uint32_t* orders_;
+  const int32_t* source_;
   int count_;
 };
 

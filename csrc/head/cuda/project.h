@@ -8,6 +8,7 @@
 
 #include "cuda/launch.cuh"
 #include "head/args.h"
+#include "plan.h"
 
 namespace microspec {
 
@@ -37,14 +38,13 @@ constexpr int kMaxSimtRows = MICROSPEC_MAX_SIMT_ROWS;
 // The number of rows to expect in a group. A group with more rows is projected in several rounds.
 int64_t expected_rows(const HeadArgs& args);
 
-Error project_simt(const HeadArgs& args, const Partials& partials, const Device& device, void* stream);
+Error project_simt(const HeadArgs& args, const Partials& partials, const HeadPlan& plan, void* stream);
 
 // Whether project_mma supports the call: fp16 or bf16 hidden, 16-byte aligned rows, and D a multiple of 64
 // bytes of weights.
 bool fits_mma(const HeadArgs& args);
-// Sets *splits to the number of splits into which project_mma divides D.
-Error mma_splits(const HeadArgs& args, int* splits);
-Error project_mma(const HeadArgs& args, const Partials& partials, const Device& device, void* stream);
+Error plan_mma(const HeadArgs& args, MmaPlan& plan);
+Error project_mma(const HeadArgs& args, const Partials& partials, const HeadPlan& plan, void* stream);
 
 // The architecture that a kernel must be compiled for to convert the rows.
 inline int least_arch(const HeadArgs& args) { return args.weight_type == DType::f8e4m3 ? kFloat8Arch : 0; }

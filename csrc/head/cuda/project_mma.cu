@@ -54,6 +54,7 @@
 // writes the partial dot products. project_mma_kernel runs these steps; plan_for sizes them on the host.
 //
 // Not yet measured on a GPU.
+#include "cuda/banks.cuh"
 #include "cuda/elements.cuh"
 #include "project.h"
 #include "ring.cuh"
@@ -72,7 +73,7 @@ constexpr int kHiddenRegisters = 128;
 #define MICROSPEC_MIN_SPLITS 1
 #endif
 // kTile is the number of hidden rows in a tile (mma's n). kSlots is the number of slots (mma's m) in the sums
-// in shared memory. Their pitch has 4 floats of padding, which lets 32 lanes store to 32 banks.
+// in shared memory. Their pitch has 4 floats of padding, which lets 32 lanes store to 32 banks (sum_index).
 constexpr int kTile = 8;
 constexpr int kSlots = 2 * kRun;
 constexpr int kSlotsPitch = kSlots + 4;
@@ -93,16 +94,22 @@ struct WarpShape {
   static constexpr int kSums = kRingWarps * kWidth * kSlotsPitch;  // floats in shared memory
 };
 
-// How a launch divides D, and its shared memory.
-struct MmaPlan {
-  int splits;
-  int warp_dim;   // elements of D a warp, a multiple of kChunk
-  int row_pitch;  // bytes
-  int depth;      // runs in the ring
-  size_t shared_bytes;
+MICROSPEC_DEVICE int split_dim(const MmaPlan& plan) { return plan.warp_dim * kRingWarps; }
 
-  MICROSPEC_DEVICE int split_dim() const { return warp_dim * kRingWarps; }
+// The place of a lane's first d register in the sums of a tile of hidden rows.
+constexpr int sum_index(int lane) { return lane % 4 * 2 * kSlotsPitch + lane / 4; }
+static_assert(wavefronts<1>(sum_index) == 1);
+
+// What a thread of store_tile adds: four slots of row m.
+struct SumQuad {
+  int m, quad;
+
+  // Eight lanes read 16 bytes each at a time: two rows that lie four apart, so that they hit every bank once.
+  constexpr explicit SumQuad(int index)
+      : m(index / 32 * 8 + index % 32 / 8 + index / 4 % 2 * 4), quad(index % 4) {}
+  constexpr int place() const { return m * kSlotsPitch + quad * 4; }
 };
+static_assert(wavefronts<4>([](int lane) { return SumQuad(lane).place(); }) == 4);
 
 // ---- Instructions by hidden's type
 // Multiplies 16 slots by 8 rows of hidden over 16 elements, and adds to `sums`.
@@ -198,10 +205,9 @@ class WarpTile {
 
   // Step 4: writes the d fragments to this warp's sums, [kWidth, kSlotsPitch].
   MICROSPEC_DEVICE static void store(const float (&dots)[kTiles][4], float* sums) {
-    const int slot = lane_index() / 4;
 #pragma unroll
     for (int n = 0; n < kTiles; ++n) {
-      float* row = sums + (n * kTile + lane_index() % 4 * 2) * kSlotsPitch + slot;
+      float* row = sums + n * kTile * kSlotsPitch + sum_index(lane_index());
       row[0] = dots[n][0];
       row[kSlotsPitch] = dots[n][1];
       row[kRun] = dots[n][2];
@@ -224,11 +230,12 @@ template <int kWidth>
 MICROSPEC_DEVICE void store_tile(const float* sums, const Segment& segment, int low_run, int high_run,
                                  int64_t row_base, const Partials& partials) {
   constexpr int kQuads = kSlots / 4;
-  for (int o = threadIdx.x; o < segment.count * kQuads; o += kThreads) {
-    const int m = o / kQuads, quad = o % kQuads;
-    const int run = quad < kQuads / 2 ? low_run : high_run;
-    if (run < 0) continue;
-    const float* warp_sums = sums + m * kSlotsPitch + quad * 4;
+  const int tiles = ceil_div(segment.count, kTile);
+  for (int o = threadIdx.x; o < tiles * kTile * kQuads; o += kThreads) {
+    const SumQuad at(o);
+    const int run = at.quad < kQuads / 2 ? low_run : high_run;
+    if (run < 0 || at.m >= segment.count) continue;
+    const float* warp_sums = sums + at.place();
     float4 total = *reinterpret_cast<const float4*>(warp_sums);
 #pragma unroll
     for (int w = 1; w < kRingWarps; ++w) {
@@ -238,7 +245,8 @@ MICROSPEC_DEVICE void store_tile(const float* sums, const Segment& segment, int 
       total.z += more.z;
       total.w += more.w;
     }
-    float* target = partials.data + (row_base + segment.row(m)) * partials.pitch + run * kRun + quad % 2 * 4;
+    float* target =
+        partials.data + (row_base + segment.row(at.m)) * partials.pitch + run * kRun + at.quad % 2 * 4;
     *reinterpret_cast<float4*>(target) = total;
   }
 }
@@ -259,8 +267,8 @@ project_mma_kernel(HeadArgs args, Partials partials, MmaPlan plan) {
   float* sums = reinterpret_cast<float*>(shared);
   const int split_index = blockIdx.x % plan.splits, block_in_split = blockIdx.x / plan.splits;
   const int blocks_per_split = gridDim.x / plan.splits;
-  const int64_t begin = static_cast<int64_t>(split_index) * plan.split_dim();
-  const Split split{begin, static_cast<int>(min(static_cast<int64_t>(plan.split_dim()), args.dim - begin))};
+  const int64_t begin = static_cast<int64_t>(split_index) * split_dim(plan);
+  const Split split{begin, static_cast<int>(min(static_cast<int64_t>(split_dim(plan)), args.dim - begin))};
   Ring<Row> ring(args, split, plan.depth, plan.row_pitch, full, shared + S::kSums * sizeof(float));
   WarpTile<Hidden, Row, kTiles> tile(begin + warp_index() * plan.warp_dim, plan.warp_dim, args.dim);
 
@@ -332,29 +340,25 @@ Error with_tiles(const HeadArgs& args, F&& f) {
   return f(std::integral_constant<int, 8>{});
 }
 
-// Calls f(kernel, plan) with the call's kernel and its plan.
+// Calls f(kernel, make_plan) with the call's kernel and the function that plans it.
 template <class Hidden, class Row, class F>
-Error with_plan(const HeadArgs& args, F&& f) {
-  return with_tiles(args, [&](auto tiles) -> Error {
-    const auto kernel = project_mma_kernel<Hidden, Row, tiles>;
-    Loaded loaded;
-    if (const Error error = load(kernel, loaded)) return error;
-    return f(kernel, plan_for<Row, tiles>(args, loaded.dynamic_shared));
-  });
+Error with_kernel(const HeadArgs& args, F&& f) {
+  return with_tiles(
+      args, [&](auto tiles) { return f(project_mma_kernel<Hidden, Row, tiles>, plan_for<Row, tiles>); });
 }
 
 template <class Hidden, class F>
-Error with_plan(const HeadArgs& args, F&& f) {
+Error with_kernel(const HeadArgs& args, F&& f) {
   switch (args.weight_type) {
-    case DType::i8: return with_plan<Hidden, int8_t>(args, f);
-    case DType::f8e4m3: return with_plan<Hidden, f8e4m3_t>(args, f);
-    default: return with_plan<Hidden, Hidden>(args, f);
+    case DType::i8: return with_kernel<Hidden, int8_t>(args, f);
+    case DType::f8e4m3: return with_kernel<Hidden, f8e4m3_t>(args, f);
+    default: return with_kernel<Hidden, Hidden>(args, f);
   }
 }
 
 template <class F>
-Error with_plan(const HeadArgs& args, F&& f) {
-  return args.hidden_type == DType::bf16 ? with_plan<bf16_t>(args, f) : with_plan<f16_t>(args, f);
+Error with_kernel(const HeadArgs& args, F&& f) {
+  return args.hidden_type == DType::bf16 ? with_kernel<bf16_t>(args, f) : with_kernel<f16_t>(args, f);
 }
 
 }  // namespace
@@ -364,24 +368,25 @@ bool fits_mma(const HeadArgs& args) {
   return args.hidden_type != DType::f32 && args.dim > 0 && args.dim % chunk == 0 && aligned16(args);
 }
 
-Error mma_splits(const HeadArgs& args, int* splits) {
-  return with_plan(args, [&](auto, const MmaPlan& plan) {
-    *splits = plan.splits;
+Error plan_mma(const HeadArgs& args, MmaPlan& plan) {
+  return with_kernel(args, [&](auto kernel, auto make_plan) -> Error {
+    Loaded loaded;
+    if (const Error error = load(kernel, loaded)) return error;
+    plan = make_plan(args, loaded.dynamic_shared);
     return 0;
   });
 }
 
-Error project_mma(const HeadArgs& args, const Partials& partials, const Device& device, void* stream) {
-  return with_plan(args, [&](auto kernel, const MmaPlan& plan) {
-    Launch how{};
-    how.blocks = static_cast<unsigned>(std::max(1, device.sms / plan.splits) * plan.splits);
-    how.threads = kThreads;
-    how.shared_bytes = plan.shared_bytes;
-    how.stream = stream;
-    how.dependent = true;
-    how.least_arch = least_arch(args);
-    return launch(kernel, how, args, partials, plan);
-  });
+Error project_mma(const HeadArgs& args, const Partials& partials, const HeadPlan& plan, void* stream) {
+  const MmaPlan& mma = plan.mma_plan;
+  Launch how{};
+  how.blocks = static_cast<unsigned>(std::max(1, plan.sms / mma.splits) * mma.splits);
+  how.threads = kThreads;
+  how.shared_bytes = mma.shared_bytes;
+  how.stream = stream;
+  how.dependent = true;
+  how.least_arch = least_arch(args);
+  return with_kernel(args, [&](auto kernel, auto) { return launch(kernel, how, args, partials, mma); });
 }
 
 }  // namespace microspec

@@ -132,7 +132,7 @@ MICROSPEC_DEVICE int take_lowest(unsigned& set) {
 template <class Hidden, class Row, int kRows, bool kAligned>
 class Projector {
  public:
-  // sums is [kRound, kRows, kMaxWarps] in shared memory.
+  // sums is [kMaxWarps, kRound, kRows] in shared memory: lanes store and read consecutive words.
   MICROSPEC_DEVICE Projector(const HeadArgs& args, const Partials& partials, float* sums)
       : args_(args), partials_(partials), sums_(sums) {
     const int64_t pass_elements = static_cast<int64_t>(blockDim.x) / kWarp * kWarpElements<Row>;
@@ -198,7 +198,7 @@ class Projector {
         const float sum = sums_over_warp(dots);
         constexpr int kLanes = kWarp / kRows;
         if (lane_index() % kLanes == 0) {
-          float& place = sums_[(j * kRows + lane_index() / kLanes) * kMaxWarps + warp_index()];
+          float& place = sums_[warp_index() * kRound * kRows + j * kRows + lane_index() / kLanes];
           place = pass == 0 ? sum : place + sum;
         }
       }
@@ -225,7 +225,7 @@ class Projector {
       const int j = o / kRows, m = o % kRows;
       if (m >= segment.count || !(active >> j & 1)) continue;
       float sum = 0.0f;
-      for (int w = 0; w < warps; ++w) sum += sums_[o * kMaxWarps + w];
+      for (int w = 0; w < warps; ++w) sum += sums_[w * kRound * kRows + o];
       partials_.data[segment.row(m) * partials_.pitch + slots.at(first + j)] = sum;
     }
   }
@@ -257,12 +257,12 @@ project_simt_kernel(HeadArgs args, Partials partials) {
 
 // ---- Host: the launch
 template <class Hidden, class Row>
-Error start(const HeadArgs& args, const Partials& partials, const Device& device, void* stream) {
+Error start(const HeadArgs& args, const Partials& partials, const HeadPlan& plan, void* stream) {
   const int64_t warps =
       std::min<int64_t>(kMaxWarps, std::max<int64_t>(1, ceil_div<int64_t>(args.dim, kWarpElements<Row>)));
   Launch how{};
   how.threads = static_cast<unsigned>(warps * kWarp);
-  how.blocks = static_cast<unsigned>(device.sms * (kMaxWarps / warps));
+  how.blocks = static_cast<unsigned>(plan.sms * (kMaxWarps / warps));
   how.stream = stream;
   how.dependent = true;
   how.least_arch = least_arch(args);
@@ -273,21 +273,21 @@ Error start(const HeadArgs& args, const Partials& partials, const Device& device
 }
 
 template <class Hidden>
-Error start(const HeadArgs& args, const Partials& partials, const Device& device, void* stream) {
+Error start(const HeadArgs& args, const Partials& partials, const HeadPlan& plan, void* stream) {
   switch (args.weight_type) {
-    case DType::i8: return start<Hidden, int8_t>(args, partials, device, stream);
-    case DType::f8e4m3: return start<Hidden, f8e4m3_t>(args, partials, device, stream);
-    default: return start<Hidden, Hidden>(args, partials, device, stream);
+    case DType::i8: return start<Hidden, int8_t>(args, partials, plan, stream);
+    case DType::f8e4m3: return start<Hidden, f8e4m3_t>(args, partials, plan, stream);
+    default: return start<Hidden, Hidden>(args, partials, plan, stream);
   }
 }
 
 }  // namespace
 
-Error project_simt(const HeadArgs& args, const Partials& partials, const Device& device, void* stream) {
+Error project_simt(const HeadArgs& args, const Partials& partials, const HeadPlan& plan, void* stream) {
   switch (args.hidden_type) {
-    case DType::bf16: return start<bf16_t>(args, partials, device, stream);
-    case DType::f16: return start<f16_t>(args, partials, device, stream);
-    default: return start<float>(args, partials, device, stream);
+    case DType::bf16: return start<bf16_t>(args, partials, plan, stream);
+    case DType::f16: return start<f16_t>(args, partials, plan, stream);
+    default: return start<float>(args, partials, plan, stream);
   }
 }
 

@@ -22,8 +22,9 @@ MICROSPEC_DEVICE const int32_t* ids_of(const HeadArgs& args, int group) {
 // Returns -1 for a padding row.
 MICROSPEC_DEVICE int group_of(const HeadArgs& args, int64_t row) {
   if (!args.group_ids) return 0;
-  const int64_t group = args.long_group_ids ? static_cast<const int64_t*>(args.group_ids)[row]
-                                            : static_cast<const int32_t*>(args.group_ids)[row];
+  const int64_t at = args.one_group ? 0 : row;
+  const int64_t group = args.long_group_ids ? static_cast<const int64_t*>(args.group_ids)[at]
+                                            : static_cast<const int32_t*>(args.group_ids)[at];
   return group >= 0 && group < args.groups ? static_cast<int>(group) : -1;
 }
 

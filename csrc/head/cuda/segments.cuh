@@ -34,17 +34,20 @@ struct SegmentTable {
 // The segments of a call.
 class Segments {
  public:
-  // The whole block calls this. It ends with a barrier if the call has group ids.
+  // The whole block calls this. It ends with a barrier if each row has its own group id.
   template <int kWidth>
   MICROSPEC_DEVICE static Segments of(const HeadArgs& args, SegmentTable* table) {
     Segments segments;
     segments.width_ = kWidth;
     segments.total_rows_ = static_cast<int>(args.rows);
-    segments.table_ = args.group_ids ? table : nullptr;
-    segments.count_ = ceil_div(segments.total_rows_, kWidth);
-    if (args.group_ids) {
+    if (args.group_ids && !args.one_group) {
       sort(args, table, kWidth);
+      segments.table_ = table;
       segments.count_ = table->count;
+    } else {
+      segments.table_ = nullptr;
+      segments.group_ = group_of(args, 0);
+      segments.count_ = segments.group_ < 0 ? 0 : ceil_div(segments.total_rows_, kWidth);
     }
     return segments;
   }
@@ -54,7 +57,7 @@ class Segments {
   MICROSPEC_DEVICE Segment operator[](int i) const {
     if (!table_) {
       const int first = i * width_;
-      return {0, min(width_, total_rows_ - first), nullptr, first};
+      return {group_, min(width_, total_rows_ - first), nullptr, first};
     }
     const int first = table_->first[i];
     return {table_->sorted_group[first], table_->first[i + 1] - first, table_->row, first};
@@ -105,7 +108,8 @@ class Segments {
     __syncthreads();
   }
 
-  SegmentTable* table_;
+  SegmentTable* table_;  // null: all rows are in group_
+  int group_;
   int count_;
   int width_;
   int total_rows_;

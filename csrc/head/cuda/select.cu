@@ -2,11 +2,12 @@
 // select turns partial dot products into the head's results, one block a row of hidden.
 //
 // 3072 logits are 12 KB a row, read from the L2 cache, so the number of dependent steps decides the time.
-// Keys (keys.cuh) stay in registers up to K = 4096. block_threshold finds the k-th key. The keys at or above
-// it go to shared memory in any order, and each finds its rank by counting the keys above it.
+// Orders (keys.cuh) stay in registers up to K = 4096. block_threshold finds the k-th order. The keys at or
+// above it go to shared memory in any order, and each finds its rank by counting the keys above it. Only
+// where more slots than wanted have the k-th order, a second threshold over their ids decides.
 //
-// Execution order of select_kernel: load the keys, (1) count_row, (2) sum_exponentials, (3) block_key_bounds
-// and block_threshold find the k-th key, and choose collects from there, (4) store_ranked and pad.
+// Execution order of select_kernel: load ids and orders, (1) count_row, (2) sum_exponentials, (3) choose_best
+// finds the k-th key and collects from there, (4) store_ranked, logsumexp_of and pad.
 // finish_logits_kernel takes its place for sparse_logits, and writes every slot's logit.
 //
 // select starts while project still runs, and waits for it before it loads anything: only that wait makes the
@@ -25,13 +26,19 @@ namespace {
 // ---- State in shared memory
 constexpr int kWarps = kSelectThreads / kWarp;
 
+// What a warp found in its keys.
+struct WarpCounts {
+  uint32_t top;      // largest order
+  uint32_t floor;    // smallest of its segments' largest orders
+  uint32_t active;   // active slots
+  uint32_t any_nan;  // 1 if a logit is NaN
+};
+
 // The block's shared memory.
 struct Scratch {
   SelectScratch select;
-  uint32_t top[kWarps];     // largest order in each warp
-  uint32_t active[kWarps];  // active slots in each warp
-  uint32_t nans[kWarps];    // NaNs in each warp
-  float sums[kWarps];       // each warp's sum of exponentials
+  WarpCounts counts[kWarps];
+  float sums[kWarps];  // each warp's sum of exponentials
   uint64_t chosen[kMaxTopK];
   int chosen_count;
 };
@@ -47,30 +54,47 @@ struct Counts {
   uint32_t top;  // order of the largest logit
   int active;
   bool any_nan;
+  Bounds<uint32_t> bounds;  // of the k-th order, if at least k slots are active
 };
 
-// ---- Step 1: count the row's active slots and NaNs, and find its largest logit
+// ---- Step 1: count the row's active slots and NaNs, find its largest logit and bounds of the k-th
+//
+// The block is divided into at least k segments of up to 32 lanes. Each segment has a largest order, so k
+// orders are at or above the smallest of those. That leaves out the sparse lower tail, in which a bisection
+// over floats would spend most of its steps. If k exceeds the number of threads, or a segment has no active
+// slot, the lower bound is 1: every order.
 template <class Keys>
-MICROSPEC_DEVICE Counts count_row(const Keys& keys, Scratch& scratch) {
-  uint32_t top = 0, active = 0, nans = 0;
-  keys.visit([&](uint64_t key) {
-    top = max(top, order_of(key));
-    active += key != 0;
-    nans += order_of(key) == kNanOrder;
+MICROSPEC_DEVICE Counts count_row(const Keys& keys, int k, Scratch& scratch) {
+  uint32_t top = 0, active = 0;
+  bool any_nan = false;
+  keys.visit([&](uint32_t order) {
+    top = max(top, order);
+    active += order != 0;
+    any_nan |= order == kNanOrder;
   });
+  uint32_t segment = top;
   top = __reduce_max_sync(kAllLanes, top);
-  active = __reduce_add_sync(kAllLanes, active);
-  nans = __reduce_add_sync(kAllLanes, nans);
-  if (lane_index() == 0) {
-    scratch.top[warp_index()] = top;
-    scratch.active[warp_index()] = active;
-    scratch.nans[warp_index()] = nans;
+  if (kWarps >= k) {
+    segment = top;
+  } else {
+    for (int width = 2; width < kWarp && kSelectThreads / width >= k; width *= 2) {
+      segment = max(segment, __shfl_xor_sync(kAllLanes, segment, width / 2));
+    }
+    segment = __reduce_min_sync(kAllLanes, segment);
   }
+  active = __reduce_add_sync(kAllLanes, active);
+  any_nan = __any_sync(kAllLanes, any_nan);
+  if (lane_index() == 0) scratch.counts[warp_index()] = {top, segment, active, any_nan};
   if (threadIdx.x == 0) scratch.chosen_count = 0;
   __syncthreads();
-  return {__reduce_max_sync(kAllLanes, word_of_warp(scratch.top, 0u)),
-          static_cast<int>(__reduce_add_sync(kAllLanes, word_of_warp(scratch.active, 0u))),
-          __reduce_add_sync(kAllLanes, word_of_warp(scratch.nans, 0u)) > 0};
+  const WarpCounts none{0, ~0u, 0, 0};
+  const WarpCounts warp = lane_index() < kWarps ? scratch.counts[lane_index()] : none;
+  top = __reduce_max_sync(kAllLanes, warp.top);
+  segment = kSelectThreads >= k ? __reduce_min_sync(kAllLanes, warp.floor) : 0;
+  return {top,
+          static_cast<int>(__reduce_add_sync(kAllLanes, warp.active)),
+          __any_sync(kAllLanes, warp.any_nan != 0) != 0,
+          {max(segment, 1u), top + 1}};
 }
 
 // ---- Step 2: logsumexp
@@ -79,8 +103,9 @@ MICROSPEC_DEVICE Counts count_row(const Keys& keys, Scratch& scratch) {
 template <class Keys>
 MICROSPEC_DEVICE void sum_exponentials(const Keys& keys, float largest, Scratch& scratch) {
   float sum = 0.0f;
-  keys.visit([&](uint64_t key) {
-    if (order_of(key) > kNanOrder) sum += expf(logit_of_order(order_of(key)) - largest);
+  keys.visit([&](uint32_t order) {
+    const float term = expf(logit_of_order(order) - largest);
+    sum += order > kNanOrder ? term : 0.0f;
   });
   sum = sum_over_warp(sum);
   if (lane_index() == 0) scratch.sums[warp_index()] = sum;
@@ -96,13 +121,50 @@ MICROSPEC_DEVICE float logsumexp_of(const Counts& counts, const Scratch& scratch
   return largest + logf(sum);
 }
 
-// ---- Step 3: collect the keys at or above the threshold
+// ---- Step 3: collect the best keys
+//
+// The ids of the slots that tie at an order, as keys for block_threshold: the lower id is the larger key.
 template <class Keys>
-MICROSPEC_DEVICE void choose(const Keys& keys, uint64_t threshold, Scratch& scratch) {
-  keys.visit([&](uint64_t key) {
-    if (key < threshold) return;
-    const int place = atomicAdd(&scratch.chosen_count, 1);
-    if (place < kMaxTopK) scratch.chosen[place] = key;
+struct TiedIds {
+  static constexpr uint32_t kLargest = 0x80000000u;  // of id 0
+  const Keys& keys;
+  uint32_t order;
+
+  template <class F>
+  MICROSPEC_DEVICE void visit(F&& f) const {
+    keys.visit_ids([&](uint32_t other, auto id) { f(other == order ? kLargest - id() : 0u); });
+  }
+};
+
+MICROSPEC_DEVICE void collect(uint32_t order, int32_t id, Scratch& scratch) {
+  const int place = atomicAdd(&scratch.chosen_count, 1);
+  if (place < kMaxTopK) scratch.chosen[place] = key_of(order, id);
+}
+
+// Collects the best of the slots that tie at `order`, and all slots above. `wanted` keys in all.
+template <class Keys>
+MICROSPEC_DEVICE void choose_tied(const Keys& keys, uint32_t order, int wanted, Scratch& scratch) {
+  keys.visit_ids([&](uint32_t other, auto id) {
+    if (other > order) collect(other, id(), scratch);
+  });
+  __syncthreads();
+  wanted -= scratch.chosen_count;
+  const TiedIds<Keys> ids{keys, order};
+  const Bounds<uint32_t> all{1, TiedIds<Keys>::kLargest + 1};
+  const uint32_t threshold = block_threshold(ids, wanted, all, scratch.select).value;
+  ids.visit([&](uint32_t tied) {
+    if (tied >= threshold) collect(order, static_cast<int32_t>(TiedIds<Keys>::kLargest - tied), scratch);
+  });
+}
+
+// Collects the `count` best keys. A barrier must follow.
+template <class Keys>
+MICROSPEC_DEVICE void choose_best(const Keys& keys, int count, const Counts& counts, Scratch& scratch) {
+  Threshold<uint32_t> threshold{1, true};
+  if (counts.active > count) threshold = block_threshold(keys, count, counts.bounds, scratch.select);
+  if (!threshold.exact) return choose_tied(keys, threshold.value, count, scratch);
+  keys.visit_ids([&](uint32_t order, auto id) {
+    if (order >= threshold.value) collect(order, id(), scratch);
   });
 }
 
@@ -138,10 +200,10 @@ MICROSPEC_DEVICE void store_ranked(const Scratch& scratch, int count, const RowR
 
 // ---- The kernels
 //
-// memory is [rows, K] for keys that fit neither in registers nor in shared memory, else null.
+// memory is [rows, K] for orders that fit neither in registers nor in shared memory, else null.
 template <class Keys>
 MICROSPEC_KERNEL(kSelectThreads, 1)
-select_kernel(HeadArgs args, Partials partials, Selection selection, uint64_t* memory) {
+select_kernel(HeadArgs args, Partials partials, Selection selection, uint32_t* memory) {
   MICROSPEC_SHARED(Scratch, scratch, 1);
   MICROSPEC_DYNAMIC_SHARED(dynamic);
   ptx::wait_for_earlier_kernels();
@@ -154,9 +216,9 @@ select_kernel(HeadArgs args, Partials partials, Selection selection, uint64_t* m
     if (threadIdx.x == 0) *result.logsumexp = -INFINITY;
     return;
   }
-  uint64_t* const own = memory ? memory + row * args.capacity : reinterpret_cast<uint64_t*>(dynamic);
-  const Keys keys(args, partials, row, group, own);
-  const Counts counts = count_row(keys, *scratch);
+  const Keys keys(args, partials, row, group,
+                  memory ? memory + row * args.capacity : reinterpret_cast<uint32_t*>(dynamic));
+  const Counts counts = count_row(keys, selection.k, *scratch);
   const int count = min(selection.k, counts.active);
   if (count == 0) {
     result.pad(0, selection.k);
@@ -164,12 +226,10 @@ select_kernel(HeadArgs args, Partials partials, Selection selection, uint64_t* m
     return;
   }
   sum_exponentials(keys, logit_of_order(counts.top), *scratch);
-  const KeyBounds bounds = block_key_bounds(keys, count, scratch->select);  // contains a barrier
-  if (threadIdx.x == 0) *result.logsumexp = logsumexp_of(counts, *scratch);
-  const uint64_t threshold =
-      counts.active > count ? block_threshold(keys, count, bounds, scratch->select) : 1;
-  choose(keys, threshold, *scratch);
+  choose_best(keys, count, counts, *scratch);
   __syncthreads();
+  // The first warps rank.
+  if (threadIdx.x == kSelectThreads - 1) *result.logsumexp = logsumexp_of(counts, *scratch);
   store_ranked(*scratch, count, result);
   result.pad(count, selection.k);
 }
@@ -188,32 +248,27 @@ finish_logits_kernel(HeadArgs args, Partials partials, float* logits) {
     const int group = group_of(args, row);
     float logit = -INFINITY;
     if (group >= 0) {
-      const Slot what = load_slot(args, group, slot);
-      float dots[1];
-      load_dots(args, partials, row, slot, 1, dots);
-      if (what.active) logit = logit_of(args, dots[0], what);
+      int32_t ids[1];
+      float values[1];
+      load_logits(args, partials, row, group, slot, 1, ids, values);
+      if (ids[0] >= 0) logit = values[0];
     }
     logits[i] = logit;
   }
 }
 
-// ---- Host: where the keys are kept, and the launches
-bool keys_in_registers(int64_t capacity) { return capacity <= kBatch * kSelectThreads; }
-Error keys_in_shared(int64_t capacity, bool& fit) {
-  Loaded loaded;
-  const Error error = load(select_kernel<ManyKeys>, loaded);
-  fit = !error && capacity * static_cast<int64_t>(sizeof(uint64_t)) <= loaded.dynamic_shared;
-  return error;
-}
+// ---- Host: where the orders are kept, and the launches
+bool orders_in_registers(int64_t capacity) { return capacity <= kBatch * kSelectThreads; }
 
 }  // namespace
 
-Error select_workspace(int64_t rows, int64_t capacity, size_t* bytes) {
-  *bytes = 0;
-  if (keys_in_registers(capacity)) return 0;
-  bool fit = false;
-  if (const Error error = keys_in_shared(capacity, fit)) return error;
-  if (!fit) *bytes = rows * capacity * sizeof(uint64_t);
+Error select_workspace(int64_t rows, int64_t capacity, size_t& bytes) {
+  bytes = 0;
+  if (orders_in_registers(capacity)) return 0;
+  Loaded loaded;
+  if (const Error error = load(select_kernel<ManyKeys>, loaded)) return error;
+  const bool fit = capacity * static_cast<int64_t>(sizeof(uint32_t)) <= loaded.dynamic_shared;
+  if (!fit) bytes = rows * capacity * sizeof(uint32_t);
   return 0;
 }
 
@@ -224,21 +279,25 @@ Error select(const HeadArgs& args, const Partials& partials, const Selection& se
   how.threads = kSelectThreads;
   how.stream = stream;
   how.dependent = true;
-  if (keys_in_registers(args.capacity)) {
-    return launch(select_kernel<FewKeys>, how, args, partials, selection, nullptr);
+  if (orders_in_registers(args.capacity)) {
+    // Exact counts for K = 1024, 2048, 3072 (the usual capacity) and 4096.
+    constexpr int kQuarter = kBatch / 4;
+    decltype(&select_kernel<ManyKeys>) kernels[] = {
+        select_kernel<FewKeys<kQuarter>>, select_kernel<FewKeys<2 * kQuarter>>,
+        select_kernel<FewKeys<3 * kQuarter>>, select_kernel<FewKeys<kBatch>>};
+    const int64_t quarters = ceil_div<int64_t>(args.capacity, kQuarter * kSelectThreads);
+    const auto kernel = kernels[std::max<int64_t>(quarters, 1) - 1];
+    return launch(kernel, how, args, partials, selection, nullptr);
   }
-  bool fit = false;
-  if (const Error error = keys_in_shared(args.capacity, fit)) return error;
-  if (fit) how.shared_bytes = args.capacity * sizeof(uint64_t);
-  return launch(select_kernel<ManyKeys>, how, args, partials, selection,
-                fit ? nullptr : static_cast<uint64_t*>(workspace));
+  if (!workspace) how.shared_bytes = args.capacity * sizeof(uint32_t);
+  return launch(select_kernel<ManyKeys>, how, args, partials, selection, static_cast<uint32_t*>(workspace));
 }
 
-Error finish_logits(const HeadArgs& args, const Partials& partials, float* logits, const Device& device,
+Error finish_logits(const HeadArgs& args, const Partials& partials, float* logits, const HeadPlan& plan,
                     void* stream) {
   const int64_t wanted = ceil_div<int64_t>(args.rows * args.capacity, kLogitsThreads);
   Launch how{};
-  how.blocks = static_cast<unsigned>(std::min<int64_t>(wanted, device.sms * 8));
+  how.blocks = static_cast<unsigned>(std::min<int64_t>(wanted, plan.sms * 8));
   how.threads = kLogitsThreads;
   how.stream = stream;
   how.dependent = true;

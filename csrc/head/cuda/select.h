@@ -7,6 +7,7 @@
 
 #include "cuda/launch.cuh"
 #include "head/args.h"
+#include "plan.h"
 #include "project.h"
 
 namespace microspec {
@@ -19,14 +20,14 @@ struct Selection {
   float* logsumexp;
 };
 
-// Sets *bytes to the workspace for `rows` rows: 0 if their keys fit in registers or shared memory.
-Error select_workspace(int64_t rows, int64_t capacity, size_t* bytes);
-// Enqueues the selection. workspace has select_workspace bytes.
+// Sets bytes to the workspace for the orders of `rows` rows: 0 if they fit in registers or shared memory.
+Error select_workspace(int64_t rows, int64_t capacity, size_t& bytes);
+// Enqueues the selection. workspace has select_workspace bytes, and is null for 0.
 Error select(const HeadArgs& args, const Partials& partials, const Selection& selection, void* workspace,
              void* stream);
 
 // Writes every slot's logit. logits is [rows, K].
-Error finish_logits(const HeadArgs& args, const Partials& partials, float* logits, const Device& device,
+Error finish_logits(const HeadArgs& args, const Partials& partials, float* logits, const HeadPlan& plan,
                     void* stream);
 
 }  // namespace microspec

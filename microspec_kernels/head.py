@@ -31,7 +31,7 @@ class _ActiveHead(nn.Module):
         bias: Tensor | None = None,
         logit_scale: float = 1.0,
         softcap: float = 0.0,
-        slab_dtype: torch.dtype | None = None,
+        slab_dtype: torch.dtype | Literal["int4"] | None = None,
         buffers: int | None = None,
     ) -> None:
         super().__init__()
@@ -120,14 +120,15 @@ class SparseHead(_ActiveHead):
     """A module that computes the top-k of the LM head over the active vocabulary.
 
     Args:
-        weight: the LM head [V, D], bf16, fp16 or fp32; int8 or float8_e4m3fn with ``weight_scale``.
+        weight: the LM head [V, D], bf16, fp16 or fp32; int8, float8_e4m3fn or 4-bit rows (uint8
+            [V, D/2]) with ``weight_scale``.
         vocab: the active vocabulary, on weight's device.
         mode: "indexed" reads the rows from the weight; "packed" reads them from a
             :class:`WeightSlab`.
-        weight_scale: fp32 [V] of a quantised weight.
+        weight_scale: fp32 [V] of a quantised weight; bf16 [V, D/32] of 4-bit rows.
         bias: [V], in hidden's dtype or fp32.
         logit_scale, softcap: see :func:`~.ops.sparse_head`.
-        slab_dtype: dtype of the slab, in packed mode only; default: weight's.
+        slab_dtype: dtype of the slab, in packed mode only, as :class:`WeightSlab` takes it.
         buffers: number of slab buffers, in packed mode only; default: 1 on a CPU, 2 on a GPU.
 
     Raises:

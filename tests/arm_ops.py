@@ -30,6 +30,7 @@ TYPES = {
     torch.bfloat16: 2,
     torch.int8: 3,
     torch.float8_e4m3fn: 4,
+    torch.uint8: 5,
 }
 
 
@@ -195,7 +196,8 @@ class Ops:
         check = _checks.gather(slab, slab_ids, weight, active_ids, slab_scale, weight_scale)
         check.ids(active_ids, "active_ids", weight.size(0), "ids", "flat position")
         types = (TYPES[slab.dtype], TYPES[weight.dtype])
-        integers = [active_ids.numel(), weight.size(1), weight.stride(0), *types]
+        dim = weight.size(1) * (2 if weight.dtype == torch.uint8 else 1)
+        integers = [active_ids.numel(), dim, weight.stride(0), *types]
         written = [slab, slab_ids, slab_scale]
         self._driver.call(GATHER, integers, [], written, [weight, active_ids, weight_scale])
 

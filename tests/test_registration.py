@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from compare import assert_bitwise
-from generators import QUANTISED, gather_case, head_case, row_indexed, vocab_state
+from generators import INT4, QUANTISED, gather_case, head_case, row_indexed, vocab_state
 from torch import Tensor
 
 import microspec_kernels
@@ -81,12 +81,15 @@ HEADS: list[dict[str, Any]] = [
     {"groups": 3, "packed": True, "dtype": torch.float16, "gap": 8, "padding": True},
     {"groups": 2, "rows": torch.int8, "long_groups": False},
     {"packed": True, "rows": torch.float8_e4m3fn, "dtype": torch.bfloat16},
+    {"groups": 2, "packed": True, "rows": INT4, "dtype": torch.bfloat16, "gap": 8},
 ]
 GATHERS: list[dict[str, Any]] = [
     {},
     {"groups": 2, "dtype": torch.bfloat16, "slab_dtype": torch.int8, "gap": 8},
     {"dtype": torch.float16, "slab_dtype": torch.float8_e4m3fn},
     {"groups": 2, "dtype": torch.int8},
+    {"groups": 2, "dtype": torch.bfloat16, "slab_dtype": INT4, "gap": 8},
+    {"dtype": INT4},
 ]
 
 

@@ -129,6 +129,8 @@ def gather_rows_(
     weight_scale: Tensor | None = None,
 ) -> None:
     """Compute :func:`microspec_kernels.gather_rows_` in Triton, without its checks."""
+    if slab.dtype == torch.uint8:
+        raise ValueError("microspec: slab: expected rows of 8 bits and more in Triton, got uint8")
     slots, dim = active_ids.numel(), weight.size(1)
     if not slots:
         return

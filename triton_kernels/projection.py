@@ -189,6 +189,10 @@ class Projection:
         logit_scale: float = 1.0,
         softcap: float = 0.0,
     ) -> None:
+        if weight.dtype == torch.uint8:
+            raise ValueError(
+                "microspec: weight: expected rows of 8 bits and more in Triton, got uint8"
+            )
         m_rows, dim = hidden.shape
         capacity = active_ids.size(-1)
         groups = active_ids.size(0) if active_ids.dim() == 2 else 1

@@ -32,7 +32,7 @@ constexpr int64_t kMaxColumns = 64;
 // takes 8 % longer at M = 1.
 constexpr int64_t kAhead = 128;
 
-static_assert(kDepth == kHiddenPadding);
+static_assert(kHiddenPadding % kDepth == 0);
 
 // Transposes sixteen vectors of sixteen pairs.
 inline void transpose(__m512i (&v)[kLanes]) {

@@ -149,6 +149,8 @@ struct WideningMac {
   static float sum(Acc acc) { return Vec::sum(acc); }
 };
 
+#include "panel_int4.inl"
+
 template <class Vec>
 HeadKernel widening_head(DType weight_type, DType) {
   switch (weight_type) {
@@ -156,6 +158,7 @@ HeadKernel widening_head(DType weight_type, DType) {
     case DType::f16: return head_kernel<WideningMac<Vec, f16_t>>(DType::f32);
     case DType::bf16: return head_kernel<WideningMac<Vec, bf16_t>>(DType::f32);
     case DType::i8: return head_kernel<WideningMac<Vec, int8_t>>(DType::f32);
+    case DType::i4: return int4_head<Vec>();
     default: return head_kernel<WideningMac<Vec, f8e4m3_t>>(DType::f32);
   }
 }

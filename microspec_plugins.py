@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The entry points of the engine plugins.
 
 This module lies beside the package, not in it. If the package does not load (no compiled library,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Builds csrc/ with CMake and packs the result; everything else is in pyproject.toml."""
 
 import fcntl

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Benchmarks, one folder for each question. Run them as modules from the checkout.
 
 bench.run         How much does the package save on this machine? Runs the main ones, and plots.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How much does the package save on this machine? One command for the main benchmarks and plots.
 
     python -m bench.run [--quick] [--device cpu|cuda] [--out DIR] [--parts head,plots]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Write the API reference, a page for each public module, from the docstrings.
 
     python docs/reference.py build/docs

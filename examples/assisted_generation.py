@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run transformers' assisted generation with a dense and then a sparse LM head of the assistant.
 
     python examples/assisted_generation.py "Write a short story about a dog."
@@ -46,7 +47,7 @@ args = parser.parse_args()
 tokenizer = load_tokenizer("tekken")
 target = load_target(PAIR / "target").model
 assistant = first_layers(target, 3)
-policy = default(torch.from_numpy(np.load(PAIR / "frequency_rank.npy")))
+policy = default(torch.from_numpy(np.load(PAIR / "frequent_tokens.npy")))
 sparse = sparse_assistant(assistant, target, capacity=3072, policy=policy)
 
 input_ids = torch.tensor([tokenizer.encode(args.prompt)])

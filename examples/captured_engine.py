@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Draft in a captured CUDA graph that contains the LM head over an active vocabulary.
 
     python examples/captured_engine.py "Write a short story about a dog."
@@ -78,7 +79,7 @@ tokenizer = load_tokenizer("tekken")
 target = load_target(PAIR / "target").model.to(args.device)
 model = copy.deepcopy(target.model)  # hidden states without an LM head
 model.layers = model.layers[:3]
-settings = Settings(capacity=1024, frequency=str(PAIR / "frequency_rank.npy"))
+settings = Settings(capacity=1024, frequent_tokens_file=str(PAIR / "frequent_tokens.npy"))
 
 with torch.inference_mode():
     prompt = torch.tensor(tokenizer.encode(args.prompt), device=args.device)

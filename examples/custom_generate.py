@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run the reference loop in transformers' `generate`, as its `custom_generate`.
 
     python examples/custom_generate.py "Write a short story about a dog." --temperature 0.7
@@ -26,8 +27,10 @@ args = parser.parse_args()
 tokenizer = load_tokenizer("tekken")
 target = load_target(PAIR / "target")
 draft = load_draft(PAIR / "draft", target)
-frequency = torch.from_numpy(np.load(PAIR / "frequency_rank.npy"))
-speculative = microspec_generate(draft, head="sparse", capacity=3072, frequency=frequency)
+frequent_tokens = torch.from_numpy(np.load(PAIR / "frequent_tokens.npy"))
+speculative = microspec_generate(
+    draft, head="sparse", capacity=3072, frequent_tokens=frequent_tokens
+)
 
 input_ids = torch.tensor([tokenizer.encode(args.prompt)])
 sampling = {"do_sample": True, "temperature": args.temperature, "top_p": 0.95}

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attach an active vocabulary to the draft's LM head of your own engine, in four places.
 
     python examples/own_engine.py "Write a short story about a dog."
@@ -31,7 +32,7 @@ draft = copy.deepcopy(target.model)  # hidden states without an LM head
 draft.layers = draft.layers[:3]
 
 # Attach once, before graphs are captured. From here on, all state stays at fixed addresses.
-settings = Settings(capacity=1024, frequency=str(PAIR / "frequency_rank.npy"))
+settings = Settings(capacity=1024, frequent_tokens_file=str(PAIR / "frequent_tokens.npy"))
 head = EngineHead(target.lm_head.weight, settings)
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Kernels for speculative decoding with a small active vocabulary in the draft's LM head."""
 
 from . import policy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Argument checks of every op, for the code in Python: fakes, reference and Triton.
 
 The checks mirror ``csrc/binding/check.h`` and ``csrc/*/*_op.cpp``, including the messages; a test
@@ -149,8 +150,8 @@ class Checker:
 def groups_and_capacity(check: Checker, active_ids: Tensor) -> tuple[int, int]:
     fits = active_ids.dim() == 1 or (active_ids.dim() == 2 and active_ids.size(0) > 0)
     check.value(fits, "active_ids", "shape [K] or [G, K], G >= 1", list(active_ids.shape))
-    groups = active_ids.size(0) if active_ids.dim() == 2 else 1
-    return groups, active_ids.size(-1)
+    num_groups = active_ids.size(0) if active_ids.dim() == 2 else 1
+    return num_groups, active_ids.size(-1)
 
 
 def head(
@@ -170,7 +171,7 @@ def head(
     if k is not None:
         check.value(1 <= k <= MAX_TOP_K, "k", f"1 <= k <= {MAX_TOP_K}", k)
     check.value(hidden.dim() == 2, "hidden", "shape [M, D]", list(hidden.shape))
-    groups, capacity = groups_and_capacity(check, active_ids)
+    num_groups, capacity = groups_and_capacity(check, active_ids)
     check.int32(active_ids, "active_ids")
     rows, dim = hidden.shape
     check.floating(hidden, "hidden")
@@ -184,11 +185,11 @@ def head(
         check.value(fits, "weight", f"shape [V, {columns}]", list(weight.shape))
         scale_shape: tuple[int, ...] = (weight.size(0),)
     else:
-        scale_shape = (capacity,) if active_ids.dim() == 1 else (groups, capacity)
+        scale_shape = (capacity,) if active_ids.dim() == 1 else (num_groups, capacity)
         check.shape(weight, "weight", (*scale_shape, columns))
     check.row_scale(weight_scale, "weight_scale", weight.dtype, scale_shape, dim)
-    single = groups == 1 or group_ids is not None or rows == 0
-    check.value(single, "group_ids", f"a group per row, as G = {groups}", "None")
+    single = num_groups == 1 or group_ids is not None or rows == 0
+    check.value(single, "group_ids", f"a group per row, as G = {num_groups}", "None")
     if group_ids is not None:
         check.integer(group_ids, "group_ids")
         check.shape(group_ids, "group_ids", (rows,))
@@ -225,8 +226,8 @@ def head_ids(
     vocab_size = weight.size(0) if not packed else bias.size(0) if bias is not None else 2**31
     check.ids(active_ids, "active_ids", vocab_size, "ids", "flat position")
     if group_ids is not None:
-        groups = active_ids.size(0) if active_ids.dim() == 2 else 1
-        check.ids(group_ids, "group_ids", groups, "groups", "position")
+        num_groups = active_ids.size(0) if active_ids.dim() == 2 else 1
+        check.ids(group_ids, "group_ids", num_groups, "groups", "position")
 
 
 def gather(
@@ -239,11 +240,11 @@ def gather(
 ) -> Checker:
     """Check the arguments of gather_rows_, except the ids' values."""
     check = Checker("gather_rows_", slab.device)
-    groups, capacity = groups_and_capacity(check, active_ids)
+    num_groups, capacity = groups_and_capacity(check, active_ids)
     check.value(weight.dim() == 2, "weight", "shape [V, D]", list(weight.shape))
     check.int32(active_ids, "active_ids")
     check.int32(slab_ids, "slab_ids")
-    ids_shape = (capacity,) if active_ids.dim() == 1 else (groups, capacity)
+    ids_shape = (capacity,) if active_ids.dim() == 1 else (num_groups, capacity)
     check.shape(slab_ids, "slab_ids", ids_shape)
     dim = weight.size(1) * (2 if weight.dtype == INT4 else 1)
     check.shape(slab, "slab", (*ids_shape, dim // 2 if INT4 in (slab.dtype, weight.dtype) else dim))
@@ -276,24 +277,24 @@ def vocab(
 ) -> Checker:
     """Check the arguments of vocab_update_, except the tokens' values."""
     check = Checker("vocab_update_", active_ids.device)
-    groups, capacity = groups_and_capacity(check, active_ids)
+    num_groups, capacity = groups_and_capacity(check, active_ids)
     check.value(token_slots.dim() == 2, "token_slots", "shape [G, V]", list(token_slots.shape))
     check.int32(active_ids, "active_ids")
     check.int64(slot_stamps, "slot_stamps")
     check.int32(token_slots, "token_slots")
     check.int64(clock, "clock")
-    check.shape(slot_stamps, "slot_stamps", (groups, capacity))
-    check.shape(token_slots, "token_slots", (groups, token_slots.size(1)))
-    check.shape(clock, "clock", (groups,))
+    check.shape(slot_stamps, "slot_stamps", (num_groups, capacity))
+    check.shape(token_slots, "token_slots", (num_groups, token_slots.size(1)))
+    check.shape(clock, "clock", (num_groups,))
     check.integer(tokens, "tokens")
     got = list(tokens.shape)
     if token_groups is not None or tokens.dim() == 1:
         check.value(tokens.dim() == 1, "tokens", "shape [N] beside token_groups", got)
-        single = token_groups is not None or groups == 1
+        single = token_groups is not None or num_groups == 1
         check.value(single, "tokens", "shape [G, N], or [N] with token_groups, as G > 1", got)
     else:
-        fits = tokens.dim() == 2 and tokens.size(0) == groups
-        check.value(fits, "tokens", f"shape [{groups}, N]", got)
+        fits = tokens.dim() == 2 and tokens.size(0) == num_groups
+        check.value(fits, "tokens", f"shape [{num_groups}, N]", got)
     if token_groups is not None:
         check.integer(token_groups, "token_groups")
         check.shape(token_groups, "token_groups", (tokens.size(-1),))

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Read external files; an error names the file."""
 
 import json

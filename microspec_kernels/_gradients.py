@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Raise an error in a backward pass through ops without a gradient, rather than omit gradients."""
 
 from typing import Any

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Copy a value from the device to the host without waiting for the device."""
 
 import torch

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Find and load the compiled library, which registers ``torch.ops.microspec.*``."""
 
 import ctypes

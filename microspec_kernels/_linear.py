@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Read the rows of an LM head or an embedding without calling the module.
 
 The rows define the module's result only if it is exactly PyTorch's own class. Code that reads rows

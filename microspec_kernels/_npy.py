@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Read integers from .npy files."""
 
 from pathlib import Path

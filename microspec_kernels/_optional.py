@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Import optional dependencies, or name the extra of this package that installs them."""
 
 from importlib import import_module

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Compute a rank's part of the sharded LM head, and merge the parts of all ranks.
 
 This module does not communicate; :mod:`microspec_kernels.parallel` does. Its tensor functions read
@@ -12,14 +13,14 @@ _NAN_ORDER, _EMPTY_ORDER = -(2**31) + 1, -(2**31)
 _START = "microspec_kernels.parallel: start"  # the argument that errors name
 
 
-def local_ids(active_ids: Tensor, start: int, rows: int) -> Tensor:
+def local_ids(active_ids: Tensor, start: int, shard_rows: int) -> Tensor:
     """Convert active tokens to rows of a rank's shard; -1 for tokens of other ranks.
 
     Args:
         active_ids: int32 [K] or [G, K], token ids; -1 marks an empty slot. A token that no rank
             holds counts as an empty slot.
         start: the token of the shard's first row.
-        rows: number of rows of the shard: it holds tokens start to start + rows - 1.
+        shard_rows: number of rows of the shard: it holds tokens start to start + shard_rows - 1.
 
     Returns:
         int32, shape of active_ids, for ops that take the shard as weight. A token keeps its slot.
@@ -28,8 +29,8 @@ def local_ids(active_ids: Tensor, start: int, rows: int) -> Tensor:
         ValueError: start out of range.
         TypeError: start is not an int.
     """
-    check_start(start, rows)
-    owned = (active_ids >= start) & (active_ids < start + rows)
+    check_start(start, shard_rows)
+    owned = (active_ids >= start) & (active_ids < start + shard_rows)
     return torch.where(owned, active_ids - start, -1)
 
 
@@ -69,11 +70,11 @@ def keys_of(logits: Tensor, token_ids: Tensor) -> Tensor:
     return (order.long() << 32) - token_ids
 
 
-def check_start(start: int, rows: int) -> None:
+def check_start(start: int, shard_rows: int) -> None:
     if not isinstance(start, int):
         raise TypeError(f"{_START}: expected an int, got {type(start).__name__}")
-    if not 0 <= start < 2**31 - rows:
-        raise ValueError(f"{_START}: expected 0 <= start < 2^31 - {rows}, got {start}")
+    if not 0 <= start < 2**31 - shard_rows:
+        raise ValueError(f"{_START}: expected 0 <= start < 2^31 - {shard_rows}, got {start}")
 
 
 def check_ranges(ranges: list[list[int]], vocab_size: int) -> None:

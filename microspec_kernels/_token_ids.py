@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Check lists of token ids from callers and files. The ops check their own tensors elsewhere."""
 
 import json
@@ -61,7 +62,7 @@ def token_ids(
 def read_token_ids(
     path: str | Path, vocab_size: int = INT32_IDS, *, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """Read a list of distinct token ids, such as tokens by falling frequency.
+    """Read a list of distinct token ids, such as the most frequent tokens.
 
     Args:
         path: an .npy of integers [n]; a .pt with such a tensor or a list of ints, like FR-Spec's

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Check that updates of a vocabulary could have produced a saved state."""
 
 from collections.abc import Mapping
@@ -39,8 +40,8 @@ def check_state(state: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> None
     _check_distinct("ids", ids, active)
     _check_distinct("slot_stamps", stamps, active & ~pinned)
     held = slots.gather(1, ids.clamp(min=0).long())
-    own = held.new_ones(held.shape).cumsum(1) - 1
-    _refuse("token_slots", "the slot of each active token", held, active & (held != own))
+    slot_numbers = held.new_ones(held.shape).cumsum(1) - 1
+    _refuse("token_slots", "the slot of each active token", held, active & (held != slot_numbers))
     counts, want = (slots >= 0).sum(1), active.sum(1)
     _refuse("token_slots", "as many tokens with a slot as ids has", counts, counts != want)
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Select the code behind ``torch.ops.microspec.*``: the compiled library, Triton or plain PyTorch.
 
 The selection is made in PyTorch's dispatcher, so it also applies to engines that call the ops

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Count on the device how much of the target's text the draft could have proposed."""
 
 from collections.abc import Sequence
@@ -6,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._group_ids import group_ids
+from ._group_numbers import group_numbers
 from ._host_copy import HostCopy
 from .vocab import ActiveVocab
 
@@ -52,12 +53,12 @@ class Coverage:
         if not half_life > 0:
             raise ValueError(f"Coverage: half_life: expected above 0, got {half_life}")
         self.vocab, self.half_life = vocab, half_life
-        groups, device = vocab.groups, vocab.device
-        self.hits = torch.zeros(groups, dtype=torch.int64, device=device)
-        self.misses = torch.zeros(groups, dtype=torch.int64, device=device)
+        num_groups, device = vocab.num_groups, vocab.device
+        self.hits = torch.zeros(num_groups, dtype=torch.int64, device=device)
+        self.misses = torch.zeros(num_groups, dtype=torch.int64, device=device)
         # Row 0: hits; row 1: hits and misses. Both decay with half_life.
-        self._fading = torch.zeros(2, groups, dtype=torch.float32, device=device)
-        self._each_group = torch.arange(groups, device=device)[:, None]
+        self._fading = torch.zeros(2, num_groups, dtype=torch.float32, device=device)
+        self._each_group = torch.arange(num_groups, device=device)[:, None]
         self._host_copy = HostCopy()
 
     @property
@@ -115,14 +116,15 @@ class Coverage:
         Raises:
             ValueError: ``larger`` has another number of groups or a smaller capacity.
         """
-        room = larger.capacity - self.vocab.capacity
-        if larger.groups != self.vocab.groups or room < 0:
+        small = self.vocab
+        room = larger.capacity - small.capacity
+        if larger.num_groups != small.num_groups or room < 0:
             raise ValueError(
-                f"Coverage: fall_back: larger: expected {self.vocab.groups} groups of capacity >= "
-                f"{self.vocab.capacity}, got {larger.groups} of {larger.capacity}"
+                f"Coverage: fall_back: larger: expected {small.num_groups} groups of capacity >= "
+                f"{small.capacity}, got {larger.num_groups} of {larger.capacity}"
             )
-        own = F.pad(self.vocab.ids, (0, room), value=-1)
-        return torch.where((self.recent < below)[:, None], larger.ids, own)
+        small_ids = F.pad(small.ids, (0, room), value=-1)
+        return torch.where((self.recent < below)[:, None], larger.ids, small_ids)
 
     def poll(self) -> Tensor | None:
         """Return the newest :attr:`recent` that has reached the host: fp32 [G], None before any.
@@ -139,5 +141,5 @@ class Coverage:
             groups: see :meth:`ActiveVocab.reset`, which raises the same errors.
         """
         vocab = self.vocab
-        which = group_ids("Coverage: reset: groups", groups, vocab.groups, vocab.device)
+        which = group_numbers("Coverage: reset: groups", groups, vocab.num_groups, vocab.device)
         self.hits[which], self.misses[which], self._fading[:, which] = 0, 0, 0.0

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Name the device on which figures are measured."""
 
 import platform

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The LM head of a draft model over an active vocabulary, as PyTorch modules."""
 
 from typing import Any, Literal
@@ -85,12 +86,12 @@ class _ActiveHead(nn.Module):
         if self.slab is not None:
             self.slab.refresh()
 
-    def logits(self, hidden: Tensor, group_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def logits(self, hidden: Tensor, row_groups: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Compute the logits of every slot.
 
         Args:
             hidden: bf16, fp16 or fp32 [M, D].
-            group_ids: int32 or int64 [M], the vocabulary's group for each row; required if G > 1.
+            row_groups: int32 or int64 [M], the vocabulary's group for each row; required if G > 1.
 
         Returns:
             logits fp32 [M, K] and token_ids int64 [M, K], in slot order; -inf and -1 at empty
@@ -99,20 +100,27 @@ class _ActiveHead(nn.Module):
         Raises:
             ValueError, TypeError, IndexError: as :func:`~.ops.sparse_logits`.
         """
-        operands = self._operands(hidden, group_ids)
-        ids, groups = operands["active_ids"].long(), operands["group_ids"]
-        ids = ids.expand(len(hidden), -1) if groups is None else ids[groups.clamp(min=0).long()]
+        operands = self._operands(hidden, row_groups)
+        ids, group_ids = operands["active_ids"].long(), operands["group_ids"]
+        ids = (
+            ids.expand(len(hidden), -1) if group_ids is None else ids[group_ids.clamp(min=0).long()]
+        )
         return ops.sparse_logits(hidden, **operands), ids
 
-    def _operands(self, hidden: Tensor, group_ids: Tensor | None) -> dict[str, Any]:
+    def _operands(self, hidden: Tensor, row_groups: Tensor | None) -> dict[str, Any]:
         shared = {"bias": self.bias, "logit_scale": self.logit_scale, "softcap": self.softcap}
         if self.slab is None:
-            scale = {"weight_scale": self.weight_scale, "group_ids": group_ids}
+            scale = {"weight_scale": self.weight_scale, "group_ids": row_groups}
             return {"weight": self.weight, "active_ids": self.vocab.ids, **scale, **shared}
-        rows, ids, slab_scale, groups = self.slab.front(group_ids)
-        if group_ids is None:
-            groups = groups.repeat(hidden.size(0))
-        slab = {"weight": rows, "active_ids": ids, "weight_scale": slab_scale, "group_ids": groups}
+        rows, ids, slab_scale, group_ids = self.slab.front(row_groups)
+        if row_groups is None:
+            group_ids = group_ids.repeat(hidden.size(0))
+        slab = {
+            "weight": rows,
+            "active_ids": ids,
+            "weight_scale": slab_scale,
+            "group_ids": group_ids,
+        }
         return {**slab, "packed": True, **shared}
 
 
@@ -140,14 +148,14 @@ class SparseHead(_ActiveHead):
     """
 
     def forward(
-        self, hidden: Tensor, k: int, group_ids: Tensor | None = None
+        self, hidden: Tensor, k: int, row_groups: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Compute the k best active tokens of each row.
 
         Args:
             hidden: bf16, fp16 or fp32 [M, D].
             k: number of entries per row, 1 to 128.
-            group_ids: int32 or int64 [M], the vocabulary's group for each row; required if G > 1.
+            row_groups: int32 or int64 [M], the vocabulary's group for each row; required if G > 1.
 
         Returns:
             logits fp32 [M, k], token_ids int64 [M, k] and logsumexp fp32 [M], padded as in
@@ -156,7 +164,7 @@ class SparseHead(_ActiveHead):
         Raises:
             ValueError, TypeError, IndexError, NotImplementedError: as :func:`~.ops.sparse_head`.
         """
-        return ops.sparse_head(hidden, k=k, **self._operands(hidden, group_ids))
+        return ops.sparse_head(hidden, k=k, **self._operands(hidden, row_groups))
 
 
 class SparseLMHead(_ActiveHead):
@@ -173,12 +181,12 @@ class SparseLMHead(_ActiveHead):
 
     _saved = True
 
-    def forward(self, hidden: Tensor, group_ids: Tensor | None = None) -> Tensor:
+    def forward(self, hidden: Tensor, row_groups: Tensor | None = None) -> Tensor:
         """Compute dense logits.
 
         Args:
             hidden: bf16, fp16 or fp32 [..., D].
-            group_ids: int32 or int64 [M], the vocabulary's group for each of the M rows of the
+            row_groups: int32 or int64 [M], the vocabulary's group for each of the M rows of the
                 flattened hidden; required if G > 1.
 
         Returns:
@@ -188,7 +196,7 @@ class SparseLMHead(_ActiveHead):
             ValueError, TypeError, IndexError: as :func:`~.ops.sparse_logits`.
         """
         flat = hidden.reshape(-1, hidden.size(-1))
-        logits, ids = self.logits(flat, group_ids)
+        logits, ids = self.logits(flat, row_groups)
         # Empty slots write to an extra column V, which is cut off below.
         size = self.vocab.vocab_size
         dense = hidden.new_full((len(flat), size + 1), float("-inf"))

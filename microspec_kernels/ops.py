@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ops with Python's built-in error types, and their fakes for ``torch.compile``.
 
 Each function calls ``torch.ops.microspec.<name>`` and nothing else. Engines may also call the op

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The LM head split by rows over the ranks of a process group, as in tensor parallelism.
 
 Every rank sees the same tokens, so every rank keeps the same active vocabulary. A rank scores the
@@ -30,7 +31,7 @@ from .vocab import ActiveVocab
 __all__ = [
     "ParallelSparseHead",
     "all_gather_rows",
-    "all_gather_top_k",
+    "all_gather_topk",
     "local_ids",
     "parallel_sparse_head",
 ]
@@ -39,13 +40,13 @@ __all__ = [
 _all_gather: Any = getattr(dist, "all_gather_single", getattr(dist, "all_gather_into_tensor", None))
 
 
-def all_gather_top_k(
+def all_gather_topk(
     logits: Tensor,
     token_ids: Tensor,
     logsumexp: Tensor,
     *,
     start: int,
-    group: "dist.ProcessGroup | None" = None,
+    process_group: "dist.ProcessGroup | None" = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Merge the results of all ranks into the k best entries per row.
 
@@ -57,21 +58,21 @@ def all_gather_top_k(
         logits, token_ids, logsumexp: fp32 [M, k], int64 [M, k] and fp32 [M], from
             :func:`~.ops.sparse_head` over :func:`local_ids`.
         start: the token of the shard's first row. No two ranks may hold the same token.
-        group: the process group; None for all ranks. Use NCCL for tensors on GPUs, gloo on CPUs.
+        process_group: the ranks; None for all. Use NCCL for tensors on GPUs, gloo on CPUs.
 
     Returns:
         logits fp32 [M, k], token_ids int64 [M, k] and logsumexp fp32 [M] over the tokens of all
         ranks, in sparse_head's order, ties included.
 
     Raises:
-        ValueError: start out of range; a group that is not initialised or lacks this rank.
+        ValueError: start out of range; a process group that is not initialised or lacks this rank.
         TypeError: start is not an int.
     """
     check_start(start, 0)
-    ranks = _size_of(group)
+    ranks = _size_of(process_group)
     part = packed(logits, token_ids, logsumexp, start)
     parts = part.new_empty(ranks * part.size(0), part.size(1))
-    _all_gather(parts, part, group=group)
+    _all_gather(parts, part, group=process_group)
     return merged(parts.view(ranks, *part.shape))
 
 
@@ -82,7 +83,7 @@ def parallel_sparse_head(
     k: int,
     *,
     start: int,
-    group: "dist.ProcessGroup | None" = None,
+    process_group: "dist.ProcessGroup | None" = None,
     group_ids: Tensor | None = None,
     weight_scale: Tensor | None = None,
     bias: Tensor | None = None,
@@ -96,20 +97,20 @@ def parallel_sparse_head(
 
     Args:
         hidden: bf16, fp16 or fp32 [M, D].
-        shard: [rows, D], the rows of tokens start to start + rows - 1; rows may be 0. The shard
-            must not contain the padding rows that engines put at the end of V.
+        shard: [shard_rows, D], the rows of tokens start to start + shard_rows - 1; shard_rows may
+            be 0. The shard must not contain the padding rows that engines put at the end of V.
         active_ids: int32 [K] or [G, K], as for :func:`local_ids`.
         k: number of entries per row, 1 to 128.
-        start, group: as for :func:`all_gather_top_k`.
+        start, process_group: as for :func:`all_gather_topk`.
         group_ids: int32 or int64 [M], as for sparse_head.
-        weight_scale, bias: [rows], the shard's part.
+        weight_scale, bias: [shard_rows], the shard's part.
         logit_scale, softcap: as for sparse_head.
 
     Returns:
         logits fp32 [M, k], token_ids int64 [M, k] and logsumexp fp32 [M], the same on all ranks.
 
     Raises:
-        ValueError, TypeError, IndexError: as sparse_head and all_gather_top_k. If one rank raises,
+        ValueError, TypeError, IndexError: as sparse_head and all_gather_topk. If one rank raises,
             the others wait for it until the group's timeout.
     """
     top = ops.sparse_head(
@@ -123,14 +124,18 @@ def parallel_sparse_head(
         logit_scale=logit_scale,
         softcap=softcap,
     )
-    return all_gather_top_k(*top, start=start, group=group)
+    return all_gather_topk(*top, start=start, process_group=process_group)
 
 
 class _LocalVocab:
     """The part of ActiveVocab that heads and slabs use, with tokens as rows of a rank's shard."""
 
-    def __init__(self, vocab: ActiveVocab, start: int, rows: int) -> None:
-        self.vocab_size, self.capacity, self.groups = rows, vocab.capacity, vocab.groups
+    def __init__(self, vocab: ActiveVocab, start: int, shard_rows: int) -> None:
+        self.vocab_size, self.capacity, self.num_groups = (
+            shard_rows,
+            vocab.capacity,
+            vocab.num_groups,
+        )
         self.device, self.update = vocab.device, vocab.update
         self._vocab, self._start = vocab, start
 
@@ -147,12 +152,12 @@ class ParallelSparseHead(nn.Module):
     rank's shard.
 
     Args:
-        shard, start, group: as for :func:`parallel_sparse_head`.
+        shard, start, process_group: as for :func:`parallel_sparse_head`.
         vocab: the active vocabulary over all V tokens, on shard's device.
-        options: options of :class:`SparseHead`; weight_scale and bias are [rows].
+        options: options of :class:`SparseHead`; weight_scale and bias are [shard_rows].
 
     Raises:
-        ValueError, TypeError: as SparseHead and all_gather_top_k. ValueError also if the ranks do
+        ValueError, TypeError: as SparseHead and all_gather_topk. ValueError also if the ranks do
             not hold each of the V tokens exactly once.
     """
 
@@ -162,16 +167,16 @@ class ParallelSparseHead(nn.Module):
         vocab: ActiveVocab,
         *,
         start: int,
-        group: "dist.ProcessGroup | None" = None,
+        process_group: "dist.ProcessGroup | None" = None,
         **options: Any,
     ) -> None:
         super().__init__()
         check_start(start, shard.size(0))
         own = torch.tensor([[start, start + shard.size(0)]], device=vocab.device)
-        ranges = own.new_empty(_size_of(group), 2)
-        _all_gather(ranges, own, group=group)
+        ranges = own.new_empty(_size_of(process_group), 2)
+        _all_gather(ranges, own, group=process_group)
         check_ranges(ranges.tolist(), vocab.vocab_size)
-        self.vocab, self.start, self.group = vocab, start, group
+        self.vocab, self.start, self.process_group = vocab, start, process_group
         local = cast(ActiveVocab, _LocalVocab(vocab, start, shard.size(0)))
         self.local = SparseHead(shard, local, **options)
 
@@ -180,21 +185,21 @@ class ParallelSparseHead(nn.Module):
         self.local.observe(tokens, token_groups=token_groups)
 
     def forward(
-        self, hidden: Tensor, k: int, group_ids: Tensor | None = None
+        self, hidden: Tensor, k: int, row_groups: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Compute the k best active tokens of each row over all ranks. This is a collective.
 
         Args:
-            hidden, k, group_ids: as for :meth:`SparseHead.forward`.
+            hidden, k, row_groups: as for :meth:`SparseHead.forward`.
 
         Returns:
             logits fp32 [M, k], token_ids int64 [M, k] and logsumexp fp32 [M], the same on all
             ranks.
         """
-        top = self.local(hidden, k, group_ids)
-        return all_gather_top_k(*top, start=self.start, group=self.group)
+        top = self.local(hidden, k, row_groups)
+        return all_gather_topk(*top, start=self.start, process_group=self.process_group)
 
-    def logits(self, hidden: Tensor, group_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def logits(self, hidden: Tensor, row_groups: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Compute the logits of every slot. This is a collective.
 
         Each rank fills the slots whose rows it holds and writes -inf to the others. The logits
@@ -202,47 +207,51 @@ class ParallelSparseHead(nn.Module):
 
         Args:
             hidden: bf16, fp16 or fp32 [M, D].
-            group_ids: int32 or int64 [M], the vocabulary's group for each row; required if G > 1.
+            row_groups: int32 or int64 [M], the vocabulary's group for each row; required if G > 1.
 
         Returns:
             logits fp32 [M, K] and token_ids int64 [M, K], in slot order.
         """
-        logits, _ = self.local.logits(hidden, group_ids)
-        dist.all_reduce(logits, op=dist.ReduceOp.MAX, group=self.group)
+        logits, _ = self.local.logits(hidden, row_groups)
+        dist.all_reduce(logits, op=dist.ReduceOp.MAX, group=self.process_group)
         ids = self.vocab.ids.long()
-        rows = 0 if group_ids is None else group_ids.clamp(min=0).long()
-        return logits, ids[rows].expand(len(hidden), -1)
+        groups = 0 if row_groups is None else row_groups.clamp(min=0).long()
+        return logits, ids[groups].expand(len(hidden), -1)
 
 
 def all_gather_rows(
-    rows: Tensor, total_rows: int, *, start: int, group: "dist.ProcessGroup | None" = None
+    local_rows: Tensor,
+    total_rows: int,
+    *,
+    start: int,
+    process_group: "dist.ProcessGroup | None" = None,
 ) -> Tensor:
     """Gather row numbers from all ranks. This is a collective, and it waits for the device.
 
     Args:
-        rows: int64 [n], row numbers within this rank's shard; n may differ between ranks.
+        local_rows: int64 [n], row numbers within this rank's shard; n may differ between ranks.
         total_rows: number of rows of all shards.
-        start, group: as for :func:`all_gather_top_k`.
+        start, process_group: as for :func:`all_gather_topk`.
 
     Returns:
         int64 [m], row numbers within the whole LM head, ascending.
 
     Raises:
-        ValueError: a group that is not initialised or lacks this rank.
+        ValueError: a process group that is not initialised or lacks this rank.
     """
-    _size_of(group)
-    marks = torch.zeros(total_rows, dtype=torch.uint8, device=rows.device)
-    marks[rows + start] = 1
-    dist.all_reduce(marks, op=dist.ReduceOp.MAX, group=group)
+    _size_of(process_group)
+    marks = torch.zeros(total_rows, dtype=torch.uint8, device=local_rows.device)
+    marks[local_rows + start] = 1
+    dist.all_reduce(marks, op=dist.ReduceOp.MAX, group=process_group)
     return marks.nonzero()[:, 0]
 
 
-def _size_of(group: "dist.ProcessGroup | None") -> int:
+def _size_of(process_group: "dist.ProcessGroup | None") -> int:
     """Return the number of ranks; raise ValueError without a usable group."""
-    where = "microspec_kernels.parallel: group"
+    where = "microspec_kernels.parallel: process_group"
     if not (dist.is_available() and dist.is_initialized()):
-        expected = "an initialised one (torch.distributed.init_process_group)"
+        expected = "an initialised group (torch.distributed.init_process_group)"
         raise ValueError(f"{where}: expected {expected}, got none")
-    if dist.get_rank(group) < 0:
-        raise ValueError(f"{where}: expected one with this rank in it, got another")
-    return dist.get_world_size(group)
+    if dist.get_rank(process_group) < 0:
+        raise ValueError(f"{where}: expected a group that contains this rank, got another")
+    return dist.get_world_size(process_group)

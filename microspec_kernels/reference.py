@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The definition of every op in plain PyTorch: slow and obvious. Tests compare the kernels with it.
 
 The functions do not check their arguments (``_checks`` does). Shapes and dtypes are those of

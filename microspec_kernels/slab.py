@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The slab: a packed copy of the active rows of the LM head."""
 
 from collections.abc import Iterator
@@ -130,7 +131,7 @@ class WeightSlab:
         self.weight, self.vocab, self.weight_scale = weight.detach(), vocab, weight_scale
         self.buffers = buffers
         dtype = INT4 if dtype == "int4" else dtype or weight.dtype
-        slots, device = (buffers * vocab.groups, vocab.capacity), vocab.device
+        slots, device = (buffers * vocab.num_groups, vocab.capacity), vocab.device
         dim = weight.size(1) * (2 if weight.dtype == INT4 else 1)
         columns = dim // 2 if dtype == INT4 else dim
         self.rows = torch.zeros(*slots, columns, dtype=dtype, device=device)
@@ -151,7 +152,7 @@ class WeightSlab:
         ids = self.vocab.ids.clone()
         with self._side_stream.run(ids):
             back = (self._front + 1) % self.buffers
-            held = self.ids.view(self.buffers, self.vocab.groups, -1)
+            held = self.ids.view(self.buffers, self.vocab.num_groups, -1)
             wanted = torch.where(self._buffer == back, ids, held).view_as(self.ids)
             gather_rows_(
                 self.rows,
@@ -167,18 +168,18 @@ class WeightSlab:
         """Let the current stream wait for the last refresh. :meth:`front` calls this itself."""
         self._side_stream.wait()
 
-    def front(self, group_ids: Tensor | None = None) -> SlabView:
+    def front(self, row_groups: Tensor | None = None) -> SlabView:
         """Return the newest buffer, and let the current stream wait for it.
 
         Args:
-            group_ids: int32 or int64 [M], the vocabulary's group for each row; -1 is padding.
+            row_groups: int32 or int64 [M], the vocabulary's group for each row; -1 is padding.
                 Default: group 0, returned as one id [1] that the caller expands over the rows.
         """
         self.wait()
-        base = self._front * self.vocab.groups
-        if group_ids is not None:
-            group_ids = torch.where(group_ids >= 0, base + group_ids, -1)
-        return SlabView(self.rows, self.ids, self.scale, base if group_ids is None else group_ids)
+        base = self._front * self.vocab.num_groups
+        if row_groups is not None:
+            base = torch.where(row_groups >= 0, base + row_groups, -1)
+        return SlabView(self.rows, self.ids, self.scale, base)
 
     def invalidate(self) -> None:
         """Mark every row as empty, for example after a change of the weight.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Compare the speed of several arms: interleave their rounds and report percentiles.
 
 On a machine that is shared or throttles, two measurements taken minutes apart say more about the

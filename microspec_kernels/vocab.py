@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The active vocabulary: the set of token ids that the draft may propose."""
 
 from collections.abc import Sequence
@@ -6,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ._checks import EMPTY_STAMP, PINNED_STAMP, dtype_name
-from ._group_ids import group_ids
+from ._group_numbers import group_numbers
 from ._token_ids import token_ids
 from ._vocab_state import check_state
 from .ops import vocab_update_
@@ -15,18 +16,19 @@ from .ops import vocab_update_
 class ActiveVocab:
     """An LRU set of at most ``capacity`` token ids per group.
 
-    One group serves one request or a whole batch. ``groups`` > 1 keeps one vocabulary per request.
-    All state is on the device. Methods update it in place, so a captured CUDA graph sees every
-    change. Method: MicroSpec, arXiv 2605.26444.
+    One group serves one request or a whole batch. ``num_groups`` > 1 keeps one vocabulary per
+    request. All state is on the device. Methods update it in place, so a captured CUDA graph sees
+    every change. Method: MicroSpec, arXiv 2605.26444.
 
     Args:
         vocab_size: V, number of tokens of the tokenizer.
         capacity: K, number of slots per group.
-        groups: G, number of groups.
+        num_groups: G, number of groups.
         pinned: at most K distinct token ids that are never evicted. They take the first slots of
             every group.
-        initial: distinct token ids that every group begins with, the likeliest first. The
-            likeliest is evicted last. Ids that do not fit beside the pinned ones are left out.
+        frequent_tokens: distinct token ids that every group begins with, the most frequent first.
+            The most frequent is evicted last. Ids that do not fit beside the pinned ones are left
+            out.
         device: device of the state.
 
     Attributes:
@@ -35,12 +37,12 @@ class ActiveVocab:
         token_slots: int32 [G, V], the slot of each token; -1 where absent.
         clock: int64 [G], positions seen so far.
         pinned: int32 [n], the pinned tokens.
-        initial: int32 [m], the initial tokens that fit; none of them is pinned.
+        frequent_tokens: int32 [m], the frequent tokens that fit; none of them is pinned.
 
     Raises:
         ValueError: a size below 1; more than K pinned tokens; a repeated or out-of-range pinned or
-            initial token.
-        TypeError: pinned or initial tokens that are not integers.
+            frequent token.
+        TypeError: pinned or frequent tokens that are not integers.
     """
 
     # Inference tensors could not be updated in place outside inference mode.
@@ -50,28 +52,32 @@ class ActiveVocab:
         vocab_size: int,
         capacity: int,
         *,
-        groups: int = 1,
+        num_groups: int = 1,
         pinned: Tensor | Sequence[int] | None = None,
-        initial: Tensor | Sequence[int] | None = None,
+        frequent_tokens: Tensor | Sequence[int] | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        for name, size in (("vocab_size", vocab_size), ("capacity", capacity), ("groups", groups)):
+        for name, size in (
+            ("vocab_size", vocab_size),
+            ("capacity", capacity),
+            ("num_groups", num_groups),
+        ):
             if size < 1:
                 raise ValueError(f"ActiveVocab: {name}: expected at least 1, got {size}")
-        self.vocab_size, self.capacity, self.groups = vocab_size, capacity, groups
+        self.vocab_size, self.capacity, self.num_groups = vocab_size, capacity, num_groups
         self.pinned = _distinct_ids("pinned", pinned, vocab_size, device)
         if len(self.pinned) > capacity:
             raise ValueError(
                 f"ActiveVocab: pinned: expected at most capacity = {capacity} tokens, "
                 f"got {len(self.pinned)}"
             )
-        initial = _distinct_ids("initial", initial, vocab_size, device)
-        others = initial[~torch.isin(initial, self.pinned)]
-        self.initial = others[: capacity - len(self.pinned)]
-        self.ids = torch.empty(groups, capacity, dtype=torch.int32, device=device)
-        self.slot_stamps = torch.empty(groups, capacity, dtype=torch.int64, device=device)
-        self.token_slots = torch.empty(groups, vocab_size, dtype=torch.int32, device=device)
-        self.clock = torch.empty(groups, dtype=torch.int64, device=device)
+        frequent_tokens = _distinct_ids("frequent_tokens", frequent_tokens, vocab_size, device)
+        others = frequent_tokens[~torch.isin(frequent_tokens, self.pinned)]
+        self.frequent_tokens = others[: capacity - len(self.pinned)]
+        self.ids = torch.empty(num_groups, capacity, dtype=torch.int32, device=device)
+        self.slot_stamps = torch.empty(num_groups, capacity, dtype=torch.int64, device=device)
+        self.token_slots = torch.empty(num_groups, vocab_size, dtype=torch.int32, device=device)
+        self.clock = torch.empty(num_groups, dtype=torch.int64, device=device)
         self.reset()
 
     @property
@@ -120,13 +126,13 @@ class ActiveVocab:
         """
         inside, tokens = _inside("tokens", tokens, self.vocab_size)
         if token_groups is None:
-            flat = tokens.reshape(self.groups, -1)
+            flat = tokens.reshape(self.num_groups, -1)
             return inside & (self.token_slots.gather(1, flat).view(tokens.shape) >= 0)
-        in_group, groups = _inside("token_groups", token_groups, self.groups)
+        in_group, groups = _inside("token_groups", token_groups, self.num_groups)
         return inside & in_group & (self.token_slots[groups, tokens] >= 0)
 
     def reset(self, groups: Tensor | Sequence[int] | None = None) -> None:
-        """Reset some groups to the pinned and the initial tokens.
+        """Reset some groups to the pinned and the frequent tokens.
 
         Args:
             groups: integers [n], the numbers of the groups; or a bool mask [G]. Default: all
@@ -137,16 +143,16 @@ class ActiveVocab:
             ValueError: wrong shape.
             TypeError: floats.
         """
-        which = group_ids("ActiveVocab: reset: groups", groups, self.groups, self.device)
-        first, later = len(self.pinned), len(self.initial)
-        known = torch.cat((self.pinned, self.initial))
+        which = group_numbers("ActiveVocab: reset: groups", groups, self.num_groups, self.device)
+        first, later = len(self.pinned), len(self.frequent_tokens)
+        tokens = torch.cat((self.pinned, self.frequent_tokens))
         ids = torch.full((self.capacity,), -1, dtype=torch.int32, device=self.device)
-        ids[: len(known)] = known
+        ids[: len(tokens)] = tokens
         stamps = torch.full((self.capacity,), EMPTY_STAMP, dtype=torch.int64, device=self.device)
         stamps[:first] = PINNED_STAMP
-        stamps[first : len(known)] = torch.arange(later, device=self.device).flip(0)
+        stamps[first : len(tokens)] = torch.arange(later, device=self.device).flip(0)
         slots = torch.full((self.vocab_size,), -1, dtype=torch.int32, device=self.device)
-        slots[known.long()] = torch.arange(len(known), dtype=torch.int32, device=self.device)
+        slots[tokens.long()] = torch.arange(len(tokens), dtype=torch.int32, device=self.device)
         self.ids[which], self.slot_stamps[which], self.token_slots[which] = ids, stamps, slots
         self.clock[which] = later
 
@@ -169,9 +175,9 @@ class ActiveVocab:
             ValueError: missing entry, wrong shape, or values that no update can produce.
             TypeError: an entry of another dtype, or one that is not a tensor.
         """
-        own = self._state()
-        check_state(state, own)
-        for name, tensor in own.items():
+        current = self._state()
+        check_state(state, current)
+        for name, tensor in current.items():
             tensor.copy_(state[name])
 
     def _state(self) -> dict[str, Tensor]:

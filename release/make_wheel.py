@@ -129,8 +129,8 @@ def main(processor: str, destination: str = "dist") -> None:
     for name in ("plain", "unpacked", "packed"):
         shutil.rmtree(folder / name, ignore_errors=True)
     wheel = with_contents(build(processor, folder), folder)
-    made = tagged(wheel, processor, ROOT / destination)
-    print(python("twine", "check", "--strict", made), end="")
+    tagged_wheel = tagged(wheel, processor, ROOT / destination)
+    print(python("twine", "check", "--strict", tagged_wheel), end="")
 
 
 if __name__ == "__main__":

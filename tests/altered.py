@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """LM heads that compute more than their rows, with the structures that libraries produce."""
 
 import functools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``torch.ops.microspec.*`` over the CPU kernels for Arm, in a process under qemu.
 
 CMake cross-compiles them with tests/arm/driver.cpp, which needs only the headers of torch. The
@@ -171,10 +172,10 @@ class Ops:
         packed, group_ids = options.get("packed", False), options.get("group_ids")
         scale, bias = options.get("weight_scale"), options.get("bias")
         _checks.head_ids("sparse_head", hidden, weight, active_ids, packed, group_ids, bias)
-        groups = active_ids.size(0) if active_ids.dim() == 2 else 1
+        num_groups = active_ids.size(0) if active_ids.dim() == 2 else 1
         integers = [
             *(int(packed), int(group_ids is not None and group_ids.dtype == torch.int64)),
-            *(*hidden.shape, groups, active_ids.size(-1), hidden.stride(0)),
+            *(*hidden.shape, num_groups, active_ids.size(-1), hidden.stride(0)),
             *(weight.stride(-2), weight.stride(0) if weight.dim() == 3 else 0),
             *(TYPES[hidden.dtype], TYPES[weight.dtype]),
             *(TYPES[torch.float32 if bias is None else bias.dtype], k),
@@ -214,15 +215,15 @@ class Ops:
         state = (active_ids, slot_stamps, token_slots, clock)
         check = _checks.vocab(*state, tokens, token_groups)
         check.ids(tokens, "tokens", token_slots.size(1), "ids", "flat position")
-        groups, capacity = len(token_slots), active_ids.size(-1)
+        num_groups, capacity = len(token_slots), active_ids.size(-1)
         if token_groups is None:
-            stream = tokens.reshape(groups, tokens.size(-1)).long()
+            stream = tokens.reshape(num_groups, tokens.size(-1)).long()
         else:
-            check.ids(token_groups, "token_groups", groups, "groups", "position")
-            group = torch.arange(groups)[:, None]
+            check.ids(token_groups, "token_groups", num_groups, "groups", "position")
+            group = torch.arange(num_groups)[:, None]
             stream = torch.where(token_groups == group, tokens, -1).long()
-        ids = active_ids.view(groups, capacity)
-        for g in range(groups):
+        ids = active_ids.view(num_groups, capacity)
+        for g in range(num_groups):
             integers = [capacity, token_slots.size(1), stream.size(1)]
             written = [ids[g], slot_stamps[g], token_slots[g], clock[g : g + 1]]
             self._driver.call(VOCAB, integers, [], written, [stream[g]])

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Backends for the op tests. Each one serves ``torch.ops.microspec.*`` for CPU tensors.
 
 A test or its module names backends with ``@pytest.mark.backends(...)`` and runs once for each.

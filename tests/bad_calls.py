@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A table of wrong calls to the ops and the errors they must raise.
 
 A row changes some arguments of a good call. Every backend raises the same message. So do the fakes,
@@ -48,11 +49,11 @@ def head_call(**options: Any) -> Arguments:
 
 
 def grouped() -> Arguments:
-    return head_call(groups=2)
+    return head_call(num_groups=2)
 
 
 def packed() -> Arguments:
-    return head_call(groups=2, packed=True)
+    return head_call(num_groups=2, packed=True)
 
 
 def packed_flat() -> Arguments:
@@ -60,23 +61,23 @@ def packed_flat() -> Arguments:
 
 
 def int8() -> Arguments:
-    return head_call(rows=torch.int8)
+    return head_call(weight_dtype=torch.int8)
 
 
 def packed_int8() -> Arguments:
-    return head_call(groups=2, packed=True, rows=torch.int8)
+    return head_call(num_groups=2, packed=True, weight_dtype=torch.int8)
 
 
 def packed_flat_int8() -> Arguments:
-    return head_call(packed=True, rows=torch.int8)
+    return head_call(packed=True, weight_dtype=torch.int8)
 
 
 def int4() -> Arguments:
-    return head_call(rows=torch.uint8)
+    return head_call(weight_dtype=torch.uint8)
 
 
 def packed_int4() -> Arguments:
-    return head_call(groups=2, packed=True, rows=torch.uint8)
+    return head_call(num_groups=2, packed=True, weight_dtype=torch.uint8)
 
 
 def gather_to_int4() -> Arguments:
@@ -92,7 +93,7 @@ def gather_call(**options: Any) -> Arguments:
 
 
 def gather_groups() -> Arguments:
-    return gather_call(groups=2)
+    return gather_call(num_groups=2)
 
 
 def gather_to_int8() -> Arguments:
@@ -109,12 +110,12 @@ def gather_all() -> Arguments:
 
 
 def gather_groups_to_fp8() -> Arguments:
-    return gather_call(groups=2, slab_dtype=torch.float8_e4m3fn)
+    return gather_call(num_groups=2, slab_dtype=torch.float8_e4m3fn)
 
 
-def vocab_call(groups: int = 1) -> Arguments:
-    state = vars(vocab_state(50, 6, groups=groups, pinned=(7,)))
-    return {**state, "tokens": torch.arange(4).repeat(groups, 1), "token_groups": None}
+def vocab_call(num_groups: int = 1) -> Arguments:
+    state = vars(vocab_state(50, 6, num_groups=num_groups, pinned=(7,)))
+    return {**state, "tokens": torch.arange(4).repeat(num_groups, 1), "token_groups": None}
 
 
 def vocab_groups() -> Arguments:

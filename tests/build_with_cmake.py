@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Build C++ for the tests, once per folder of build/; later builds compile changes only."""
 
 import fcntl

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The float64 reference head, the tolerance, and assertions that name the first bad coordinate."""
 
 import math
@@ -83,10 +84,10 @@ def tolerance(case: HeadCase) -> float:
     fp32 whatever hidden's dtype is. Without it a dropped element of a long row would pass in bf16,
     where PyTorch rounds its result to 8 bits.
     """
-    exact, own = logits_in(case, torch.float64), logits_in(case, case.hidden.dtype)
+    exact, rounded = logits_in(case, torch.float64), logits_in(case, case.hidden.dtype)
     size = largest_sum(case)
     finite = exact.isfinite()
-    error = float((own.double() - exact)[finite].abs().max()) if finite.any() else 0.0
+    error = float((rounded.double() - exact)[finite].abs().max()) if finite.any() else 0.0
     floor, ceiling = 8 * EPS * size, (case.hidden.size(1) + 8) * EPS * size
     return min(max(2 * error, floor), ceiling) + 1e-37
 
@@ -146,7 +147,7 @@ def ids_by_row(case: HeadCase) -> Tensor:
     return ids[case.group_ids.clamp(min=0).long()].masked_fill((case.group_ids < 0)[:, None], -1)
 
 
-def top_k(logits: Tensor, ids: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def exact_topk(logits: Tensor, ids: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return the k best of logits [M, K] and their ids, each [M, k], padded with (-inf, -1)."""
     padding = [(-math.inf, -1)] * k
     best = [
@@ -172,7 +173,7 @@ def assert_top_k(got: tuple[Tensor, Tensor], exact: Tensor, ids: Tensor, allowed
     reported logits must be the best k.
     """
     logits, token_ids = got
-    want, want_ids = top_k(exact, ids, logits.size(1))
+    want, want_ids = exact_topk(exact, ids, logits.size(1))
     assert_close(logits, want, allowed, "logits")
     assert_bitwise(token_ids < 0, want_ids < 0, "padding")
     for m, (row, tokens) in enumerate(zip(logits.tolist(), token_ids.tolist(), strict=True)):

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Marks, hypothesis profiles and fixtures for all tests.
 
 Fixtures restore the process state after each test. docs/testing.md explains the marks.
@@ -88,14 +89,17 @@ def backend(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(autouse=True)
 def _serving(request: pytest.FixtureRequest, backend: str) -> Iterator[None]:
     under_test, test = BACKENDS[backend], request.function
-    given = getattr(test, "_hypothesis_internal_use_settings", None)
-    if given is not None and under_test.examples is not None:
-        few = settings(given, max_examples=min(under_test.examples, given.max_examples))
+    hypothesis_settings = getattr(test, "_hypothesis_internal_use_settings", None)
+    if hypothesis_settings is not None and under_test.examples is not None:
+        few = settings(
+            hypothesis_settings,
+            max_examples=min(under_test.examples, hypothesis_settings.max_examples),
+        )
         test._hypothesis_internal_use_settings = few
     with under_test.serving(seed=zlib.crc32(request.node.nodeid.encode())):
         yield
-    if given is not None:
-        test._hypothesis_internal_use_settings = given
+    if hypothesis_settings is not None:
+        test._hypothesis_internal_use_settings = hypothesis_settings
 
 
 @pytest.fixture(autouse=True)

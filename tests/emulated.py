@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Build csrc/emulation, once per sanitizer, and import its modules.
 
 The builds stay in build/emulation, so a second run compiles changes only. Module ``planted``,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``torch.ops.microspec.*`` over the emulation: checks, numpy views, outputs of a sentinel.
 
 Like on CUDA, ids out of range are not an error.

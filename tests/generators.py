@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Test inputs, made from a seed.
 
 Poison marks all memory that an op must not read: rows, scales and biases of inactive tokens, rows
@@ -116,9 +117,9 @@ def head_case(
     vocab_size: int = 50,
     capacity: int = 20,
     active: int | None = None,
-    groups: int | None = None,
+    num_groups: int | None = None,
     dtype: torch.dtype = torch.float32,
-    rows: torch.dtype | None = None,
+    weight_dtype: torch.dtype | None = None,
     packed: bool = False,
     bias: torch.dtype | None = None,
     gap: int = 0,
@@ -130,26 +131,26 @@ def head_case(
 ) -> HeadCase:
     """Make a call with ``active`` filled slots in each group (default: three quarters).
 
-    If ``groups`` is None, active_ids is [K] and group_ids is None. ``padding`` makes some rows of
-    hidden padding rows with NaN. ``exact`` draws small integers: all arithmetic is exact, and ties
-    are frequent.
+    If ``num_groups`` is None, active_ids is [K] and group_ids is None. ``padding`` makes some rows
+    of hidden padding rows with NaN. ``exact`` draws small integers: all arithmetic is exact, and
+    ties are frequent.
     """
     rng = torch.Generator().manual_seed(seed)
     draw = integers if exact else normal
-    rows = rows or dtype
+    weight_dtype = weight_dtype or dtype
     count = min(capacity, vocab_size)
     active = math.ceil(0.75 * count) if active is None else min(active, count)
     ids = torch.stack(
         [
             unique_ids(rng, vocab_size, capacity, active)
-            for _ in range(1 if groups is None else groups)
+            for _ in range(1 if num_groups is None else num_groups)
         ]
     )
-    dim, columns = stored(rows, dim)
-    weight = poison((vocab_size, columns), rows)
-    scale = no_scales(rows, (vocab_size,), dim)
+    dim, columns = stored(weight_dtype, dim)
+    weight = poison((vocab_size, columns), weight_dtype)
+    scale = no_scales(weight_dtype, (vocab_size,), dim)
     used = ids[ids >= 0].long().unique()
-    row_indexed(weight)[used] = row_indexed(draw(rng, (len(used), columns), rows))
+    row_indexed(weight)[used] = row_indexed(draw(rng, (len(used), columns), weight_dtype))
     if scale is not None:
         # Powers of two keep exact cases exact.
         steps = torch.rand(scale[used].shape, generator=rng) * 4 - 8
@@ -157,9 +158,9 @@ def head_case(
     hidden = draw(rng, (m, dim), dtype)
 
     group_ids = None
-    if groups is not None:
+    if num_groups is not None:
         low = -1 if padding else 0
-        group_ids = torch.randint(low, groups, (m,), generator=rng)
+        group_ids = torch.randint(low, num_groups, (m,), generator=rng)
         group_ids = group_ids if long_groups else group_ids.int()
         hidden[group_ids < 0] = NAN
     bias_values = None
@@ -170,12 +171,12 @@ def head_case(
         at = ids.clamp(min=0).long()
         empty = ids < 0
         packed_rows = row_indexed(weight)[at]
-        packed_rows[empty] = row_indexed(poison((1, columns), rows))[0]
-        weight = packed_rows.view(rows)
+        packed_rows[empty] = row_indexed(poison((1, columns), weight_dtype))[0]
+        weight = packed_rows.view(weight_dtype)
         if scale is not None:
             scale = scale[at]
             scale[empty] = NAN
-    if groups is None:
+    if num_groups is None:
         ids = ids[0]
         if packed:
             weight, scale = weight[0], None if scale is None else scale[0]
@@ -196,7 +197,7 @@ def head_cases(
     """
     dtype = draw(st.sampled_from(FLOATS))
     capacity = draw(st.integers(0, 40))
-    groups = draw(st.sampled_from((None, None, 1, 2, 3)))
+    num_groups = draw(st.sampled_from((None, None, 1, 2, 3)))
     return head_case(
         draw(st.integers(0, 2**20)),
         m=draw(st.integers(0, 15)),
@@ -204,9 +205,9 @@ def head_cases(
         vocab_size=draw(st.integers(1, 60)),
         capacity=capacity,
         active=draw(st.integers(0, capacity)),
-        groups=groups,
+        num_groups=num_groups,
         dtype=dtype,
-        rows=INT4 if int4 else draw(st.sampled_from((dtype, *QUANTISED))),
+        weight_dtype=INT4 if int4 else draw(st.sampled_from((dtype, *QUANTISED))),
         packed=draw(st.booleans()),
         bias=draw(st.sampled_from((None, dtype, torch.float32))),
         gap=draw(st.sampled_from((0, 1, 8))),
@@ -236,9 +237,9 @@ class GatherCase:
 
     def copy(self) -> "GatherCase":
         """Copy slab, slab_ids and slab_scale; share the other tensors."""
-        own = {"slab", "slab_ids", "slab_scale"}
+        written = {"slab", "slab_ids", "slab_scale"}
         return GatherCase(
-            **{k: v.clone() if k in own and v is not None else v for k, v in vars(self).items()}
+            **{k: v.clone() if k in written and v is not None else v for k, v in vars(self).items()}
         )
 
 
@@ -248,7 +249,7 @@ def gather_case(
     dim: int = 24,
     vocab_size: int = 50,
     capacity: int = 20,
-    groups: int | None = None,
+    num_groups: int | None = None,
     dtype: torch.dtype = torch.float32,
     slab_dtype: torch.dtype | None = None,
     gap: int = 0,
@@ -262,7 +263,7 @@ def gather_case(
     rng = torch.Generator().manual_seed(seed)
     slab_dtype = slab_dtype or dtype
     count = min(capacity, vocab_size)
-    shape = (1 if groups is None else groups, capacity)
+    shape = (1 if num_groups is None else num_groups, capacity)
 
     def some_ids() -> Tensor:
         active = int(torch.randint(0, count + 1, (1,), generator=rng))
@@ -283,7 +284,7 @@ def gather_case(
     if slab_scale is not None:
         slab_scale = torch.rand(slab_scale.shape, generator=rng).to(slab_scale.dtype)
     weight = strided(weight, gap) if gap else weight
-    if groups is None:
+    if num_groups is None:
         slab, held, wanted = slab[0], held[0], wanted[0]
         slab_scale = None if slab_scale is None else slab_scale[0]
     return GatherCase(slab, held, weight, wanted, slab_scale, scale)
@@ -312,14 +313,14 @@ def vocab_state(
     vocab_size: int,
     capacity: int,
     *,
-    groups: int = 1,
+    num_groups: int = 1,
     pinned: tuple[int, ...] = (),
     clock: int = 0,
 ) -> VocabState:
     """Make a vocabulary with ``pinned`` in its last slots; all other slots are free."""
-    ids = torch.full((groups, capacity), -1, dtype=torch.int32)
-    stamps = torch.full((groups, capacity), -1, dtype=torch.int64)
-    slots = torch.full((groups, vocab_size), -1, dtype=torch.int32)
+    ids = torch.full((num_groups, capacity), -1, dtype=torch.int32)
+    stamps = torch.full((num_groups, capacity), -1, dtype=torch.int64)
+    slots = torch.full((num_groups, vocab_size), -1, dtype=torch.int32)
     for slot, token in enumerate(pinned, start=capacity - len(pinned)):
         ids[:, slot], stamps[:, slot], slots[:, token] = token, PINNED, slot
-    return VocabState(ids, stamps, slots, torch.full((groups,), clock, dtype=torch.int64))
+    return VocabState(ids, stamps, slots, torch.full((num_groups,), clock, dtype=torch.int64))

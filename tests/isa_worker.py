@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Check every kernel of one instruction set; test_head_isa.py starts this once for each.
 
 The checks compare with float64, cover all element values, and read rows that end where accessible
@@ -25,12 +26,19 @@ def against_float64() -> int:
     for seed, (dtype, dim, m) in enumerate(itertools.product(FLOATS, DIMS, BATCHES)):
         checks += int4_against_float64(seed, dtype, 8 * dim, m)
         # The row type alternates with the seed; 13 active rows leave a remainder in every panel.
-        rows = (dtype, *QUANTISED)[(seed + seed // 7) % 3]
+        weight_dtype = (dtype, *QUANTISED)[(seed + seed // 7) % 3]
         case = head_case(
-            seed, m=m, dim=dim, dtype=dtype, rows=rows, active=13, bias=dtype, gap=seed % 2
+            seed,
+            m=m,
+            dim=dim,
+            dtype=dtype,
+            weight_dtype=weight_dtype,
+            active=13,
+            bias=dtype,
+            gap=seed % 2,
         )
         exact, allowed = logits_in(case, torch.float64), tolerance(case)
-        what = f"{dtype} x {rows}, M {m}, D {dim}: "
+        what = f"{dtype} x {weight_dtype}, M {m}, D {dim}: "
         z = sparse_logits(*case.tensors(), **case.options())
         assert_close(z, exact, allowed, what + "logits")
         top = sparse_head(*case.tensors(), 6, **case.options())
@@ -41,7 +49,14 @@ def against_float64() -> int:
 
 def int4_against_float64(seed: int, dtype: torch.dtype, dim: int, m: int) -> int:
     case = head_case(
-        seed, m=m, dim=dim, capacity=45, dtype=dtype, rows=INT4, active=31 + seed % 3, gap=seed % 2
+        seed,
+        m=m,
+        dim=dim,
+        capacity=45,
+        dtype=dtype,
+        weight_dtype=INT4,
+        active=31 + seed % 3,
+        gap=seed % 2,
     )
     z = sparse_logits(*case.tensors(), **case.options())
     exact = logits_in(case, torch.float64)
@@ -49,31 +64,42 @@ def int4_against_float64(seed: int, dtype: torch.dtype, dim: int, m: int) -> int
     return 1
 
 
-def every_value(rows: torch.dtype, hidden: torch.dtype) -> int:
+def every_value(weight_dtype: torch.dtype, hidden: torch.dtype) -> int:
     """Check that each bit pattern of an element type decodes to its number.
 
     Numbers below the smallest normal float may decode to zero, because bf16 instructions flush
     them.
     """
-    bits = torch.arange(2 ** (8 * torch.empty(0, dtype=rows).element_size()))
-    as_bits = {1: torch.uint8, 2: torch.int16}[torch.empty(0, dtype=rows).element_size()]
-    values = bits.to(as_bits).view(rows)
-    scale = torch.ones(len(bits)) if rows in QUANTISED else None
+    bits = torch.arange(2 ** (8 * torch.empty(0, dtype=weight_dtype).element_size()))
+    as_bits = {1: torch.uint8, 2: torch.int16}[torch.empty(0, dtype=weight_dtype).element_size()]
+    values = bits.to(as_bits).view(weight_dtype)
+    scale = torch.ones(len(bits)) if weight_dtype in QUANTISED else None
     ids = torch.arange(len(bits), dtype=torch.int32)
     # Once as a single element, which the loop's tail loads; once among 64, which its body loads.
     tail = HeadCase(torch.ones(1, 1, dtype=hidden), values[:, None], ids, weight_scale=scale)
     wide = torch.zeros(len(bits), 64, dtype=as_bits)
     wide[ids.long(), ids.long() % 64] = values.view(as_bits)
-    body = HeadCase(torch.ones(2, 64, dtype=hidden), wide.view(rows), ids, weight_scale=scale)
+    body = HeadCase(
+        torch.ones(2, 64, dtype=hidden), wide.view(weight_dtype), ids, weight_scale=scale
+    )
     for case in (tail, body):
         z = sparse_logits(*case.tensors(), weight_scale=scale)
-        assert_close(z, values.float().expand_as(z), 2.0**-126, f"{rows} values")
+        assert_close(z, values.float().expand_as(z), 2.0**-126, f"{weight_dtype} values")
     return len(bits)
 
 
-def at_the_end_of_memory(dtype: torch.dtype, rows: torch.dtype, m: int, dim: int) -> int:
+def at_the_end_of_memory(dtype: torch.dtype, weight_dtype: torch.dtype, m: int, dim: int) -> int:
     """Place hidden, weight and ids at the end of a page, before an inaccessible one."""
-    case = head_case(5, m=m, dim=dim, vocab_size=13, capacity=13, active=13, dtype=dtype, rows=rows)
+    case = head_case(
+        5,
+        m=m,
+        dim=dim,
+        vocab_size=13,
+        capacity=13,
+        active=13,
+        dtype=dtype,
+        weight_dtype=weight_dtype,
+    )
     guarded = case.changed(
         hidden=flush(case.hidden),
         weight=flush(case.weight),
@@ -111,13 +137,15 @@ def flush(tensor: Tensor) -> Tensor:
 
 def main() -> None:
     checks = against_float64()
-    for rows in QUANTISED:
-        checks += every_value(rows, torch.float32) + every_value(rows, torch.bfloat16)
-    for rows in (torch.float16, torch.bfloat16):
-        checks += every_value(rows, rows)
+    for weight_dtype in QUANTISED:
+        checks += every_value(weight_dtype, torch.float32) + every_value(
+            weight_dtype, torch.bfloat16
+        )
+    for weight_dtype in (torch.float16, torch.bfloat16):
+        checks += every_value(weight_dtype, weight_dtype)
     for dtype, m, dim in itertools.product(FLOATS, (1, 2, 7), (1, 9, 33, 64, 129)):
-        for rows in (dtype, *QUANTISED, INT4):
-            checks += at_the_end_of_memory(dtype, rows, m, dim)
+        for weight_dtype in (dtype, *QUANTISED, INT4):
+            checks += at_the_end_of_memory(dtype, weight_dtype, m, dim)
     print(checks)
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An LRU cache written from the contract's five lines, and checks of a vocabulary's state."""
 
 from collections import OrderedDict

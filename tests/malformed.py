@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Malformed files by name, and the valid files that they are made from."""
 
 import io
@@ -66,9 +67,9 @@ def tokenizer() -> bytes:
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     words = {word: number for number, word in enumerate(["[UNK]", *"abcdefgh"])}
-    made = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
-    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return made.to_str().encode()
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return tokenizer.to_str().encode()
 
 
 def surrogate() -> bytes:
@@ -109,7 +110,7 @@ TRACES = {
     "given-only.npz": trace(generated=np.zeros(4, dtype=np.uint8)),
     "claims.npz": longer_than_its_file(),
 }
-RANKS = {
+LISTS = {
     "sound.npy": npy([3, 1, 40]),
     "empty.npy": b"",
     "truncated.npy": npy(np.arange(1000))[:300],
@@ -168,7 +169,7 @@ TOKENIZERS = {
 
 
 def write_all(folder: Path) -> Path:
-    for files in (TRACES, RANKS, TABLES, TEXTS, TOKENIZERS):
+    for files in (TRACES, LISTS, TABLES, TEXTS, TOKENIZERS):
         for name, content in files.items():
             (folder / name).write_bytes(content)
     (folder / "folder").mkdir()

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """States of a vocabulary that no update leaves; each tensor has separate memory.
 
 This module imports nothing of the package, because a process with another build of the library uses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Compare the vocab-parallel head with sparse_head; test_parallel.py starts this.
 
 Each of several processes has a shard of the LM head. Every rank compares its results with
@@ -76,13 +77,13 @@ def parallel(case: HeadCase, start: int, end: int, k: int) -> tuple[Tensor, Tens
 
 def cases() -> Iterator[tuple[str, HeadCase, int]]:
     for dtype in FLOATS:
-        for rows in (dtype, *QUANTISED):
-            options: dict[str, Any] = {"dtype": dtype, "rows": rows, "bias": dtype}
-            yield f"{rows} rows", head_case(1, m=7, softcap=30.0, **options), 9
-            yield f"ties of {rows} rows", head_case(2, dim=2, exact=True, **options), 20
+        for weight_dtype in (dtype, *QUANTISED):
+            options: dict[str, Any] = {"dtype": dtype, "weight_dtype": weight_dtype, "bias": dtype}
+            yield f"{weight_dtype} rows", head_case(1, m=7, softcap=30.0, **options), 9
+            yield f"ties of {weight_dtype} rows", head_case(2, dim=2, exact=True, **options), 20
     yield "one row", head_case(3, m=1, dtype=torch.bfloat16), 5
     yield "no row", head_case(3, m=0), 5
-    yield "groups", head_case(4, m=9, groups=3, padding=True, logit_scale=0.5), 10
+    yield "groups", head_case(4, m=9, num_groups=3, padding=True, logit_scale=0.5), 10
     yield "k beyond all", head_case(5, active=6), 128
     yield "nothing active", head_case(6, active=0), 4
     case = head_case(7)
@@ -126,22 +127,22 @@ def check_module(rank: int, ranks: int) -> None:
     """Check indexed and packed modules over many steps with evictions against a SparseHead."""
     for layout in shards(ranks):
         part = slice(*layout[rank])
-        for rows, options in (
+        for weight_dtype, options in (
             (torch.float32, {}),
             (torch.float32, {"mode": "packed", "buffers": 2}),
             (torch.bfloat16, {"mode": "packed", "slab_dtype": torch.int8}),
             (torch.float8_e4m3fn, {"mode": "packed"}),
         ):
             rng = torch.Generator().manual_seed(10)
-            dtype = torch.bfloat16 if rows in QUANTISED else rows
-            weight, bias = normal(rng, (V, 24), rows), normal(rng, (V,), dtype)
-            scale = torch.rand(V, generator=rng) if rows in QUANTISED else None
+            dtype = torch.bfloat16 if weight_dtype in QUANTISED else weight_dtype
+            weight, bias = normal(rng, (V, 24), weight_dtype), normal(rng, (V,), dtype)
+            scale = torch.rand(V, generator=rng) if weight_dtype in QUANTISED else None
             whole = SparseHead(
-                weight, ActiveVocab(V, 16, groups=2), weight_scale=scale, bias=bias, **options
+                weight, ActiveVocab(V, 16, num_groups=2), weight_scale=scale, bias=bias, **options
             )
             head = ParallelSparseHead(
                 weight[part],
-                ActiveVocab(V, 16, groups=2),
+                ActiveVocab(V, 16, num_groups=2),
                 start=part.start,
                 weight_scale=None if scale is None else scale[part],
                 bias=bias[part],
@@ -154,25 +155,31 @@ def check_module(rank: int, ranks: int) -> None:
                 hidden = normal(rng, (6, 24), dtype)
                 groups = torch.randint(-1, 2, (6,), generator=rng)
                 want = whole(hidden, 5, groups)
-                assert_agreed(head(hidden, 5, groups), want, f"module {rows} {options} {layout}")
+                assert_agreed(
+                    head(hidden, 5, groups), want, f"module {weight_dtype} {options} {layout}"
+                )
                 assert torch.equal(head.vocab.ids, whole.vocab.ids)
 
 
 def check_groups_of_ranks(rank: int, ranks: int) -> None:
     """Check two process groups side by side, with one head each."""
     half = ranks // 2
-    groups = [dist.new_group(list(range(half))), dist.new_group(list(range(half, ranks)))]
-    own = rank // half
-    rng = torch.Generator().manual_seed(own)
+    process_groups = [dist.new_group(list(range(half))), dist.new_group(list(range(half, ranks)))]
+    half_index = rank // half
+    rng = torch.Generator().manual_seed(half_index)
     weight, hidden = integers(rng, (V, 8), torch.float32), integers(rng, (3, 8), torch.float32)
     ids = torch.randperm(V, generator=rng)[:20].int()
     part = slice(*next(shards(half))[rank % half] if half > 1 else (0, V))
-    call: dict[str, Any] = {"k": 6, "start": part.start, "group": groups[own]}
+    call: dict[str, Any] = {
+        "k": 6,
+        "start": part.start,
+        "process_group": process_groups[half_index],
+    }
     got = parallel_sparse_head(hidden, weight[part], ids, **call)
     for theirs, want in zip(got[:2], sparse_head(hidden, weight, ids, 6)[:2], strict=True):
         assert_bitwise(theirs, want)
-    call["group"] = groups[1 - own]
-    message = "group: expected one with this rank in it"
+    call["process_group"] = process_groups[1 - half_index]
+    message = "group: expected a group that contains this rank"
     assert_refused(message, parallel_sparse_head, hidden, weight[part], ids, **call)
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Load a script of release/, which is a folder of programs and not a package."""
 
 import importlib.util

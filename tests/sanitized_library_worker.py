@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run the ops of an instrumented library on nonsense and on empty tensors.
 
 test_sanitized_library.py starts this. A sanitizer's report ends the process. Every tensor is a

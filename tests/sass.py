@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The compiled CUDA kernels from cuobjdump: resources, and the instructions of their loops."""
 
 import re

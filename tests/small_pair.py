@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Write a small random target, a draft near it and a list of frequent tokens into a folder."""
 
 from pathlib import Path
@@ -27,5 +28,5 @@ def save(folder: Path) -> Path:
         for weight in model.parameters():
             weight += 0.01 * torch.randn_like(weight)
     model.save_pretrained(folder / "draft")
-    np.save(folder / "frequency_rank.npy", np.arange(150))
+    np.save(folder / "frequent_tokens.npy", np.arange(150))
     return folder

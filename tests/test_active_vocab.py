@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ActiveVocab, the object around a vocabulary's state."""
 
 import re
@@ -20,19 +21,22 @@ def state_of(vocab: ActiveVocab) -> VocabState:
 
 @given(
     capacity=st.integers(1, 9),
-    groups=st.integers(1, 3),
+    num_groups=st.integers(1, 3),
     pin=st.integers(0, 9),
     seed=st.integers(0, 999),
 )
-def test_is_an_lru_per_group(capacity: int, groups: int, pin: int, seed: int) -> None:
+def test_is_an_lru_per_group(capacity: int, num_groups: int, pin: int, seed: int) -> None:
     pinned = [11, 2, 7, 5, 3, 1, 0, 19, 18][: min(pin, capacity)]
-    vocab = ActiveVocab(20, capacity, groups=groups, pinned=pinned)
-    caches = [Lru(capacity, pinned) for _ in range(groups)]
+    vocab = ActiveVocab(20, capacity, num_groups=num_groups, pinned=pinned)
+    caches = [Lru(capacity, pinned) for _ in range(num_groups)]
     rng = torch.Generator().manual_seed(seed)
     for _ in range(4):
-        tokens = torch.randint(-1, 20, (groups, 6), generator=rng)
+        tokens = torch.randint(-1, 20, (num_groups, 6), generator=rng)
         vocab.update(tokens)
-        ragged, which = torch.randint(0, 20, (5,), generator=rng), torch.randint(-1, groups, (5,))
+        ragged, which = (
+            torch.randint(0, 20, (5,), generator=rng),
+            torch.randint(-1, num_groups, (5,)),
+        )
         vocab.update(ragged, token_groups=which)
         for group, cache in enumerate(caches):
             cache.see(tokens[group].tolist())
@@ -40,13 +44,13 @@ def test_is_an_lru_per_group(capacity: int, groups: int, pin: int, seed: int) ->
             assert_holds(state_of(vocab), group, cache)
         active = [cache.pinned | set(cache.tokens) for cache in caches]
         assert vocab.size.tolist() == [len(tokens) for tokens in active]
-        everything = torch.arange(-1, 20).expand(groups, -1)
+        everything = torch.arange(-1, 20).expand(num_groups, -1)
         contained = vocab.contains(everything)
         assert contained.tolist() == [[t in tokens for t in range(-1, 20)] for tokens in active]
 
 
 def test_pinned_take_the_first_slots_and_stay() -> None:
-    vocab = ActiveVocab(100, 4, groups=2, pinned=torch.tensor([40, 30]))
+    vocab = ActiveVocab(100, 4, num_groups=2, pinned=torch.tensor([40, 30]))
     assert vocab.ids.tolist() == [[40, 30, -1, -1]] * 2
     assert vocab.slot_stamps[:, :2].eq(PINNED).all()
     vocab.update(torch.arange(30, 50).repeat(2, 1))
@@ -58,19 +62,19 @@ def test_pinned_take_the_first_slots_and_stay() -> None:
 @given(
     capacity=st.integers(1, 9),
     pin=st.integers(0, 3),
-    initial=st.lists(st.integers(0, 19), unique=True),
+    frequent_tokens=st.lists(st.integers(0, 19), unique=True),
     seed=st.integers(0, 999),
 )
 def test_begins_as_if_it_had_seen_the_initial_tokens(
-    capacity: int, pin: int, initial: list[int], seed: int
+    capacity: int, pin: int, frequent_tokens: list[int], seed: int
 ) -> None:
     """The likeliest token is the newest; tokens without room and pinned ones are skipped."""
     pinned = [11, 2, 7][: min(pin, capacity)]
-    vocab = ActiveVocab(20, capacity, groups=2, pinned=pinned, initial=initial)
+    vocab = ActiveVocab(20, capacity, num_groups=2, pinned=pinned, frequent_tokens=frequent_tokens)
     fresh = vocab.state_dict()
     room = capacity - len(pinned)
-    fits = [token for token in initial if token not in pinned][:room]
-    assert vocab.initial.tolist() == fits
+    fits = [token for token in frequent_tokens if token not in pinned][:room]
+    assert vocab.frequent_tokens.tolist() == fits
     assert vocab.ids[1].tolist() == [*pinned, *fits, *[-1] * (room - len(fits))]
     cache = Lru(capacity, pinned)
     cache.see(fits[::-1])
@@ -85,7 +89,7 @@ def test_begins_as_if_it_had_seen_the_initial_tokens(
 
 
 def test_types_and_shapes() -> None:
-    vocab = ActiveVocab(100, 4, groups=2)
+    vocab = ActiveVocab(100, 4, num_groups=2)
     for tensor, dtype, shape in [
         (vocab.ids, torch.int32, (2, 4)),
         (vocab.size, torch.int32, (2,)),
@@ -103,14 +107,14 @@ def test_contains_keeps_the_shape() -> None:
     tree = torch.tensor([[[3, -1], [5, 4]]], dtype=torch.int32)
     assert one.contains(tree).tolist() == [[[True, False], [True, False]]]
     assert one.contains(torch.tensor(5)).item() is True
-    two = ActiveVocab(10, 4, groups=2)
+    two = ActiveVocab(10, 4, num_groups=2)
     two.update(torch.tensor([[3, 5], [4, 4]]))
     assert two.contains(tree.view(2, 2)).tolist() == [[True, False], [False, True]]
     assert two.contains(torch.empty(2, 0, dtype=torch.long)).shape == (2, 0)
 
 
 def test_reset_all_or_some_groups() -> None:
-    vocab = ActiveVocab(20, 5, groups=3, pinned=[9])
+    vocab = ActiveVocab(20, 5, num_groups=3, pinned=[9])
     fresh = vocab.state_dict()
     vocab.update(torch.tensor([[1, 2, 3], [4, 5, 6], [7, 8, 1]]))
     used = vocab.state_dict()
@@ -126,14 +130,14 @@ def test_reset_all_or_some_groups() -> None:
 
 
 def test_state_dict_round_trip() -> None:
-    vocab = ActiveVocab(20, 5, groups=2, pinned=[9])
+    vocab = ActiveVocab(20, 5, num_groups=2, pinned=[9])
     vocab.update(torch.tensor([[1, 2, 3], [4, 5, 6]]))
     state = vocab.state_dict()
     kept = {name: tensor.clone() for name, tensor in state.items()}
     vocab.update(torch.tensor([[7, 8], [1, 2]]))
     for name, tensor in state.items():
         assert_bitwise(tensor, kept[name], "a copy, not a view")
-    other = ActiveVocab(20, 5, groups=2)
+    other = ActiveVocab(20, 5, num_groups=2)
     ids = other.ids
     other.load_state_dict(state)
     assert other.ids is ids
@@ -151,11 +155,11 @@ def test_state_dict_round_trip() -> None:
     [
         ({"vocab_size": 0}, "vocab_size: expected at least 1, got 0"),
         ({"capacity": 0}, "capacity: expected at least 1, got 0"),
-        ({"groups": -1}, "groups: expected at least 1, got -1"),
+        ({"num_groups": -1}, "num_groups: expected at least 1, got -1"),
         ({"pinned": [1, 2, 3, 4, 5, 6]}, "pinned: expected at most capacity = 5 tokens, got 6"),
         ({"pinned": [1, 20]}, "pinned: expected ids in [0, 20), got 20"),
-        ({"initial": [1, 20]}, "initial: expected ids in [0, 20), got 20"),
-        ({"initial": [3, 3]}, "initial: expected distinct ids, got 3 2 times"),
+        ({"frequent_tokens": [1, 20]}, "frequent_tokens: expected ids in [0, 20), got 20"),
+        ({"frequent_tokens": [3, 3]}, "frequent_tokens: expected distinct ids, got 3 2 times"),
         ({"pinned": [-1]}, "pinned: expected ids in [0, 20), got -1"),
         ({"pinned": torch.tensor([4, 4])}, "pinned: expected distinct ids, got 4 2 times"),
     ],
@@ -175,9 +179,21 @@ def test_wrong_construction(options: dict[str, object], message: str) -> None:
             TypeError,
             "pinned: expected integer ids, got float",
         ),
-        ({"initial": torch.ones(20, dtype=torch.bool)}, TypeError, "initial: expected integer ids"),
-        ({"initial": [[1], [2]]}, TypeError, "initial: expected integer ids, got list"),
-        ({"initial": torch.tensor([[1, 2]])}, ValueError, "initial: expected shape [n]"),
+        (
+            {"frequent_tokens": torch.ones(20, dtype=torch.bool)},
+            TypeError,
+            "frequent_tokens: expected integer ids",
+        ),
+        (
+            {"frequent_tokens": [[1], [2]]},
+            TypeError,
+            "frequent_tokens: expected integer ids, got list",
+        ),
+        (
+            {"frequent_tokens": torch.tensor([[1, 2]])},
+            ValueError,
+            "frequent_tokens: expected shape [n]",
+        ),
     ],
 )
 def test_ids_are_not_narrowed(
@@ -193,7 +209,7 @@ def test_ids_are_not_narrowed(
     ids=repr,
 )
 def test_reset_by_mask_or_by_number(groups: Any) -> None:
-    vocab = ActiveVocab(20, 5, groups=3, pinned=[9])
+    vocab = ActiveVocab(20, 5, num_groups=3, pinned=[9])
     coverage = Coverage(vocab)
     fresh = vocab.state_dict()
     vocab.update(torch.tensor([[1, 2, 3], [4, 5, 6], [7, 8, 1]]))
@@ -208,7 +224,7 @@ def test_reset_by_mask_or_by_number(groups: Any) -> None:
 
 
 def test_reset_of_nothing() -> None:
-    vocab = ActiveVocab(20, 5, groups=3)
+    vocab = ActiveVocab(20, 5, num_groups=3)
     vocab.update(torch.tensor([[1], [2], [3]]))
     for nothing in ([], torch.tensor([]), torch.zeros(3, dtype=torch.bool)):
         vocab.reset(nothing)
@@ -229,7 +245,7 @@ def test_reset_of_nothing() -> None:
     ids=repr,
 )
 def test_reset_of_no_group(groups: Any, kind: type[Exception], message: str) -> None:
-    vocab = ActiveVocab(20, 5, groups=3)
+    vocab = ActiveVocab(20, 5, num_groups=3)
     vocab.update(torch.tensor([[1], [2], [3]]))
     for name, thing in (("ActiveVocab", vocab), ("Coverage", Coverage(vocab))):
         with pytest.raises(kind, match=re.escape(f"{name}: reset: groups: {message}")):
@@ -238,7 +254,7 @@ def test_reset_of_no_group(groups: Any, kind: type[Exception], message: str) -> 
 
 
 def test_contains_of_what_is_no_token() -> None:
-    vocab = ActiveVocab(10, 4, groups=2)
+    vocab = ActiveVocab(10, 4, num_groups=2)
     vocab.update(torch.tensor([[0, 9], [3, 4]]))
     odd = torch.tensor([[-2, 10, -(2**40), 2**32, 9], [-10, 19, -1, 2**32 + 3, 3]])
     wanted = [[False] * 4 + [True]] * 2

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The CPU kernels for Arm in an emulator: their choice, every remainder, every value.
 
 The op tests run over them too, as backends ``arm-…``. The driver places all memory that a call
@@ -62,9 +63,9 @@ def test_every_remainder_against_float64() -> None:
 
 @EVERY
 @pytest.mark.parametrize("hidden", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("rows", QUANTISED, ids=str)
-def test_every_quantised_value(rows: torch.dtype, hidden: torch.dtype) -> None:
-    assert isa_worker.every_value(rows, hidden) == 256
+@pytest.mark.parametrize("weight_dtype", QUANTISED, ids=str)
+def test_every_quantised_value(weight_dtype: torch.dtype, hidden: torch.dtype) -> None:
+    assert isa_worker.every_value(weight_dtype, hidden) == 256
 
 
 @EVERY
@@ -76,12 +77,19 @@ def test_every_half(dtype: torch.dtype) -> None:
 # Lengths around one chunk of widened elements and several, between which the result holds sums.
 @EVERY
 @pytest.mark.parametrize("dim", [255, 256, 257, 264, 511, 512, 777])
-@pytest.mark.parametrize("rows", QUANTISED, ids=str)
-def test_rows_of_several_chunks(rows: torch.dtype, dim: int) -> None:
+@pytest.mark.parametrize("weight_dtype", QUANTISED, ids=str)
+def test_rows_of_several_chunks(weight_dtype: torch.dtype, dim: int) -> None:
     """Small integers make the sums exact, so a lost or repeated element shows."""
     for m in (1, 2, 3, 8, 9, 17):
         case = head_case(
-            m, m=m, dim=dim, active=19, dtype=torch.bfloat16, rows=rows, gap=m % 2, exact=True
+            m,
+            m=m,
+            dim=dim,
+            active=19,
+            dtype=torch.bfloat16,
+            weight_dtype=weight_dtype,
+            gap=m % 2,
+            exact=True,
         )
         z = sparse_logits(*case.tensors(), **case.options())
         want = logits_in(case, torch.float64).float()
@@ -90,11 +98,13 @@ def test_rows_of_several_chunks(rows: torch.dtype, dim: int) -> None:
 
 @EVERY
 @pytest.mark.parametrize(
-    ("dtype", "rows"), [(d, r) for d in FLOATS for r in (d, *QUANTISED)], ids=str
+    ("dtype", "weight_dtype"), [(d, r) for d in FLOATS for r in (d, *QUANTISED)], ids=str
 )
-def test_a_row_does_not_know_its_batch(dtype: torch.dtype, rows: torch.dtype) -> None:
+def test_a_row_does_not_know_its_batch(dtype: torch.dtype, weight_dtype: torch.dtype) -> None:
     """A row's result also does not depend on its place in a pair of activations."""
-    case = head_case(22, m=17, dim=77, vocab_size=60, capacity=40, dtype=dtype, rows=rows)
+    case = head_case(
+        22, m=17, dim=77, vocab_size=60, capacity=40, dtype=dtype, weight_dtype=weight_dtype
+    )
     whole = sparse_head(*case.tensors(), 10, **case.options())
     for first, last in [
         (0, 1),

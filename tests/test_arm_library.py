@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The wheel's library for Arm: the loader finds everything that it needs, except torch."""
 
 import os

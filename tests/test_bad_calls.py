@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Wrong calls raise the right error, with the same text from every backend, and write nothing."""
 
 from typing import Any
@@ -110,9 +111,9 @@ def test_good_calls_of_the_table_are_good() -> None:
 def test_every_argument_appears_in_the_table() -> None:
     for op in ("sparse_head", "sparse_logits", "gather_rows_", "vocab_update_"):
         schema = getattr(torch.ops.microspec, op).default._schema
-        known = {bad.argument for bad in BAD_CALLS if bad.op == op}
+        tested = {bad.argument for bad in BAD_CALLS if bad.op == op}
         # Any bool and any finite or infinite factor is valid.
-        assert {a.name for a in schema.arguments} - known == (
+        assert {a.name for a in schema.arguments} - tested == (
             {"packed", "logit_scale"} if op.startswith("sparse") else set()
         )
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """In bench, a wrong file, too little data or a wrong option gives one line and exit code 2."""
 
 import importlib
@@ -105,7 +106,7 @@ def test_as_many_prompts_as_there_are(tmp_path):
         ("decoding.pair", "--prompts 0", "--prompts"),
         ("decoding.pair", "--new -1", "--new"),
         ("decoding.pair", "--temperature nan", "--temperature"),
-        ("decoding.pair", "--top-k 129", "--top-k"),
+        ("decoding.pair", "--tree-width 129", "--tree-width"),
         ("decoding.pair", "--depth 1.5", "--depth"),
         ("decoding.pair", "--prom 1", "--prom"),
         ("decoding.batches", "--new 0", "--new"),
@@ -116,17 +117,17 @@ def test_as_many_prompts_as_there_are(tmp_path):
         ("ops.head", "--quick --arms dance", "--arms"),
         ("draft.step", "--context 4,x", "--context"),
         ("draft.step", "--model abacus", "abacus"),
-        ("ops.compare_builds", "--rows x", "--rows"),
+        ("ops.compare_builds", "--num-tokens x", "--num-tokens"),
         ("ops.compare_builds", "--library absent.so", "absent.so"),
         ("ops.compare_builds", "--parts dance", "dance"),
-        ("tuning.slab_in_l2", "--rows 1,", "--rows"),
+        ("tuning.slab_in_l2", "--num-tokens 1,", "--num-tokens"),
         ("tuning.slab_in_l2", "--model abacus", "abacus"),
         ("plots.__main__", "absent", "absent"),
         ("plots.policy", "absent", "absent"),
         ("run", "--par head", "--par"),
-        ("policy.traces", "absent.npz --frequency-rank absent.npy", "absent.npy"),
+        ("policy.traces", "absent.npz --frequent-tokens absent.npy", "absent.npy"),
         ("policy.traces", "absent.npz --freq absent.npy", "--freq"),
-        ("policy.traces", "absent.npz --frequency-rank none.npy", "none.npy"),
+        ("policy.traces", "absent.npz --frequent-tokens none.npy", "none.npy"),
         ("tuning.kernel_variants", "run --jobs 0", "--jobs"),
     ],
 )

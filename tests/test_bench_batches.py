@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """bench/decoding/batches*.py: the figures of quick runs, and the choice of prompts."""
 
 import csv
@@ -39,8 +40,10 @@ def test_a_quick_run_on_the_cpu(tmp_path: Path) -> None:
             several = row["vocabulary"] == "one a request"
             rows_read = batches.CAPACITY * (int(row["requests"]) if several else 1)
             assert float(row["rows_read_per_head_call"]) == rows_read
-    own = [row for row in rows if row["vocabulary"] == "one a request" and row["begins"] == "empty"]
-    assert own[0]["coverage"] == own[1]["coverage"], "its own, whoever is beside it"
+    one_each = [
+        row for row in rows if row["vocabulary"] == "one a request" and row["begins"] == "empty"
+    ]
+    assert one_each[0]["coverage"] == one_each[1]["coverage"], "its own, whoever is beside it"
 
 
 class Lengths:
@@ -72,8 +75,8 @@ def test_prompts_are_unseen_short_distinct_and_by_turns(tmp_path: Path) -> None:
 def test_the_head_reads_as_many_rows_as_there_are_vocabularies(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    known = KnownTimes()
-    monkeypatch.setattr(batches_head, "time_arms", known)
+    timed = KnownTimes()
+    monkeypatch.setattr(batches_head, "time_arms", timed)
     rows = batches_head.measure("cpu", quick=True)
     shared, several = (
         {row["requests"]: row["MB_read"] for row in rows if row["vocabulary"] == vocabulary}
@@ -81,6 +84,6 @@ def test_the_head_reads_as_many_rows_as_there_are_vocabularies(
     )
     assert set(shared.values()) == {300 * 64 * 2 / 1e6}
     assert several == {n: pytest.approx(n * shared[n]) for n in (2, 4, 8)}
-    for row, (name, took) in zip(rows, known.columns(), strict=True):
+    for row, (name, took) in zip(rows, timed.columns(), strict=True):
         assert name == f"{row['requests']} {row['vocabulary']}"
         assert [row[column] for column in COLUMNS] == pytest.approx(took)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The calls of a benchmark: different data each time, and the work between them."""
 
 from collections.abc import Callable, Mapping
@@ -140,8 +141,8 @@ def test_every_call_of_a_batch_reads_other_rows(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(batches_head, "time_arms", times)
     batches_head.measure("cpu", quick=True)
     for name in set(times.names):
-        own = [ids for ids, called in zip(used, times.names, strict=True) if called == name]
-        assert len({tuple(ids.flatten().tolist()) for ids in own}) == batches_head.SETS, name
+        ids_of_arm = [ids for ids, called in zip(used, times.names, strict=True) if called == name]
+        assert len({tuple(ids.flatten().tolist()) for ids in ids_of_arm}) == batches_head.SETS, name
 
 
 def test_a_wrong_batch_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,11 +190,13 @@ def test_bandwidth_is_read_from_all_of_the_weight() -> None:
 
 
 def test_in_situ_leaves_out_the_layer_s_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    def known(replays: Mapping[str, cuda_graphs.Replay], rounds: int) -> dict[str, list[float]]:
+    def known_times(
+        replays: Mapping[str, cuda_graphs.Replay], rounds: int
+    ) -> dict[str, list[float]]:
         layer = {time_head.LAYER: [2.0, 7.0, 3.0]}
         return {name: layer.get(name, [5.0, 9.0, 7.0]) for name in replays}
 
-    monkeypatch.setattr(time_head, "time_rounds", known)
+    monkeypatch.setattr(time_head, "time_rounds", known_times)
     rows = time_head.measure(models.TOY, [(300, 1)], 3, GraphTiming, ["packed int8"], device="cpu")
     times = {row["situation"]: [row[f"p{p}_us"] / 1e6 for p in (20, 50, 80)] for row in rows}
     whole, difference = pytest.approx([5, 7, 9]), pytest.approx([2, 3, 4])

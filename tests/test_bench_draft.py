@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The draft's benchmark: its tree is EAGLE-2's, its layer an attention layer, its parts add up."""
 
 import csv
@@ -50,33 +51,33 @@ def test_the_tree_is_the_loops(weight: Tensor, layer: DraftLayer) -> None:
     head = SparseDraftHead(TOY, weight, CAPACITY, SEEN)
     draft = CapturableDraft(layer, head, SHAPE, without=frozenset({"vocabulary"}))
     layer.model = TOY
-    tokens, parents, lineage = draft()
+    tokens, parents, ancestor_mask = draft()
 
     features = torch.zeros(PADDED, TOY.dim).bfloat16()
     levels = iter(range(SHAPE.depth))
 
-    def topk(hidden: Tensor, k: int, groups: Tensor) -> tuple[Tensor, Tensor]:
+    def topk(hidden: Tensor, k: int, row_groups: Tensor) -> tuple[Tensor, Tensor]:
         features[: len(hidden)] = hidden
         return head.best(features, len(hidden))
 
-    def step(own: Tensor, above: Tensor, seen: Tensor, cache: Any) -> Tensor:
+    def step(level_tokens: Tensor, above: Tensor, seen: Tensor, cache: Any) -> Tensor:
         level = next(levels)
-        mask = torch.full((own.size(1), SHAPE.drafted), -torch.inf)
+        mask = torch.full((level_tokens.size(1), SHAPE.drafted), -torch.inf)
         mask[:, : SHAPE.accepted] = 0
         mask[:, SHAPE.accepted :][:, : seen.size(2)].masked_fill_(seen[0], 0)
-        out = torch.zeros(own.size(1), TOY.dim).bfloat16()
+        out = torch.zeros(level_tokens.size(1), TOY.dim).bfloat16()
         first = SHAPE.accepted + level * K_BEST
-        layer(own[0], above[0], first, SHAPE.accepted + level, mask, out)
+        layer(level_tokens[0], above[0], first, SHAPE.accepted + level, mask, out)
         return out[None]
 
     text = torch.zeros(SHAPE.accepted, TOY.dim).bfloat16()
     layer(draft.text, draft.text_features, 0, 0, draft.text_mask, text)
-    cache: Any = SimpleNamespace(lengths=[0], keep=lambda bases, kept: None)
+    cache: Any = SimpleNamespace(lengths=[0], keep=lambda prefix_lengths, kept: None)
     tree = grow(
         draft.root,
         text[-1:],
         torch.tensor([0]),
-        SimpleNamespace(step=step, head_input=lambda own: own),  # type: ignore[arg-type]
+        SimpleNamespace(step=step, head_input=lambda features: features),  # type: ignore[arg-type]
         cache,
         SimpleNamespace(topk=topk),  # type: ignore[arg-type]
         TreeShape(SHAPE.depth, K_BEST, SHAPE.size),
@@ -85,7 +86,7 @@ def test_the_tree_is_the_loops(weight: Tensor, layer: DraftLayer) -> None:
     assert len(tokens) == SHAPE.size + 1
     assert torch.equal(tokens, tree.tokens[0])
     assert torch.equal(parents, tree.parents[0])
-    assert torch.equal(lineage, tree.lineage[0])
+    assert torch.equal(ancestor_mask, tree.ancestor_mask[0])
 
 
 def test_the_layer_is_attention_over_context_and_tree(layer: DraftLayer) -> None:
@@ -119,8 +120,8 @@ def test_the_layer_is_attention_over_context_and_tree(layer: DraftLayer) -> None
 
 
 def every_head(weight: Tensor) -> dict[str, DraftHead]:
-    made = draft_step.heads(TOY, weight, CAPACITY, SEEN, more=True, triton=False)
-    return {name: make() for name, (make, _) in made.items()}
+    makers = draft_step.heads(TOY, weight, CAPACITY, SEEN, more=True, triton=False)
+    return {name: make() for name, (make, _) in makers.items()}
 
 
 def test_every_head_is_right_after_many_steps(weight: Tensor, layer: DraftLayer) -> None:

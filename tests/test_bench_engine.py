@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """bench/decoding/engine_overhead.py times an engine's work, and stops at a wrong head."""
 
 import csv
@@ -16,13 +17,13 @@ from bench.harness.inputs import make_weight
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a run on the CPU")
 def test_a_quick_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    known = KnownTimes()
-    monkeypatch.setattr(engine, "time_arms", known)
+    timed = KnownTimes()
+    monkeypatch.setattr(engine, "time_arms", timed)
     monkeypatch.setattr(sys, "argv", ["engine", "--quick", "--out", str(tmp_path)])
     options.run("As", "engine", partial(engine.measure, "cpu"), partial(engine.measure, "cuda"))
     rows = list(csv.DictReader((tmp_path / "engine.csv").open()))
     assert {row["requests"] for row in rows} == {"1", "8"}
-    for row, (arm, took) in zip(rows, known.columns(), strict=True):
+    for row, (arm, took) in zip(rows, timed.columns(), strict=True):
         assert arm == (row["vocabulary"], row["arm"])
         assert [float(row[column]) for column in COLUMNS] == pytest.approx(took)
         assert row["device"] and row["commit"]
@@ -46,13 +47,13 @@ def test_a_step_has_its_tokens(vocabulary: str, best: int) -> None:
     stats = head.stats()
     assert stats is not None
     assert stats.hits + stats.misses == rows
-    assert stats.active == 300 * head.vocab.groups
+    assert stats.active == 300 * head.vocab.num_groups
     assert {len(tokens) for tokens in observing.sets} == {rows * (best + 2)}
     for tokens in observing.sets[1:]:
-        absent = ~head.vocab.contains(tokens, token_groups=observing.groups)
+        absent = ~head.vocab.contains(tokens, token_groups=observing.token_groups)
         assert 0 < int(absent.sum()) <= 30
-    if observing.groups is not None:
-        assert observing.groups.bincount().tolist() == [6 * (best + 2)] * 4
+    if observing.token_groups is not None:
+        assert observing.token_groups.bincount().tolist() == [6 * (best + 2)] * 4
 
 
 @pytest.mark.parametrize("mode", ["indexed", "packed"])

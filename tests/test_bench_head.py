@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The head's benchmark: every arm agrees with the reference, and a wrong arm is not timed."""
 
 import csv
@@ -35,29 +36,31 @@ def arms(weight: Tensor, rows: int, softcap: float = 0.0) -> tuple[dict[str, Hea
 @pytest.mark.parametrize("softcap", [0.0, 3.0])
 @pytest.mark.parametrize("rows", [1, 4, 60])
 def test_every_arm_agrees_with_the_reference(weight: Tensor, rows: int, softcap: float) -> None:
-    made, hidden = arms(weight, rows, softcap)
-    assert {"sparse_head indexed", "sparse_head packed fp8", "NanoSpec", "static 32k"} < set(made)
-    validate(made, hidden)
+    every_arm, hidden = arms(weight, rows, softcap)
+    assert {"sparse_head indexed", "sparse_head packed fp8", "NanoSpec", "static 32k"} < set(
+        every_arm
+    )
+    validate(every_arm, hidden)
 
 
 def test_bytes_are_those_of_the_rows_and_their_scales(weight: Tensor) -> None:
-    made, _ = arms(weight, 1)
+    every_arm, _ = arms(weight, 1)
     vocab_size, dim, k = models.TOY.vocab_size, models.TOY.dim, 300
     names = ("sparse_head indexed", "sparse_head packed", "NanoSpec")
     least = dict.fromkeys(names, k * dim * 2)
     least |= dict.fromkeys(("sparse_head packed fp8", "sparse_head packed int8"), k * (dim + 4))
     least["dense, eager"] = least["static 32k"] = vocab_size * dim * 2
-    assert {name: made[name].bytes for name in least} == least
+    assert {name: every_arm[name].bytes for name in least} == least
 
 
 def test_static_is_a_part_of_a_large_vocabulary(
     weight: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(head_peers, "STATIC", 1000)
-    made, hidden = arms(weight, 2)
-    own = {name: arm for name, arm in made.items() if name.startswith("static")}
-    validate(own, hidden)
-    for arm in own.values():
+    every_arm, hidden = arms(weight, 2)
+    statics = {name: arm for name, arm in every_arm.items() if name.startswith("static")}
+    validate(statics, hidden)
+    for arm in statics.values():
         assert arm.bytes == 1000 * models.TOY.dim * 2
         assert len(arm.operands["active_ids"].unique()) == 1000
 
@@ -65,8 +68,8 @@ def test_static_is_a_part_of_a_large_vocabulary(
 @pytest.mark.parametrize("name", ["sparse_head packed", "NanoSpec", "dense linear"])
 @pytest.mark.parametrize("wrong", ["id", "value", "nan", "last row", "twice"])
 def test_a_wrong_arm_is_refused(weight: Tensor, name: str, wrong: str) -> None:
-    made, hidden = arms(weight, 4)
-    arm = next(arm for own, arm in made.items() if own.startswith(name))
+    every_arm, hidden = arms(weight, 4)
+    arm = next(arm for label, arm in every_arm.items() if label.startswith(name))
     value, tokens, *rest = (tensor.clone() for tensor in arm.call())
     check(name, arm, hidden, (value, tokens, *rest))
     if wrong == "id":

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """bench/tuning/l2_window.py against CUDA's headers, and slab_in_l2.py without a GPU."""
 
 import ctypes

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """bench/plots over made-up figures: each mark has the place that its row gives."""
 
 import csv
@@ -92,9 +93,9 @@ def test_speedup_by_model(tmp_path: Path) -> None:
     assert axes.get_title() == "dense head over sparse head, K = 3072, cold"
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["Llama-3.1-8B", "Qwen3-8B"]
     assert legend(figure) == ["M = 1", "M = 60"]
-    heights = [[bar.get_height() for bar in own] for own in axes.containers]
+    heights = [[bar.get_height() for bar in bars] for bars in axes.containers]
     assert heights == [[30, 50], [20]]
-    middle = [bar.get_x() + bar.get_width() / 2 for own in axes.containers for bar in own]
+    middle = [bar.get_x() + bar.get_width() / 2 for bars in axes.containers for bar in bars]
     assert [round(x) for x in middle] == [0, 1, 0]
 
 
@@ -109,7 +110,7 @@ def test_the_pairs_draft_step(tmp_path: Path) -> None:
     kept_pair(tmp_path, 60, 8.0)
     (axes,) = drafts.draft(tmp_path).axes
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["dense", "sparse"]
-    head, rest = ([(bar.get_x(), bar.get_width()) for bar in own] for own in axes.containers)
+    head, rest = ([(bar.get_x(), bar.get_width()) for bar in bars] for bars in axes.containers)
     assert head == [(0, 8), (0, 0.5)]
     assert rest == [(8, 2), (0.5, 1.5)]
     assert "ms" in axes.get_xlabel()
@@ -136,7 +137,7 @@ def test_a_draft_by_part(tmp_path: Path) -> None:
     assert titles == ["A, context 1024", "A, context 8192", "B, context 1024"]
     assert figure.axes[-1].get_xlabel() == "µs a draft, median"
     assert legend(figure) == ["layer", "head", "gather", "rest"]
-    drawn = [[(bar.get_x(), bar.get_width()) for bar in own] for own in figure.axes[1].containers]
+    drawn = [[(bar.get_x(), bar.get_width()) for bar in bars] for bars in figure.axes[1].containers]
     layer, head, gather, rest = drawn
     assert layer == [(0, 500), (0, 500)]
     assert head == [(500, 380), (500, 40)]
@@ -161,7 +162,7 @@ def test_a_drafts_timeline(tmp_path: Path) -> None:
     lanes = [tick.get_text() for tick in axes.get_yticklabels()]
     assert lanes == ["packed", "packed, side stream", "dense"]
     assert axes.get_title() == "one draft, A, context 1024"
-    boxes = [own.get_paths()[0].get_extents() for own in axes.collections]
+    boxes = [collection.get_paths()[0].get_extents() for collection in axes.collections]
     found = sorted((lanes[round(box.y0 + 0.4)], box.x0, box.x1) for box in boxes)
     wanted = [("dense", 0, 190), ("packed", 0, 5), ("packed", 6, 200)]
     assert found == [*wanted, ("packed, side stream", 5, 25)]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The study of policies: lists and test sequences are disjoint, and plots show the written data."""
 
 import csv
@@ -75,10 +76,13 @@ def test_no_arm_has_seen_what_it_is_judged_on(study: traces.Study) -> None:
         arms = list(study.arms(name))
         assert {"other tasks", "own half", "10 own requests"} < {arm.list for arm in arms}
         for arm in arms:
-            known = {*torch.as_tensor(arm.policy.initial).tolist()}
-            assert not secret & (known | {*torch.as_tensor(arm.policy.pinned).tolist()}), arm.name
+            frequent = {*torch.as_tensor(arm.policy.frequent_tokens).tolist()}
+            assert not secret & (frequent | {*torch.as_tensor(arm.policy.pinned).tolist()}), (
+                arm.name
+            )
     assert not any(
-        {10, 12, 14} & {*torch.as_tensor(arm.policy.initial).tolist()} for arm in study.mixed()[1]
+        {10, 12, 14} & {*torch.as_tensor(arm.policy.frequent_tokens).tolist()}
+        for arm in study.mixed()[1]
     )
 
 
@@ -108,14 +112,14 @@ def test_each_arm_is_what_it_is_called(study: traces.Study) -> None:
 
 
 def test_the_corpus_without_a_trace_s_own_suite(tmp_path: Path) -> None:
-    made = Tokenizer(models.WordLevel({"a": 0, "b": 1, "c": 2, "?": 3}, unk_token="?"))
-    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "b": 1, "c": 2, "?": 3}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     path = tmp_path / "corpus.xz"
     sources = ("zeroeval/gsm/M", "gsm8k-train", "wildbench/M", "mmlu-pro/M")
     rows = zip(sources, ("a", "a a", "b b", "c"), strict=True)
     with lzma.open(path, "wt") as file:
         file.writelines(json.dumps({"source": s, "response": r}) + "\n" for s, r in rows)
-    corpus = load_corpus(path, made)
+    corpus = load_corpus(path, tokenizer)
     assert words(unrelated(f"zero-gsm__{LLAMA}", corpus)) == {1, 2}
     assert words(unrelated("mmlu-pro__M", corpus)) == {0, 1}
     assert len(unrelated("proofs__M", {"wildbench": [torch.zeros(1)] * 9}, count=4)) == 4
@@ -136,8 +140,8 @@ def test_a_whole_run(tmp_path: Path, monkeypatch, capsys) -> None:
     for trace in (recorded(f"zero-gsm__{LLAMA}", 10), recorded("tau-airline__Other", 20)):
         paths.append(tmp_path / f"{trace.name}.npz")
         np.savez(paths[-1], tokens=trace.tokens, generated=trace.generated, offsets=trace.offsets)
-    np.save(tmp_path / "rank.npy", PUBLIC.numpy())
-    options = ["--frequency-rank", str(tmp_path / "rank.npy"), "--out", str(tmp_path)]
+    np.save(tmp_path / "frequent.npy", PUBLIC.numpy())
+    options = ["--frequent-tokens", str(tmp_path / "frequent.npy"), "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["policy", *map(str, paths), *options])
     monkeypatch.setattr(traces, "CAPACITIES", (CAPACITY, 1))
     traces.main()
@@ -150,10 +154,10 @@ def test_a_whole_run(tmp_path: Path, monkeypatch, capsys) -> None:
     for axes, path in zip(figure.axes, paths, strict=True):
         lines = {line.get_label(): line for line in axes.get_lines()}
         for (arm, counted), label in plots.CURVES.items():
-            own = [
+            chosen_rows = [
                 r for r in rows if (r["trace"], r["arm"], r["list"]) == (path.stem, arm, counted)
             ]
-            drawn = sorted((int(r["capacity"]), float(r["coverage"])) for r in own)
+            drawn = sorted((int(r["capacity"]), float(r["coverage"])) for r in chosen_rows)
             assert list(zip(*lines[label].get_data(), strict=True)) == drawn
     axes = plots.policies(rows).axes[0]
     marks = {line.get_label(): line.get_data() for line in axes.get_lines()}
@@ -165,12 +169,12 @@ def test_a_whole_run(tmp_path: Path, monkeypatch, capsys) -> None:
 
 def test_the_pair_s_figures_are_over_all_texts() -> None:
     """There are two texts; the second loops from its fifth token on."""
-    made = [
+    generations = [
         Generation(torch.arange(1 + sum(lengths)), lengths, Stats(lengths, sizes, covered))
         for lengths, sizes, covered in (([2, 4], [10, 20], 5), ([3, 3, 6], [10, 30, 30], 9))
     ]
     arm = policy_pair.DecodedPolicy("text", policy.Policy(policy.TEXT), 40)
-    figures = policy_pair.row(arm, 1.0, made, loops=[6, 4])
+    figures = policy_pair.row(arm, 1.0, generations, loops=[6, 4])
     assert figures["tau"] == pytest.approx(18 / 5)
     assert figures["tau_before_loops"] == pytest.approx((2 + 3) / 2)  # the first token has no step
     assert figures["coverage"] == pytest.approx(14 / 18)
@@ -185,6 +189,6 @@ def test_the_pair_is_tried_with_every_policy_once() -> None:
         assert arms[0].policy is None and arms[0].name == "dense"
         for arm in arms[1:]:
             assert arm.policy is not None
-            assert ("filled" in arm.name) == bool(len(arm.policy.initial))
+            assert ("filled" in arm.name) == bool(len(arm.policy.frequent_tokens))
             assert ("floor" in arm.name) == bool(len(arm.policy.pinned))
     assert {arm.name for arm in drawn} < {arm.name for arm in greedy}

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """bench/run.py reports a failing or hanging benchmark and continues; and a whole run on the CPU."""
 
 import csv

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The figures of bench/decoding/pair.py and batches.py over made-up texts."""
 
 from types import SimpleNamespace
@@ -41,9 +42,9 @@ def test_the_figures_of_two_texts() -> None:
     parts = {"head": 0.5, "draft_layer": 0.25, "vocabulary": 0.125, "tree": 0.125, "verify": 1.0}
     first = generation([2, 4], [10, 20], 5, total=2.0, **parts)
     second = generation([3], [40], 3, total=2.0, **parts)
-    own = list(range(7))
-    total.add(first, own, fresh=3)  # the first step ends with the third token
-    total.add(second, [*own[:3], 99], fresh=4)
+    expected = list(range(7))
+    total.add(first, expected, fresh=3)  # the first step ends with the third token
+    total.add(second, [*expected[:3], 99], fresh=4)
     assert pair.row("sparse", total, depth=2) == {
         "head": "sparse", "tokens": 11, "tokens_per_s": 11 / 4, "tau": 3.0, "tau_before_loops": 2.5,
         "steps_before_loops": 2, "coverage": 8 / 9,
@@ -85,8 +86,8 @@ class Batch:
     def step(self) -> None:
         vocab = self.head.vocab
         for request in self.requests:
-            own = vocab.ids[request.group]
-            own[int((own >= 0).sum())] = 5
+            ids = vocab.ids[request.group]
+            ids[int((ids >= 0).sum())] = 5
             request.left -= 1
         self.count(vocab)
         busy = float(len(self.requests))
@@ -106,7 +107,8 @@ def test_only_steps_of_a_full_batch_count() -> None:
 def test_the_figures_of_a_batch() -> None:
     texts = [([2, 4], [10, 20], 5), ([3], [40], 3)]
     requests: list[Any] = [
-        SimpleNamespace(stats=Stats(*own), tokens=[number]) for number, own in enumerate(texts)
+        SimpleNamespace(stats=Stats(*fields), tokens=[number])
+        for number, fields in enumerate(texts)
     ]
     done = batches.Run(requests, [100, 200], [4, 8], [0.006, 0.012, 0.6], [0.001, 0.002, 0.2])
     assert batches.row(done, [[0], [7]], depth=6, row_bytes=1000) == {

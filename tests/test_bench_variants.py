@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Variants of the CUDA head: each is a different program, and the right one wins."""
 
 import argparse
@@ -69,8 +70,8 @@ def test_what_can_be_overridden_is_compared() -> None:
     """No option may exist that no benchmark measures."""
     compared = {v.definition.partition("=")[0] for v in variants.VARIANTS} - {""}
     assert compared == set(overridable())
-    assert set(compare_builds.ROWS.split(",")) == {str(m) for m in variants.DEFAULT.rows}
-    assert all(set(v.rows) <= set(variants.DEFAULT.rows) for v in variants.VARIANTS)
+    assert set(compare_builds.ROWS.split(",")) == {str(m) for m in variants.DEFAULT.num_tokens}
+    assert all(set(v.num_tokens) <= set(variants.DEFAULT.num_tokens) for v in variants.VARIANTS)
 
 
 def line(p50: float, m: int = 10, situation: str = "cold", arm: str = "packed") -> dict[str, Any]:
@@ -180,7 +181,7 @@ def test_a_run_alternates_and_goes_on_where_one_fails(
         if path.stem == "cp-async":
             raise subprocess.CalledProcessError(7, "bench.ops.compare_builds")
         took = 9.0 if path.stem == "splits-2" else 10.0
-        return [line(took, int(m), s) for m in args.rows.split(",") for s in ("cold", "warm")]
+        return [line(took, int(m), s) for m in args.num_tokens.split(",") for s in ("cold", "warm")]
 
     monkeypatch.setattr(compare_builds, "measure_build", child)
     out = libraries / "out"
@@ -212,7 +213,8 @@ def test_the_child_takes_what_it_is_given(libraries: Path, monkeypatch: pytest.M
     variants.Sweep(there, rounds=5, quick=True).measure(variants.DEFAULT)
     monkeypatch.setattr(sys, "argv", ["compare_builds", *commands[0][3:]])
     args = compare_builds.parsed()
-    assert (args.parts, args.rows, args.only) == (["head"], compare_builds.ROWS, "sparse_head")
+    assert (args.parts, args.only) == (["head"], "sparse_head")
+    assert args.num_tokens == compare_builds.ROWS
     assert (args.rounds, args.quick, args.json) == (5, True, True)
     assert builds == [str(libraries / "default.so")]
 

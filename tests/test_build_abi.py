@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The compiled library: its imports from torch and Python, and the ops that it registers."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Of two builds in one checkout, the second waits for the first."""
 
 import fcntl

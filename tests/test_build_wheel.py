@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The contents of the wheel, which serves every Python, and of the source archive."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A build without isolation and with a missing part: pip shows one line that names the part."""
 
 import os

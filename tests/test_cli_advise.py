@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`microspec info --advise` over made-up figures with a known answer."""
 
 import csv
@@ -70,7 +71,7 @@ def test_where_the_dense_head_takes_over(tmp_path, capsys) -> None:
     assert "not measured on this device" not in out
     advice = json.loads(file.read_text())
     assert advice["dense_from"] == {"1": None, "10": 8192, "60": 1024}
-    assert {"capacity": 3072, "rows": 1, "sparse": 12.5, "dense": 100} in advice["points"]
+    assert {"capacity": 3072, "num_tokens": 1, "sparse": 12.5, "dense": 100} in advice["points"]
 
 
 def test_the_heads_share_of_the_draft(tmp_path, capsys) -> None:
@@ -170,5 +171,5 @@ def test_a_quick_run_measures_both_heads(monkeypatch, capsys) -> None:
 
 
 def test_the_shapes_are_those_that_are_measured() -> None:
-    known = {model.name: (model.vocab_size, model.dim) for model in models.MODELS.values()}
-    assert known == advise.SHAPES
+    shapes = {model.name: (model.vocab_size, model.dim) for model in models.MODELS.values()}
+    assert shapes == advise.SHAPES

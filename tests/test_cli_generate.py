@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`microspec generate` on a small random pair."""
 
 import json
@@ -36,7 +37,7 @@ def run(pair, tmp_path, *options) -> dict:
     file = tmp_path / "out.json"
     fixed = ["--pair", str(pair), "--prompt", "hello", "--max-new-tokens", "24"]
     fixed += [] if "none" in options else ["--depth", "3"]
-    fixed += [] if {"none", "--chain"} & {*options} else ["--tree-size", "12", "--top-k", "4"]
+    fixed += [] if {"none", "--chain"} & {*options} else ["--tree-size", "12", "--tree-width", "4"]
     fixed += [] if {"none", "static"} & {*options} else ["--capacity", "64"]
     assert main(["generate", *fixed, *options, "--json", str(file)]) == 0
     return json.loads(file.read_text())
@@ -48,8 +49,8 @@ def test_compare_runs_every_head_to_the_same_text(pair, tmp_path, capsys):
     assert {row["identical"] for row in data["rows"]} == {"yes"}
     model = transformers.LlamaForCausalLM.from_pretrained(pair / "target")
     prompt = torch.tensor([Letters().encode("hello")])
-    own = model.generate(prompt, max_new_tokens=24, do_sample=False)[0, prompt.shape[1] :]
-    assert all(tokens == own.tolist() for tokens in data["tokens"].values())
+    continued = model.generate(prompt, max_new_tokens=24, do_sample=False)[0, prompt.shape[1] :]
+    assert all(tokens == continued.tolist() for tokens in data["tokens"].values())
     rows = {row["head"]: row for row in data["rows"]}
     assert rows["none"]["τ"] == 1 and rows["dense"]["τ"] > 1
     assert rows["dense"]["active"] == VOCAB and rows["static"]["active"] == 150
@@ -102,12 +103,14 @@ def test_one_head(pair, tmp_path):
     assert row["head ms"] > 0 and row["draft ms"] > row["head ms"]
 
 
-def test_a_floor_is_all_that_the_vocabulary_begins_with(pair, tmp_path):
-    """Without a floor, frequent tokens fill the vocabulary: 64 slots of a larger one."""
-    whole, floored = (
+def test_what_the_vocabulary_begins_with(pair, tmp_path):
+    """The frequent tokens fill 64 slots of a larger vocabulary, unless --no-fill forbids it."""
+    whole, beside, pinned, empty = (
         run(pair, tmp_path, "--head", "sparse", "--max-new-tokens", "2", *options)
-        for options in ((), ("--floor", "5"))
+        for options in ((), ("--pin", "5"), ("--pin", "5", "--no-fill"), ("--no-fill",))
     )
     assert whole["stats"]["sparse"]["active_mean"] == 64
-    assert 5 <= floored["stats"]["sparse"]["active_mean"] < 64
-    assert whole["tokens"] == floored["tokens"]
+    assert beside["stats"]["sparse"]["active_mean"] == 64
+    assert 5 <= pinned["stats"]["sparse"]["active_mean"] < 64
+    assert 0 < empty["stats"]["sparse"]["active_mean"] < pinned["stats"]["sparse"]["active_mean"]
+    assert whole["tokens"] == beside["tokens"] == pinned["tokens"] == empty["tokens"]

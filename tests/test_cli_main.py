@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command line outside its subcommands' own tests: errors, --json, info and bench."""
 
 import io
@@ -14,7 +15,7 @@ from microspec_kernels import timing
 from microspec_kernels.cli import COMMANDS, bench, main
 from microspec_kernels.cli.table import table
 
-SIZES = {"vocab-size": 512, "dim": 32, "capacity": 64, "k": 5, "rows": 3, "rounds": 15}
+SIZES = {"vocab-size": 512, "dim": 32, "capacity": 64, "k": 5, "num-tokens": 3, "rounds": 15}
 BENCH = [f"--{name}={size}" for name, size in SIZES.items()]
 
 
@@ -31,7 +32,7 @@ def test_every_subcommand_explains_itself(capsys):
     [
         (["replay", "absent.npz"], "absent.npz"),
         (["replay", __file__], "expected an .npz"),
-        (["replay", "absent.npz", "--floor", "4"], "--frequency-rank"),
+        (["replay", "absent.npz", "--pin", "4"], "--frequent-tokens"),
         (["generate", "--prompt", "x"], "--target"),
         (["generate", "--prompt", "x", "--pair", "absent"], "no folder absent"),
         (["generate", "--prompt", "x", "--target", "absent"], "--draft"),
@@ -93,13 +94,13 @@ def test_info_says_the_same_in_both_ways(tmp_path, capsys):
 
 
 def test_bench_times_every_head(tmp_path, capsys, monkeypatch):
-    file, known = tmp_path / "bench.json", KnownTimes()
-    monkeypatch.setattr(timing, "time_arms", known)
+    file, timed = tmp_path / "bench.json", KnownTimes()
+    monkeypatch.setattr(timing, "time_arms", timed)
     assert main(["bench", *BENCH, "--dtype", "float32", "--json", str(file)]) == 0
     figures = json.loads(file.read_text())
     assert figures["capacity"] == 64 and figures["device_name"]
     assert set(figures["seconds"]) == {"dense", "select", "sparse indexed", "sparse packed"}
-    for name, took in known.columns():
+    for name, took in timed.columns():
         seconds = figures["seconds"][name]
         assert [seconds[p] * 1e6 for p in ("p20", "p50", "p80")] == pytest.approx(took)
     out = capsys.readouterr().out

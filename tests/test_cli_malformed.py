@@ -1,14 +1,15 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every malformed call of `replay`, `bench` and `info` gives one line on stderr and exit code 2."""
 
 import os
 from pathlib import Path
 
 import pytest
-from malformed import RANKS, TABLES, TEXTS, TOKENIZERS, TRACES, write_all
+from malformed import LISTS, TABLES, TEXTS, TOKENIZERS, TRACES, write_all
 
 from microspec_kernels.cli import main
 
-SOUND_RANKS, SOUND_TRACES = {"sound.npy", "sound.pt"}, {"sound.npz"}
+SOUND_LISTS, SOUND_TRACES = {"sound.npy", "sound.pt"}, {"sound.npz"}
 SOUND_TEXTS = {"sound.txt", "sound.jsonl"}
 
 
@@ -42,19 +43,21 @@ def test_a_trace(name, refused):
     assert name in refused("replay", "sound.npz", name)
 
 
-@pytest.mark.parametrize("name", [*sorted(RANKS.keys() - SOUND_RANKS), "absent.npy", "folder"])
+@pytest.mark.parametrize("name", [*sorted(LISTS.keys() - SOUND_LISTS), "absent.npy", "folder"])
 def test_a_list_of_tokens(name, refused):
-    call = ("sound.npz", "--vocab-size", "50", "--fill", "--frequency-rank", name)
+    call = ("sound.npz", "--vocab-size", "50", "--frequent-tokens", name)
     assert name in refused("replay", *call)
 
 
 @pytest.mark.parametrize("name", ["sound.npy", "sound.pt"])
-@pytest.mark.parametrize("option", [[], ["--floor", "2"], ["--fill"]])
+@pytest.mark.parametrize("option", [[], ["--pin", "2"], ["--pin", "2", "--no-fill"]])
 def test_a_sound_list_and_trace_are_taken(name, option, files, monkeypatch, capsys):
     monkeypatch.chdir(files)
-    call = ["replay", "sound.npz", "--capacity", "20", "--frequency-rank", name, *option]
+    call = ["replay", "sound.npz", "--capacity", "20", "--frequent-tokens", name, *option]
     assert main(call) == 0
-    assert ("floor2" if option[:1] == ["--floor"] else "filled") in capsys.readouterr().out
+    policy = capsys.readouterr().out
+    assert ("pin2" in policy) == ("--pin" in option)
+    assert ("filled" in policy) != ("--no-fill" in option)
 
 
 @pytest.mark.parametrize(
@@ -98,12 +101,14 @@ def test_a_tokenizer(name, option, refused):
         ("--vocab-size 2147483648", "--vocab-size"),
         ("--step 0", "--step"),
         ("--step 0.5", "--step"),
-        ("--floor -1 --frequency-rank sound.npy", "--floor"),
-        ("--floor 1.5 --frequency-rank sound.npy", "--floor"),
-        ("--floor 4 --frequency-rank sound.npy", "--floor"),
-        ("--floor 2 --capacity 1 --frequency-rank sound.npy", "--floor"),
-        ("--floor 2", "--floor"),
-        ("--fill", "--fill"),
+        ("--pin -1 --frequent-tokens sound.npy", "--pin"),
+        ("--pin 0 --frequent-tokens sound.npy", "--pin"),
+        ("--pin 1.5 --frequent-tokens sound.npy", "--pin"),
+        ("--pin 4 --frequent-tokens sound.npy", "--pin"),
+        ("--pin 2 --capacity 1 --frequent-tokens sound.npy", "--pin"),
+        ("--pin 2", "--pin"),
+        ("--no-fill", "--no-fill"),
+        ("--no-fill --frequent-tokens sound.npy", "--frequent-tokens"),
         ("--source tree", "--source"),
         ("--source prompt=0", "--source"),
         ("--source prompt=1.5", "--source"),
@@ -156,7 +161,7 @@ def test_a_path_is_checked_before_anything_is_read(option, refused):
         ("--vocab-size 1000000000000000", "--vocab-size"),
         ("--vocab-size 16000000 --dim 1000000", "--vocab-size"),
         ("--dim 1000000000000000000000", "--dim"),
-        ("--rows 100000000000", "--rows"),
+        ("--num-tokens 100000000000", "--num-tokens"),
         ("--rounds 3", "--rounds"),
         ("--rounds nan", "--rounds"),
         ("--round 15", "--round"),
@@ -224,7 +229,7 @@ def test_an_option_of_info(words, named, refused):
 
 @pytest.mark.parametrize("name", ["sound.npz", "sound.npy", "table.npy", "sound.txt"])
 def test_a_file_without_permission(name, files, refused):
-    options = {"sound.npy": "--frequency-rank", "table.npy": "--successors"}
+    options = {"sound.npy": "--frequent-tokens", "table.npy": "--successors"}
     words = ["sound.npz", *([options[name], name] if name in options else [])]
     if name == "sound.txt":
         words = ["--text", name, "--tokenizer", "tokenizer.json"]

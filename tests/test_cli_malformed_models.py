@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every malformed call of `generate` gives one line and exit code 2, before models load."""
 
 import json
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import small_pair
 import torch
-from malformed import RANKS, Planted, damaged, npy, pt
+from malformed import LISTS, Planted, damaged, npy, pt
 from safetensors.torch import load_file, save_file
 
 from microspec_kernels import speculative
@@ -29,7 +30,7 @@ class Letters:
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
     folder = small_pair.save(tmp_path_factory.mktemp("pair"))
-    for name, content in RANKS.items():
+    for name, content in LISTS.items():
         (folder / name).write_bytes(content)
     (folder / "file").touch()
     (folder / "folder").mkdir()
@@ -88,18 +89,19 @@ PAIR = ["--prompt", "hello", "--pair", "."]
         ("--temperature 1 --sampled-top-k 1.5", "--sampled-top-k"),
         *((f"--temperature 1 --seed={value}", "--seed") for value in (-1, 2**64, 1.5, "x")),
         ("--depth 0", "--depth"),
-        ("--top-k 0", "--top-k"),
-        ("--top-k 129", "--top-k"),
+        ("--tree-width 0", "--tree-width"),
+        ("--tree-width 129", "--tree-width"),
         ("--tree-size 0", "--tree-size"),
         ("--max-new-tokens 0", "--max-new-tokens"),
         ("--max-new-tokens 1.5", "--max-new-tokens"),
         ("--capacity 0", "--capacity"),
         ("--head static --static-capacity 0", "--static-capacity"),
         ("--head static --static-capacity 151", "--static-capacity"),
-        ("--floor -5", "--floor"),
-        ("--floor 1.5", "--floor"),
-        ("--floor 151", "--floor"),
-        ("--floor 20 --capacity 10", "--floor"),
+        ("--pin -5", "--pin"),
+        ("--pin 0", "--pin"),
+        ("--pin 1.5", "--pin"),
+        ("--pin 151", "--pin"),
+        ("--pin 20 --capacity 10", "--pin"),
         ("--json absent/out.json", "--json"),
         ("--json folder", "--json"),
         ("--max 4", "--max"),
@@ -115,24 +117,26 @@ PAIR = ["--prompt", "hello", "--pair", "."]
         ("--draft folder", "--draft"),
         ("--tokenizer absent", "--tokenizer"),
         ("--tokenizer file", "--tokenizer"),
-        ("--target target --draft draft --tokenizer draft --frequency-rank sound.npy", "--pair"),
+        ("--target target --draft draft --tokenizer draft --frequent-tokens sound.npy", "--pair"),
         ("--compare --head sparse", "--head"),
         ("--head none --draft draft", "--draft"),
         ("--head none --depth 3", "--depth"),
-        ("--head none --top-k 3", "--top-k"),
+        ("--head none --tree-width 3", "--tree-width"),
         ("--head none --tree-size 3", "--tree-size"),
         ("--head none --chain", "--chain"),
         ("--head none --capacity 64", "--capacity"),
-        ("--head none --floor 5", "--floor"),
-        ("--head none --frequency-rank sound.npy", "--frequency-rank"),
+        ("--head none --pin 5", "--pin"),
+        ("--head none --no-fill", "--no-fill"),
+        ("--head none --frequent-tokens sound.npy", "--frequent-tokens"),
         ("--head dense --capacity 64", "--capacity"),
-        ("--head dense --floor 5", "--floor"),
-        ("--head dense --frequency-rank sound.npy", "--frequency-rank"),
+        ("--head dense --pin 5", "--pin"),
+        ("--head static --no-fill", "--no-fill"),
+        ("--head dense --frequent-tokens sound.npy", "--frequent-tokens"),
         ("--head dense --static-capacity 64", "--static-capacity"),
         ("--head sparse --static-capacity 64", "--static-capacity"),
         ("--head static --capacity 64", "--capacity"),
-        ("--floor 0 --frequency-rank sound.npy", "--frequency-rank"),
-        ("--chain --top-k 4", "--top-k"),
+        ("--no-fill --frequent-tokens sound.npy", "--frequent-tokens"),
+        ("--chain --tree-width 4", "--tree-width"),
         ("--chain --tree-size 4", "--tree-size"),
         ("--top-p 0.5", "--top-p"),
         ("--sampled-top-k 5", "--sampled-top-k"),
@@ -151,9 +155,10 @@ def test_an_option_before_anything_is_loaded(words, named, refused):
         ("--prompt x", "--target"),
         ("--prompt x --target target", "--draft"),
         ("--prompt x --target target --compare", "--draft"),
-        ("--prompt x --target target --draft draft --head static", "--frequency-rank"),
-        ("--prompt x --target target --draft draft --floor 5", "--frequency-rank"),
-        ("--prompt x --target target --draft draft --compare --static-capacity 5", "--frequency"),
+        ("--prompt x --target target --draft draft --head static", "--frequent-tokens"),
+        ("--prompt x --target target --draft draft --pin 5", "--frequent-tokens"),
+        ("--prompt x --target target --draft draft --no-fill", "--frequent-tokens"),
+        ("--prompt x --target target --draft draft --compare --static-capacity 5", "--frequent"),
         ("--prompt caf\udce9 --pair .", "--prompt"),
     ],
 )
@@ -163,16 +168,16 @@ def test_a_call_that_lacks_something(words, named, refused):
 
 @pytest.mark.usefixtures("no_model")
 @pytest.mark.parametrize(
-    "name", [*sorted(RANKS.keys() - {"sound.npy", "sound.pt", "beyond.npy", "large.npy"}), "folder"]
+    "name", [*sorted(LISTS.keys() - {"sound.npy", "sound.pt", "beyond.npy", "large.npy"}), "folder"]
 )
 def test_a_list_of_tokens(name, refused):
-    assert name in refused(*PAIR, "--frequency-rank", name)
+    assert name in refused(*PAIR, "--frequent-tokens", name)
 
 
 def test_ids_beyond_the_target(refused):
     beyond = npy([3, small_pair.VOCAB])
     Path("beyond-target.npy").write_bytes(beyond)
-    line = refused(*PAIR, "--frequency-rank", "beyond-target.npy")
+    line = refused(*PAIR, "--frequent-tokens", "beyond-target.npy")
     assert "beyond-target.npy" in line and str(small_pair.VOCAB) in line
     assert "--tokenizer" in refused("--prompt", "h\u00e9llo", "--pair", ".", "--head", "none")
     assert "--prompt" in refused("--prompt", "", "--pair", ".", "--head", "none")

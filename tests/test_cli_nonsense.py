@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every option of every subcommand, with meaningless values, gives one line and exit code 2."""
 
 import argparse
@@ -42,9 +43,9 @@ assert LEAST.keys() == COMMANDS.keys()
 )
 def test_a_value_that_means_nothing(command, option, value, capsys):
     """A call may have other mistakes too: the first one found ends it, in one line."""
-    given = [option] if value is None else [f"{option}={value}"]
+    words = [option] if value is None else [f"{option}={value}"]
     try:
-        code = main([command, *LEAST[command], *given])
+        code = main([command, *LEAST[command], *words])
     except SystemExit as end:
         code = end.code
     out, err = capsys.readouterr()

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`microspec replay` against an independent token-by-token replay."""
 
 import json
@@ -24,19 +25,19 @@ def as_they_come(batch, wrote):
 
 
 def plain_replay(
-    tokens, generated, offsets, capacity, step, *, pinned=(), initial=(), keep=False,
+    tokens, generated, offsets, capacity, step, *, pinned=(), frequent_tokens=(), keep=False,
     entering=as_they_come,
 ):  # fmt: skip
     """Replay by definition in Python: an ordered dict is the LRU, a second dict the slots."""
-    present = [*pinned, *(t for t in initial if t not in pinned)][:capacity]
+    present = [*pinned, *(t for t in frequent_tokens if t not in pinned)][:capacity]
     judged, early, late, windows, shares, sizes, gathered = [], [], [], [], [], [], []
     for begin, end in pairwise(offsets):
-        own, turn = [], []
+        covered, turn = [], []
         if not keep or begin == 0:
             lru = OrderedDict.fromkeys(present[: len(pinned) - 1 if pinned else None : -1])
             slots = dict(enumerate(present))
             shown = dict(slots)
-        pending, known, seen, left = [], set(), 0, 0
+        pending, active, seen, left = [], set(), 0, 0
         free_room = capacity - len(pinned)
 
         def enter(batch, lru=lru, slots=slots, free_room=free_room):
@@ -54,26 +55,26 @@ def plain_replay(
             new = [token for token in lru if token not in slots.values()]
             slots.update(zip(free, new, strict=False))
 
-        given = True
+        in_prompt = True
         for i in range(begin, end):
             token, wrote = int(tokens[i]), bool(generated[i])
-            if wrote == given or (wrote and left == 0):  # another kind of token, or a new step
-                enter(entering(pending, not given))
-                pending, left, given = [], step, not wrote
+            if wrote == in_prompt or (wrote and left == 0):  # another kind of token, or a new step
+                enter(entering(pending, not in_prompt))
+                pending, left, in_prompt = [], step, not wrote
                 if wrote:
                     gathered.append(slots_changed(shown, slots))
-                    shown, known = dict(slots), set(slots.values())
-                    sizes.append(len(known))
+                    shown, active = dict(slots), set(slots.values())
+                    sizes.append(len(active))
             pending.append(token)
-            turn = [*turn, token in known] if wrote else []
+            turn = [*turn, token in active] if wrote else []
             if wrote:
-                own.append(token in known)
-                (early if seen < 64 else late).append(token in known)
+                covered.append(token in active)
+                (early if seen < 64 else late).append(token in active)
                 windows += [all(turn[-5:])] if len(turn) >= 5 else []
                 seen, left = seen + 1, left - 1
-        enter(entering(pending, not given))
-        judged += own
-        shares += [np.mean(own)] if own else []
+        enter(entering(pending, not in_prompt))
+        judged += covered
+        shares += [np.mean(covered)] if covered else []
     return {
         "steps": len(sizes),
         "tokens": len(judged),
@@ -110,18 +111,20 @@ def trace(tmp_path):
 @pytest.mark.parametrize("step", [1, STEP, 200])
 def test_figures_are_those_of_the_definition(trace, tmp_path, step, pinned):
     path, tokens, generated, offsets = trace
-    rank, file = tmp_path / "rank.npy", tmp_path / "out.json"
-    ranked = [4, 1, 40, 2, 33, 0]
-    np.save(rank, np.array(ranked, dtype=np.int32))
+    path_of_list, file = tmp_path / "frequent.npy", tmp_path / "out.json"
+    frequent = [4, 1, 40, 2, 33, 0]
+    np.save(path_of_list, np.array(frequent, dtype=np.int32))
     options = ["--capacity", str(CAPACITY), "--step", str(step), "--vocab-size", str(VOCAB)]
-    options += ["--frequency-rank", str(rank), "--floor", str(pinned), "--json", str(file)]
+    options += ["--json", str(file)]
+    if pinned:
+        options += ["--frequent-tokens", str(path_of_list), "--pin", str(pinned), "--no-fill"]
     assert main(["replay", str(path), str(path), *options]) == 0
 
     first, second = json.loads(file.read_text())
     assert first == second and first["trace"] == "made"
-    assert first["policy"] == "prompt+generated" + ("+floor5" if pinned else "")
-    floor = tuple(ranked[:pinned])
-    expected, gathered = plain_replay(tokens, generated, offsets, CAPACITY, step, pinned=floor)
+    assert first["policy"] == "prompt+generated" + ("+pin5" if pinned else "")
+    never = tuple(frequent[:pinned])
+    expected, gathered = plain_replay(tokens, generated, offsets, CAPACITY, step, pinned=never)
     assert {key: first[key] for key in expected} == pytest.approx(expected)
     assert 0 < expected["coverage"] < 1
     assert first["rows_gathered_per_step"] == pytest.approx(gathered)
@@ -129,17 +132,18 @@ def test_figures_are_those_of_the_definition(trace, tmp_path, step, pinned):
 
 @pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize("pinned", [0, 4])
-@pytest.mark.parametrize("ranked", [[4, 1, 40, 2, 33, 0], [*range(20)]], ids=["few", "full"])
-def test_filled_and_kept(trace, tmp_path, ranked, pinned, keep):
+@pytest.mark.parametrize("frequent", [[4, 1, 40, 2, 33, 0], [*range(20)]], ids=["few", "full"])
+def test_filled_and_kept(trace, tmp_path, frequent, pinned, keep):
     path, tokens, generated, offsets = trace
-    rank, file = tmp_path / "rank.npy", tmp_path / "out.json"
-    np.save(rank, np.array(ranked))
+    path_of_list, file = tmp_path / "frequent.npy", tmp_path / "out.json"
+    np.save(path_of_list, np.array(frequent))
     options = ["--capacity", str(CAPACITY), "--step", str(STEP), "--vocab-size", str(VOCAB)]
-    options += ["--frequency-rank", str(rank), "--floor", str(pinned), "--fill"]
+    options += ["--frequent-tokens", str(path_of_list)]
+    options += ["--pin", str(pinned)] if pinned else []
     options += ["--keep"] * keep
     assert main(["replay", str(path), *options, "--json", str(file)]) == 0
     (result,) = json.loads(file.read_text())
-    start = {"pinned": tuple(ranked[:pinned]), "initial": tuple(ranked)}
+    start = {"pinned": tuple(frequent[:pinned]), "frequent_tokens": tuple(frequent)}
     of_trace = tokens, generated, offsets, CAPACITY, STEP
     expected, gathered = plain_replay(*of_trace, **start, keep=keep)
     assert {key: result[key] for key in expected} == pytest.approx(expected)
@@ -206,13 +210,13 @@ def test_table_capacities_and_default_vocab_size(trace, capsys):
         (["--successors", "TABLE", "--vocab-size", "60"], "expected at least 60 rows, got 50"),
         (["--successors", "RANK"], "expected an .npy of integers in 2 dimension"),
         (["--successors", __file__], "expected an .npy of integers in 2 dimension"),
-        (["--floor", "3", "--frequency-rank", "TABLE"], "integers in 1 dimension"),
-        (["--fill"], "--fill: expected a --frequency-rank"),
-        (["--floor", "3", "--frequency-rank", "RANK"], "at most the 2 tokens of"),
+        (["--pin", "3", "--frequent-tokens", "TABLE"], "integers in 1 dimension"),
+        (["--no-fill"], "--no-fill: expected a --frequent-tokens"),
+        (["--pin", "3", "--frequent-tokens", "RANK"], "at most the 2 tokens of"),
     ],
 )
 def test_what_does_not_fit_is_refused(options, reason, trace, tmp_path, capsys):
-    files = {"TABLE": tmp_path / "table.npy", "RANK": tmp_path / "rank.npy"}
+    files = {"TABLE": tmp_path / "table.npy", "RANK": tmp_path / "frequent.npy"}
     np.save(files["TABLE"], np.zeros((VOCAB, 1), dtype=np.int32))
     np.save(files["RANK"], np.array([3, 1]))
     assert main(["replay", str(trace[0]), *(str(files.get(o, o)) for o in options)]) == 2
@@ -226,10 +230,10 @@ def test_a_source_that_is_none_is_refused(source, trace, capsys):
     assert "--source" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("use", [["--fill"], ["--floor", "1"]])
-def test_a_ranked_token_beyond_the_trace_widens_the_vocabulary(use, trace, tmp_path):
-    np.save(tmp_path / "rank.npy", np.array([VOCAB + 9]))
-    options = ["--frequency-rank", str(tmp_path / "rank.npy"), *use]
+@pytest.mark.parametrize("use", [[], ["--pin", "1", "--no-fill"]])
+def test_a_frequent_token_beyond_the_trace_widens_the_vocabulary(use, trace, tmp_path):
+    np.save(tmp_path / "frequent.npy", np.array([VOCAB + 9]))
+    options = ["--frequent-tokens", str(tmp_path / "frequent.npy"), *use]
     assert main(["replay", str(trace[0]), *options]) == 0
 
 
@@ -273,16 +277,17 @@ def test_a_file_that_does_not_fit_together_is_refused(change, reason, tmp_path, 
     assert f"bad.npz: {reason}" in capsys.readouterr().err
 
 
-def test_a_list_alone_fills(trace, tmp_path):
-    """The list fills like --fill; with a floor alone the vocabulary begins with the floor only."""
-    rank, out = tmp_path / "rank.npy", tmp_path / "out.json"
-    np.save(rank, np.array([4, 1, 40, 2, 33, 0]))
-    call = ["replay", str(trace[0]), "--capacity", "12", "--frequency-rank", str(rank)]
+def test_fill_and_pin(trace, tmp_path):
+    """The list fills the slots beside the pinned tokens, unless --no-fill forbids it."""
+    frequent, out = tmp_path / "frequent.npy", tmp_path / "out.json"
+    np.save(frequent, np.array([4, 1, 40, 2, 33, 0]))
+    call = ["replay", str(trace[0]), "--capacity", "12"]
     results = {}
-    for option in ("", "--fill", "--floor=0", "--floor=3"):
-        assert main([*call, *option.split(), "--json", str(out)]) == 0
+    for option in ("", "--pin=3", "--pin=3 --no-fill"):
+        options = [*call, "--frequent-tokens", str(frequent), *option.split()]
+        assert main([*options, "--json", str(out)]) == 0
         (results[option],) = json.loads(out.read_text())
-    assert results[""] == results["--fill"]
-    without = [results[option]["policy"] for option in ("--floor=0", "--floor=3")]
-    assert without == ["prompt+generated", "prompt+generated+floor3"]
-    assert results[""]["coverage"] > results["--floor=0"]["coverage"]
+    assert [result["policy"] for result in results.values()] == [
+        "prompt+generated+filled", "prompt+generated+filled+pin3", "prompt+generated+pin3",
+    ]  # fmt: skip
+    assert results[""]["coverage"] > results["--pin=3 --no-fill"]["coverage"]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Coverage: hits and misses against a count in plain Python, and the reactions to a drop."""
 
 import math
@@ -15,7 +16,7 @@ VOCAB = 20
 
 
 def test_contains_of_a_ragged_batch() -> None:
-    vocab = ActiveVocab(VOCAB, 4, groups=2)
+    vocab = ActiveVocab(VOCAB, 4, num_groups=2)
     vocab.update(torch.tensor([[3, 5], [0, VOCAB - 1]]))
     tokens = torch.tensor([3, 3, 5, -1, 0, 3, -1, VOCAB - 1], dtype=torch.int32)
     groups = torch.tensor([0, 1, 0, 0, 1, -1, -1, 1])
@@ -29,28 +30,28 @@ def test_contains_of_a_ragged_batch() -> None:
 
 
 @given(
-    groups=st.integers(1, 3),
+    num_groups=st.integers(1, 3),
     half_life=st.floats(0.5, 100),
     seed=st.integers(0, 10**6),
 )
-def test_counts_are_those_of_the_definition(groups: int, half_life: float, seed: int) -> None:
+def test_counts_are_those_of_the_definition(num_groups: int, half_life: float, seed: int) -> None:
     rng = torch.Generator().manual_seed(seed)
-    vocab = ActiveVocab(VOCAB, 5, groups=groups, pinned=[2])
+    vocab = ActiveVocab(VOCAB, 5, num_groups=num_groups, pinned=[2])
     coverage = Coverage(vocab, half_life=half_life)
-    hits, misses = [0] * groups, [0] * groups
-    fading = [[0.0, 0.0] for _ in range(groups)]
+    hits, misses = [0] * num_groups, [0] * num_groups
+    fading = [[0.0, 0.0] for _ in range(num_groups)]
     assert coverage.share.isnan().all() and coverage.recent.isnan().all()
     for step in range(8):
         ragged = bool(step % 2)
-        shape = (9,) if ragged else (groups, 4)
+        shape = (9,) if ragged else (num_groups, 4)
         tokens = torch.randint(-1, 8, shape, generator=rng)
-        which = torch.randint(-1, groups, shape, generator=rng) if ragged else None
+        which = torch.randint(-1, num_groups, shape, generator=rng) if ragged else None
         coverage.count(tokens, token_groups=which)
 
         active = [set(ids.tolist()) - {-1} for ids in vocab.ids]
-        each = torch.arange(groups)[:, None].expand(shape) if which is None else which
+        each = torch.arange(num_groups)[:, None].expand(shape) if which is None else which
         pairs = list(zip(tokens.flatten().tolist(), each.flatten().tolist(), strict=True))
-        for group in range(groups):
+        for group in range(num_groups):
             judged = [t in active[group] for t, g in pairs if g == group and t >= 0]
             hits[group] += sum(judged)
             misses[group] += len(judged) - sum(judged)
@@ -61,7 +62,7 @@ def test_counts_are_those_of_the_definition(groups: int, half_life: float, seed:
 
     assert coverage.hits.tolist() == hits and coverage.misses.tolist() == misses
     assert coverage.hits.dtype == coverage.misses.dtype == torch.int64
-    for group in range(groups):
+    for group in range(num_groups):
         seen = hits[group] + misses[group]
         share = hits[group] / seen if seen else math.nan
         assert float(coverage.share[group]) == pytest.approx(share, nan_ok=True)
@@ -90,7 +91,7 @@ def test_a_token_counts_half_after_the_half_life() -> None:
 
 def test_falls_back_group_by_group_and_returns() -> None:
     """Run the docstring's loop: the subject of one of two requests changes and then returns."""
-    small, large = (ActiveVocab(VOCAB, k, groups=2) for k in (3, 12))
+    small, large = (ActiveVocab(VOCAB, k, num_groups=2) for k in (3, 12))
     coverage = Coverage(small, half_life=4)
     weight, hidden = torch.randn(VOCAB, 8), torch.randn(2, 8)
     here = torch.arange(2)
@@ -124,7 +125,7 @@ def test_falls_back_group_by_group_and_returns() -> None:
 
 def test_nothing_reads_a_value() -> None:
     """A meta tensor has no values."""
-    small, large = (ActiveVocab(VOCAB, k, groups=2) for k in (3, 12))
+    small, large = (ActiveVocab(VOCAB, k, num_groups=2) for k in (3, 12))
     for vocab in (small, large):
         vocab.ids, vocab.token_slots = vocab.ids.to("meta"), vocab.token_slots.to("meta")
     coverage = Coverage(small)
@@ -146,10 +147,10 @@ def test_counters_stay_where_a_graph_captured_them() -> None:
 
 
 def test_what_is_refused() -> None:
-    vocab = ActiveVocab(VOCAB, 3, groups=2)
+    vocab = ActiveVocab(VOCAB, 3, num_groups=2)
     with pytest.raises(ValueError, match="Coverage: half_life: expected above 0, got 0"):
         Coverage(vocab, half_life=0)
-    for other in (ActiveVocab(VOCAB, 2, groups=2), ActiveVocab(VOCAB, 9)):
-        expected = f"expected 2 groups of capacity >= 3, got {other.groups} of {other.capacity}"
+    for other in (ActiveVocab(VOCAB, 2, num_groups=2), ActiveVocab(VOCAB, 9)):
+        expected = f"expected 2 groups of capacity >= 3, got {other.num_groups} of {other.capacity}"
         with pytest.raises(ValueError, match=re.escape(f"fall_back: larger: {expected}")):
             Coverage(vocab).fall_back(other, below=0.9)

@@ -1,15 +1,29 @@
-"""The sources of csrc/: each names its licence, and no folder includes from a higher one."""
+# SPDX-License-Identifier: Apache-2.0
+"""The sources: each names its licence. In csrc/, no folder includes from a higher one."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-CSRC = Path(__file__).parents[1] / "csrc"
+ROOT = Path(__file__).parents[1]
+CSRC = ROOT / "csrc"
 FILES = sorted(path for path in CSRC.rglob("*") if path.is_file())
 # From bottom to top. A folder includes from itself and lower floors; csrc/ includes from all.
 FLOORS = [["common"], ["cuda"], ["binding"], ["gather", "head", "vocab"], ["."]]
 FLOOR = {folder: floor for floor, folders in enumerate(FLOORS) for folder in folders}
+
+
+FOLDERS = [
+    "bench", "csrc", "docs", "examples", "microspec_kernels", "release", "tests", "triton_kernels",
+]  # fmt: skip
+SUFFIXES = {".c", ".cmake", ".cpp", ".cu", ".cuh", ".h", ".inl", ".map", ".py", ".pyi", ".sh"}
+SOURCES = sorted(
+    path
+    for places in (ROOT.glob("*"), *((ROOT / folder).rglob("*") for folder in FOLDERS))
+    for path in places
+    if path.suffix in SUFFIXES or path.name == "CMakeLists.txt"
+)
 
 
 def folder_of(path: Path) -> str:
@@ -27,9 +41,10 @@ def included(path: Path) -> list[Path]:
     return found
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CSRC)))
-def test_the_first_line_names_the_licence(path: Path) -> None:
-    first = path.read_text().partition("\n")[0]
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_source_names_the_licence_first(path: Path) -> None:
+    lines = path.read_text().split("\n")
+    first = lines[1] if lines[0].startswith("#!") else lines[0]
     assert re.fullmatch(r"(//|#) SPDX-License-Identifier: Apache-2\.0", first), first
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The compiled CUDA kernels, read rather than run: nvcc's output for each GPU."""
 
 import pytest

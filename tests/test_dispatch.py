@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The code that serves a tensor's device, as far as this is visible without a GPU."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Snippets, commands and links of README and docs.
 
 Python snippets run unchanged on a CPU. Commands exist, with their options. Links lead to existing
@@ -131,7 +132,7 @@ def texts() -> dict[str, Any]:
         "public_list": torch.arange(VOCAB),
         "vocab_size": 4096,
         "lm_head": torch.empty(4096, 8),
-        "frequency": torch.arange(4096),
+        "frequent_tokens": torch.arange(4096),
         "tree_tokens": torch.arange(5),
         "top_tokens": torch.zeros(5, 3).long(),
         "chosen": torch.arange(5),
@@ -152,7 +153,7 @@ STANDINS: dict[str, Callable[[], dict[str, Any]]] = {
     "CUDAGraph()": captured,
     "load_draft(": decoding,
     "sparse_assistant(": generate,
-    "frequency": texts,
+    "frequent_tokens": texts,
     "pytest.mark": lambda: {"pytest": pytest, "COMPILED": COMPILED},
 }
 PYTHON = [(page.name, code) for page in PAGES for code in page_snippets(page, "python")]
@@ -162,7 +163,7 @@ PYTHON += [(module, docstring_snippet(module)) for module in MODULES]
 @pytest.fixture
 def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Work offline in a folder with the files that the pages name, and clean up."""
-    np.save(tmp_path / "rank.npy", np.arange(VOCAB))
+    np.save(tmp_path / "frequent.npy", np.arange(VOCAB))
     ones, ends = np.ones(40, dtype=bool), np.array([0, 40])
     np.savez(tmp_path / "chat.npz", tokens=np.arange(40), generated=ones, offsets=ends)
     model = tiny()
@@ -178,16 +179,16 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 )
 def test_a_snippet_runs(code: str) -> None:
     assert code.strip()
-    given = next((make() for part, make in STANDINS.items() if part in code), {})
+    standins = next((make() for part, make in STANDINS.items() if part in code), {})
     with torch.inference_mode():
-        exec(compile(code, "snippet", "exec"), given)
+        exec(compile(code, "snippet", "exec"), standins)
 
 
 def test_every_page_shows_python() -> None:
     counts = {page.name: len(page_snippets(page, "python")) for page in PAGES}
     shown = {"README.md": 3, "engines.md": 3, "loop.md": 2, "policy.md": 1, "testing.md": 1}
     assert {name: count for name, count in counts.items() if count} == shown
-    assert microspec_kernels.policy.frequency_rank is not None
+    assert microspec_kernels.policy.count_frequent_tokens is not None
 
 
 def test_the_loop_of_the_readme_counts_every_token() -> None:

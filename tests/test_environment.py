@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Our environment variables: an empty one counts as unset, and an unknown value is an error."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The examples run offline and print their results."""
 
 import os
@@ -47,7 +48,7 @@ def test_own_engine() -> None:
     )
     assert said is not None and int(said[1]) >= 16 and int(said[2]) < 12, out
     stats = re.search(
-        r"^EngineStats\(hits=(\d+), misses=(\d+), rows_entered=\d+, active=1024\)$", out, re.M
+        r"^EngineStats\(hits=(\d+), misses=(\d+), rows_activated=\d+, active=1024\)$", out, re.M
     )
     assert stats is not None and int(stats[1]) + int(stats[2]) == int(said[1]), out
 

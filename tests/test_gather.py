@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """gather_rows_: the rows that it writes, leaves alone, and must not read."""
 
 from pathlib import Path
@@ -81,7 +82,7 @@ def gather_cases(draw: st.DrawFn) -> GatherCase:
         dim=draw(st.integers(1, 70)),
         vocab_size=draw(st.integers(1, 40)),
         capacity=draw(st.integers(0, 40)),
-        groups=draw(st.sampled_from((None, 1, 3))),
+        num_groups=draw(st.sampled_from((None, 1, 3))),
         dtype=dtype,
         slab_dtype=slab_dtype,
         gap=draw(st.sampled_from((0, 1, 8))),
@@ -99,7 +100,7 @@ def test_any_call(case: GatherCase) -> None:
 def test_equals_reference(dtype: torch.dtype, slab_dtype: torch.dtype, backend: str) -> None:
     """The case is large enough for several threads."""
     case = gather_case(
-        1, dim=771, vocab_size=2000, capacity=900, groups=2, dtype=dtype, slab_dtype=slab_dtype
+        1, dim=771, vocab_size=2000, capacity=900, num_groups=2, dtype=dtype, slab_dtype=slab_dtype
     )
     for threads in (1, 2, 4) if backend == "cpu" else (1,):
         torch.set_num_threads(threads)
@@ -114,7 +115,7 @@ def test_equals_reference(dtype: torch.dtype, slab_dtype: torch.dtype, backend: 
 
 @pytest.mark.parametrize(("dtype", "slab_dtype"), PAIRS, ids=str)
 def test_nothing_beside_the_slab_is_written(dtype: torch.dtype, slab_dtype: torch.dtype) -> None:
-    case = gather_case(2, dim=33, groups=2, dtype=dtype, slab_dtype=slab_dtype, same=0.0)
+    case = gather_case(2, dim=33, num_groups=2, dtype=dtype, slab_dtype=slab_dtype, same=0.0)
     got, around = case.copy(), {}
     for name in ("slab", "slab_ids", "slab_scale"):
         inner = getattr(case, name)
@@ -148,7 +149,7 @@ def test_an_emptied_slot_keeps_its_row_and_a_token_that_returns_is_copied_anew()
 
 
 def test_two_groups_hold_their_own_copy_of_a_token() -> None:
-    case = gather_case(3, groups=3, same=0.0)
+    case = gather_case(3, num_groups=3, same=0.0)
     got = case.copy()
     ids = case.active_ids[:1].expand(3, -1).contiguous()
     weight = case.weight.nan_to_num()
@@ -218,7 +219,7 @@ def test_ids_out_of_range_are_empty_slots_on_cuda(
 
     No row is read for them.
     """
-    case = gather_case(7, groups=2, dtype=dtype, slab_dtype=slab_dtype, same=0.3)
+    case = gather_case(7, num_groups=2, dtype=dtype, slab_dtype=slab_dtype, same=0.3)
     rng, size = torch.Generator().manual_seed(8), case.weight.size(0)
     strange = torch.tensor([size, size + 1, 2**31 - 1, -2, -(2**31)], dtype=torch.int32)
     where = torch.rand(case.active_ids.shape, generator=rng) < 0.3

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The report of tests/gpu/run.py from made-up findings must contain every failure."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ops and autograd: no op has a gradient, and an in-place op counts as a write."""
 
 from typing import Any
@@ -63,7 +64,7 @@ def test_values_are_the_same_in_grad_mode() -> None:
 
 def test_modules_refuse_it_too() -> None:
     head = nn.Linear(4, 10)
-    vocab = ActiveVocab(10, 5, initial=[1, 2, 3])
+    vocab = ActiveVocab(10, 5, frequent_tokens=[1, 2, 3])
     hidden = torch.randn(2, 4, requires_grad=True)
     for module in (SparseHead(head.weight, vocab), SparseLMHead(head.weight, vocab, mode="packed")):
         result = module(hidden, 3)[0] if isinstance(module, SparseHead) else module(hidden)
@@ -91,7 +92,7 @@ def test_in_place_ops_count_as_writes(backend: str) -> None:
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_a_graph_that_saved_the_ids_refuses_their_successors(backend: str) -> None:
     microspec_kernels.backend(backend)
-    vocab = ActiveVocab(20, 5, initial=[1, 2, 3, 4, 5])
+    vocab = ActiveVocab(20, 5, frequent_tokens=[1, 2, 3, 4, 5])
     table = torch.randn(20, requires_grad=True)
     picked = table.index_select(0, vocab.ids[0]).sum()
     vocab.update(torch.tensor([9]))

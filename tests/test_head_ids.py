@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Ids and groups out of range on CUDA, which does not check them: empty slots, never read."""
 
 import pytest
@@ -38,7 +39,7 @@ def test_ids_out_of_range_are_empty_slots(packed: bool, m: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 @pytest.mark.parametrize("m", [3, 12])
 def test_groups_out_of_range_are_padding_rows(m: int, dtype: torch.dtype) -> None:
-    case = head_case(2, m=m, dim=64, capacity=20, groups=3, dtype=torch.float16)
+    case = head_case(2, m=m, dim=64, capacity=20, num_groups=3, dtype=torch.float16)
     padding = torch.arange(m, dtype=dtype) % 4 - 1
     wrong = padding.clone()
     values = [3, -2, 2**31 - 1, -(2**31)] + [2**32, 2**32 + 1] * (dtype == torch.int64)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Results are bitwise equal for every run, thread count, batch and order of slots.
 
 Kernels that sum a row themselves promise this for any input. Triton's interpreter uses NumPy's
@@ -40,17 +41,17 @@ def results(case: HeadCase, k: int = 10) -> tuple[Tensor, ...]:
 ROWS = [(dtype, rows) for dtype in FLOATS for rows in (dtype, *QUANTISED)]
 
 
-def big_case(dtype: torch.dtype, rows: torch.dtype, exact: bool = False) -> HeadCase:
+def big_case(dtype: torch.dtype, weight_dtype: torch.dtype, exact: bool = False) -> HeadCase:
     return head_case(
-        21, m=13, dim=515, vocab_size=3000, capacity=1500, dtype=dtype, rows=rows, bias=dtype,
-        exact=exact,
+        21, m=13, dim=515, vocab_size=3000, capacity=1500, dtype=dtype, weight_dtype=weight_dtype,
+        bias=dtype, exact=exact,
     )  # fmt: skip
 
 
 @pytest.mark.backends(*CPU)
-@pytest.mark.parametrize(("dtype", "rows"), ROWS, ids=str)
-def test_runs_and_threads(dtype: torch.dtype, rows: torch.dtype) -> None:
-    case = big_case(dtype, rows)
+@pytest.mark.parametrize(("dtype", "weight_dtype"), ROWS, ids=str)
+def test_runs_and_threads(dtype: torch.dtype, weight_dtype: torch.dtype) -> None:
+    case = big_case(dtype, weight_dtype)
     torch.set_num_threads(1)
     want = results(case)
     for threads in (1, 2, 2, 3, 5, 2):
@@ -61,19 +62,19 @@ def test_runs_and_threads(dtype: torch.dtype, rows: torch.dtype) -> None:
 
 @pytest.mark.backends(*CPU)
 @pytest.mark.parametrize("grouped", [False, True])
-@pytest.mark.parametrize(("dtype", "rows"), ROWS, ids=str)
+@pytest.mark.parametrize(("dtype", "weight_dtype"), ROWS, ids=str)
 def test_a_row_does_not_know_its_batch(
-    dtype: torch.dtype, rows: torch.dtype, grouped: bool
+    dtype: torch.dtype, weight_dtype: torch.dtype, grouped: bool
 ) -> None:
     """M changes the blocking of the panels, but no logit.
 
     One exception: with AMX, other instructions multiply a bf16 row that is alone in its group. It
     agrees with the others within rounding.
     """
-    two_ways = instruction_set() == "amx" and dtype == rows == torch.bfloat16
+    two_ways = instruction_set() == "amx" and dtype == weight_dtype == torch.bfloat16
     case = head_case(
-        22, m=61, dim=77, vocab_size=200, capacity=90, dtype=dtype, rows=rows,
-        groups=3 if grouped else None,
+        22, m=61, dim=77, vocab_size=200, capacity=90, dtype=dtype, weight_dtype=weight_dtype,
+        num_groups=3 if grouped else None,
     )  # fmt: skip
     whole = results(case)
     for first, last in [(0, 1), (3, 5), (7, 12), (20, 26), (30, 37), (0, 13), (1, 61)]:
@@ -92,11 +93,13 @@ def test_a_row_does_not_know_its_batch(
 
 
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize(("dtype", "rows"), ROWS, ids=str)
-def test_order_of_slots(dtype: torch.dtype, rows: torch.dtype, packed: bool, exact: bool) -> None:
+@pytest.mark.parametrize(("dtype", "weight_dtype"), ROWS, ids=str)
+def test_order_of_slots(
+    dtype: torch.dtype, weight_dtype: torch.dtype, packed: bool, exact: bool
+) -> None:
     case = head_case(
-        23, m=5, dim=99, vocab_size=500, capacity=300, dtype=dtype, rows=rows, packed=packed,
-        exact=exact,
+        23, m=5, dim=99, vocab_size=500, capacity=300, dtype=dtype, weight_dtype=weight_dtype,
+        packed=packed, exact=exact,
     )  # fmt: skip
     logits, ids, logsumexp, z = results(case)
     for seed in range(3):
@@ -104,7 +107,7 @@ def test_order_of_slots(dtype: torch.dtype, rows: torch.dtype, packed: bool, exa
         changes = {"active_ids": case.active_ids[order]}
         if packed:
             bytes_of_rows = case.weight.view(torch.uint8)
-            changes["weight"] = bytes_of_rows[order].view(rows)
+            changes["weight"] = bytes_of_rows[order].view(weight_dtype)
             if case.weight_scale is not None:
                 changes["weight_scale"] = case.weight_scale[order]
         permuted = results(case.changed(**changes))

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every instruction set of this processor, in a separate process each: it is chosen once."""
 
 import os

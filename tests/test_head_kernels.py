@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Shapes that reach each path through the CUDA kernels, on every backend.
 
 The path depends on the expected rows per group (multiply-adds up to 4, then tiles of 16, 32 and 64
@@ -8,7 +9,7 @@ and on K (keys in registers up to 4096, in shared memory, in global memory).
 import pytest
 import torch
 from backends_under_test import COMPILED, SMALL
-from compare import assert_bitwise, ids_by_row, top_k
+from compare import assert_bitwise, exact_topk, ids_by_row
 from generators import HeadCase, head_case
 from test_head_values import check_against_float64
 
@@ -25,12 +26,19 @@ def test_numbers_of_rows(m: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-@pytest.mark.parametrize("rows", [None, torch.int8, torch.float8_e4m3fn])
+@pytest.mark.parametrize("weight_dtype", [None, torch.int8, torch.float8_e4m3fn])
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("m", [3, 10])
-def test_types(dtype: torch.dtype, rows: torch.dtype | None, packed: bool, m: int) -> None:
+def test_types(dtype: torch.dtype, weight_dtype: torch.dtype | None, packed: bool, m: int) -> None:
     case = head_case(
-        7, m=m, dim=192, capacity=29, dtype=dtype, rows=rows, packed=packed, bias=torch.float32
+        7,
+        m=m,
+        dim=192,
+        capacity=29,
+        dtype=dtype,
+        weight_dtype=weight_dtype,
+        packed=packed,
+        bias=torch.float32,
     )
     check_against_float64(case, k=5)
 
@@ -67,12 +75,19 @@ def test_more_slots_than_the_ring_holds(active: int) -> None:
 
 
 @pytest.mark.parametrize("m", [3, 12, 40])
-@pytest.mark.parametrize("groups", [2, 5])
+@pytest.mark.parametrize("num_groups", [2, 5])
 @pytest.mark.parametrize("packed", [False, True])
-def test_rows_of_many_groups(m: int, groups: int, packed: bool) -> None:
+def test_rows_of_many_groups(m: int, num_groups: int, packed: bool) -> None:
     """Rows are unordered and some are padding; groups have no rows, or more than a tile."""
     case = head_case(
-        m, m=m, dim=64, capacity=25, groups=groups, dtype=torch.float16, packed=packed, padding=True
+        m,
+        m=m,
+        dim=64,
+        capacity=25,
+        num_groups=num_groups,
+        dtype=torch.float16,
+        packed=packed,
+        padding=True,
     )
     check_against_float64(case, k=6)
     lopsided = case.changed(group_ids=torch.zeros(m, dtype=torch.int64))
@@ -80,11 +95,17 @@ def test_rows_of_many_groups(m: int, groups: int, packed: bool) -> None:
     check_against_float64(finite, k=6)
 
 
-@pytest.mark.parametrize("groups", [None, 3])
-def test_more_rows_than_one_launch(groups: int | None) -> None:
+@pytest.mark.parametrize("num_groups", [None, 3])
+def test_more_rows_than_one_launch(num_groups: int | None) -> None:
     """300 rows need two launches."""
     case = head_case(
-        5, m=300, dim=32, capacity=9, groups=groups, dtype=torch.bfloat16, padding=groups == 3
+        5,
+        m=300,
+        dim=32,
+        capacity=9,
+        num_groups=num_groups,
+        dtype=torch.bfloat16,
+        padding=num_groups == 3,
     )
     check_against_float64(case, k=4)
 
@@ -103,7 +124,7 @@ def check_largest_of_many(case: HeadCase, k: int) -> None:
     """Compare the selection with the backend's own logits, which smaller sizes test."""
     z = sparse_logits(*case.tensors(), **case.options())
     logits, ids, _ = sparse_head(*case.tensors(), k, **case.options())
-    want, want_ids = top_k(z, ids_by_row(case), k)
+    want, want_ids = exact_topk(z, ids_by_row(case), k)
     assert_bitwise(logits, want, "logits")
     assert_bitwise(ids, want_ids, "token_ids")
 

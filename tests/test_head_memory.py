@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The memory that the head reads: no poison (see generators), any stride, past 2^31 elements."""
 
 from pathlib import Path
@@ -28,19 +29,21 @@ def bitwise_equal_calls(one: HeadCase, other: HeadCase, k: int = 9) -> None:
 
 @pytest.mark.parametrize("gap", [1, 7, 8])
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("rows", [None, *QUANTISED], ids=str)
+@pytest.mark.parametrize("weight_dtype", [None, *QUANTISED], ids=str)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_strides(dtype: torch.dtype, rows: torch.dtype | None, packed: bool, gap: int) -> None:
-    options = {"m": 7, "dim": 45, "groups": 2, "padding": True, "packed": packed}
-    tight = head_case(11, dtype=dtype, rows=rows, **options)
-    loose = head_case(11, dtype=dtype, rows=rows, gap=gap, **options)
+def test_strides(
+    dtype: torch.dtype, weight_dtype: torch.dtype | None, packed: bool, gap: int
+) -> None:
+    options = {"m": 7, "dim": 45, "num_groups": 2, "padding": True, "packed": packed}
+    tight = head_case(11, dtype=dtype, weight_dtype=weight_dtype, **options)
+    loose = head_case(11, dtype=dtype, weight_dtype=weight_dtype, gap=gap, **options)
     assert loose.weight.stride(-2) == 45 + gap
     bitwise_equal_calls(loose, tight)
 
 
 @pytest.mark.backends(*ALL)
 def test_groups_of_a_slab_may_lie_apart_and_rows_repeat() -> None:
-    case = head_case(12, m=4, groups=3, packed=True)
+    case = head_case(12, m=4, num_groups=3, packed=True)
     apart = torch.full((3, 2, 20, 24), float("nan"))
     apart[:, 1] = case.weight
     bitwise_equal_calls(case.changed(weight=apart[:, 1]), case)
@@ -60,7 +63,7 @@ def test_a_view_into_the_middle() -> None:
 
 
 def test_groups_without_rows_are_not_read() -> None:
-    case = head_case(14, m=3, groups=3, packed=True)
+    case = head_case(14, m=3, num_groups=3, packed=True)
     groups = torch.tensor([0, 2, 2])
     weight = case.weight.clone()
     weight[1] = float("nan")
@@ -70,12 +73,19 @@ def test_groups_without_rows_are_not_read() -> None:
 
 
 @pytest.mark.backends(*ALL)
-@pytest.mark.parametrize("rows", [None, *QUANTISED], ids=str)
+@pytest.mark.parametrize("weight_dtype", [None, *QUANTISED], ids=str)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_packed_equals_indexed(dtype: torch.dtype, rows: torch.dtype | None) -> None:
-    options = {"m": 9, "dim": 37, "groups": 2, "bias": dtype, "logit_scale": 0.7, "softcap": 20.0}
-    indexed = head_case(15, dtype=dtype, rows=rows, **options)
-    packed = head_case(15, dtype=dtype, rows=rows, packed=True, **options)
+def test_packed_equals_indexed(dtype: torch.dtype, weight_dtype: torch.dtype | None) -> None:
+    options = {
+        "m": 9,
+        "dim": 37,
+        "num_groups": 2,
+        "bias": dtype,
+        "logit_scale": 0.7,
+        "softcap": 20.0,
+    }
+    indexed = head_case(15, dtype=dtype, weight_dtype=weight_dtype, **options)
+    packed = head_case(15, dtype=dtype, weight_dtype=weight_dtype, packed=True, **options)
     bitwise_equal_calls(packed, indexed)
 
 

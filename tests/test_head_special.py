@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """NaN, infinities, empty inputs, and extreme scalars."""
 
 import math
@@ -5,7 +6,7 @@ import math
 import pytest
 import torch
 from backends_under_test import ALL, COMPILED
-from compare import assert_bitwise, assert_close, ids_by_row, logits_in, logsumexp64, top_k
+from compare import assert_bitwise, assert_close, exact_topk, ids_by_row, logits_in, logsumexp64
 from generators import FLOATS, HeadCase, head_case
 from hypothesis import given
 from hypothesis import strategies as st
@@ -39,7 +40,7 @@ def test_special_logits(values: list[float], k: int, seed: int) -> None:
     z = torch.tensor([values])
     assert_bitwise(sparse_logits(*case.tensors()) + 0.0, z + 0.0)
     logits, token_ids, logsumexp = sparse_head(*case.tensors(), k)
-    want, want_ids = top_k(z, ids_by_row(case), k)
+    want, want_ids = exact_topk(z, ids_by_row(case), k)
     assert_bitwise(token_ids, want_ids, "token_ids")
     assert_bitwise(logits + 0.0, want + 0.0, "logits")
     assert_close(logsumexp, logsumexp64(z).float(), 4e-6 * 1.0, "logsumexp")
@@ -101,11 +102,17 @@ def test_an_infinite_activation() -> None:
 
 @pytest.mark.backends(*ALL)
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("groups", [None, 2])
-def test_empty_vocabulary(packed: bool, groups: int | None) -> None:
+@pytest.mark.parametrize("num_groups", [None, 2])
+def test_empty_vocabulary(packed: bool, num_groups: int | None) -> None:
     for capacity in (0, 9):
         case = head_case(
-            5, m=4, capacity=capacity, active=0, packed=packed, groups=groups, bias=torch.float32
+            5,
+            m=4,
+            capacity=capacity,
+            active=0,
+            packed=packed,
+            num_groups=num_groups,
+            bias=torch.float32,
         )
         logits, ids, logsumexp = sparse_head(*case.tensors(), 3, **case.options())
         assert_bitwise(logits, torch.full((4, 3), -INF))
@@ -117,7 +124,7 @@ def test_empty_vocabulary(packed: bool, groups: int | None) -> None:
 
 @pytest.mark.backends(*ALL)
 def test_padding_rows_and_one_empty_group() -> None:
-    case = head_case(6, m=5, groups=3)
+    case = head_case(6, m=5, num_groups=3)
     ids = case.active_ids.clone()
     ids[1] = -1
     groups = torch.tensor([2, -1, 1, 0, -1])
@@ -138,7 +145,7 @@ def test_padding_rows_and_one_empty_group() -> None:
 def test_no_rows_or_no_elements(shape: tuple[int, int], dtype: torch.dtype) -> None:
     case = head_case(7, m=shape[0], dim=shape[1], dtype=dtype, bias=torch.float32, logit_scale=0.5)
     logits, ids, _ = sparse_head(*case.tensors(), 4, **case.options())
-    want, want_ids = top_k(logits_in(case, torch.float64), ids_by_row(case), 4)
+    want, want_ids = exact_topk(logits_in(case, torch.float64), ids_by_row(case), 4)
     assert_bitwise(ids, want_ids)
     assert_bitwise(logits, want.float())
 

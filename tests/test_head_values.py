@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """sparse_head and sparse_logits against float64, and the selection bit by bit."""
 
 import math
@@ -10,11 +11,11 @@ from compare import (
     assert_bitwise,
     assert_close,
     assert_top_k,
+    exact_topk,
     ids_by_row,
     logits_in,
     logsumexp64,
     tolerance,
-    top_k,
 )
 from generators import FLOATS, QUANTISED, HeadCase, head_case, head_cases
 from hypothesis import given
@@ -49,7 +50,7 @@ def test_exact_arithmetic_gives_exact_ids(case: HeadCase, k: int) -> None:
     exact = logits_in(case, torch.float64)
     assert_bitwise(sparse_logits(*case.tensors(), **case.options()) + 0.0, exact.float() + 0.0)
     logits, ids, _ = sparse_head(*case.tensors(), k, **case.options())
-    want, want_ids = top_k(exact, ids_by_row(case), k)
+    want, want_ids = exact_topk(exact, ids_by_row(case), k)
     assert_bitwise(ids, want_ids, "token_ids")
     assert_bitwise(logits + 0.0, want.float() + 0.0, "logits")
 
@@ -59,12 +60,12 @@ def test_selection_equals_the_sorted_logits(case: HeadCase, k: int) -> None:
     """sparse_head's logits equal sparse_logits', so the order is exact whatever their rounding."""
     z = sparse_logits(*case.tensors(), **case.options())
     logits, ids, logsumexp = sparse_head(*case.tensors(), k, **case.options())
-    want, want_ids = top_k(z, ids_by_row(case), k)
+    want, want_ids = exact_topk(z, ids_by_row(case), k)
     assert_bitwise(ids, want_ids, "token_ids")
     assert_bitwise(logits + 0.0, want + 0.0, "logits")  # -0 may become +0
-    own = logsumexp64(z)
-    size = float(own[own.isfinite()].abs().max()) if own.isfinite().any() else 0.0
-    assert_close(logsumexp, own, 4 * EPS * max(1.0, size), "logsumexp")
+    exact_lse = logsumexp64(z)
+    size = float(exact_lse[exact_lse.isfinite()].abs().max()) if exact_lse.isfinite().any() else 0.0
+    assert_close(logsumexp, exact_lse, 4 * EPS * max(1.0, size), "logsumexp")
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
@@ -80,9 +81,9 @@ def test_equals_topk_over_a_dense_head(dtype: torch.dtype) -> None:
     assert_bitwise(ids, want_ids, "token_ids")  # with this seed no two logits are within rounding
 
 
-@pytest.mark.parametrize("rows", [None, *QUANTISED], ids=str)
+@pytest.mark.parametrize("weight_dtype", [None, *QUANTISED], ids=str)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_large_k_and_capacity(dtype: torch.dtype, rows: torch.dtype | None) -> None:
+def test_large_k_and_capacity(dtype: torch.dtype, weight_dtype: torch.dtype | None) -> None:
     """There are many times more candidates than k = 128, so insertions and pruning alternate."""
     case = head_case(
         2,
@@ -92,7 +93,7 @@ def test_large_k_and_capacity(dtype: torch.dtype, rows: torch.dtype | None) -> N
         capacity=4000,
         active=3111,
         dtype=dtype,
-        rows=rows,
+        weight_dtype=weight_dtype,
         bias=dtype,
     )
     check_against_float64(case, 128)
@@ -106,7 +107,7 @@ def test_logits_sorted_by_slot(order: int) -> None:
     case = HeadCase(torch.ones(2, 1), weight, torch.arange(count, dtype=torch.int32))
     for k in (1, 15, 16, 17, 128):
         logits, ids, _ = sparse_head(*case.tensors(), k)
-        want, want_ids = top_k(logits_in(case, torch.float64), ids_by_row(case), k)
+        want, want_ids = exact_topk(logits_in(case, torch.float64), ids_by_row(case), k)
         assert_bitwise(ids, want_ids)
         assert_bitwise(logits, want.float() + 0.0)
 
@@ -126,6 +127,6 @@ def test_float_bits_decide_not_their_leading_ones() -> None:
     case = HeadCase(torch.ones(1, 1), values[:, None], torch.arange(1024, dtype=torch.int32))
     for k in (128, 1):
         _, ids, _ = sparse_head(*case.tensors(), k)
-        assert_bitwise(ids, top_k(values[None], ids_by_row(case), k)[1])
+        assert_bitwise(ids, exact_topk(values[None], ids_by_row(case), k)[1])
     _, lowest, _ = sparse_head(-case.hidden, *case.tensors()[1:], 128)
-    assert_bitwise(lowest, top_k(-values[None], ids_by_row(case), 128)[1])
+    assert_bitwise(lowest, exact_topk(-values[None], ids_by_row(case), 128)[1])

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """HostCopy: the value that the host sees, with a device that the test controls."""
 
 from types import SimpleNamespace
@@ -13,18 +14,18 @@ class Device:
     """Copies to the host arrive when the test calls :meth:`finish`."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.done, self.late, self.made = True, [], 0
+        self.done, self.late, self.buffers = True, [], 0
         real = torch.empty
 
         class Pinned(torch.Tensor):
-            def copy_(own, value: Any, non_blocking: bool = False) -> Any:
+            def copy_(host, value: Any, non_blocking: bool = False) -> Any:
                 assert non_blocking, "the host would wait"
-                self.late.append(lambda: own.fill_(value.value))
-                return own
+                self.late.append(lambda: host.fill_(value.value))
+                return host
 
         def empty(shape: Any, *, dtype: torch.dtype, pin_memory: bool) -> Any:
             assert pin_memory
-            self.made += 1
+            self.buffers += 1
             return real(shape, dtype=dtype).fill_(-1).as_subclass(Pinned)
 
         monkeypatch.setattr(torch, "empty", empty)
@@ -60,7 +61,7 @@ def test_a_value_is_seen_once_it_has_arrived(monkeypatch: pytest.MonkeyPatch) ->
     assert first.tolist() == [1.0, 1.0], "what was handed out does not change"
     third = host.poll(on_device(5.0))
     assert third is not None and third.tolist() == [3.0, 3.0]
-    assert device.made == 1, "one buffer"
+    assert device.buffers == 1, "one buffer"
 
 
 def test_a_cpu_s_value_is_there_at_once() -> None:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Without a GPU `make build` installs torch's CPU build, or none."""
 
 import subprocess

@@ -26,7 +26,7 @@ def gather_cases(draw: st.DrawFn) -> GatherCase:
         dim=draw(st.integers(1, 300)),
         vocab_size=draw(st.integers(1, 40)),
         capacity=draw(st.integers(0, 40)),
-        groups=draw(st.sampled_from((None, 1, 3))),
+        num_groups=draw(st.sampled_from((None, 1, 3))),
         dtype=draw(st.sampled_from(SOURCES)),
         slab_dtype=INT4,
         gap=draw(st.sampled_from((0, 1, 8))),

@@ -40,7 +40,8 @@ def test_exact_arithmetic_gives_exact_ids(case: HeadCase, k: int) -> None:
 def test_dims(dtype: torch.dtype, dim: int, m: int) -> None:
     """Whole blocks of every width, and remainders of one to seven groups."""
     check_against_float64(
-        head_case(dim, m=m, dim=dim, capacity=37, dtype=dtype, rows=INT4, packed=m == 3), k=10
+        head_case(dim, m=m, dim=dim, capacity=37, dtype=dtype, weight_dtype=INT4, packed=m == 3),
+        k=10,
     )
 
 
@@ -48,7 +49,7 @@ def test_dims(dtype: torch.dtype, dim: int, m: int) -> None:
 @pytest.mark.parametrize("groups", [None, 3])
 def test_numbers_of_rows(m: int, groups: int | None) -> None:
     case = head_case(
-        m, m=m, dim=256, capacity=75, groups=groups, dtype=torch.bfloat16, rows=INT4, packed=True,
+        m, m=m, dim=256, capacity=75, num_groups=groups, dtype=torch.bfloat16, weight_dtype=INT4, packed=True,
         bias=torch.float32, padding=True, softcap=30.0,
     )  # fmt: skip
     check_against_float64(case, k=9)
@@ -72,7 +73,7 @@ def test_every_code_in_every_column() -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_broken_scale_breaks_its_row_alone(value: float) -> None:
-    case = head_case(8, m=3, dim=160, dtype=torch.bfloat16, rows=INT4)
+    case = head_case(8, m=3, dim=160, dtype=torch.bfloat16, weight_dtype=INT4)
     assert case.weight_scale is not None
     want = sparse_logits(*case.tensors(), **case.options())
     slot = int((case.active_ids >= 0).nonzero()[4])
@@ -87,7 +88,7 @@ def test_a_broken_scale_breaks_its_row_alone(value: float) -> None:
 def test_a_row_does_not_know_its_batch() -> None:
     """Slots and M decide the tile of a row, but not its logit. Sums are exact for Triton's sake."""
     case = head_case(
-        9, m=23, dim=416, vocab_size=99, capacity=90, active=90, rows=INT4, dtype=torch.bfloat16,
+        9, m=23, dim=416, vocab_size=99, capacity=90, active=90, weight_dtype=INT4, dtype=torch.bfloat16,
         exact=True,
     )  # fmt: skip
     whole = sparse_logits(*case.tensors(), **case.options())
@@ -102,7 +103,9 @@ def test_a_row_does_not_know_its_batch() -> None:
 @pytest.mark.backends(*CPU)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_threads_and_batches_bit_for_bit(dtype: torch.dtype) -> None:
-    case = head_case(10, m=13, dim=544, vocab_size=3000, capacity=1500, dtype=dtype, rows=INT4)
+    case = head_case(
+        10, m=13, dim=544, vocab_size=3000, capacity=1500, dtype=dtype, weight_dtype=INT4
+    )
     torch.set_num_threads(1)
     want = sparse_logits(*case.tensors(), **case.options())
     for threads in (2, 3, 5):

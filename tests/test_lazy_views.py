@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tensors with a lazy sign (`torch._neg_view`, the imaginary part of `conj()`)."""
 
 from typing import Any
@@ -22,7 +23,7 @@ def negated(tensor: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", ["hidden", "weight", "active_ids", "bias", "group_ids"])
 def test_heads_read_what_the_view_stands_for(name: str, backend: str) -> None:
     microspec_kernels.backend(backend)
-    case = head_case(3, m=4, groups=2, bias=torch.float32)
+    case = head_case(3, m=4, num_groups=2, bias=torch.float32)
     hidden, weight, active_ids = case.tensors()
     tensors = {"hidden": hidden, "weight": weight.nan_to_num(), "active_ids": active_ids}
     tensors |= case.options()

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SparseHead and SparseLMHead, the modules over vocabulary, slab and ops."""
 
 import math
@@ -24,26 +25,28 @@ def hidden_of(m: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return normal(torch.Generator().manual_seed(2), (m, D), dtype)
 
 
-def pair_of_heads(kind: Any, dtype: torch.dtype, groups: int, **options: Any) -> tuple[Any, Any]:
+def pair_of_heads(
+    kind: Any, dtype: torch.dtype, num_groups: int, **options: Any
+) -> tuple[Any, Any]:
     """Make an indexed and a packed head, with one vocabulary each."""
     weight = weight_of(dtype)
     return (
-        kind(weight, ActiveVocab(V, K, groups=groups), mode="indexed", **options),
-        kind(weight, ActiveVocab(V, K, groups=groups), mode="packed", **options),
+        kind(weight, ActiveVocab(V, K, num_groups=num_groups), mode="indexed", **options),
+        kind(weight, ActiveVocab(V, K, num_groups=num_groups), mode="packed", **options),
     )
 
 
 @pytest.mark.parametrize("buffers", [None, 1, 2])
-@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("num_groups", [1, 2])
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_indexed_equals_packed(dtype: torch.dtype, groups: int, buffers: int | None) -> None:
+def test_indexed_equals_packed(dtype: torch.dtype, num_groups: int, buffers: int | None) -> None:
     bias = normal(torch.Generator().manual_seed(3), (V,), dtype)
     weight, hidden = weight_of(dtype), hidden_of(6, dtype)
     options = {"bias": bias, **OPTIONS}
-    indexed = SparseHead(weight, ActiveVocab(V, K, groups=groups), **options)
-    vocab = ActiveVocab(V, K, groups=groups)
+    indexed = SparseHead(weight, ActiveVocab(V, K, num_groups=num_groups), **options)
+    vocab = ActiveVocab(V, K, num_groups=num_groups)
     packed = SparseHead(weight, vocab, mode="packed", buffers=buffers, **options)
-    group_ids = None if groups == 1 else torch.tensor([0, 1, -1, 1, 0, 0])
+    group_ids = None if num_groups == 1 else torch.tensor([0, 1, -1, 1, 0, 0])
     rng = torch.Generator().manual_seed(4)
     for _ in range(6):
         one, other = indexed(hidden, 5, group_ids), packed(hidden, 5, group_ids)
@@ -51,7 +54,7 @@ def test_indexed_equals_packed(dtype: torch.dtype, groups: int, buffers: int | N
         for a, b, c in zip(one, other, want, strict=True):
             assert_bitwise(a, b)
             assert_bitwise(a, c)
-        tokens = torch.randint(0, V, (groups, 9), generator=rng)
+        tokens = torch.randint(0, V, (num_groups, 9), generator=rng)
         indexed.observe(tokens)
         packed.observe(tokens)
 
@@ -137,7 +140,7 @@ def test_dense_logits_masked_to_the_active_set(
 
 @pytest.mark.parametrize("mode", ["indexed", "packed"])
 def test_dense_logits_of_groups_and_padding(mode: Any) -> None:
-    vocab = ActiveVocab(V, K, groups=2)
+    vocab = ActiveVocab(V, K, num_groups=2)
     head = SparseLMHead(weight_of(torch.float32), vocab, mode=mode)
     head.observe(torch.tensor([[1, 2, 3], [3, 4, -1]]))
     hidden, groups = hidden_of(4), torch.tensor([1, 0, -1, 1], dtype=torch.int32)

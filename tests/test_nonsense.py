@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """vocab_update_ on states that no update leaves touches nothing outside its tensors.
 
 This file watches the memory around each tensor, which shows writes. test_sanitized_library.py and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The vocab-parallel head: shard by shard in this process, and in 2 and 4 processes."""
 
 import math
@@ -12,7 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from backends_under_test import COMPILED
-from compare import assert_bitwise, assert_close, ids_by_row, logsumexp64, top_k
+from compare import assert_bitwise, assert_close, exact_topk, ids_by_row, logsumexp64
 from generators import HeadCase, head_case, head_cases
 from hypothesis import given
 from hypothesis import strategies as st
@@ -86,7 +87,7 @@ def test_special_logits(values: list[float], cuts: tuple[list[int], list[int]], 
     case = HeadCase(torch.tensor([[1.0], [-1.0]]), weight, ids)
     got = over_shards(case, *cuts, k)
     assert_one_ranks(got, case, k)
-    want = top_k(sparse_logits(*case.tensors()), ids_by_row(case), k)
+    want = exact_topk(sparse_logits(*case.tensors()), ids_by_row(case), k)
     assert_bitwise(got[1], want[1], "token_ids")
     assert torch.equal(got[2].isnan(), weight[ids.long()].isnan().any().expand(2))
 
@@ -137,7 +138,7 @@ def test_start(start: Any, kind: type[Exception], got: str) -> None:
 
 
 def test_no_process_group() -> None:
-    case, message = head_case(1), "group: expected an initialised one .*, got none"
+    case, message = head_case(1), "group: expected an initialised group .*, got none"
     with pytest.raises(ValueError, match=message):
         parallel_sparse_head(*case.tensors(), 3, start=0)
     with pytest.raises(ValueError, match=message):

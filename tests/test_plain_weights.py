@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A weight must be a plain tensor with values; otherwise the module's error names its type."""
 
 from typing import Any

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Policies: the tokens of each source and their order, without reads from the host."""
 
 import re
@@ -29,12 +30,12 @@ def seen(stage: str = "step", rows: int = 3, best: int = 3, device: str = "cpu")
         (policy.prompt(), "prompt", [[10], [11], [12]]),
         (policy.generated(), "step", [[11], [12], [-1]]),
         (policy.draft_tree(), "step", [[10], [11], [12]]),
-        (policy.top_k(2), "step", [[1, 0], [11, 10], [21, 20]]),
-        (policy.top_k(9), "step", [[2, 1, 0], [12, 11, 10], [22, 21, 20]]),
+        (policy.target_top_k(2), "step", [[1, 0], [11, 10], [21, 20]]),
+        (policy.target_top_k(9), "step", [[2, 1, 0], [12, 11, 10], [22, 21, 20]]),
         (policy.prompt_top_k(2), "prompt", [[1, 0], [11, 10], [21, 20]]),
         (policy.prompt_top_k(2, "last"), "prompt", [[-1, -1], [-1, -1], [21, 20]]),
         (policy.generated(1), "step", [[-1], [12], [-1]]),
-        (policy.top_k(2, budget=3), "step", [[-1, -1], [-1, 10], [21, 20]]),
+        (policy.target_top_k(2, budget=3), "step", [[-1, -1], [-1, 10], [21, 20]]),
     ],
     ids=lambda value: value.name if isinstance(value, Source) else "",
 )
@@ -44,7 +45,7 @@ def test_what_a_source_takes(source: Source, stage: str, taken: list[list[int]])
 
 
 def test_a_policy_takes_row_by_row_the_last_source_last() -> None:
-    both = Policy((policy.top_k(2), policy.generated(), policy.prompt()))
+    both = Policy((policy.target_top_k(2), policy.generated(), policy.prompt()))
     assert both.select(seen("step")).tolist() == [1, 0, 11, 11, 10, 12, 21, 20, -1]
     assert both.select(seen("prompt")).tolist() == [10, 11, 12]
     assert Policy(()).select(seen()).shape == (0,)
@@ -55,10 +56,9 @@ def test_best_rows_and_name() -> None:
     last, every = policy.prompt_top_k(5, "last"), policy.prompt_top_k(3)
     assert [Policy((last, every)).target_top_k(stage) for stage in ("prompt", "step")] == [5, 0]
     asked = [(), (policy.prompt(),), (policy.prompt(), last), (last, every)]
-    assert [Policy(s).rows("prompt") for s in asked] == ["none", "none", "last", "all"]
-    assert Policy((every,)).rows("step") == "none"
+    assert [Policy(s).prompt_rows for s in asked] == ["none", "none", "last", "all"]
     named = Policy((policy.prompt(7), *policy.TEXT, policy.generated()), pinned=torch.arange(4))
-    assert named.name == "prompt=7+prompt+generated+floor4"
+    assert named.name == "prompt=7+prompt+generated+pin4"
 
 
 @given(
@@ -77,7 +77,7 @@ def test_a_budget_keeps_the_newest(rows: list[list[int]], budget: int) -> None:
 
 def test_microspec_is_prompt_tree_and_top_3_with_the_likeliest_newest() -> None:
     vocab, whole = ActiveVocab(VOCAB, 40), Policy(policy.MICROSPEC)
-    assert (whole.target_top_k("prompt"), whole.rows("prompt"), whole.target_top_k("step")) == (
+    assert (whole.target_top_k("prompt"), whole.prompt_rows, whole.target_top_k("step")) == (
         3,
         "all",
         3,
@@ -92,11 +92,11 @@ def test_microspec_is_prompt_tree_and_top_3_with_the_likeliest_newest() -> None:
 
 def test_default_begins_filled_or_is_microspecs() -> None:
     assert policy.default().name == "prompt+prompt_top3+tree+top3+generated"
-    assert len(policy.default().initial) == 0
+    assert len(policy.default().frequent_tokens) == 0
     filled = policy.default([5, 4])
     assert filled.name == "prompt+top3+generated+filled"
-    assert filled.initial == [5, 4]
-    assert filled.rows("prompt") == "none", "no logits of the prompt's rows"
+    assert filled.frequent_tokens == [5, 4]
+    assert filled.prompt_rows == "none", "no logits of the prompt's rows"
     assert len(filled.pinned) == len(policy.default().pinned) == 0
 
 
@@ -112,7 +112,7 @@ def test_expanded_looks_up_what_the_other_takes() -> None:
     one = policy.expanded(policy.generated(), table, "kin", budget=2)
     assert one.tokens(seen()).tolist() == [[-1, 40], [-1, 50], [-1, -1]]
     wide = policy.expanded(policy.prompt_top_k(2, "last"), table, "kin")
-    assert (wide.stage, wide.target_top_k, wide.rows) == ("prompt", 2, "last")
+    assert (wide.stage, wide.target_top_k, wide.prompt_rows) == ("prompt", 2, "last")
     assert wide.tokens(seen("prompt")).shape == (3, 4)
     remembers = ContextSuccessors(VOCAB).sources[0]
     assert policy.expanded(remembers, table, "kin").reset == remembers.reset is not None
@@ -207,8 +207,16 @@ def test_context_matters_only_after_evictions() -> None:
             "Source: stage: expected",
         ),
         (lambda: policy.prompt(0), ValueError, "Source: budget: expected at least 1 or None"),
-        (lambda: policy.top_k(-1), ValueError, "Source: target_top_k: expected at least 0, got -1"),
-        (lambda: policy.prompt_top_k(3, "first"), ValueError, "Source: rows: expected 'all'"),
+        (
+            lambda: policy.target_top_k(-1),
+            ValueError,
+            "Source: target_top_k: expected at least 0, got -1",
+        ),
+        (
+            lambda: policy.prompt_top_k(3, "first"),
+            ValueError,
+            "Source: prompt_rows: expected 'all'",
+        ),
         (
             lambda: policy.expanded(policy.prompt(), torch.zeros(4, dtype=torch.int32), "x"),
             ValueError,

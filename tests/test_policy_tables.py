@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tables of relatives, each against a count or a comparison in plain Python."""
 
 from collections import Counter
@@ -8,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microspec_kernels.policy import frequency_rank, neighbours, successors, variants
+from microspec_kernels.policy import count_frequent_tokens, neighbours, successors, variants
 
 
 def test_variants_toggle_case_and_space() -> None:
@@ -60,14 +61,14 @@ def test_variants_toggle_case_and_space() -> None:
     prior=st.lists(st.integers(0, 8), max_size=9, unique=True),
 )
 def test_rank_is_by_texts_then_by_the_prior(texts: list[list[int]], prior: list[int]) -> None:
-    ranked = frequency_rank([torch.tensor(t, dtype=torch.int64) for t in texts], 9, prior)
+    tokens = count_frequent_tokens([torch.tensor(t, dtype=torch.int64) for t in texts], 9, prior)
     stands_in = Counter(token for text in texts for token in set(text))
     elsewhere = {token: place for place, token in enumerate(prior)}
     expected = sorted(
         stands_in.keys() | elsewhere, key=lambda t: (-stands_in[t], elsewhere.get(t, 9), t)
     )
-    assert ranked.tolist() == expected and ranked.dtype == torch.int64
-    assert frequency_rank(iter(()), 9).tolist() == []
+    assert tokens.tolist() == expected and tokens.dtype == torch.int64
+    assert count_frequent_tokens(iter(()), 9).tolist() == []
 
 
 @given(
@@ -115,8 +116,11 @@ def test_neighbours_are_the_nearest(cosine: bool, chunk: int) -> None:
         (lambda: successors([], 9, 0), "successors: count: expected at least 1, got 0"),
         (lambda: successors([], 0, 1), "successors: vocab_size: expected at least 1, got 0"),
         (lambda: successors([torch.tensor([1, 9])], 9, 1), r"expected ids in \[0, 9\), got 9"),
-        (lambda: frequency_rank([], 9, [-1]), r"prior: expected ids in \[0, 9\), got -1"),
-        (lambda: frequency_rank([torch.tensor([9])], 9), r"texts: expected ids in \[0, 9\), got 9"),
+        (lambda: count_frequent_tokens([], 9, [-1]), r"prior: expected ids in \[0, 9\), got -1"),
+        (
+            lambda: count_frequent_tokens([torch.tensor([9])], 9),
+            r"texts: expected ids in \[0, 9\), got 9",
+        ),
         (lambda: neighbours(torch.ones(3), 1), r"weight: expected shape \[V, D\], got \[3\]"),
         (lambda: neighbours(torch.ones(3, 2), 3), r"count: expected in \[1, 2\], got 3"),
         (lambda: neighbours(torch.ones(3, 2), 1, chunk=0), "chunk: expected at least 1, got 0"),

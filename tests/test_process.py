@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The compiled ops in a forked child and under Ctrl-C, as README.md describes them."""
 
 import subprocess
@@ -11,7 +12,7 @@ want = m.sparse_head(hidden, weight, ids, 5)  # the pool's threads exist now
 child = os.fork()
 if child == 0:
     torch.set_num_threads(1)
-    vocab = m.ActiveVocab(4000, 3000, groups=2)
+    vocab = m.ActiveVocab(4000, 3000, num_groups=2)
     vocab.update(torch.arange(3000).repeat(2, 1))
     got = m.sparse_head(hidden, weight, vocab.ids[1], 5)
     os._exit(0 if all(map(torch.equal, got, want)) else 1)
@@ -27,6 +28,7 @@ INTERRUPT = """
 import os, signal, threading, torch, microspec_kernels as m
 hidden, weight, ids = torch.randn(64, 512), torch.randn(20000, 512), torch.arange(20000).int()
 want = m.sparse_head(hidden, weight, ids, 5)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs start with it ignored
 threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
 try:
     while True:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rows that a gather quantises: bit for bit the reference's, and within half a step."""
 
 import math

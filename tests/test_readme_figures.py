@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """README's figures must come from committed results, or from arithmetic over shapes."""
 
 import csv

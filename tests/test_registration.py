@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ops in PyTorch: schemas, fakes, mutation, torch.compile."""
 
 import os
@@ -49,11 +50,11 @@ def head_arguments(**options: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return case.tensors(), case.options()
 
 
-def vocab_arguments(groups: int, ragged: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    tensors = vocab_state(50, 6, groups=groups, pinned=(3,)).tensors()
+def vocab_arguments(num_groups: int, ragged: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    tensors = vocab_state(50, 6, num_groups=num_groups, pinned=(3,)).tensors()
     if ragged:
-        return (*tensors, torch.arange(8)), {"token_groups": torch.arange(8) % groups}
-    return (*tensors, torch.arange(8, dtype=torch.int32).repeat(groups, 1)), {}
+        return (*tensors, torch.arange(8)), {"token_groups": torch.arange(8) % num_groups}
+    return (*tensors, torch.arange(8, dtype=torch.int32).repeat(num_groups, 1)), {}
 
 
 def opcheck(name: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
@@ -78,17 +79,17 @@ def opcheck(name: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> 
 HEADS: list[dict[str, Any]] = [
     {},
     {"dtype": torch.bfloat16, "bias": torch.float32, "logit_scale": 0.5, "softcap": 5.0},
-    {"groups": 3, "packed": True, "dtype": torch.float16, "gap": 8, "padding": True},
-    {"groups": 2, "rows": torch.int8, "long_groups": False},
-    {"packed": True, "rows": torch.float8_e4m3fn, "dtype": torch.bfloat16},
-    {"groups": 2, "packed": True, "rows": INT4, "dtype": torch.bfloat16, "gap": 8},
+    {"num_groups": 3, "packed": True, "dtype": torch.float16, "gap": 8, "padding": True},
+    {"num_groups": 2, "weight_dtype": torch.int8, "long_groups": False},
+    {"packed": True, "weight_dtype": torch.float8_e4m3fn, "dtype": torch.bfloat16},
+    {"num_groups": 2, "packed": True, "weight_dtype": INT4, "dtype": torch.bfloat16, "gap": 8},
 ]
 GATHERS: list[dict[str, Any]] = [
     {},
-    {"groups": 2, "dtype": torch.bfloat16, "slab_dtype": torch.int8, "gap": 8},
+    {"num_groups": 2, "dtype": torch.bfloat16, "slab_dtype": torch.int8, "gap": 8},
     {"dtype": torch.float16, "slab_dtype": torch.float8_e4m3fn},
-    {"groups": 2, "dtype": torch.int8},
-    {"groups": 2, "dtype": torch.bfloat16, "slab_dtype": INT4, "gap": 8},
+    {"num_groups": 2, "dtype": torch.int8},
+    {"num_groups": 2, "dtype": torch.bfloat16, "slab_dtype": INT4, "gap": 8},
     {"dtype": INT4},
 ]
 
@@ -108,9 +109,9 @@ def test_opcheck_gather(options: dict[str, Any]) -> None:
     opcheck("gather_rows_", tensors, keywords)
 
 
-@pytest.mark.parametrize(("groups", "ragged"), [(1, False), (3, False), (3, True)])
-def test_opcheck_vocab(groups: int, ragged: bool) -> None:
-    arguments, keywords = vocab_arguments(groups, ragged)
+@pytest.mark.parametrize(("num_groups", "ragged"), [(1, False), (3, False), (3, True)])
+def test_opcheck_vocab(num_groups: int, ragged: bool) -> None:
+    arguments, keywords = vocab_arguments(num_groups, ragged)
     opcheck("vocab_update_", arguments, keywords)
 
 
@@ -182,11 +183,11 @@ def test_compiled_wrong_call_is_an_error() -> None:
         compiled(*case.tensors(), 129)
 
 
-@pytest.mark.parametrize("rows", [torch.float32, *QUANTISED], ids=str)
-def test_reference_backend_serves_the_ops_themselves(rows: torch.dtype) -> None:
+@pytest.mark.parametrize("weight_dtype", [torch.float32, *QUANTISED], ids=str)
+def test_reference_backend_serves_the_ops_themselves(weight_dtype: torch.dtype) -> None:
     """The dispatcher makes the choice, so engines that call torch.ops get it too."""
     microspec_kernels.backend("cpu")
-    case = head_case(34, rows=rows, groups=2, packed=True)
+    case = head_case(34, weight_dtype=weight_dtype, num_groups=2, packed=True)
     want = torch.ops.microspec.sparse_head(*case.tensors(), 5, **case.options())
     assert microspec_kernels.backend("reference") == "reference"
     for _ in range(2):  # twice: choosing again is harmless

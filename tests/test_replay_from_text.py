@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A text file as a trace, a tokenizer's tokens as text, and the plot."""
 
 import json
@@ -28,30 +29,30 @@ def tokenizer(tmp_path: Path) -> Path:
         ("c", "a"), ("ca", "t"), ("Ġ", "cat"), ("Ã", "©"), ("Ã©", "t"),
     ]  # fmt: skip
     pieces += [a + b for a, b in merges if a + b not in pieces]
-    made = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, merges))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    made.add_special_tokens([AddedToken("<|end|>")])
-    end = [("<|end|>", made.token_to_id("<|end|>"))]
-    made.post_processor = processors.TemplateProcessing(single="$A <|end|>", special_tokens=end)
+    loaded = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, merges))
+    loaded.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    loaded.decoder = decoders.ByteLevel()
+    loaded.add_special_tokens([AddedToken("<|end|>")])
+    end = [("<|end|>", loaded.token_to_id("<|end|>"))]
+    loaded.post_processor = processors.TemplateProcessing(single="$A <|end|>", special_tokens=end)
     path = tmp_path / "tokenizer.json"
-    made.save(str(path))
+    loaded.save(str(path))
     return path
 
 
 def test_a_text_is_one_sequence(tokenizer: Path, tmp_path: Path) -> None:
-    made = replay.load_tokenizer(tokenizer)
+    loaded = replay.load_tokenizer(tokenizer)
     file = tmp_path / "story.txt"
     file.write_text("the cat The cat the", encoding="utf-8")
-    trace = replay.load_text(file, made, prompt_tokens=2)
+    trace = replay.load_text(file, loaded, prompt_tokens=2)
     assert trace.name == "story" and list(trace.offsets) == [0, 5]
-    words = [made.id_to_token(token) for token in trace.tokens.tolist()]
+    words = [loaded.id_to_token(token) for token in trace.tokens.tolist()]
     assert words == ["the", "Ġcat", "ĠThe", "Ġcat", "Ġthe"]
     assert trace.generated.tolist() == [False, False, True, True, True]
     with pytest.raises(ValueError, match="load_text: prompt_tokens: expected at least 0, got -1"):
-        replay.load_text(file, made, prompt_tokens=-1)
+        replay.load_text(file, loaded, prompt_tokens=-1)
     file.write_text("", encoding="utf-8")
-    empty = replay.load_text(file, made)
+    empty = replay.load_text(file, loaded)
     assert replay.replay(empty, Policy(TEXT), vocab_size=300).tokens == 0
 
 
@@ -82,10 +83,10 @@ def test_a_line_ends_where_json_lines_do(tokenizer: Path, tmp_path: Path) -> Non
 
 
 def test_tokens_as_text(tokenizer: Path) -> None:
-    made = replay.load_tokenizer(tokenizer)
-    texts = replay.token_texts(made)
-    of = {piece: texts[token] for piece, token in made.get_vocab().items()}
-    assert len(texts) == made.get_vocab_size() == made.token_to_id("<|end|>") + 1
+    loaded = replay.load_tokenizer(tokenizer)
+    texts = replay.token_texts(loaded)
+    of = {piece: texts[token] for piece, token in loaded.get_vocab().items()}
+    assert len(texts) == loaded.get_vocab_size() == loaded.token_to_id("<|end|>") + 1
     assert (of["ĠThe"], of["cat"], of["Ċ"], of["Ã©t"]) == (" The", "cat", "\n", "ét")
     assert of["Ã"] is None and of["<|end|>"] is None
     plain = Tokenizer(models.WordLevel({"▁the": 0, "the": 1, "x": 4}, unk_token="x"))

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files that only a service or another tool reads: they parse, and agree with pyproject.toml."""
 
 import re
@@ -44,12 +45,20 @@ def test_pre_commit_has_the_linters_of_the_lint_extra() -> None:
         assert bool(hook.get("additional_dependencies")) == (hook["language"] == "python"), hook
 
 
-def test_the_citation_is_of_this_version() -> None:
+def test_the_version_is_the_last_released_one_or_the_next_in_development() -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    released = re.findall(r"^## \[(\d+\.\d+\.\d+)\] - \d{4}-\d\d-\d\d$", changelog, re.MULTILINE)
+    assert released, "CHANGELOG.md names no released version"
+    coming = re.findall(r"^## \[Unreleased\]\n\nTo be (\S+)\.$", changelog, re.MULTILINE)
+    expected = f"{coming[0]}.dev0" if coming else released[0]
+    assert f'\nversion = "{expected}"\n' in (ROOT / "pyproject.toml").read_text()
+    assert parsed(ROOT / "CITATION.cff")["version"] == released[0]
+
+
+def test_the_citation_names_the_licence_and_the_paper() -> None:
     citation = parsed(ROOT / "CITATION.cff")
     assert {"cff-version", "message", "title", "authors"} <= citation.keys()
-    pyproject = (ROOT / "pyproject.toml").read_text()
-    for key in ("version", "license"):
-        assert f'\n{key} = "{citation[key]}"\n' in pyproject
+    assert f'\nlicense = "{citation["license"]}"\n' in (ROOT / "pyproject.toml").read_text()
     (paper,) = citation["references"]
     assert {"type", "title", "authors"} <= paper.keys()
     assert paper["url"] in (ROOT / "README.md").read_text()

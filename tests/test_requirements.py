@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Each requirement has a lower bound, and `make test-oldest` runs with all of them."""
 
 import re
@@ -28,8 +29,8 @@ def requirements(pyproject: dict[str, Any]) -> list[str]:
         pyproject["project"]["dependencies"],
         *(extras[name] for name in extras if name not in ("lint", "release")),
     ]
-    own = pyproject["project"]["name"]
-    return [line for lines in lists for line in lines if not line.startswith(own)]
+    package = pyproject["project"]["name"]
+    return [line for lines in lists for line in lines if not line.startswith(package)]
 
 
 def padded(version: str) -> tuple[int, ...]:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The CPU library under AddressSanitizer and UBSan, which must be loaded before Python starts."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A model with a SparseLMHead as LM head can be saved and loaded like the original."""
 
 from pathlib import Path
@@ -22,7 +23,7 @@ def tiny(tied: bool, seed: int = 0) -> Any:
 
 
 def sparse(model: Any, mode: Any) -> SparseLMHead:
-    vocab = ActiveVocab(60, 16, initial=list(range(20, 30)))
+    vocab = ActiveVocab(60, 16, frequent_tokens=list(range(20, 30)))
     head = SparseLMHead(model.get_output_embeddings().weight, vocab, mode=mode)
     model.set_output_embeddings(head)
     return head
@@ -64,7 +65,7 @@ def test_a_model_with_one(tmp_path: Path, tied: bool, mode: str) -> None:
 @pytest.mark.parametrize("mode", ["indexed", "packed"])
 def test_assigned_tensors_and_a_bias(mode: Any) -> None:
     linear, other = nn.Linear(16, 60), nn.Linear(16, 60)
-    vocab = ActiveVocab(60, 16, initial=[1, 2, 3])
+    vocab = ActiveVocab(60, 16, frequent_tokens=[1, 2, 3])
     head = SparseLMHead(linear.weight, vocab, mode=mode, bias=linear.bias)
     head.load_state_dict(other.state_dict(), strict=True, assign=True)
     hidden = torch.randn(2, 16)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The wheel's list of contents (release/sbom.py). `make wheel` checks it against the schema."""
 
 import hashlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Objects made under another default dtype or device, or in inference mode, work like others."""
 
 import contextlib
@@ -37,7 +38,7 @@ AROUND: dict[str, Callable[[], Any]] = {
 
 
 def make() -> dict[str, Any]:
-    vocab = ActiveVocab(30, 5, groups=2, pinned=[9], initial=[1, 2])
+    vocab = ActiveVocab(30, 5, num_groups=2, pinned=[9], frequent_tokens=[1, 2])
     slab = WeightSlab(WEIGHT, vocab, dtype=torch.int8)
     return {
         "vocab": vocab,
@@ -50,9 +51,9 @@ def make() -> dict[str, Any]:
     }
 
 
-def use(made: dict[str, Any]) -> dict[str, Tensor]:
+def use(objects: dict[str, Any]) -> dict[str, Tensor]:
     """Call everything that changes state, and everything that reads it."""
-    vocab, slab, coverage, engine = (made[n] for n in ("vocab", "slab", "coverage", "engine"))
+    vocab, slab, coverage, engine = (objects[n] for n in ("vocab", "slab", "coverage", "engine"))
     coverage.count(TOKENS)
     vocab.update(TOKENS)
     slab.refresh()
@@ -60,17 +61,19 @@ def use(made: dict[str, Any]) -> dict[str, Tensor]:
     slab.refresh()
     groups = torch.tensor([0, 1, -1], device="cpu")
     view = slab.front(groups)
-    made["head"].observe(TOKENS)
+    objects["head"].observe(TOKENS)
     engine.observe(TOKENS[0])
     engine.count_coverage(TOKENS[0])
     results = {
         "rows": view.rows, "ids": view.ids, "scale": view.scale, "groups": view.group_ids,
         "share": coverage.share, "recent": coverage.recent,
-        "dense": made["lm_head"](HIDDEN, groups),
+        "dense": objects["lm_head"](HIDDEN, groups),
         "engine logits": engine.slot_logits(HIDDEN), "engine tokens": engine.slot_tokens(),
         **vocab.state_dict(),
     }  # fmt: skip
-    for name, tensor in zip(("top", "tokens", "lse"), made["head"](HIDDEN, 3, groups), strict=True):
+    for name, tensor in zip(
+        ("top", "tokens", "lse"), objects["head"](HIDDEN, 3, groups), strict=True
+    ):
         results[name] = tensor
     coverage.reset([0])
     vocab.load_state_dict(vocab.state_dict())
@@ -83,10 +86,10 @@ def use(made: dict[str, Any]) -> dict[str, Tensor]:
 def test_made_there_and_used_anywhere(around: str, used_inside: bool) -> None:
     want = use(make())
     with AROUND[around]():
-        made = make()
-        got = use(made) if used_inside else {}
+        objects = make()
+        got = use(objects) if used_inside else {}
     if not used_inside:
-        got = use(made)
+        got = use(objects)
     for name, tensor in want.items():
         assert_bitwise(got[name], tensor, name)
 
@@ -97,7 +100,7 @@ def test_tables(around: str) -> None:
 
     def tables() -> list[Tensor]:
         return [
-            policy.frequency_rank(texts, 5, prior=[4]),
+            policy.count_frequent_tokens(texts, 5, prior=[4]),
             policy.successors(texts, 5, 2),
             policy.neighbours(WEIGHT, 3),
             policy.variants(["a", " a", None, "A", "b"]),

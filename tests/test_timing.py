@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The parts of a measured time, by a clock that the test moves: counted calls, and their order."""
 
 from collections import Counter
@@ -34,11 +35,11 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    made = Clock()
-    monkeypatch.setattr(timing, "time", made)
-    monkeypatch.setattr(cuda_graphs, "time", made)
+    simulated = Clock()
+    monkeypatch.setattr(timing, "time", simulated)
+    monkeypatch.setattr(cuda_graphs, "time", simulated)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    return made
+    return simulated
 
 
 def test_percentiles_are_times_that_were_measured() -> None:
@@ -234,22 +235,22 @@ def test_a_graph_holds_as_many_calls_as_it_says(
         return number
 
     edit = (lambda graph: graphs.said.append(f"edit, kept {graph.keep}")) if edited else None
-    made = cuda_graphs.capture(call, 3, edit)
+    replay = cuda_graphs.capture(call, 3, edit)
     assert graphs.said == [
         f"own waits: {graphs.default}", "stream", 0, 1, 2, "end of stream", "default waits: True",
         "synchronize", "capture", 3, 4, 5, "end of capture",
         *(["edit, kept True", "instantiate"] if edited else []),
     ]  # fmt: skip
-    assert (made.calls, made.last, made.captured) == (3, 5, True)
-    made.run()
+    assert (replay.calls, replay.last, replay.captured) == (3, 5, True)
+    replay.run()
     assert graphs.said[-1] == "replay"
 
 
 def test_calls_from_python_are_made_one_by_one() -> None:
     numbers = iter(range(100))
-    made = cuda_graphs.uncaptured(lambda: next(numbers), 4)
-    assert (made.calls, made.last, made.captured) == (4, 0, False)
-    made.run()
+    replay = cuda_graphs.uncaptured(lambda: next(numbers), 4)
+    assert (replay.calls, replay.last, replay.captured) == (4, 0, False)
+    replay.run()
     assert next(numbers) == 5
 
 

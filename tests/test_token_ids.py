@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The one function that reads a caller's list of token ids, or a file of them."""
 
 import json

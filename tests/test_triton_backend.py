@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How Triton's kernels are selected; nothing else needs Triton."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every Triton kernel, compiled for its devices, without one of them.
 
 Registers, spills and shared memory come from the binaries; only a GPU can confirm their effect on
@@ -54,8 +55,8 @@ def compiled(kernel: Any, target: str, types: dict[str, str], **constants: Any) 
         kernel = kernel.fn  # unwrap the autotuner
     values = {name: value for name, value in constants.items() if name.isupper()}
     options = {name: value for name, value in constants.items() if not name.isupper()}
-    known = POINTERS | SCALARS | types
-    signature = {name: known.get(name, "i32") for name in kernel.arg_names}
+    types_of = POINTERS | SCALARS | types
+    signature = {name: types_of.get(name, "i32") for name in kernel.arg_names}
     signature |= dict.fromkeys(values, "constexpr")
     even = [name for name, kind in signature.items() if kind[0] == "*" or "stride" in name] + [
         name for name in signature if name == "dim"
@@ -209,7 +210,7 @@ def test_gather(target: str, kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("kernel", ["mark", "choose", "seat"])
+@pytest.mark.parametrize("kernel", ["mark", "choose", "place"])
 def test_vocab(target: str, kernel: str, tmp_path: Path) -> None:
     vocab = module("vocab_update")
     for ragged, tokens in ((True, "*i64"), (False, "*i32")):

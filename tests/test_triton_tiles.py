@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Paths of the Triton kernels that the shared tests do not reach: several tiles, and arithmetic.
 
 The arithmetic is the part written by hand. Tiles are small, because the interpreter is too slow for
@@ -28,7 +29,7 @@ def module(name: str) -> Any:
 def test_selection_over_several_rounds(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Select from the first 128 slots, then better ones from the rest; NaN is in a later round."""
     monkeypatch.setattr(module("sparse_head"), "BLOCK", 128)
-    options = {"dim": 20, "capacity": 500, "vocab_size": 900, "active": 450, "groups": 2}
+    options = {"dim": 20, "capacity": 500, "vocab_size": 900, "active": 450, "num_groups": 2}
     case = head_case(3, m=3, padding=True, **options)
     spoilt = case.weight.clone()
     spoilt[case.active_ids[0, 400:][case.active_ids[0, 400:] >= 0][0].long()] = float("nan")
@@ -54,7 +55,7 @@ def test_a_row_that_only_the_last_round_fills(monkeypatch: pytest.MonkeyPatch) -
 def test_more_rows_of_hidden_than_a_program_takes(dtype: torch.dtype) -> None:
     """Members of a group are all over the batch, in several blocks; D has several stretches."""
     case = head_case(
-        4, m=150, dim=300, capacity=70, vocab_size=90, groups=2, padding=True, dtype=dtype
+        4, m=150, dim=300, capacity=70, vocab_size=90, num_groups=2, padding=True, dtype=dtype
     )
     exact = logits_in(case, torch.float64)
     assert_close(sparse_logits(*case.tensors(), **case.options()), exact, tolerance(case))
@@ -69,7 +70,7 @@ def test_vocabulary_of_several_tiles(
 ) -> None:
     monkeypatch.setattr(module("vocab_update"), "BLOCK", 16)
     rng = torch.Generator().manual_seed(0)
-    got = vocab_state(80, 33, groups=2, pinned=(5, 6), clock=clock)
+    got = vocab_state(80, 33, num_groups=2, pinned=(5, 6), clock=clock)
     want = got.copy()
     for count in (7, 50, 3, 90):
         tokens = torch.randint(-1, 80, (count,) if ragged else (2, count), generator=rng)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """load_state_dict: the states that a vocabulary rejects."""
 
 import re
@@ -15,7 +16,7 @@ PINNED = 2**63 - 1
 
 
 def filled() -> ActiveVocab:
-    vocab = ActiveVocab(20, 4, groups=2, pinned=[9])
+    vocab = ActiveVocab(20, 4, num_groups=2, pinned=[9])
     vocab.update(torch.tensor([[1, 2, 3], [4, 5, -1]]))
     return vocab
 
@@ -25,7 +26,7 @@ def test_the_state_that_the_rows_below_change() -> None:
     assert state["ids"].tolist() == [[9, 1, 2, 3], [9, 4, 5, -1]]
     assert state["slot_stamps"].tolist() == [[PINNED, 0, 1, 2], [PINNED, 0, 1, -1]]
     assert state["clock"].tolist() == [3, 3]
-    ActiveVocab(20, 4, groups=2).load_state_dict(state)
+    ActiveVocab(20, 4, num_groups=2).load_state_dict(state)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +55,7 @@ def test_the_state_that_the_rows_below_change() -> None:
 def test_an_inconsistent_state(
     name: str, place: tuple[int, ...], value: int, expected: str, got: str
 ) -> None:
-    state, vocab = filled().state_dict(), ActiveVocab(20, 4, groups=2)
+    state, vocab = filled().state_dict(), ActiveVocab(20, 4, num_groups=2)
     before = vocab.state_dict()
     state[name][place] = value
     with pytest.raises(ValueError, match=r"^ActiveVocab: state_dict: \w+: expected ") as raised:
@@ -83,17 +84,19 @@ def test_another_kind(name: str, change: Any, message: str) -> None:
 @given(state=states())
 def test_nonsense_is_refused_or_works(state: State) -> None:
     """An accepted state behaves like a vocabulary: a token that comes is active."""
-    groups, capacity, vocab_size = state.sizes
+    num_groups, capacity, vocab_size = state.sizes
     if capacity == 0:
         return
-    vocab = ActiveVocab(vocab_size, capacity, groups=groups)
+    vocab = ActiveVocab(vocab_size, capacity, num_groups=num_groups)
     names = ("ids", "slot_stamps", "token_slots", "clock")
     try:
         vocab.load_state_dict(dict(zip(names, state.tensors(), strict=True)))
     except ValueError:
-        assert vocab.size.tolist() == [0] * groups
+        assert vocab.size.tolist() == [0] * num_groups
         return
-    newest = torch.full((groups, 1), vocab_size - 1)
+    newest = torch.full((num_groups, 1), vocab_size - 1)
     vocab.update(newest)
     room = (vocab.slot_stamps != PINNED).any(1)
-    assert torch.equal(vocab.contains(newest)[:, 0] | ~room, torch.ones(groups, dtype=torch.bool))
+    assert torch.equal(
+        vocab.contains(newest)[:, 0] | ~room, torch.ones(num_groups, dtype=torch.bool)
+    )

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """vocab_update_ over recorded outputs of real models, with their repetition, drift and eviction.
 
 The recordings are not part of the repository: MICROSPEC_TRACES names their folder, by default
@@ -76,7 +77,7 @@ def test_trace(path: Path) -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_trace_equals_reference(path: Path) -> None:
     """Compare bit for bit, with two interleaved requests, over the file's first calls."""
-    got = vocab_state(VOCAB_SIZE, 512, groups=2, clock=10**12)
+    got = vocab_state(VOCAB_SIZE, 512, num_groups=2, clock=10**12)
     want = got.copy()
     batches = calls(path)
     for first, second in zip(batches[0:40:2], batches[1:40:2], strict=True):

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """vocab_update_ against the tests' LRU and, bit for bit, against the reference."""
 
 import itertools
@@ -50,7 +51,7 @@ def step(
 @st.composite
 def streams(draw: st.DrawFn) -> tuple[VocabState, list[Lru], list[tuple[Tensor, Tensor | None]]]:
     """Draw a vocabulary and calls: batches longer than it, padding, ragged, either dtype."""
-    capacity, groups = draw(st.integers(0, 12)), draw(st.integers(1, 3))
+    capacity, num_groups = draw(st.integers(0, 12)), draw(st.integers(1, 3))
     # The edges: all slots pinned, one slot free, and none pinned.
     count = draw(st.sampled_from(sorted({0, capacity // 2, max(0, capacity - 1), capacity})))
     pinned = tuple(range(5, 5 + count))
@@ -61,15 +62,15 @@ def streams(draw: st.DrawFn) -> tuple[VocabState, list[Lru], list[tuple[Tensor, 
     for _ in range(draw(st.integers(1, 8))):
         n = draw(st.sampled_from((0, 1, 2, 5, 13, 60)))
         ragged = draw(st.booleans())
-        tokens = torch.randint(-1, spread, (n,) if ragged else (groups, n), generator=rng)
+        tokens = torch.randint(-1, spread, (n,) if ragged else (num_groups, n), generator=rng)
         if draw(st.booleans()):
             tokens = tokens.int()
-        token_groups = torch.randint(-1, groups, (n,), generator=rng) if ragged else None
+        token_groups = torch.randint(-1, num_groups, (n,), generator=rng) if ragged else None
         if token_groups is not None and draw(st.booleans()):
             token_groups = token_groups.int()
         calls.append((tokens, token_groups))
-    state = vocab_state(V, capacity, groups=groups, pinned=pinned, clock=start)
-    return state, [Lru(capacity, pinned) for _ in range(groups)], calls
+    state = vocab_state(V, capacity, num_groups=num_groups, pinned=pinned, clock=start)
+    return state, [Lru(capacity, pinned) for _ in range(num_groups)], calls
 
 
 @pytest.mark.backends(*ALL)
@@ -125,7 +126,7 @@ def test_a_late_clock_is_as_good_as_an_early_one(clock: int) -> None:
 
 
 def test_nothing_to_do() -> None:
-    state = vocab_state(V, 6, groups=2)
+    state = vocab_state(V, 6, num_groups=2)
     vocab_update_(*state.tensors(), torch.tensor([[1, 2, 3], [4, 5, 6]]))
     before = state.copy()
     for tokens, groups in [
@@ -156,7 +157,7 @@ def test_many_groups_on_many_threads() -> None:
     for threads in (1, 2, 4):
         torch.set_num_threads(threads)
         state, caches = (
-            vocab_state(500, 64, groups=31, pinned=(2, 7)),
+            vocab_state(500, 64, num_groups=31, pinned=(2, 7)),
             [Lru(64, (2, 7)) for _ in range(31)],
         )
         for tokens in batches:
@@ -171,17 +172,17 @@ def test_many_groups_on_many_threads() -> None:
         assert_same_state(state, states[0])
 
 
-@pytest.mark.parametrize("groups", [1, 2])
-def test_nothing_beside_the_state_is_written(groups: int) -> None:
+@pytest.mark.parametrize("num_groups", [1, 2])
+def test_nothing_beside_the_state_is_written(num_groups: int) -> None:
     """The state lies in larger tables of a sentinel, which must stay intact."""
-    plain = vocab_state(V, 6, groups=groups)
+    plain = vocab_state(V, 6, num_groups=num_groups)
     outer = [t.new_full((t.size(0) + 2, *t.shape[1:]), 77) for t in plain.tensors()]
     for wide, tensor in zip(outer, plain.tensors(), strict=True):
         wide[1:-1] = tensor
     inner = VocabState(*(wide[1:-1] for wide in outer))
     rng = torch.Generator().manual_seed(4)
     for _ in range(5):
-        tokens = torch.randint(-1, V, (groups, 9), generator=rng)
+        tokens = torch.randint(-1, V, (num_groups, 9), generator=rng)
         vocab_update_(*inner.tensors(), tokens)
         vocab_update_(*plain.tensors(), tokens)
     assert_same_state(inner, plain)
@@ -197,7 +198,7 @@ def test_table_beyond_2_to_31_entries(tmp_path: object) -> None:
     tokens = torch.tensor([[size - 1, 5, 9], [9, size - 2, 5], [7, size - 1, 8]])
     for group, row in enumerate(tokens):
         slots[group, row] = -1
-    small = vocab_state(1, 2, groups=3)
+    small = vocab_state(1, 2, num_groups=3)
     vocab_update_(small.active_ids, small.slot_stamps, slots, small.clock, tokens)
     assert small.active_ids.tolist() == [[5, 9], [size - 2, 5], [size - 1, 8]]
     for group, row in enumerate(tokens):
@@ -223,7 +224,7 @@ def test_every_capacity(capacity: int) -> None:
 
 def test_groups_beyond_shared_memory_have_each_their_own_workspace() -> None:
     rng = torch.Generator().manual_seed(11)
-    state, caches = vocab_state(17_000, 16_385, groups=3), [Lru(16_385) for _ in range(3)]
+    state, caches = vocab_state(17_000, 16_385, num_groups=3), [Lru(16_385) for _ in range(3)]
     for _ in range(2):
         step(state, caches, torch.randint(-1, 17_000, (3, 900), generator=rng))
 
@@ -231,7 +232,7 @@ def test_groups_beyond_shared_memory_have_each_their_own_workspace() -> None:
 PEAK = """
 import resource, sys, torch, microspec_kernels as m
 ragged = sys.argv[1] == "True"
-vocab = m.ActiveVocab(5000, 100, groups=3 if ragged else 1)
+vocab = m.ActiveVocab(5000, 100, num_groups=3 if ragged else 1)
 def update(count):
     tokens = torch.randint(5000, (count,))
     groups = torch.randint(3, (count,)) if ragged else None
@@ -255,7 +256,7 @@ def test_a_long_batch_is_not_copied(ragged: bool) -> None:
 @pytest.mark.backends(*CPU)
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 def test_what_the_walk_does_not_reach_is_checked(dtype: torch.dtype) -> None:
-    state = vocab_state(V, 4, groups=2)
+    state = vocab_state(V, 4, num_groups=2)
     before = state.copy()
     tokens = torch.arange(3000, dtype=dtype).remainder(V)
     groups = torch.arange(3000, dtype=dtype).remainder(2)
@@ -316,7 +317,7 @@ OUT_OF_RANGE = [-2, -(2**31), V, V + 1, 2**31 - 1, 2**32, 2**32 + 3, -(2**32) + 
 @pytest.mark.parametrize("ragged", [False, True])
 def test_tokens_and_groups_out_of_range_are_padding_on_cuda(ragged: bool) -> None:
     rng = torch.Generator().manual_seed(9)
-    state, strange = vocab_state(V, 12, groups=2, pinned=(5,)), torch.tensor(OUT_OF_RANGE)
+    state, strange = vocab_state(V, 12, num_groups=2, pinned=(5,)), torch.tensor(OUT_OF_RANGE)
 
     def spoilt(values: Tensor) -> tuple[Tensor, Tensor]:
         """Return the ids with some out of range, and the ids with -1 in the same places."""
@@ -353,7 +354,7 @@ def test_a_broken_table_breaks_nothing_beside_it_on_cuda(table: str) -> None:
     """Tables with any content promise no result, but the op touches no other memory."""
     rng = torch.Generator().manual_seed(10)
     for _ in range(10):
-        plain = vocab_state(V, 6, groups=2)
+        plain = vocab_state(V, 6, num_groups=2)
         outer = [t.new_full((t.size(0) + 2, *t.shape[1:]), 77) for t in plain.tensors()]
         for wide, tensor in zip(outer, plain.tensors(), strict=True):
             wide[1:-1] = tensor

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """WeightSlab: the front always equals the vocabulary, and an old front stays valid for readers."""
 
 import re
@@ -31,7 +32,7 @@ def rows_of(view: SlabView, group_ids: Tensor) -> tuple[Tensor, Tensor, Tensor |
 
 def assert_front_is(slab: WeightSlab, weight: Tensor, scale: Tensor | None = None) -> None:
     vocab = slab.vocab
-    view = slab.front(torch.arange(vocab.groups))
+    view = slab.front(torch.arange(vocab.num_groups))
     ids, rows, slab_scale = rows_of(view, view.group_ids)
     assert_bitwise(ids, vocab.ids, "ids")
     held = vocab.ids >= 0
@@ -46,29 +47,29 @@ def assert_front_is(slab: WeightSlab, weight: Tensor, scale: Tensor | None = Non
         assert_bitwise(slab_scale[held], want_scale, "scale")
 
 
-def random_tokens(rng: torch.Generator, groups: int) -> Tensor:
+def random_tokens(rng: torch.Generator, num_groups: int) -> Tensor:
     n = int(torch.randint(0, 12, (1,), generator=rng))
-    return torch.randint(-1, V, (groups, n), generator=rng)
+    return torch.randint(-1, V, (num_groups, n), generator=rng)
 
 
 @given(
-    groups=st.integers(1, 3),
+    num_groups=st.integers(1, 3),
     buffers=st.sampled_from((1, 2)),
     dtype=st.sampled_from((None, *QUANTISED)),
     seed=st.integers(0, 9999),
 )
 def test_front_follows_the_vocabulary(
-    groups: int, buffers: int, dtype: torch.dtype | None, seed: int
+    num_groups: int, buffers: int, dtype: torch.dtype | None, seed: int
 ) -> None:
-    vocab = ActiveVocab(V, K, groups=groups, pinned=[4])
+    vocab = ActiveVocab(V, K, num_groups=num_groups, pinned=[4])
     slab = WeightSlab(WEIGHT, vocab, dtype=dtype, buffers=buffers)
     rng = torch.Generator().manual_seed(seed)
     for step in range(7):
         for _ in range(step % 3):  # zero to two updates between refreshes
-            vocab.update(random_tokens(rng, groups))
-        old = slab.front(torch.arange(groups))
+            vocab.update(random_tokens(rng, num_groups))
+        old = slab.front(torch.arange(num_groups))
         before = [None if t is None else t.clone() for t in rows_of(old, old.group_ids)]
-        vocab.update(random_tokens(rng, groups))
+        vocab.update(random_tokens(rng, num_groups))
         # The vocabulary has changed; the front has not.
         for now, then in zip(rows_of(old, old.group_ids), before, strict=True):
             assert (now is None) == (then is None)
@@ -88,7 +89,7 @@ def test_a_refresh_is_of_the_vocabulary_as_it_was_when_it_was_asked_for(
     buffers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a GPU the copy starts when its stream reaches it: here after another update."""
-    vocab = ActiveVocab(V, K, groups=2)
+    vocab = ActiveVocab(V, K, num_groups=2)
     slab = WeightSlab(WEIGHT, vocab, buffers=buffers)
     vocab.update(torch.tensor([[1, 2, 3], [4, 5, 6]]))
     asked, used = vocab.ids.clone(), []
@@ -173,7 +174,7 @@ def test_what_reads_or_writes_the_rows_waits_for_the_copying(
 
 
 def test_group_ids_point_into_the_front_buffer() -> None:
-    vocab = ActiveVocab(V, K, groups=3)
+    vocab = ActiveVocab(V, K, num_groups=3)
     slab = WeightSlab(WEIGHT, vocab, buffers=2)
     seen = set()
     for _ in range(3):
@@ -189,7 +190,7 @@ def test_group_ids_point_into_the_front_buffer() -> None:
 
 def test_view_is_what_the_head_takes() -> None:
     """Each group has its own tokens and padding, through both buffers."""
-    vocab = ActiveVocab(V, K, groups=2)
+    vocab = ActiveVocab(V, K, num_groups=2)
     slab = WeightSlab(WEIGHT, vocab, dtype=torch.int8)
     hidden = torch.randn(5, D)
     groups = torch.tensor([1, 0, -1, 1, 0])
@@ -231,7 +232,7 @@ def test_only_changed_rows_are_copied(buffers: int) -> None:
 @pytest.mark.parametrize("dtype", QUANTISED, ids=str)
 def test_quantised_weight(dtype: torch.dtype) -> None:
     weight, scale = reference.quantise_rows(WEIGHT, dtype)
-    vocab = ActiveVocab(V, K, groups=2)
+    vocab = ActiveVocab(V, K, num_groups=2)
     slab = WeightSlab(weight, vocab, weight_scale=scale)
     assert slab.rows.dtype == dtype
     for seed in range(4):

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ops of :mod:`microspec_kernels.reference` as Triton kernels, one file per op.
 
 Signatures and meaning are the same. Arguments are not checked (``microspec_kernels._checks`` has

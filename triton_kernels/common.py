@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Helpers of the launchers: the properties of the device, and the device to launch on."""
 
 from contextlib import AbstractContextManager, nullcontext

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The epilogue of both head ops' kernels: turn the projection's partial sums into logits."""
 
 import triton
@@ -25,10 +26,10 @@ def _tanh(x):
 
 
 @triton.jit
-def group_of(group_ids, row, groups):
-    """Return a row's group, or -1 if it is not in [0, groups)."""
+def group_of(group_ids, row, num_groups):
+    """Return a row's group, or -1 if it is not in [0, num_groups)."""
     group = tl.load(group_ids + row)
-    return tl.where((group >= 0) & (group < groups), group, -1).to(tl.int32)
+    return tl.where((group >= 0) & (group < num_groups), group, -1).to(tl.int32)
 
 
 @triton.jit

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """gather_rows_: copy or quantise the rows of the slots whose id changed.
 
 A program compares the ids of a few slots, then moves one changed row after the other. Its slots are
@@ -71,6 +72,7 @@ def _quantise(source, target, scale, dim, E4M3: tl.constexpr, BLOCK: tl.constexp
 
 @triton.jit
 def _copy(source, target, dim, BLOCK: tl.constexpr):
+    """Copy one row of dim elements."""
     for start in range(0, dim, BLOCK):
         d = start + tl.arange(0, BLOCK)
         tl.store(target + d, tl.load(source + d, mask=d < dim), mask=d < dim)

@@ -1,8 +1,9 @@
+# SPDX-License-Identifier: Apache-2.0
 """Active rows × hidden: the part of both head ops that reads the weight.
 
 The bytes of the rows bound the product. So each active row is read once, and as many bytes are kept
-in flight as the device needs. A program owns 64 slots of one group and a stretch of D. It streams
-their rows through ``tl.dot`` against all of the group's rows of hidden. There are as many stretches
+in flight as the device needs. A program owns 64 slots of one group and one split of D. It streams
+their rows through ``tl.dot`` against all of the group's rows of hidden. There are as many splits
 as fill the device at once. Their fp32 sums go to a scratch tensor. ``finish`` adds them in order,
 in the kernel that consumes them, without atomics, so the result has the same bits every time.
 """
@@ -31,6 +32,7 @@ WIDEN = tl.constexpr(INTERPRETED)
 
 
 def _config(block_d: int, stages: int, warps: int, registers: int | None) -> triton.Config:
+    """Return a configuration of ``project_kernel``; registers=None lets the compiler choose."""
     return triton.Config(
         {"BLOCK_D": block_d}, num_stages=stages, num_warps=warps, maxnreg=registers
     )
@@ -53,6 +55,7 @@ def configs(fp32: bool, block_m: int, hip: bool = HIP) -> list[triton.Config]:
 
 
 def _usable(_: object, arguments: dict[str, Tensor], **constants: int) -> list[triton.Config]:
+    """Return the configurations that fit the call: the rule for ``prune_configs_by``."""
     return configs(arguments["hidden"].dtype == torch.float32, constants["BLOCK_M"])
 
 
@@ -170,7 +173,7 @@ class Projection:
         partial: fp32 [splits, M, K].
         group_ids: [M]. If there are none, any tensor, as for weight_scale and bias below: the
             kernels' constants say that they are not read.
-        groups: G.
+        num_groups: G.
         last_id: the largest valid id.
         arguments: the arguments of ``finish``, from weight_scale on.
         constants: the constants of ``finish``, and GROUPED.
@@ -195,16 +198,16 @@ class Projection:
             )
         m_rows, dim = hidden.shape
         capacity = active_ids.size(-1)
-        groups = active_ids.size(0) if active_ids.dim() == 2 else 1
+        num_groups = active_ids.size(0) if active_ids.dim() == 2 else 1
         if packed:
             last_id = 2**31 - 1 if bias is None else bias.size(0) - 1
         else:
             last_id = weight.size(0) - 1
-        tiles = groups * triton.cdiv(capacity, BLOCK_SLOTS)
+        tiles = num_groups * triton.cdiv(capacity, BLOCK_SLOTS)
         steps, splits = self._cut(dim, tiles, hidden.device)
         self.partial = hidden.new_empty((splits, m_rows, capacity), dtype=torch.float32)
         self.group_ids = active_ids if group_ids is None else group_ids
-        self.groups, self.last_id = groups, last_id
+        self.num_groups, self.last_id = num_groups, last_id
         self.arguments = (
             hidden if weight_scale is None else weight_scale,
             hidden if bias is None else bias,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """sparse_head: top-k and logsumexp of the projection's logits, one program per row of hidden.
 
 Selection compares 64-bit keys, with the logit above the complement of the id. No two keys are
@@ -44,6 +45,7 @@ def _keys(z, ids, valid):
 
 @triton.jit
 def _logits_of(keys):
+    """Return the keys' logits: the inverse of ``_keys``, with -inf for empty slots."""
     ordered = (keys >> 32).to(tl.int32)
     bits = ordered ^ ((ordered >> 31) & 0x7FFFFFFF)
     z = bits.to(tl.float32, bitcast=True)
@@ -75,12 +77,12 @@ def _select(keys, best, k, MERGE: tl.constexpr):
 @triton.jit
 def _units(z, top):
     """Return the sum of exp(z - top) in fixed point; NaN, and -inf at top = -inf, add nothing."""
-    share = tl.where(z < top, tl.exp(z - top), 0.0)
-    share = tl.where((z == top) & (z > float("-inf")), 1.0, share)
-    return tl.sum((share * UNITS).to(tl.int64), 0)
+    term = tl.where(z < top, tl.exp(z - top), 0.0)
+    term = tl.where((z == top) & (z > float("-inf")), 1.0, term)
+    return tl.sum((term * UNITS).to(tl.int64), 0)
 
 
-@triton.jit(do_not_specialize=["groups", "last_id", "m_rows", "capacity", "splits", "k"])
+@triton.jit(do_not_specialize=["num_groups", "last_id", "m_rows", "capacity", "splits", "k"])
 def sparse_head_kernel(
     logits,  # fp32 [M, k]
     token_ids,  # int64 [M, k]
@@ -88,7 +90,7 @@ def sparse_head_kernel(
     partial,  # fp32 [splits, M, K]
     active_ids,  # int32 [G, K]
     group_ids,  # [M], when GROUPED
-    groups,  # G
+    num_groups,  # G
     last_id,  # V - 1
     k,
     weight_scale,
@@ -107,7 +109,7 @@ def sparse_head_kernel(
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0)
-    group = group_of(group_ids, row, groups) if GROUPED else row * 0
+    group = group_of(group_ids, row, num_groups) if GROUPED else row * 0
     in_use = tl.where(group >= 0, capacity, 0)
     group_active = active_ids + group.to(tl.int64) * capacity
     lanes = tl.arange(0, BLOCK)
@@ -200,7 +202,7 @@ def sparse_head(
                 product.partial,
                 active_ids,
                 product.group_ids,
-                product.groups,
+                product.num_groups,
                 product.last_id,
                 k,
                 *product.arguments,

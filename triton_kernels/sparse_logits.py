@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """sparse_logits: finish the projection's partial sums slot by slot."""
 
 import torch
@@ -13,13 +14,13 @@ from .projection import Projection
 BLOCK = 1024
 
 
-@triton.jit(do_not_specialize=["groups", "last_id", "m_rows", "capacity", "splits"])
+@triton.jit(do_not_specialize=["num_groups", "last_id", "m_rows", "capacity", "splits"])
 def sparse_logits_kernel(
     logits,  # fp32 [M, K]
     partial,  # fp32 [splits, M, K]
     active_ids,  # int32 [G, K]
     group_ids,  # [M], when GROUPED
-    groups,  # G
+    num_groups,  # G
     last_id,  # V - 1
     weight_scale,
     bias,
@@ -37,7 +38,7 @@ def sparse_logits_kernel(
 ):
     row = tl.program_id(0)
     slots = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    group = group_of(group_ids, row, groups) if GROUPED else row * 0
+    group = group_of(group_ids, row, num_groups) if GROUPED else row * 0
     in_use = tl.where(group >= 0, capacity, 0)
     group_active = active_ids + group.to(tl.int64) * capacity
     ids = tl.load(group_active + slots, mask=slots < in_use, other=-1)
@@ -75,7 +76,7 @@ def sparse_logits(
                 product.partial,
                 active_ids,
                 product.group_ids,
-                product.groups,
+                product.num_groups,
                 product.last_id,
                 *product.arguments,
                 **product.constants,

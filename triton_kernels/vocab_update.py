@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """vocab_update_: exact LRU without a list; each slot carries the time of its last use.
 
 Sequential LRU over a batch leaves the most recently used distinct tokens, as many as there are
@@ -8,8 +9,8 @@ unpinned slots, in whatever order the evictions happened. Three kernels compute 
    position).
 2. Choose: the last occurrences are numbered from the newest token back. Newcomers among as many as
    there is room for are recorded; the marks of the other newcomers are removed.
-3. Seat: bisection finds the slots with the smallest stamps. They are freed, and the oldest newcomer
-   takes the lowest of them.
+3. Place: bisection finds the slots with the smallest stamps. They are freed, and the oldest
+   newcomer takes the lowest of them.
 
 These are separate kernels, not phases of one kernel with barriers between them, because on AMD a
 barrier waits for shared memory only. The atomics are integer maxima and minima, so their result
@@ -41,6 +42,7 @@ def _look_up(tokens, token_groups, token_slots, group, at, count, vocab_size, RA
 
 @triton.jit
 def _count_at_most(stamps, capacity, limit, BLOCK: tl.constexpr):
+    """Return the number of slots whose stamp is at most ``limit``."""
     hits = 0
     for start in range(0, capacity, BLOCK):
         slot = start + tl.arange(0, BLOCK)
@@ -92,14 +94,14 @@ def mark_kernel(
     if not RAGGED:
         tokens += group.to(tl.int64) * count
     at = tl.program_id(0) % chunks * BLOCK + tl.arange(0, BLOCK)
-    token, mine, slot = _look_up(
+    token, in_group, slot = _look_up(
         tokens, token_groups, token_slots, group, at, count, vocab_size, RAGGED
     )
     # Pinned slots carry the largest possible stamp, and keep it.
     stamp = tl.load(clock + group) + at
-    resident = mine & (slot >= 0) & (slot < capacity)
+    resident = in_group & (slot >= 0) & (slot < capacity)
     tl.atomic_max(slot_stamps + slot, stamp, mask=resident, sem="relaxed")
-    tl.atomic_min(token_slots + token, -2 - at, mask=mine & (slot < 0), sem="relaxed")
+    tl.atomic_min(token_slots + token, -2 - at, mask=in_group & (slot < 0), sem="relaxed")
 
 
 @triton.jit(do_not_specialize=["capacity", "vocab_size", "count"])
@@ -128,12 +130,12 @@ def choose_kernel(
     wanted = 0
     for start in range(0, count, BLOCK):
         at = count - 1 - start - tl.arange(0, BLOCK)
-        token, mine, slot = _look_up(
+        token, in_group, slot = _look_up(
             tokens, token_groups, token_slots, group, at, count, vocab_size, RAGGED
         )
-        resident = mine & (slot >= 0) & (slot < capacity)
+        resident = in_group & (slot >= 0) & (slot < capacity)
         stamp = tl.load(slot_stamps + slot, mask=resident, other=-1)
-        new = mine & (slot == -2 - at)
+        new = in_group & (slot == -2 - at)
         last = (new | (resident & (stamp == base + at))).to(tl.int32)
         chosen = new & (distinct + tl.cumsum(last, 0) <= room)
         number = wanted + tl.cumsum(chosen.to(tl.int32), 0) - 1
@@ -146,7 +148,7 @@ def choose_kernel(
 
 
 @triton.jit(do_not_specialize=["capacity", "vocab_size", "count"])
-def seat_kernel(
+def place_kernel(
     active_ids,  # int32 [G, K]
     slot_stamps,  # int64 [G, K]
     token_slots,  # int32 [G, V]
@@ -170,12 +172,12 @@ def seat_kernel(
     wanted = tl.load(newcomers + capacity)
     if wanted > 0:
         threshold = _eviction_threshold(slot_stamps, capacity, wanted, base + count, BLOCK)
-        seated = 0
+        placed = 0
         for start in range(0, capacity, BLOCK):
             slot = start + tl.arange(0, BLOCK)
             stamp = tl.load(slot_stamps + slot, mask=slot < capacity, other=PINNED)
             freed = stamp <= threshold
-            number = seated + tl.cumsum(freed.to(tl.int32), 0) - 1
+            number = placed + tl.cumsum(freed.to(tl.int32), 0) - 1
             # Only empty slots share a stamp; the lowest of them go first.
             freed = freed & (number < wanted)
             at = tl.load(newcomers + wanted - 1 - number, mask=freed, other=0)
@@ -185,7 +187,7 @@ def seat_kernel(
             tl.store(token_slots + token, slot, mask=freed)
             tl.store(active_ids + slot, token, mask=freed)
             tl.store(slot_stamps + slot, base + at, mask=freed)
-            seated += tl.sum(freed.to(tl.int32), 0)
+            placed += tl.sum(freed.to(tl.int32), 0)
     # Store the clock last: by then every warp that needs it has read the old value.
     tl.store(clock + group, base + count)
 
@@ -200,17 +202,17 @@ def vocab_update_(
     token_groups: Tensor | None = None,
 ) -> None:
     """Compute :func:`microspec_kernels.vocab_update_` in Triton, without its checks."""
-    groups, vocab_size = token_slots.shape
+    num_groups, vocab_size = token_slots.shape
     capacity, count = active_ids.size(-1), tokens.size(-1)
     if not count:
         return
     ragged = token_groups is not None
-    newcomers = active_ids.new_empty((groups, capacity + 1))
+    newcomers = active_ids.new_empty((num_groups, capacity + 1))
     tables = (slot_stamps, token_slots, clock, tokens)
     stream = (*tables, token_groups if ragged else tokens)
     sizes = (capacity, vocab_size, count)
     options = {"RAGGED": ragged, "BLOCK": BLOCK, "num_warps": 8}
     with on_device_of(active_ids):
-        mark_kernel[(groups * triton.cdiv(count, BLOCK),)](*stream, *sizes, **options)
-        choose_kernel[(groups,)](*stream, newcomers, *sizes, **options)
-        seat_kernel[(groups,)](active_ids, *tables, newcomers, *sizes, **options)
+        mark_kernel[(num_groups * triton.cdiv(count, BLOCK),)](*stream, *sizes, **options)
+        choose_kernel[(num_groups,)](*stream, newcomers, *sizes, **options)
+        place_kernel[(num_groups,)](active_ids, *tables, newcomers, *sizes, **options)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What does the head save while text is generated?
 
     python -m bench.decoding.pair              from prompt to text, on the demonstration pair

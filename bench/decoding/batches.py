@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Should the requests of a batch share one active vocabulary, or have one each?
 
     python -m bench.decoding.batches [--quick] [--device cpu|cuda] [--out DIR]
@@ -120,8 +121,8 @@ def row(done: Run, expected: list[list[int]], depth: int, row_bytes: int) -> dic
 
 
 def measure(args: argparse.Namespace, kinds: dict[str, list[Tensor]]) -> options.Rows:
-    target, draft, frequency = load_pair(args.device)
-    policies = {"filled": default(frequency), "empty": Policy(MICROSPEC)}
+    target, draft, frequent_tokens = load_pair(args.device)
+    policies = {"filled": default(frequent_tokens), "empty": Policy(MICROSPEC)}
     weight = draft.lm_head.weight
     row_bytes = weight.shape[1] * weight.element_size()
     new = args.new or (8 if args.quick else 64)
@@ -131,9 +132,9 @@ def measure(args: argparse.Namespace, kinds: dict[str, list[Tensor]]) -> options
         expected = [target_alone(target, ids, new, Sampling()).tokens.tolist() for ids in prompts]
         for begins, size in product(policies, (1, 2) if args.quick else (1, 2, 4, 8)):
             # At least two groups: texts that follow each other would share a single one.
-            for groups in (1, max(size, 2)):
+            for num_groups in (1, max(size, 2)):
                 batch = Batch(
-                    target, draft, capacity=CAPACITY, policy=policies[begins], groups=groups
+                    target, draft, capacity=CAPACITY, policy=policies[begins], num_groups=num_groups
                 )
                 done = run(batch, prompts, size, new)
                 rows.append(
@@ -141,7 +142,7 @@ def measure(args: argparse.Namespace, kinds: dict[str, list[Tensor]]) -> options
                         "tasks": tasks,
                         "begins": begins,
                         "requests": size,
-                        "vocabulary": "shared" if groups == 1 else "one a request",
+                        "vocabulary": "shared" if num_groups == 1 else "one a request",
                         **row(done, expected, batch.shape.depth, row_bytes),
                     }
                 )

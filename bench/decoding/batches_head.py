@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What does the head of a batch take at a real model's sizes: one vocabulary for all, or one each?
 
     python -m bench.decoding.batches_head [--quick] [--device cpu|cuda] [--out DIR]
@@ -23,18 +24,18 @@ SETS = 4  # used in turn, each of MOST vocabularies
 
 
 def call(
-    hidden: Tensor, weight: Tensor, sets: list[Tensor], groups: int, turn: int
+    hidden: Tensor, weight: Tensor, sets: list[Tensor], num_groups: int, turn: int
 ) -> tuple[Tensor, ...]:
-    group_ids = torch.arange(len(hidden), device=hidden.device) // LEVEL % groups
-    return ops.sparse_head(hidden, weight, sets[turn][:groups], K_BEST, group_ids=group_ids)
+    group_ids = torch.arange(len(hidden), device=hidden.device) // LEVEL % num_groups
+    return ops.sparse_head(hidden, weight, sets[turn][:num_groups], K_BEST, group_ids=group_ids)
 
 
-def check(hidden: Tensor, weight: Tensor, sets: list[Tensor], groups: int) -> None:
+def check(hidden: Tensor, weight: Tensor, sets: list[Tensor], num_groups: int) -> None:
     """Check that each request gets what a call for this request alone returns."""
-    found = call(hidden, weight, sets, groups, 0)[1].split(LEVEL)
+    found = call(hidden, weight, sets, num_groups, 0)[1].split(LEVEL)
     for request, rows in enumerate(hidden.split(LEVEL)):
-        alone = ops.sparse_head(rows, weight, sets[0][request % groups], K_BEST)[1]
-        assert torch.equal(found[request], alone), f"request {request} of {groups} groups"
+        alone = ops.sparse_head(rows, weight, sets[0][request % num_groups], K_BEST)[1]
+        assert torch.equal(found[request], alone), f"request {request} of {num_groups} groups"
 
 
 def measure(device: str, quick: bool) -> options.Rows:
@@ -46,15 +47,15 @@ def measure(device: str, quick: bool) -> options.Rows:
     arms, facts = {}, {}
     for requests in REQUESTS:
         hidden = torch.randn(requests * LEVEL, model.dim, device=device).to(weight.dtype)
-        for groups in sorted({1, requests}):
-            check(hidden, weight, sets, groups)
-            vocabulary = "one a request" if groups > 1 else "shared"
+        for num_groups in sorted({1, requests}):
+            check(hidden, weight, sets, num_groups)
+            vocabulary = "one a request" if num_groups > 1 else "shared"
             name = f"{requests} {vocabulary}"
-            arms[name] = in_turn(partial(call, hidden, weight, sets, groups), SETS)
+            arms[name] = in_turn(partial(call, hidden, weight, sets, num_groups), SETS)
             facts[name] = {
                 "model": model.name, "capacity": capacity, "requests": requests,
                 "vocabulary": vocabulary,
-                "MB_read": groups * capacity * model.dim * weight.element_size() / 1e6,
+                "MB_read": num_groups * capacity * model.dim * weight.element_size() / 1e6,
             }  # fmt: skip
     times = time_arms(arms, rounds=QUICK_ROUNDS if quick else ROUNDS)
     return [{**facts[name], **times[name].in_us()} for name in arms]

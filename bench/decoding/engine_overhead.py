@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What does a step of an engine pay for observing tokens, beside the LM head that it saves?
 
     python -m bench.decoding.engine_overhead [--quick] [--device cpu|cuda] [--out DIR]
@@ -46,16 +47,16 @@ class StepCall:
 def make_head(weight: Tensor, requests: int, capacity: int, **settings: Any) -> EngineHead:
     """Make a head with full vocabularies of random tokens, for all requests or one each."""
     chosen = Settings(capacity=capacity, **settings)
-    groups = requests if chosen.vocabulary == "request" else 1
-    head = EngineHead(weight, chosen, num_groups=groups)
-    for group in range(groups):
+    num_groups = requests if chosen.vocabulary == "request" else 1
+    head = EngineHead(weight, chosen, num_groups=num_groups)
+    for group in range(num_groups):
         tokens = torch.randperm(len(weight), device=weight.device)[:capacity]
-        head.observe(tokens, None if groups == 1 else torch.full_like(tokens, group))
+        head.observe(tokens, None if num_groups == 1 else torch.full_like(tokens, group))
     return head
 
 
 class Observing:
-    """Calls `judge` and `observe` with the tokens of another step each time.
+    """Calls `count_coverage` and `observe` with the tokens of another step each time.
 
     A step's tokens are those that the target was run over, its `best` likeliest after each of them,
     and those that it took.
@@ -63,12 +64,12 @@ class Observing:
 
     def __init__(self, head: EngineHead, requests: int, best: int) -> None:
         rows, device = requests * (DRAFTS + 1), head.vocab.device
-        vocab_size, groups = head.vocab.vocab_size, head.vocab.groups
-        of_row = torch.arange(requests, device=device).repeat_interleave(DRAFTS + 1) % groups
-        self.head, self.rows, self.groups = head, rows, None
+        vocab_size, num_groups = head.vocab.vocab_size, head.vocab.num_groups
+        of_row = torch.arange(requests, device=device).repeat_interleave(DRAFTS + 1) % num_groups
+        self.head, self.rows, self.token_groups = head, rows, None
         which = of_row.repeat(best + 2)
-        if groups > 1:
-            self.groups = which
+        if num_groups > 1:
+            self.token_groups = which
         self.sets = []
         for _ in range(SETS):
             slots = torch.randint(head.capacity, (len(which),), device=device)
@@ -80,10 +81,10 @@ class Observing:
         self.calls, self.entered_before = 0, entered(head)
 
     def __call__(self) -> None:
-        tokens, groups = next(self.turn), self.groups
-        taken = None if groups is None else groups[-self.rows :]
+        tokens, token_groups = next(self.turn), self.token_groups
+        taken = None if token_groups is None else token_groups[-self.rows :]
         self.head.count_coverage(tokens[-self.rows :], taken)
-        self.head.observe(tokens, groups)
+        self.head.observe(tokens, token_groups)
         self.calls += 1
 
     def rows_entered(self) -> float:
@@ -98,19 +99,19 @@ def entered(head: EngineHead) -> int:
         torch.cuda.synchronize()
     stats = head.stats()
     assert stats is not None
-    return stats.rows_entered
+    return stats.rows_activated
 
 
-def check(head: EngineHead, logits: Tensor, hidden: Tensor, groups: Tensor | None) -> None:
+def check(head: EngineHead, logits: Tensor, hidden: Tensor, row_groups: Tensor | None) -> None:
     """Check that the head's tokens are the best active ones by dense logits, up to rounding.
 
     Args:
         logits: [M, V] of the dense head.
     """
-    ids = head.vocab.ids if groups is None else head.vocab.ids[groups]
+    ids = head.vocab.ids if row_groups is None else head.vocab.ids[row_groups]
     best = logits.gather(1, ids.long().expand(len(hidden), -1)).amax(1)
-    chosen = head.argmax(hidden, groups)
-    assert bool(head.vocab.contains(chosen, token_groups=groups).all()), "not an active token"
+    chosen = head.argmax(hidden, row_groups)
+    assert bool(head.vocab.contains(chosen, token_groups=row_groups).all()), "not an active token"
     got = logits.gather(1, chosen[:, None])[:, 0]
     assert bool(((best - got) <= 1e-3 * best.abs()).all()), "not the best active token"
 
@@ -132,9 +133,11 @@ def arms_of(weight: Tensor, requests: int, capacity: int) -> dict[tuple[str, str
     for vocabulary in ("shared", "request") if requests > 1 else ("shared",):
         for mode, best in (("indexed", 1), ("indexed", 3), ("packed", 1)):
             head = make_head(weight, requests, capacity, vocabulary=vocabulary, mode=mode)
-            groups = torch.arange(requests, device=weight.device) if head.vocab.groups > 1 else None
-            check(head, exact, hidden, groups)
-            argmax = partial(head.argmax, hidden, groups)
+            row_groups = (
+                torch.arange(requests, device=weight.device) if head.vocab.num_groups > 1 else None
+            )
+            check(head, exact, hidden, row_groups)
+            argmax = partial(head.argmax, hidden, row_groups)
             if best == 1:
                 head_name = f"EngineHead.argmax, {mode}"
                 arms[vocabulary, head_name] = StepCall(argmax, DRAFTS, captured=True)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What does each head save from prompt to text, on the demonstration pair and unseen prompts?
 
     python -m bench.decoding.pair [--quick] [--device cpu|cuda] [--out DIR]
@@ -103,7 +104,7 @@ def main() -> None:
     )
     parser.add_argument("--new", type=positive, help="tokens a text; default 128, of --quick 16")
     parser.add_argument("--depth", type=positive, default=6)
-    parser.add_argument("--top-k", type=whole(1, 128), default=10)
+    parser.add_argument("--tree-width", type=whole(1, 128), default=10)
     parser.add_argument("--tree-size", type=positive, default=60)
     not_negative = real("a number of at least 0", lambda value: value >= 0)
     parser.add_argument("--temperature", type=not_negative, default=0.0, help="0: greedy")
@@ -112,9 +113,9 @@ def main() -> None:
     count = args.prompts or (1 if args.quick else 32 if args.corpus else len(PROMPTS))
     with options.checking(parser):
         prompts = unseen_prompts(args.corpus, Tekken(), count)
-    target, draft, frequency = load_pair(args.device)
+    target, draft, frequent_tokens = load_pair(args.device)
     totals = {arm: Total() for arm in ("target alone", *ARMS)}
-    shape = {"depth": args.depth, "top_k": args.top_k, "tree_size": args.tree_size}
+    shape = {"depth": args.depth, "tree_width": args.tree_width, "tree_size": args.tree_size}
     # The first text runs twice. Its first run does not count: it pays for what happens only once.
     for index, ids in enumerate([prompts[0], *prompts]):
         prompt = torch.tensor(ids, device=args.device)
@@ -130,7 +131,7 @@ def main() -> None:
                 new,
                 head=head,
                 capacity=capacity,
-                frequency=frequency,
+                frequent_tokens=frequent_tokens,
                 policy=Policy(MICROSPEC) if arm == "MicroSpec" else None,
                 sampling=sampling,
                 **shape,
@@ -138,10 +139,11 @@ def main() -> None:
         if index:
             for arm, total in totals.items():
                 total.add(generations[arm], expected, before_loop(expected))
-    rows = [{**row(arm, total, args.depth), **shape} for arm, total in totals.items()]
+    columns = {"depth": args.depth, "top_k": args.tree_width, "tree_size": args.tree_size}
+    rows = [{**row(arm, total, args.depth), **columns} for arm, total in totals.items()]
     print(f"{report.device()}, {len(prompts)} prompts\n\n{report.table(rows)}")
     drawn = f"-temperature{args.temperature:g}" if args.temperature else ""
-    name = f"e2e-depth{args.depth}-top{args.top_k}-tree{args.tree_size}{drawn}.csv"
+    name = f"e2e-depth{args.depth}-top{args.tree_width}-tree{args.tree_size}{drawn}.csv"
     facts = {
         "source": args.corpus.name if args.corpus else "built in",
         "prompts": len(prompts),

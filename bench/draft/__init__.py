@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What does a faster head save in a whole draft, from the accepted tokens to the tree?
 
     python -m bench.draft.step [--quick]

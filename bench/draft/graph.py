@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One EAGLE-2 draft, from the tokens just accepted to the tree, for capture in one CUDA graph.
 
 It makes the same tree as `microspec_kernels.speculative.tree.grow`, and no value goes to the host.
@@ -45,7 +46,7 @@ def span(part: str) -> AbstractContextManager[object]:
 
 
 class CapturableDraft:
-    """Drafts one tree when called: (tokens, parents, lineage) as in `speculative.tree.Tree`.
+    """Drafts one tree when called: (tokens, parents, ancestor_mask) as in `speculative.tree.Tree`.
 
     Args:
         without: parts to replace by constants. The difference between the graphs with and without
@@ -151,9 +152,9 @@ class CapturableDraft:
         place = torch.zeros_like(parents)
         place[chosen] = torch.arange(count, device=chosen.device)
         parents = place[parents[chosen]]
-        lineage = torch.eye(count, dtype=torch.bool, device=chosen.device)
+        ancestor_mask = torch.eye(count, dtype=torch.bool, device=chosen.device)
         ancestor = parents
         for _ in range(self.shape.depth):
-            lineage.scatter_(1, ancestor[:, None], True)
+            ancestor_mask.scatter_(1, ancestor[:, None], True)
             ancestor = parents[ancestor]
-        return tokens[chosen], parents, lineage
+        return tokens[chosen], parents, ancestor_mask

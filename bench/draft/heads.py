@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The heads of a draft, with the work that each does about its vocabulary.
 
 All heads learn the same from the step before: the ids of its tree and the target's candidates, some

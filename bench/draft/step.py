@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What does a whole EAGLE-2 draft cost with each head, and which part of it is the head?
 
     python -m bench.draft.step [--quick]                    every model, a few minutes on an H100

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Record when each part of a draft runs, and on which stream, by PyTorch's profiler.
 
 On a GPU a kernel in front of the draft keeps the device busy until the host has enqueued all of it.

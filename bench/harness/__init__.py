@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How does every benchmark make its inputs, check results, time calls and report figures?
 
 Nothing here is a program. Models and sizes are in models.py and sizes.py, inputs in inputs.py, the

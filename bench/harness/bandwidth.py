@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Measure bandwidth beside the arms, and put each arm's time beside the floor that it sets."""
 
 import itertools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Choose which build of the compiled library a process loads, to compare builds on one machine."""
 
 import importlib.util

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Read the corpus: an .xz of JSON lines with a source, a split, a prompt and a response."""
 
 import json
@@ -46,4 +47,4 @@ def enough(path: Path, what: str, found: Sequence[Any], count: int) -> None:
         ValueError: says how many there are.
     """
     if len(found) < count:
-        raise ValueError(f"{path}: expected {count} {what}, got {len(found)}; ask with --prompts")
+        raise ValueError(f"{path}: expected {count} {what}, got {len(found)}; set --prompts")

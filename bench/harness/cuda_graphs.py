@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Time on a GPU: capture many calls in one graph for each arm, and replay all graphs in turn.
 
 The time of a call is that of a replay, by device events, divided by its calls. It includes the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EAGLE-2's draft layer at a model's real sizes, with random weights, for capture in a CUDA graph.
 
 Every size is fixed and nothing depends on values, so one captured graph serves every step.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Read figures that benchmarks have written."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One way to do the head's whole job, and the check of its results against fp64.
 
 The job is projection, log-probabilities, and the K_BEST best with their token ids. Each call of an

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Make the random inputs that all benchmarks share."""
 
 import itertools

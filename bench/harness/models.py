@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The models whose shapes are measured.
 
 Sizes are those of each model's config.json (Hugging Face; the repository is named beside it). V and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Read the options that all benchmarks have, and run a benchmark that has no others."""
 
 import argparse

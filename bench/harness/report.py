@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Record where and with which versions a benchmark ran, and write its figures."""
 
 import csv

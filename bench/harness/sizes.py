@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sizes that every benchmark measures at, unless its command line says otherwise."""
 
 CAPACITY = 3072  # K, tokens in the active vocabulary: the papers' choice

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Say what the GPU of this machine can run."""
 
 import torch

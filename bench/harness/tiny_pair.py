@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Load the demonstration pair, and choose prompts that it was not trained on."""
 
 from pathlib import Path
@@ -28,10 +29,10 @@ PROMPTS = (
 
 
 def load_pair(device: str = "cpu") -> tuple[CausalModel, Draft, torch.Tensor]:
-    """Return target, draft, and token ids by falling frequency in what they were trained on."""
+    """Return target, draft, and the frequent tokens of what they were trained on."""
     target = load_target(PAIR / "target", device=device)
-    frequency = torch.from_numpy(np.load(PAIR / "frequency_rank.npy")).to(device)
-    return target, load_draft(PAIR / "draft", target), frequency
+    frequent_tokens = torch.from_numpy(np.load(PAIR / "frequent_tokens.npy")).to(device)
+    return target, load_draft(PAIR / "draft", target), frequent_tokens
 
 
 def built_in_prompts(tokenizer: Tekken, count: int) -> list[list[int]]:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How fast is each op, and what do other ways to do the same job take?
 
     python -m bench.ops.head             sparse_head against dense, static, NanoSpec and PyTorch

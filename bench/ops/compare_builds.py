@@ -1,6 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
 """Is one build of the library faster than another, or is this one as fast as it was?
 
-    python -m bench.ops.compare_builds [--quick] [--parts head,vocab] [--only TEXT] [--rows 1,10]
+    python -m bench.ops.compare_builds [--quick] [--parts head,vocab] [--only TEXT]
     python -m bench.ops.compare_builds --library A.so --library B.so [--repeats 3] [...]
 
 For work on the CUDA kernels: the ops at one shape by replays of graphs, against PyTorch's own. No
@@ -40,7 +41,7 @@ def measure_parts(args: argparse.Namespace) -> dict[str, Lines]:
     tables = {}
     if "head" in args.parts:
         model = models.SMALL if args.quick else models.MODELS[models.DEFAULT]
-        shapes = [(CAPACITY, int(m)) for m in args.rows.split(",")]
+        shapes = [(CAPACITY, int(m)) for m in args.num_tokens.split(",")]
         tables["head"] = measure(model, shapes, rounds, GraphTiming, [args.only], SITUATIONS)
     if "vocab" in args.parts:
         tables["vocab"] = vocab.on_gpu(args.quick, rounds, args.only)
@@ -63,7 +64,14 @@ def measure_build(args: argparse.Namespace, library: Path, timeout: float | None
         subprocess.SubprocessError: the process failed, or took longer than ``timeout`` seconds.
     """
     command = [sys.executable, "-m", "bench.ops.compare_builds", "--json"]
-    command += ["--parts", ",".join(args.parts), "--rows", args.rows, "--only", args.only]
+    command += [
+        "--parts",
+        ",".join(args.parts),
+        "--num-tokens",
+        args.num_tokens,
+        "--only",
+        args.only,
+    ]
     command += ["--rounds", str(args.rounds), *(["--quick"] if args.quick else [])]
     done = subprocess.run(
         command,
@@ -100,8 +108,8 @@ def compare(runs: dict[Path, list[Lines]]) -> Lines:
     return lines
 
 
-def _rows(text: str) -> str:
-    """Check a list of rows, and return its text, which goes on to the processes of builds."""
+def _num_tokens(text: str) -> str:
+    """Check a list of M, and return its text, which goes on to the processes of builds."""
     listed(positive)(text)
     return text
 
@@ -111,7 +119,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a small model, few rounds")
     parser.add_argument("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
     parser.add_argument("--only", default="", help="arms with this in their name")
-    parser.add_argument("--rows", type=_rows, default=ROWS, help=f"of hidden; default {ROWS}")
+    parser.add_argument(
+        "--num-tokens", type=_num_tokens, default=ROWS, help=f"M, rows of hidden; default {ROWS}"
+    )
     parser.add_argument("--rounds", type=positive, default=ROUNDS)
     parser.add_argument("--out", type=Path, help="folder of the CSV files")
     parser.add_argument("--library", type=Path, action="append", default=[], metavar="SO")

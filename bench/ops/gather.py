@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What does gather_rows_, which brings a packed slab up to date, cost in a step?
 
 python -m bench.ops.gather [--quick] [--device cpu|cuda] [--out DIR]

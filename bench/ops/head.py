@@ -1,8 +1,9 @@
+# SPDX-License-Identifier: Apache-2.0
 """How fast is sparse_head, against the dense head and every other way to do its job?
 
     python -m bench.ops.head [--quick]                        a few minutes on an H100
     python -m bench.ops.head --model Qwen3-8B,Gemma-3-4B --k 1024,3072 --arms NanoSpec,packed
-    python -m bench.ops.head --model all --k all --rows all   everything, half an hour or more
+    python -m bench.ops.head --model all --k all --num-tokens all   everything, half an hour or more
 
 Every arm does the whole job (projection, log-probabilities, the k best with their token ids). It is
 validated against the fp64 reference and then timed in the situations that time_head.py describes.
@@ -30,7 +31,7 @@ Shapes = list[tuple[int, int]]  # (K, M)
 
 
 def plan(
-    device: str, names: str | None = None, k: str | None = None, rows: str | None = None
+    device: str, names: str | None = None, k: str | None = None, num_tokens: str | None = None
 ) -> dict[models.Model, Shapes]:
     """Choose what to measure: the product of what is asked for, else the default shapes."""
 
@@ -38,11 +39,11 @@ def plan(
         return list(every) if text == "all" else [int(n) for n in (text or "").split(",") if n]
 
     asked = models.chosen(names) if names else []
-    if k or rows:
+    if k or num_tokens:
         shapes = [
             (capacity, m)
             for capacity in numbers(k, CAPACITIES) or [CAPACITY]
-            for m in numbers(rows, ROWS) or [LEVEL]
+            for m in numbers(num_tokens, ROWS) or [LEVEL]
         ]
         return dict.fromkeys(asked or models.chosen(models.DEFAULT), shapes)
     if device == "cpu":
@@ -59,8 +60,8 @@ def plan(
 
 def measure_all(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Return all figures. They are written after each model, in case the next takes too long."""
-    work = plan(args.device, args.model, args.k, args.rows)
-    if args.quick and not (args.model or args.k or args.rows):
+    work = plan(args.device, args.model, args.k, args.num_tokens)
+    if args.quick and not (args.model or args.k or args.num_tokens):
         work = {models.TOY: [(QUICK_CAPACITY, 1), (QUICK_CAPACITY, 4)]}
     rounds = QUICK_ROUNDS if args.quick else args.rounds
     situations = [text for text in args.situations.split(",") if text]
@@ -88,7 +89,7 @@ def main() -> None:
     parser = options.parser(__doc__)
     parser.add_argument("--model", help="names of bench/harness/models.py, or all")
     parser.add_argument("--k", help=f"sizes of the active vocabulary, or all: {CAPACITIES}")
-    parser.add_argument("--rows", help=f"of hidden, or all: {ROWS}")
+    parser.add_argument("--num-tokens", help=f"M, rows of hidden, or all: {ROWS}")
     parser.add_argument("--arms", default="", help="texts of which an arm's name has one")
     parser.add_argument("--situations", default="", help="cold, warm, in situ; CPU: repeated")
     parser.add_argument("--compile", action="store_true", help="compiled arms everywhere")

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Make every way to do the head's job: ours, and those of head_peers.py."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What others do for the head's job, each in its best form.
 
 dense       the whole LM head. "eager" is called from Python; all others are replayed from a graph.
@@ -49,18 +50,23 @@ def plain_topk(
     return value, index if ids is None else ids[index]
 
 
-def nanospec_topk(x: Tensor, slab: Tensor, ids: Tensor, rows: int, softcap: float) -> Any:
-    """Do the job as NanoSpec does, with fp32 log-probabilities of the first ``rows`` rows of x."""
-    logits = capped(F.linear(x, slab)[:rows].float(), softcap)
+def nanospec_topk(x: Tensor, slab: Tensor, ids: Tensor, num_tokens: int, softcap: float) -> Any:
+    """Do the job as NanoSpec does, with fp32 log-probabilities of the first ``num_tokens`` rows."""
+    logits = capped(F.linear(x, slab)[:num_tokens].float(), softcap)
     value, index = logits.log_softmax(-1).topk(K_BEST)
     return value, ids[index]
 
 
 def fp32_product_topk(
-    x: Tensor, slab: Tensor, ids: Tensor, rows: int, softcap: float, select: Select = torch.topk
+    x: Tensor,
+    slab: Tensor,
+    ids: Tensor,
+    num_tokens: int,
+    softcap: float,
+    select: Select = torch.topk,
 ) -> tuple[Tensor, ...]:
     """Do the same from an fp32 product; only the selected logits become log-probabilities."""
-    logits = capped(product(x, slab)[:rows], softcap)
+    logits = capped(product(x, slab)[:num_tokens], softcap)
     value, index = select(logits, K_BEST)
     return value, ids[index], logits.logsumexp(-1)
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Time every way to do the head's job at a model's sizes: by calls, or by graphs on a GPU.
 
 Both take the same inputs, arms and checks. They differ in the situations that they measure.
@@ -210,7 +211,7 @@ def measure(
 
 
 def _no_layer() -> None:
-    raise AssertionError("no layer was made, as no situation has one")
+    raise AssertionError("no situation has a layer")
 
 
 def replay_of(arm: HeadArm, sets: int, layer: Callable[[], None] | None) -> Replay:

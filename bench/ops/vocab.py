@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What does vocab_update_, which keeps the active vocabulary up to date, cost in a step?
 
 python -m bench.ops.vocab [--quick] [--device cpu|cuda] [--out DIR]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What do the measured figures look like?
 
     python -m bench.plots [FOLDER ...]      plots of heads and drafts

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Plot the figures that head.csv, draft_step.csv and others hold.
 
     python -m bench.plots [FOLDER ...]

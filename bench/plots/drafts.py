@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Plot whole drafts: time by part, and when each part ran."""
 
 from collections.abc import Sequence

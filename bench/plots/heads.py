@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Plot head.csv: time against bytes, and speed-up by model."""
 
 from collections.abc import Sequence
@@ -92,7 +93,7 @@ def speedup(folder: Path) -> Figure:
         raise Missing("head.csv has no dense head beside a sparse one")
     capacity = CAPACITY if CAPACITY in sizes else max(sizes)
     by_model = {
-        name: {point.rows: point for point in found if point.capacity == capacity}
+        name: {point.num_tokens: point for point in found if point.capacity == capacity}
         for name, found in all_points.items()
     }
     present = sorted({m for by_rows in by_model.values() for m in by_rows})

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Plot policy.csv, which bench.policy.traces writes.
 
     python -m bench.plots.policy [FOLDER]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Read recorded traces, and texts on which lists may be counted.
 
 Every trace is split once. Policies are judged on sequences of one half. Lists of its requests are

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is each source of a policy worth on the demonstration pair, in acceptance and coverage?
 
     python -m bench.policy.pair [--corpus corpus.jsonl.xz] [--prompts 16] [--new 128] [--out DIR]
@@ -29,7 +30,7 @@ from bench.harness.tiny_pair import (
 )
 from microspec_kernels.cli.arguments import Parser, positive
 from microspec_kernels.cli.tokenizers import Tekken
-from microspec_kernels.policy import MICROSPEC, TEXT, Policy, draft_tree, prompt_top_k, top_k
+from microspec_kernels.policy import MICROSPEC, TEXT, Policy, draft_tree, prompt_top_k, target_top_k
 from microspec_kernels.speculative import Generation, Sampling, generate
 
 FLOOR = 1024
@@ -44,24 +45,24 @@ class DecodedPolicy:
     capacity: int = CAPACITY
 
 
-def arms(frequency: Tensor, temperature: float) -> Iterator[DecodedPolicy]:
-    nodes, last = (*TEXT, top_k(3)), prompt_top_k(3, "last")
+def arms(frequent_tokens: Tensor, temperature: float) -> Iterator[DecodedPolicy]:
+    nodes, last = (*TEXT, target_top_k(3)), prompt_top_k(3, "last")
     yield DecodedPolicy("dense", None)
     yield DecodedPolicy("microspec", Policy(MICROSPEC))
     for name, sources in (("text", TEXT), ("text, top 3", nodes), ("microspec", MICROSPEC)):
-        yield DecodedPolicy(f"{name}, filled", Policy(sources, frequency))
+        yield DecodedPolicy(f"{name}, filled", Policy(sources, frequent_tokens))
     if temperature:
         return
     yield DecodedPolicy("text", Policy(TEXT))
     yield DecodedPolicy("text, tree", Policy((*TEXT, draft_tree())))
     for k in (1, 3, 10):
-        yield DecodedPolicy(f"text, top {k}", Policy((*TEXT, top_k(k))))
+        yield DecodedPolicy(f"text, top {k}", Policy((*TEXT, target_top_k(k))))
     yield DecodedPolicy("text, prompt's last top 3", Policy((*TEXT, last)))
     yield DecodedPolicy("text, prompt's top 3", Policy((*TEXT, prompt_top_k(3))))
     yield DecodedPolicy("text, top 3, prompt's last top 3", Policy((*nodes, last)))
-    yield DecodedPolicy(f"text, floor {FLOOR}", Policy(TEXT, pinned=frequency[:FLOOR]))
-    yield DecodedPolicy("text, filled", Policy(TEXT, frequency), FLOOR)
-    yield DecodedPolicy("text, top 3, filled", Policy(nodes, frequency), FLOOR)
+    yield DecodedPolicy(f"text, floor {FLOOR}", Policy(TEXT, pinned=frequent_tokens[:FLOOR]))
+    yield DecodedPolicy("text, filled", Policy(TEXT, frequent_tokens), FLOOR)
+    yield DecodedPolicy("text, top 3, filled", Policy(nodes, frequent_tokens), FLOOR)
 
 
 def row(
@@ -101,11 +102,13 @@ def main() -> None:
     count = args.prompts or (16 if args.corpus else len(PROMPTS))
     with options.checking(parser):
         prompts = unseen_prompts(args.corpus, Tekken(), count)
-    target, draft, frequency = load_pair()
+    target, draft, frequent_tokens = load_pair()
     rows: list[dict[str, Any]] = []
     dense: dict[float, list[list[int]]] = {}
     for temperature in (0.0, 1.0):
-        for arm in tqdm(list(arms(frequency, temperature)), desc=f"temperature {temperature}"):
+        for arm in tqdm(
+            list(arms(frequent_tokens, temperature)), desc=f"temperature {temperature}"
+        ):
             head = {"head": "dense"} if arm.policy is None else {"policy": arm.policy}
             texts = [
                 generate(

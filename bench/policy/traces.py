@@ -1,6 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which vocabulary policies cover recorded text, by source, by list and by capacity?
 
-    python -m bench.policy.traces TRACE.npz ... --frequency-rank RANK.npy
+    python -m bench.policy.traces TRACE.npz ... --frequent-tokens frequent.npy
                                   [--tokenizer tokenizer.json [--corpus corpus.jsonl.xz]]
                                   [--out DIR]
 
@@ -55,7 +56,7 @@ class Study:
     """What the policies are made of and replayed on.
 
     Attributes:
-        public: token ids by falling frequency in the outputs of other models.
+        public: token ids, the most frequent first in the outputs of other models.
         variants: for each token, the tokens of the same text in another case or with a space.
         corpus: texts by suite.
     """
@@ -66,8 +67,8 @@ class Study:
     variants: Tensor | None = None
     corpus: dict[str, list[Tensor]] = field(default_factory=dict)
 
-    def ranked(self, texts: list[Tensor]) -> Tensor:
-        return policy.frequency_rank(texts, self.vocab_size, self.public)
+    def frequent_tokens(self, texts: list[Tensor]) -> Tensor:
+        return policy.count_frequent_tokens(texts, self.vocab_size, self.public)
 
     def arms(self, name: str) -> Iterator[ReplayedPolicy]:
         """Yield all policies for one trace. None was counted on the sequences it is judged on."""
@@ -88,11 +89,11 @@ class Study:
                 "filled, variants of the prompt", Policy(prompts, self.public), "public"
             )
         yield ReplayedPolicy(
-            "filled", Policy(TEXT, self.ranked(others(name, self.traces))), "other tasks"
+            "filled", Policy(TEXT, self.frequent_tokens(others(name, self.traces))), "other tasks"
         )
         if self.corpus:
             counted = unrelated(name, self.corpus, CORPUS_TEXTS)
-            yield ReplayedPolicy("filled", Policy(TEXT, self.ranked(counted)), "corpus")
+            yield ReplayedPolicy("filled", Policy(TEXT, self.frequent_tokens(counted)), "corpus")
             table = policy.successors(unrelated(name, self.corpus), self.vocab_size, SUCCESSORS)
             after = with_relatives(table, "successors")
             yield ReplayedPolicy("filled, successors", Policy(after, self.public), "public")
@@ -107,12 +108,14 @@ class Study:
         """Yield policies with lists counted on other requests of the same kind."""
         counted = self.traces[name].counted
         for count in REQUESTS:
-            few = Policy(TEXT, self.ranked(counted[:count]))
+            few = Policy(TEXT, self.frequent_tokens(counted[:count]))
             yield ReplayedPolicy("filled", few, f"{count} own requests")
-        half = Policy(TEXT, self.ranked(counted))
+        half = Policy(TEXT, self.frequent_tokens(counted))
         for capacity in CAPACITIES:
             yield ReplayedPolicy("filled", half, "own half", capacity)
-        yield ReplayedPolicy("filled", Policy(TEXT, self.ranked(self.all_tasks())), "all tasks")
+        yield ReplayedPolicy(
+            "filled", Policy(TEXT, self.frequent_tokens(self.all_tasks())), "all tasks"
+        )
 
     def all_tasks(self) -> list[Tensor]:
         """Return requests of every trace, equally many of each."""
@@ -123,7 +126,7 @@ class Study:
         stream = [pair for trace in self.traces.values() for pair in trace.judged.sequences()]
         random.Random(0).shuffle(stream)
         filled = ReplayedPolicy("filled", Policy(TEXT, self.public), "public")
-        counted = Policy(TEXT, self.ranked(self.all_tasks()))
+        counted = Policy(TEXT, self.frequent_tokens(self.all_tasks()))
         return joined("mixed", stream), [
             ReplayedPolicy("text", Policy(TEXT)),
             filled,
@@ -150,9 +153,9 @@ def with_relatives(table: Tensor, name: str) -> tuple[Source, ...]:
 
 
 def load(args: argparse.Namespace) -> Study:
-    public = read_token_ids(args.frequency_rank)
+    public = read_token_ids(args.frequent_tokens)
     if not len(public):
-        raise ValueError(f"{args.frequency_rank}: expected at least one token id, got none")
+        raise ValueError(f"{args.frequent_tokens}: expected at least one token id, got none")
     traces = [load_trace(path) for path in args.traces]
     vocab_size = 1 + max(int(public.max()), *(int(trace.tokens.max()) for trace in traces))
     study = Study(vocab_size, public, {trace.name: halves(trace) for trace in traces})
@@ -169,7 +172,7 @@ def load(args: argparse.Namespace) -> Study:
 def main() -> None:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("traces", nargs="+", type=Path, metavar="TRACE.npz")
-    parser.add_argument("--frequency-rank", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--frequent-tokens", type=Path, required=True, metavar="FILE")
     parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="of the traces")
     parser.add_argument("--corpus", type=Path, metavar="FILE", help="to count on")
     parser.add_argument("--out", type=Path, default=report.RESULTS / "policy", metavar="DIR")

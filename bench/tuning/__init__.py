@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which variant of the CUDA head, and which mode of it, is the fastest?
 
     python -m bench.tuning.kernel_variants build   a library for each variant; needs nvcc, no GPU

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which mode of the head is faster over a whole draft, indexed or packed, gather included?
 
 bench.tuning.kernel_variants answers it at the end of a run, from the files of bench.run.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which variant of the CUDA head is the fastest? Each variant is a build of the library.
 
     python -m bench.tuning.kernel_variants build   needs nvcc, no GPU: build/variants/NAME.so, for
@@ -40,7 +41,7 @@ FEW, MANY = head.ROWS[:2], head.ROWS[2:]  # up to 4 rows, the kernel uses multip
 class Variant:
     name: str  # also that of its file
     question: str
-    rows: tuple[int, ...]  # M at which it differs from the default, at D = 4096
+    num_tokens: tuple[int, ...]  # M at which it differs from the default, at D = 4096
     definition: str = ""  # for nvcc
 
 
@@ -92,9 +93,13 @@ class Sweep:
         """Run one more process of a variant, unless one has failed before."""
         if variant.name in self.failed:
             return
-        rows = ",".join(map(str, variant.rows))
+        num_tokens = ",".join(map(str, variant.num_tokens))
         args = argparse.Namespace(
-            parts=("head",), rows=rows, only="sparse_head", rounds=self.rounds, quick=self.quick
+            parts=("head",),
+            num_tokens=num_tokens,
+            only="sparse_head",
+            rounds=self.rounds,
+            quick=self.quick,
         )
         try:
             lines = compare_builds.measure_build(args, self.libraries[variant], LIMIT)

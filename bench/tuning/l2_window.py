@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Set part of the L2 cache aside for what the kernels of a graph read in a window of addresses.
 
 PyTorch does not offer this, so we call the CUDA runtime that PyTorch has loaded. The window is an

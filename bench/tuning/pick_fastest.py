@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pick the fastest of several ways to do the same, from lines of figures."""
 
 from collections.abc import Mapping, Sequence

@@ -1,6 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
 """Does it pay to hold the slab in the L2 cache while the draft layer runs?
 
-    python -m bench.tuning.slab_in_l2 [--quick] [--model Llama-3.1-8B] [--rows 1,10,60] [--out DIR]
+    python -m bench.tuning.slab_in_l2 [--quick] [--model Llama-3.1-8B] [--out DIR]
 
 Times the packed head in situ, over one slab as in an engine, in three ways, and writes l2.csv:
 
@@ -51,9 +52,9 @@ class Keeper(Protocol):
 class Layer:
     """A draft layer's products, where something may start ahead of the last one."""
 
-    def __init__(self, model: Model, rows: int, device: str, shared: list[Tensor]) -> None:
-        self.early = products(model, rows, device, shared[:-1])
-        self.last = products(model, rows, device, shared[-1:])
+    def __init__(self, model: Model, num_tokens: int, device: str, shared: list[Tensor]) -> None:
+        self.early = products(model, num_tokens, device, shared[:-1])
+        self.last = products(model, num_tokens, device, shared[-1:])
 
     def __call__(self) -> None:
         self.early()
@@ -124,14 +125,19 @@ def timed(
 
 
 def measure(
-    model: Model, capacity: int, rows: list[int], rounds: int, cache: Keeper, device: str = "cuda"
+    model: Model,
+    capacity: int,
+    num_tokens: list[int],
+    rounds: int,
+    cache: Keeper,
+    device: str = "cuda",
 ) -> list[dict[str, Any]]:
     weight = make_weight(model.vocab_size, model.dim, device)
     shared = weights(model, device)
     ids = id_sets(model.vocab_size, capacity, 1, device)
     slabs = [weight.index_select(0, ids[0])]
     table = []
-    for m in rows:
+    for m in num_tokens:
         hidden = torch.randn(m, model.dim, device=device).bfloat16()
         layer = Layer(model, m, device, shared)
         alone = capture(layer, BESIDE_LAYER)
@@ -166,7 +172,10 @@ def main() -> None:
     parser = options.parser(__doc__)
     parser.add_argument("--model", default=models.DEFAULT, help="a name of bench/harness/models.py")
     parser.add_argument(
-        "--rows", type=listed(positive), default=ROWS, help=f"of hidden; default {ROWS}"
+        "--num-tokens",
+        type=listed(positive),
+        default=ROWS,
+        help=f"M, rows of hidden; default {ROWS}",
     )
     parser.add_argument("--rounds", type=positive, default=ROUNDS)
     args = options.parsed(parser)
@@ -178,7 +187,7 @@ def main() -> None:
     (model,) = chosen
     capacity, rounds = (QUICK_CAPACITY, QUICK_ROUNDS) if args.quick else (CAPACITY, args.rounds)
     try:
-        table = measure(model, capacity, args.rows, rounds, Cache())
+        table = measure(model, capacity, args.num_tokens, rounds, Cache())
     except Unavailable as error:
         sys.exit(str(error))
     print(f"{report.device()}\n\n{report.table(table)}")

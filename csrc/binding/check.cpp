@@ -13,6 +13,7 @@ namespace microspec {
 
 namespace {
 
+// Returns sizes as text: "[2, 3]".
 std::string shape_text(const int64_t* sizes, size_t count) {
   std::ostringstream text;
   text << "[";
@@ -29,6 +30,7 @@ MICROSPEC_CLONES bool all_in_range(const int32_t* ids, int64_t count, int32_t la
   return bad == 0;
 }
 
+// A device: its type and its index.
 struct Place {
   int32_t type;
   int32_t index;
@@ -47,6 +49,7 @@ std::string place_name(const Place& place) {
   return "cuda:" + std::to_string(place.index);
 }
 
+// A tensor's bytes in memory: [begin, end).
 struct Extent {
   uintptr_t begin = 0, end = 0;
 };

@@ -13,6 +13,7 @@
 
 namespace microspec {
 
+// One op's call. On CUDA, its tensors' device is the current one for the object's lifetime.
 class DeviceCall {
  public:
   // Uses the device of `tensor`, CPU or CUDA.
@@ -24,6 +25,7 @@ class DeviceCall {
 
   // Returns a contiguous, uninitialised tensor.
   Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype) const;
+  // Returns uninitialised memory for the kernels, which the caller keeps until they are enqueued.
   Tensor workspace(size_t bytes) const;
 
   // Raises an error for a cudaError_t other than 0.

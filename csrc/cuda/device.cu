@@ -12,6 +12,7 @@ namespace microspec {
 
 namespace {
 
+// Queries the properties of device `index`.
 Error ask(int index, Device& device) {
   int major = 0, minor = 0;
   const std::pair<cudaDeviceAttr, int*> wanted[] = {

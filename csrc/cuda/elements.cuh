@@ -11,6 +11,7 @@ namespace microspec {
 template <class Element>
 constexpr int kVector = 16 / static_cast<int>(sizeof(Element));
 
+// The elements of a 32-bit word: unpack widens them to floats, and pack rounds two floats to 16-bit elements.
 template <class Element>
 struct Elements;
 

@@ -15,6 +15,7 @@ struct Thread;
 // Copies `bytes` (a multiple of 16) as the kernel itself would, with instrumented reads and writes.
 void copy_as_kernel(void* to, const void* from, uint32_t bytes);
 
+// The state of an mbarrier, which hardware keeps in its 8 bytes.
 struct MBarrier {
   uint64_t* address;
   int arrivals;       // in a phase

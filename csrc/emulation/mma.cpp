@@ -9,6 +9,7 @@ namespace {
 
 constexpr int kM = 16, kN = 8, kK = 16;
 
+// Widens the two elements of a register.
 void unpack(uint32_t pair, bool bf16, float& low, float& high) {
   const auto first = static_cast<uint16_t>(pair), second = static_cast<uint16_t>(pair >> 16);
   low = bf16 ? float_of_bf16(first) : float_of_f16(first);
@@ -24,13 +25,13 @@ void multiply(const std::array<MmaLane*, 32>& lanes) {
   const bool bf16 = lanes[0]->bf16;
   for (int lane = 0; lane < 32; ++lane) {
     const int g = lane / 4, t = lane % 4 * 2;
-    const MmaLane& own = *lanes[lane];
-    unpack(own.a[0], bf16, a[g][t], a[g][t + 1]);
-    unpack(own.a[1], bf16, a[g + 8][t], a[g + 8][t + 1]);
-    unpack(own.a[2], bf16, a[g][t + 8], a[g][t + 9]);
-    unpack(own.a[3], bf16, a[g + 8][t + 8], a[g + 8][t + 9]);
-    unpack(own.b[0], bf16, b[t][g], b[t + 1][g]);
-    unpack(own.b[1], bf16, b[t + 8][g], b[t + 9][g]);
+    const MmaLane& from = *lanes[lane];
+    unpack(from.a[0], bf16, a[g][t], a[g][t + 1]);
+    unpack(from.a[1], bf16, a[g + 8][t], a[g + 8][t + 1]);
+    unpack(from.a[2], bf16, a[g][t + 8], a[g][t + 9]);
+    unpack(from.a[3], bf16, a[g + 8][t + 8], a[g + 8][t + 9]);
+    unpack(from.b[0], bf16, b[t][g], b[t + 1][g]);
+    unpack(from.b[1], bf16, b[t + 8][g], b[t + 9][g]);
   }
   double d[kM][kN] = {};
   for (int m = 0; m < kM; ++m) {
@@ -40,11 +41,11 @@ void multiply(const std::array<MmaLane*, 32>& lanes) {
   }
   for (int lane = 0; lane < 32; ++lane) {
     const int g = lane / 4, t = lane % 4 * 2;
-    float* own = lanes[lane]->d;
-    own[0] = static_cast<float>(own[0] + d[g][t]);
-    own[1] = static_cast<float>(own[1] + d[g][t + 1]);
-    own[2] = static_cast<float>(own[2] + d[g + 8][t]);
-    own[3] = static_cast<float>(own[3] + d[g + 8][t + 1]);
+    float* sums = lanes[lane]->d;
+    sums[0] = static_cast<float>(sums[0] + d[g][t]);
+    sums[1] = static_cast<float>(sums[1] + d[g][t + 1]);
+    sums[2] = static_cast<float>(sums[2] + d[g + 8][t]);
+    sums[3] = static_cast<float>(sums[3] + d[g + 8][t + 1]);
   }
 }
 

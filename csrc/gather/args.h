@@ -8,6 +8,7 @@
 
 namespace microspec {
 
+// One checked call.
 struct GatherArgs {
   void* slab;                        // [groups * K, D] in slab_type, contiguous; i4 has D / 2 elements
   int32_t* slab_ids;                 // [groups * K]

@@ -8,7 +8,14 @@
 // grid of as many blocks as fit on the device. The slots are dealt out one by one: changed slots are often
 // adjacent, and so land on different SMs.
 //
-// Ladder: this is the first version. None of it is measured yet.
+// The slots of G blocks. A block compares 32 slots at once, one a lane, then its threads together move the
+// changed rows one after the other:
+//
+//     slot    0   1   …   G - 1    G   G + 1   …   2 G - 1    …
+//     block   0   1   …   G - 1    0   1       …   G - 1      …
+//     lane    0   0   …   0        1   1       …   1          …
+//
+// Not yet measured on a GPU.
 #pragma once
 
 #include "cuda/block_reduce.cuh"
@@ -26,6 +33,8 @@ constexpr int kPass = 4;
 // an H100), in 42 registers a thread. 1536 threads are also the limit of sm_86 and sm_89.
 constexpr int kResident = 12;
 
+// ---- Step 1: find the changed slots
+//
 // Calls bring(slot, id), in the whole block, for each of the block's slots that needs a new row. Also writes
 // the slab's ids, and the scales of quantised rows that are copied. An id outside [0, V) is an empty slot and
 // is stored as -1, so that a head that reads the slab need not know V.
@@ -51,6 +60,8 @@ MICROSPEC_DEVICE void for_each_changed(const GatherArgs& args, int slots, Bring&
     }
   }
 }
+
+// ---- Step 2: copy a row
 
 MICROSPEC_DEVICE uint4 load_word(const uint4* word) { return ptx::load_once16(word); }
 MICROSPEC_DEVICE uint32_t load_word(const uint32_t* word) { return *word; }

@@ -84,6 +84,7 @@ MICROSPEC_CLONES void quantise_int4(const float* row, int64_t dim, uint8_t* targ
   }
 }
 
+// Writes a row of `type` to `target` and its scale to *scale.
 void quantise_row(const float* row, int64_t dim, DType type, void* target, float* scale) {
   const uint32_t bits = amax_bits(row, dim);
   if (bits >= kInfinityBits) {
@@ -110,6 +111,7 @@ const float* widened(const char* source, int64_t dim, std::vector<float>& buffer
   return buffer.data();
 }
 
+// Returns the row in fp32: in `buffer`, or in place if it already is fp32.
 const float* as_float(const char* source, DType type, int64_t dim, std::vector<float>& buffer) {
   switch (type) {
     case DType::f16: return widened<c10::Half>(source, dim, buffer);

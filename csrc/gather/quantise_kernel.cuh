@@ -6,7 +6,7 @@
 // through the registers to shared memory. Each thread works on the elements that it fetched, so the only
 // barrier a row is that of the maximum. A row that does not fit in shared memory is read twice.
 //
-// Ladder: this is the first version, not yet measured.
+// Not yet measured on a GPU.
 #pragma once
 
 #include <type_traits>
@@ -73,18 +73,19 @@ struct Chunk<Source, false> {
   MICROSPEC_DEVICE void widen(float (&values)[kCount]) const { values[0] = widened(Source{}, bits).x; }
 };
 
-template <class Own>
-MICROSPEC_DEVICE Own load_chunk(const Own* chunk) {
-  if constexpr (sizeof(Own) == sizeof(uint4)) {
+template <class AnyChunk>
+MICROSPEC_DEVICE AnyChunk load_chunk(const AnyChunk* chunk) {
+  if constexpr (sizeof(AnyChunk) == sizeof(uint4)) {
     return {ptx::load_once16(chunk)};
   } else {
     return *chunk;
   }
 }
 
-template <class Own>
-MICROSPEC_DEVICE uint32_t amax_bits(const Own& chunk) {
-  float values[Own::kCount];
+// Returns the bits of a chunk's largest magnitude.
+template <class AnyChunk>
+MICROSPEC_DEVICE uint32_t amax_bits(const AnyChunk& chunk) {
+  float values[AnyChunk::kCount];
   chunk.widen(values);
   uint32_t largest = 0;
 #pragma unroll
@@ -136,6 +137,7 @@ struct FastDivision {
   }
 };
 
+// Returns quotient(value) of each value, rounded to Target.
 template <class Target, int count, class Quotient>
 MICROSPEC_DEVICE Codes<count> encode(const float (&values)[count], const Quotient& quotient) {
   Codes<count> codes{};
@@ -148,6 +150,7 @@ MICROSPEC_DEVICE Codes<count> encode(const float (&values)[count], const Quotien
   return codes;
 }
 
+// Writes the codes of chunk `index` of a row.
 MICROSPEC_DEVICE void store_codes(void* target, int index, const Codes<8>& codes) {
   static_cast<uint2*>(target)[index] = {codes.word[0], codes.word[1]};
 }
@@ -172,27 +175,27 @@ MICROSPEC_DEVICE float scale_of(uint32_t amax, float largest) {
 template <class Source, class Target, bool vector>
 MICROSPEC_KERNEL(kThreads, kResident)
 quantise_rows_kernel(GatherArgs args, int slots, bool staged) {
-  using Own = Chunk<Source, vector>;
+  using ThreadChunk = Chunk<Source, vector>;
   MICROSPEC_SHARED(uint32_t, warp_amax, 2 * kMaxWarps);
   MICROSPEC_DYNAMIC_SHARED(dynamic);
   ptx::wait_for_earlier_kernels();
   ptx::let_next_kernel_start();
-  const int chunks = static_cast<int>(args.dim / Own::kCount);
+  const int chunks = static_cast<int>(args.dim / ThreadChunk::kCount);
   const float largest = std::is_same_v<Target, f8e4m3_t> ? kFloat8Max : kInt8Max;
-  Own* const stage = reinterpret_cast<Own*>(dynamic);
+  ThreadChunk* const stage = reinterpret_cast<ThreadChunk*>(dynamic);
   uint32_t* words = warp_amax;
   for_each_changed(args, slots, [&](int slot, int32_t id) {
-    const Own* const row =
-        reinterpret_cast<const Own*>(static_cast<const Source*>(args.weight) + id * args.weight_row_stride);
+    const ThreadChunk* const row = reinterpret_cast<const ThreadChunk*>(
+        static_cast<const Source*>(args.weight) + id * args.weight_row_stride);
     uint32_t amax = 0;
 #pragma unroll 1
     for (int begin = threadIdx.x; begin < chunks; begin += kPass * kThreads) {
-      const Own* const from = row + begin;
+      const ThreadChunk* const from = row + begin;
       const int left = chunks - begin;
-      Own pass[kPass];
+      ThreadChunk pass[kPass];
 #pragma unroll
       for (int i = 0; i < kPass; ++i) {
-        pass[i] = i * kThreads < left ? load_chunk(from + i * kThreads) : Own{};
+        pass[i] = i * kThreads < left ? load_chunk(from + i * kThreads) : ThreadChunk{};
       }
 #pragma unroll
       for (int i = 0; i < kPass; ++i) {
@@ -214,13 +217,15 @@ quantise_rows_kernel(GatherArgs args, int slots, bool staged) {
     Target* const target = static_cast<Target*>(args.slab) + slot * args.dim;
     const auto write = [&](const auto& quotient) {
       for (int i = threadIdx.x; i < chunks; i += kThreads) {
-        float values[Own::kCount];
+        float values[ThreadChunk::kCount];
         (staged ? stage[i] : row[i]).widen(values);
         store_codes(target, i, encode<Target>(values, quotient));
       }
     };
     if (amax >= kInfinityBits) {
-      for (int i = threadIdx.x; i < chunks; i += kThreads) store_codes(target, i, Codes<Own::kCount>{});
+      for (int i = threadIdx.x; i < chunks; i += kThreads) {
+        store_codes(target, i, Codes<ThreadChunk::kCount>{});
+      }
     } else if (__float_as_uint(scale) >= FastDivision::kSmallestScaleBits) {
       write(FastDivision{scale, __frcp_rn(scale)});
     } else {

@@ -12,6 +12,7 @@ namespace microspec {
 
 namespace {
 
+// Raises an error for an id or a group out of range, if the values are available.
 void check_ids(const Checker& check, const DeviceCall& call, const HeadArgs& args, const Tensor& active_ids,
                const std::optional<Tensor>& group_ids) {
   const HostValues ids(call, active_ids);
@@ -30,6 +31,7 @@ void check_ids(const Checker& check, const DeviceCall& call, const HeadArgs& arg
   }
 }
 
+// Returns the call's arguments, or raises an error for one that does not fit.
 HeadArgs checked(const Checker& check, const DeviceCall& call, const Tensor& hidden, const Tensor& weight,
                  const Tensor& active_ids, bool packed, const std::optional<Tensor>& group_ids,
                  const std::optional<Tensor>& weight_scale, const std::optional<Tensor>& bias,

@@ -17,6 +17,7 @@ constexpr int64_t wrapping_add(int64_t a, int64_t b) {
   return static_cast<int64_t>(static_cast<uint64_t>(a) + static_cast<uint64_t>(b));
 }
 
+// One checked call.
 struct VocabArgs {
   int32_t* active_ids;       // [G, K], -1 is an empty slot
   int64_t* slot_stamps;      // [G, K]

@@ -35,7 +35,7 @@ class VocabUpdate {
   // Takes a token in [0, V) at its position in the call. Call it newest first, until the update is full.
   void see(int64_t token, int64_t position);
   // Gives the newcomers their slots. Call it after the last see().
-  void seat();
+  void place_newcomers();
 
  private:
   struct Newcomer {

@@ -15,10 +15,12 @@ namespace microspec {
 
 namespace {
 
-// The mark of a newcomer in token_slots between the walk and seat(), so that a repeated token is counted
-// once. The index in the mark distinguishes it from a value that the caller's state held before the call.
+// The mark of a newcomer in token_slots between the walk and place_newcomers(), so that a repeated token is
+// counted once. The index in the mark distinguishes it from a value that the caller's state held before the
+// call.
 int32_t pending_mark(int64_t newcomer) { return static_cast<int32_t>(-2 - newcomer); }
 
+// Returns the number of stamps that are at most `limit`.
 MICROSPEC_CLONES int64_t count_at_most(const int64_t* stamps, int64_t count, int64_t limit) {
   int64_t hits = 0;
   for (int64_t i = 0; i < count; ++i) hits += stamps[i] <= limit;
@@ -66,7 +68,7 @@ void VocabUpdate::see(int64_t token, int64_t position) {
   }
 }
 
-void VocabUpdate::seat() {
+void VocabUpdate::place_newcomers() {
   if (newcomers_.empty()) return;
 
   const int64_t wanted = static_cast<int64_t>(newcomers_.size());

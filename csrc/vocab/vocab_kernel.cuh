@@ -18,12 +18,13 @@
 //   take two trips to L2.
 // - A block has no more warps than a tile needs, because every warp issues all of the code between two
 //   barriers.
+// - Ages are 32 bits in registers, and 64 bits from memory only if a token is too old or the capacity too
+//   large. 32 bits take 2 instructions a slot and probe instead of 4 (counted in the SASS), and half the
+//   registers.
+// - The clock goes through shared memory. So the load of a token's slot is issued 100 instructions earlier
+//   (counted in the SASS).
 //
-// Ladder (none of it measured yet; instructions counted in the SASS):
-//   1. 64-bit ages in registers: 4 instructions a slot and probe.
-//   2. 32-bit ages, and 64-bit ages from memory if a token is too old: 2 instructions, half the registers.
-//   3. The clock goes through shared memory, so the load of a token's slot is issued 100 instructions
-//      earlier.
+// Not yet measured on a GPU.
 #pragma once
 
 #include "cuda/launch.cuh"
@@ -34,16 +35,17 @@
 namespace microspec::vocab {
 
 // ---- Step 3, second half: give the oldest `wanted` slots to the newcomers
-template <class Own>
-MICROSPEC_DEVICE void seat(const Own& slots, Bounds<typename Own::Age> bounds, const Newcomer* newcomers,
-                           unsigned wanted, int64_t base, Shared& shared) {
-  using Age = typename Own::Age;
-  const Age threshold = block_threshold(slots, static_cast<int>(wanted), bounds, shared.select);
+template <class AnySlots>
+MICROSPEC_DEVICE void place_newcomers(const AnySlots& slots, Bounds<typename AnySlots::Age> bounds,
+                                      const Newcomer* newcomers, unsigned wanted, int64_t base,
+                                      BlockState& block) {
+  using Age = typename AnySlots::Age;
+  const Age threshold = block_threshold(slots, static_cast<int>(wanted), bounds, block.select);
   unsigned freed = 0;
   slots.each([&](int, Age age) { freed += __popc(__ballot_sync(kAllLanes, age >= threshold)); });
-  if (lane_index() == 0) shared.slot_counts[warp_index()] = freed;
+  if (lane_index() == 0) block.slot_counts[warp_index()] = freed;
   __syncthreads();
-  unsigned before = sum_of_warps(shared.slot_counts).before;
+  unsigned before = sum_of_warps(block.slot_counts).before;
   slots.each([&](int i, Age age) {
     const bool is_freed = age >= threshold;
     const unsigned mask = __ballot_sync(kAllLanes, is_freed);
@@ -60,16 +62,18 @@ MICROSPEC_DEVICE void seat(const Own& slots, Bounds<typename Own::Age> bounds, c
     group.token_slots[newcomer.token] = slots.slot(i);
   });
 }
-// ---- The kernel: steps 1 to 3
 
+// ---- The kernel: steps 1 to 3
+//
+// slots_per_thread is 0 if the slots' ages do not fit in registers, or the layout not in shared memory.
 template <int slots_per_thread>
 MICROSPEC_KERNEL(kThreads, 1)
 vocab_update_kernel(VocabArgs args, Layout layout, int32_t* workspace) {
-  MICROSPEC_SHARED(Shared, shared_storage, 1);
+  MICROSPEC_SHARED(BlockState, block_storage, 1);
   MICROSPEC_DYNAMIC_SHARED(dynamic);
   ptx::wait_for_earlier_kernels();
   ptx::let_next_kernel_start();
-  Shared& shared = shared_storage[0];
+  BlockState& block = block_storage[0];
   const Group group(args, blockIdx.x);
   int32_t* const last_use =
       slots_per_thread > 0 ? reinterpret_cast<int32_t*>(dynamic) : workspace + blockIdx.x * layout.words;
@@ -79,23 +83,23 @@ vocab_update_kernel(VocabArgs args, Layout layout, int32_t* workspace) {
   const int64_t clock = args.clock[blockIdx.x];
   Slots<slots_per_thread> slots(group);
   slots.fetch();
-  Entry newest;
+  TokenAt newest;
   newest.fetch(args, args.count - 1 - static_cast<int64_t>(threadIdx.x));
   // Without this, the compiler would issue some of these loads only after the token has arrived.
   __syncwarp();
-  const int32_t token = newest.own_token(args);
+  const int32_t token = newest.token_of_group(args);
   const int32_t slot = slot_of(group, token);
   // Pass the clock through shared memory, so that the ages are computed after this barrier. The assembler
   // would otherwise compute them between a token and the load of its slot.
-  if (threadIdx.x == 0) shared.clock = clock;
+  if (threadIdx.x == 0) block.clock = clock;
   __syncthreads();
-  const int64_t base = shared.clock;
+  const int64_t base = block.clock;
   slots.set_clock(base);
 
   int oldest = 0;  // the oldest token's age, among short ages
   unsigned movable = 0, empty = 0;
   slots.each([&](int i, auto age) {
-    if (slots.exists(i)) last_use[slots.slot(i)] = age ? kNone : kAlways;
+    if (slots.exists(i)) last_use[slots.slot(i)] = age ? kNone : kPinnedUse;
     movable += age != 0;
     if constexpr (slots_per_thread > 0) {
       empty += static_cast<int>(age) < 0;
@@ -106,25 +110,25 @@ vocab_update_kernel(VocabArgs args, Layout layout, int32_t* workspace) {
   movable = __reduce_add_sync(kAllLanes, movable | empty << 16);
   oldest = __reduce_max_sync(kAllLanes, oldest);
   if (lane_index() == 0) {
-    shared.slot_counts[warp_index()] = movable;
-    shared.warp_oldest[warp_index()] = oldest;
+    block.slot_counts[warp_index()] = movable;
+    block.warp_oldest[warp_index()] = oldest;
   }
-  clear_table(shared);
-  prepare_select(shared.select);
+  clear_table(block);
+  prepare_select(block.select);
   __syncthreads();
   if (threadIdx.x == 0) args.clock[blockIdx.x] = wrapping_add(base, args.count);
-  const unsigned counts = sum_of_warps(shared.slot_counts).total;
+  const unsigned counts = sum_of_warps(block.slot_counts).total;
   const unsigned room = slots_per_thread > 0 ? counts & 0xffff : counts;
   if (room == 0) return;
 
-  walk(args, group, shared, last_use, newcomers, room, token, slot);
+  walk(args, group, block, last_use, newcomers, room, token, slot);
   __syncthreads();
-  const int32_t cutoff = shared.cutoff;
-  const unsigned wanted = shared.newcomers;
+  const int32_t cutoff = block.cutoff;
+  const unsigned wanted = block.newcomers;
 #pragma unroll
   for (int i = 0; i < slots.per_thread(); ++i) {
-    const int32_t use = slots.exists(i) ? last_use[slots.slot(i)] : kAlways;
-    if (use != kAlways && use >= cutoff) {
+    const int32_t use = slots.exists(i) ? last_use[slots.slot(i)] : kPinnedUse;
+    if (use != kPinnedUse && use >= cutoff) {
       group.slot_stamps[slots.slot(i)] = wrapping_add(base, use);
       slots.refresh(i);
     }
@@ -135,13 +139,13 @@ vocab_update_kernel(VocabArgs args, Layout layout, int32_t* workspace) {
   // At most room - wanted slots have been refreshed, so at least `wanted` slots are left.
   if (wanted == 0) return;
   if constexpr (slots_per_thread > 0) {
-    oldest = __reduce_max_sync(kAllLanes, word_of_warp(shared.warp_oldest, 0));
+    oldest = __reduce_max_sync(kAllLanes, word_of_warp(block.warp_oldest, 0));
     if (oldest < kTooOld) {
       const uint32_t all_empty = ~static_cast<uint32_t>(group.capacity);
       const Bounds<uint32_t> bounds = counts >> 16 >= wanted
                                           ? Bounds<uint32_t>{all_empty, ~0u}
                                           : Bounds<uint32_t>{1, static_cast<uint32_t>(oldest) + 1};
-      seat(slots, bounds, newcomers, wanted, base, shared);
+      place_newcomers(slots, bounds, newcomers, wanted, base, block);
       return;
     }
   }
@@ -151,7 +155,7 @@ vocab_update_kernel(VocabArgs args, Layout layout, int32_t* workspace) {
   Slots<0> any(group);
   any.set_clock(base);
   const uint64_t beyond = static_cast<uint64_t>(base) + static_cast<uint64_t>(group.capacity) + 1;
-  seat(any, KeyBounds{1, beyond}, newcomers, wanted, base, shared);
+  place_newcomers(any, KeyBounds{1, beyond}, newcomers, wanted, base, block);
 }
 
 }  // namespace microspec::vocab

@@ -60,6 +60,7 @@ void check_tokens(const Checker& check, const VocabArgs& args, const void* token
   }
 }
 
+// Returns the update of group g.
 VocabUpdate update_of(const VocabArgs& args, int64_t g) {
   return VocabUpdate({args.active_ids + g * args.capacity, args.slot_stamps + g * args.capacity,
                       args.token_slots + g * args.vocab_size, args.clock + g, args.capacity, args.vocab_size,
@@ -75,7 +76,7 @@ void update_rows(const VocabArgs& args) {
         const int64_t token = value_at(args.tokens, args.long_tokens, g * args.count + i);
         if (token >= 0) update.see(token, i);
       }
-      update.seat();
+      update.place_newcomers();
     }
   });
 }
@@ -97,7 +98,7 @@ void update_ragged(const VocabArgs& args) {
     open -= updates[group].full();
   }
   parallel_for(args.groups, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t g = begin; g < end; ++g) updates[g].seat();
+    for (int64_t g = begin; g < end; ++g) updates[g].place_newcomers();
   });
 }
 

@@ -28,6 +28,11 @@ MICROSPEC_DEVICE uint32_t short_age_of(int64_t stamp, int slot, int64_t base) {
 
 // The slots of one thread, `count` of them, with their ages in registers. A warp's slots are contiguous, and
 // a thread has every 32nd of them, so ballots taken one after the other number the slots in ascending order.
+//
+//     count = 2:   slot    0 … 31    32 … 63    64 … 95    96 … 127   128 …
+//                  warp    0         0          1          1          2
+//                  lane    0 … 31    0 … 31     0 … 31     0 … 31     0 …
+//                  i       0         1          0          1          0
 template <int count>
 struct Slots {
   using Age = uint32_t;

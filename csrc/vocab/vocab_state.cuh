@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Shared definitions of the vocab_update_ kernel: sizes, marks, a group's state and the block's state.
+// Shared definitions of the vocab_update_ kernel: sizes, marks, a group's state and a block's state.
 #pragma once
 
 #include "cuda/block_select.cuh"
@@ -18,24 +18,26 @@ constexpr int kTableBits = 10;
 static_assert(kTable == 1 << kTableBits);
 
 constexpr int32_t kNone = -1;
-// The mark in token_slots of a newcomer that is already in the list, from its tile until it gets a slot.
-constexpr int32_t kListed = -2;
+// The mark in token_slots of a newcomer that the walk has recorded, until it gets a slot.
+constexpr int32_t kPending = -2;
 // The last use of a pinned slot: above every position.
-constexpr int32_t kAlways = 0x7fffffff;
+constexpr int32_t kPinnedUse = 0x7fffffff;
 
-// The layout of the two arrays that grow with the call, in dynamic shared memory or in a group's part of the
+// The layout of the two arrays that grow with the call, in dynamic shared memory or in a group's words of the
 // workspace. The last uses [K] begin at word 0. The newcomers [min(K, N)] follow, newest first.
 struct Layout {
   int64_t newcomers;  // their first word, even
   int64_t words;      // words in total
 };
 
+// A token to enter, and the position of its last occurrence in the call.
 struct Newcomer {
   int32_t token;
   int32_t position;
 };
 
-struct Shared {
+// What the threads of a block share, in shared memory.
+struct BlockState {
   int32_t table_tokens[kTable];
   int32_t table_positions[kTable];
   unsigned tile_counts[kMaxWarps];
@@ -48,7 +50,7 @@ struct Shared {
   SelectScratch select;
 };
 
-// One group's part of the state.
+// The state of one group.
 struct Group {
   int32_t* active_ids;
   int64_t* slot_stamps;

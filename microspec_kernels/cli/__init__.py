@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command ``microspec``, with a module for each subcommand.
 
 Each module has ``add_arguments`` and ``run``. ``run`` prints a readable report and returns the same
@@ -58,6 +59,6 @@ def _parser() -> Parser:
         )
         module.add_arguments(command)
         command.add_argument(
-            "--json", type=output(), metavar="FILE", help="write the figures as data"
+            "--json", type=output(), metavar="FILE", help="write the figures to a JSON file"
         )
     return parser

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Advise for a model whether the dense or the sparse head is faster, from measured figures.
 
 The figures are CSV files that the benchmarks of a checkout write: RESULTS/<device>/head.csv, and
@@ -23,10 +24,10 @@ SITUATIONS = ("in situ", "cold")  # the one closest to an engine comes first
 
 
 class Point(NamedTuple):
-    """Median times in µs of both heads at one K (capacity) and M (rows)."""
+    """Median times in µs of both heads at one K (capacity) and M (num_tokens)."""
 
     capacity: int
-    rows: int
+    num_tokens: int
     sparse: float
     dense: float
 
@@ -65,7 +66,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def _line(point: Point) -> dict[str, object]:
     return {
         "K": point.capacity,
-        "M": point.rows,
+        "M": point.num_tokens,
         "sparse µs": _shown(point.sparse),
         "dense µs": _shown(point.dense),
         "dense/sparse": point.dense / point.sparse,
@@ -76,18 +77,18 @@ def _shown(took: float) -> float:
     return round(took) if took >= 100 else took
 
 
-def _folder(given: Path | None) -> Path:
-    if given is not None and not given.is_dir():
-        raise FileNotFoundError(f"--results: no folder {given}")
-    return given or Path(__file__).resolve().parents[2] / "bench" / "results"
+def _folder(results: Path | None) -> Path:
+    if results is not None and not results.is_dir():
+        raise FileNotFoundError(f"--results: no folder {results}")
+    return results or Path(__file__).resolve().parents[2] / "bench" / "results"
 
 
-def _stored(given: Path | None, model: str) -> list[Row]:
+def _stored(results: Path | None, model: str) -> list[Row]:
     """Read the figures of heads with the model's shape, of all devices."""
     shape = tuple(map(str, SHAPES[model]))
-    folder = _folder(given)
+    folder = _folder(results)
     rows = read(folder, "head.csv", HEAD)
-    if given is not None and not rows:
+    if results is not None and not rows:
         raise ValueError(f"--results: expected folders with a head.csv in {folder}, got none")
     return [row for row in rows if (row["V"], row["D"]) == shape and _kind(row["arm"])]
 
@@ -144,9 +145,9 @@ def dense_from(found: list[Point]) -> dict[int, int | None]:
     The value is None for an M at which the dense head is slower at the largest measured K.
     """
     result: dict[int, int | None] = {}
-    for m in sorted({point.rows for point in found}):
+    for m in sorted({point.num_tokens for point in found}):
         result[m] = None
-        for point in sorted((p for p in found if p.rows == m), reverse=True):
+        for point in sorted((p for p in found if p.num_tokens == m), reverse=True):
             if point.sparse < point.dense:
                 break
             result[m] = point.capacity
@@ -155,12 +156,12 @@ def dense_from(found: list[Point]) -> dict[int, int | None]:
 
 def verdicts(found: list[Point]) -> list[str]:
     """Write one sentence for each set of M that have the same answer."""
-    groups: dict[int | None, list[int]] = {}
+    sizes_of: dict[int | None, list[int]] = {}
     for m, capacity in dense_from(found).items():
-        groups.setdefault(capacity, []).append(m)
+        sizes_of.setdefault(capacity, []).append(m)
     sentences = []
-    for capacity, of in groups.items():
-        sizes = sorted({point.capacity for point in found if point.rows in of})
+    for capacity, ms in sizes_of.items():
+        sizes = sorted({point.capacity for point in found if point.num_tokens in ms})
         smaller = [k for k in sizes if capacity is not None and k < capacity]
         if capacity is None:
             said = f"the sparse head, at every K measured ({_range(sizes)})"
@@ -168,7 +169,7 @@ def verdicts(found: list[Point]) -> list[str]:
             said = f"the dense head from K = {capacity} on; the sparse one up to {smaller[-1]}"
         else:
             said = f"the dense head, at every K measured ({_range(sizes)})"
-        sentences.append(f"M = {', '.join(map(str, of))}: {said}")
+        sentences.append(f"M = {', '.join(map(str, ms))}: {said}")
     return sentences
 
 

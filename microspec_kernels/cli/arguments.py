@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Parse and check arguments before any costly work. An error is one line on stderr, exit code 2."""
 
 import argparse
@@ -106,8 +107,8 @@ def check_used(args: argparse.Namespace, *rules: tuple[str, bool, str]) -> None:
         ValueError: an option is unused. The message names the first one.
     """
     for name, used, expected in rules:
-        given = getattr(args, name)
-        if not used and given not in (None, False, []):
+        value = getattr(args, name)
+        if not used and value not in (None, False, []):
             option = f"--{name.replace('_', '-')}"
             raise ValueError(f"{option}: expected {expected}")
 

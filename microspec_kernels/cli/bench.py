@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Time the sparse head on this machine against a dense head and a plain row selection.
 
 Each arm computes the top k and their log-probabilities. "select" is the version in a few lines of
@@ -20,8 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("vocab-size", whole(1, LARGEST_VOCAB), 128256, "V, rows of the LM head"),
         ("dim", positive, 1024, "D, hidden size"),
         ("capacity", positive, 3072, "K, active tokens"),
-        ("k", whole(1, 128), 10, "candidates a row"),
-        ("rows", positive, 10, "M, rows of hidden at once"),
+        ("k", whole(1, 128), 10, "k, candidates per row"),
+        ("num-tokens", positive, 10, "M, number of rows of hidden"),
         ("rounds", whole(15), 31, "measured calls of each arm, at least 15"),
     ):
         help_text = f"{text} (default {default})"
@@ -43,19 +44,20 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     device, dtype = usable_device(args.device), getattr(torch, args.dtype)
     # The LM head, two copies of its active rows, hidden, and the dense head's logits (in dtype, and
     # twice in fp32).
-    elements = (args.vocab_size + 2 * args.capacity + args.rows) * args.dim
-    logits = args.rows * args.vocab_size * (dtype.itemsize + 8)
+    elements = (args.vocab_size + 2 * args.capacity + args.num_tokens) * args.dim
+    logits = args.num_tokens * args.vocab_size * (dtype.itemsize + 8)
     size = elements * dtype.itemsize + logits
-    check_memory("--vocab-size, --dim, --rows", size, device)
+    check_memory("--vocab-size, --dim, --num-tokens", size, device)
     with torch.inference_mode():
-        weight, hidden = operands(args.vocab_size, args.dim, args.rows, device, dtype)
+        weight, hidden = operands(args.vocab_size, args.dim, args.num_tokens, device, dtype)
         arms = arms_for(weight, hidden, args.capacity, args.k)
         validate(arms, 1e-3 if args.dtype == "float32" else 0.05)
         times = time_arms(arms, rounds=args.rounds)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
     print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print(
-        f"V={args.vocab_size} D={args.dim} K={args.capacity} M={args.rows} k={args.k} {args.dtype}"
+        f"V={args.vocab_size} D={args.dim} K={args.capacity} M={args.num_tokens} k={args.k} "
+        f"{args.dtype}"
     )
     dense = times["dense"].p50
     rows = [
@@ -80,14 +82,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def operands(vocab_size: int, dim: int, rows: int, device: Any, dtype: Any) -> tuple[Any, Any]:
+def operands(
+    vocab_size: int, dim: int, num_tokens: int, device: Any, dtype: Any
+) -> tuple[Any, Any]:
     """Make a random LM head [V, D] and hidden [M, D], the same in every run."""
     import torch
 
     random = torch.Generator(device).manual_seed(0)
     weight = torch.randn(vocab_size, dim, generator=random, device=device, dtype=dtype)
     weight /= dim**0.5
-    return weight, torch.randn(rows, dim, generator=random, device=device, dtype=dtype)
+    return weight, torch.randn(num_tokens, dim, generator=random, device=device, dtype=dtype)
 
 
 def arms_for(weight: Any, hidden: Any, capacity: int, k: int) -> dict[str, Callable[[], Any]]:

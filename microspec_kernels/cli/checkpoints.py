@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Check a checkpoint's folder before loading: its JSON files and the headers of its tensors."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Continue a prompt with a target and a draft, and report the cost of the draft's head.
 
 --compare runs the target alone and then every head on the same prompt. It compares their outputs
@@ -6,6 +7,7 @@ with the target's output.
 
 import argparse
 import sys
+from dataclasses import replace
 from typing import Any
 
 from microspec_kernels._optional import require
@@ -23,36 +25,39 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     from .tokenizers import load_tokenizer
 
-    device, ranked = check(args)
+    device, frequent_tokens = check(args)
     _quiet()
-    heads = [h for h in HEADS if h != "static" or ranked] if args.compare else [args.head]
+    heads = (
+        [h for h in HEADS if h != "static" or frequent_tokens is not None]
+        if args.compare
+        else [args.head]
+    )
     dtype = None if args.dtype is None else getattr(torch, args.dtype)
     tokenizer = load_tokenizer(args.tokenizer or args.target)
     prompt = tokenizer.encode(args.prompt)
     target = load_target(args.target, dtype=dtype, device=device)
-    _check_ids(args, prompt, ranked or [], target.vocab_size)
+    _check_ids(args, prompt, frequent_tokens, target.vocab_size)
     draft = None if heads == ["none"] else load_draft(args.draft, target)
     input_ids = torch.tensor(prompt, device=target.device)
-    frequency = None if ranked is None else torch.tensor(ranked, device=target.device)
-    policy = _policy(args.floor, ranked)
+    policy = _policy(args, frequent_tokens)
 
     # Warm up each head with a short run: the first calls pay for caches and allocations.
     for head in heads if args.compare else []:
-        _generate(args, head, target, draft, input_ids, frequency, policy, new=8)
+        _generate(args, head, target, draft, input_ids, frequent_tokens, policy, new=8)
     runs = {
         head: _generate(
-            args, head, target, draft, input_ids, frequency, policy, args.max_new_tokens
+            args, head, target, draft, input_ids, frequent_tokens, policy, args.max_new_tokens
         )
         for head in heads
     }
     # A chain's text has the target's distribution, but equals the target's text only if greedy.
     comparable = "none" in runs and not (args.chain and args.temperature)
-    own = runs["none"].tokens.tolist() if comparable else None
+    target_tokens = runs["none"].tokens.tolist() if comparable else None
     text = tokenizer.decode(next(iter(runs.values())).tokens.tolist())
     print(text, end="\n\n")
-    rows = [_row(head, result, args.depth, own) for head, result in runs.items()]
+    rows = [_row(head, result, args.depth, target_tokens) for head, result in runs.items()]
     print(table(rows))
-    if args.compare and own is not None:
+    if args.compare and target_tokens is not None:
         same = all(row["identical"] == "yes" for row in rows)
         print("\nevery output " + ("equals" if same else "DOES NOT EQUAL") + " the target's own")
     figures = {head: result.stats.as_dict() for head, result in runs.items()}
@@ -72,7 +77,7 @@ def _quiet() -> None:
 
 
 def _check_ids(
-    args: argparse.Namespace, prompt: list[int], ranked: list[int], vocab_size: int
+    args: argparse.Namespace, prompt: list[int], frequent_tokens: Any, vocab_size: int
 ) -> None:
     """Check that all ids and the sparse head's capacity fit the target's vocabulary.
 
@@ -82,7 +87,8 @@ def _check_ids(
     if not prompt:
         raise ValueError("--prompt: expected at least one token, got none")
     of_tokenizer = f"--tokenizer {args.tokenizer or args.target}"
-    for name, ids in ((of_tokenizer, prompt), (args.frequency_rank, ranked)):
+    listed = [] if frequent_tokens is None else frequent_tokens.tolist()
+    for name, ids in ((of_tokenizer, prompt), (args.frequent_tokens, listed)):
         if ids and max(ids) >= vocab_size:
             expected = f"ids below {vocab_size}, the target's vocabulary"
             raise ValueError(f"{name}: expected {expected}, got {max(ids)}")
@@ -91,14 +97,12 @@ def _check_ids(
         raise ValueError(f"--capacity: expected {expected}, got {args.capacity}")
 
 
-def _policy(floor: int | None, ranked: list[int] | None) -> Any:
-    """Make a policy of the default sources and `floor` pinned tokens; None without a floor.
+def _policy(args: argparse.Namespace, frequent_tokens: Any) -> Any:
+    """Make the default policy, with the pinned tokens of --pin and empty slots with --no-fill."""
+    from microspec_kernels.policy import default
 
-    None selects the default policy.
-    """
-    from microspec_kernels.policy import Policy, default
-
-    return None if floor is None else Policy(default().sources, pinned=(ranked or [])[:floor])
+    tokens = () if frequent_tokens is None else frequent_tokens
+    return replace(default(() if args.no_fill else tokens), pinned=tokens[: args.pin or 0])
 
 
 def _generate(
@@ -107,7 +111,7 @@ def _generate(
     target: Any,
     draft: Any,
     input_ids: Any,
-    frequency: Any,
+    frequent_tokens: Any,
     policy: Any,
     new: int,
 ) -> Any:
@@ -125,17 +129,17 @@ def _generate(
         new,
         head=head,
         depth=args.depth,
-        top_k=args.top_k,
+        tree_width=args.tree_width,
         tree_size=args.tree_size,
         capacity=args.static_capacity if head == "static" else args.capacity,
-        frequency=frequency,
+        frequent_tokens=frequent_tokens,
         policy=policy,
         sampling=sampling,
         chain=args.chain,
     )
 
 
-def _row(head: str, result: Any, depth: int, own: list[int] | None) -> dict[str, Any]:
+def _row(head: str, result: Any, depth: int, target_tokens: list[int] | None) -> dict[str, Any]:
     """Make one line of the table. A draft step is one level of the tree, with one head call."""
     stats = result.stats
     seconds = stats.seconds
@@ -149,5 +153,9 @@ def _row(head: str, result: Any, depth: int, own: list[int] | None) -> dict[str,
         "coverage": stats.coverage if drafted else None,
         "head ms": seconds["head"] / drafted * 1e3 if drafted else None,
         "draft ms": draft / drafted * 1e3 if drafted else None,
-        "identical": "-" if own is None else "yes" if result.tokens.tolist() == own else "no",
+        "identical": "-"
+        if target_tokens is None
+        else "yes"
+        if result.tokens.tolist() == target_tokens
+        else "no",
     }

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Show the installation and the device; --advise says when a dense head is faster for a model."""
 
 import argparse
@@ -13,13 +14,16 @@ from .shapes import SHAPES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--advise", metavar="MODEL", help=f"the model, one of {', '.join(SHAPES)}")
     parser.add_argument(
-        "--advise", metavar="MODEL", help=f"by measured figures; one of {', '.join(SHAPES)}"
+        "--results",
+        type=Path,
+        metavar="DIR",
+        help="folder of measured figures (default: bench/results of the checkout)",
     )
     parser.add_argument(
-        "--results", type=Path, metavar="DIR", help="of figures; default: the checkout's"
+        "--run", action="store_true", help="measure the figures for --advise now, in about a minute"
     )
-    parser.add_argument("--run", action="store_true", help="measure now, a minute, for --advise")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Read figures that benchmarks wrote: CSV files, in one folder per device."""
 
 import csv

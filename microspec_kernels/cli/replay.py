@@ -1,9 +1,10 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run recorded token traces, or your own text, through a vocabulary policy.
 
-A trace is an .npz with tokens, generated (1 = the model wrote the token, 0 = it was given) and
+A trace is an .npz with tokens, generated (1 = the model wrote the token, 0 = it was not) and
 offsets (sequence i is tokens[offsets[i]:offsets[i+1]]). A text is a file whose first
---prompt-tokens count as given, or a .jsonl with the fields prompt and response. Without --keep,
-every sequence begins with a new vocabulary. A step's tokens are judged against the vocabulary at
+--prompt-tokens are the prompt, or a .jsonl with the fields prompt and response. Without --keep,
+every sequence begins with a new vocabulary. A step's tokens are checked against the vocabulary at
 the beginning of the step.
 """
 
@@ -48,29 +49,39 @@ SHOWN = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("traces", nargs="*", type=Path, metavar="TRACE.npz")
-    parser.add_argument("--text", type=Path, action="append", default=[], metavar="FILE")
-    parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="tokenizer.json of --text")
     parser.add_argument(
-        "--prompt-tokens", type=whole(0), metavar="N", help="given tokens of a --text (default 0)"
+        "--text",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a text; may be repeated",
+    )
+    parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="tokenizer.json for --text")
+    parser.add_argument(
+        "--prompt-tokens",
+        type=whole(0),
+        metavar="N",
+        help="length of a --text's prompt (default 0)",
     )
     parser.add_argument(
         "--capacity",
         type=listed(whole(1, LARGEST_VOCAB)),
         metavar="K[,K...]",
-        help=f"slots, one run each (default {CAPACITY})",
+        help=f"number of slots; one run for each K (default {CAPACITY})",
     )
     parser.add_argument(
         "--vocab-size",
         type=whole(1, LARGEST_VOCAB),
-        help="default: one more than the largest id in the trace",
+        help="V; default: one more than the largest id of all files",
     )
     parser.add_argument(
-        "--step", type=positive, default=4, help="generated tokens a step (default 4)"
+        "--step", type=positive, default=4, help="generated tokens per step (default 4)"
     )
     parser.add_argument(
         "--keep",
         action="store_true",
-        help="begin each sequence with what the one before it has left",
+        help="keep the vocabulary from one sequence to the next",
     )
     sources.add_arguments(parser)
     parser.add_argument(
@@ -99,13 +110,13 @@ def _replay(args: argparse.Namespace) -> list[Replay]:
     tqdm = require("tqdm", "replay").tqdm
     _check(args)
     capacities = args.capacity or [CAPACITY]
-    pinned, initial = sources.load_ranked(args, min(capacities))
+    pinned, frequent = sources.load_frequent_tokens(args, min(capacities))
     tables = sources.load_tables(args)
     traces = _traces(args)
     ids = [int(trace.tokens.max()) for trace in traces]
-    ids += [*pinned, *initial, *(len(rows) - 1 for rows in tables.values())]
+    ids += [*pinned, *frequent, *(len(rows) - 1 for rows in tables.values())]
     vocab_size = args.vocab_size or max(ids) + 1
-    policy = Policy(sources.named_sources(args, tables, vocab_size), initial, pinned)
+    policy = Policy(sources.named_sources(args, tables, vocab_size), frequent, pinned)
     return [
         replay(
             trace,
@@ -148,8 +159,8 @@ def _check(args: argparse.Namespace) -> None:
 def _traces(args: argparse.Namespace) -> list[Trace]:
     traces = [(path, load_trace(path)) for path in args.traces]
     if args.text:
-        tokenizer, given = load_tokenizer(args.tokenizer), args.prompt_tokens or 0
-        traces += [(path, load_text(path, tokenizer, given)) for path in args.text]
+        tokenizer, prompt_tokens = load_tokenizer(args.tokenizer), args.prompt_tokens or 0
+        traces += [(path, load_text(path, tokenizer, prompt_tokens)) for path in args.text]
     for path, trace in traces:
         sources.check_ids(path, trace.tokens, args.vocab_size)
         if not trace.generated.any():

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The shapes of LM heads that `info --advise` knows, by the model's name."""
 
 # Model → (V, D) of its LM head. bench/harness/models.py has the other shapes and the sources.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Make the parts of a vocabulary policy from the options of `replay`."""
 
 import argparse
@@ -8,7 +9,6 @@ import torch
 from torch import Tensor
 
 from microspec_kernels._npy import integers
-from microspec_kernels._token_ids import read_token_ids
 from microspec_kernels.policy import (
     ContextSuccessors,
     Source,
@@ -19,6 +19,7 @@ from microspec_kernels.policy import (
 )
 from microspec_kernels.replay import load_tokenizer, token_texts
 
+from . import frequent_tokens
 from .arguments import LARGEST_VOCAB, check_used, whole
 
 TEXT: dict[str, Callable[[int | None], Source]] = {
@@ -37,34 +38,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         type=_name_and_budget,
         metavar="NAME[=BUDGET]",
-        help=f"one of {', '.join(NAMES)}, with at most BUDGET tokens a pass; repeat it, the newest "
-        "tokens of a row last (default: prompt, generated, and every table that is given)",
+        help=f"a source of tokens: one of {', '.join(NAMES)}, with at most BUDGET tokens per pass; "
+        "may be repeated, the newest tokens of a row last (default: prompt, generated and all "
+        "tables)",
     )
     parser.add_argument(
         "--variants",
         type=Path,
         metavar="TOKENIZER",
-        help="case and space variants, of a tokenizer.json or an .npy int32 [V, c]",
+        help="table of variants in case and leading space: a tokenizer.json, or .npy int32 [V, c]",
     )
     for name in TABLES[1:]:
         parser.add_argument(
-            f"--{name}", type=Path, metavar="FILE", help="their table, an .npy int32 [V, c]"
+            f"--{name}", type=Path, metavar="FILE", help=f"table of {name}: .npy int32 [V, c]"
         )
-    parser.add_argument(
-        "--frequency-rank",
-        type=Path,
-        metavar="FILE",
-        help="token ids by falling frequency (.npy, .pt or .json), for --fill unless --floor is "
-        "given",
-    )
-    parser.add_argument(
-        "--floor", type=whole(0), metavar="N", help="pin the N most frequent tokens"
-    )
-    parser.add_argument(
-        "--fill",
-        action="store_true",
-        help="begin with the most frequent tokens, as many as there is room for; they may leave",
-    )
+    frequent_tokens.add_arguments(parser)
 
 
 def check(args: argparse.Namespace) -> None:
@@ -73,13 +61,13 @@ def check(args: argparse.Namespace) -> None:
     Raises:
         ValueError: an option that nothing would use, or that lacks another option.
     """
-    ranked, used = args.frequency_rank is not None, {name for name, _ in args.source or ()}
+    used = {name for name, _ in args.source or ()}
     check_used(
         args,
-        ("floor", ranked or args.floor is None, "a --frequency-rank"),
-        ("fill", ranked, "a --frequency-rank"),
+        *((name, args.frequent_tokens, "a --frequent-tokens") for name in ("pin", "no_fill")),
         *((name, not used or name in used, f"--source {name}") for name in TABLES),
     )
+    frequent_tokens.check_filled(args)
     for name in TABLES:
         if name in used and getattr(args, name) is None:
             raise ValueError(f"--source {name}: expected its table, --{name} FILE, got none")
@@ -133,29 +121,23 @@ def named_sources(
     return tuple(sources)
 
 
-def load_ranked(args: argparse.Namespace, capacity: int) -> tuple[list[int], list[int]]:
-    """Return the pinned tokens, and the tokens that every sequence begins with.
+def load_frequent_tokens(args: argparse.Namespace, capacity: int) -> tuple[list[int], list[int]]:
+    """Return the pinned tokens, and the frequent tokens that every sequence begins with.
 
     Args:
         args: the parsed arguments.
         capacity: the smallest capacity of the run.
 
     Raises:
-        OSError: the file of --frequency-rank does not exist or is not readable.
-        ValueError: the file is not a list of token ids, or has too few for --floor.
+        OSError: the file of --frequent-tokens does not exist or is not readable.
+        ValueError: the file is not a list of token ids, or has too few for --pin.
     """
-    path, floor = args.frequency_rank, args.floor or 0
-    if path is None:
+    tokens = frequent_tokens.read(args)
+    if tokens is None:
         return [], []
-    ranked = read_token_ids(path)
-    if not len(ranked):
-        raise ValueError(f"{path}: expected at least one token id, got none")
-    check_ids(path, ranked, args.vocab_size)
-    if floor > min(len(ranked), capacity):
-        expected = f"at most the {len(ranked)} tokens of {path} and the capacity of {capacity}"
-        raise ValueError(f"--floor: expected {expected}, got {floor}")
-    fill = args.fill or args.floor is None
-    return ranked[:floor].tolist(), ranked.tolist() if fill else []
+    check_ids(args.frequent_tokens, tokens, args.vocab_size)
+    frequent_tokens.check_pin(args, len(tokens), capacity)
+    return tokens[: args.pin or 0].tolist(), [] if args.no_fill else tokens.tolist()
 
 
 def _table(name: str, path: Path, vocab_size: int | None) -> Tensor:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Format figures as a table."""
 
 from collections.abc import Mapping, Sequence

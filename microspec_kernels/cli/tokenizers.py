@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Convert text to tokens and back with Mistral's Tekken or a checkpoint's tokenizer."""
 
 from pathlib import Path

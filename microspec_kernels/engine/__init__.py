@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The draft's LM head over an active vocabulary, for an inference engine or its plugin.
 
     from microspec_kernels import EngineHead, Settings

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`EngineHead`: the draft's LM head over an active vocabulary, for plugins and custom engines."""
 
 from collections.abc import Sequence
@@ -24,12 +25,12 @@ class Shard:
     Attributes:
         total_rows: rows on all ranks together.
         start: index of the first row on this rank.
-        group: the process group of the ranks; None: the default group.
+        process_group: the process group of the ranks; None: the default group.
     """
 
     total_rows: int
     start: int
-    group: "torch.distributed.ProcessGroup | None" = None
+    process_group: "torch.distributed.ProcessGroup | None" = None
 
 
 class EngineStats(NamedTuple):
@@ -38,13 +39,13 @@ class EngineStats(NamedTuple):
     Attributes:
         hits: counted tokens that were active, see :meth:`EngineHead.count_coverage`.
         misses: counted tokens that were not active.
-        rows_entered: rows of the LM head that became active.
+        rows_activated: rows of the LM head that became active.
         active: tokens that are active now.
     """
 
     hits: int
     misses: int
-    rows_entered: int
+    rows_activated: int
     active: int
 
     @property
@@ -57,7 +58,8 @@ class EngineStats(NamedTuple):
 class EngineHead:
     """Attach once, observe in eager code, call in a captured graph.
 
-        head = EngineHead(draft.lm_head.weight, Settings(frequency="rank.npy"))  # before capture
+        settings = Settings(frequent_tokens_file="frequent.npy")
+        head = EngineHead(draft.lm_head.weight, settings)  # before capture
         head.count_coverage(accepted)             # optional
         head.observe(torch.cat((step_tokens, target_logits.argmax(-1))))  # between two replays
         tokens = head.argmax(hidden)              # in the graph of the draft's steps
@@ -68,24 +70,24 @@ class EngineHead:
     hold NaN or infinity, logs them and never proposes them.
 
     Args:
-        weight: [rows, D], the draft's LM head without the padding rows at the end of V; with
+        weight: [R, D], the draft's LM head without the padding rows at the end of V; with
             `shard`, the rows of this rank.
         settings: see :class:`Settings`.
         num_groups: number of vocabularies: 1 if all requests share one, else the most requests that
             may run at once.
         target_vocab_size: number of the target's tokens; default: the number of rows.
-        row_tokens: int64 [rows], the target's token of each row of the whole head; None: row i is
+        row_tokens: int64 [R], the target's token of each row of the whole head; None: row i is
             token i.
-        bias: [rows].
+        bias: [R].
         logit_scale, softcap: see :func:`~microspec_kernels.sparse_head`.
         shard: this rank's part if ranks share the head. The constructor and the calls are then
             collectives, and each rank must observe the same tokens.
 
     Raises:
         ValueError, TypeError, OSError: as :class:`SparseHead` (for example, the weight is not a
-            plain tensor) and :meth:`Settings.initial`.
-        ValueError: the frequency list has no token with a row in the draft, or top_k exceeds the
-            number of the target's tokens.
+            plain tensor) and :meth:`Settings.read_frequent_tokens`.
+        ValueError: the file of frequent tokens has no token with a row in the draft, or
+            target_top_k exceeds the number of the target's tokens.
     """
 
     @torch.inference_mode(False)  # a tensor made in inference mode cannot be updated outside it
@@ -103,25 +105,33 @@ class EngineHead:
         shard: Shard | None = None,
     ) -> None:
         device = plain(weight, "EngineHead: weight").device
-        rows = weight.size(0) if shard is None else shard.total_rows
+        lm_head_rows = weight.size(0) if shard is None else shard.total_rows
         broken = broken_rows(weight, bias)
         if shard is not None:
-            broken = all_gather_rows(broken, rows, start=shard.start, group=shard.group)
-        self.token_map = TokenMap(rows, target_vocab_size, row_tokens, device, broken)
+            broken = all_gather_rows(
+                broken, lm_head_rows, start=shard.start, process_group=shard.process_group
+            )
+        self.token_map = TokenMap(lm_head_rows, target_vocab_size, row_tokens, device, broken)
         log_broken(self.token_map.to_tokens(broken), "microspec: the draft's LM head")
-        if settings.top_k > self.token_map.target_vocab_size:
+        if settings.target_top_k > self.token_map.target_vocab_size:
             most = self.token_map.target_vocab_size
-            raise ValueError(f"microspec: top_k: expected at most {most}, got {settings.top_k}")
-        initial = self.token_map.to_rows(
-            settings.initial(self.token_map.target_vocab_size).to(device)
+            raise ValueError(
+                f"microspec: target_top_k: expected at most {most}, got {settings.target_top_k}"
+            )
+        frequent_tokens = self.token_map.to_rows(
+            settings.read_frequent_tokens(self.token_map.target_vocab_size).to(device)
         )
-        initial = initial[initial >= 0]
-        if settings.frequency is not None and len(initial) == 0:
+        frequent_tokens = frequent_tokens[frequent_tokens >= 0]
+        if settings.frequent_tokens_file is not None and len(frequent_tokens) == 0:
             expected = "at least one token that the draft has a row for"
-            raise ValueError(f"microspec: frequency: expected {expected}, got none")
+            raise ValueError(f"microspec: frequent_tokens_file: expected {expected}, got none")
         self.settings, self._weight = settings, weight.detach()
         self.vocab = ActiveVocab(
-            rows, min(settings.capacity, rows), groups=num_groups, initial=initial, device=device
+            lm_head_rows,
+            min(settings.capacity, lm_head_rows),
+            num_groups=num_groups,
+            frequent_tokens=frequent_tokens,
+            device=device,
         )
         options = {
             "mode": settings.mode,
@@ -137,10 +147,10 @@ class EngineHead:
             self.head = SparseHead(weight, self.vocab, **options)  # type: ignore[arg-type]
         else:
             self.head = ParallelSparseHead(
-                weight, self.vocab, start=shard.start, group=shard.group, **options
+                weight, self.vocab, start=shard.start, process_group=shard.process_group, **options
             )
         self._counted = torch.zeros(2, dtype=torch.int64, device=device)  # active, all
-        self._entered = torch.zeros(1, dtype=torch.int64, device=device)
+        self._activated = torch.zeros(1, dtype=torch.int64, device=device)
         self._host_copy = HostCopy()
 
     @property
@@ -150,12 +160,12 @@ class EngineHead:
 
     def __str__(self) -> str:
         """Describe the head in one line, for an engine's log."""
-        settings, weight, count = self.settings, self._weight, self.vocab.groups
+        settings, weight, count = self.settings, self._weight, self.vocab.num_groups
         return (
             f"LM head [{self.vocab.vocab_size}, {weight.size(1)}] "
             f"{str(weight.dtype).removeprefix('torch.')}, K = {self.capacity}, "
             f"{count} vocabular{'y' if count == 1 else 'ies'} ({settings.vocabulary}), "
-            f"target's top-{settings.top_k}, "
+            f"target's top-{settings.target_top_k}, "
             f"mode {' '.join(filter(None, (settings.mode, settings.slab_dtype)))}"
         )
 
@@ -169,22 +179,22 @@ class EngineHead:
         """
         before = self.vocab.ids.clone()
         self.vocab.update(self.token_map.to_rows(tokens), token_groups=token_groups)
-        self._entered += (self.vocab.ids != before).sum()
+        self._activated += (self.vocab.ids != before).sum()
         self._gather()
 
     def top_target_tokens(self, logits: Tensor) -> Tensor:
-        """Return the target's `top_k` likeliest tokens of each row, for :meth:`observe`.
+        """Return the target's `target_top_k` likeliest tokens of each row, for :meth:`observe`.
 
         Args:
             logits: [R, V], the target's logits.
 
         Returns:
-            int64 [R, top_k], the likeliest last, because :meth:`observe` takes the last as the
-            newest.
+            int64 [R, target_top_k], the likeliest last, because :meth:`observe` takes the last as
+            the newest.
         """
-        if self.settings.top_k == 1:
+        if self.settings.target_top_k == 1:
             return logits.max(-1, keepdim=True).indices  # on a CPU a third of argmax's time
-        return logits.topk(self.settings.top_k).indices.flip(1)
+        return logits.topk(self.settings.target_top_k).indices.flip(1)
 
     def count_coverage(self, tokens: Tensor, token_groups: Tensor | None = None) -> None:
         """Count how many of a text's new tokens are active. Call before :meth:`observe`.
@@ -195,8 +205,8 @@ class EngineHead:
         Raises:
             ValueError: token_groups is None although there are several vocabularies.
         """
-        if token_groups is None and self.vocab.groups > 1:
-            expected = f"each token's, as there are {self.vocab.groups}"
+        if token_groups is None and self.vocab.num_groups > 1:
+            expected = f"one per token, because there are {self.vocab.num_groups}"
             where = "microspec: count_coverage: token_groups"
             raise ValueError(f"{where}: expected {expected}, got None")
         active = self.vocab.contains(self.token_map.to_rows(tokens), token_groups=token_groups)
@@ -206,7 +216,7 @@ class EngineHead:
         self._counted += torch.stack((active, counted)).sum(1)
 
     def reset(self, groups: Tensor | Sequence[int] | None = None) -> None:
-        """Reset vocabularies to their initial tokens. Call outside capture.
+        """Reset vocabularies to the frequent tokens. Call outside capture.
 
         Do not reset a shared vocabulary for a new request: all requests use it.
 
@@ -218,7 +228,7 @@ class EngineHead:
         if groups is None:
             self.vocab.reset()
             self._counted.zero_()
-            self._entered.zero_()
+            self._activated.zero_()
             self._host_copy = HostCopy()  # drop the pending copy: its totals are from before
         elif len(groups):
             self.vocab.reset(groups)
@@ -226,7 +236,7 @@ class EngineHead:
             return
         self._gather()
 
-    def top_k(
+    def topk(
         self, hidden: Tensor, k: int, row_groups: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the draft's k best tokens of each row. May be captured.
@@ -250,7 +260,7 @@ class EngineHead:
         A row without an active token gets token 0: engines need a valid token id, and the target
         rejects a wrong one.
         """
-        return self.top_k(hidden, 1, row_groups)[1][:, 0].clamp(min=0)
+        return self.topk(hidden, 1, row_groups)[1][:, 0].clamp(min=0)
 
     def slot_logits(self, hidden: Tensor) -> Tensor:
         """Return a shared vocabulary's logits, for an engine that chooses among the slots itself.
@@ -276,11 +286,11 @@ class EngineHead:
         outside capture.
         """
         active = self.vocab.size.sum(0, keepdim=True)
-        newest = self._host_copy.poll(torch.cat((self._counted, self._entered, active)))
+        newest = self._host_copy.poll(torch.cat((self._counted, self._activated, active)))
         if newest is None:
             return None
-        hits, counted, rows_entered, active_now = newest.tolist()
-        return EngineStats(hits, counted - hits, rows_entered, active_now)
+        hits, counted, rows_activated, active_now = newest.tolist()
+        return EngineStats(hits, counted - hits, rows_activated, active_now)
 
     def reload(self) -> None:
         """Gather the slab again after the weight changed in place. Call outside capture."""

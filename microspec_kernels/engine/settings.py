@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Settings of the active vocabulary, the same for every engine, and the switch that sets them."""
 
 import json
@@ -27,11 +28,11 @@ class Settings:
         capacity: K, the number of tokens that can be active at a time.
         vocabulary: "shared": one vocabulary for all requests; "request": one for each running
             request.
-        top_k: how many of the target's likeliest tokens enter after each verified row. 1 is nearly
-            free; more cost a top-k over V in every step.
-        frequency: path of a .npy, .pt or .json file of token ids by falling frequency. A vocabulary
-            starts filled with them. Best counted on your own outputs
-            (:func:`microspec_kernels.policy.frequency_rank`).
+        target_top_k: how many of the target's likeliest tokens enter after each verified row. 1 is
+            nearly free; more cost a top-k over V in every step.
+        frequent_tokens_file: path of a .npy, .pt or .json file of token ids, the most frequent
+            first. A vocabulary begins with them. Best counted on your own outputs
+            (:func:`microspec_kernels.policy.count_frequent_tokens`).
         mode: "indexed" reads rows of the draft's LM head; "packed" copies the active rows into a
             slab.
         slab_dtype: dtype of the slab: "int8", "float8_e4m3fn", "int4" (4 bits a column), or None
@@ -43,13 +44,13 @@ class Settings:
 
     capacity: int = 3072
     vocabulary: Vocabulary = "shared"
-    top_k: int = 1
-    frequency: str | None = None
+    target_top_k: int = 1
+    frequent_tokens_file: str | None = None
     mode: Mode = "indexed"
     slab_dtype: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("capacity", "top_k"):
+        for name in ("capacity", "target_top_k"):
             value = getattr(self, name)
             if type(value) is not int:
                 raise TypeError(f"microspec: {name}: expected an int, got {value!r}")
@@ -58,9 +59,11 @@ class Settings:
         _one_of("vocabulary", self.vocabulary, get_args(Vocabulary))
         _one_of("mode", self.mode, get_args(Mode))
         _one_of("slab_dtype", self.slab_dtype, (None, *_SLAB_DTYPES))
-        if self.frequency is not None and not isinstance(self.frequency, str):
-            got = type(self.frequency).__name__
-            raise TypeError(f"microspec: frequency: expected the path of a file, got {got}")
+        if self.frequent_tokens_file is not None and not isinstance(self.frequent_tokens_file, str):
+            got = type(self.frequent_tokens_file).__name__
+            raise TypeError(
+                f"microspec: frequent_tokens_file: expected the path of a file, got {got}"
+            )
         if self.slab_dtype is not None and self.mode != "packed":
             raise ValueError(f"microspec: slab_dtype: expected mode 'packed', got {self.mode!r}")
 
@@ -87,26 +90,27 @@ class Settings:
         if not isinstance(value, Mapping):
             expected = "expected true, false or an object of settings"
             raise TypeError(f"microspec: {expected}, got {value!r}")
-        known = [field.name for field in fields(cls)]
+        names = [field.name for field in fields(cls)]
         for name in value:
-            if name not in known:
-                raise ValueError(f"microspec: expected settings among {known}, got {name!r}")
+            if name not in names:
+                raise ValueError(f"microspec: expected settings among {names}, got {name!r}")
         return cls(**value)
 
     @property
     def slab_torch_dtype(self) -> torch.dtype | None:
         return None if self.slab_dtype is None else _SLAB_DTYPES[self.slab_dtype]
 
-    def initial(self, target_vocab_size: int = INT32_IDS) -> Tensor:
-        """Read the token ids of :attr:`frequency`, int64 [n] on the CPU; n = 0 without a file.
+    def read_frequent_tokens(self, target_vocab_size: int = INT32_IDS) -> Tensor:
+        """Read the token ids of :attr:`frequent_tokens_file`, int64 [n] on the CPU; n = 0 without a
+        file.
 
         Raises:
             OSError: the file cannot be read.
             ValueError: the file does not hold distinct token ids in [0, target_vocab_size).
         """
-        if self.frequency is None:
+        if self.frequent_tokens_file is None:
             return torch.empty(0, dtype=torch.int64, device="cpu")
-        return read_token_ids(self.frequency, target_vocab_size)
+        return read_token_ids(self.frequent_tokens_file, target_vocab_size)
 
 
 def _one_of(name: str, value: object, choices: tuple[object, ...]) -> None:

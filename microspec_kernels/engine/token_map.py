@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The map between the target's tokens and the rows of the draft's LM head."""
 
 import torch
@@ -10,9 +11,9 @@ class TokenMap:
     """Map tokens to rows and rows to tokens; -1 stands for no row and no token.
 
     Args:
-        rows: number of rows of the draft's LM head.
+        lm_head_rows: R, number of rows of the draft's LM head.
         target_vocab_size: V, the number of the target's tokens; None: the number of rows.
-        row_tokens: integers [rows], each row's token, derived from EAGLE-3's d2t; None: row i is
+        row_tokens: integers [R], each row's token, derived from EAGLE-3's d2t; None: row i is
             token i.
         device: device of the tokens and rows.
         broken: int64 [n], rows that no token maps to.
@@ -24,25 +25,25 @@ class TokenMap:
 
     def __init__(
         self,
-        rows: int,
+        lm_head_rows: int,
         target_vocab_size: int | None,
         row_tokens: Tensor | None,
         device: torch.device,
         broken: Tensor | None = None,
     ) -> None:
-        self.target_vocab_size = target_vocab_size or rows
+        self.target_vocab_size = target_vocab_size or lm_head_rows
         drops = broken is not None and len(broken) > 0
-        if row_tokens is None and (rows < self.target_vocab_size or drops):
-            row_tokens = torch.arange(rows, device=device)
+        if row_tokens is None and (lm_head_rows < self.target_vocab_size or drops):
+            row_tokens = torch.arange(lm_head_rows, device=device)
         self._row_tokens: Tensor | None = None
         if row_tokens is not None:
             where, size = "microspec: row_tokens", self.target_vocab_size
-            if row_tokens.shape != (rows,):
+            if row_tokens.shape != (lm_head_rows,):
                 got = list(row_tokens.shape)
-                raise ValueError(f"{where}: expected shape [{rows}], got {got}")
+                raise ValueError(f"{where}: expected shape [{lm_head_rows}], got {got}")
             self._row_tokens = token_ids(where, row_tokens, size, device=device)
             self._token_rows = torch.full((self.target_vocab_size,), -1, device=device)
-            self._token_rows[self._row_tokens] = torch.arange(rows, device=device)
+            self._token_rows[self._row_tokens] = torch.arange(lm_head_rows, device=device)
             if broken is not None:
                 self._token_rows[self._row_tokens[broken]] = -1
 

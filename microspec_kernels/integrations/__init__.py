@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """The active vocabulary inside other inference loops: transformers, vLLM and SGLang."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Vocabulary policies: rules that decide which tokens the draft may propose.
 
 A policy is a short list of sources, together with the tokens that a vocabulary begins with. After
@@ -6,9 +7,13 @@ every pass of the target, it selects the tokens that enter the active vocabulary
     from microspec_kernels import ActiveVocab
     from microspec_kernels.policy import TargetPass, default
 
-    policy = default(frequency)
+    policy = default(frequent_tokens)
     vocab = ActiveVocab(
-        vocab_size, 3072, initial=policy.initial, pinned=policy.pinned, device=lm_head.device
+        vocab_size,
+        3072,
+        frequent_tokens=policy.frequent_tokens,
+        pinned=policy.pinned,
+        device=lm_head.device,
     )
     vocab.update(policy.select(TargetPass("step", tree_tokens, top_tokens, chosen)))
 
@@ -17,7 +22,7 @@ engine's CUDA graph: :meth:`Policy.select` never reads a value back to the host.
 """
 
 from .context import ContextSuccessors
-from .policy import Policy, Rows, Source, Stage, TargetPass
+from .policy import Policy, PromptRows, Source, Stage, TargetPass
 from .sources import (
     MICROSPEC,
     TEXT,
@@ -27,28 +32,28 @@ from .sources import (
     generated,
     prompt,
     prompt_top_k,
-    top_k,
+    target_top_k,
 )
-from .tables import frequency_rank, neighbours, successors, variants
+from .tables import count_frequent_tokens, neighbours, successors, variants
 
 __all__ = [
     "MICROSPEC",
     "TEXT",
     "ContextSuccessors",
     "Policy",
-    "Rows",
+    "PromptRows",
     "Source",
     "Stage",
     "TargetPass",
+    "count_frequent_tokens",
     "default",
     "draft_tree",
     "expanded",
-    "frequency_rank",
     "generated",
     "neighbours",
     "prompt",
     "prompt_top_k",
     "successors",
-    "top_k",
+    "target_top_k",
     "variants",
 ]

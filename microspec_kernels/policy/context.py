@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A source that predicts from the text itself: the tokens that last followed the same n-gram."""
 
 import torch
@@ -90,8 +91,8 @@ class ContextSuccessors:
     def _next(self, target_pass: TargetPass) -> Tensor:
         ngram, ahead = self._newest, []
         for _ in range(self.ahead):
-            known = self._followed.index_select(0, self._slots(ngram[None]))
-            token = torch.where(known >= 0, known & ((1 << TOKEN_BITS) - 1), -1)
+            followed = self._followed.index_select(0, self._slots(ngram[None]))
+            token = torch.where(followed >= 0, followed & ((1 << TOKEN_BITS) - 1), -1)
             ngram = torch.cat((ngram[1:], token))
             ahead.append(token)
         taken = target_pass.tokens.new_full((len(target_pass.tokens), self.ahead), -1)

@@ -1,4 +1,5 @@
-"""Define a vocabulary policy: sources of tokens, initial tokens and pinned tokens."""
+# SPDX-License-Identifier: Apache-2.0
+"""Define a vocabulary policy: sources of tokens, frequent tokens and pinned tokens."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 Stage = Literal["prompt", "step"]
-Rows = Literal["all", "last"]
+PromptRows = Literal["all", "last"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,8 +21,8 @@ class TargetPass:
         tokens: int64 [n], the input tokens: a prompt (or a later given turn), or a draft tree with
             its root first.
         top_tokens: int64 [n, t], the target's likeliest next tokens after each row, the likeliest
-            first; t may be 0. If only the last row's were computed (:meth:`Policy.rows`), the other
-            rows are -1.
+            first; t may be 0. If only the last row's were computed (:attr:`Policy.prompt_rows`),
+            the other rows are -1.
         chosen: int64 [n], the token that followed each row in the text (accepted or bonus); -1 for
             rows that are not on the accepted path. The rows of that path are in text order.
     """
@@ -46,12 +47,12 @@ class Source:
             row order) are kept.
         target_top_k: number of the target's likeliest tokens that the source needs at every row.
             A number above 1 costs a top-k over V, and in the prompt logits at every row.
-        rows: whether the source needs them at every row of a prompt ("all") or only at the last
-            row ("last"), which serving engines compute anyway.
+        prompt_rows: whether the source needs them at every row of a prompt ("all") or only at the
+            last row ("last"), which serving engines compute anyway.
         reset: forgets the text, if `select` remembers it; else None.
 
     Raises:
-        ValueError: an invalid stage, budget, target_top_k or rows.
+        ValueError: an invalid stage, budget, target_top_k or prompt_rows.
     """
 
     name: str
@@ -59,7 +60,7 @@ class Source:
     select: Callable[[TargetPass], Tensor]
     budget: int | None = None
     target_top_k: int = 0
-    rows: Rows = "all"
+    prompt_rows: PromptRows = "all"
     reset: Callable[[], None] | None = None
 
     def __post_init__(self) -> None:
@@ -67,7 +68,12 @@ class Source:
             ("stage", self.stage in get_args(Stage), "'prompt' or 'step'", self.stage),
             ("budget", self.budget is None or self.budget >= 1, "at least 1 or None", self.budget),
             ("target_top_k", self.target_top_k >= 0, "at least 0", self.target_top_k),
-            ("rows", self.rows in get_args(Rows), "'all' or 'last'", self.rows),
+            (
+                "prompt_rows",
+                self.prompt_rows in get_args(PromptRows),
+                "'all' or 'last'",
+                self.prompt_rows,
+            ),
         ]
         for argument, fine, expected, got in checks:
             if not fine:
@@ -92,33 +98,35 @@ class Policy:
     Attributes:
         sources: the sources, in the order of their tokens within a row. The last source's tokens
             are the newest, so an LRU vocabulary evicts them last.
-        initial: token ids that a vocabulary begins with, the likeliest first, as many as fit. They
-            are evicted when selected tokens need their slots.
+        frequent_tokens: token ids that a vocabulary begins with, the most frequent first, as many
+            as fit. They are evicted when selected tokens need their slots.
         pinned: token ids that are never evicted, the most frequent first.
     """
 
     sources: tuple[Source, ...]
-    initial: Tensor | Sequence[int] = ()
+    frequent_tokens: Tensor | Sequence[int] = ()
     pinned: Tensor | Sequence[int] = ()
 
     @property
     def name(self) -> str:
-        """The sources and their budgets, "filled" if there are initial tokens, "floor" and count.
+        """The sources and their budgets, "filled" if there are frequent tokens, "pin" and the count
+        of pinned ones.
 
-        For example "prompt+top3=64+filled+floor1024".
+        For example "prompt+top3=64+filled+pin1024".
         """
         names = [s.name if s.budget is None else f"{s.name}={s.budget}" for s in self.sources]
-        floor = [f"floor{len(self.pinned)}"] if len(self.pinned) else []
-        filled = ["filled"] if len(self.initial) else []
-        return "+".join([*dict.fromkeys(names), *filled, *floor])
+        pinned = [f"pin{len(self.pinned)}"] if len(self.pinned) else []
+        filled = ["filled"] if len(self.frequent_tokens) else []
+        return "+".join([*dict.fromkeys(names), *filled, *pinned])
 
     def target_top_k(self, stage: Stage) -> int:
         """Return the number of the target's likeliest tokens that a pass of that stage needs."""
         return max((s.target_top_k for s in self.sources if s.stage == stage), default=0)
 
-    def rows(self, stage: Stage) -> Literal["all", "last", "none"]:
-        """Return at which rows of such a pass the target's likeliest tokens are needed."""
-        wanted = {s.rows for s in self.sources if s.stage == stage and s.target_top_k}
+    @property
+    def prompt_rows(self) -> Literal["all", "last", "none"]:
+        """The rows of a prompt at which the sources need the target's likeliest tokens."""
+        wanted = {s.prompt_rows for s in self.sources if s.stage == "prompt" and s.target_top_k}
         return "all" if "all" in wanted else "last" if wanted else "none"
 
     def select(self, target_pass: TargetPass) -> Tensor:

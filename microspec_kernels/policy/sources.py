@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The sources of a policy. Each selects tokens from a pass of the target in a few lines."""
 
 from collections.abc import Callable, Sequence
@@ -5,7 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .policy import Policy, Rows, Source, TargetPass
+from .policy import Policy, PromptRows, Source, TargetPass
 
 
 def prompt(budget: int | None = None) -> Source:
@@ -23,7 +24,7 @@ def draft_tree(budget: int | None = None) -> Source:
     return Source("tree", "step", _tokens, budget)
 
 
-def top_k(k: int, budget: int | None = None) -> Source:
+def target_top_k(k: int, budget: int | None = None) -> Source:
     """Select the target's k likeliest tokens at every node of the draft tree.
 
     MicroSpec uses k = 3 (arXiv 2605.26444).
@@ -31,14 +32,16 @@ def top_k(k: int, budget: int | None = None) -> Source:
     return Source(f"top{k}", "step", _likeliest(k), budget, target_top_k=k)
 
 
-def prompt_top_k(k: int, rows: Rows = "all", budget: int | None = None) -> Source:
+def prompt_top_k(k: int, prompt_rows: PromptRows = "all", budget: int | None = None) -> Source:
     """Select the target's k likeliest tokens at the prompt's rows.
 
     MicroSpec uses k = 3 at all rows (arXiv 2605.26444). Serving engines project only the last row,
-    so rows = "all" costs one more GEMM over V.
+    so prompt_rows = "all" costs one more GEMM over V.
     """
-    name = f"prompt_top{k}" if rows == "all" else f"prompt_last_top{k}"
-    return Source(name, "prompt", _likeliest(k, rows), budget, target_top_k=k, rows=rows)
+    name = f"prompt_top{k}" if prompt_rows == "all" else f"prompt_last_top{k}"
+    return Source(
+        name, "prompt", _likeliest(k, prompt_rows), budget, target_top_k=k, prompt_rows=prompt_rows
+    )
 
 
 def expanded(source: Source, table: Tensor, name: str, budget: int | None = None) -> Source:
@@ -68,7 +71,7 @@ def expanded(source: Source, table: Tensor, name: str, budget: int | None = None
         return torch.where(taken[:, :, None] >= 0, related, -1).flatten(1).long()
 
     return Source(
-        name, source.stage, select, budget, source.target_top_k, source.rows, source.reset
+        name, source.stage, select, budget, source.target_top_k, source.prompt_rows, source.reset
     )
 
 
@@ -80,10 +83,12 @@ def _chosen(target_pass: TargetPass) -> Tensor:
     return target_pass.chosen[:, None]
 
 
-def _likeliest(k: int, rows: Rows = "all") -> Callable[[TargetPass], Tensor]:
+def _likeliest(k: int, prompt_rows: PromptRows = "all") -> Callable[[TargetPass], Tensor]:
     def select(target_pass: TargetPass) -> Tensor:
         best = target_pass.top_tokens[:, :k].flip(1)  # the likeliest comes last, so it is newest
-        return best if rows == "all" else torch.cat((torch.full_like(best[:-1], -1), best[-1:]))
+        return (
+            best if prompt_rows == "all" else torch.cat((torch.full_like(best[:-1], -1), best[-1:]))
+        )
 
     return select
 
@@ -91,24 +96,28 @@ def _likeliest(k: int, rows: Rows = "all") -> Callable[[TargetPass], Tensor]:
 TEXT = (prompt(), generated())
 """Sources that need only the text, neither a draft nor the target's logits."""
 
-MICROSPEC = (prompt(), prompt_top_k(3), draft_tree(), top_k(3))
+MICROSPEC = (prompt(), prompt_top_k(3), draft_tree(), target_top_k(3))
 """MicroSpec's sources (arXiv 2605.26444). Its argmax at every node is the first of the top 3."""
 
 
-FILLED = (prompt(), top_k(3), generated())
-"""Sources for a vocabulary with initial tokens. The rest of MICROSPEC adds nothing there."""
+FILLED = (prompt(), target_top_k(3), generated())
+"""Sources for a vocabulary that begins with frequent tokens, to which MICROSPEC adds nothing."""
 
 
-def default(frequency: Tensor | Sequence[int] = ()) -> Policy:
+def default(frequent_tokens: Tensor | Sequence[int] = ()) -> Policy:
     """Return the package's default policy.
 
-    With ``frequency``, the vocabulary begins with the most frequent tokens. Without it, the policy
-    has MicroSpec's sources and the generated tokens. It costs little to fill slots that the text
-    does not need with frequent tokens, and a text seldom evicts the top of the list.
+    With ``frequent_tokens``, the vocabulary begins with the most frequent tokens. Without it, the
+    policy has MicroSpec's sources and the generated tokens. It costs little to fill slots that the
+    text does not need with frequent tokens, and a text seldom evicts the top of the list.
     docs/policy.md has the figures.
 
     Args:
-        frequency: token ids by falling frequency. Preferably count them on your own traffic
-            (:func:`~.frequency_rank`).
+        frequent_tokens: token ids, the most frequent first. Preferably count them on your own
+            traffic (:func:`~.count_frequent_tokens`).
     """
-    return Policy(FILLED, frequency) if len(frequency) else Policy((*MICROSPEC, generated()))
+    return (
+        Policy(FILLED, frequent_tokens)
+        if len(frequent_tokens)
+        else Policy((*MICROSPEC, generated()))
+    )

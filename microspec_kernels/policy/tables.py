@@ -1,4 +1,5 @@
-"""Compute a ranking of tokens and tables of related tokens in advance.
+# SPDX-License-Identifier: Apache-2.0
+"""Compute the list of frequent tokens and tables of related tokens in advance.
 
 A table is int32 [V, c]: row t lists the relatives of token t, the likeliest first; -1 is padding.
 """
@@ -11,10 +12,10 @@ from torch import Tensor
 from microspec_kernels._token_ids import token_ids
 
 
-def frequency_rank(
+def count_frequent_tokens(
     texts: Iterable[Tensor], vocab_size: int, prior: Tensor | Sequence[int] = ()
 ) -> Tensor:
-    """Rank tokens by the number of texts that contain them, as a vocabulary's initial tokens.
+    """List tokens by the number of texts that contain them, the most frequent first.
 
     The function counts texts, not occurrences: a token that fills one text says little about the
     next text.
@@ -22,9 +23,9 @@ def frequency_rank(
     Args:
         texts: int64 or int32 [n] each, ids in [0, vocab_size); preferably from your own traffic.
         vocab_size: V.
-        prior: distinct ids by falling frequency in another corpus. Its order breaks ties between
-            tokens with equal counts. Its tokens that are in no text follow at the end. Without a
-            prior, ties are in the order of ids.
+        prior: the frequent tokens of another corpus, distinct ids, the most frequent first. Its
+            order breaks ties between tokens with equal counts. Its tokens that are in no text
+            follow at the end. Without a prior, ties are in the order of ids.
 
     Returns:
         int64 [S] on the CPU, distinct: the tokens that are in a text or in the prior.
@@ -35,14 +36,14 @@ def frequency_rank(
     """
     count = torch.zeros(vocab_size, dtype=torch.int64, device="cpu")
     for text in texts:
-        tokens = token_ids("frequency_rank: texts", text, vocab_size, distinct=False)
+        tokens = token_ids("count_frequent_tokens: texts", text, vocab_size, distinct=False)
         count[tokens.unique()] += 1
-    known = token_ids("frequency_rank: prior", prior, vocab_size)
-    place = torch.full((vocab_size,), vocab_size, device="cpu")
-    place[known] = torch.arange(len(known), device="cpu")
-    order = place.argsort(stable=True)
+    prior_tokens = token_ids("count_frequent_tokens: prior", prior, vocab_size)
+    prior_order = torch.full((vocab_size,), vocab_size, device="cpu")
+    prior_order[prior_tokens] = torch.arange(len(prior_tokens), device="cpu")
+    order = prior_order.argsort(stable=True)
     order = order[count[order].argsort(descending=True, stable=True)]
-    return order[(count[order] > 0) | (place[order] < vocab_size)]
+    return order[(count[order] > 0) | (prior_order[order] < vocab_size)]
 
 
 def variants(texts: Sequence[str | None]) -> Tensor:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Replay recorded token traces through a vocabulary policy: could a draft have proposed the tokens?
 
 A step is the work of a speculative loop between two passes of the target: the draft proposes, the
@@ -11,7 +12,7 @@ tokens (a prompt, a later turn) are not judged. They enter before the next step 
     from microspec_kernels.replay import load_trace, replay
 
     trace = load_trace(Path("chat.npz"))
-    result = replay(trace, Policy(TEXT, initial=frequency), vocab_size=128256)
+    result = replay(trace, Policy(TEXT, frequent_tokens=frequent_tokens), vocab_size=128256)
     result.coverage, result.mean_active
 """
 

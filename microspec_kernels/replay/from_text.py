@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Convert a user's text to a trace, and a tokenizer's tokens to text."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Plot coverage against the size of the active vocabulary."""
 
 from collections import defaultdict

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Replay traces through a policy, and measure coverage, vocabulary size and changed rows."""
 
 from collections.abc import Callable, Iterable, Iterator
@@ -78,8 +79,10 @@ def passes(tokens: Tensor, written: Tensor, step: int) -> Iterator[TargetPass]:
             for piece in tokens[begin:end].split(step):
                 yield TargetPass("step", piece, top_tokens[: len(piece)], piece)
         else:
-            given = tokens[begin:end]
-            yield TargetPass("prompt", given, top_tokens[: len(given)], torch.full_like(given, -1))
+            prompt = tokens[begin:end]
+            yield TargetPass(
+                "prompt", prompt, top_tokens[: len(prompt)], torch.full_like(prompt, -1)
+            )
 
 
 @torch.inference_mode()
@@ -110,7 +113,9 @@ def replay(
     """
     if step < 1:
         raise ValueError(f"replay: step: expected at least 1, got {step}")
-    vocab = ActiveVocab(vocab_size, capacity, pinned=policy.pinned, initial=policy.initial)
+    vocab = ActiveVocab(
+        vocab_size, capacity, pinned=policy.pinned, frequent_tokens=policy.frequent_tokens
+    )
     slab, sequences = vocab.ids.clone(), []
     for tokens, written in progress(list(trace.sequences())):
         policy.reset()
@@ -118,7 +123,7 @@ def replay(
             vocab.reset()
             slab.copy_(vocab.ids)
         sequences.append(_sequence(vocab, slab, policy, passes(tokens, written, step)))
-    known = [sequence.known for sequence in sequences]
+    active = [sequence.active for sequence in sequences]
     sizes = [size for sequence in sequences for size in sequence.sizes]
     steps = max(1, len(sizes))
     return Replay(
@@ -128,12 +133,12 @@ def replay(
         step=step,
         keep=keep,
         steps=len(sizes),
-        tokens=sum(map(len, known)),
-        coverage=_share(known),
-        coverage_first64=_share([judged[:FIRST] for judged in known]),
-        coverage_rest=_share([judged[FIRST:] for judged in known]),
+        tokens=sum(map(len, active)),
+        coverage=_share(active),
+        coverage_first64=_share([judged[:FIRST] for judged in active]),
+        coverage_rest=_share([judged[FIRST:] for judged in active]),
         coverage_runs5=_share([sequence.runs() for sequence in sequences]),
-        coverage_p10=_tenth_percentile([_share([judged]) for judged in known if len(judged)]),
+        coverage_p10=_tenth_percentile([_share([judged]) for judged in active if len(judged)]),
         mean_active=sum(sizes) / steps,
         max_active=max(sizes, default=0),
         rows_gathered_per_step=sum(sequence.gathered for sequence in sequences) / steps,
@@ -145,23 +150,23 @@ class _Sequence:
     """Measurements of one sequence with g generated tokens.
 
     Attributes:
-        known: bool [g], whether each generated token was active.
+        active: bool [g], whether each generated token was active.
         turn: int64 [g], the number of the run of generated tokens that contains the token.
         sizes: size of the vocabulary at the beginning of each step.
         gathered: number of rows that a slab would have copied.
     """
 
-    known: Tensor
+    active: Tensor
     turn: Tensor
     sizes: list[int]
     gathered: int
 
     def runs(self) -> Tensor:
-        """Test for each window of RUN tokens within a turn whether all are known: bool [w]."""
-        if len(self.known) < RUN:
-            return self.known[:0]
+        """Test for each window of RUN tokens within a turn whether all were active: bool [w]."""
+        if len(self.active) < RUN:
+            return self.active[:0]
         within = self.turn[RUN - 1 :] == self.turn[: 1 - RUN]
-        return self.known.unfold(0, RUN, 1).all(1)[within]
+        return self.active.unfold(0, RUN, 1).all(1)[within]
 
 
 def _sequence(
@@ -173,7 +178,7 @@ def _sequence(
         slab: int32 [1, K], the ids whose rows a slab holds; updated in place.
     """
     size, turn, gathered = int(vocab.size), 0, 0
-    known: list[Tensor] = [torch.empty(0, dtype=torch.bool)]
+    active: list[Tensor] = [torch.empty(0, dtype=torch.bool)]
     turns: list[int] = []
     sizes: list[int] = []
     for target_pass in target_passes:
@@ -184,12 +189,12 @@ def _sequence(
                 size = int(vocab.size)
                 slab.copy_(vocab.ids)
             sizes.append(size)
-            known.append(vocab.contains(target_pass.chosen))
+            active.append(vocab.contains(target_pass.chosen))
             turns += [turn] * len(target_pass.chosen)
         else:
             turn += 1
         vocab.update(policy.select(target_pass))
-    return _Sequence(torch.cat(known), torch.tensor(turns), sizes, gathered)
+    return _Sequence(torch.cat(active), torch.tensor(turns), sizes, gathered)
 
 
 def _share(judged: list[Tensor]) -> float:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The reference speculative loop: target, draft, draft tree, and three LM heads to compare.
 
     from microspec_kernels.speculative import generate, load_draft, load_target

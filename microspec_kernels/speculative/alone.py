@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Generation by the target alone: the baseline for the loop's output and speed."""
 
 import torch
@@ -5,7 +6,7 @@ from torch import Tensor
 
 from .models.cache import causal
 from .models.target import CausalModel
-from .sampling import Sampling, choose, uniforms
+from .sampling import Sampling, choose, uniforms_at
 from .stats import Clock, Generation, Stats
 
 
@@ -19,8 +20,8 @@ def target_alone(
     with torch.no_grad(), clock("total"):
         hidden = target.prefill(input_ids, cache)[0][-1:]
         while True:
-            place = torch.tensor(cache.lengths, device=target.device)
-            new = choose(target.logits(hidden), uniforms(sampling.seed, place), sampling)
+            position = torch.tensor(cache.lengths, device=target.device)
+            new = choose(target.logits(hidden), uniforms_at(sampling.seed, position), sampling)
             tokens.append(int(new))
             if len(tokens) == max_new_tokens or tokens[-1] in target.eos:
                 return Generation(torch.tensor(tokens), stats.acceptance_lengths, stats)

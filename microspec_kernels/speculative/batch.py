@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The reference speculative loop: one draft and one target continue a batch of texts."""
 
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from microspec_kernels.policy import Policy, default
 
-from .chain import Chain, chain_numbers, sample_chain
+from .chain import Chain, chain_uniforms, sample_chain
 from .checks import (
     check_counts,
     check_head,
@@ -17,7 +18,7 @@ from .checks import (
     check_policy,
     check_room,
     check_seed,
-    checked_frequency,
+    checked_frequent_tokens,
     checked_prompt,
     fitted,
 )
@@ -26,7 +27,7 @@ from .models.draft import Draft, ModelDraft
 from .models.target import CausalModel
 from .observer import Observer
 from .request import Request
-from .sampling import Sampling, choose, uniforms
+from .sampling import Sampling, choose, uniforms_at
 from .stats import Clock, Stats
 from .tree import Tree, TreeShape, grow, of_rows
 from .verify import Verified, follow, verify_chain
@@ -35,7 +36,7 @@ from .verify import Verified, follow, verify_chain
 class Batch:
     """Texts that are drafted and verified together; they join and leave at any step.
 
-        batch = Batch(target, draft, groups=8)
+        batch = Batch(target, draft, num_groups=8)
         requests = [batch.join(prompt, 256) for prompt in prompts]
         while batch.requests:
             batch.step()
@@ -54,16 +55,17 @@ class Batch:
         vocabularies may differ in the number of padding rows; prompts may use only tokens that both
         have.
     head: "dense" ranks the draft's next tokens over the vocabulary; "static" over the first
-        `capacity` ids of `frequency`; "sparse" over an active vocabulary of `capacity` tokens that
-        follows `policy`. A `Head` object is used as it is and keeps what it has learned.
-    depth, top_k, tree_size: calls of the head for an EAGLE-2 tree (arXiv 2406.16858), rows and
-        candidates a row in each call, nodes verified.
-    frequency: integers [S], distinct token ids by falling frequency.
+        `capacity` ids of `frequent_tokens`; "sparse" over an active vocabulary of `capacity` tokens
+        that follows `policy`. A `Head` object is used as it is and keeps what it has learned.
+    depth: number of levels of an EAGLE-2 tree (arXiv 2406.16858), one call of the head each.
+    tree_width: number of nodes that a level extends, and of candidates for each.
+    tree_size: number of nodes that the target verifies.
+    frequent_tokens: integers [S], distinct token ids, the most frequent first.
     policy: decides which tokens enter the active vocabulary and which are never evicted; None:
-        `policy.default(frequency)`.
+        `policy.default(frequent_tokens)`.
     mode: "indexed": the sparse head reads rows of the whole weight; "packed": it copies them into a
         slab.
-    groups: number of active vocabularies, one for each running text; 1: all texts share one.
+    num_groups: number of active vocabularies, one for each running text; 1: all texts share one.
     sampling: how tokens are drawn; None: greedy.
     chain: draft a chain of `depth` tokens instead of a tree, drawn from the draft's distribution
         under `sampling` (arXiv 2211.17192). Texts that share an active vocabulary then need
@@ -79,31 +81,35 @@ class Batch:
         *,
         head: HeadName | Head = "sparse",
         depth: int = 6,
-        top_k: int = 10,
+        tree_width: int = 10,
         tree_size: int = 60,
         capacity: int = 3072,
-        frequency: Tensor | Sequence[int] | None = None,
+        frequent_tokens: Tensor | Sequence[int] | None = None,
         policy: Policy | None = None,
         mode: Literal["indexed", "packed"] = "indexed",
-        groups: int = 1,
+        num_groups: int = 1,
         sampling: Sampling | None = None,
         chain: bool = False,
     ) -> None:
         self.target = target if isinstance(target, CausalModel) else CausalModel(target)
         draft = draft if hasattr(draft, "extend") else ModelDraft(draft)
         check_counts(
-            depth=depth, top_k=top_k, tree_size=tree_size, capacity=capacity, groups=groups
+            depth=depth,
+            tree_width=tree_width,
+            tree_size=tree_size,
+            capacity=capacity,
+            num_groups=num_groups,
         )
         self.draft: Draft = fitted(draft, self.target)
-        if frequency is not None:
-            frequency = checked_frequency(frequency, self.target)
-        self.policy = policy or default(() if frequency is None else frequency)
-        self.shape = TreeShape(depth, top_k, tree_size)
+        if frequent_tokens is not None:
+            frequent_tokens = checked_frequent_tokens(frequent_tokens, self.target)
+        self.policy = policy or default(() if frequent_tokens is None else frequent_tokens)
+        self.shape = TreeShape(depth, tree_width, tree_size)
         self.sampling = sampling or Sampling()
         self.chain = chain
         if isinstance(head, str):
             head = make_head(
-                head, self.draft.lm_head, capacity, frequency, self.policy, mode, groups
+                head, self.draft.lm_head, capacity, frequent_tokens, self.policy, mode, num_groups
             )
         else:
             check_head(head, self.target)
@@ -123,8 +129,8 @@ class Batch:
     @property
     def free_groups(self) -> list[int]:
         """Groups a new request may use: any unused group, or group 0 if all requests share one."""
-        taken = {request.group for request in self.requests} if self.head.groups > 1 else set()
-        return [group for group in range(self.head.groups) if group not in taken]
+        taken = {request.group for request in self.requests} if self.head.num_groups > 1 else set()
+        return [group for group in range(self.head.num_groups) if group not in taken]
 
     @torch.no_grad()
     def join(self, input_ids: Tensor, max_new_tokens: int, *, seed: int | None = None) -> Request:
@@ -146,9 +152,14 @@ class Batch:
         check_counts(max_new_tokens=max_new_tokens)
         check_length(self.target, len(prompt) + max_new_tokens + self.shape.depth)
         check_policy(self.policy, len(self.requests))
-        check_room(self.free_groups, self.head.groups)
+        check_room(self.free_groups, self.head.num_groups)
         seed = self.sampling.seed if seed is None else replace(self.sampling, seed=seed).seed
-        if self.chain and self.sampling.temperature and self.head.follows and self.head.groups == 1:
+        if (
+            self.chain
+            and self.sampling.temperature
+            and self.head.follows
+            and self.head.num_groups == 1
+        ):
             check_seed(seed, [request.seed for request in self.requests])
         stats = Stats(seconds=self.seconds)
         request = Request(max_new_tokens, self.target.eos, seed, self.free_groups[0], stats)
@@ -161,10 +172,10 @@ class Batch:
         clock, target, draft = self._clock, self.target, self.draft
         cache, draft_cache = target.new_cache(), draft.new_cache()
         with clock("prefill"):
-            hidden, features = target.prefill(prompt, cache, draft.taps)
+            hidden, features = target.prefill(prompt, cache, draft.feature_layers)
             logits = target.logits(hidden[-1:])
-            place = torch.tensor([len(prompt)], device=target.device)
-            first = choose(logits, uniforms(self._seeds([request]), place), self.sampling)
+            position = torch.tensor([len(prompt)], device=target.device)
+            first = choose(logits, uniforms_at(self._seeds([request]), position), self.sampling)
             top_tokens = self._observer.target_top_k_of_prompt(target, hidden, logits)
             request.take(first.tolist())
         if request.done:
@@ -189,47 +200,49 @@ class Batch:
             return []
         clock, target, draft = self._clock, self.target, self.draft
         with clock("total"):
-            groups = torch.tensor([r.group for r in self.requests], device=target.device)
+            text_groups = torch.tensor([r.group for r in self.requests], device=target.device)
             seeds = self._seeds(self.requests)
-            bases = list(self._cache.lengths)
-            places = torch.tensor(bases, device=target.device)
-            tree = self._draft(groups, seeds, places)
+            prefix_lengths = list(self._cache.lengths)
+            positions = torch.tensor(prefix_lengths, device=target.device)
+            tree = self._draft(text_groups, seeds, positions)
             with clock("verify"):
                 nodes = tree.tokens.clamp(min=0)
-                hidden, features = target.forward(nodes, tree.lineage, self._cache, draft.taps)
+                hidden, features = target.forward(
+                    nodes, tree.ancestor_mask, self._cache, draft.feature_layers
+                )
                 logits = target.logits(hidden)
-                verified = self._verify(tree, logits, seeds, places)
+                verified = self._verify(tree, logits, seeds, positions)
                 top_tokens = self._observer.target_top_k(logits, "step")
                 counts: list[int] = verified.counts.tolist()
                 paths = zip(verified.paths.tolist(), counts, strict=True)
-                self._cache.keep(bases, [path[:count] for path, count in paths])
+                self._cache.keep(prefix_lengths, [path[:count] for path, count in paths])
             with clock("vocabulary"):
-                self._emit(verified.tokens, counts, groups)
+                self._emit(verified.tokens, counts, text_groups)
                 self._observer.step(self.requests, tree, top_tokens, verified)
             left = [request for request in self.requests if request.done]
             with clock("draft_layer"):
                 self._go_on(verified, counts, features)
         return left
 
-    def _draft(self, groups: Tensor, seeds: Tensor, places: Tensor) -> Tree:
-        shared = self._newest, self._features, groups, self.draft, self._draft_cache, self.head
+    def _draft(self, text_groups: Tensor, seeds: Tensor, positions: Tensor) -> Tree:
+        shared = self._newest, self._features, text_groups, self.draft, self._draft_cache, self.head
         if not self.chain:
             return grow(*shared, self.shape, self._clock)
-        numbers = chain_numbers(seeds, places, self.shape.depth).draft
-        return sample_chain(*shared, self.sampling, numbers, self._clock)
+        uniforms = chain_uniforms(seeds, positions, self.shape.depth).draft
+        return sample_chain(*shared, self.sampling, uniforms, self._clock)
 
-    def _verify(self, tree: Tree, logits: Tensor, seeds: Tensor, places: Tensor) -> Verified:
-        """Verify trees whose roots stand at `places` [B], by the target's logits [B, n, V]."""
+    def _verify(self, tree: Tree, logits: Tensor, seeds: Tensor, positions: Tensor) -> Verified:
+        """Verify trees whose roots stand at `positions` [B], by the target's logits [B, n, V]."""
         if isinstance(tree, Chain):
-            numbers = chain_numbers(seeds, places, self.shape.depth)
+            uniforms = chain_uniforms(seeds, positions, self.shape.depth)
             p = self.sampling.probabilities(logits)
             drafted = tree.tokens[:, 1:]
-            return verify_chain(p, tree.laws, drafted, numbers.accept, numbers.final)
-        depths = tree.lineage.sum(-1)
+            return verify_chain(p, tree.draft_probs, drafted, uniforms.accept, uniforms.final)
+        depths = tree.ancestor_mask.sum(-1)
 
         def choice(texts: Tensor, nodes: Tensor) -> Tensor:
-            numbers = uniforms(seeds[texts], places[texts] + depths[texts, nodes])
-            return choose(logits[texts, nodes], numbers, self.sampling)
+            uniforms = uniforms_at(seeds[texts], positions[texts] + depths[texts, nodes])
+            return choose(logits[texts, nodes], uniforms, self.sampling)
 
         return follow(tree, choice)
 
@@ -238,10 +251,10 @@ class Batch:
         bits = [(request.seed ^ 2**63) - 2**63 for request in requests]
         return torch.tensor(bits, device=self.target.device)
 
-    def _emit(self, new: Tensor, counts: list[int], groups: Tensor) -> None:
+    def _emit(self, new: Tensor, counts: list[int], text_groups: Tensor) -> None:
         """Append the first `counts` [B] of the tokens new [B, m] to the texts; update the stats."""
-        known = self.head.contains(new.flatten(), groups.repeat_interleave(new.shape[1]))
-        hits = known.view_as(new).tolist()
+        token_groups = text_groups.repeat_interleave(new.shape[1])
+        hits = self.head.contains(new.flatten(), token_groups).view_as(new).tolist()
         active = self.head.active().tolist()
         for text, request in enumerate(self.requests):
             emitted = request.take(new[text, : counts[text]].tolist())

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Chains of sampled tokens, the drafts of engines that do not draft trees."""
 
 from dataclasses import dataclass
@@ -9,19 +10,22 @@ from torch import Tensor
 from .heads import Head
 from .models.cache import KVCache
 from .models.draft import Draft
-from .sampling import Sampling, draw, uniforms
+from .sampling import Sampling, draw, uniforms_at
 from .stats import Clock
 from .tree import Tree
 
 
 @dataclass(frozen=True)
 class Chain(Tree):
-    """A tree without branches. `laws` fp64 [B, n - 1, V]: the distributions of its drawn tokens."""
+    """A tree without branches.
 
-    laws: Tensor
+    `draft_probs` fp64 [B, n - 1, V]: the distributions that the tokens were drawn from.
+    """
+
+    draft_probs: Tensor
 
 
-class Numbers(NamedTuple):
+class ChainUniforms(NamedTuple):
     """Random numbers that draw and verify chains of d tokens.
 
     `draft` and `accept`: fp64 [B, d]. `final`: fp64 [B, d + 1], one for each possible number of
@@ -33,8 +37,8 @@ class Numbers(NamedTuple):
     final: Tensor
 
 
-def chain_numbers(seeds: Tensor, places: Tensor, depth: int) -> Numbers:
-    """Return the numbers for texts with seeds int64 [B] and chain roots at positions int64 [B].
+def chain_uniforms(seeds: Tensor, positions: Tensor, depth: int) -> ChainUniforms:
+    """Return the uniforms for texts with seeds int64 [B] and chain roots at positions int64 [B].
 
     The target's token takes the number of its own position in the text. A drafted token takes
     numbers of the root's position, two streams for each level, and not of its own position. Reason:
@@ -42,65 +46,65 @@ def chain_numbers(seeds: Tensor, places: Tensor, depth: int) -> Numbers:
     the numbers that drew it, and these numbers must not draw from those distributions. No two
     chains of a text have the same root.
     """
-    seeds, roots = seeds[:, None], places[:, None]
-    levels = torch.arange(depth + 1, device=places.device)
+    seeds, roots = seeds[:, None], positions[:, None]
+    levels = torch.arange(depth + 1, device=positions.device)
     streams = 1 + 2 * levels[:-1]
-    return Numbers(
-        uniforms(seeds, roots, streams),
-        uniforms(seeds, roots, streams + 1),
-        uniforms(seeds, roots + 1 + levels),
+    return ChainUniforms(
+        uniforms_at(seeds, roots, streams),
+        uniforms_at(seeds, roots, streams + 1),
+        uniforms_at(seeds, roots + 1 + levels),
     )
 
 
 def sample_chain(
     roots: Tensor,
     features: Tensor,
-    groups: Tensor,
+    text_groups: Tensor,
     draft: Draft,
     cache: KVCache,
     head: Head,
     sampling: Sampling,
-    numbers: Tensor,
+    uniforms: Tensor,
     clock: Clock,
 ) -> Chain:
-    """Draft a chain below each root int64 [B], one level a column of numbers fp64 [B, depth].
+    """Draft a chain below each root int64 [B], one level a column of uniforms fp64 [B, depth].
 
     Each level draws one token among those that the head knows. For the other arguments see
     `tree.grow`.
     """
-    bases = list(cache.lengths)
-    tokens, laws = [roots], []
-    depth = numbers.shape[1]
+    prefix_lengths = list(cache.lengths)
+    tokens, draft_probs = [roots], []
+    depth = uniforms.shape[1]
     for level in range(depth):
         with clock("head"):
-            logits, ids = head.logits(draft.head_input(features), groups)
+            logits, ids = head.logits(draft.head_input(features), text_groups)
         with clock("tree"):
             # An ended chain stays ended.
             logits = logits.where(tokens[-1][:, None] >= 0, -torch.inf)
             vocab_size = draft.lm_head.vocab_size
-            drawn, law = propose(logits, ids, vocab_size, numbers[:, level], sampling)
+            drawn, distribution = propose(logits, ids, vocab_size, uniforms[:, level], sampling)
             tokens.append(drawn)
-            laws.append(law)
+            draft_probs.append(distribution)
             if level == depth - 1:
                 break
         with clock("draft_layer"):
-            lineage = torch.ones(1, 1, level + 1, dtype=torch.bool, device=roots.device)
+            ancestor_mask = torch.ones(1, 1, level + 1, dtype=torch.bool, device=roots.device)
             read = tokens[-1].clamp(min=0)[:, None]
-            features = draft.step(read, features[:, None], lineage, cache)[:, 0]
-    cache.keep(bases, [[]] * len(bases))
+            features = draft.step(read, features[:, None], ancestor_mask, cache)[:, 0]
+    cache.keep(prefix_lengths, [[]] * len(prefix_lengths))
     with clock("tree"):
         chain = torch.stack(tokens, dim=1)
         sizes: list[int] = (chain >= 0).sum(1).tolist()
         nodes = torch.arange(depth + 1, device=chain.device)
-        lineage = (nodes <= nodes[:, None]).expand(len(chain), -1, -1)
+        ancestor_mask = (nodes <= nodes[:, None]).expand(len(chain), -1, -1)
         parents = (nodes - 1).clamp(min=0).expand_as(chain)
-        return Chain(chain, parents, lineage, sizes, torch.stack(laws, dim=1))
+        return Chain(chain, parents, ancestor_mask, sizes, torch.stack(draft_probs, dim=1))
 
 
 def propose(
-    logits: Tensor, ids: Tensor, vocab_size: int, numbers: Tensor, sampling: Sampling
+    logits: Tensor, ids: Tensor, vocab_size: int, uniforms: Tensor, sampling: Sampling
 ) -> tuple[Tensor, Tensor]:
-    """Draw from logits [B, c] of the tokens `ids` int64 [B, c], -1 for none, by numbers fp64 [B].
+    """Draw from logits [B, c] of the tokens `ids` int64 [B, c], -1 for none, by uniforms fp64 [B].
 
     Returns the tokens int64 [B] and their distributions fp64 [B, V]. Where a row has no finite
     largest logit (an empty vocabulary or a broken draft), the token is -1 and the distribution is
@@ -108,8 +112,8 @@ def propose(
     """
     usable = logits.amax(-1).isfinite()
     shares = sampling.probabilities(logits.where(usable[:, None], 0))
-    tokens = ids.gather(1, draw(shares, numbers)[:, None])[:, 0].where(usable, -1)
-    law = shares.new_zeros(len(ids), vocab_size)
+    tokens = ids.gather(1, draw(shares, uniforms)[:, None])[:, 0].where(usable, -1)
+    distribution = shares.new_zeros(len(ids), vocab_size)
     # Add instead of writing: an entry without a token adds a zero to token 0.
-    law.scatter_add_(1, ids.clamp(min=0), shares * (usable[:, None] & (ids >= 0)))
-    return tokens, law
+    distribution.scatter_add_(1, ids.clamp(min=0), shares * (usable[:, None] & (ids >= 0)))
+    return tokens, distribution

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Check the arguments of `generate` and `Batch`."""
 
 import copy
@@ -46,10 +47,10 @@ def checked_prompt(input_ids: Tensor, target: CausalModel, draft: Draft) -> Tens
 LIMITS = {
     "max_new_tokens": (0, None),
     "depth": (1, None),
-    "top_k": (1, 128),
+    "tree_width": (1, 128),
     "tree_size": (1, None),
     "capacity": (1, None),
-    "groups": (1, None),
+    "num_groups": (1, None),
 }
 
 
@@ -64,12 +65,14 @@ def check_counts(**counts: int) -> None:
             raise ValueError(f"generate: {name}: expected {limit}, got {value}")
 
 
-def checked_frequency(ids: Tensor | Sequence[int], target: CausalModel) -> Tensor:
+def checked_frequent_tokens(ids: Tensor | Sequence[int], target: CausalModel) -> Tensor:
     """Check token ids and return them, int64 [S] on the target's device, S >= 1."""
-    frequency = token_ids("generate: frequency", ids, target.vocab_size, device=target.device)
-    if len(frequency) == 0:
-        raise ValueError("generate: frequency: expected at least one token id, got none")
-    return frequency
+    frequent_tokens = token_ids(
+        "generate: frequent_tokens", ids, target.vocab_size, device=target.device
+    )
+    if len(frequent_tokens) == 0:
+        raise ValueError("generate: frequent_tokens: expected at least one token id, got none")
+    return frequent_tokens
 
 
 def fitted(draft: Draft, target: CausalModel) -> Draft:
@@ -85,10 +88,12 @@ def fitted(draft: Draft, target: CausalModel) -> Draft:
         return draft
     if not differ_in_padding(size, target.vocab_size):
         raise ValueError(
-            "generate: draft: expected, but for padding, the target's vocabulary of "
+            "generate: draft: expected, apart from padding, the target's vocabulary of "
             f"{target.vocab_size}, got {size}"
         )
-    logger.info("draft: %d tokens for the target's %d, as padding", size, target.vocab_size)
+    logger.info(
+        "draft: its %d tokens and the target's %d differ in padding only", size, target.vocab_size
+    )
     draft = copy.copy(draft)
     draft.lm_head = draft.lm_head.of_vocabulary(target.vocab_size)
     return draft
@@ -124,16 +129,17 @@ def check_policy(policy: Policy, others: int) -> None:
     remembers = [source.name for source in policy.sources if source.reset is not None]
     if remembers and others:
         raise ValueError(
-            f"generate: policy: expected sources without a memory for more than one text at a "
-            f"time, got {', '.join(remembers)}"
+            "generate: policy: expected sources that remember no text, for more than one text at "
+            f"a time, got {', '.join(remembers)}"
         )
 
 
-def check_room(free: Sequence[int], groups: int) -> None:
-    """Raise ValueError if none of the `groups` is free."""
+def check_room(free: Sequence[int], num_groups: int) -> None:
+    """Raise ValueError if none of the `num_groups` is free."""
     if not free:
         raise ValueError(
-            f"generate: groups: expected at most {groups} requests, one a group, got {groups + 1}"
+            f"generate: num_groups: expected at most {num_groups} requests, one a group, got "
+            f"{num_groups + 1}"
         )
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Three heads that rank the draft's next tokens: over all of V, a fixed part, or an active part."""
 
 from collections.abc import Sequence
@@ -20,16 +21,16 @@ class Head(Protocol):
 
     `follows`: whether the head learns from the target's passes; if not, the loop does not gather
         tokens for it.
-    `groups`: number of vocabularies; with 1, all texts share one.
+    `num_groups`: number of vocabularies; with 1, all texts share one.
     """
 
     follows: bool
-    groups: int
+    num_groups: int
 
-    def topk(self, hidden: Tensor, k: int, groups: Tensor) -> tuple[Tensor, Tensor]:
+    def topk(self, hidden: Tensor, k: int, row_groups: Tensor) -> tuple[Tensor, Tensor]:
         """Return the best tokens after features [M, D].
 
-        `groups` int64 [M]: each row's vocabulary.
+        `row_groups` int64 [M]: each row's vocabulary.
 
         Returns log-probabilities fp32 [M, <= k], falling, and token ids int64 of the same shape.
         The probabilities are relative to the tokens that this head knows. If a row has fewer than k
@@ -37,24 +38,24 @@ class Head(Protocol):
         """
         ...
 
-    def logits(self, hidden: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
+    def logits(self, hidden: Tensor, row_groups: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits [M, c] of the tokens that the head knows, and their ids int64 [M, c].
 
-        The arguments are features [M, D] and `groups` as for `topk`. An entry without a token is
-        (-inf, -1).
+        The arguments are features [M, D] and `row_groups` as for `topk`. An entry without a token
+        is (-inf, -1).
         """
         ...
 
-    def observe(self, tokens: Tensor, groups: Tensor) -> None:
+    def observe(self, tokens: Tensor, token_groups: Tensor) -> None:
         """Learn tokens int64 [N], each in its group int64 [N], newest last; -1 is ignored."""
         ...
 
-    def contains(self, tokens: Tensor, groups: Tensor) -> Tensor:
+    def contains(self, tokens: Tensor, token_groups: Tensor) -> Tensor:
         """Return which tokens int64 [N] it can propose now in their groups int64 [N]: bool [N]."""
         ...
 
     def active(self) -> Tensor:
-        """Return how many tokens the head can propose now in each group, int [groups]."""
+        """Return how many tokens the head can propose now in each group, int [num_groups]."""
         ...
 
     def reset(self, group: int) -> None:
@@ -66,25 +67,25 @@ class Dense:
     """A ranking over all rows of the LM head except broken ones (see `LMHead.sound`)."""
 
     follows = False
-    groups = 1
+    num_groups = 1
 
     def __init__(self, lm_head: LMHead) -> None:
         self.lm_head = lm_head.sound()
 
-    def topk(self, hidden: Tensor, k: int, groups: Tensor) -> tuple[Tensor, Tensor]:
-        logits, tokens = self.logits(hidden, groups)
+    def topk(self, hidden: Tensor, k: int, row_groups: Tensor) -> tuple[Tensor, Tensor]:
+        logits, tokens = self.logits(hidden, row_groups)
         best = logits.float().log_softmax(-1).topk(min(k, logits.shape[-1]))
         return best.values, tokens.gather(1, best.indices)
 
-    def logits(self, hidden: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
+    def logits(self, hidden: Tensor, row_groups: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.lm_head.logits(hidden)
         return logits, self.lm_head.ids.expand_as(logits)
 
-    def observe(self, tokens: Tensor, groups: Tensor) -> None:
+    def observe(self, tokens: Tensor, token_groups: Tensor) -> None:
         """Do nothing: the tokens are fixed."""
 
-    def contains(self, tokens: Tensor, groups: Tensor) -> Tensor:
-        return self.lm_head.rows(tokens) >= 0
+    def contains(self, tokens: Tensor, token_groups: Tensor) -> Tensor:
+        return self.lm_head.to_rows(tokens) >= 0
 
     def active(self) -> Tensor:
         return (self.lm_head.ids >= 0).sum()[None]
@@ -102,7 +103,7 @@ class Static(Dense):
 
     def __init__(self, lm_head: LMHead, ids: Tensor) -> None:
         lm_head = lm_head.sound()
-        super().__init__(lm_head.only(lm_head.known(ids)))
+        super().__init__(lm_head.only(lm_head.with_rows(ids)))
 
 
 class Sparse:
@@ -121,7 +122,7 @@ class Sparse:
     ) -> None:
         self.lm_head = lm_head = lm_head.sound()
         self.vocab = vocab
-        self.groups = vocab.groups
+        self.num_groups = vocab.num_groups
         self.head = SparseHead(
             lm_head.weight,
             vocab,
@@ -131,20 +132,20 @@ class Sparse:
             softcap=lm_head.softcap,
         )
 
-    def topk(self, hidden: Tensor, k: int, groups: Tensor) -> tuple[Tensor, Tensor]:
-        logits, rows, logsumexp = self.head(hidden, k, groups if self.groups > 1 else None)
-        return logits - logsumexp[:, None], self.lm_head.tokens(rows)
+    def topk(self, hidden: Tensor, k: int, row_groups: Tensor) -> tuple[Tensor, Tensor]:
+        logits, rows, logsumexp = self.head(hidden, k, row_groups if self.num_groups > 1 else None)
+        return logits - logsumexp[:, None], self.lm_head.to_tokens(rows)
 
-    def logits(self, hidden: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
-        logits, rows = self.head.logits(hidden, groups if self.groups > 1 else None)
-        return logits, self.lm_head.tokens(rows)
+    def logits(self, hidden: Tensor, row_groups: Tensor) -> tuple[Tensor, Tensor]:
+        logits, rows = self.head.logits(hidden, row_groups if self.num_groups > 1 else None)
+        return logits, self.lm_head.to_tokens(rows)
 
-    def observe(self, tokens: Tensor, groups: Tensor) -> None:
-        rows = self.lm_head.rows(tokens)
-        self.head.observe(rows, token_groups=groups if self.groups > 1 else None)
+    def observe(self, tokens: Tensor, token_groups: Tensor) -> None:
+        rows = self.lm_head.to_rows(tokens)
+        self.head.observe(rows, token_groups=token_groups if self.num_groups > 1 else None)
 
-    def contains(self, tokens: Tensor, groups: Tensor) -> Tensor:
-        return self.vocab.contains(self.lm_head.rows(tokens), token_groups=groups)
+    def contains(self, tokens: Tensor, token_groups: Tensor) -> Tensor:
+        return self.vocab.contains(self.lm_head.to_rows(tokens), token_groups=token_groups)
 
     def active(self) -> Tensor:
         return self.vocab.size
@@ -157,20 +158,20 @@ def make_head(
     name: HeadName,
     lm_head: LMHead,
     capacity: int,
-    frequency: Tensor | Sequence[int] | None,
+    frequent_tokens: Tensor | Sequence[int] | None,
     policy: Policy,
     mode: Literal["indexed", "packed"],
-    groups: int = 1,
+    num_groups: int = 1,
 ) -> Head:
     """Make the head called `name`.
 
-    capacity, mode, groups: options of the sparse head. `policy` gives its pinned and initial
-        tokens.
-    frequency: the static head takes the first `capacity` ids of it. Both heads skip tokens that the
-        LM head has no row for.
+    capacity, mode, num_groups: options of the sparse head. `policy` gives its pinned and
+        frequent_tokens tokens.
+    frequent_tokens: the static head takes the first `capacity` ids of it. Both heads skip tokens
+        that the LM head has no row for.
 
-    Raises ValueError: an unknown name, no `frequency` for the static head, or one without any token
-    of the LM head.
+    Raises ValueError: an unknown name, no `frequent_tokens` for the static head, or one without any
+    token of the LM head.
     """
     lm_head = lm_head.sound()
     if name == "dense":
@@ -178,27 +179,35 @@ def make_head(
     size, device = len(lm_head.weight), lm_head.weight.device
     capacity = min(capacity, size)
     if name == "static":
-        if frequency is None:
+        if frequent_tokens is None:
             raise ValueError(
-                "generate: frequency: head='static' takes token ids by falling frequency, got None"
+                "generate: frequent_tokens: head='static' takes token ids, the most frequent "
+                "first, got None"
             )
-        ids = token_ids("generate: frequency", frequency, lm_head.vocab_size, device=device)
-        ranked = lm_head.known(ids)
-        if len(ranked) == 0:
+        ids = token_ids(
+            "generate: frequent_tokens", frequent_tokens, lm_head.vocab_size, device=device
+        )
+        with_rows = lm_head.with_rows(ids)
+        if len(with_rows) == 0:
             raise ValueError(
-                "generate: frequency: expected tokens that the draft's LM head has rows for, got "
-                f"none among {len(ids)}"
+                "generate: frequent_tokens: expected tokens that the draft's LM head has rows for, "
+                f"got none among {len(ids)}"
             )
-        return Static(lm_head, ranked[:capacity])
+        return Static(lm_head, with_rows[:capacity])
     if name != "sparse":
         raise ValueError(f"generate: head: expected 'dense', 'static' or 'sparse', got {name!r}")
-    pinned, initial = (
-        lm_head.rows(
-            lm_head.known(token_ids(f"Policy: {name}", ids, lm_head.vocab_size, device=device))
+    pinned, frequent_tokens = (
+        lm_head.to_rows(
+            lm_head.with_rows(token_ids(f"Policy: {name}", ids, lm_head.vocab_size, device=device))
         )
-        for name, ids in (("pinned", policy.pinned), ("initial", policy.initial))
+        for name, ids in (("pinned", policy.pinned), ("frequent_tokens", policy.frequent_tokens))
     )
     vocab = ActiveVocab(
-        size, capacity, groups=groups, pinned=pinned, initial=initial, device=device
+        size,
+        capacity,
+        num_groups=num_groups,
+        pinned=pinned,
+        frequent_tokens=frequent_tokens,
+        device=device,
     )
     return Sparse(lm_head, vocab, mode)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`generate`: continue one text speculatively."""
 
 from typing import Any
@@ -28,8 +29,8 @@ def generate(
     temperature, sampling: how tokens are drawn. `temperature` is short for `Sampling(temperature)`,
         which also has top-p, top-k and a seed. Default: greedy.
     progress: show a progress bar.
-    options: options of `Batch`: head, depth, top_k, tree_size, capacity, frequency, policy, mode,
-        chain.
+    options: options of `Batch`: head, depth, tree_width, tree_size, capacity, frequent_tokens,
+        policy, mode, chain.
 
     Returns the new tokens and their statistics, see `Generation`.
 
@@ -38,7 +39,7 @@ def generate(
     """
     if sampling is not None and temperature:
         raise ValueError(
-            f"generate: temperature: expected the sampling's own alone, got {temperature} beside it"
+            f"generate: temperature: expected 0 beside a sampling, which has one, got {temperature}"
         )
     tqdm = require("tqdm", "speculative").tqdm
     bar = tqdm(total=max_new_tokens, unit="tok", disable=not progress)

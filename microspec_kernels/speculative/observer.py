@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Feed the policy's tokens from each pass of the target to the draft's head."""
 
 from collections.abc import Sequence
@@ -30,7 +31,7 @@ class Observer:
         The last row comes from the logits `last` [1, V]. The other rows are computed from hidden
         [P, D] only if the policy asks for all rows; otherwise they are -1.
         """
-        rows = self.policy.rows("prompt") if self.head.follows else "none"
+        rows = self.policy.prompt_rows if self.head.follows else "none"
         if rows == "all":
             logits = (target.logits(piece) for piece in torch.split(hidden, CHUNK))
             return torch.cat([self.target_top_k(piece, "prompt") for piece in logits])
@@ -46,7 +47,7 @@ class Observer:
 
     def begin(self, request: Request, prompt: Tensor, top_tokens: Tensor, first: Tensor) -> None:
         """Begin a text with a prompt int64 [P] and the first token int64 [1] after it."""
-        if self.head.groups > 1:
+        if self.head.num_groups > 1:
             self.head.reset(request.group)
         self.policy.reset()
         chosen = torch.full_like(prompt, -1)
@@ -70,8 +71,8 @@ class Observer:
     def _tell(self, requests: Sequence[Request], passes: Sequence[TargetPass]) -> None:
         if self.head.follows:
             tokens = [self.policy.select(one) for one in passes]
-            groups = [
-                torch.full_like(own, request.group)
-                for own, request in zip(tokens, requests, strict=True)
+            token_groups = [
+                torch.full_like(selected, request.group)
+                for selected, request in zip(tokens, requests, strict=True)
             ]
-            self.head.observe(torch.cat(tokens), torch.cat(groups))
+            self.head.observe(torch.cat(tokens), torch.cat(token_groups))

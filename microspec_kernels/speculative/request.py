@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`Request`: the state of one text of a batch."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sampling with random numbers that depend only on seed and position.
 
 Drafting therefore cannot change the text.
@@ -86,20 +87,20 @@ class Sampling:
         return scores.softmax(-1)
 
 
-def choose(logits: Tensor, numbers: Tensor, sampling: Sampling) -> Tensor:
-    """Choose the next token of each row: logits [..., V], numbers fp64 [...] in [0, 1).
+def choose(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> Tensor:
+    """Choose the next token of each row: logits [..., V], uniforms fp64 [...] in [0, 1).
 
     Returns int64 [...]. See `Sampling.probabilities`, also for its errors, and `race`.
     """
     if sampling.temperature == 0:
         return logits.argmax(-1)
-    return race(sampling.probabilities(logits), numbers)
+    return race(sampling.probabilities(logits), uniforms)
 
 
-def race(probabilities: Tensor, numbers: Tensor) -> Tensor:
+def race(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     """Draw the token with the earliest of V exponential times, whose rates are the probabilities.
 
-    probabilities [..., V] of sum 1; numbers fp64 [...], multiples of 2^-53 in [0, 1). Each number
+    probabilities [..., V] of sum 1; uniforms fp64 [...], multiples of 2^-53 in [0, 1). Each number
     determines all V times of its row. Returns int64 [...], never a token of probability 0.
 
     Each token is the earliest with its own probability (the Gumbel-max trick, applied to times).
@@ -107,7 +108,7 @@ def race(probabilities: Tensor, numbers: Tensor) -> Tensor:
     passes that round differently still choose the same token. An inverse CDF would be more
     sensitive: its edges over 10^5 tokens lie much closer together.
     """
-    keys = splitmix64((numbers * 2.0**53).long(), torch.zeros_like(numbers, dtype=torch.int64))
+    keys = splitmix64((uniforms * 2.0**53).long(), torch.zeros_like(uniforms, dtype=torch.int64))
     tokens = torch.arange(probabilities.shape[-1], device=probabilities.device)
     # 52 bits plus a half: never 0 or 1, so no time is infinite or 0.
     words = logical_shift(splitmix64(keys[..., None], tokens), 12)
@@ -131,13 +132,13 @@ def logical_shift(words: Tensor, bits: int) -> Tensor:
     return words >> bits & (1 << 64 - bits) - 1
 
 
-def draw(probabilities: Tensor, numbers: Tensor) -> Tensor:
+def draw(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     """Draw tokens by inverse CDF, in the order of token ids.
 
     This takes a third of the time of `race`. It serves chains, where no other pass has to choose
     the same token.
 
-    probabilities [..., V] >= 0, of any positive sum; numbers fp64 [...] in [0, 1). Returns int64
+    probabilities [..., V] >= 0, of any positive sum; uniforms fp64 [...] in [0, 1). Returns int64
     [...], never a token of probability 0.
 
     Shares are truncated to whole multiples of 2^-52 of the sum. Their running sums are exact
@@ -146,11 +147,11 @@ def draw(probabilities: Tensor, numbers: Tensor) -> Tensor:
     shares = probabilities.double()
     ends = (shares * (2.0**52 / shares.sum(-1, keepdim=True))).long().cumsum(-1)
     # For an integer n <= 2^53 and u <= 1 - 2^-53, u * n rounds to less than n.
-    at = (numbers[..., None] * ends[..., -1:].double()).long()
+    at = (uniforms[..., None] * ends[..., -1:].double()).long()
     return torch.searchsorted(ends, at, right=True)[..., 0]
 
 
-def uniforms(seed: int | Tensor, positions: Tensor, stream: int | Tensor = 0) -> Tensor:
+def uniforms_at(seed: int | Tensor, positions: Tensor, stream: int | Tensor = 0) -> Tensor:
     """Return one number in [0, 1) for each (seed, position, stream): fp64, a multiple of 2^-53.
 
     positions: int64 [...] in [0, 2^32). seed, in [0, 2^64), and stream, in [0, 2^32): ints, or

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Statistics of one generation: counts, seconds, and how many drafted tokens were accepted."""
 
 import time

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EAGLE-2's dynamic draft trees (arXiv 2406.16858): grown by probability, cut to the best nodes."""
 
 from dataclasses import dataclass
@@ -15,12 +16,13 @@ from .stats import Clock
 class TreeShape:
     """The limits of a draft tree.
 
-    `depth`: calls of the draft's head, each with at most `top_k` rows and `top_k` candidates a row.
+    `depth`: calls of the draft's head, each with at most `tree_width` rows and `tree_width`
+        candidates a row.
     `size`: the most nodes verified, the root excluded.
     """
 
     depth: int
-    top_k: int
+    tree_width: int
     size: int
 
 
@@ -32,21 +34,21 @@ class Tree:
 
     `tokens` int64 [B, n], on the device: -1 for padding.
     `parents` int64 [B, n], on the device: the root's parent is the root.
-    `lineage` bool [B, n, n]: the ancestor mask; entry [b, i, j] is set if node j is an ancestor of
+    `ancestor_mask` bool [B, n, n]: entry [b, i, j] is set if node j is an ancestor of
         node i, or i itself.
     `sizes`: each tree's number of nodes without padding.
     """
 
     tokens: Tensor
     parents: Tensor
-    lineage: Tensor
+    ancestor_mask: Tensor
     sizes: list[int]
 
 
 def grow(
     roots: Tensor,
     features: Tensor,
-    groups: Tensor,
+    text_groups: Tensor,
     draft: Draft,
     cache: KVCache,
     head: Head,
@@ -55,20 +57,20 @@ def grow(
 ) -> Tree:
     """Draft a tree below each root int64 [B], whose draft features are [B, D].
 
-    groups: int64 [B], each text's vocabulary in the head.
+    text_groups: int64 [B], each text's vocabulary in the head.
 
-    Each level asks the head for the candidates after the frontier. The best `top_k` candidates by
-    log-probability of the whole path form the next frontier. The candidates of all levels compete
-    for the tree. At the end the draft's cache drops the entries of the nodes, because they rest on
-    predicted features.
+    Each level asks the head for the candidates after the frontier. The best `tree_width` candidates
+    by log-probability of the whole path form the next frontier. The candidates of all levels
+    compete for the tree. At the end the draft's cache drops the entries of the nodes, because they
+    rest on predicted features.
     """
-    bases = list(cache.lengths)
+    prefix_lengths = list(cache.lengths)
     # The frontier: nodes, as indices into the pool, that have features and no children yet. The
     # pool: all nodes in the order found, root first. Where a head has too few tokens, a node has
     # token -1 and score -inf, and so have its descendants.
     frontier = torch.zeros_like(roots)[:, None]
     path_scores = torch.zeros(frontier.shape, device=roots.device)
-    lineage = torch.ones(len(roots), 1, 0, dtype=torch.bool, device=roots.device)
+    ancestor_mask = torch.ones(len(roots), 1, 0, dtype=torch.bool, device=roots.device)
     features = features[:, None]
     pool_tokens, pool_parents, pool_scores = [roots[:, None]], [frontier], [path_scores]
     drafted = 1
@@ -77,32 +79,32 @@ def grow(
         with clock("head"):
             log_probs, tokens = head.topk(
                 draft.head_input(features).flatten(0, 1),
-                shape.top_k,
-                groups.repeat_interleave(width),
+                shape.tree_width,
+                text_groups.repeat_interleave(width),
             )
         with clock("tree"):
             answers = tokens.shape[1]
             # Rounding must not raise a path's score, or a node would outrank its parent.
             scores = path_scores.flatten()[:, None] + log_probs.clamp(max=0)
-            known = (tokens >= 0) & (scores > -torch.inf)
-            scores = scores.where(known, -torch.inf).view(len(roots), -1)
-            tokens = tokens.where(known, -1).view(len(roots), -1)
+            used = (tokens >= 0) & (scores > -torch.inf)
+            scores = scores.where(used, -torch.inf).view(len(roots), -1)
+            tokens = tokens.where(used, -1).view(len(roots), -1)
             pool_tokens.append(tokens)
             pool_parents.append(frontier.repeat_interleave(answers, dim=1))
             pool_scores.append(scores)
             if level == shape.depth - 1:
                 break
-            best = ranked(scores)[:, : shape.top_k]
+            best = ranked(scores)[:, : shape.tree_width]
             rows = best // answers
             path_scores, frontier = scores.gather(1, best), drafted + best
             drafted += tokens.shape[1]
             tokens = tokens.gather(1, best).clamp(min=0)
             itself = torch.eye(best.shape[1], dtype=torch.bool, device=roots.device)
             itself = itself.expand(len(roots), -1, -1)
-            lineage = torch.cat((of_rows(lineage, rows), itself), dim=2)
+            ancestor_mask = torch.cat((of_rows(ancestor_mask, rows), itself), dim=2)
         with clock("draft_layer"):
-            features = draft.step(tokens, of_rows(features, rows), lineage, cache)
-    cache.keep(bases, [[]] * len(bases))
+            features = draft.step(tokens, of_rows(features, rows), ancestor_mask, cache)
+    cache.keep(prefix_lengths, [[]] * len(prefix_lengths))
     with clock("tree"):
         tokens, parents, scores = (
             torch.cat(part, dim=1) for part in (pool_tokens, pool_parents, pool_scores)
@@ -117,25 +119,27 @@ def best_nodes(tokens: Tensor, parents: Tensor, scores: Tensor, shape: TreeShape
     comes first, even at equal scores, and the best nodes always form a tree.
     """
     chosen = ranked(scores)[:, : shape.size + 1]
-    known = scores.gather(1, chosen) > -torch.inf
-    sizes: list[int] = known.sum(1).tolist()
-    chosen, known = chosen[:, : max(sizes)], known[:, : max(sizes)]
+    used = scores.gather(1, chosen) > -torch.inf
+    sizes: list[int] = used.sum(1).tolist()
+    chosen, used = chosen[:, : max(sizes)], used[:, : max(sizes)]
     # Restore the order found. Padding sorts last, because its index lies after the pool.
     pad = scores.shape[1]
-    chosen = chosen.where(known, pad).sort(1).values
-    known = chosen < pad
-    place = chosen.new_zeros(len(chosen), pad + 1)
-    place.scatter_(1, chosen, torch.arange(max(sizes), device=place.device).expand_as(chosen))
+    chosen = chosen.where(used, pad).sort(1).values
+    used = chosen < pad
+    new_index = chosen.new_zeros(len(chosen), pad + 1)
+    new_index.scatter_(
+        1, chosen, torch.arange(max(sizes), device=new_index.device).expand_as(chosen)
+    )
     chosen = chosen.clamp(max=pad - 1)
-    parents = place.gather(1, parents.gather(1, chosen)).where(known, 0)
-    lineage = torch.eye(chosen.shape[1], dtype=torch.bool, device=chosen.device)
-    lineage = lineage.repeat(len(chosen), 1, 1)
+    parents = new_index.gather(1, parents.gather(1, chosen)).where(used, 0)
+    ancestor_mask = torch.eye(chosen.shape[1], dtype=torch.bool, device=chosen.device)
+    ancestor_mask = ancestor_mask.repeat(len(chosen), 1, 1)
     ancestor = parents
     # Each iteration adds one generation. The root is its own parent, so every path ends there.
     for _ in range(shape.depth):
-        lineage.scatter_(2, ancestor[:, :, None], True)
+        ancestor_mask.scatter_(2, ancestor[:, :, None], True)
         ancestor = parents.gather(1, ancestor)
-    return Tree(tokens.gather(1, chosen).where(known, -1), parents, lineage, sizes)
+    return Tree(tokens.gather(1, chosen).where(used, -1), parents, ancestor_mask, sizes)
 
 
 def of_rows(table: Tensor, rows: Tensor) -> Tensor:

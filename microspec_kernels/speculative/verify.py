@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Verify drafts losslessly: the output follows the target's distribution for any draft."""
 
 from collections.abc import Callable
@@ -34,10 +35,10 @@ def follow(tree: Tree, choose: Callable[[Tensor, Tensor], Tensor]) -> Verified:
         drawing one takes a softmax, and maybe a sort, over V.
 
     Lossless, because the choice at a node is drawn from the target's distribution after the text
-    that ends there, with the random number of its position (`sampling.uniforms`), which the draft
-    cannot change. So, token by token, the text equals the target's own text for the same seed, and
-    the tree only decides how much of it one pass yields. The numbers of different positions are
-    independent and uniform, so the text has the target's distribution.
+    that ends there, with the random number of its position (`sampling.uniforms_at`), which the
+    draft cannot change. So, token by token, the text equals the target's own text for the same
+    seed, and the tree only decides how much of it one pass yields. The numbers of different
+    positions are independent and uniform, so the text has the target's distribution.
     """
     batch = len(tree.tokens)
     texts = torch.arange(batch, device=tree.tokens.device)
@@ -72,8 +73,11 @@ def verify_chain(p: Tensor, q: Tensor, drafted: Tensor, accept: Tensor, final: T
     - q(t))+ / sum of (p - q)+ = p(t), because the sum of (p - q)+ is 1 - sum of min(p, q). If all
     tokens are kept, the bonus token is drawn from p.
     """
-    known = drafted.clamp(min=0)[..., None]
-    p_drafted, q_drafted = p[:, :-1].gather(2, known)[..., 0], q.gather(2, known)[..., 0]
+    drafted_ids = drafted.clamp(min=0)[..., None]
+    p_drafted, q_drafted = (
+        p[:, :-1].gather(2, drafted_ids)[..., 0],
+        q.gather(2, drafted_ids)[..., 0],
+    )
     kept = accepted(p_drafted, q_drafted, accept)
     count = kept.long().cumprod(1).sum(1)
     row = torch.arange(len(p), device=p.device)
@@ -86,13 +90,13 @@ def verify_chain(p: Tensor, q: Tensor, drafted: Tensor, accept: Tensor, final: T
     return Verified(nodes.masked_fill(behind, -1), tokens.masked_fill(behind, -1), count + 1)
 
 
-def accepted(p: Tensor, q: Tensor, numbers: Tensor) -> Tensor:
+def accepted(p: Tensor, q: Tensor, uniforms: Tensor) -> Tensor:
     """Return which tokens of probability p at the target and q at the draft are kept: bool.
 
     The comparison is a product instead of p / q, so that q may underflow. A token with q = 0 was
     not drawn from q and is rejected.
     """
-    return (q > 0) & (numbers * q < p)
+    return (q > 0) & (uniforms * q < p)
 
 
 def residual(p: Tensor, q: Tensor) -> Tensor:

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Serves the CPU kernels to tests/arm_ops.py from a process for Arm, under an emulator, without torch.
 //
 // `driver isa` prints the chosen instruction set. `driver` answers calls: it reads an op's number,
@@ -193,7 +194,7 @@ void serve_vocab() {
     const int64_t token = tokens.as<int64_t>()[i];
     if (token >= 0) update.see(token, i);
   }
-  update.seat();
+  update.place_newcomers();
   active_ids.send();
   slot_stamps.send();
   token_slots.send();

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Load a library, bind all its symbols at once, and print the instruction set that it chose.
 #include <dlfcn.h>
 #include <stdio.h>

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Calls of the emulation under a sanitizer, which must be loaded before Python starts."""
 
 import ctypes

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run calls of an instrumented module, read from stdin; sanitized.py starts this process.
 
 The worker writes each call's name to stderr before the sanitizer can report on it. It writes the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The emulation's arithmetic against numpy and PyTorch, exhaustively if possible."""
 
 from typing import Any

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The emulation must catch the bug in each planted kernel, and pass the kernel without it."""
 
 import itertools
@@ -56,9 +57,9 @@ KERNELS = ("tile_sums", "copied_sums", "grid_sum", "warp_sums", "copy_rows", "de
 def launch(kernel: str, bug: str, **settings: Any) -> np.ndarray[Any, Any]:
     planted = load("planted")
     planted.configure(**settings)
-    made = arguments(kernel)
-    assert getattr(planted, kernel)(*made, planted.Bug[bug]) == 0
-    return made[0]
+    call_arguments = arguments(kernel)
+    assert getattr(planted, kernel)(*call_arguments, planted.Bug[bug]) == 0
+    return call_arguments[0]
 
 
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: "-".join(map(str, mode.values())))
@@ -126,13 +127,13 @@ WITHOUT_SITE = ("shared_overrun", "missed_wait")
 
 
 def cases() -> list[Any]:
-    made = []
+    params = []
     for mode in MODES:
-        known = FAILURES + (FAILURES_SM90 if mode["arch"] == 900 else [])
-        for kernel, bug, kind, message in known:
+        failures_of_arch = FAILURES + (FAILURES_SM90 if mode["arch"] == 900 else [])
+        for kernel, bug, kind, message in failures_of_arch:
             name = "-".join(map(str, (kernel, bug, *mode.values())))
-            made.append(pytest.param(kernel, bug, kind, message, mode, id=name))
-    return made
+            params.append(pytest.param(kernel, bug, kind, message, mode, id=name))
+    return params
 
 
 @pytest.mark.parametrize(("kernel", "bug", "kind", "message", "mode"), cases())
@@ -166,8 +167,8 @@ def test_a_launch_beyond_the_limits_is_an_error() -> None:
 
 def call(kernel: str, bug: str, **settings: Any) -> Call:
     bugs = load("planted").Bug
-    made = [*arguments(kernel), int(bugs[bug])]
-    return Call(f"{kernel} {bug}", "planted", kernel, made, settings=settings)
+    call_arguments = [*arguments(kernel), int(bugs[bug])]
+    return Call(f"{kernel} {bug}", "planted", kernel, call_arguments, settings=settings)
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ops under sanitizers, on small shapes: no report, and the results of a plain build."""
 
 import itertools
@@ -47,21 +48,26 @@ def heads(
     arch: int, settings: dict[str, Any], shapes: list[tuple[int, int, int]]
 ) -> Iterator[Call]:
     kinds = itertools.cycle(
-        (dtype, rows, packed, groups)
-        for rows, dtype, packed, groups in itertools.product(
+        (dtype, weight_dtype, packed, num_groups)
+        for weight_dtype, dtype, packed, num_groups in itertools.product(
             (None, *QUANTISED), FLOATS, (False, True), (None, 2)
         )
     )
     for number, (m, dim, capacity) in enumerate(shapes):
         # 7 and 36 share no factor, so every kind has its turn if there are enough shapes.
-        dtype, rows, packed, groups = next(itertools.islice(kinds, 6, None))
-        options = {"packed": packed, "groups": groups, "bias": dtype, "gap": 16 * (number % 2)}
-        options["padding"] = groups is not None
+        dtype, weight_dtype, packed, num_groups = next(itertools.islice(kinds, 6, None))
+        options = {
+            "packed": packed,
+            "num_groups": num_groups,
+            "bias": dtype,
+            "gap": 16 * (number % 2),
+        }
+        options["padding"] = num_groups is not None
         case = head_case(
             number, m=m, dim=dim, vocab_size=2 * capacity, capacity=capacity,
-            dtype=dtype, rows=rows, softcap=9.0 * (number % 2), **options,
+            dtype=dtype, weight_dtype=weight_dtype, softcap=9.0 * (number % 2), **options,
         )  # fmt: skip
-        name = f"{number}: M {m}, D {dim}, K {capacity}, {dtype}, {rows}, {options}"
+        name = f"{number}: M {m}, D {dim}, K {capacity}, {dtype}, {weight_dtype}, {options}"
         yield from head(name, arch, 5, case, settings)
 
 
@@ -70,7 +76,7 @@ def gathers(arch: int, settings: dict[str, Any]) -> Iterator[Call]:
     for number, (dtype, slab_dtype) in enumerate(pairs):
         for dim in (7, 64):
             case = gather_case(
-                number, dim=dim, vocab_size=20, capacity=9, groups=2,
+                number, dim=dim, vocab_size=20, capacity=9, num_groups=2,
                 dtype=dtype, slab_dtype=slab_dtype, gap=dim % 3,
             )  # fmt: skip
             tensors = case.arguments()
@@ -83,15 +89,15 @@ def gathers(arch: int, settings: dict[str, Any]) -> Iterator[Call]:
 def vocabs(arch: int, settings: dict[str, Any]) -> Iterator[Call]:
     rng = torch.Generator().manual_seed(0)
     shapes = [(5, 9, 2, 0), (40, 30, 1, 0), (40, 700, 1, 0), (40, 13, 3, 0), (1100, 700, 1, 2**40)]
-    for capacity, n, groups, gap in shapes:
+    for capacity, n, num_groups, gap in shapes:
         size = 2 * capacity + 10
-        state = vocab_state(size, capacity, groups=groups, pinned=(3, 4))
-        before = torch.randint(-1, size, (groups, capacity), generator=rng)
+        state = vocab_state(size, capacity, num_groups=num_groups, pinned=(3, 4))
+        before = torch.randint(-1, size, (num_groups, capacity), generator=rng)
         reference.vocab_update_(*state.tensors(), before)
         state.clock.add_(gap)  # only a slower path can sort tokens of this age
-        tokens = torch.randint(-1, size, (groups, n), generator=rng)
+        tokens = torch.randint(-1, size, (num_groups, n), generator=rng)
         arrays = [as_array(t) for t in (*state.tensors(), tokens)]
-        name = f"vocab K {capacity}, N {n}, G {groups}, gap {gap}"
+        name = f"vocab K {capacity}, N {n}, G {num_groups}, gap {gap}"
         yield Call(name, "_emulation", "vocab_update_", arrays, {}, device(arch, **settings))
 
 
@@ -99,15 +105,23 @@ def nonsense(arch: int, settings: dict[str, Any]) -> Iterator[Call]:
     """Yield states that no update leaves, with invalid tokens, which a device does not check."""
     rng = random.Random(0)
     for number in range(60):
-        groups, capacity, size = rng.randint(1, 3), rng.choice((0, 1, 5, 9, 40)), rng.randint(1, 50)
+        num_groups, capacity, size = (
+            rng.randint(1, 3),
+            rng.choice((0, 1, 5, 9, 40)),
+            rng.randint(1, 50),
+        )
         ids = (*INT32, *range(size), size, size + 1)
-        clock = [rng.choice((*INT64, PINNED)) for _ in range(groups)]
+        clock = [rng.choice((*INT64, PINNED)) for _ in range(num_groups)]
         values = {
-            "ids": (ids, (groups, capacity), np.int32),
-            "stamps": ((*INT64, PINNED, *clock), (groups, capacity), np.int64),
-            "slots": ((*INT32, *range(capacity + 2)), (groups, size), np.int32),
-            "clock": (clock, (groups,), np.int64),
-            "tokens": ((*ids, *range(size), 2**32), (groups, rng.choice((1, 7, 600))), np.int64),
+            "ids": (ids, (num_groups, capacity), np.int32),
+            "stamps": ((*INT64, PINNED, *clock), (num_groups, capacity), np.int64),
+            "slots": ((*INT32, *range(capacity + 2)), (num_groups, size), np.int32),
+            "clock": (clock, (num_groups,), np.int64),
+            "tokens": (
+                (*ids, *range(size), 2**32),
+                (num_groups, rng.choice((1, 7, 600))),
+                np.int64,
+            ),
         }
         arrays = [
             np.array(rng.choices(choices, k=math.prod(shape)), dtype).reshape(shape)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tiny checkpoints of a target that counts in circles, and of drafts that count like it.
 
 Token t = RING · ring + place is followed by the next place of its ring. A token's embedding encodes

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The device for the engines: MICROSPEC_TEST_DEVICE is "cpu", "cuda" or "cuda-graphs".
 
 The last two need engines that are installed for a GPU.

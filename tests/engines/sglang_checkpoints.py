@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tiny checkpoints with SGLang's names and formats."""
 
 import json

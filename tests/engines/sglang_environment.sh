@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
 # sglang_environment.sh PYTHON FOLDER: make an environment with SGLang for machines without a GPU.
 # It has the requirements that SGLang imports there, none of CUDA; sglang_standin replaces the rest.
 set -eu

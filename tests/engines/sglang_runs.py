@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs of SGLang configurations in separate processes, and their results."""
 
 import functools

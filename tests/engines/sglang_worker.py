@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run one SGLang configuration on behalf of sglang_runs.py, and write its results."""
 
 import json
@@ -32,7 +33,10 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
         if isinstance(requests, str):
             engine.update_weights_from_disk(requests)
             continue
-        sampling = [{"temperature": 0, "ignore_eos": True, **given} for _, given in requests]
+        sampling = [
+            {"temperature": 0, "ignore_eos": True, **sampling_options}
+            for _, sampling_options in requests
+        ]
         prompts = [prompt for prompt, _ in requests]
         outputs = engine.generate(input_ids=prompts, sampling_params=sampling)
         rounds.append([[output["output_ids"], output["meta_info"]] for output in outputs])

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The plugins' hook points in the sources of every supported engine version, from its wheel.
 
 MICROSPEC_WHEELS names the folder of the wheels, by default build/engines/wheels. Missing ones are
@@ -111,8 +112,8 @@ def renamed(source: str, hook_point: HookPoint, argument: str | None) -> str:
     parent.body = [ast.Pass()]
     if argument is None:
         parent.name += "_renamed"
-    given = parent.args
-    for each in (*given.posonlyargs, *given.args, *given.kwonlyargs):
+    args = parent.args
+    for each in (*args.posonlyargs, *args.args, *args.kwonlyargs):
         if each.arg == argument:
             each.arg += "_renamed"
     return ast.unparse(tree)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The plugin inside SGLang.
 
 `make test-engines` makes the environment. Without it these tests fail; none of them is skipped.
@@ -28,7 +29,7 @@ def sglang_checkpoints(checkpoints: Path, tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture(scope="session")
 def everything(checkpoints: Path) -> dict[str, Any]:
     """Return settings with which every token is active from the start."""
-    return {"capacity": VOCAB, "frequency": str(checkpoints / "all.npy")}
+    return {"capacity": VOCAB, "frequent_tokens_file": str(checkpoints / "all.npy")}
 
 
 def request(prompt: list[int], length: int) -> Request:

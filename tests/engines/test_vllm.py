@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The plugin inside vLLM, on both of its model runners.
 
 `make test-engines` makes the environment. Without it these tests fail; none of them is skipped.
@@ -23,7 +24,7 @@ each_draft = pytest.mark.parametrize(
 @pytest.fixture(scope="session")
 def everything(checkpoints: Path) -> dict[str, Any]:
     """Return settings with which every token is active from the start."""
-    return {"capacity": VOCAB, "frequency": str(checkpoints / "all.npy")}
+    return {"capacity": VOCAB, "frequent_tokens_file": str(checkpoints / "all.npy")}
 
 
 @each_draft
@@ -35,7 +36,7 @@ def test_text_is_the_targets_own(checkpoints: Path, runner: str, target: str, dr
     accepted, _ = drafted.accepted
     assert 0 < accepted < mixed(checkpoints, runner, draft, target).accepted[0]
     (stats,) = drafted.stats
-    assert stats["rows_entered"] > stats["active"] == SMALL["capacity"]
+    assert stats["rows_activated"] > stats["active"] == SMALL["capacity"]
 
 
 @each_draft
@@ -48,18 +49,18 @@ def test_with_all_tokens_active_as_many_are_accepted_as_without_the_plugin(
     assert with_all.rounds == without.rounds
     assert with_all.accepted == without.accepted
     (stats,) = with_all.stats
-    assert stats["rows_entered"] == 0
+    assert stats["rows_activated"] == 0
     assert "MicroSpec: attached to" in with_all.log
     assert "MicroSpec" not in without.log
 
 
 @both_runners
 def test_a_slab_and_more_of_the_targets_tokens(checkpoints: Path, runner: str) -> None:
-    settings = SMALL | {"mode": "packed", "slab_dtype": "int8", "top_k": 3}
+    settings = SMALL | {"mode": "packed", "slab_dtype": "int8", "target_top_k": 3}
     done = mixed(checkpoints, runner, "eagle", settings=settings)
     assert done.rounds == mixed(checkpoints, runner, None).rounds
     fewer = mixed(checkpoints, runner, "eagle", settings=SMALL)
-    assert done.stats[0]["rows_entered"] > fewer.stats[0]["rows_entered"]
+    assert done.stats[0]["rows_activated"] > fewer.stats[0]["rows_activated"]
 
 
 def test_drafts_without_padding(checkpoints: Path) -> None:

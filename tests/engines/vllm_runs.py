@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs of vLLM configurations, each in a separate process, and their results."""
 
 import functools

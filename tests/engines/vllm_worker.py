@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run one vLLM configuration on behalf of vllm_runs.py, and write its results."""
 
 import json
@@ -13,8 +14,10 @@ def main(configuration: dict[str, Any]) -> dict[str, Any]:
     rounds = []
     for requests in configuration["rounds"]:
         sampling = [
-            SamplingParams(**{"temperature": 0, "ignore_eos": True, "detokenize": False, **given})
-            for _, given in requests
+            SamplingParams(
+                **{"temperature": 0, "ignore_eos": True, "detokenize": False, **sampling_options}
+            )
+            for _, sampling_options in requests
         ]
         prompts = [{"prompt_token_ids": prompt} for prompt, _ in requests]
         outputs = llm.generate(prompts, sampling, use_tqdm=False)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Calls at the sizes of real models, made on the device, and checks that are fast there."""
 
 import math
@@ -43,11 +44,11 @@ def normal(rng: torch.Generator, shape: tuple[int, ...], dtype: torch.dtype) -> 
 
 
 def random_ids(
-    rng: torch.Generator, vocab_size: int, groups: int, capacity: int, active: int
+    rng: torch.Generator, vocab_size: int, num_groups: int, capacity: int, active: int
 ) -> Tensor:
     """Draw int32 [G, K]: ``active`` distinct ids at random slots of each group, -1 elsewhere."""
     active = min(active, vocab_size)
-    ids = torch.full((groups, capacity), -1, dtype=torch.int32, device=rng.device)
+    ids = torch.full((num_groups, capacity), -1, dtype=torch.int32, device=rng.device)
     for group in ids:
         slots = torch.randperm(capacity, generator=rng, device=rng.device)[:active]
         tokens = torch.randperm(vocab_size, generator=rng, device=rng.device)[:active]
@@ -63,19 +64,20 @@ def real_case(
     capacity: int,
     active: int | None = None,
     dtype: torch.dtype = torch.bfloat16,
-    rows: torch.dtype | None = None,
+    weight_dtype: torch.dtype | None = None,
     packed: bool = False,
-    groups: int | None = None,
+    num_groups: int | None = None,
     bias: torch.dtype | None = None,
     slab_of: int = 1,
 ) -> HeadCase:
     """Make a case like generators.head_case: memory that a call must not read is poison.
 
-    ``slab_of``: the slab has that many buffers of ``groups`` each, and the call uses one of them.
+    ``slab_of``: the slab has that many buffers of ``num_groups`` each, and the call uses one of
+        them.
     """
-    rows = rows or dtype
+    weight_dtype = weight_dtype or dtype
     active = capacity * 15 // 16 if active is None else active
-    buffers = slab_of * (groups or 1)
+    buffers = slab_of * (num_groups or 1)
     ids = random_ids(rng, model.vocab_size, buffers, capacity, active)
     used = ids[ids >= 0].long().unique()
     hidden = normal(rng, (m, model.dim), dtype)
@@ -83,10 +85,12 @@ def real_case(
     size = model.dim**-0.5
     scale = None
     with on_device(str(rng.device)):
-        weight = poison((model.vocab_size, model.dim), rows)
-        fresh = normal(rng, (len(used), model.dim), rows)
-        row_indexed(weight)[used] = row_indexed(fresh if rows in QUANTISED else fresh * size)
-        if rows in QUANTISED:
+        weight = poison((model.vocab_size, model.dim), weight_dtype)
+        fresh = normal(rng, (len(used), model.dim), weight_dtype)
+        row_indexed(weight)[used] = row_indexed(
+            fresh if weight_dtype in QUANTISED else fresh * size
+        )
+        if weight_dtype in QUANTISED:
             scale = torch.full((model.vocab_size,), NAN)
             scale[used] = size / 64 * (0.5 + torch.rand(len(used), generator=rng))
         values = None
@@ -96,13 +100,15 @@ def real_case(
         if packed:
             at = ids.clamp(min=0).long()
             slab = row_indexed(weight)[at]
-            slab[ids < 0] = row_indexed(poison((1, model.dim), rows))[0]
-            weight = slab.view(rows)
+            slab[ids < 0] = row_indexed(poison((1, model.dim), weight_dtype))[0]
+            weight = slab.view(weight_dtype)
             scale = None if scale is None else scale[at].masked_fill(ids < 0, NAN)
     group_ids = None
     if buffers > 1:
-        front = (slab_of - 1) * (groups or 1)
-        group_ids = front + torch.randint(0, groups or 1, (m,), generator=rng, device=rng.device)
+        front = (slab_of - 1) * (num_groups or 1)
+        group_ids = front + torch.randint(
+            0, num_groups or 1, (m,), generator=rng, device=rng.device
+        )
         group_ids[torch.rand(m, generator=rng, device=rng.device) < 0.05] = -1
         hidden[group_ids < 0] = NAN
     elif packed:

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Kernels that each call one function of cuda/ptx.cuh, behind C entry points for
 // tests/gpu/test_conformance.py. An entry point returns the launch's cudaError_t.
 #include <cstdint>

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Build and call conformance.cu; ``python tests/gpu/conformance.py 90`` builds it ahead.
 
 The library's name contains the architecture and a hash of the sources. A library that was built

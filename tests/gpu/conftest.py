@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fixtures for tests that need a CUDA device.
 
 Without a device the tests are skipped; tests/conftest.py counts them.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The narrow number formats by definition, as reference for the conversions of cuda/ptx.cuh."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A draft head on the device and its reference, step by step: all bits equal but logsumexp's.
 
 Weights and activations are small integers, so every logit is exact in any order of sums. The
@@ -60,6 +61,6 @@ class Lockstep:
         assert_close(got[2].cpu(), logsumexp, 16 * EPS * 256, f"step {index}: logsumexp")
 
     def check_vocab(self, index: int, vocab: ActiveVocab) -> None:
-        own = vocab.state_dict()
+        state = vocab.state_dict()
         for name, tensor in self.vocab.state_dict().items():
-            assert_bitwise(own[name].cpu(), tensor, f"step {index}: {name}")
+            assert_bitwise(state[name].cpu(), tensor, f"step {index}: {name}")

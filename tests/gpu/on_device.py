@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``torch.ops.microspec.*`` for CPU tensors on the GPU: copy, call, copy the results back.
 
 A tensor moves with its whole storage, so strides, offsets and the memory between rows (poison in
@@ -25,19 +26,19 @@ class Moved:
         """Return the same view of the storage's copy on the device; other values are unchanged."""
         if not isinstance(value, Tensor):
             return value
-        own = value.untyped_storage()
-        if own.data_ptr() not in self._storages:
-            copy = torch.UntypedStorage(own.nbytes(), device=self._device)
-            copy.copy_(own)
-            self._storages[own.data_ptr()] = (own, copy)
-        storage = self._storages[own.data_ptr()][1]
+        source = value.untyped_storage()
+        if source.data_ptr() not in self._storages:
+            copy = torch.UntypedStorage(source.nbytes(), device=self._device)
+            copy.copy_(source)
+            self._storages[source.data_ptr()] = (source, copy)
+        storage = self._storages[source.data_ptr()][1]
         empty = torch.empty(0, dtype=value.dtype, device=self._device)
         return empty.set_(storage, value.storage_offset(), value.size(), value.stride())
 
     def back(self) -> None:
         """Copy everything that the device wrote back to the CPU storages."""
-        for own, copy in self._storages.values():
-            own.copy_(copy)
+        for source, copy in self._storages.values():
+            source.copy_(copy)
 
 
 def op_on_device(name: str, device: str = "cuda") -> Any:

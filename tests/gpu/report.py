@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Write the report of a GPU test run as Markdown, from the JSON of run.py."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run all GPU tests and compute-sanitizer over every kernel, and write a report.
 
     python tests/gpu/run.py [--quick] [--parts tests,memcheck,…] [--out DIR] [--budget SECONDS]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Call every variant of every kernel once, at small shapes, under compute-sanitizer.
 
     PYTHONPATH=.:tests compute-sanitizer python tests/gpu/sanitizer_driver.py [--list] [--only TEXT]
@@ -30,10 +31,10 @@ def head(**options: object) -> Callable[[str], None]:
 
     def run(device: str) -> None:
         case = head_case(1, exact=True, **options)  # type: ignore[arg-type]
-        own = [t.to(device) for t in case.tensors()]
+        operands = [t.to(device) for t in case.tensors()]
         rest = {name: there(value, device) for name, value in case.options().items()}
         k = 7
-        got = (*mk.sparse_head(*own, k, **rest), mk.sparse_logits(*own, **rest))
+        got = (*mk.sparse_head(*operands, k, **rest), mk.sparse_logits(*operands, **rest))
         want = (
             *mk.sparse_head(*case.tensors(), k, **case.options()),
             mk.sparse_logits(*case.tensors(), **case.options()),
@@ -54,25 +55,25 @@ def gather(**options: object) -> Callable[[str], None]:
         mk.gather_rows_(**want.arguments())
         mk.gather_rows_(**got)  # type: ignore[arg-type]
         assert torch.equal(got["slab_ids"].cpu(), want.slab_ids)  # type: ignore[union-attr]
-        own, other = row_indexed(got["slab"]).cpu(), row_indexed(want.slab)  # type: ignore[arg-type]
-        assert torch.equal(own.view(torch.uint8), other.view(torch.uint8))
+        rows, other = row_indexed(got["slab"]).cpu(), row_indexed(want.slab)  # type: ignore[arg-type]
+        assert torch.equal(rows.view(torch.uint8), other.view(torch.uint8))
 
     return run
 
 
 def update(
-    capacity: int, counts: tuple[int, ...], groups: int = 1, ragged: bool = False
+    capacity: int, counts: tuple[int, ...], num_groups: int = 1, ragged: bool = False
 ) -> Callable[[str], None]:
     def run(device: str) -> None:
         vocab_size = 3 * capacity + 7
         pinned = tuple(range(min(3, capacity - 1)))
-        want = vocab_state(vocab_size, capacity, groups=groups, pinned=pinned, clock=2**33)
+        want = vocab_state(vocab_size, capacity, num_groups=num_groups, pinned=pinned, clock=2**33)
         got = [tensor.to(device) for tensor in want.tensors()]
         rng = torch.Generator().manual_seed(capacity)
         for count in counts:
-            shape = (count,) if ragged else (groups, count)
+            shape = (count,) if ragged else (num_groups, count)
             tokens = torch.randint(-1, vocab_size, shape, generator=rng)
-            owners = torch.randint(-1, groups, (count,), generator=rng) if ragged else None
+            owners = torch.randint(-1, num_groups, (count,), generator=rng) if ragged else None
             mk.vocab_update_(*want.tensors(), tokens, token_groups=owners)
             mk.vocab_update_(*got, tokens.to(device), token_groups=there(owners, device))  # type: ignore[arg-type]
             for one, other in zip(got, want.tensors(), strict=True):
@@ -87,9 +88,9 @@ def short(dtype: torch.dtype) -> str:
 
 def head_cases() -> Iterator[Case]:
     shape = {"vocab_size": 300, "capacity": 203, "active": 150}
-    for dtype, rows in ((d, r) for d in FLOATS for r in (d, *QUANTISED)):
-        name = f"head {short(dtype)} {short(rows)}"
-        options = {**shape, "dtype": dtype, "rows": rows}
+    for dtype, weight_dtype in ((d, r) for d in FLOATS for r in (d, *QUANTISED)):
+        name = f"head {short(dtype)} {short(weight_dtype)}"
+        options = {**shape, "dtype": dtype, "weight_dtype": weight_dtype}
         yield f"{name} simt one row", head(m=1, dim=320, **options)
         yield f"{name} simt four rows", head(m=4, dim=320, bias=dtype, **options)
         yield f"{name} simt unaligned", head(m=3, dim=333, gap=1, **options)
@@ -101,7 +102,7 @@ def head_cases() -> Iterator[Case]:
         yield f"{name} mma split", head(m=60, dim=8192, packed=True, **options)
         yield (
             f"{name} mma groups",
-            head(m=70, dim=256, groups=3, padding=True, packed=True, **options),
+            head(m=70, dim=256, num_groups=3, padding=True, packed=True, **options),
         )
     bf16 = {"dtype": torch.bfloat16, "dim": 64}
     for capacity, m in itertools.product((1, 8, 9, 4096, 4097, 16384, 17000), (1, 6)):
@@ -112,14 +113,14 @@ def head_cases() -> Iterator[Case]:
 
 
 def gather_cases() -> Iterator[Case]:
-    shape = {"vocab_size": 200, "capacity": 150, "groups": 2}
+    shape = {"vocab_size": 200, "capacity": 150, "num_groups": 2}
     for dtype in (*FLOATS, *QUANTISED):
         for dim, gap in ((512, 0), (36, 0), (33, 1)):
             name = f"gather copy {short(dtype)} {dim}+{gap}"
             yield name, gather(dtype=dtype, dim=dim, gap=gap, **shape)
     for dtype, target in itertools.product(FLOATS, QUANTISED):
         for dim in (512, 33, 70_000):
-            sizes = shape if dim < 1000 else {"vocab_size": 20, "capacity": 12, "groups": 1}
+            sizes = shape if dim < 1000 else {"vocab_size": 20, "capacity": 12, "num_groups": 1}
             name = f"gather {short(dtype)} to {short(target)} {dim}"
             yield name, gather(dtype=dtype, slab_dtype=target, dim=dim, **sizes)
 
@@ -128,8 +129,8 @@ def update_cases() -> Iterator[Case]:
     for capacity in (1, 600, 1024, 3072, 8000, 16384, 17000):
         yield f"vocab {capacity} slots", update(capacity, (1, 300, 513, 2 * capacity + 5))
     yield "vocab long prompt", update(3072, (20_000,))
-    yield "vocab groups", update(200, (1, 50, 700), groups=9)
-    yield "vocab ragged", update(200, (1, 50, 700), groups=9, ragged=True)
+    yield "vocab groups", update(200, (1, 50, 700), num_groups=9)
+    yield "vocab ragged", update(200, (1, 50, 700), num_groups=9, ragged=True)
 
 
 def main() -> int:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Each function of cuda/ptx.cuh on the device, against the definition that the emulation shares."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EngineHead in an engine: one captured graph of the head, tokens observed between replays."""
 
 from collections.abc import Iterator
@@ -35,20 +36,22 @@ def no_waiting() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("num_groups", [1, 3])
 @pytest.mark.parametrize("options", MODES, ids=lambda o: "-".join(o.values()))
-def test_one_graph_serves_every_step(options: dict[str, Any], groups: int, tmp_path: Any) -> None:
+def test_one_graph_serves_every_step(
+    options: dict[str, Any], num_groups: int, tmp_path: Any
+) -> None:
     """Each replay equals the head on the CPU, which tests/integrations tests."""
-    rng = torch.Generator().manual_seed(groups)
-    frequency = tmp_path / "rank.npy"
-    np.save(frequency, torch.randperm(V, generator=rng)[:20].numpy())
-    settings = Settings(capacity=12, frequency=str(frequency), **options)
+    rng = torch.Generator().manual_seed(num_groups)
+    path = tmp_path / "frequent.npy"
+    np.save(path, torch.randperm(V, generator=rng)[:20].numpy())
+    settings = Settings(capacity=12, frequent_tokens_file=str(path), **options)
     weight = weight_of(torch.bfloat16, settings.slab_dtype, ROWS)
     there_weight = weight.to(DEVICE)
     of_draft: dict[str, Any] = {
         "target_vocab_size": V,
         "row_tokens": ROW_TOKENS,
-        "num_groups": groups,
+        "num_groups": num_groups,
     }
     here = EngineHead(weight, settings, **of_draft)
     there = EngineHead(there_weight, settings, **of_draft)
@@ -63,19 +66,19 @@ def test_one_graph_serves_every_step(options: dict[str, Any], groups: int, tmp_p
     )
 
     def step() -> None:
-        given = rows if groups > 1 else None
-        made = (*there.top_k(hidden, BEST, given), there.argmax(hidden, given))
-        for result, value in zip(results, made, strict=True):
+        row_groups = rows if num_groups > 1 else None
+        drafted = (*there.topk(hidden, BEST, row_groups), there.argmax(hidden, row_groups))
+        for result, value in zip(results, drafted, strict=True):
             result.copy_(value)
 
     replay = captured(step)
     for index in range(STEPS):
         tokens = torch.randint(0, V, (8,), generator=rng)
         tokens[index % 8] = STRANGE[index % len(STRANGE)]
-        which = torch.randint(-1, groups, (8,), generator=rng) if groups > 1 else None
+        which = torch.randint(-1, num_groups, (8,), generator=rng) if num_groups > 1 else None
         now = hidden_of(rng, HIDDEN, weight.dtype)
-        low = -1 if groups > 1 else 0
-        rows_now = torch.randint(low, groups, (HIDDEN,), generator=rng)
+        low = -1 if num_groups > 1 else 0
+        rows_now = torch.randint(low, num_groups, (HIDDEN,), generator=rng)
         hidden.copy_(now)
         rows.copy_(rows_now)
         there_tokens = tokens.to(DEVICE)
@@ -87,12 +90,12 @@ def test_one_graph_serves_every_step(options: dict[str, Any], groups: int, tmp_p
             replay()
         here.count_coverage(tokens, which)
         here.observe(tokens, which)
-        given = rows_now if groups > 1 else None
-        logits, token_ids, logsumexp = here.top_k(now, BEST, given)
+        row_groups = rows_now if num_groups > 1 else None
+        logits, token_ids, logsumexp = here.topk(now, BEST, row_groups)
         assert_bitwise(results[0].cpu() + 0.0, logits + 0.0, f"step {index}: logits")
         assert_bitwise(results[1].cpu(), token_ids, f"step {index}: token_ids")
         assert_close(results[2].cpu(), logsumexp, rounding_of(logsumexp), f"step {index}: sums")
-        assert_bitwise(results[3].cpu(), here.argmax(now, given), f"step {index}: argmax")
+        assert_bitwise(results[3].cpu(), here.argmax(now, row_groups), f"step {index}: argmax")
         if index % 50 == 25:
             first = torch.zeros(1, dtype=torch.int64, device=DEVICE)
             with no_waiting():
@@ -107,7 +110,7 @@ def test_one_graph_serves_every_step(options: dict[str, Any], groups: int, tmp_p
     torch.cuda.synchronize()
     found = there.stats()
     assert found == here.stats()
-    assert found is not None and found.hits > 0 < found.misses and found.rows_entered > STEPS
+    assert found is not None and found.hits > 0 < found.misses and found.rows_activated > STEPS
 
 
 def test_stats_arrive_without_being_waited_for() -> None:
@@ -119,7 +122,7 @@ def test_stats_arrive_without_being_waited_for() -> None:
     torch.cuda.synchronize()
     second = head.stats()
     assert first is not None and first.active == 0, "as it was when it was asked for"
-    assert second is not None and (second.rows_entered, second.active) == (3, 3)
+    assert second is not None and (second.rows_activated, second.active) == (3, 3)
     head.reset()
     assert head.stats() is None, "what was on its way is of before"
     torch.cuda.synchronize()

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One captured graph serves every step: 10,000 replays, each compared with the reference."""
 
 from collections.abc import Callable
@@ -103,10 +104,10 @@ def test_the_head_reads_the_front_while_the_back_is_refreshed() -> None:
     for index in range(STEPS):
         static.load(index)
         replay()
-        known = lockstep.vocab.ids[0].clone()
+        active_ids = lockstep.vocab.ids[0].clone()
         lockstep.step(index)
         lockstep.check_vocab(index, vocab)
-        lockstep.check_head(index, known, static.results)
+        lockstep.check_head(index, active_ids, static.results)
     assert lockstep.evictions > STEPS
 
 

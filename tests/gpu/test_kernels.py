@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Each op enqueues the expected kernels on the device, and nothing else."""
 
 from collections.abc import Callable
@@ -45,29 +46,31 @@ def there(options: dict[str, object]) -> dict[str, object]:
     ids=str,
 )
 def test_head_is_two_kernels(dtype: torch.dtype, m: int, kernels: list[str]) -> None:
-    for rows in (dtype, *QUANTISED):
-        case = head_case(1, m=m, dim=256, vocab_size=400, capacity=300, dtype=dtype, rows=rows)
-        own, options = [t.cuda() for t in case.tensors()], there(case.options())
-        assert enqueued(lambda: sparse_head(*own, 9, **options)) == [*kernels, "select"]  # noqa: B023
-        assert enqueued(lambda: sparse_logits(*own, **options)) == [*kernels, "finish_logits"]  # noqa: B023
+    for weight_dtype in (dtype, *QUANTISED):
+        case = head_case(
+            1, m=m, dim=256, vocab_size=400, capacity=300, dtype=dtype, weight_dtype=weight_dtype
+        )
+        operands, options = [t.cuda() for t in case.tensors()], there(case.options())
+        assert enqueued(lambda: sparse_head(*operands, 9, **options)) == [*kernels, "select"]  # noqa: B023
+        assert enqueued(lambda: sparse_logits(*operands, **options)) == [*kernels, "finish_logits"]  # noqa: B023
 
 
 def test_large_capacities_are_two_kernels() -> None:
     case = head_case(1, m=10, dim=64, vocab_size=25_000, capacity=20_000, dtype=torch.bfloat16)
-    own, options = [t.cuda() for t in case.tensors()], there(case.options())
-    assert enqueued(lambda: sparse_head(*own, 9, **options)) == ["project_mma", "select"]
+    operands, options = [t.cuda() for t in case.tensors()], there(case.options())
+    assert enqueued(lambda: sparse_head(*operands, 9, **options)) == ["project_mma", "select"]
 
 
 @pytest.mark.parametrize("slab_dtype", [torch.bfloat16, *QUANTISED], ids=str)
 def test_gather_is_one_kernel(slab_dtype: torch.dtype) -> None:
     case = gather_case(1, dim=256, dtype=torch.bfloat16, slab_dtype=slab_dtype)
-    own = there(case.arguments())
+    operands = there(case.arguments())
     kernel = "copy_rows" if slab_dtype == torch.bfloat16 else "quantise_rows"
-    assert enqueued(lambda: gather_rows_(**own)) == [kernel]  # type: ignore[arg-type]
+    assert enqueued(lambda: gather_rows_(**operands)) == [kernel]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("capacity", [64, 3072, 20_000])
 def test_update_is_one_kernel(capacity: int) -> None:
-    state = [t.cuda() for t in vocab_state(50_000, capacity, groups=2).tensors()]
+    state = [t.cuda() for t in vocab_state(50_000, capacity, num_groups=2).tensors()]
     tokens = torch.randint(50_000, (2, 300), device="cuda")
     assert enqueued(lambda: vocab_update_(*state, tokens)) == ["vocab_update"]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tensors past 2^31 elements and 2^32 bytes: a truncated offset reads another row, or poison."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ops in PyTorch on CUDA tensors: schema, fakes, dispatch under torch.compile."""
 
 from typing import Any
@@ -34,9 +35,9 @@ def test_gather(options: dict[str, Any]) -> None:
     check("gather_rows_", tensors, scales)
 
 
-@pytest.mark.parametrize(("groups", "ragged"), [(1, False), (3, False), (3, True)])
-def test_vocab(groups: int, ragged: bool) -> None:
-    check("vocab_update_", *vocab_arguments(groups, ragged))
+@pytest.mark.parametrize(("num_groups", "ragged"), [(1, False), (3, False), (3, True)])
+def test_vocab(num_groups: int, ragged: bool) -> None:
+    check("vocab_update_", *vocab_arguments(num_groups, ragged))
 
 
 def test_compiled_in_one_graph() -> None:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A policy and its coverage in one captured graph; each replay is compared with the CPU."""
 
 import torch
@@ -33,8 +34,12 @@ class Loop:
 
     def load(self, tree: Tensor, best: Tensor, chosen: Tensor) -> None:
         held = self.target_pass
-        for own, new in ((held.tokens, tree), (held.top_tokens, best), (held.chosen, chosen)):
-            own.copy_(new)
+        for held_tensor, new in (
+            (held.tokens, tree),
+            (held.top_tokens, best),
+            (held.chosen, chosen),
+        ):
+            held_tensor.copy_(new)
 
     def step(self) -> None:
         self.ids.copy_(self.coverage.fall_back(self.large, below=0.5))

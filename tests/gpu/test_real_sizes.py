@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ops at the sizes of real models, against float64 and the CPU; runs agree bit by bit."""
 
 import pytest
@@ -10,17 +11,17 @@ from microspec_kernels import gather_rows_, reference, vocab_update_
 
 from .cases import MODELS, Model, check_head, expected, first_rows, normal, random_ids, real_case
 
-DTYPES = [(dtype, rows) for dtype in FLOATS for rows in (dtype, *QUANTISED)]
+DTYPES = [(dtype, weight_dtype) for dtype in FLOATS for weight_dtype in (dtype, *QUANTISED)]
 ROWS = (1, 2, 3, 4, 5, 8, 10, 16, 17, 31, 32, 33, 60, 64, 100, 300)
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["indexed", "packed"])
-@pytest.mark.parametrize(("dtype", "rows"), DTYPES, ids=str)
+@pytest.mark.parametrize(("dtype", "weight_dtype"), DTYPES, ids=str)
 @pytest.mark.parametrize("name", MODELS)
 def test_head(
-    name: str, dtype: torch.dtype, rows: torch.dtype, packed: bool, rng: torch.Generator
+    name: str, dtype: torch.dtype, weight_dtype: torch.dtype, packed: bool, rng: torch.Generator
 ) -> None:
-    options = {"dtype": dtype, "rows": rows, "packed": packed}
+    options = {"dtype": dtype, "weight_dtype": weight_dtype, "packed": packed}
     case = real_case(rng, MODELS[name], m=max(ROWS), capacity=3072, **options)
     want = expected(case)
     for m in ROWS:
@@ -28,10 +29,18 @@ def test_head(
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["indexed", "packed"])
-@pytest.mark.parametrize("rows", [torch.bfloat16, *QUANTISED], ids=str)
-def test_every_number_of_rows_to_64(rows: torch.dtype, packed: bool, rng: torch.Generator) -> None:
+@pytest.mark.parametrize("weight_dtype", [torch.bfloat16, *QUANTISED], ids=str)
+def test_every_number_of_rows_to_64(
+    weight_dtype: torch.dtype, packed: bool, rng: torch.Generator
+) -> None:
     case = real_case(
-        rng, MODELS["llama"], m=64, capacity=1001, rows=rows, packed=packed, bias=torch.float32
+        rng,
+        MODELS["llama"],
+        m=64,
+        capacity=1001,
+        weight_dtype=weight_dtype,
+        packed=packed,
+        bias=torch.float32,
     )
     want = expected(case)
     for m in range(1, 65):
@@ -56,16 +65,16 @@ def test_capacities(capacity: int, packed: bool, rng: torch.Generator) -> None:
                 check_head(*first_rows(case, want, m), k)
 
 
-@pytest.mark.parametrize("groups", [1, 2, 7, 32])
+@pytest.mark.parametrize("num_groups", [1, 2, 7, 32])
 @pytest.mark.parametrize(
-    ("dtype", "rows"), [(torch.bfloat16, r) for r in (torch.bfloat16, *QUANTISED)], ids=str
+    ("dtype", "weight_dtype"), [(torch.bfloat16, r) for r in (torch.bfloat16, *QUANTISED)], ids=str
 )
 def test_groups_of_a_double_buffered_slab(
-    groups: int, dtype: torch.dtype, rows: torch.dtype, rng: torch.Generator
+    num_groups: int, dtype: torch.dtype, weight_dtype: torch.dtype, rng: torch.Generator
 ) -> None:
     case = real_case(
-        rng, MODELS["qwen"], m=300, capacity=512, groups=groups, slab_of=2, packed=True,
-        dtype=dtype, rows=rows,
+        rng, MODELS["qwen"], m=300, capacity=512, num_groups=num_groups, slab_of=2, packed=True,
+        dtype=dtype, weight_dtype=weight_dtype,
     )  # fmt: skip
     want = expected(case)
     for m in (1, 4, 10, 60, 300):
@@ -76,8 +85,10 @@ def test_groups_of_a_double_buffered_slab(
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_widths(dim: int, dtype: torch.dtype, rng: torch.Generator) -> None:
     """Rows are no multiple of 16 bytes, or longer than a block holds at once."""
-    for rows in (dtype, *QUANTISED):
-        case = real_case(rng, Model(5000, dim), m=33, capacity=300, dtype=dtype, rows=rows)
+    for weight_dtype in (dtype, *QUANTISED):
+        case = real_case(
+            rng, Model(5000, dim), m=33, capacity=300, dtype=dtype, weight_dtype=weight_dtype
+        )
         want = expected(case)
         for m in (1, 4, 9, 33):
             check_head(*first_rows(case, want, m))
@@ -118,9 +129,9 @@ def test_gather(
         assert_bitwise(scale, scale_before, "slab_scale")
 
 
-def streams(rng: torch.Generator, vocab_size: int, count: int, groups: int) -> list[Tensor]:
+def streams(rng: torch.Generator, vocab_size: int, count: int, num_groups: int) -> list[Tensor]:
     """Return streams with few and many repetitions, with padding, and with one repeated token."""
-    shape = (groups, count)
+    shape = (num_groups, count)
     return [
         torch.randint(-1, vocab_size, shape, generator=rng, device="cuda"),
         torch.randint(-1, 400, shape, generator=rng, device="cuda").int(),
@@ -129,18 +140,18 @@ def streams(rng: torch.Generator, vocab_size: int, count: int, groups: int) -> l
     ]
 
 
-@pytest.mark.parametrize("groups", [1, 5])
+@pytest.mark.parametrize("num_groups", [1, 5])
 @pytest.mark.parametrize("capacity", [1, 1000, 1024, 1025, 3072, 8192, 16384, 20000])
 @pytest.mark.parametrize("count", [1, 300, 513, 20_000, 1_000_000])
-def test_vocab_update(count: int, capacity: int, groups: int, rng: torch.Generator) -> None:
+def test_vocab_update(count: int, capacity: int, num_groups: int, rng: torch.Generator) -> None:
     """The result equals the CPU op's bit for bit; other tests compare that op with an LRU."""
-    if count == 1_000_000 and groups > 1:
+    if count == 1_000_000 and num_groups > 1:
         pytest.skip("one long prompt is enough")
     vocab_size = MODELS["llama"].vocab_size
     pinned = tuple(range(100, 100 + capacity // 8))
-    want = vocab_state(vocab_size, capacity, groups=groups, pinned=pinned, clock=2**40)
+    want = vocab_state(vocab_size, capacity, num_groups=num_groups, pinned=pinned, clock=2**40)
     got = [tensor.cuda() for tensor in want.tensors()]
-    for tokens in streams(rng, vocab_size, count, groups):
+    for tokens in streams(rng, vocab_size, count, num_groups):
         vocab_update_(*got, tokens)
         vocab_update_(*want.tensors(), tokens.cpu())
         for name, one, other in zip(
@@ -153,12 +164,12 @@ def test_vocab_update(count: int, capacity: int, groups: int, rng: torch.Generat
 
 
 def test_vocab_update_of_a_ragged_batch(rng: torch.Generator) -> None:
-    groups, vocab_size = 37, 5000
-    want = vocab_state(vocab_size, 512, groups=groups)
+    num_groups, vocab_size = 37, 5000
+    want = vocab_state(vocab_size, 512, num_groups=num_groups)
     got = [tensor.cuda() for tensor in want.tensors()]
     for count in (1, 40, 700, 5000):
         tokens = torch.randint(-1, vocab_size, (count,), generator=rng, device="cuda")
-        token_groups = torch.randint(-1, groups, (count,), generator=rng, device="cuda").int()
+        token_groups = torch.randint(-1, num_groups, (count,), generator=rng, device="cuda").int()
         vocab_update_(*got, tokens, token_groups=token_groups)
         vocab_update_(*want.tensors(), tokens.cpu(), token_groups=token_groups.cpu())
         for one, other in zip(got, want.tensors(), strict=True):

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Calls of any shape and option, from seeds, for ``--soak-seconds`` seconds."""
 
 import random
@@ -26,8 +27,8 @@ def some_head(seed: int) -> None:
     )
     if rng.random() < 0.7:  # sizes of models, which tensor cores can use
         model = Model(model.vocab_size, -(-model.dim // 64) * 64, model.softcap)
-    groups = rng.choice((None, None, 1, 2, 9))
-    capacity = log_uniform(rng, 1, 6000 // (groups or 1))
+    num_groups = rng.choice((None, None, 1, 2, 9))
+    capacity = log_uniform(rng, 1, 6000 // (num_groups or 1))
     count = min(capacity, model.vocab_size)
     case = real_case(
         device_rng,
@@ -36,11 +37,11 @@ def some_head(seed: int) -> None:
         capacity=capacity,
         active=rng.choice((count, rng.randint(0, count))),
         dtype=dtype,
-        rows=rng.choice((dtype, *QUANTISED)),
+        weight_dtype=rng.choice((dtype, *QUANTISED)),
         packed=rng.random() < 0.5,
-        groups=groups,
+        num_groups=num_groups,
         bias=rng.choice((None, dtype, torch.float32)),
-        slab_of=rng.choice((1, 2)) if groups else 1,
+        slab_of=rng.choice((1, 2)) if num_groups else 1,
     )
     case = case.changed(logit_scale=rng.choice((1.0, 0.5, -1.3)))
     check_head(case, expected(case), rng.randint(1, 128))
@@ -54,7 +55,7 @@ def some_gather(seed: int) -> None:
         dim=log_uniform(rng, 1, 3000),
         vocab_size=log_uniform(rng, 1, 2000),
         capacity=log_uniform(rng, 1, 500),
-        groups=rng.choice((None, 1, 3)),
+        num_groups=rng.choice((None, 1, 3)),
         dtype=dtype,
         slab_dtype=dtype if dtype in QUANTISED else rng.choice((dtype, *QUANTISED)),
         gap=rng.choice((0, 0, 1, 8)),
@@ -72,21 +73,27 @@ def some_gather(seed: int) -> None:
 
 def some_updates(seed: int) -> None:
     rng, tokens_rng = random.Random(seed), torch.Generator().manual_seed(seed)
-    groups, vocab_size = rng.choice((1, 1, 4, 40)), log_uniform(rng, 1, 100_000)
-    capacity = log_uniform(rng, 1, 20_000 // groups)
+    num_groups, vocab_size = rng.choice((1, 1, 4, 40)), log_uniform(rng, 1, 100_000)
+    capacity = log_uniform(rng, 1, 20_000 // num_groups)
     pinned = tuple(range(rng.randint(0, min(capacity, vocab_size, 50))))
     want = vocab_state(
-        vocab_size, capacity, groups=groups, pinned=pinned, clock=rng.choice((0, 2**31 - 50, 2**40))
+        vocab_size,
+        capacity,
+        num_groups=num_groups,
+        pinned=pinned,
+        clock=rng.choice((0, 2**31 - 50, 2**40)),
     )
     got = [tensor.cuda() for tensor in want.tensors()]
     for _ in range(6):
         count, spread = log_uniform(rng, 1, 5000), log_uniform(rng, 1, vocab_size)
         ragged = rng.random() < 0.3
         tokens = torch.randint(
-            -1, spread, (count,) if ragged else (groups, count), generator=tokens_rng
+            -1, spread, (count,) if ragged else (num_groups, count), generator=tokens_rng
         )
         tokens = tokens.int() if rng.random() < 0.5 else tokens
-        token_groups = torch.randint(-1, groups, (count,), generator=tokens_rng) if ragged else None
+        token_groups = (
+            torch.randint(-1, num_groups, (count,), generator=tokens_rng) if ragged else None
+        )
         there = None if token_groups is None else token_groups.cuda()
         vocab_update_(*want.tensors(), tokens, token_groups=token_groups)
         vocab_update_(*got, tokens.cuda(), token_groups=there)

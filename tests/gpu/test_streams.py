@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Randomly delayed work on two streams: only the promised order may matter."""
 
 import random
@@ -55,9 +56,9 @@ def test_refresh_races_with_the_head(seed: int) -> None:
         said.append((first, head(index, slab.front()) if index % 3 else None))
     torch.cuda.synchronize()
     for index, (first, second) in enumerate(said):
-        known = lockstep.vocab.ids[0].clone()
+        active_ids = lockstep.vocab.ids[0].clone()
         lockstep.step(index)
-        lockstep.check_head(index, known, first)
+        lockstep.check_head(index, active_ids, first)
         if second is not None:
             lockstep.check_head(index, lockstep.vocab.ids[0], second)
     lockstep.check_vocab(STEPS - 1, vocab)

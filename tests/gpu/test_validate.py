@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Invalid input: ids out of range, memory of another kind, another device."""
 
 import os
@@ -39,7 +40,7 @@ def spoilt(ids: Tensor, vocab_size: int) -> Tensor:
 def test_bad_ids_of_the_head_are_empty_slots(packed: bool, m: int) -> None:
     """All rows, scales and biases of other tokens than the active ones are NaN."""
     case = head_case(
-        m, m=m, dim=256, vocab_size=300, capacity=200, active=120, groups=2, padding=True,
+        m, m=m, dim=256, vocab_size=300, capacity=200, active=120, num_groups=2, padding=True,
         dtype=torch.bfloat16, packed=packed, bias=torch.float32,
     )  # fmt: skip
     hidden, weight, ids = (t.cuda() for t in case.tensors())
@@ -52,8 +53,8 @@ def test_bad_ids_of_the_head_are_empty_slots(packed: bool, m: int) -> None:
     )
     bad = {**options, "group_ids": bad_groups.cuda()}
     calls = [(bad_ids, bad), (ids, options)]
-    heads = [sparse_head(hidden, weight, own, 9, **rest) for own, rest in calls]
-    logits = [sparse_logits(hidden, weight, own, **rest) for own, rest in calls]
+    heads = [sparse_head(hidden, weight, active_ids, 9, **rest) for active_ids, rest in calls]
+    logits = [sparse_logits(hidden, weight, active_ids, **rest) for active_ids, rest in calls]
     for got, want in zip((*heads[0], logits[0]), (*heads[1], logits[1]), strict=True):
         assert_bitwise(got, want)
         assert not got.isnan().any()
@@ -62,7 +63,7 @@ def test_bad_ids_of_the_head_are_empty_slots(packed: bool, m: int) -> None:
 @pytest.mark.parametrize("slab_dtype", [torch.bfloat16, torch.int8, torch.float8_e4m3fn], ids=str)
 def test_bad_ids_of_the_gather_have_no_row(slab_dtype: torch.dtype) -> None:
     case = gather_case(
-        5, dim=256, vocab_size=300, capacity=200, groups=2, dtype=torch.bfloat16,
+        5, dim=256, vocab_size=300, capacity=200, num_groups=2, dtype=torch.bfloat16,
         slab_dtype=slab_dtype, same=0.3,
     )  # fmt: skip
     plain = {name: there(value) for name, value in case.copy().arguments().items()}
@@ -97,7 +98,7 @@ def test_bad_tokens_of_the_update_are_padding() -> None:
     for good, wrong in calls:
         states = []
         for stream, groups in (good, wrong):
-            state = [t.cuda() for t in vocab_state(500, 64, groups=3, pinned=(1, 2)).tensors()]
+            state = [t.cuda() for t in vocab_state(500, 64, num_groups=3, pinned=(1, 2)).tensors()]
             for _ in range(2):
                 token_groups = None if groups is None else groups.cuda()
                 vocab_update_(*state, stream.contiguous().cuda(), token_groups=token_groups)
@@ -123,7 +124,7 @@ def ids(*values, dtype=torch.int32):
 
 hidden, weight, slab = torch.ones(2, 8), torch.ones(9, 8), torch.ones(2, 3, 8)
 good = ids(1, 2, 3)
-state = vocab_state(9, 3, groups=2)
+state = vocab_state(9, 3, num_groups=2)
 calls = {
     "active_ids": lambda to: mk.sparse_head(to(hidden), to(weight), to(ids(1, 9, -5)), 2),
     "negative": lambda to: mk.sparse_logits(to(hidden), to(weight), to(ids(1, -2, 3))),

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """vLLM's plugin in model runner V2: drafts in a graph, the target's steps between replays."""
 
 from types import SimpleNamespace

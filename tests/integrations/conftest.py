@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fixtures to run transformers' own loops on the small random models of the speculative tests."""
 
 from collections.abc import Iterator

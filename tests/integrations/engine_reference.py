@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The reference for EngineHead in Python and float64, and the inputs of its tests.
 
 The reference is an LRU over rows and the logits of those rows.
@@ -58,22 +59,24 @@ class Wanted:
         weight: Tensor,
         capacity: int,
         *,
-        groups: int = 1,
+        num_groups: int = 1,
         row_tokens: Tensor | None = None,
-        initial: Sequence[int] = (),
+        frequent_tokens: Sequence[int] = (),
     ) -> None:
         tokens = range(len(weight)) if row_tokens is None else row_tokens.tolist()
         self.token_of = dict(enumerate(tokens))
         self.row_of = {token: row for row, token in self.token_of.items()}
         self.weight, self.capacity = weight.double(), min(capacity, len(weight))
-        rows = [self.row_of[token] for token in initial if token in self.row_of]
-        self.initial = rows[: self.capacity][::-1]  # the likeliest token is the last to be evicted
-        self.lru = [self.fresh() for _ in range(groups)]
-        self.hits = self.misses = self.entered = 0
+        rows = [self.row_of[token] for token in frequent_tokens if token in self.row_of]
+        self.frequent_tokens = rows[: self.capacity][
+            ::-1
+        ]  # the likeliest token is the last to be evicted
+        self.lru = [self.fresh() for _ in range(num_groups)]
+        self.hits = self.misses = self.activated = 0
 
     def fresh(self) -> Lru:
         lru = Lru(self.capacity)
-        lru.see(self.initial)
+        lru.see(self.frequent_tokens)
         return lru
 
     def step(self, tokens: Sequence[int], groups: Sequence[int]) -> None:
@@ -85,7 +88,7 @@ class Wanted:
             self.misses += not hit and 0 <= token < V
         for token, group in pairs:
             self.lru[group].see([self.row_of.get(token, -1)])
-        self.entered += sum(
+        self.activated += sum(
             len(set(lru.tokens) - old) for lru, old in zip(self.lru, before, strict=True)
         )
 
@@ -93,7 +96,7 @@ class Wanted:
         for group in groups:
             self.lru[group] = self.fresh()
 
-    def top_k(self, hidden: Tensor, k: int, group: int) -> tuple[list[float], list[int], float]:
+    def topk(self, hidden: Tensor, k: int, group: int) -> tuple[list[float], list[int], float]:
         """Return logits, tokens and logsumexp of one row of hidden; ties are in order of rows."""
         if group < 0:
             return [-math.inf] * k, [-1] * k, -math.inf
@@ -106,26 +109,31 @@ class Wanted:
         return [z for z, _ in found], [t for _, t in found], total
 
     def check(self, head: EngineHead, hidden: Tensor, groups: Sequence[int], where: str) -> None:
-        given = torch.tensor(groups) if head.vocab.groups > 1 else None
+        row_groups = torch.tensor(groups) if head.vocab.num_groups > 1 else None
         for k in (1, 4):
-            got = head.top_k(hidden, k, given)
+            got = head.topk(hidden, k, row_groups)
             assert [part.dtype for part in got] == [torch.float32, torch.int64, torch.float32]
             for row, group in enumerate(groups):
-                logits, tokens, logsumexp = self.top_k(hidden[row], k, group)
+                logits, tokens, logsumexp = self.topk(hidden[row], k, group)
                 assert got[1][row].tolist() == tokens, f"{where}, row {row}"
                 assert got[0][row].tolist() == logits, f"{where}, row {row}"
                 assert math.isclose(float(got[2][row]), logsumexp, rel_tol=1e-6, abs_tol=1e-5)
-        best = [max(0, self.top_k(row, 1, g)[1][0]) for row, g in zip(hidden, groups, strict=True)]
-        assert head.argmax(hidden, given).tolist() == best, where
-        assert head.argmax(hidden, given).dtype == torch.int64
+        best = [max(0, self.topk(row, 1, g)[1][0]) for row, g in zip(hidden, groups, strict=True)]
+        assert head.argmax(hidden, row_groups).tolist() == best, where
+        assert head.argmax(hidden, row_groups).dtype == torch.int64
         active: dict[str, Any] = {"active": sum(len(lru.tokens) for lru in self.lru)}
-        figures = {"hits": self.hits, "misses": self.misses, "rows_entered": self.entered, **active}
+        figures = {
+            "hits": self.hits,
+            "misses": self.misses,
+            "rows_activated": self.activated,
+            **active,
+        }
         found = head.stats()
         assert found is not None and found._asdict() == figures, where
 
 
-def frequency_file(tmp_path: Any, tokens: list[int]) -> str:
-    path = tmp_path / "rank.npy"
+def frequent_tokens_file(tmp_path: Any, tokens: list[int]) -> str:
+    path = tmp_path / "frequent.npy"
     np.save(path, np.array(tokens, dtype=np.int64))
     return str(path)
 

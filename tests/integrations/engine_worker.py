@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Compare an EngineHead over each process's shard of the rows with one over all rows, step by step.
 
 test_engine_shard.py starts this.
@@ -28,41 +29,45 @@ def shards(ranks: int) -> Iterator[list[tuple[int, int]]]:
     yield [(0, ROWS), *[(ROWS, ROWS)] * (ranks - 1)]
 
 
-def check(rank: int, layout: list[tuple[int, int]], groups: int, options: dict[str, Any]) -> None:
-    where = f"{layout} {groups} {options}"
+def check(
+    rank: int, layout: list[tuple[int, int]], num_groups: int, options: dict[str, Any]
+) -> None:
+    where = f"{layout} {num_groups} {options}"
     part = slice(*layout[rank])
     settings = Settings(capacity=12, **options)
     weight = weight_of(torch.float32, settings.slab_dtype, ROWS)
     weight[4, 1] = torch.nan  # all ranks know them, although only one has the row
-    own = weight[part].clone()
+    local_weight = weight[part].clone()
     rng = torch.Generator().manual_seed(6)
     bias = torch.randint(-2, 3, (ROWS,), generator=rng).float()
     same: dict[str, Any] = {
-        "num_groups": groups,
+        "num_groups": num_groups,
         "target_vocab_size": V,
         "row_tokens": ROW_TOKENS,
         "softcap": 30.0,
     }
     whole = EngineHead(weight, settings, bias=bias, **same)
-    head = EngineHead(own, settings, bias=bias[part], shard=Shard(ROWS, part.start), **same)
+    head = EngineHead(
+        local_weight, settings, bias=bias[part], shard=Shard(ROWS, part.start), **same
+    )
     for step in range(8):
         tokens = torch.randint(-1, V + 3, (9,), generator=rng)
-        which = torch.randint(-1, groups, (9,), generator=rng) if groups > 1 else None
-        rows = torch.randint(-1, groups, (6,), generator=rng) if groups > 1 else None
+        which = torch.randint(-1, num_groups, (9,), generator=rng) if num_groups > 1 else None
+        rows = torch.randint(-1, num_groups, (6,), generator=rng) if num_groups > 1 else None
         hidden = hidden_of(rng, 6, torch.float32)
         for each in (whole, head):
             each.count_coverage(tokens, which)
             each.observe(tokens, which)
             if step == 4:
-                each.reset([groups - 1])
+                each.reset([num_groups - 1])
         if step == 6:
             weight.copy_(weight_of(torch.float32, settings.slab_dtype, ROWS, seed=3))
-            own.copy_(weight[part])
+            local_weight.copy_(weight[part])
             whole.reload()
             head.reload()
-        assert_agreed(head.top_k(hidden, 5, rows), whole.top_k(hidden, 5, rows), where)
+        assert_agreed(head.topk(hidden, 5, rows), whole.topk(hidden, 5, rows), where)
         assert torch.equal(head.argmax(hidden, rows), whole.argmax(hidden, rows)), where
-        if groups == 1:
+        if num_groups == 1:
             slots = [each.slot_logits(hidden) for each in (head, whole)]
             assert_bitwise(*slots, f"{where}: slot_logits")
         assert torch.equal(head.slot_tokens(), whole.slot_tokens()), where
@@ -86,9 +91,9 @@ def run(rank: int, ranks: int, store: str) -> None:
         ):
             check(rank, layout, groups, options)
     shard = Shard(ROWS + 1, ROWS * rank // ranks)
-    own = weight_of(torch.float32, rows=ROWS)[shard.start : ROWS * (rank + 1) // ranks]
+    local_weight = weight_of(torch.float32, rows=ROWS)[shard.start : ROWS * (rank + 1) // ranks]
     message = f"expected shards that have each row of [0, {ROWS + 1}) once, got [0, "
-    assert_refused(message, EngineHead, own, Settings(), shard=shard)
+    assert_refused(message, EngineHead, local_weight, Settings(), shard=shard)
     sys.stdout.write(f"{dist.get_world_size()}\n")  # one piece, unlike print
     dist.destroy_process_group()
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The names and arguments of SGLang that its plugin uses, without an engine."""
 
 import enum
@@ -157,7 +158,7 @@ def config() -> dict[str, dict[str, Any]]:
 def installed(groups: dict[str, dict[str, Any]] | None = None) -> Iterator[None]:
     """Make SGLang importable, with this configuration."""
 
-    def own(kind: type) -> dict[str, Any]:
+    def members(kind: type) -> dict[str, Any]:
         return {kind.__name__: type(kind.__name__, (kind,), {"hooks": []})}  # get patched
 
     context = {
@@ -168,10 +169,11 @@ def installed(groups: dict[str, dict[str, Any]] | None = None) -> Iterator[None]
     contents = {
         "sglang": {"__version__": "0.5.23"},
         "sglang.srt.runtime_context": context,
-        "sglang.srt.managers.scheduler": own(Scheduler),
-        f"sglang.srt.{updater}": own(SchedulerWeightUpdaterManager),
-        "sglang.srt.plugins.hook_registry": own(HookRegistry) | {"HookType": HookType},
-        "sglang.srt.speculative.eagle_worker_v2": own(EagleDraftWorker) | own(EAGLEWorkerV2),
+        "sglang.srt.managers.scheduler": members(Scheduler),
+        f"sglang.srt.{updater}": members(SchedulerWeightUpdaterManager),
+        "sglang.srt.plugins.hook_registry": members(HookRegistry) | {"HookType": HookType},
+        "sglang.srt.speculative.eagle_worker_v2": members(EagleDraftWorker)
+        | members(EAGLEWorkerV2),
         "sglang.srt.layers.vocab_parallel_embedding": {
             "VocabParallelEmbedding": VocabParallelEmbedding
         },

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The names and arguments of vLLM that its plugin uses, without an engine."""
 
 from collections.abc import Iterator

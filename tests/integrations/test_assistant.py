@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A sparse LM head in transformers' own assisted generation."""
 
 from collections.abc import Iterator
@@ -128,8 +129,8 @@ def test_the_vocabulary_is_what_was_read_and_the_likeliest(
     assert len({len(one.logits) for one in passes}) > 1
     for one in list(passes):  # check that the logits follow the tokens that we assigned to them
         read = torch.cat((text[1][0, : one.past], one.tokens))
-        own = target(input_ids=read[None]).logits[0, -len(one.logits) :]
-        torch.testing.assert_close(one.logits, own, atol=1e-4, rtol=1e-4)
+        target_logits = target(input_ids=read[None]).logits[0, -len(one.logits) :]
+        torch.testing.assert_close(one.logits, target_logits, atol=1e-4, rtol=1e-4)
 
 
 def test_a_policy_of_ones_own(target: Any, assistant: Any, text: Texts) -> None:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What `sparse_assistant` accepts, its errors, and that it restores the models on exit."""
 
 import copy
@@ -16,12 +17,12 @@ from microspec_kernels.integrations.transformers import sparse_assistant
 @pytest.mark.parametrize("fails", [False, True])
 def test_the_assistant_is_given_back(target: Any, fails: bool) -> None:
     tied = noisy(tiny(seed=2, tie_word_embeddings=True))
-    own, weights = tied.get_output_embeddings(), copy.deepcopy(tied.state_dict())
+    lm_head, weights = tied.get_output_embeddings(), copy.deepcopy(tied.state_dict())
     own_of_target = target.get_output_embeddings()
     try:
         with sparse_assistant(tied, target) as head:
             assert tied.get_output_embeddings() is head
-            assert head.weight.data_ptr() == own.weight.data_ptr(), "a copy of the weight"
+            assert head.weight.data_ptr() == lm_head.weight.data_ptr(), "a copy of the weight"
             assert target.get_output_embeddings() is own_of_target
             out = target.generate(prompt(9), assistant_model=tied, max_new_tokens=8)
             assert out.shape == (1, 17)
@@ -30,8 +31,8 @@ def test_the_assistant_is_given_back(target: Any, fails: bool) -> None:
                 raise KeyError
     except KeyError:
         assert fails
-    assert tied.get_output_embeddings() is own
-    assert own.weight is tied.get_input_embeddings().weight
+    assert tied.get_output_embeddings() is lm_head
+    assert lm_head.weight is tied.get_input_embeddings().weight
     assert all(torch.equal(weights[name], tensor) for name, tensor in tied.state_dict().items())
     target.generate(prompt(9, seed=1), assistant_model=tied, max_new_tokens=8)
     assert int(head.vocab.size) == size, "a hook that still observes"
@@ -70,12 +71,12 @@ def test_an_altered_head_is_refused(kind: str, target: Any) -> None:
 
 
 def test_nothing_stays_of_a_refusal(target: Any, assistant: Any) -> None:
-    own = assistant.get_output_embeddings()
+    lm_head = assistant.get_output_embeddings()
     dense: Any = "dense"
     with (
         pytest.raises(ValueError, match="mode: expected"),
         sparse_assistant(assistant, target, mode=dense),
     ):
         pass
-    assert assistant.get_output_embeddings() is own
+    assert assistant.get_output_embeddings() is lm_head
     assert not assistant._forward_pre_hooks

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The reference loop as `model.generate(custom_generate=…)`."""
 
 import warnings
@@ -26,7 +27,7 @@ from microspec_kernels.speculative.models.target import cache_argument
 from .conftest import NEW
 
 Texts = tuple[Tensor, Tensor]
-SHAPE: dict[str, Any] = {"depth": 3, "top_k": 4, "tree_size": 12, "capacity": 64}
+SHAPE: dict[str, Any] = {"depth": 3, "tree_width": 4, "tree_size": 12, "capacity": 64}
 
 
 @pytest.mark.parametrize("head", ["dense", "sparse"])
@@ -74,13 +75,13 @@ def test_a_batch_with_padding(assistant: Any, text: Texts) -> None:
     rows = [prompt(9, seed=5)[0], text[0][0]]
     ids = torch.full((2, 24), 0)
     mask = torch.zeros(2, 24, dtype=torch.int64)
-    for row, own in enumerate(rows):
-        ids[row, 24 - len(own) :], mask[row, 24 - len(own) :] = own, 1
+    for row, prompt_ids in enumerate(rows):
+        ids[row, 24 - len(prompt_ids) :], mask[row, 24 - len(prompt_ids) :] = prompt_ids, 1
     eos = int(text[1][0, 24 + 7])
     options = {"max_new_tokens": NEW, "eos_token_id": eos, "pad_token_id": 3, "do_sample": False}
     expected = target.generate(ids, attention_mask=mask, **options)
     assert (expected == 3).any(), "one text ends before the other"
-    custom = microspec_generate(assistant, groups=2, **SHAPE)
+    custom = microspec_generate(assistant, num_groups=2, **SHAPE)
     out = target.generate(ids, attention_mask=mask, custom_generate=custom, **options)
     assert torch.equal(out, expected)
 
@@ -99,10 +100,10 @@ def test_sampling(target: Any, assistant: Any, text: Texts) -> None:
     assert torch.equal(first, sampled(0)) and not torch.equal(first, sampled(1))
     torch.manual_seed(0)
     seed = int(torch.randint(2**63 - 1, ()))
-    own = generate(
+    alone = generate(
         target, assistant, text[0], NEW, sampling=Sampling(seed=seed, **settings), **SHAPE
     )
-    assert first[0, 24:].tolist() == own.tokens.tolist()
+    assert first[0, 24:].tolist() == alone.tokens.tolist()
     both = sampled(0, num_return_sequences=2)
     assert both.shape[0] == 2 and not torch.equal(both[0], both[1]), "one seed for two texts"
 
@@ -154,7 +155,7 @@ class Twice(TemperatureLogitsWarper):
         ),
         (
             {"attention_mask": torch.tensor([[1] * 23 + [0]])},
-            "attention_mask: expected padding on the left alone",
+            "attention_mask: expected padding on the left only",
         ),
         ({"position_ids": torch.arange(1, 25)[None]}, "position_ids: expected those of the text"),
         ({"inputs_embeds": torch.zeros(1, 24, 32)}, "inputs_embeds: expected None"),

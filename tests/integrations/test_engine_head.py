@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EngineHead, step by step, against an LRU over rows and float64 logits."""
 
 from typing import Any
@@ -16,7 +17,7 @@ from .engine_reference import (
     STRANGE,
     V,
     Wanted,
-    frequency_file,
+    frequent_tokens_file,
     hidden_of,
     state_of,
     weight_of,
@@ -27,19 +28,23 @@ BOTH = pytest.mark.backends("cpu", "reference")
 
 @BOTH
 @pytest.mark.parametrize("mapped", [False, True], ids=["all rows", "mapped"])
-@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("num_groups", [1, 3])
 @pytest.mark.parametrize("options", MODES, ids=lambda o: "-".join(o.values()))
-def test_every_step(options: dict[str, Any], groups: int, mapped: bool, tmp_path: Any) -> None:
+def test_every_step(options: dict[str, Any], num_groups: int, mapped: bool, tmp_path: Any) -> None:
     """Requests come and go, tokens of all kinds enter, and most steps evict."""
-    rng = torch.Generator().manual_seed(groups)
+    rng = torch.Generator().manual_seed(num_groups)
     frequent = torch.randperm(V, generator=rng)[:20].tolist()
-    settings = Settings(capacity=12, frequency=frequency_file(tmp_path, frequent), **options)
+    settings = Settings(
+        capacity=12, frequent_tokens_file=frequent_tokens_file(tmp_path, frequent), **options
+    )
     row_tokens = ROW_TOKENS if mapped else None
     weight = weight_of(torch.bfloat16, settings.slab_dtype, ROWS if mapped else V)
     head = EngineHead(
-        weight, settings, num_groups=groups, target_vocab_size=V, row_tokens=row_tokens
+        weight, settings, num_groups=num_groups, target_vocab_size=V, row_tokens=row_tokens
     )
-    wanted = Wanted(weight, 12, groups=groups, row_tokens=row_tokens, initial=frequent)
+    wanted = Wanted(
+        weight, 12, num_groups=num_groups, row_tokens=row_tokens, frequent_tokens=frequent
+    )
     addresses = [tensor.data_ptr() for tensor in state_of(head)]
     for step in range(60):
         count = int(torch.randint(0, 9, (), generator=rng))
@@ -47,17 +52,17 @@ def test_every_step(options: dict[str, Any], groups: int, mapped: bool, tmp_path
         for place in torch.randperm(count, generator=rng)[: count // 3]:
             tokens[place] = STRANGE[int(torch.randint(len(STRANGE), (), generator=rng))]
         tokens = tokens if step % 2 else tokens.int()
-        low = -1 if groups > 1 else 0
-        which = torch.randint(low, groups, (count,), generator=rng)
-        given = None if groups == 1 else which if step % 3 else which.int()
-        head.count_coverage(tokens, given)
-        head.observe(tokens, given)
+        low = -1 if num_groups > 1 else 0
+        which = torch.randint(low, num_groups, (count,), generator=rng)
+        token_groups = None if num_groups == 1 else which if step % 3 else which.int()
+        head.count_coverage(tokens, token_groups)
+        head.observe(tokens, token_groups)
         wanted.step(tokens.tolist(), which.tolist())
-        rows = torch.randint(low, groups, (5,), generator=rng).tolist()
+        rows = torch.randint(low, num_groups, (5,), generator=rng).tolist()
         wanted.check(head, hidden_of(rng, 5, torch.bfloat16), rows, f"step {step}")
         if step % 5 == 4:
-            head.reset([step % groups])
-            wanted.begin([step % groups])
+            head.reset([step % num_groups])
+            wanted.begin([step % num_groups])
             wanted.check(head, hidden_of(rng, 5, torch.bfloat16), rows, f"begin at {step}")
     assert wanted.hits > 0 < wanted.misses and wanted.entered > 40
     assert [tensor.data_ptr() for tensor in state_of(head)] == addresses
@@ -88,7 +93,7 @@ def test_logits_are_made_as_the_engine_makes_them() -> None:
         head.observe(torch.arange(V))
         hidden = torch.randn(4, DIM)
         want = SparseHead(weight, head.vocab, **options)(hidden, 5)  # type: ignore[arg-type]
-        for got, expected in zip(head.top_k(hidden, 5), want, strict=True):
+        for got, expected in zip(head.topk(hidden, 5), want, strict=True):
             torch.testing.assert_close(got, expected)
 
 
@@ -146,7 +151,7 @@ def test_a_broken_row_costs_its_own_token(options: Any, mapped: bool, caplog: An
     head.observe(told)
     whole.observe(told[~torch.isin(told, torch.tensor(gone))])
     hidden = hidden_of(torch.Generator().manual_seed(0), 7, torch.bfloat16)
-    for got, want in zip(head.top_k(hidden, 5), whole.top_k(hidden, 5), strict=True):
+    for got, want in zip(head.topk(hidden, 5), whole.topk(hidden, 5), strict=True):
         assert torch.equal(got, want)
     assert torch.equal(head.slot_logits(hidden), whole.slot_logits(hidden))
     assert torch.equal(head.slot_tokens(), whole.slot_tokens())
@@ -172,19 +177,21 @@ def test_the_only_vocabulary_begins_anew_too() -> None:
     head = EngineHead(weight_of(torch.float32), Settings(vocabulary="request"))
     head.observe(torch.tensor([3, 4]))
     head.reset([0])
-    assert head.stats() == EngineStats(hits=0, misses=0, rows_entered=2, active=0)
+    assert head.stats() == EngineStats(hits=0, misses=0, rows_activated=2, active=0)
 
 
-@pytest.mark.parametrize("top_k", [1, 3])
-def test_the_targets_likeliest_with_the_best_as_the_newest(top_k: int) -> None:
+@pytest.mark.parametrize("target_top_k", [1, 3])
+def test_the_targets_likeliest_with_the_best_as_the_newest(target_top_k: int) -> None:
     rng = torch.Generator().manual_seed(0)
     logits = torch.randn(5, V, generator=rng)
     logits[:, ::2] = -torch.inf  # a grammar forbids them like this
-    head = EngineHead(weight_of(torch.float32, None, V), Settings(capacity=4, top_k=top_k))
+    head = EngineHead(
+        weight_of(torch.float32, None, V), Settings(capacity=4, target_top_k=target_top_k)
+    )
     got = head.top_target_tokens(logits)
-    assert got.tolist() == logits.argsort(dim=1)[:, -top_k:].tolist()
+    assert got.tolist() == logits.argsort(dim=1)[:, -target_top_k:].tolist()
 
 
 def test_no_more_likeliest_than_tokens() -> None:
-    with pytest.raises(ValueError, match=f"top_k: expected at most {V}, got {V + 1}"):
-        EngineHead(weight_of(torch.float32, None, V), Settings(capacity=4, top_k=V + 1))
+    with pytest.raises(ValueError, match=f"target_top_k: expected at most {V}, got {V + 1}"):
+        EngineHead(weight_of(torch.float32, None, V), Settings(capacity=4, target_top_k=V + 1))

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The settings of the engines' plugins: the switch, and errors that name the bad value."""
 
 import json
@@ -14,8 +15,8 @@ from microspec_kernels.engine import SWITCH, Settings
 ALL = {
     "capacity": 512,
     "vocabulary": "request",
-    "top_k": 3,
-    "frequency": "rank.npy",
+    "target_top_k": 3,
+    "frequent_tokens_file": "frequent.npy",
     "mode": "packed",
     "slab_dtype": "int8",
 }
@@ -70,7 +71,7 @@ def test_a_name_that_is_no_setting(name: Any) -> None:
     assert all(repr(setting) in str(error.value) for setting in ALL)
 
 
-@pytest.mark.parametrize("name", ["capacity", "top_k"])
+@pytest.mark.parametrize("name", ["capacity", "target_top_k"])
 def test_numbers(name: str) -> None:
     for value in (0, -3):
         refused(ValueError, f"{name}: expected at least 1, got {value}", {name: value})
@@ -101,20 +102,24 @@ def test_a_slab_dtype_without_a_slab() -> None:
 
 
 def test_the_frequency_list(tmp_path: Path) -> None:
-    path = tmp_path / "rank.npy"
+    path = tmp_path / "frequent.npy"
     np.save(path, np.array([5, 2, 9], dtype=np.int32))
-    assert Settings(frequency=str(path)).initial().tolist() == [5, 2, 9]
-    assert Settings().initial().tolist() == []
-    refused(TypeError, "frequency: expected the path of a file, got list", {"frequency": [5, 2]})
+    assert Settings(frequent_tokens_file=str(path)).read_frequent_tokens().tolist() == [5, 2, 9]
+    assert Settings().read_frequent_tokens().tolist() == []
+    refused(
+        TypeError,
+        "frequent_tokens_file: expected the path of a file, got list",
+        {"frequent_tokens_file": [5, 2]},
+    )
     with pytest.raises(OSError, match="absent"):
-        Settings(frequency=str(tmp_path / "absent.npy")).initial()
+        Settings(frequent_tokens_file=str(tmp_path / "absent.npy")).read_frequent_tokens()
     for wrong in (np.array([0.5]), np.array([[1, 2]]), np.array(["a"])):
         np.save(path, wrong)
-        with pytest.raises(ValueError, match=r"rank.npy: expected an .npy of integers"):
-            Settings(frequency=str(path)).initial()
+        with pytest.raises(ValueError, match=r"frequent.npy: expected an .npy of integers"):
+            Settings(frequent_tokens_file=str(path)).read_frequent_tokens()
     path.write_text("5\n2\n")
-    with pytest.raises(ValueError, match=r"rank.npy: expected an .npy of integers"):
-        Settings(frequency=str(path)).initial()
+    with pytest.raises(ValueError, match=r"frequent.npy: expected an .npy of integers"):
+        Settings(frequent_tokens_file=str(path)).read_frequent_tokens()
 
 
 def test_settings_stay_as_they_are() -> None:

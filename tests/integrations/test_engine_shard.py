@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EngineHead under tensor parallelism, in 2 and 3 processes."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EngineHead's state: resets, reads by captured graphs, and no waits."""
 
 from typing import Any
@@ -15,7 +16,7 @@ from .engine_reference import (
     ROWS,
     V,
     Wanted,
-    frequency_file,
+    frequent_tokens_file,
     hidden_of,
     state_of,
     weight_of,
@@ -31,7 +32,7 @@ def test_a_weight_that_changed_in_place(options: dict[str, Any]) -> None:
     tokens = torch.arange(0, V, 2)
     groups = (tokens > 30).long()
     head.observe(tokens, groups)
-    wanted = Wanted(weight, V, groups=2)
+    wanted = Wanted(weight, V, num_groups=2)
     wanted.step(tokens.tolist(), groups.tolist())
     wanted.hits = wanted.misses = 0
     hidden = hidden_of(torch.Generator().manual_seed(8), 6, torch.float32)
@@ -68,27 +69,29 @@ def test_inference_mode(made_inside: bool, mode: Any) -> None:
         head.reset([0])
         head.reload()
         assert head.argmax(torch.ones(2, DIM), groups).tolist() == [0, 4]
-        assert head.stats() == EngineStats(hits=0, misses=2, rows_entered=2, active=1)
+        assert head.stats() == EngineStats(hits=0, misses=2, rows_activated=2, active=1)
 
 
 @pytest.mark.parametrize("options", MODES, ids=lambda o: "-".join(o.values()))
-@pytest.mark.parametrize("groups", [1, 2])
-def test_reset(options: dict[str, Any], groups: int, tmp_path: Any) -> None:
+@pytest.mark.parametrize("num_groups", [1, 2])
+def test_reset(options: dict[str, Any], num_groups: int, tmp_path: Any) -> None:
     """Vocabularies, stats and slab equal those of a new head, at the same addresses."""
-    settings = Settings(capacity=8, frequency=frequency_file(tmp_path, [5, 9, 2]), **options)
+    settings = Settings(
+        capacity=8, frequent_tokens_file=frequent_tokens_file(tmp_path, [5, 9, 2]), **options
+    )
     weight = weight_of(torch.float32, settings.slab_dtype)
-    head, fresh = (EngineHead(weight, settings, num_groups=groups) for _ in range(2))
+    head, fresh = (EngineHead(weight, settings, num_groups=num_groups) for _ in range(2))
     addresses = [tensor.data_ptr() for tensor in state_of(head)]
-    tokens, which = torch.arange(20, 40), torch.arange(20) % groups
-    given = which if groups > 1 else None
-    head.count_coverage(tokens, given)
-    head.observe(tokens, given)
+    tokens, which = torch.arange(20, 40), torch.arange(20) % num_groups
+    token_groups = which if num_groups > 1 else None
+    head.count_coverage(tokens, token_groups)
+    head.observe(tokens, token_groups)
     assert head.stats() != fresh.stats()
     head.reset()
-    assert head.stats() == fresh.stats() == EngineStats(0, 0, 0, active=3 * groups)
+    assert head.stats() == fresh.stats() == EngineStats(0, 0, 0, active=3 * num_groups)
     hidden = hidden_of(torch.Generator().manual_seed(4), 6, torch.float32)
-    rows = torch.arange(6) % groups if groups > 1 else None
-    for got, want in zip(head.top_k(hidden, 5, rows), fresh.top_k(hidden, 5, rows), strict=True):
+    rows = torch.arange(6) % num_groups if num_groups > 1 else None
+    for got, want in zip(head.topk(hidden, 5, rows), fresh.topk(hidden, 5, rows), strict=True):
         assert torch.equal(got, want)
     for name, want in fresh.vocab.state_dict().items():
         assert torch.equal(head.vocab.state_dict()[name], want), name

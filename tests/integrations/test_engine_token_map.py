@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EngineHead with a token map: the draft's rows are not the target's tokens one for one."""
 
 from typing import Any
@@ -14,7 +15,7 @@ from .engine_reference import (
     ROWS,
     STRANGE,
     V,
-    frequency_file,
+    frequent_tokens_file,
     weight_of,
 )
 
@@ -22,8 +23,10 @@ from .engine_reference import (
 def test_begins_with_the_frequent_tokens_that_the_draft_has(tmp_path: Any) -> None:
     """They fill the capacity; the rarest is evicted first."""
     absent = next(t for t in range(V) if t not in ROW_TOKENS.tolist())
-    known = ROW_TOKENS[:6].tolist()
-    settings = Settings(capacity=4, frequency=frequency_file(tmp_path, [absent, *known]))
+    with_rows = ROW_TOKENS[:6].tolist()
+    settings = Settings(
+        capacity=4, frequent_tokens_file=frequent_tokens_file(tmp_path, [absent, *with_rows])
+    )
     head = EngineHead(
         weight_of(torch.float32, rows=ROWS), settings, target_vocab_size=V, row_tokens=ROW_TOKENS
     )
@@ -31,25 +34,27 @@ def test_begins_with_the_frequent_tokens_that_the_draft_has(tmp_path: Any) -> No
     def active() -> set[int]:
         return {int(ROW_TOKENS[row]) for row in head.vocab.ids[0].tolist()}
 
-    assert active() == set(known[:4])
-    head.observe(torch.tensor([known[5]]))
-    assert active() == {*known[:3], known[5]}
-    assert head.stats() == EngineStats(hits=0, misses=0, rows_entered=1, active=4)
+    assert active() == set(with_rows[:4])
+    head.observe(torch.tensor([with_rows[5]]))
+    assert active() == {*with_rows[:3], with_rows[5]}
+    assert head.stats() == EngineStats(hits=0, misses=0, rows_activated=1, active=4)
 
 
 def test_a_list_that_the_draft_has_no_token_of(tmp_path: Any) -> None:
-    message = "frequency: expected at least one token that the draft has a row for, got none"
+    message = (
+        "frequent_tokens_file: expected at least one token that the draft has a row for, got none"
+    )
     weight = weight_of(torch.float32, rows=ROWS)
     absent = sorted(set(range(V)) - set(ROW_TOKENS.tolist()))
     for tokens in ([], absent[:2]):
-        settings = Settings(frequency=frequency_file(tmp_path, tokens))
+        settings = Settings(frequent_tokens_file=frequent_tokens_file(tmp_path, tokens))
         with pytest.raises(ValueError, match=message):
             EngineHead(weight, settings, target_vocab_size=V, row_tokens=ROW_TOKENS)
 
 
 @pytest.mark.parametrize("token", [-1, V, 2**32 + 5])
 def test_a_list_of_what_is_no_token(tmp_path: Any, token: int) -> None:
-    settings = Settings(frequency=frequency_file(tmp_path, [3, token]))
+    settings = Settings(frequent_tokens_file=frequent_tokens_file(tmp_path, [3, token]))
     message = rf"expected ids in \[0, {V}\), got {token} at position 1"
     with pytest.raises(ValueError, match=message):
         EngineHead(weight_of(torch.float32), settings)
@@ -61,7 +66,7 @@ def test_a_target_with_more_tokens_than_the_draft() -> None:
     tokens = torch.tensor([ROWS - 1, ROWS, V - 1, V])
     head.observe(tokens)
     head.count_coverage(tokens)
-    assert head.stats() == EngineStats(hits=1, misses=2, rows_entered=1, active=1)
+    assert head.stats() == EngineStats(hits=1, misses=2, rows_activated=1, active=1)
 
 
 def test_a_target_with_fewer_tokens_than_rows() -> None:
@@ -69,7 +74,7 @@ def test_a_target_with_fewer_tokens_than_rows() -> None:
     head = EngineHead(weight_of(torch.float32), Settings(), target_vocab_size=ROWS)
     head.observe(torch.arange(V))
     head.count_coverage(torch.arange(V))
-    assert head.stats() == EngineStats(hits=ROWS, misses=0, rows_entered=ROWS, active=ROWS)
+    assert head.stats() == EngineStats(hits=ROWS, misses=0, rows_activated=ROWS, active=ROWS)
 
 
 @pytest.mark.parametrize(
@@ -112,9 +117,9 @@ def test_coverage_is_of_the_vocabulary_before() -> None:
     stats = head.stats()
     assert stats is not None and stats.coverage is None
     head.count_coverage(tokens)
-    assert head.stats() == EngineStats(hits=0, misses=8, rows_entered=0, active=0)
+    assert head.stats() == EngineStats(hits=0, misses=8, rows_activated=0, active=0)
     head.observe(tokens)
     head.count_coverage(tokens)
     stats = head.stats()
-    assert stats == EngineStats(hits=5, misses=8 + 3, rows_entered=5, active=5)
+    assert stats == EngineStats(hits=5, misses=8 + 3, rows_activated=5, active=5)
     assert stats is not None and stats.coverage == 5 / 16

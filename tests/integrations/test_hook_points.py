@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The check of hook points: what it finds in a package's source, and the plugin's errors."""
 
 import re

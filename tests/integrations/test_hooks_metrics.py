@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the plugins report about a draft's vocabulary."""
 
 import logging
@@ -38,27 +39,29 @@ class Metric:
 
 @pytest.fixture
 def prometheus(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Metric]]:
-    made: list[Metric] = []
+    counters: list[Metric] = []
 
     def make(*args: Any, **kwargs: Any) -> Metric:
-        made.append(Metric(*args, **kwargs))
-        return made[-1]
+        counters.append(Metric(*args, **kwargs))
+        return counters[-1]
 
     module = ModuleType("prometheus_client")
     module.Counter = module.Gauge = make  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "prometheus_client", module)
     metrics._prometheus.cache_clear()
-    yield made
+    yield counters
     metrics._prometheus.cache_clear()
 
 
 def test_tells_what_is_new(head: EngineHead, caplog: pytest.LogCaptureFixture) -> None:
     report = Report(head, logger, prometheus=False)
     caplog.set_level(logging.INFO, "an engine")
-    report.tell(EngineStats(hits=3, misses=1, rows_entered=7, active=9))
-    report.tell(EngineStats(hits=3, misses=1, rows_entered=8, active=10))
-    report.tell(EngineStats(hits=4, misses=4, rows_entered=9, active=8))
-    words = "Covered: %d tokens, Not covered: %d tokens, Rows entered: %d, Active: %d of 20 tokens"
+    report.tell(EngineStats(hits=3, misses=1, rows_activated=7, active=9))
+    report.tell(EngineStats(hits=3, misses=1, rows_activated=8, active=10))
+    report.tell(EngineStats(hits=4, misses=4, rows_activated=9, active=8))
+    words = (
+        "Covered: %d tokens, Not covered: %d tokens, Rows activated: %d, Active: %d of 20 tokens"
+    )
     assert [record.getMessage() for record in caplog.records] == [
         "MicroSpec metrics: Coverage: 75.0%, " + words % (3, 1, 7, 9),
         "MicroSpec metrics: Coverage: 25.0%, " + words % (1, 3, 2, 8),
@@ -75,13 +78,13 @@ def test_prometheus_gets_sums(head: EngineHead, prometheus: list[Metric]) -> Non
     """Two drafts in one process add to the same counters."""
     first, second = (Report(head, logger, prometheus=True) for _ in range(2))
     assert not prometheus, "not before there is something to tell"
-    first.tell(EngineStats(hits=3, misses=1, rows_entered=7, active=9))
-    second.tell(EngineStats(hits=10, misses=0, rows_entered=1, active=4))
-    first.tell(EngineStats(hits=5, misses=2, rows_entered=7, active=6))
+    first.tell(EngineStats(hits=3, misses=1, rows_activated=7, active=9))
+    second.tell(EngineStats(hits=10, misses=0, rows_activated=1, active=4))
+    first.tell(EngineStats(hits=5, misses=2, rows_activated=7, active=6))
     assert {metric.name: metric.value for metric in prometheus} == {
         "microspec:covered_tokens": 15,
         "microspec:uncovered_tokens": 2,
-        "microspec:rows_entered": 8,
+        "microspec:rows_activated": 8,
         "microspec:active_tokens": 6,
     }
     assert {metric.mode for metric in prometheus} == {"", "livesum"}
@@ -89,9 +92,9 @@ def test_prometheus_gets_sums(head: EngineHead, prometheus: list[Metric]) -> Non
 
 def test_stats_that_begin_anew(head: EngineHead, prometheus: list[Metric]) -> None:
     report = Report(head, logger, prometheus=True)
-    report.tell(EngineStats(hits=3, misses=1, rows_entered=7, active=9))
+    report.tell(EngineStats(hits=3, misses=1, rows_activated=7, active=9))
     report.reset()
-    report.tell(EngineStats(hits=1, misses=1, rows_entered=2, active=2))
+    report.tell(EngineStats(hits=1, misses=1, rows_activated=2, active=2))
     assert [metric.value for metric in prometheus] == [4, 2, 9, 2]
 
 

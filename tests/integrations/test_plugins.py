@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The entry points, with a package that does not load.
 
 An engine then ends if the switch is on, and goes on if it is off.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SGLang's draft worker with an active vocabulary: its drafts, observed tokens and counts."""
 
 import functools
@@ -192,7 +193,7 @@ def test_a_verified_tree_the_targets_best_and_accepted_tokens_enter() -> None:
 
 
 def test_several_of_the_targets_best_enter() -> None:
-    worker = patched(top_k=2)
+    worker = patched(target_top_k=2)
     logits = towards(30, 31)
     logits[:, 20] = 0.5
     verify(worker, [1, 2], [[9]], logits)
@@ -200,7 +201,7 @@ def test_several_of_the_targets_best_enter() -> None:
 
 
 def test_of_the_targets_best_the_likeliest_leaves_last() -> None:
-    worker, logits = patched(top_k=2, capacity=3), towards(30)
+    worker, logits = patched(target_top_k=2, capacity=3), towards(30)
     logits[:, 20] = 0.5
     verify(worker, [1], [[9]], logits)
     assert active(worker) == {20, 30, 9}
@@ -332,4 +333,4 @@ def test_another_lm_head_is_refused() -> None:
 
 def test_settings_that_do_not_fit_the_draft(tmp_path: Any) -> None:
     with pytest.raises(UnsupportedError, match=r"nowhere\.npy"):
-        patched(frequency=str(tmp_path / "nowhere.npy"))
+        patched(frequent_tokens_file=str(tmp_path / "nowhere.npy"))

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SGLang's plugin: the switch, its errors, and that it touches nothing before."""
 
 import json
@@ -46,11 +47,11 @@ def scheduler(algorithm: bool = True) -> Any:
             worker.init_lm_head()
         return EAGLEWorkerV2(worker)
 
-    made = Scheduler.__new__(Scheduler)
+    scheduler = Scheduler.__new__(Scheduler)
     server_args = SimpleNamespace(make_draft_worker=make_draft_worker)
     ((_, hook),) = hooks()
-    hook(Scheduler.__init__, made, server_args)
-    return made
+    hook(Scheduler.__init__, scheduler, server_args)
+    return scheduler
 
 
 def test_the_entry_module_imports_neither_the_engine_nor_the_plugin() -> None:

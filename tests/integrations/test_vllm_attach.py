@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """vLLM's plugin finds the LM head and uses it like the draft model does."""
 
 from types import SimpleNamespace
@@ -127,10 +128,10 @@ def test_each_rank_attaches_to_its_rows(monkeypatch: pytest.MonkeyPatch) -> None
     layer.tp_size, layer.tp_rank = 2, 1
     layer.shard_indices = SimpleNamespace(org_vocab_start_index=16, org_vocab_end_index=24)
     monkeypatch.setattr(DraftLMHead, "tokens", lambda self, hidden: tokens)  # needs both ranks
-    made: list[Any] = []
+    calls: list[Any] = []
 
     def record(weight: Tensor, settings: Settings, **options: Any) -> None:
-        made.append((weight, options))
+        calls.append((weight, options))
         raise ValueError("enough")
 
     monkeypatch.setattr("microspec_kernels.integrations.vllm.attach.EngineHead", record)
@@ -139,7 +140,7 @@ def test_each_rank_attaches_to_its_rows(monkeypatch: pytest.MonkeyPatch) -> None
         model.logits_processor = LogitsProcessor(V)
         with pytest.raises(UnsupportedError, match="enough"):
             drafter_of(model)
-    [(weight, options)] = made
+    [(weight, options)] = calls
     assert torch.equal(weight, whole[16:24]) and len(options["bias"]) == 8
     assert options["shard"] == Shard(V, 16, "the ranks")  # type: ignore[arg-type]
 
@@ -148,7 +149,7 @@ def test_settings_that_this_draft_cannot_have() -> None:
     with pytest.raises(
         UnsupportedError, match="vllm: Speculator: expected settings for this draft, got"
     ):
-        drafter_of(draft_model(), frequency="absent.npy")
+        drafter_of(draft_model(), frequent_tokens_file="absent.npy")
 
 
 def test_says_once_what_it_is_attached_to(caplog: pytest.LogCaptureFixture) -> None:

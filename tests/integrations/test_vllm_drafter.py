@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the drafter of vLLM's plugin learns from the target's steps."""
 
 from typing import Any
@@ -58,7 +59,7 @@ def test_a_step_lets_in_the_text_the_targets_best_and_the_sampled() -> None:
 
 
 def test_the_likeliest_of_several_is_the_newest() -> None:
-    drafter = drafter_of(draft_model(), capacity=4, top_k=3)
+    drafter = drafter_of(draft_model(), capacity=4, target_top_k=3)
     step(drafter, [1], [0], [[-1]], best=[[8, 9, 3, 4, 5]])
     assert active(drafter) == {1, 3, 4, 5}
     step(drafter, [1], [0], [[-1]], best=[[6, 5, 4]])
@@ -126,8 +127,10 @@ def test_drafting_without_having_seen_the_target() -> None:
 
 
 def test_begins_anew_after_warming_up(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    np.save(tmp_path / "rank.npy", np.array([3, 4]))
-    drafter = drafter_of(draft_model(), capacity=2, frequency=str(tmp_path / "rank.npy"))
+    np.save(tmp_path / "frequent.npy", np.array([3, 4]))
+    drafter = drafter_of(
+        draft_model(), capacity=2, frequent_tokens_file=str(tmp_path / "frequent.npy")
+    )
     told: list[str] = []
     monkeypatch.setattr(Metrics, "reset", lambda self: told.append("reset"))
     step(drafter, [1], [0], [[5]])
@@ -136,7 +139,7 @@ def test_begins_anew_after_warming_up(tmp_path: Any, monkeypatch: pytest.MonkeyP
     assert told == ["reset"]
     assert active(drafter) == {3, 4}
     assert drafter.stats() == {
-        "hits": 0, "misses": 0, "rows_entered": 0, "active": 2, "coverage": None
+        "hits": 0, "misses": 0, "rows_activated": 0, "active": 2, "coverage": None
     }  # fmt: skip
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What vLLM's plugin checks and patches if the switch is on."""
 
 from pathlib import Path
@@ -94,7 +95,7 @@ class Worker(WorkerBase):
 def test_what_is_prepared(use_v2: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     patched: list[str] = []
     monkeypatch.setattr(
-        plugin, "check_hook_points", lambda *given: patched.append("hook points checked")
+        plugin, "check_hook_points", lambda *hook_points: patched.append("hook points checked")
     )
     for runner in ("v1", "v2"):
         name = f"microspec_kernels.integrations.vllm.{runner}.install"

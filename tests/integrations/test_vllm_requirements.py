@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """vLLM's plugin raises an error that names each unsupported option, and accepts supported ones."""
 
 import re
@@ -37,7 +38,8 @@ def test_no_drafter() -> None:
     none = config()
     none.speculative_config = None
     with pytest.raises(
-        UnsupportedError, match="vllm: speculative_config: expected one with a draft, got"
+        UnsupportedError,
+        match="vllm: speculative_config: expected a configuration with a draft, got",
     ):
         check_config(none)
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """vLLM's plugin: the switch, its errors, and that it touches nothing before."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Steps of patched classes with the hook points' arguments: vLLM's model runner V2."""
 
 from types import SimpleNamespace
@@ -84,23 +85,23 @@ class GPUModelRunner:
 @pytest.fixture(autouse=True)
 def _patched() -> Any:
     """Make new classes for each test, because the plugin patches them."""
-    own = {
+    classes = {
         kind.__name__: type(kind.__name__, (kind,), {})
         for kind in (GPUModelRunner, Sampler, RejectionSampler)
     }
     speculators = f"{V2}.spec_decode.speculator"
     modules = {
-        f"{V2}.model_runner": {"GPUModelRunner": own["GPUModelRunner"]},
-        f"{V2}.sample.sampler": {"Sampler": own["Sampler"]},
-        f"{V2}.spec_decode.rejection_sampler": {"RejectionSampler": own["RejectionSampler"]},
+        f"{V2}.model_runner": {"GPUModelRunner": classes["GPUModelRunner"]},
+        f"{V2}.sample.sampler": {"Sampler": classes["Sampler"]},
+        f"{V2}.spec_decode.rejection_sampler": {"RejectionSampler": classes["RejectionSampler"]},
         speculators: {"DraftModelSpeculator": DraftModelSpeculator},
     }
     before = {name: vars(DraftModelSpeculator)[name] for name in ("load_model", "sample_draft")}
     with installed(**modules), pytest.MonkeyPatch.context() as patch:
         for kind in ("Sampler", "RejectionSampler"):
-            patch.setitem(globals(), kind, own[kind])
+            patch.setitem(globals(), kind, classes[kind])
         v2.install()
-        yield own["GPUModelRunner"]
+        yield classes["GPUModelRunner"]
         for name, function in before.items():
             setattr(DraftModelSpeculator, name, function)
 
@@ -177,8 +178,8 @@ def test_from_prompt_to_drafts(make: Any) -> None:
     drafts = runner.speculator.sample_draft(hidden, None, torch.tensor([2, 0, -1]))
     dense = runner.speculator.model.compute_logits(hidden)
     for row, slot in enumerate((2, 0)):
-        known = sorted(active(runner, slot))
-        assert drafts[row] == known[int(dense[row, known].argmax())]
+        active_tokens = sorted(active(runner, slot))
+        assert drafts[row] == active_tokens[int(dense[row, active_tokens].argmax())]
     assert drafts[2] == 0
 
 

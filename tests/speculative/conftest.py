@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every test here needs the `speculative` extra and runs models that are too small for threads."""
 
 from collections.abc import Iterator

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EAGLE-3 checkpoints with the names and configs of the public ones, and their formula."""
 
 import json
@@ -85,7 +86,7 @@ FORMATS: dict[str, tuple[dict[str, Any], str, list[int]]] = {
 
 def tensors(name: str, seed: int = 0, size: int = SIZE) -> dict[str, Tensor]:
     """Make a random checkpoint of that format: target of width SIZE, draft of width `size`."""
-    config, layer, taps = FORMATS[name]
+    config, layer, feature_layers = FORMATS[name]
     dim = config.get("transformer_layer_config", config).get("head_dim", size // HEADS)
     shapes: dict[str, tuple[int, ...]] = {
         f"{layer}.self_attn.q_proj": (HEADS * dim, 2 * size),
@@ -99,13 +100,13 @@ def tensors(name: str, seed: int = 0, size: int = SIZE) -> dict[str, Tensor]:
         f"{layer}.input_layernorm": (size,),
         f"{layer}.post_attention_layernorm": (size,),
         "norm": (size,),
-        "fc": (size, len(taps) * SIZE),
+        "fc": (size, len(feature_layers) * SIZE),
         "lm_head": (ROWS, size),
     }
     if config.get("norm_before_fc"):
-        shapes["input_norm"] = (len(taps) * SIZE,)
+        shapes["input_norm"] = (len(feature_layers) * SIZE,)
     if config.get("fc_norm"):
-        shapes |= {f"fc_norm.{i}": (SIZE,) for i in range(len(taps))}
+        shapes |= {f"fc_norm.{i}": (SIZE,) for i in range(len(feature_layers))}
     if name.startswith("speculators"):
         shapes["embed_tokens"] = (VOCAB, size)
     values = torch.Generator().manual_seed(seed)
@@ -114,9 +115,9 @@ def tensors(name: str, seed: int = 0, size: int = SIZE) -> dict[str, Tensor]:
         for part, shape in shapes.items()
     }
     tokens = torch.randperm(VOCAB, generator=values)[:ROWS].sort().values
-    known = torch.zeros(VOCAB, dtype=torch.bool)
-    known[tokens] = True
-    return state | {"d2t": tokens - torch.arange(ROWS), "t2d": known}
+    has_row = torch.zeros(VOCAB, dtype=torch.bool)
+    has_row[tokens] = True
+    return state | {"d2t": tokens - torch.arange(ROWS), "t2d": has_row}
 
 
 def write(folder: Path, name: str, state: dict[str, Tensor], **changes: Any) -> Path:
@@ -134,7 +135,7 @@ class Plain:
     """The computation of a checkpoint in fp64, from its tensors and config."""
 
     def __init__(self, name: str, state: dict[str, Tensor], target: CausalModel) -> None:
-        self.config, self.layer, self.taps = FORMATS[name]
+        self.config, self.layer, self.feature_layers = FORMATS[name]
         fields = self.config.get("transformer_layer_config", self.config)
         self.formula = Formula(state, fields)
         self.state = state
@@ -143,7 +144,7 @@ class Plain:
 
     def fused(self, hidden_states: Any) -> Tensor:
         """Compute the draft's features [n, D] from all layers' hidden states, each [1, n, SIZE]."""
-        parts = [hidden_states[tap][0].double() for tap in self.taps]
+        parts = [hidden_states[layer][0].double() for layer in self.feature_layers]
         if self.config.get("fc_norm"):
             parts = [self.formula.norm(f"fc_norm.{i}", part) for i, part in enumerate(parts)]
         x = torch.cat(parts, dim=-1)

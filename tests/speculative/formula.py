@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EAGLE's layers in fp64, head by head and without a cache, from a checkpoint's tensors."""
 
 import math
@@ -47,9 +48,9 @@ class Formula:
             outs = []
             for head in range(heads):
                 group = head // (heads // groups)
-                own = slice(head * dim, (head + 1) * dim)
+                head_columns = slice(head * dim, (head + 1) * dim)
                 shared = slice(group * dim, (group + 1) * dim)
-                query = self.turned(q[row, own], row)
+                query = self.turned(q[row, head_columns], row)
                 keys = torch.stack([self.turned(k[i, shared], i) for i in range(row + 1)])
                 weights = (keys @ query / math.sqrt(dim)).softmax(0)
                 outs.append(weights @ v[: row + 1, shared])

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A target and a draft whose next token depends on the newest token alone.
 
 Their distributions have closed forms. The parts of the loop speculate many independent texts at
@@ -13,12 +14,12 @@ from torch import Tensor
 from microspec_kernels import ActiveVocab
 from microspec_kernels.speculative import Dense, Head, LMHead, Sampling, Sparse, Static, chain
 from microspec_kernels.speculative import verify as rules
-from microspec_kernels.speculative.sampling import choose, uniforms
+from microspec_kernels.speculative.sampling import choose, uniforms_at
 from microspec_kernels.speculative.stats import Clock
 from microspec_kernels.speculative.tree import Tree, TreeShape, grow
 
 VOCAB, SIZE, ROOT = 12, 8, 3
-SHAPE = TreeShape(depth=2, top_k=2, size=4)
+SHAPE = TreeShape(depth=2, tree_width=2, size=4)
 # Fewer tokens than a tree and its choices can show, so the vocabulary evicts at every step.
 CAPACITY = 3
 HEADS = ("dense", "static", "sparse")
@@ -35,12 +36,12 @@ class MarkovDraft:
     """A draft without memory. The features [.., SIZE] of a token are a row of a table."""
 
     lm_head = LMHead(0.7 * WEIGHT)
-    taps = ()
+    feature_layers = ()
 
     def head_input(self, features: Tensor) -> Tensor:
         return features
 
-    def step(self, tokens: Tensor, parents: Tensor, lineage: Tensor, cache: Any) -> Tensor:
+    def step(self, tokens: Tensor, parents: Tensor, ancestor_mask: Tensor, cache: Any) -> Tensor:
         return GUESSES[tokens]
 
 
@@ -48,7 +49,7 @@ class MarkovDraft:
 class NoCache:
     lengths: list[int]
 
-    def keep(self, bases: Any, nodes: Any) -> None:
+    def keep(self, prefix_lengths: Any, nodes: Any) -> None:
         """Do nothing: the draft stores no entries."""
 
 
@@ -57,18 +58,18 @@ def make_head(name: str, texts: int) -> Head:
         return Dense(MarkovDraft.lm_head)
     if name == "static":
         return Static(MarkovDraft.lm_head, torch.tensor([7, 0, 3, 9, 4]))
-    vocab = ActiveVocab(VOCAB, CAPACITY, groups=texts)
+    vocab = ActiveVocab(VOCAB, CAPACITY, num_groups=texts)
     vocab.update(torch.tensor([1, ROOT, 5]).repeat(texts, 1))
     return Sparse(MarkovDraft.lm_head, vocab)
 
 
-def law_of_texts(sampling: Sampling, length: int) -> Tensor:
+def distribution_of_texts(sampling: Sampling, length: int) -> Tensor:
     """Compute the target's distribution of `length` tokens after ROOT, fp64 [VOCAB ** length]."""
     steps = sampling.probabilities(LOGITS)
-    law = steps[ROOT]
+    distribution = steps[ROOT]
     for _ in range(length - 1):
-        law = (law.view(-1, VOCAB, 1) * steps).flatten()
-    return law
+        distribution = (distribution.view(-1, VOCAB, 1) * steps).flatten()
+    return distribution
 
 
 def numbered(texts: Tensor) -> Tensor:
@@ -87,7 +88,7 @@ def speculate(
     Returns the texts and the mean number of tokens per step.
     """
     batch = len(seeds)
-    groups = torch.arange(batch) % head.groups
+    groups = torch.arange(batch) % head.num_groups
     written, steps = torch.zeros(batch, dtype=torch.int64), 0
     texts = torch.full((batch, length + SHAPE.depth + 1), ROOT)
     newest = texts[:, 0]
@@ -115,21 +116,23 @@ def one_step(
     seeds: Tensor,
     groups: Tensor,
     newest: Tensor,
-    places: Tensor,
+    positions: Tensor,
 ) -> tuple[Tree, Any]:
     clock = Clock(torch.device("cpu"), {})
     drafted_by = (newest, GUESSES[newest], groups, MarkovDraft(), NoCache([0] * len(seeds)), head)
     if kind == "chain":
-        numbers = chain.chain_numbers(seeds, places, SHAPE.depth)
-        drafted = chain.sample_chain(*drafted_by, sampling, numbers.draft, clock)
+        uniforms = chain.chain_uniforms(seeds, positions, SHAPE.depth)
+        drafted = chain.sample_chain(*drafted_by, sampling, uniforms.draft, clock)
         p = sampling.probabilities(LOGITS[drafted.tokens.clamp(min=0)])
         tokens = drafted.tokens[:, 1:]
-        return drafted, rules.verify_chain(p, drafted.laws, tokens, numbers.accept, numbers.final)
+        return drafted, rules.verify_chain(
+            p, drafted.draft_probs, tokens, uniforms.accept, uniforms.final
+        )
     tree = grow(*drafted_by, SHAPE, clock)
-    depths = tree.lineage.sum(-1)
+    depths = tree.ancestor_mask.sum(-1)
 
     def choice(texts: Tensor, nodes: Tensor) -> Tensor:
-        numbers = uniforms(seeds[texts], places[texts] + depths[texts, nodes])
-        return choose(LOGITS[tree.tokens[texts, nodes]], numbers, sampling)
+        uniforms = uniforms_at(seeds[texts], positions[texts] + depths[texts, nodes])
+        return choose(LOGITS[tree.tokens[texts, nodes]], uniforms, sampling)
 
     return tree, rules.follow(tree, choice)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The models of these tests: small, random, in fp32, with text that does not repeat itself."""
 
 import copy
@@ -54,8 +55,8 @@ def truncated(model: Any, layers: int = 1) -> Any:
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:layers]
     short = transformers.AutoModelForCausalLM.from_config(config).eval()
-    known = short.state_dict().keys()
-    short.load_state_dict({k: v for k, v in model.state_dict().items() if k in known})
+    names = short.state_dict().keys()
+    short.load_state_dict({k: v for k, v in model.state_dict().items() if k in names})
     return short
 
 
@@ -102,7 +103,7 @@ def example(kind: str, length: int = 24, count: int = 32) -> tuple[Any, Tensor, 
 class Scrambled:
     """A draft that returns the same features for every input: wrong ones, or NaN."""
 
-    taps = ()
+    feature_layers = ()
 
     def __init__(self, target: CausalModel, value: float) -> None:
         self.lm_head = target.lm_head
@@ -118,7 +119,7 @@ class Scrambled:
     def extend(self, tokens: Tensor, hidden: Tensor, counts: Any, cache: Any) -> Tensor:
         return torch.full_like(hidden[:, -1], self.value)
 
-    def step(self, tokens: Tensor, parents: Tensor, lineage: Tensor, cache: Any) -> Tensor:
+    def step(self, tokens: Tensor, parents: Tensor, ancestor_mask: Tensor, cache: Any) -> Tensor:
         cache.advance(tokens.shape[1])
         return torch.full_like(parents, self.value)
 
@@ -142,11 +143,11 @@ class Spy(Sparse):
         self,
         lm_head: LMHead,
         capacity: int,
-        groups: int = 1,
+        num_groups: int = 1,
         pinned: Tensor | Sequence[int] = (),
         mode: Literal["indexed", "packed"] = "indexed",
     ) -> None:
-        vocab = ActiveVocab(len(lm_head.weight), capacity, groups=groups, pinned=pinned)
+        vocab = ActiveVocab(len(lm_head.weight), capacity, num_groups=num_groups, pinned=pinned)
         super().__init__(lm_head, vocab, mode)
         self.at_call: list[list[set[int]]] = []
         self.proposed: list[list[set[int]]] = []
@@ -157,18 +158,21 @@ class Spy(Sparse):
     def active_sets(self) -> list[set[int]]:
         return [set(ids) - {-1} for ids in self.vocab.ids.tolist()]
 
-    def topk(self, hidden: Tensor, k: int, groups: Tensor) -> tuple[Tensor, Tensor]:
+    def topk(self, hidden: Tensor, k: int, row_groups: Tensor) -> tuple[Tensor, Tensor]:
         self.at_call.append(self.active_sets())
-        log_probs, tokens = super().topk(hidden, k, groups)
+        log_probs, tokens = super().topk(hidden, k, row_groups)
         self.proposed.append(
-            [set(tokens[groups == group].flatten().tolist()) - {-1} for group in range(self.groups)]
+            [
+                set(tokens[row_groups == group].flatten().tolist()) - {-1}
+                for group in range(self.num_groups)
+            ]
         )
         return log_probs, tokens
 
-    def observe(self, tokens: Tensor, groups: Tensor) -> None:
+    def observe(self, tokens: Tensor, token_groups: Tensor) -> None:
         self.told.append(tokens)
-        self.told_groups.append(groups)
-        super().observe(tokens, groups)
+        self.told_groups.append(token_groups)
+        super().observe(tokens, token_groups)
 
     def reset(self, group: int) -> None:
         self.resets.append(group)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Texts that join and leave a batch, and the loop over the batch's steps."""
 
 from collections.abc import Callable, Iterable
@@ -11,7 +12,7 @@ from microspec_kernels.speculative.alone import target_alone
 from . import models
 from .models import example, greedy, noisy
 
-SHAPE = {"depth": 3, "top_k": 4, "tree_size": 12}
+SHAPE = {"depth": 3, "tree_width": 4, "tree_size": 12}
 LONGEST = 12
 
 draft_of = cache(lambda kind: noisy(example(kind)[0]))

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The loop calls a target's LM head of any kind. A draft's head must be exactly its rows."""
 
 import copy
@@ -28,7 +29,7 @@ def test_the_text_is_that_of_the_altered_target(kind: str) -> None:
     plain = greedy(tiny(), text, 24).tolist()
     assert (truth != plain) is (kind != "tensor subclass"), "the same text anyway tests nothing"
     for head in ("dense", "sparse"):
-        result = generate(model, tiny(), text, 24, head=head, depth=3, top_k=2)
+        result = generate(model, tiny(), text, 24, head=head, depth=3, tree_width=2)
         assert result.tokens.tolist() == truth, head
 
 
@@ -39,9 +40,9 @@ def test_scale_and_soft_cap_stay_behind_an_adapted_head() -> None:
     ):
         model = alter(tiny(kind, initializer_range=0.3, **changes), "adapter")
         target, text = CausalModel(model), prompt(9)
-        lineage = torch.ones(9, 9).tril().bool()[None]
+        ancestor_mask = torch.ones(9, 9).tril().bool()[None]
         with torch.no_grad():
-            hidden, _ = target.forward(text, lineage, target.new_cache())
+            hidden, _ = target.forward(text, ancestor_mask, target.new_cache())
             torch.testing.assert_close(
                 target.logits(hidden), model(text).logits, rtol=1e-4, atol=1e-4
             )
@@ -73,7 +74,7 @@ def test_an_adapted_embedding_is_not_lent() -> None:
     model.model.embed_tokens = Embedding(model.model.embed_tokens)
     truth = greedy(model, text, 12).tolist()
     assert truth != greedy(tiny(), text, 12).tolist()
-    result = generate(model, model, text, 11, head="dense", depth=4, top_k=1)
+    result = generate(model, model, text, 11, head="dense", depth=4, tree_width=1)
     assert result.tokens.tolist() == truth[:11] and result.acceptance_lengths == [5, 5]
     with pytest.raises(TypeError, match=r"embedding: expected exactly nn.Embedding.*altered.Emb"):
         eagle(CausalModel(model))
@@ -130,7 +131,9 @@ def test_a_peft_model_is_the_model_with_its_adapters(sampling: Sampling | None) 
     inside, text = altered("adapter"), prompt(24)
     inside.model.layers[0].self_attn.q_proj = Linear(inside.model.layers[0].self_attn.q_proj)
     result = generate(Peft(inside), tiny(), text, 16, sampling=sampling)
-    alone = generate(inside, tiny(), text, 16, sampling=sampling, head="dense", depth=1, top_k=1)
+    alone = generate(
+        inside, tiny(), text, 16, sampling=sampling, head="dense", depth=1, tree_width=1
+    )
     assert result.tokens.tolist() == alone.tokens.tolist()
     if sampling is None:
         assert result.tokens.tolist() == greedy(inside, text, 16).tolist()
@@ -154,7 +157,7 @@ def test_hooks_on_the_whole_model_are_refused() -> None:
     for register in ("register_forward_hook", "register_forward_pre_hook"):
         model = copy.deepcopy(example("llama")[0])
         getattr(model, register)(lambda *_: None)
-        with pytest.raises(ValueError, match=r"forward hooks of its own.*got LlamaForCausalLM"):
+        with pytest.raises(ValueError, match=r"expected no forward hooks.*got LlamaForCausalLM"):
             generate(model, model, prompt(5), 4)
 
 

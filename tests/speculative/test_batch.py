@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Texts in a batch equal the texts alone, whichever others join, leave or break."""
 
 from dataclasses import replace
@@ -17,7 +18,7 @@ from .models import KINDS, VOCAB, Spy, eagle, prompt
 from .schedule import LONGEST, SHAPE, Text, figures, pair, run, truth
 from .test_cache import poison
 
-RANKING = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(7))
+FREQUENT = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(7))
 LENGTHS = (9, 21, 4, 14)
 
 a_text = st.builds(
@@ -34,7 +35,7 @@ a_text = st.builds(
     kind=st.sampled_from(KINDS),
     texts=st.lists(a_text, min_size=1, max_size=4),
     head=st.sampled_from(["dense", "static", "sparse", "sparse"]),
-    groups=st.integers(1, 4),
+    num_groups=st.integers(1, 4),
     capacity=st.integers(8, VOCAB),
     mode=st.sampled_from(["indexed", "packed"]),
     temperature=st.sampled_from([0.0, 0.0, 1.5]),
@@ -45,7 +46,7 @@ def test_any_schedule_gives_the_texts_that_each_has_alone(
     kind: str,
     texts: list[Text],
     head: Any,
-    groups: int,
+    num_groups: int,
     capacity: int,
     mode: Any,
     temperature: float,
@@ -54,21 +55,21 @@ def test_any_schedule_gives_the_texts_that_each_has_alone(
 ) -> None:
     target, draft = pair(kind, ends)
     options = {
-        **SHAPE, "head": head, "capacity": capacity, "frequency": RANKING, "mode": mode,
+        **SHAPE, "head": head, "capacity": capacity, "frequent_tokens": FREQUENT, "mode": mode,
         # At a temperature, chains follow the target's distribution but draw other samples than the
         # target alone.
         "sampling": Sampling(temperature), "chain": chain and temperature == 0,
     }  # fmt: skip
     texts = sorted(texts, key=lambda text: text.joins)
-    requests = run(Batch(target, draft, groups=groups, **options), texts)
+    requests = run(Batch(target, draft, num_groups=num_groups, **options), texts)
     for text, request in zip(texts, requests, strict=True):
-        own = truth(kind, text.length, Sampling(temperature, seed=text.seed))[: text.count]
-        end = next((place for place, token in enumerate(own) if token in ends), len(own))
-        assert request.tokens == own[: end + 1]
+        expected = truth(kind, text.length, Sampling(temperature, seed=text.seed))[: text.count]
+        end = next((place for place, token in enumerate(expected) if token in ends), len(expected))
+        assert request.tokens == expected[: end + 1]
         assert request.done and request.result().tokens.tolist() == request.tokens
-        if head == "sparse" and groups == 1:
+        if head == "sparse" and num_groups == 1:
             continue  # a shared vocabulary contains tokens of all texts
-        own_batch = Batch(target, draft, groups=2, **options)
+        own_batch = Batch(target, draft, num_groups=2, **options)
         (alone,) = run(own_batch, [replace(text, joins=0)])
         assert figures(request) == figures(alone)
 
@@ -89,7 +90,7 @@ class Witness:
                 exact = (
                     tree.tokens[text, :size].tolist(),
                     tree.parents[text, :size].tolist(),
-                    tree.lineage[text, :size, :size].tolist(),
+                    tree.ancestor_mask[text, :size, :size].tolist(),
                     sets[request.group],
                 )
                 self.notes.setdefault(request, []).append((exact, features[text].clone()))
@@ -116,7 +117,7 @@ def test_neighbours_change_nothing(drafts: str, monkeypatch: pytest.MonkeyPatch)
     draft = draft if drafts == "model" else eagle(target)
 
     def batch() -> Batch:
-        head = Spy(loop.Batch(target, draft).draft.lm_head, 60, groups=4, pinned=RANKING[:5])
+        head = Spy(loop.Batch(target, draft).draft.lm_head, 60, num_groups=4, pinned=FREQUENT[:5])
         return Batch(target, draft, head=head, policy=Policy(MICROSPEC), **SHAPE)
 
     texts = [Text(9, 12), Text(21, 12), Text(4, 12), Text(14, 11, joins=2)]
@@ -145,7 +146,7 @@ def test_a_policy_that_remembers_forgets_between_texts() -> None:
     for before in ([], [Text(21, 12)]):
         context = ContextSuccessors(VOCAB, ahead=2)
         policy = Policy((*context.sources, generated(4)))
-        batch = Batch(target, draft, policy=policy, groups=2, capacity=30, **SHAPE)
+        batch = Batch(target, draft, policy=policy, num_groups=2, capacity=30, **SHAPE)
         for one in before:
             run(batch, [one])
         results.append(figures(run(batch, [text])[0]))
@@ -154,7 +155,7 @@ def test_a_policy_that_remembers_forgets_between_texts() -> None:
 
 def test_texts_without_a_step_take_no_group() -> None:
     target, draft = pair(ends=truth("llama", 9, Sampling())[:1])
-    batch = Batch(target, draft, groups=2, **SHAPE)
+    batch = Batch(target, draft, num_groups=2, **SHAPE)
     ended = [
         batch.join(prompt(length, seed=length), count)
         for length, count in ((9, 14), (21, 1), (21, 0))
@@ -174,6 +175,6 @@ def test_the_seed_is_the_samplings_own_unless_given() -> None:
     requests = [batch.join(text, LONGEST, seed=seed) for seed in (None, 6)]
     while batch.requests:
         batch.step()
-    own = [truth("llama", 9, Sampling(1.5, seed=seed)) for seed in (5, 6)]
-    assert [request.tokens for request in requests] == own
-    assert own[0] != own[1]
+    expected = [truth("llama", 9, Sampling(1.5, seed=seed)) for seed in (5, 6)]
+    assert [request.tokens for request in requests] == expected
+    assert expected[0] != expected[1]

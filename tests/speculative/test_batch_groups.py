@@ -1,10 +1,11 @@
+# SPDX-License-Identifier: Apache-2.0
 """Each text of a batch teaches its group's vocabulary, and has its own figures."""
 
 from itertools import pairwise
 
 from microspec_kernels import SparseHead
 from microspec_kernels.policy import MICROSPEC, Policy, generated
-from microspec_kernels.policy import prompt as given
+from microspec_kernels.policy import prompt as from_prompt
 from microspec_kernels.speculative import Batch, CausalModel, Request
 
 from .models import VOCAB, Spy, prompt
@@ -18,8 +19,8 @@ def given_tokens(length: int) -> set[int]:
 def test_a_group_is_its_texts_own_and_begins_anew_with_the_next() -> None:
     target, draft = pair()
     pinned = {3, 4}
-    spy = Spy(CausalModel(draft).lm_head, VOCAB, groups=2, pinned=sorted(pinned))
-    policy = Policy((given(), generated()))
+    spy = Spy(CausalModel(draft).lm_head, VOCAB, num_groups=2, pinned=sorted(pinned))
+    policy = Policy((from_prompt(), generated()))
     batch = Batch(target, draft, head=spy, policy=policy, **SHAPE)
     texts = [Text(9, 4), Text(21, 12), Text(4, 9), Text(14, 0), Text(14, 5)]
     checked = set()
@@ -43,7 +44,7 @@ def test_a_group_is_its_texts_own_and_begins_anew_with_the_next() -> None:
 def test_a_shared_vocabulary_hears_all_texts() -> None:
     target, draft = pair()
     spy = Spy(CausalModel(draft).lm_head, VOCAB)
-    batch = Batch(target, draft, head=spy, policy=Policy((given(), generated())), **SHAPE)
+    batch = Batch(target, draft, head=spy, policy=Policy((from_prompt(), generated())), **SHAPE)
     first, second = (batch.join(prompt(n, seed=n), 14) for n in (9, 21))
     both = given_tokens(9) | given_tokens(21)
     while batch.requests:
@@ -63,7 +64,7 @@ def test_packed_rows_of_every_group_in_two_buffers() -> None:
     lm_head, texts = CausalModel(draft).lm_head, [Text(9, 12), Text(21, 9), Text(4, 12)]
     runs = []
     for buffers in (None, 2):
-        spy = Spy(lm_head, 50, groups=3)
+        spy = Spy(lm_head, 50, num_groups=3)
         if buffers:
             spy.head = SparseHead(lm_head.weight, spy.vocab, mode="packed", buffers=buffers)
             assert spy.head.slab is not None
@@ -75,7 +76,7 @@ def test_packed_rows_of_every_group_in_two_buffers() -> None:
 
 def test_each_texts_figures_are_its_own() -> None:
     target, draft = pair()
-    spy = Spy(CausalModel(draft).lm_head, 40, groups=3)
+    spy = Spy(CausalModel(draft).lm_head, 40, num_groups=3)
     batch = Batch(target, draft, head=spy, policy=Policy(MICROSPEC), **SHAPE)
     expected: dict[Request, tuple[list[int], list[set[int]]]] = {}
 

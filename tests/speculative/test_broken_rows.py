@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A row of a draft's LM head with NaN or infinity disables its token only, with one warning."""
 
 import copy
@@ -44,9 +45,9 @@ def test_a_draft_loses_its_broken_tokens_only(
     assert not set(BROKEN) & set(truth.tolist())
     draft = broken(model, VALUES[value])
     result = generate(
-        model, draft, text, 31, head=head, mode=mode, capacity=VOCAB, frequency=EVERY,
-        policy=Policy(TEXT, initial=EVERY, pinned=BROKEN), depth=5, top_k=3 if not chain else 1,
-        chain=chain,
+        model, draft, text, 31, head=head, mode=mode, capacity=VOCAB, frequent_tokens=EVERY,
+        policy=Policy(TEXT, frequent_tokens=EVERY, pinned=BROKEN), depth=5, tree_width=3 if not
+        chain else 1, chain=chain,
     )  # fmt: skip
     assert result.tokens.tolist() == truth[:31].tolist()
     assert result.acceptance_lengths == [6] * 5
@@ -62,7 +63,7 @@ def test_a_token_of_the_text_that_is_broken_is_a_miss() -> None:
     model, text, truth = example("llama")
     missing = [truth[8].item()]
     draft = broken(model, torch.nan, missing)
-    result = generate(model, draft, text, len(truth), head="dense", depth=5, top_k=1)
+    result = generate(model, draft, text, len(truth), head="dense", depth=5, tree_width=1)
     assert result.tokens.tolist() == truth.tolist()
     hits = [token not in missing for token in truth.tolist()]
     assert result.stats.coverage == sum(hits[1:]) / (len(truth) - 1)
@@ -73,7 +74,7 @@ def test_it_is_said_once_for_a_draft(caplog: pytest.LogCaptureFixture) -> None:
     model, text, _ = example("llama")
     draft = ModelDraft(broken(model, torch.nan))
     for head in ("dense", "sparse", "static"):
-        generate(model, draft, text, 4, head=head, frequency=EVERY)
+        generate(model, draft, text, 4, head=head, frequent_tokens=EVERY)
     Dense(draft.lm_head)
     assert caplog.text.count("NaN or infinity") == 1
     with caplog.at_level(logging.WARNING):
@@ -85,7 +86,7 @@ def test_many_tokens_are_counted(caplog: pytest.LogCaptureFixture) -> None:
     weight = torch.randn(VOCAB, 4)
     weight[10:40, 1] = torch.nan
     sound = LMHead(weight).sound()
-    assert torch.equal(sound.rows(EVERY) < 0, (EVERY >= 10) & (EVERY < 40))
+    assert torch.equal(sound.to_rows(EVERY) < 0, (EVERY >= 10) & (EVERY < 40))
     assert "rows of 30 tokens, " in caplog.text
     assert caplog.text.rstrip().endswith(": 10, 11, 12, 13, 14, 15, 16, 17, ...")
     assert sound.sound() is sound
@@ -96,8 +97,8 @@ def test_a_broken_bias_and_rows_of_a_part() -> None:
     bias[5] = torch.nan
     some = torch.tensor([9, 5, 3])
     for lm_head in (LMHead(weight, bias), LMHead(weight, bias).only(some)):
-        assert lm_head.sound().rows(torch.tensor([5])).tolist() == [-1]
-        assert torch.equal(lm_head.sound().rows(some)[[0, 2]], lm_head.rows(some)[[0, 2]])
+        assert lm_head.sound().to_rows(torch.tensor([5])).tolist() == [-1]
+        assert torch.equal(lm_head.sound().to_rows(some)[[0, 2]], lm_head.to_rows(some)[[0, 2]])
 
 
 def test_heads_of_ones_own() -> None:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Keeping a path of a tree in the KV cache equals computing that text anew."""
 
 from collections.abc import Sequence
@@ -20,11 +21,11 @@ PATHS = ([0, 1, 3, 6], [0, 2, 4], [0])
 LENGTHS = (11, 5, 17)
 
 
-def lineage_of(parents: tuple[int, ...]) -> Tensor:
-    lineage = torch.eye(len(parents), dtype=torch.bool)
+def ancestor_mask_of(parents: tuple[int, ...]) -> Tensor:
+    ancestor_mask = torch.eye(len(parents), dtype=torch.bool)
     for node, parent in enumerate(parents):
-        lineage[node] |= lineage[parent]
-    return lineage
+        ancestor_mask[node] |= ancestor_mask[parent]
+    return ancestor_mask
 
 
 def entries(cache: KVCache, text: int = 0) -> Tensor:
@@ -61,7 +62,7 @@ def test_keeping_a_path_equals_computing_it(kind: str, attention: str) -> None:
     cache = prefilled(target, texts)
     before = [entries(cache, text).clone() for text in range(3)]
     poison(cache)
-    hidden = target.forward(nodes, lineage_of(PARENTS).expand(3, -1, -1), cache)[0]
+    hidden = target.forward(nodes, ancestor_mask_of(PARENTS).expand(3, -1, -1), cache)[0]
     cache.keep(LENGTHS, PATHS)
     assert cache.lengths == [15, 8, 18]
     poison(cache)
@@ -119,16 +120,16 @@ def test_keep_moves_only_the_kept(
 ) -> None:
     """Numbered entries stay the same through growth, moves and leaves."""
     batch = len(firsts)
-    nodes = [sorted(node for node in own if node < added) for own in kept[:batch]]
+    nodes = [sorted(node for node in each if node < added) for each in kept[:batch]]
     cache = KVCache(2, batch)
     for begins, count in (([0] * batch, max(firsts)), (firsts, added)):
         for layer in range(2):
             new = numbered(begins, count, layer)
             keys, values = cache.update(new, -new, layer)
             for text, begin in enumerate(begins):
-                own = numbered([0] * batch, begin + count, layer)[text]
-                assert torch.equal(keys[text, :, : begin + count], own)
-                assert torch.equal(values[text, :, : begin + count], -own)
+                expected = numbered([0] * batch, begin + count, layer)[text]
+                assert torch.equal(keys[text, :, : begin + count], expected)
+                assert torch.equal(values[text, :, : begin + count], -expected)
                 assert keys.shape[2] == values.shape[2] == max(begins) + count
                 assert not keys[text, :, begin + count :].any()
                 assert not values[text, :, begin + count :].any()
@@ -145,9 +146,9 @@ def test_keep_moves_only_the_kept(
     for place, text in enumerate(texts):
         numbers = list(range(firsts[text])) + [firsts[text] + node for node in nodes[text]]
         for layer in range(2):
-            own = numbered([0] * batch, firsts[text] + added, layer)[text][:, numbers]
-            assert torch.equal(entries(cache, place)[layer, 0], own)
-            assert torch.equal(entries(cache, place)[layer, 1], -own)
+            expected = numbered([0] * batch, firsts[text] + added, layer)[text][:, numbers]
+            assert torch.equal(entries(cache, place)[layer, 0], expected)
+            assert torch.equal(entries(cache, place)[layer, 1], -expected)
 
 
 @settings(max_examples=50, deadline=None)
@@ -170,9 +171,9 @@ def test_append_takes_in_texts_of_any_length(lengths: list[int], leaving: int) -
     assert cache.lengths == [length for _, length in texts]
     for place, (index, length) in enumerate(texts):
         for layer in range(2):
-            own = numbered([0], length, layer)[0] + index
-            assert torch.equal(entries(cache, place)[layer, 0], own)
-            assert torch.equal(entries(cache, place)[layer, 1], -own)
+            expected = numbered([0], length, layer)[0] + index
+            assert torch.equal(entries(cache, place)[layer, 0], expected)
+            assert torch.equal(entries(cache, place)[layer, 1], -expected)
 
 
 @settings(max_examples=100, deadline=None)
@@ -188,18 +189,18 @@ def test_visible(data: st.DataObject, lengths: list[int], count: int, window: in
     for _ in lengths:
         drawn = [data.draw(st.none() | st.integers(0, node)) for node in range(count - 1)]
         forests.append([None, *drawn])
-    lineages, positions = [], []
+    ancestor_masks, positions = [], []
     for committed, parents in zip(lengths, forests, strict=True):
-        lineage, position = torch.eye(count, dtype=torch.bool), []
+        ancestor_mask, position = torch.eye(count, dtype=torch.bool), []
         for node, parent in enumerate(parents):
             if parent is not None:
-                lineage[node] |= lineage[parent]
+                ancestor_mask[node] |= ancestor_mask[parent]
             position.append(committed if parent is None else position[parent] + 1)
-        lineages.append(lineage)
+        ancestor_masks.append(ancestor_mask)
         positions.append(position)
     new = data.draw(st.integers(1, count))
     mask, found = visible(
-        torch.stack(lineages)[:, -new:], [length + count - new for length in lengths], window
+        torch.stack(ancestor_masks)[:, -new:], [length + count - new for length in lengths], window
     )
     assert found.tolist() == [position[-new:] for position in positions]
     columns = max(lengths) + count
@@ -211,14 +212,14 @@ def test_visible(data: st.DataObject, lengths: list[int], count: int, window: in
             expected = [
                 key > reach if key < committed else
                 key < committed + count
-                and bool(lineages[text][node, key - committed])
+                and bool(ancestor_masks[text][node, key - committed])
                 and position[key - committed] > reach
                 for key in range(columns)
             ]  # fmt: skip
             assert mask[text, row].tolist() == expected
 
 
-def test_one_lineage_serves_all_texts() -> None:
+def test_one_ancestor_mask_serves_all_texts() -> None:
     several = visible(causal(4, torch.device("cpu")).expand(3, -1, -1), [2, 0, 5], 3)
     for got, expected in zip(
         visible(causal(4, torch.device("cpu")), [2, 0, 5], 3), several, strict=True

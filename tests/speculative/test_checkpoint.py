@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Published checkpoints, and our own format: int8 rows with one scale each."""
 
 import json
@@ -115,10 +116,10 @@ def test_other_peoples_int8_is_left_alone() -> None:
 
 def test_a_draft_with_its_own_embedding_and_head(tmp_path: Path, target: CausalModel) -> None:
     state = eagle(target).state_dict()
-    own = {EMBEDDING: torch.randn(VOCAB, SIZE), HEAD: torch.randn(VOCAB, SIZE)}
-    loaded = load_draft(save_draft(tmp_path, state | own), target)
-    assert torch.equal(loaded.embedding, own[EMBEDDING])
-    assert torch.equal(loaded.lm_head.weight, own[HEAD])
+    draft_tensors = {EMBEDDING: torch.randn(VOCAB, SIZE), HEAD: torch.randn(VOCAB, SIZE)}
+    loaded = load_draft(save_draft(tmp_path, state | draft_tensors), target)
+    assert torch.equal(loaded.embedding, draft_tensors[EMBEDDING])
+    assert torch.equal(loaded.lm_head.weight, draft_tensors[HEAD])
     with pytest.raises(ValueError, match=r"embed_tokens.weight.*\[199, 32\], got \[7, 32\]"):
         load_draft(save_draft(tmp_path, state | {EMBEDDING: torch.randn(7, SIZE)}), target)
 
@@ -128,7 +129,7 @@ def test_an_ordinary_model_is_a_draft_too(tmp_path: Path, target: CausalModel) -
     draft = load_draft(tmp_path, target.model)
     assert isinstance(draft, ModelDraft)
     model, text, truth = example("llama")
-    result = generate(model, draft, text, 11, head="dense", depth=4, top_k=1)
+    result = generate(model, draft, text, 11, head="dense", depth=4, tree_width=1)
     assert result.tokens.tolist() == truth[:11].tolist()
     assert result.acceptance_lengths == [5, 5]
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The drafts: EAGLE's layer against its formula, and the loop's calls of a draft."""
 
 from typing import Any
@@ -67,10 +68,10 @@ def test_eagle_equals_its_formula(changes: dict[str, Any]) -> None:
 
     # Two nodes below the text, then a child of the second and one of the first.
     first, second = torch.tensor([3, 4]), torch.tensor([5, 6])
-    own, rows = torch.eye(2).bool(), torch.tensor([1, 0])
-    features = draft.step(first[None], feature.expand(1, 2, -1), own[None], cache)[0]
-    lineage = torch.cat((own[rows], own), dim=1)
-    deeper = draft.step(second[None], features[None, rows], lineage[None], cache)[0]
+    itself, rows = torch.eye(2).bool(), torch.tensor([1, 0])
+    features = draft.step(first[None], feature.expand(1, 2, -1), itself[None], cache)[0]
+    ancestor_mask = torch.cat((itself[rows], itself), dim=1)
+    deeper = draft.step(second[None], features[None, rows], ancestor_mask[None], cache)[0]
     for node, parent in ((0, 1), (1, 0)):
         path = torch.cat((text[1:], first[parent : parent + 1], second[node : node + 1]))
         inputs = torch.cat((hidden, feature, features[parent : parent + 1]))
@@ -119,7 +120,7 @@ class Recorder:
 
     def __init__(self, draft: Any) -> None:
         self.draft = draft
-        self.lm_head, self.taps = draft.lm_head, draft.taps
+        self.lm_head, self.feature_layers = draft.lm_head, draft.feature_layers
         self.head_input, self.step, self.new_cache = draft.head_input, draft.step, draft.new_cache
         self.tokens: list[Tensor] = []
         self.hidden: list[Tensor] = []
@@ -145,7 +146,7 @@ def test_a_draft_hears_the_text_and_the_targets_true_features(kind: str) -> None
         "eagle3": lambda: Eagle3Draft(config, target),
     }
     draft = Recorder(drafts[kind]())
-    result = generate(target, draft, text, len(truth), head="dense", depth=3, top_k=3)
+    result = generate(target, draft, text, len(truth), head="dense", depth=3, tree_width=3)
 
     told = torch.cat(draft.tokens)
     whole = torch.cat((text[0], result.tokens))
@@ -172,7 +173,7 @@ def test_texts_of_different_lengths_are_read_side_by_side() -> None:
     config = eagle_config(eagle_aux_hidden_state_layer_ids=[1, 0])
     tokens, counts = torch.stack([prompt(6, seed=seed)[0] for seed in (1, 2)]), [6, 3]
     for draft in (ModelDraft(target), eagle(target), Eagle3Draft(config, target)):
-        width = SIZE * max(1, len(draft.taps))
+        width = SIZE * max(1, len(draft.feature_layers))
         hidden = torch.randn(2, 6, width)
         both = draft.new_cache()
         both.append(draft.new_cache())

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EAGLE-3 in every public format: its computation, and the loop with it."""
 
 from functools import cache
@@ -42,8 +43,8 @@ class First(Dense):
         super().__init__(draft.lm_head)
         self.first: list[int] = []
 
-    def topk(self, hidden: Tensor, k: int, groups: Tensor) -> tuple[Tensor, Tensor]:
-        log_probs, tokens = super().topk(hidden, k, groups)
+    def topk(self, hidden: Tensor, k: int, row_groups: Tensor) -> tuple[Tensor, Tensor]:
+        log_probs, tokens = super().topk(hidden, k, row_groups)
         self.first.append(int(tokens[0, 0]))
         return log_probs, tokens
 
@@ -56,12 +57,12 @@ def test_the_loop_drafts_what_the_formula_does(
     model, text, truth = example()
     state = tensors(name)
     draft, plain = load_draft(write(tmp_path, name, state), target), Plain(name, state, target)
-    assert list(draft.taps) == plain.taps
+    assert list(draft.feature_layers) == plain.feature_layers
     whole = torch.cat((text[0], truth))
     with torch.no_grad():
         hidden_states = model.model(whole[None], output_hidden_states=True).hidden_states
     before, spy = plain.fused(hidden_states), First(draft)
-    result = generate(target, draft, text, len(truth), head=spy, depth=DEPTH, top_k=1)
+    result = generate(target, draft, text, len(truth), head=spy, depth=DEPTH, tree_width=1)
     assert result.tokens.tolist() == truth.tolist()
     for step in (0, 3):
         newest = text.shape[1] + sum(result.acceptance_lengths[:step])
@@ -78,25 +79,25 @@ def test_features_and_logits_equal_the_formula(
     model, text, _ = example()
     state = tensors(name)
     draft, plain = load_draft(write(tmp_path, name, state), target), Plain(name, state, target)
-    hidden, read = target.prefill(text[0], target.new_cache(), draft.taps)
+    hidden, read = target.prefill(text[0], target.new_cache(), draft.feature_layers)
     hidden_states = model.model(text, output_hidden_states=True).hidden_states
     expected = plain.features(text[0, 1:], plain.fused(hidden_states)[:-1])
     logits = plain.logits(expected)
 
-    own = draft.new_cache()
-    draft.extend(text[:, :6], read[None, :5], [6], own)
-    feature = draft.extend(text[:, 6:9], read[None, 5:8], [3], own)
+    cache = draft.new_cache()
+    draft.extend(text[:, :6], read[None, :5], [6], cache)
+    feature = draft.extend(text[:, 6:9], read[None, 5:8], [3], cache)
     close(feature, expected[7:8])
     close(draft.lm_head.logits(draft.head_input(feature)), logits[7:8])
 
     node = torch.tensor([[3]])
-    below = draft.step(node, feature[None], torch.ones(1, 1, 1, dtype=torch.bool), own)
+    below = draft.step(node, feature[None], torch.ones(1, 1, 1, dtype=torch.bool), cache)
     path = torch.cat((text[0, 1:9], node[0]))
     inputs = torch.cat((plain.fused(hidden_states)[:8], expected[7:8]))
     close(below[0], plain.features(path, inputs)[-1:])
 
-    own.keep([8], [[]])
-    close(draft.extend(text[:, 9:], read[None, 8:11], [3], own), expected[-1:])
+    cache.keep([8], [[]])
+    close(draft.extend(text[:, 9:], read[None, 8:11], [3], cache), expected[-1:])
     assert hidden.shape == (12, SIZE)
 
 
@@ -111,10 +112,10 @@ def test_the_output_is_the_targets(
 ) -> None:
     _, text, truth = example()
     draft = load_draft(write(tmp_path, name, tensors(name)), target)
-    ranking = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(7))
+    frequent = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(7))
     for capacity in (8, VOCAB):
         result = generate(
-            target, draft, text, len(truth), head=head, capacity=capacity, frequency=ranking
+            target, draft, text, len(truth), head=head, capacity=capacity, frequent_tokens=frequent
         )
         assert result.tokens.tolist() == truth.tolist()
 
@@ -124,7 +125,7 @@ def test_texts_of_a_batch_have_vocabularies_of_their_own_rows(
 ) -> None:
     draft = load_draft(write(tmp_path, "official", tensors("official")), target)
     texts = [prompt(length, seed=length) for length in (5, 12)]
-    batch = Batch(target, draft, groups=2, capacity=16, depth=3, top_k=4, tree_size=9)
+    batch = Batch(target, draft, num_groups=2, capacity=16, depth=3, tree_width=4, tree_size=9)
     requests = [batch.join(text, 16) for text in texts]
     while batch.requests:
         batch.step()
@@ -179,9 +180,9 @@ def test_a_narrower_draft_brings_its_own_embedding_and_head(
         load_draft(tmp_path, target)
 
 
-@pytest.mark.parametrize("taps", [[2, 3, 7], [-1, 2, 3]])
-def test_taps_that_the_target_does_not_have(taps: list[int], target: CausalModel) -> None:
-    config = eagle_config(eagle_aux_hidden_state_layer_ids=taps)
+@pytest.mark.parametrize("feature_layers", [[2, 3, 7], [-1, 2, 3]])
+def test_taps_that_the_target_does_not_have(feature_layers: list[int], target: CausalModel) -> None:
+    config = eagle_config(eagle_aux_hidden_state_layer_ids=feature_layers)
     with pytest.raises(ValueError, match=r"layer_ids: expected layers of the target, in \[0, 7\)"):
         Eagle3Draft(config, target)
     with pytest.raises(ValueError, match=r"in \[0, 2\), got \[2, 1, -1\]"):

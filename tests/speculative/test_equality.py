@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """With any draft the output equals the target's own greedy output, token for token."""
 
 from typing import Any
@@ -24,9 +25,9 @@ from .models import (
     truncated,
 )
 
-SHAPES = ((1, 1, 1), (3, 4, 7), (5, 8, 40))  # depth, top_k, tree_size
+SHAPES = ((1, 1, 1), (3, 4, 7), (5, 8, 40))  # depth, tree_width, tree_size
 CAPACITIES = (1, 8, 64, 4 * VOCAB)
-RANKING = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(7))
+FREQUENT = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(7))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -35,11 +36,11 @@ RANKING = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(7))
 def test_equals_transformers(kind: str, head: Any, shape: tuple[int, int, int]) -> None:
     model, text, truth = example(kind)
     target, draft = CausalModel(model), noisy(model)
-    depth, top_k, size = shape
+    depth, tree_width, size = shape
     for capacity in CAPACITIES if head != "dense" else (1,):
         result = generate(
-            target, draft, text, len(truth), head=head, capacity=capacity, frequency=RANKING,
-            depth=depth, top_k=top_k, tree_size=size,
+            target, draft, text, len(truth), head=head, capacity=capacity, frequent_tokens=FREQUENT,
+            depth=depth, tree_width=tree_width, tree_size=size,
         )  # fmt: skip
         assert result.tokens.tolist() == truth.tolist(), f"capacity {capacity}"
 
@@ -49,7 +50,7 @@ def test_equals_transformers(kind: str, head: Any, shape: tuple[int, int, int]) 
 def test_a_noisy_copy_is_mostly_accepted(kind: str, head: Any) -> None:
     model, text, truth = example(kind)
     result = generate(
-        model, noisy(model), text, len(truth), head=head, capacity=VOCAB, frequency=RANKING
+        model, noisy(model), text, len(truth), head=head, capacity=VOCAB, frequent_tokens=FREQUENT
     )
     assert result.tokens.tolist() == truth.tolist()
     assert result.stats.tau > 1.5
@@ -61,7 +62,7 @@ def test_a_perfect_copy_reaches_the_greatest_acceptance(kind: str) -> None:
     depth = 4
     count = 1 + 5 * (depth + 1)
     result = generate(
-        model, model, text, count, head="dense", depth=depth, top_k=1, tree_size=depth
+        model, model, text, count, head="dense", depth=depth, tree_width=1, tree_size=depth
     )
     assert result.tokens.tolist() == truth[:count].tolist()
     assert result.acceptance_lengths == [depth + 1] * 5
@@ -83,7 +84,7 @@ def test_a_broken_draft_costs_time_and_nothing_else(value: float, head: Any) -> 
     model, text, truth = example("llama")
     target = CausalModel(model)
     result = generate(
-        target, Scrambled(target, value), text, 8, head=head, capacity=64, frequency=RANKING
+        target, Scrambled(target, value), text, 8, head=head, capacity=64, frequent_tokens=FREQUENT
     )
     assert result.tokens.tolist() == truth[:8].tolist()
 
@@ -96,7 +97,7 @@ def test_a_broken_draft_costs_time_and_nothing_else(value: float, head: Any) -> 
     shape=st.tuples(st.integers(1, 5), st.integers(1, 12), st.integers(1, 50)),
     capacity=st.integers(1, 250),
     pinned=st.integers(0, 8),
-    initial=st.integers(0, VOCAB),
+    frequent=st.integers(0, VOCAB),
     mode=st.sampled_from(["indexed", "packed"]),
     sources=st.sets(st.sampled_from(MICROSPEC)),
 )
@@ -107,18 +108,18 @@ def test_equals_transformers_under_any_settings(
     shape: tuple[int, int, int],
     capacity: int,
     pinned: int,
-    initial: int,
+    frequent: int,
     mode: Any,
     sources: set[Any],
 ) -> None:
     model, _, _ = example(kind)
     text = prompt(length, seed=length)
     truth = greedy(model, text, count).tolist() if count else []
-    depth, top_k, size = shape
+    depth, tree_width, size = shape
     result = generate(
-        model, noisy(model), text, count, head="sparse", depth=depth, top_k=top_k, tree_size=size,
-        capacity=capacity, mode=mode,
-        policy=Policy(tuple(sources), RANKING[:initial], RANKING[: min(pinned, capacity)]),
+        model, noisy(model), text, count, head="sparse", depth=depth, tree_width=tree_width,
+        tree_size=size, capacity=capacity, mode=mode, policy=Policy(tuple(sources),
+        FREQUENT[:frequent], FREQUENT[: min(pinned, capacity)]),
     )  # fmt: skip
     assert result.tokens.tolist() == truth
 
@@ -157,7 +158,15 @@ def test_end_of_text_inside_a_tree(head: Any) -> None:
         model.generation_config.eos_token_id = [VOCAB - 1, end]
         expected = greedy(model, text, 32).tolist()
         result = generate(
-            model, model, text, 32, head=head, capacity=VOCAB, depth=depth, top_k=2, tree_size=12
+            model,
+            model,
+            text,
+            32,
+            head=head,
+            capacity=VOCAB,
+            depth=depth,
+            tree_width=2,
+            tree_size=12,
         )
         assert result.tokens.tolist() == expected == truth[: place + 1]
         assert 1 + sum(result.acceptance_lengths) == place + 1
@@ -175,7 +184,7 @@ def test_end_of_text_as_the_first_token() -> None:
 @pytest.mark.parametrize("count", range(9))
 def test_just_as_many_tokens_as_asked_for(count: int) -> None:
     model, text, truth = example("qwen3")
-    result = generate(model, model, text[0].int(), count, depth=3, top_k=2, tree_size=6)
+    result = generate(model, model, text[0].int(), count, depth=3, tree_width=2, tree_size=6)
     assert result.tokens.tolist() == truth[:count].tolist()
     assert result.tokens.dtype == torch.int64
 
@@ -195,7 +204,7 @@ def test_sliding_windows(kind: str, window: dict[str, Any], attention: str) -> N
     text = prompt(24)
     truth = greedy(model, text, 24)
     assert truth.tolist() != greedy(tiny(kind, sliding_window=None), text, 24).tolist()
-    result = generate(model, noisy(model, 0.01), text, 24, head="dense", depth=4, top_k=4)
+    result = generate(model, noisy(model, 0.01), text, 24, head="dense", depth=4, tree_width=4)
     assert result.tokens.tolist() == truth.tolist()
     assert result.stats.tau > 1.5
 
@@ -218,7 +227,15 @@ def test_a_bias_of_the_lm_head(head: Any) -> None:
     text = prompt(24)
     truth = greedy(model, text, 24)
     result = generate(
-        model, model, text, 24, head=head, capacity=VOCAB, frequency=RANKING, top_k=1, depth=3
+        model,
+        model,
+        text,
+        24,
+        head=head,
+        capacity=VOCAB,
+        frequent_tokens=FREQUENT,
+        tree_width=1,
+        depth=3,
     )
     assert result.tokens.tolist() == truth.tolist()
     # A draft head without the bias would rank by other logits than the target's.

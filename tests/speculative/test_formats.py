@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Errors name the fault of an EAGLE-3 checkpoint, and the method of a foreign draft."""
 
 import json
@@ -26,8 +27,8 @@ def target() -> CausalModel:
 def changed(name: str, change: Callable[[Tensor], Any]) -> Callable[[State], State]:
     def apply(state: State) -> State:
         tensor = state[name].clone()
-        given = change(tensor)
-        return state | {name: tensor if given is None else given}
+        result = change(tensor)
+        return state | {name: tensor if result is None else result}
 
     return apply
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The three heads rank equally over the same tokens; and what the sparse one learns."""
 
 from typing import Any
@@ -34,7 +35,7 @@ def in_group(group: int, tokens: Tensor) -> Tensor:
     return torch.full_like(tokens, group)
 
 
-def known(head: Head, group: int = 0) -> list[int]:
+def proposable(head: Head, group: int = 0) -> list[int]:
     return head.contains(EVERY, in_group(group, EVERY)).nonzero().flatten().tolist()
 
 
@@ -55,9 +56,9 @@ def test_heads_rank_their_tokens(name: Any, bias: Tensor | None) -> None:
     assert torch.equal(tokens, expected_tokens)
     assert log_probs.dtype == torch.float32
     torch.testing.assert_close(log_probs, expected_log_probs)
-    assert known(head) == ids.sort().values.tolist()
+    assert proposable(head) == ids.sort().values.tolist()
     assert head.active().tolist() == [len(ids)]
-    assert head.groups == 1
+    assert head.num_groups == 1
 
 
 @pytest.mark.parametrize("mode", ["indexed", "packed"])
@@ -65,12 +66,12 @@ def test_a_vocabulary_for_each_group(mode: Any) -> None:
     """Rows rank their group's tokens, while other groups gain and lose theirs."""
     pinned = [5, 6]
     policy = Policy(MICROSPEC, pinned=pinned)
-    head = make_head("sparse", LMHead(WEIGHT, BIAS), 30, None, policy, mode, groups=3)
-    assert head.groups == 3
+    head = make_head("sparse", LMHead(WEIGHT, BIAS), 30, None, policy, mode, num_groups=3)
+    assert head.num_groups == 3
     rest = IDS[~torch.isin(IDS, torch.tensor(pinned))]
     taught = {0: rest[:20], 2: rest[40:80]}
     tokens = torch.cat(list(taught.values()))
-    groups = torch.cat([in_group(group, own) for group, own in taught.items()])
+    groups = torch.cat([in_group(group, learned) for group, learned in taught.items()])
     mixed = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(4))
     head.observe(tokens[mixed], groups[mixed])
     newest = {group: tokens[mixed][groups[mixed] == group][-28:] for group in taught}
@@ -79,11 +80,11 @@ def test_a_vocabulary_for_each_group(mode: Any) -> None:
         rows = torch.tensor([2, 0, 1, 1, 0, 2])
         log_probs, ids = head.topk(HIDDEN, 12, rows)
         for group in range(3):
-            own = torch.cat((torch.tensor(pinned), newest.get(group, IDS[:0])))
-            assert known(head, group) == own.sort().values.tolist()
-            assert head.active()[group] == len(own)
-            count = min(12, len(own))
-            expected = restricted(HIDDEN[rows == group], own, BIAS, count)
+            tokens_of_group = torch.cat((torch.tensor(pinned), newest.get(group, IDS[:0])))
+            assert proposable(head, group) == tokens_of_group.sort().values.tolist()
+            assert head.active()[group] == len(tokens_of_group)
+            count = min(12, len(tokens_of_group))
+            expected = restricted(HIDDEN[rows == group], tokens_of_group, BIAS, count)
             torch.testing.assert_close(log_probs[rows == group, :count], expected[0])
             assert torch.equal(ids[rows == group, :count], expected[1])
             assert (ids[rows == group, count:] == -1).all()
@@ -96,23 +97,23 @@ def test_a_vocabulary_for_each_group(mode: Any) -> None:
 
 
 def test_make_head() -> None:
-    ranking, lm_head, policy = EVERY.flip(0).int(), LMHead(WEIGHT), Policy(MICROSPEC)
-    static = make_head("static", lm_head, 3, ranking, policy, "indexed")
-    assert known(static) == [196, 197, 198]
-    for floor in (10, 4, 0):
-        policy = Policy(MICROSPEC, pinned=ranking[:floor])
-        sparse = make_head("sparse", lm_head, 30, ranking, policy, "indexed")
-        assert sparse.active().tolist() == [floor]
+    frequent, lm_head, policy = EVERY.flip(0).int(), LMHead(WEIGHT), Policy(MICROSPEC)
+    static = make_head("static", lm_head, 3, frequent, policy, "indexed")
+    assert proposable(static) == [196, 197, 198]
+    for count in (10, 4, 0):
+        policy = Policy(MICROSPEC, pinned=frequent[:count])
+        sparse = make_head("sparse", lm_head, 30, frequent, policy, "indexed")
+        assert sparse.active().tolist() == [count]
         sparse.observe(EVERY[:100], in_group(0, EVERY[:100]))
-        assert set(range(VOCAB - floor, VOCAB)) <= set(known(sparse))
+        assert set(range(VOCAB - count, VOCAB)) <= set(proposable(sparse))
         assert sparse.active().tolist() == [30]
-    policy = Policy(MICROSPEC, initial=ranking[:20], pinned=[3])
+    policy = Policy(MICROSPEC, frequent_tokens=frequent[:20], pinned=[3])
     sparse = make_head("sparse", lm_head, 12, None, policy, "indexed")
-    assert known(sparse) == [3, *range(VOCAB - 11, VOCAB)]
+    assert proposable(sparse) == [3, *range(VOCAB - 11, VOCAB)]
 
 
 def test_packed_groups_are_two_buffers_of_one_slab() -> None:
-    vocab = ActiveVocab(VOCAB, 30, groups=3)
+    vocab = ActiveVocab(VOCAB, 30, num_groups=3)
     packed = Sparse(LMHead(WEIGHT), vocab, "packed")
     assert packed.head.slab is not None
     buffers = packed.head.slab.buffers
@@ -124,7 +125,7 @@ def test_the_sparse_head_hears_all_sources_and_coverage_is_counted() -> None:
     depth, draft = 3, noisy(model)
     spy = Spy(CausalModel(draft).lm_head, 40)
     result = generate(
-        model, draft, text, len(truth), head=spy, depth=depth, top_k=4, tree_size=100,
+        model, draft, text, len(truth), head=spy, depth=depth, tree_width=4, tree_size=100,
         policy=Policy(MICROSPEC),
     )  # fmt: skip
     assert result.tokens.tolist() == truth.tolist()
@@ -141,7 +142,7 @@ def test_the_sparse_head_hears_all_sources_and_coverage_is_counted() -> None:
         assert all(other == [active] for other in spy.at_call[calls]), "it changed under a draft"
         # A tree of 100 nodes holds all candidates, so the head has observed all of them.
         told = set(spy.told[step + 1].tolist())
-        assert set().union(*(own[0] for own in spy.proposed[calls])) <= told
+        assert set().union(*(proposed[0] for proposed in spy.proposed[calls])) <= told
         emitted = truth[at : at + length].tolist()
         assert set(emitted) <= told
         assert set(emitted[:-1]) <= active, "accepted, though it could not be proposed"
@@ -168,7 +169,7 @@ def test_a_head_of_ones_own_keeps_what_it_learned() -> None:
     model, text, truth = example("llama")
     spy, policy = Spy(CausalModel(model).lm_head, VOCAB), Policy(ON_STEP)
     taus = [
-        generate(model, model, text, len(truth), head=spy, top_k=2, policy=policy).stats.tau
+        generate(model, model, text, len(truth), head=spy, tree_width=2, policy=policy).stats.tau
         for _ in range(2)
     ]
     assert taus[1] > taus[0]

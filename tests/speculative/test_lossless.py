@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Speculated text follows the target's distribution for every head; broken rules are detected."""
 
 from collections.abc import Callable
@@ -9,12 +10,12 @@ from torch import Tensor
 
 from microspec_kernels.speculative import Sampling, chain
 from microspec_kernels.speculative import verify as rules
-from microspec_kernels.speculative.chain import Numbers
-from microspec_kernels.speculative.sampling import draw, uniforms
+from microspec_kernels.speculative.chain import ChainUniforms
+from microspec_kernels.speculative.sampling import draw, uniforms_at
 
 from . import markov
-from .law import check
-from .markov import HEADS, VOCAB, law_of_texts, make_head, numbered, speculate
+from .distribution import check
+from .markov import HEADS, VOCAB, distribution_of_texts, make_head, numbered, speculate
 
 TEXTS, LENGTH = 100_000, 3
 WARPED = Sampling(temperature=0.8, top_p=0.9, top_k=8)
@@ -24,20 +25,23 @@ def check_lossless(kind: str, head: str, sampling: Sampling) -> None:
     """Check that single tokens, pairs and triples follow the target's distributions."""
     texts, per_step = speculate(kind, make_head(head, TEXTS), sampling, torch.arange(TEXTS), LENGTH)
     assert per_step > 1.1, "hardly a draft was accepted: the test would say little"
-    law = law_of_texts(sampling, LENGTH).view((VOCAB,) * LENGTH)
+    distribution = distribution_of_texts(sampling, LENGTH).view((VOCAB,) * LENGTH)
     for columns in ((0,), (1,), (2,), (0, 1), (1, 2), (0, 1, 2)):
         others = [column for column in range(LENGTH) if column not in columns]
-        check(numbered(texts[:, columns]), law.sum(others).flatten() if others else law.flatten())
+        check(
+            numbered(texts[:, columns]),
+            distribution.sum(others).flatten() if others else distribution.flatten(),
+        )
 
 
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("kind", ["tree", "chain"])
-def test_the_law_is_the_targets(kind: str, head: str) -> None:
+def test_the_distribution_is_the_targets(kind: str, head: str) -> None:
     check_lossless(kind, head, Sampling(1.0))
 
 
 @pytest.mark.parametrize("kind", ["tree", "chain"])
-def test_the_law_is_the_targets_warped(kind: str) -> None:
+def test_the_distribution_is_the_targets_warped(kind: str) -> None:
     check_lossless(kind, "sparse", WARPED)
 
 
@@ -45,15 +49,15 @@ def alone(seeds: Tensor, rule: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """Draw the target's texts by `rule`, from logits and the uniforms of their positions."""
     texts = torch.full((len(seeds), LENGTH + 1), markov.ROOT)
     for place in range(LENGTH):
-        numbers = uniforms(seeds, torch.full_like(seeds, place + 1))
-        texts[:, place + 1] = rule(markov.LOGITS[texts[:, place]], numbers)
+        uniforms = uniforms_at(seeds, torch.full_like(seeds, place + 1))
+        texts[:, place + 1] = rule(markov.LOGITS[texts[:, place]], uniforms)
     return texts[:, 1:]
 
 
 def test_trees_and_chains_of_nothing_give_the_text_of_the_target_alone() -> None:
     """The texts agree token by token: a position's uniform decides, whatever was drafted."""
     seeds = torch.arange(1000)
-    chosen = alone(seeds, lambda logits, numbers: markov.choose(logits, numbers, WARPED))
+    chosen = alone(seeds, lambda logits, uniforms: markov.choose(logits, uniforms, WARPED))
     for head in HEADS:
         texts, _ = speculate("tree", make_head(head, 1000), WARPED, seeds, LENGTH)
         assert torch.equal(texts, chosen)
@@ -61,7 +65,7 @@ def test_trees_and_chains_of_nothing_give_the_text_of_the_target_alone() -> None
     empty.vocab.reset()
     empty.observe = lambda tokens, groups: None
     texts, per_step = speculate("chain", empty, WARPED, seeds, LENGTH)
-    drawn = alone(seeds, lambda logits, numbers: draw(WARPED.probabilities(logits), numbers))
+    drawn = alone(seeds, lambda logits, uniforms: draw(WARPED.probabilities(logits), uniforms))
     assert torch.equal(texts, drawn) and per_step == 1
 
 
@@ -79,12 +83,12 @@ def broken(kind: str, head: str = "dense") -> Callable[[Broken], Broken]:
 
 @broken("chain")
 def accepts_everything(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(rules, "accepted", lambda p, q, numbers: q > 0)
+    patch.setattr(rules, "accepted", lambda p, q, uniforms: q > 0)
 
 
 @broken("chain")
 def inverts_the_ratio(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(rules, "accepted", lambda p, q, numbers: numbers * p < q)
+    patch.setattr(rules, "accepted", lambda p, q, uniforms: uniforms * p < q)
 
 
 @broken("chain")
@@ -114,9 +118,9 @@ def draws_the_bonus_from_the_draft(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(rules, "verify_chain", verify)
 
 
-def renumber(patch: pytest.MonkeyPatch, change: Callable[[Numbers], Numbers]) -> None:
-    right = chain.chain_numbers
-    patch.setattr(chain, "chain_numbers", lambda *key: change(right(*key)))
+def renumber(patch: pytest.MonkeyPatch, change: Callable[[ChainUniforms], ChainUniforms]) -> None:
+    right = chain.chain_uniforms
+    patch.setattr(chain, "chain_uniforms", lambda *key: change(right(*key)))
 
 
 @broken("chain")
@@ -143,23 +147,23 @@ def accepts_every_level_by_one_number(patch: pytest.MonkeyPatch) -> None:
 def redrafts_by_numbers_that_taught_the_vocabulary(patch: pytest.MonkeyPatch) -> None:
     """Draft with the uniform of the token's own position, which a later chain uses again."""
 
-    def numbers(seeds: Tensor, places: Tensor, depth: int) -> Numbers:
-        own = (places[:, None] + torch.arange(1, depth + 2)).contiguous()
-        draws = (uniforms(seeds[:, None], own, stream) for stream in (1, 2, 0))
+    def uniforms(seeds: Tensor, positions: Tensor, depth: int) -> ChainUniforms:
+        next_positions = (positions[:, None] + torch.arange(1, depth + 2)).contiguous()
+        draws = (uniforms_at(seeds[:, None], next_positions, stream) for stream in (1, 2, 0))
         draft, accept, final = draws
-        return Numbers(draft[:, :-1], accept[:, :-1], final)
+        return ChainUniforms(draft[:, :-1], accept[:, :-1], final)
 
-    patch.setattr(chain, "chain_numbers", numbers)
+    patch.setattr(chain, "chain_uniforms", uniforms)
 
 
 @broken("chain")
-def forgets_what_the_drafts_law_was(patch: pytest.MonkeyPatch) -> None:
+def forgets_what_the_drafts_distribution_was(patch: pytest.MonkeyPatch) -> None:
     """Verify with a flatter distribution than the draft drew from, like another temperature."""
     propose = chain.propose
 
     def flatter(*arguments: Any) -> tuple[Tensor, Tensor]:
-        tokens, law = propose(*arguments)
-        return tokens, law.sqrt() / law.sqrt().sum(1, keepdim=True)
+        tokens, distribution = propose(*arguments)
+        return tokens, distribution.sqrt() / distribution.sqrt().sum(1, keepdim=True)
 
     patch.setattr(chain, "propose", flatter)
 
@@ -198,8 +202,8 @@ def chooses_among_children_only(patch: pytest.MonkeyPatch) -> None:
 def tries_again_where_no_child_fits(patch: pytest.MonkeyPatch) -> None:
     def again(tree: Any, texts: Tensor, nodes: Tensor, chosen: Tensor) -> Tensor:
         hit = (children(tree, texts, nodes) & (tree.tokens[texts] == chosen[:, None])).any(1)
-        law = Sampling(1.0).probabilities(markov.LOGITS[tree.tokens[texts, nodes]])
-        return chosen.where(hit, torch.multinomial(law, 1)[:, 0])
+        distribution = Sampling(1.0).probabilities(markov.LOGITS[tree.tokens[texts, nodes]])
+        return chosen.where(hit, torch.multinomial(distribution, 1)[:, 0])
 
     rechoose(patch, again)
 
@@ -209,14 +213,18 @@ def numbers_by_the_depth_in_the_tree(patch: pytest.MonkeyPatch) -> None:
     """Use depth instead of position: each pass then draws its first token by the same uniform."""
     one_step = markov.one_step
     patch.setattr(
-        markov, "one_step", lambda *given: one_step(*given[:-1], torch.zeros_like(given[-1]))
+        markov,
+        "one_step",
+        lambda *arguments: one_step(*arguments[:-1], torch.zeros_like(arguments[-1])),
     )
 
 
 @broken("tree")
 def has_one_number_for_all_places(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
-        markov, "uniforms", lambda seeds, places: uniforms(seeds, torch.zeros_like(places))
+        markov,
+        "uniforms_at",
+        lambda seeds, positions: uniforms_at(seeds, torch.zeros_like(positions)),
     )
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Drafts whose LM head has rows for some tokens only: which tokens they may propose."""
 
 import logging
@@ -37,23 +38,23 @@ HIDDEN = torch.randn(6, D, generator=VALUES)
 # The order is random, so that the test notices a row taken for a token, and the reverse.
 OWN = torch.randperm(VOCAB, generator=VALUES)[:50]
 HALF = LMHead(WEIGHT, BIAS, scale=0.5, softcap=3.0).only(OWN)
-RANKING = torch.randperm(VOCAB, generator=VALUES)
+FREQUENT = torch.randperm(VOCAB, generator=VALUES)
 
 
-def known(head: Head, group: int = 0) -> set[int]:
+def proposable(head: Head, group: int = 0) -> set[int]:
     groups = torch.full_like(EVERY, group)
     return set(head.contains(EVERY, groups).nonzero().flatten().tolist())
 
 
-def check_ranks(head: Head, ids: list[int], groups: Tensor) -> None:
+def check_ranks(head: Head, ids: list[int], row_groups: Tensor) -> None:
     """Check that the head ranks the tokens `ids` and no others, like fp64."""
     tokens = torch.tensor(ids)
     z = 0.5 * (HIDDEN.double() @ WEIGHT[tokens].double().T + BIAS[tokens].double())
     expected = (3 * torch.tanh(z / 3)).log_softmax(-1).topk(5)
-    log_probs, got = head.topk(HIDDEN, 5, groups)
+    log_probs, got = head.topk(HIDDEN, 5, row_groups)
     assert torch.equal(got, tokens[expected.indices])
     torch.testing.assert_close(log_probs, expected.values.float())
-    logits, every = head.logits(HIDDEN, groups)
+    logits, every = head.logits(HIDDEN, row_groups)
     assert {t for t in every.flatten().tolist() if t >= 0} == set(ids)
     close_to = (logits.float() - logits.float().logsumexp(-1, keepdim=True)).topk(5)
     torch.testing.assert_close(close_to.values, log_probs)
@@ -62,11 +63,11 @@ def check_ranks(head: Head, ids: list[int], groups: Tensor) -> None:
 
 def test_rows_and_tokens() -> None:
     assert torch.equal(HALF.ids, OWN) and HALF.vocab_size == VOCAB
-    assert HALF.rows(OWN).tolist() == list(range(50))
+    assert HALF.to_rows(OWN).tolist() == list(range(50))
     others = torch.tensor([t for t in range(VOCAB) if t not in OWN.tolist()] + [-1])
-    assert (HALF.rows(others) == -1).all()
-    assert HALF.tokens(torch.tensor([[3, -1]])).tolist() == [[int(OWN[3]), -1]]
-    assert torch.equal(HALF.known(RANKING).sort().values, OWN.sort().values)
+    assert (HALF.to_rows(others) == -1).all()
+    assert HALF.to_tokens(torch.tensor([[3, -1]])).tolist() == [[int(OWN[3]), -1]]
+    assert torch.equal(HALF.with_rows(FREQUENT).sort().values, OWN.sort().values)
     fewer = HALF.only(OWN[[7, 2]])
     assert (
         torch.equal(fewer.weight, WEIGHT[OWN[[7, 2]]])
@@ -79,34 +80,45 @@ def test_dense_and_static_know_their_rows() -> None:
     groups = torch.zeros(6, dtype=torch.int64)
     dense = make_head("dense", HALF, 9, None, Policy(()), "indexed")
     check_ranks(dense, OWN.tolist(), groups)
-    assert known(dense) == set(OWN.tolist()) and dense.active().tolist() == [50]
-    static = make_head("static", HALF, 9, RANKING.int(), Policy(()), "indexed")
-    first = [t for t in RANKING.tolist() if t in OWN.tolist()][:9]
+    assert proposable(dense) == set(OWN.tolist()) and dense.active().tolist() == [50]
+    static = make_head("static", HALF, 9, FREQUENT.int(), Policy(()), "indexed")
+    first = [t for t in FREQUENT.tolist() if t in OWN.tolist()][:9]
     check_ranks(static, first, groups)
-    assert known(static) == set(first) and static.active().tolist() == [9]
-    strangers = torch.tensor([t for t in RANKING.tolist() if t not in OWN.tolist()])
-    with pytest.raises(ValueError, match=r"frequency: expected tokens that .* has rows for, got"):
+    assert proposable(static) == set(first) and static.active().tolist() == [9]
+    strangers = torch.tensor([t for t in FREQUENT.tolist() if t not in OWN.tolist()])
+    with pytest.raises(
+        ValueError, match=r"frequent_tokens: expected tokens that .* has rows for, got"
+    ):
         make_head("static", HALF, 9, strangers, Policy(()), "indexed")
 
 
 @pytest.mark.parametrize("mode", ["indexed", "packed"])
-@pytest.mark.parametrize("groups", [1, 2])
-def test_sparse_learns_what_it_has_rows_for(mode: Any, groups: int) -> None:
-    own = OWN.tolist()
-    strangers = [t for t in range(VOCAB) if t not in own][:30]
-    policy = Policy((), pinned=[strangers[0], own[30], own[31]], initial=[own[31], own[40]])
-    head = make_head("sparse", HALF, 12, None, policy, mode, groups)
-    assert known(head) == {own[30], own[31], own[40]}
-    last = groups - 1
-    seen = torch.tensor([*strangers, *own[:8], -1])
+@pytest.mark.parametrize("num_groups", [1, 2])
+def test_sparse_learns_what_it_has_rows_for(mode: Any, num_groups: int) -> None:
+    with_rows = OWN.tolist()
+    strangers = [t for t in range(VOCAB) if t not in with_rows][:30]
+    policy = Policy(
+        (),
+        pinned=[strangers[0], with_rows[30], with_rows[31]],
+        frequent_tokens=[with_rows[31], with_rows[40]],
+    )
+    head = make_head("sparse", HALF, 12, None, policy, mode, num_groups)
+    assert proposable(head) == {with_rows[30], with_rows[31], with_rows[40]}
+    last = num_groups - 1
+    seen = torch.tensor([*strangers, *with_rows[:8], -1])
     head.observe(seen, torch.full_like(seen, last))
-    active = [own[30], own[31], own[40], *own[:8]]
+    active = [with_rows[30], with_rows[31], with_rows[40], *with_rows[:8]]
     check_ranks(head, active, torch.full((6,), last))
-    assert known(head, last) == set(active)
+    assert proposable(head, last) == set(active)
     assert head.active().tolist()[last] == 11
-    more = torch.tensor(own[10:14])
+    more = torch.tensor(with_rows[10:14])
     head.observe(more, torch.full_like(more, last))
-    assert known(head, last) == {own[30], own[31], *own[:8][-6:], *own[10:14]}
+    assert proposable(head, last) == {
+        with_rows[30],
+        with_rows[31],
+        *with_rows[:8][-6:],
+        *with_rows[10:14],
+    }
 
 
 @pytest.mark.parametrize("head", ["dense", "static", "sparse"])
@@ -114,12 +126,12 @@ def test_a_perfect_draft_is_right_until_a_token_it_has_no_row_for(head: Any) -> 
     model, text, truth = example("llama")
     target, draft = CausalModel(model), ModelDraft(model)
     missing = set(truth[4::5].tolist()) - set(truth[:4].tolist())
-    own = torch.tensor([t for t in RANKING.tolist() if t not in missing])
-    draft.lm_head = target.lm_head.only(own)
-    policy = Policy(TEXT, initial=RANKING)
+    with_rows = torch.tensor([t for t in FREQUENT.tolist() if t not in missing])
+    draft.lm_head = target.lm_head.only(with_rows)
+    policy = Policy(TEXT, frequent_tokens=FREQUENT)
     result = generate(
-        target, draft, text, len(truth), head=head, capacity=VOCAB, frequency=RANKING,
-        policy=policy, depth=5, top_k=1,
+        target, draft, text, len(truth), head=head, capacity=VOCAB, frequent_tokens=FREQUENT,
+        policy=policy, depth=5, tree_width=1,
     )  # fmt: skip
     assert result.tokens.tolist() == truth.tolist()
     hits = [token not in missing for token in truth.tolist()]
@@ -130,7 +142,7 @@ def test_a_perfect_draft_is_right_until_a_token_it_has_no_row_for(head: Any) -> 
         at += right + 1
     assert result.acceptance_lengths == lengths
     assert result.stats.coverage == sum(hits[1:]) / (len(truth) - 1)
-    assert set(result.stats.active_sizes) == {len(own)}
+    assert set(result.stats.active_sizes) == {len(with_rows)}
 
 
 @torch.no_grad()
@@ -139,17 +151,19 @@ def test_a_chain_is_drawn_from_the_rows_there_are(head: Any) -> None:
     model, text, _ = example("llama")
     draft, cache = ModelDraft(model), KVCache(2)
     draft.lm_head = draft.lm_head.only(OWN)
-    made = make_head(head, draft.lm_head, VOCAB, None, Policy((), initial=OWN), "indexed")
+    drafting_head = make_head(
+        head, draft.lm_head, VOCAB, None, Policy((), frequent_tokens=OWN), "indexed"
+    )
     roots, groups = text[0, -1:], torch.zeros(1, dtype=torch.int64)
     feature = draft.extend(text, text[:, :0], [text.shape[1]], cache)
     chain = sample_chain(
-        roots, feature, groups, draft, cache, made, Sampling(1.0), torch.rand(1, 3).double(),
-        Clock(roots.device, {}),
+        roots, feature, groups, draft, cache, drafting_head, Sampling(1.0), torch.rand(1,
+        3).double(), Clock(roots.device, {}),
     )  # fmt: skip
     assert set(chain.tokens[0, 1:].tolist()) <= set(OWN.tolist())
-    law = model(text).logits[0, -1, OWN].double().softmax(0)
-    expected = torch.zeros(VOCAB, dtype=torch.float64).scatter(0, OWN, law)
-    torch.testing.assert_close(chain.laws[0, 0], expected, rtol=1e-3, atol=1e-6)
+    distribution = model(text).logits[0, -1, OWN].double().softmax(0)
+    expected = torch.zeros(VOCAB, dtype=torch.float64).scatter(0, OWN, distribution)
+    torch.testing.assert_close(chain.draft_probs[0, 0], expected, rtol=1e-3, atol=1e-6)
 
 
 def test_a_head_over_other_rows_is_refused() -> None:
@@ -210,6 +224,6 @@ def test_every_token_has_its_own_row(tmp_path: Path) -> None:
     state["lm_head.weight"] = torch.randn(VOCAB, SIZE)
     draft = load_draft(write(tmp_path, "official", state, draft_vocab_size=VOCAB), target)
     assert torch.equal(draft.lm_head.ids, EVERY)
-    state |= {"d2t": RANKING - EVERY, "t2d": torch.ones(VOCAB, dtype=torch.bool)}
+    state |= {"d2t": FREQUENT - EVERY, "t2d": torch.ones(VOCAB, dtype=torch.bool)}
     draft = load_draft(write(tmp_path, "official", state, draft_vocab_size=None), target)
-    assert torch.equal(draft.lm_head.ids, RANKING)
+    assert torch.equal(draft.lm_head.ids, FREQUENT)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Target and draft with one tokenizer, whose vocabularies differ in padding rows."""
 
 import copy
@@ -55,8 +56,9 @@ def test_the_same_model_but_for_padding(size: int, head: Any, chain: bool) -> No
         alone = greedy(draft, text, 31)
         assert (alone >= VOCAB).any(), "its padding rows are never the best"
     result = generate(
-        model, draft, text, 31, head=head, capacity=MORE, frequency=torch.arange(VOCAB),
-        policy=Policy(TEXT, initial=torch.arange(VOCAB)), depth=5, top_k=1, chain=chain,
+        model, draft, text, 31, head=head, capacity=MORE, frequent_tokens=torch.arange(VOCAB),
+        policy=Policy(TEXT, frequent_tokens=torch.arange(VOCAB)), depth=5, tree_width=1,
+        chain=chain,
     )  # fmt: skip
     assert result.tokens.tolist() == truth.tolist()
     common = min(size, VOCAB)
@@ -85,7 +87,13 @@ def test_a_draft_reads_tokens_beyond_its_embedding() -> None:
     for draft in (short, trained):
         for head in HEADS:
             result = generate(
-                model, draft, text, 24, head=head, capacity=VOCAB, frequency=torch.arange(VOCAB)
+                model,
+                draft,
+                text,
+                24,
+                head=head,
+                capacity=VOCAB,
+                frequent_tokens=torch.arange(VOCAB),
             )
             assert result.tokens.tolist() == truth.tolist(), head
 
@@ -98,7 +106,7 @@ def test_a_prompt_that_the_draft_cannot_read_is_refused() -> None:
     assert len(generate(model, resized(model, MORE), text, 4).tokens) == 4
 
 
-def test_sampled_chains_keep_the_targets_law_of_tokens() -> None:
+def test_sampled_chains_keep_the_targets_distribution_of_tokens() -> None:
     """The draft's distributions are as wide as the target's."""
     model, text, _ = example("llama")
     for size in (FEWER, MORE):
@@ -120,11 +128,11 @@ def test_the_draft_itself_is_left_alone() -> None:
 def test_a_head_of_ones_own_is_over_the_targets_vocabulary() -> None:
     model, text, truth = example("llama")
     draft = ModelDraft(resized(model, MORE))
-    for own in (Dense(draft.lm_head), Sparse(draft.lm_head, ActiveVocab(MORE, 8))):
+    for short in (Dense(draft.lm_head), Sparse(draft.lm_head, ActiveVocab(MORE, 8))):
         with pytest.raises(ValueError, match=r"head: expected .* vocabulary of 199 .* got 208"):
-            generate(model, draft, text, 6, head=own)
+            generate(model, draft, text, 6, head=short)
     head = Dense(draft.lm_head.of_vocabulary(VOCAB))
-    result = generate(model, draft, text, 21, head=head, depth=4, top_k=1)
+    result = generate(model, draft, text, 21, head=head, depth=4, tree_width=1)
     assert result.tokens.tolist() == truth[:21].tolist()
     assert result.acceptance_lengths == [5] * 4
 
@@ -139,7 +147,7 @@ def test_lm_heads_of_another_vocabulary(size: int) -> None:
         fitted = lm_head.of_vocabulary(size)
         assert fitted.vocab_size == size
         tokens = [t for t in lm_head.ids.tolist() if t < size]
-        assert (fitted.rows(every) >= 0).nonzero()[:, 0].tolist() == sorted(tokens)
+        assert (fitted.to_rows(every) >= 0).nonzero()[:, 0].tolist() == sorted(tokens)
         logits = fitted.logits(hidden)
         for row, token in enumerate(fitted.ids.tolist()):
             expected = hidden @ weight[token] + bias[token]
@@ -162,15 +170,15 @@ def test_eagles_own_embedding_and_head(size: int, biased: bool, tmp_path: Path) 
     model = head_bias(model) if biased else model
     target = CausalModel(model)
     state = eagle(target).state_dict()
-    own = {EMBEDDING: torch.randn(size, SIZE), HEAD: torch.randn(size, SIZE)}
+    draft_tensors = {EMBEDDING: torch.randn(size, SIZE), HEAD: torch.randn(size, SIZE)}
     # One folder each: the first draft's tensors may be mapped from its files.
     folders = [tmp_path / name for name in ("own", "whole")]
     for folder in folders:
         folder.mkdir()
-    draft = load_draft(save_draft(folders[0], state | own, vocab_size=size), target)
-    whole = {name: torch.zeros(VOCAB, SIZE) for name in own}
+    draft = load_draft(save_draft(folders[0], state | draft_tensors, vocab_size=size), target)
+    whole = {name: torch.zeros(VOCAB, SIZE) for name in draft_tensors}
     for name, rows in whole.items():
-        rows[:size] = own[name][:VOCAB]
+        rows[:size] = draft_tensors[name][:VOCAB]
     same = load_draft(save_draft(folders[1], state | whole), target)
     assert torch.equal(feature(draft), feature(same))
     hidden = feature(draft)
@@ -180,7 +188,7 @@ def test_eagles_own_embedding_and_head(size: int, biased: bool, tmp_path: Path) 
     assert torch.equal(draft.lm_head.ids, common)
     text = text.clamp(max=FEWER - 1)
     for head in HEADS:
-        result = generate(target, draft, text, 12, head=head, frequency=torch.arange(VOCAB))
+        result = generate(target, draft, text, 12, head=head, frequent_tokens=torch.arange(VOCAB))
         assert result.tokens.tolist() == greedy(model, text, 12).tolist()
 
 
@@ -192,10 +200,10 @@ def test_eagle3s_own_embedding_and_head(size: int, mapped: bool, tmp_path: Path)
     state["embed_tokens.weight"] = torch.randn(size, SIZE)
     tokens = torch.arange(size)
     if mapped:
-        known: Tensor = torch.zeros(size, dtype=torch.bool)
+        has_row: Tensor = torch.zeros(size, dtype=torch.bool)
         tokens = torch.cat((torch.arange(ROWS - 2), torch.tensor([size - 2, size - 1])))
-        known[tokens] = True
-        state |= {"d2t": tokens - torch.arange(ROWS), "t2d": known}
+        has_row[tokens] = True
+        state |= {"d2t": tokens - torch.arange(ROWS), "t2d": has_row}
     else:
         del state["d2t"], state["t2d"]
         state["lm_head.weight"] = torch.randn(size, SIZE)
@@ -206,5 +214,5 @@ def test_eagle3s_own_embedding_and_head(size: int, mapped: bool, tmp_path: Path)
     assert torch.equal(draft.lm_head.ids, ids)
     text = prompt(24).clamp(max=FEWER - 1)
     for head in HEADS:
-        result = generate(target, draft, text, 12, head=head, frequency=torch.arange(VOCAB))
+        result = generate(target, draft, text, 12, head=head, frequent_tokens=torch.arange(VOCAB))
         assert result.tokens.tolist() == greedy(model, text, 12).tolist()

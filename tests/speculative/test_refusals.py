@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bad input raises an error that names the argument, before anything runs."""
 
 import dataclasses
@@ -16,7 +17,7 @@ from microspec_kernels.speculative import Batch, CausalModel, ModelDraft, genera
 from .models import VOCAB, example, prompt, tiny
 
 MODEL = example("llama")[0]
-RANKING = torch.arange(VOCAB)
+FREQUENT = torch.arange(VOCAB)
 
 
 @pytest.mark.parametrize(
@@ -24,32 +25,36 @@ RANKING = torch.arange(VOCAB)
     [
         (TypeError, "input_ids: .*got list", {"input_ids": [1, 2]}),
         (TypeError, "input_ids: .*got torch.float32", {"input_ids": torch.ones(3)}),
-        (ValueError, r"input_ids: .*got \[0\]", {"input_ids": RANKING[:0]}),
-        (ValueError, r"input_ids: .*got \[2, 3\]", {"input_ids": RANKING[:6].view(2, 3)}),
+        (ValueError, r"input_ids: .*got \[0\]", {"input_ids": FREQUENT[:0]}),
+        (ValueError, r"input_ids: .*got \[2, 3\]", {"input_ids": FREQUENT[:6].view(2, 3)}),
         (ValueError, r"input_ids: .*\[0, 199\), got 199", {"input_ids": torch.tensor([3, 199])}),
         (ValueError, r"input_ids: .*got -1", {"input_ids": torch.tensor([3, -1])}),
         (ValueError, "max_new_tokens: expected >= 0, got -1", {"max_new_tokens": -1}),
         (TypeError, "max_new_tokens: expected an int, got float", {"max_new_tokens": 1.5}),
         (ValueError, "depth: expected >= 1, got 0", {"depth": 0}),
-        (ValueError, r"top_k: expected in \[1, 128\], got 129", {"top_k": 129}),
+        (ValueError, r"tree_width: expected in \[1, 128\], got 129", {"tree_width": 129}),
         (ValueError, "tree_size: expected >= 1, got 0", {"tree_size": 0}),
         (ValueError, "capacity: expected >= 1, got 0", {"capacity": 0}),
-        (ValueError, "groups: expected >= 1, got 0", {"groups": 0}),
+        (ValueError, "num_groups: expected >= 1, got 0", {"num_groups": 0}),
         pytest.param(
             ValueError,
             "pinned: expected at most capacity = 8 tokens, got 9",
-            {"capacity": 8, "policy": Policy(MICROSPEC, pinned=RANKING[:9])},
+            {"capacity": 8, "policy": Policy(MICROSPEC, pinned=FREQUENT[:9])},
             id="pinned",  # a policy's own text contains addresses, which differ between processes
         ),
-        (ValueError, "frequency: head='static'", {"head": "static"}),
-        (TypeError, "frequency: .*got str", {"frequency": ["a"]}),
-        (TypeError, "frequency: .*float32", {"frequency": torch.ones(2)}),
+        (ValueError, "frequent_tokens: head='static'", {"head": "static"}),
+        (TypeError, "frequent_tokens: .*got str", {"frequent_tokens": ["a"]}),
+        (TypeError, "frequent_tokens: .*float32", {"frequent_tokens": torch.ones(2)}),
         (
             ValueError,
-            "frequency: .*got 3 2 times",
-            {"frequency": torch.tensor([3, 3])},
+            "frequent_tokens: .*got 3 2 times",
+            {"frequent_tokens": torch.tensor([3, 3])},
         ),
-        (ValueError, "frequency: .*got 199 at position 1", {"frequency": torch.tensor([3, 199])}),
+        (
+            ValueError,
+            "frequent_tokens: .*got 199 at position 1",
+            {"frequent_tokens": torch.tensor([3, 199])},
+        ),
         (ValueError, "head: expected 'dense'", {"head": "fast"}),
         (TypeError, "head: expected a name or a Head, got int", {"head": 3}),
         (ValueError, "mode", {"mode": "folded"}),
@@ -90,7 +95,7 @@ def test_a_draft_elsewhere_is_refused() -> None:
 def test_a_refused_text_changes_nothing(
     error: type[Exception], message: str, changes: dict[str, Any]
 ) -> None:
-    batch = Batch(MODEL, MODEL, groups=2)
+    batch = Batch(MODEL, MODEL, num_groups=2)
     first = batch.join(prompt(5), 9)
     with pytest.raises(error, match=message):
         batch.join(**{"input_ids": prompt(5), "max_new_tokens": 4, **changes})
@@ -103,18 +108,22 @@ def test_a_refused_text_changes_nothing(
 
 
 def test_more_texts_than_groups() -> None:
-    batch = Batch(MODEL, MODEL, groups=2)
+    batch = Batch(MODEL, MODEL, num_groups=2)
     for length in (4, 5):
         batch.join(prompt(length), 9)
-    with pytest.raises(ValueError, match="groups: expected at most 2 requests, one a group, got 3"):
+    with pytest.raises(
+        ValueError, match="num_groups: expected at most 2 requests, one a group, got 3"
+    ):
         batch.join(prompt(6), 9)
     assert len(batch.requests) == 2
 
 
 def test_a_policy_that_remembers_takes_one_text_at_a_time() -> None:
     context = ContextSuccessors(VOCAB)
-    for groups in (1, 2):
-        batch = Batch(MODEL, MODEL, policy=Policy((*MICROSPEC, *context.sources)), groups=groups)
+    for num_groups in (1, 2):
+        batch = Batch(
+            MODEL, MODEL, policy=Policy((*MICROSPEC, *context.sources)), num_groups=num_groups
+        )
         batch.join(prompt(5), 4)
         with pytest.raises(ValueError, match=r"policy: .*a memory .*got context1x1"):
             batch.join(prompt(6), 4)

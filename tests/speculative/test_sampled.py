@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sampled texts of the whole loop: trees give the target's own text, chains its distribution."""
 
 from dataclasses import replace
@@ -11,13 +12,13 @@ from torch import Tensor
 
 from microspec_kernels.speculative import Batch, CausalModel, Sampling, generate, verify
 from microspec_kernels.speculative.request import Request
-from microspec_kernels.speculative.sampling import choose, draw, uniforms
+from microspec_kernels.speculative.sampling import choose, draw, uniforms_at
 from microspec_kernels.speculative.stats import Stats
 
-from .law import check
+from .distribution import check
 from .models import KINDS, VOCAB, Scrambled, eagle, noisy, prompt, tiny
 
-RANKING = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(7))
+FREQUENT = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(7))
 SAMPLINGS = (
     Sampling(0.3, seed=1),
     Sampling(1.0, seed=2),
@@ -36,7 +37,7 @@ def alone(
 ) -> list[int]:
     """Return the target's continuation of text [1, P], with a full pass for every token."""
     for _ in range(count):
-        number = uniforms(sampling.seed, torch.tensor([text.shape[1]]))
+        number = uniforms_at(sampling.seed, torch.tensor([text.shape[1]]))
         with torch.no_grad():
             logits = target(text, use_cache=False).logits[:, -1]
         text = torch.cat((text, rule(logits, number, sampling)[None]), dim=1)
@@ -55,10 +56,10 @@ def test_a_tree_gives_the_targets_own_text(kind: str, sampling: Sampling, head: 
     target = model(kind)
     truth = alone(target, prompt(12), 16, sampling)
     assert truth != alone(target, prompt(12), 16, Sampling())
-    for shape in ({"depth": 1, "top_k": 1, "tree_size": 1}, {"depth": 4, "top_k": 6}):
+    for shape in ({"depth": 1, "tree_width": 1, "tree_size": 1}, {"depth": 4, "tree_width": 6}):
         for draft in (noisy(target), eagle(CausalModel(target))):
             result = generate(
-                target, draft, prompt(12), 16, head=head, capacity=60, frequency=RANKING,
+                target, draft, prompt(12), 16, head=head, capacity=60, frequent_tokens=FREQUENT,
                 sampling=sampling, **shape,
             )  # fmt: skip
             assert result.tokens.tolist() == truth
@@ -73,11 +74,11 @@ def test_a_tree_gives_it_in_double_precision() -> None:
         assert result.tokens.tolist() == alone(target, prompt(12), 16, sampling)
 
 
-@pytest.mark.parametrize("groups", [1, 3])
-def test_every_text_of_a_batch_has_its_seed(groups: int) -> None:
+@pytest.mark.parametrize("num_groups", [1, 3])
+def test_every_text_of_a_batch_has_its_seed(num_groups: int) -> None:
     target, sampling = model("llama"), Sampling(1.0, 0.95)
     texts = [(prompt(length, seed=length), seed) for length, seed in ((5, 0), (12, 1), (5, 2**63))]
-    batch = Batch(target, noisy(target), capacity=60, groups=groups, sampling=sampling)
+    batch = Batch(target, noisy(target), capacity=60, num_groups=num_groups, sampling=sampling)
     requests = [batch.join(text, 12, seed=seed) for text, seed in texts]
     while batch.requests:
         batch.step()
@@ -90,7 +91,14 @@ def test_a_greedy_chain_gives_the_targets_greedy_text(head: Any) -> None:
     target = model("qwen3")
     truth = alone(target, prompt(12), 16, Sampling())
     result = generate(
-        target, noisy(target), prompt(12), 16, head=head, capacity=60, frequency=RANKING, chain=True
+        target,
+        noisy(target),
+        prompt(12),
+        16,
+        head=head,
+        capacity=60,
+        frequent_tokens=FREQUENT,
+        chain=True,
     )
     assert result.tokens.tolist() == truth
     assert result.stats.tau > 1
@@ -108,7 +116,7 @@ def test_a_chain_of_the_target_itself_is_accepted() -> None:
 @pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
 def test_a_broken_draft_of_chains_costs_time_and_nothing_else(value: float, head: Any) -> None:
     target = CausalModel(model("llama"))
-    options = {"head": head, "capacity": 60, "frequency": RANKING, "chain": True}
+    options = {"head": head, "capacity": 60, "frequent_tokens": FREQUENT, "chain": True}
     draft = Scrambled(target, value)
     greedy = generate(target, draft, prompt(12), 8, **options)
     assert greedy.tokens.tolist() == alone(target.model, prompt(12), 8, Sampling())
@@ -132,19 +140,24 @@ def test_end_of_text_in_a_chain() -> None:
 
 def test_chains_that_share_a_vocabulary_take_a_seed_each() -> None:
     target = model("llama")
-    for groups, head, temperature, refused in (
+    for num_groups, head, temperature, refused in (
         (1, "sparse", 1.0, True), (2, "sparse", 1.0, False), (1, "dense", 1.0, False),
         (1, "sparse", 0.0, False),
     ):  # fmt: skip
         batch = Batch(
-            target, target, head=head, groups=groups, chain=True, sampling=Sampling(temperature)
+            target,
+            target,
+            head=head,
+            num_groups=num_groups,
+            chain=True,
+            sampling=Sampling(temperature),
         )
         batch.join(prompt(5), 4)
         if refused:
             with pytest.raises(ValueError, match=r"generate: seed: .*one each.* got 0 again"):
                 batch.join(prompt(5), 4)
             batch.join(prompt(5), 4, seed=1)
-        elif head == "sparse" and groups == 2:
+        elif head == "sparse" and num_groups == 2:
             batch.join(prompt(5), 4)
 
 
@@ -167,14 +180,14 @@ def copied(batch: Batch, only: Request) -> list[Request]:
     The result is as if each copy had joined with the same prompt, which would take minutes.
     """
     batch.requests = [
-        replace(only, seed=seed, group=seed % batch.head.groups, stats=Stats(), tokens=[])
+        replace(only, seed=seed, group=seed % batch.head.num_groups, stats=Stats(), tokens=[])
         for seed in range(COPIES)
     ]
     for kept in (batch._cache, batch._draft_cache):
         kept.select([0] * COPIES)
     batch._newest = batch._newest.repeat(COPIES)
     batch._features = batch._features.repeat(COPIES, 1)
-    groups = torch.arange(batch.head.groups)
+    groups = torch.arange(batch.head.num_groups)
     batch.head.observe(torch.full_like(groups, 5), groups)
     return list(batch.requests)
 
@@ -183,8 +196,8 @@ def texts_of_chains(head: Any) -> tuple[Tensor, Tensor]:
     """Return the first two tokens of many texts, int64 [COPIES], and their distribution."""
     target = tiny(vocab_size=FEW, initializer_range=0.4, num_hidden_layers=1)
     batch = Batch(
-        target, noisy(target, 0.25), head=head, capacity=6, frequency=torch.arange(FEW),
-        groups=COPIES if head == "sparse" else 1, depth=2, chain=True, sampling=Sampling(1.0),
+        target, noisy(target, 0.25), head=head, capacity=6, frequent_tokens=torch.arange(FEW),
+        num_groups=COPIES if head == "sparse" else 1, depth=2, chain=True, sampling=Sampling(1.0),
     )  # fmt: skip
     text = prompt(4) % FEW
     first = batch.join(text, 3)
@@ -201,11 +214,11 @@ def texts_of_chains(head: Any) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("head", ["dense", "static", "sparse"])
-def test_chains_of_a_batch_follow_the_targets_law(
+def test_chains_of_a_batch_follow_the_targets_distribution(
     head: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("microspec_kernels.speculative.models.cache.SMALLEST_ROOM", 12)
     check(*texts_of_chains(head))
-    monkeypatch.setattr(verify, "accepted", lambda p, q, numbers: q > 0)
+    monkeypatch.setattr(verify, "accepted", lambda p, q, uniforms: q > 0)
     with pytest.raises(AssertionError, match="total variation"):
         check(*texts_of_chains(head))

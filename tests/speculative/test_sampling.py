@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The distribution of the next token, the uniforms, and the choice of the token."""
 
 import math
@@ -17,10 +18,10 @@ from microspec_kernels.speculative.sampling import (
     draw,
     race,
     splitmix64,
-    uniforms,
+    uniforms_at,
 )
 
-from .law import check
+from .distribution import check
 
 LAST = 1 - 2.0**-53
 
@@ -100,10 +101,10 @@ def test_shapes_of_any_rank() -> None:
         whole, flat = sampling.probabilities(logits), sampling.probabilities(logits.view(6, 17))
         assert torch.equal(whole.view(6, 17), flat)
         assert torch.equal(whole[1, 2], sampling.probabilities(logits[1, 2]))
-        numbers = uniforms(1, torch.arange(6)).view(2, 3)
+        uniforms = uniforms_at(1, torch.arange(6)).view(2, 3)
         assert torch.equal(
-            choose(logits, numbers, sampling).flatten(),
-            choose(flat.log(), numbers.flatten(), Sampling(1.0)),
+            choose(logits, uniforms, sampling).flatten(),
+            choose(flat.log(), uniforms.flatten(), Sampling(1.0)),
         )
 
 
@@ -116,12 +117,12 @@ def test_greedy_takes_the_first_of_the_largest() -> None:
 
 def test_the_lowest_temperature_is_greedy() -> None:
     logits = torch.tensor([[3e38, 1.0, -3e38], [-3e38, -3e38, -2e38], [-math.inf, 5.0, 4.9]])
-    law = Sampling(5e-324).probabilities(logits)
-    assert law.tolist() == [[1, 0, 0], [0, 0, 1], [0, 1, 0]]
+    distribution = Sampling(5e-324).probabilities(logits)
+    assert distribution.tolist() == [[1, 0, 0], [0, 0, 1], [0, 1, 0]]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_logits_that_are_no_law_are_refused(value: float) -> None:
+def test_logits_that_are_no_distribution_are_refused(value: float) -> None:
     logits = torch.zeros(3, 5)
     logits[1, 2] = value
     with pytest.raises(ValueError, match=f"Sampling: logits: .*finite.* got {value}"):
@@ -147,31 +148,31 @@ def test_draw_is_the_inverse_cdf(weights: list[int], scale: float, number: int) 
 
 
 def test_draw_at_the_edges() -> None:
-    law = torch.tensor([[0.0, 0.5, 0.0, 0.5, 0.0]]).expand(4, -1)
-    numbers = torch.tensor([0.0, 0.5 - 2.0**-53, 0.5, LAST], dtype=torch.float64)
-    assert draw(law, numbers).tolist() == [1, 1, 3, 3]
-    assert draw(torch.tensor([0.0, 0.0, 1.0]), numbers[3]).item() == 2
+    distribution = torch.tensor([[0.0, 0.5, 0.0, 0.5, 0.0]]).expand(4, -1)
+    uniforms = torch.tensor([0.0, 0.5 - 2.0**-53, 0.5, LAST], dtype=torch.float64)
+    assert draw(distribution, uniforms).tolist() == [1, 1, 3, 3]
+    assert draw(torch.tensor([0.0, 0.0, 1.0]), uniforms[3]).item() == 2
 
 
 @pytest.mark.parametrize("vocab", [3, 1000, 131072])
 def test_the_last_number_never_draws_from_nothing(vocab: int) -> None:
     """Sums round, but no uniform falls behind the last token with a positive share."""
-    law = torch.rand(50, vocab, dtype=torch.float64)
-    law[:, vocab // 2 :] = 0
-    drawn = draw(law, torch.full((50,), LAST, dtype=torch.float64))
-    assert bool((law.gather(1, drawn[:, None]) > 0).all())
+    distribution = torch.rand(50, vocab, dtype=torch.float64)
+    distribution[:, vocab // 2 :] = 0
+    drawn = draw(distribution, torch.full((50,), LAST, dtype=torch.float64))
+    assert bool((distribution.gather(1, drawn[:, None]) > 0).all())
 
 
 @pytest.mark.parametrize("rule", [draw, race])
-def test_draws_follow_the_law(rule: Any) -> None:
+def test_draws_follow_the_distribution(rule: Any) -> None:
     sampling = Sampling(0.8, 0.95, 20)
-    law = sampling.probabilities(2 * torch.randn(30))
-    numbers = uniforms(5, torch.arange(2**18))
-    drawn = rule(law.expand(2**18, -1), numbers)
-    check(drawn, law)
+    distribution = sampling.probabilities(2 * torch.randn(30))
+    uniforms = uniforms_at(5, torch.arange(2**18))
+    drawn = rule(distribution.expand(2**18, -1), uniforms)
+    check(drawn, distribution)
     # The draws are independent across neighbouring positions, too.
     pairs = drawn.view(-1, 2)
-    check(pairs[:, 0] * 30 + pairs[:, 1], torch.outer(law, law).flatten())
+    check(pairs[:, 0] * 30 + pairs[:, 1], torch.outer(distribution, distribution).flatten())
 
 
 def test_splitmix64_known_answers() -> None:
@@ -184,9 +185,9 @@ def test_splitmix64_known_answers() -> None:
 
 def test_a_race_is_never_won_by_nothing() -> None:
     """This includes uniforms on the edge, and a share next to zero beside the winner."""
-    law = torch.tensor([0.0, 0.75, 0.0, 0.25, 1e-320, 0.0]).double()
-    numbers = torch.cat((torch.tensor([0.0, LAST]).double(), uniforms(9, torch.arange(5000))))
-    won = race(law.expand(len(numbers), -1), numbers)
+    distribution = torch.tensor([0.0, 0.75, 0.0, 0.25, 1e-320, 0.0]).double()
+    uniforms = torch.cat((torch.tensor([0.0, LAST]).double(), uniforms_at(9, torch.arange(5000))))
+    won = race(distribution.expand(len(uniforms), -1), uniforms)
     assert set(won.tolist()) == {1, 3}
 
 
@@ -195,10 +196,12 @@ def test_choices_survive_rounding() -> None:
     random = torch.Generator().manual_seed(1)
     logits = 2 * torch.randn(400, 50_000, generator=random)
     rounded = logits * (1 + 2e-5 * torch.randn(logits.shape, generator=random))
-    numbers, sampling = uniforms(3, torch.arange(400)), Sampling(1.0)
-    assert torch.equal(choose(logits, numbers, sampling), choose(rounded, numbers, sampling))
-    laws = sampling.probabilities(logits), sampling.probabilities(rounded)
-    assert not torch.equal(draw(laws[0], numbers), draw(laws[1], numbers)), "that is no test"
+    uniforms, sampling = uniforms_at(3, torch.arange(400)), Sampling(1.0)
+    assert torch.equal(choose(logits, uniforms, sampling), choose(rounded, uniforms, sampling))
+    distributions = sampling.probabilities(logits), sampling.probabilities(rounded)
+    assert not torch.equal(draw(distributions[0], uniforms), draw(distributions[1], uniforms)), (
+        "that is no test"
+    )
 
 
 @pytest.mark.parametrize(
@@ -212,21 +215,21 @@ def test_choices_survive_rounding() -> None:
 def test_threefry_known_answers(counter: Any, key: Any, words: Any) -> None:
     """Compare with Random123's `kat_vectors` for threefry2x32 with 20 rounds."""
     seed, expected = key[0] | key[1] << 32, (words[0] << 32 | words[1]) >> 11
-    got = uniforms(seed, torch.tensor([counter[0]]), counter[1])
+    got = uniforms_at(seed, torch.tensor([counter[0]]), counter[1])
     assert got.dtype == torch.float64 and got.tolist() == [expected * 2.0**-53]
 
 
 @given(seed=st.integers(0, 2**63 - 1), stream=st.integers(0, 2**32 - 1))
 def test_a_number_depends_on_nothing_else(seed: int, stream: int) -> None:
     positions = torch.randint(0, 2**32, (4, 6))
-    whole = uniforms(seed, positions, stream)
-    assert torch.equal(whole[2:3, 3:], uniforms(seed, positions[2:3, 3:], stream))
+    whole = uniforms_at(seed, positions, stream)
+    assert torch.equal(whole[2:3, 3:], uniforms_at(seed, positions[2:3, 3:], stream))
     seeds = torch.tensor([seed, (seed + 1) % 2**63])[:, None]
     streams = torch.tensor([[stream, (stream + 1) % 2**32]])
-    table = uniforms(seeds, positions[:1, :1], streams)
+    table = uniforms_at(seeds, positions[:1, :1], streams)
     assert table[0, 0] == whole[0, 0]
     assert torch.equal(
-        table[1:, 1:], uniforms(int(seeds[1]), positions[:1, :1], int(streams[0, 1]))
+        table[1:, 1:], uniforms_at(int(seeds[1]), positions[:1, :1], int(streams[0, 1]))
     )
 
 
@@ -234,16 +237,16 @@ def test_a_number_depends_on_nothing_else(seed: int, stream: int) -> None:
 def test_numbers_are_uniform_and_independent_of_their_neighbours(axis: str) -> None:
     """Check 2^18 successive positions, seeds or streams: singly, by last bits and in pairs."""
     row, one = torch.arange(2**18 + 1), torch.tensor(7)
-    numbers = {
-        "positions": lambda: uniforms(0, row),
-        "seeds": lambda: uniforms(row, one),
-        "streams": lambda: uniforms(0, one, row),
+    uniforms = {
+        "positions": lambda: uniforms_at(0, row),
+        "seeds": lambda: uniforms_at(row, one),
+        "streams": lambda: uniforms_at(0, one, row),
     }[axis]()
-    assert numbers.min() >= 0 and numbers.max() < 1
+    assert uniforms.min() >= 0 and uniforms.max() < 1
     flat = torch.full((256,), 1 / 256, dtype=torch.float64)
-    check((numbers * 256).long(), flat)
-    check((numbers * 2**53).long() % 256, flat)
-    sixteenth = (numbers * 16).long()
+    check((uniforms * 256).long(), flat)
+    check((uniforms * 2**53).long() % 256, flat)
+    sixteenth = (uniforms * 16).long()
     # Pairs do not overlap, so the samples are independent.
     for first in (0, 1):
         ahead = sixteenth[first : first + 2**18].view(-1, 2)

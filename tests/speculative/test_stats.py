@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The figures that a generation reports about itself."""
 
 import json
@@ -10,7 +11,7 @@ from microspec_kernels.speculative import Stats, generate
 
 from .models import VOCAB, example, noisy
 
-RANKING = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(7))
+FREQUENT = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(7))
 PARTS = {"prefill", "draft_layer", "head", "vocabulary", "tree", "verify"}
 
 
@@ -18,7 +19,7 @@ PARTS = {"prefill", "draft_layer", "head", "vocabulary", "tree", "verify"}
 def test_counts_and_times_add_up(head: Any) -> None:
     model, text, truth = example("llama")
     result = generate(
-        model, noisy(model), text, len(truth), head=head, capacity=90, frequency=RANKING
+        model, noisy(model), text, len(truth), head=head, capacity=90, frequent_tokens=FREQUENT
     )
     stats, lengths = result.stats, result.acceptance_lengths
     assert 1 + sum(lengths) == len(truth)
@@ -33,9 +34,9 @@ def test_counts_and_times_add_up(head: Any) -> None:
     size = {"dense": VOCAB, "static": 90}.get(head)
     assert size is None or (stats.active_mean, stats.active_max) == (size, size)
     assert 0 < stats.active_mean <= stats.active_max <= (size or 90)
-    known = {"dense": set(range(VOCAB)), "static": set(RANKING[:90].tolist())}.get(head)
-    if known is not None:
-        covered = [token in known for token in truth[1:].tolist()]
+    proposable = {"dense": set(range(VOCAB)), "static": set(FREQUENT[:90].tolist())}.get(head)
+    if proposable is not None:
+        covered = [token in proposable for token in truth[1:].tolist()]
         assert stats.coverage == pytest.approx(sum(covered) / len(covered))
     assert json.loads(json.dumps(stats.as_dict()))["tau"] == stats.tau
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Targets with logits beyond an LM head's rows, or with layers of several kinds."""
 
 import warnings
@@ -33,7 +34,7 @@ TARGETS: dict[str, dict[str, Any]] = {
     "cohere2": {"logit_scale": 0.25, **WINDOW},
 }  # fmt: skip
 KINDS = [*TARGETS, "llama"]
-RANKING = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(7))
+FREQUENT = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(7))
 
 
 def target_of(kind: str, **changes: Any) -> Any:
@@ -56,8 +57,8 @@ def test_the_lm_head_gives_the_models_logits(kind: str, tied: bool) -> None:
     target, text = CausalModel(model), prompt(24)
     with torch.no_grad():
         expected = model(text).logits
-        lineage = causal(24, text.device)
-        hidden, _ = target.forward(text, lineage, target.new_cache())
+        ancestor_mask = causal(24, text.device)
+        hidden, _ = target.forward(text, ancestor_mask, target.new_cache())
         logits = target.logits(hidden)
         torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
         some = torch.tensor([7, 3, 150])
@@ -91,8 +92,8 @@ def test_equals_transformers(kind: str, tied: bool) -> None:
     for draft in (noisy(model, 0.01), eagle(target)):
         for head in ("dense", "static", "sparse"):
             result = generate(
-                target, draft, text, 24, head=head, capacity=VOCAB, frequency=RANKING, depth=4,
-                top_k=4,
+                target, draft, text, 24, head=head, capacity=VOCAB, frequent_tokens=FREQUENT,
+                depth=4, tree_width=4,
             )  # fmt: skip
             assert result.tokens.tolist() == truth.tolist(), head
 
@@ -101,7 +102,7 @@ def test_equals_transformers(kind: str, tied: bool) -> None:
 def test_a_perfect_copy_reaches_the_greatest_acceptance(kind: str) -> None:
     """A draft of the same kind has the same windows and the same caps."""
     model, text = target_of(kind), prompt(24)
-    result = generate(model, model, text, 21, head="dense", depth=4, top_k=1, tree_size=4)
+    result = generate(model, model, text, 21, head="dense", depth=4, tree_width=1, tree_size=4)
     assert result.tokens.tolist() == greedy(model, text, 21).tolist()
     assert result.acceptance_lengths == [5] * 4
 
@@ -118,7 +119,9 @@ def test_attention_that_leaves_out_a_soft_cap_is_refused(tmp_path: Path) -> None
     model.save_pretrained(tmp_path)
     assert load_target(tmp_path).config._attn_implementation == "eager"
     model.config._attn_implementation = "sdpa"
-    with pytest.raises(ValueError, match=r"'eager', the one that applies attn_logit_soft.* 'sdpa'"):
+    with pytest.raises(
+        ValueError, match=r"'eager', the only one that applies attn_logit_soft.* 'sdpa'"
+    ):
         CausalModel(model)
     uncapped = tiny("gemma3_text")
     assert uncapped.config._attn_implementation == "sdpa"

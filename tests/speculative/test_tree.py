@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EAGLE-2's trees against brute force, which enumerates and scores every path of every text."""
 
 import pytest
@@ -22,7 +23,7 @@ class PathDraft:
     It checks that a node's ancestor mask names the nodes of its path.
     """
 
-    taps = ()
+    feature_layers = ()
 
     def __init__(self, vocab: int, seed: int, sharpness: float, batch: int = 1) -> None:
         random = torch.Generator().manual_seed(seed)
@@ -42,13 +43,15 @@ class PathDraft:
     def extend(self, tokens: Tensor, hidden: Tensor, counts: list[int], cache: KVCache) -> Tensor:
         return self.first
 
-    def step(self, tokens: Tensor, parents: Tensor, lineage: Tensor, cache: KVCache) -> Tensor:
+    def step(
+        self, tokens: Tensor, parents: Tensor, ancestor_mask: Tensor, cache: KVCache
+    ) -> Tensor:
         self.steps += 1
         self.read = torch.cat((self.read, tokens), dim=1)
         cache.advance(tokens.shape[1])
         features = torch.tanh(parents @ self.mix + self.embedding[tokens])
         for text, read in enumerate(self.read):
-            for feature, seen in zip(features[text], lineage[text], strict=True):
+            for feature, seen in zip(features[text], ancestor_mask[text], strict=True):
                 expected = self.feature(text, tuple(read[seen].tolist()))
                 assert torch.allclose(feature, expected, atol=1e-5)
         return features
@@ -74,9 +77,9 @@ def eagle2(
         level = {}
         for path in frontier:
             answers = draft.next_log_probs(text, path)
-            for token in sorted(range(vocab), key=lambda t: -answers[t])[: shape.top_k]:
+            for token in sorted(range(vocab), key=lambda t: -answers[t])[: shape.tree_width]:
                 level[(*path, token)] = scores[path] + answers[token]
-        frontier = sorted(level, key=lambda p: -level[p])[: shape.top_k]
+        frontier = sorted(level, key=lambda p: -level[p])[: shape.tree_width]
         scores |= level
     drafted = sorted((path for path in scores if path), key=lambda p: -scores[p])
     return set(drafted[: shape.size]), scores
@@ -93,8 +96,8 @@ def paths(tree: Tree, text: int = 0) -> list[Path]:
 def check_shape(tree: Tree) -> None:
     """Check that parents come first, the ancestor mask follows them, and padding is last."""
     assert tree.tokens.shape[1] == max(tree.sizes)
-    for size, tokens, parents, lineage in zip(
-        tree.sizes, tree.tokens, tree.parents.tolist(), tree.lineage, strict=True
+    for size, tokens, parents, ancestor_mask in zip(
+        tree.sizes, tree.tokens, tree.parents.tolist(), tree.ancestor_mask, strict=True
     ):
         assert (tokens[:size] >= 0).all() and (tokens[size:] == -1).all()
         assert parents[0] == 0
@@ -106,7 +109,7 @@ def check_shape(tree: Tree) -> None:
                 at = parents[at]
                 assert at < size
                 ancestors.add(at)
-            assert set(lineage[node].nonzero().flatten().tolist()) == ancestors
+            assert set(ancestor_mask[node].nonzero().flatten().tolist()) == ancestors
 
 
 def clock() -> Clock:
@@ -118,19 +121,19 @@ def clock() -> Clock:
     batch=st.integers(1, 3),
     vocab=st.integers(1, 12),
     depth=st.integers(1, 5),
-    top_k=st.integers(1, 6),
+    tree_width=st.integers(1, 6),
     size=st.integers(1, 40),
     sharpness=st.sampled_from([0.1, 1.0, 3.0]),
     seed=st.integers(0, 2**31),
 )
 def test_grow_equals_brute_force(
-    batch: int, vocab: int, depth: int, top_k: int, size: int, sharpness: float, seed: int
+    batch: int, vocab: int, depth: int, tree_width: int, size: int, sharpness: float, seed: int
 ) -> None:
     draft = PathDraft(vocab, seed, sharpness, batch)
     cache = draft.new_cache()
     lengths = [3 + 2 * text for text in range(batch)]
     cache.advance(lengths)
-    shape = TreeShape(depth, top_k, size)
+    shape = TreeShape(depth, tree_width, size)
     roots = ROOT + torch.arange(batch)
     groups = torch.zeros_like(roots)
     tree = grow(roots, draft.first, groups, draft, cache, Dense(draft.lm_head), shape, clock())
@@ -157,18 +160,18 @@ class Answers:
     follows = False
 
     def __init__(self, *answers: tuple[list[float], list[int]]) -> None:
-        self.groups = len(answers)
+        self.num_groups = len(answers)
         self.log_probs = torch.tensor([log_probs for log_probs, _ in answers])
         self.tokens = torch.tensor([tokens for _, tokens in answers])
 
-    def topk(self, hidden: Tensor, k: int, groups: Tensor) -> tuple[Tensor, Tensor]:
-        assert hidden.shape == (len(groups), SIZE)
-        return self.log_probs[groups, :k], self.tokens[groups, :k]
+    def topk(self, hidden: Tensor, k: int, row_groups: Tensor) -> tuple[Tensor, Tensor]:
+        assert hidden.shape == (len(row_groups), SIZE)
+        return self.log_probs[row_groups, :k], self.tokens[row_groups, :k]
 
 
 def grow_with(head: Answers, shape: TreeShape) -> Tree:
-    draft = PathDraft(16, 0, 1.0, head.groups)
-    groups = torch.arange(head.groups)
+    draft = PathDraft(16, 0, 1.0, head.num_groups)
+    groups = torch.arange(head.num_groups)
     roots = torch.full_like(groups, ROOT)
     tree = grow(roots, draft.first, groups, draft, draft.new_cache(), head, shape, clock())
     check_shape(tree)
@@ -198,7 +201,7 @@ def test_trees_of_several_sizes_side_by_side() -> None:
         size = tree.sizes[text]
         assert torch.equal(tree.tokens[text, :size], alone.tokens[0])
         assert torch.equal(tree.parents[text, :size], alone.parents[0])
-        assert torch.equal(tree.lineage[text, :size, :size], alone.lineage[0])
+        assert torch.equal(tree.ancestor_mask[text, :size, :size], alone.ancestor_mask[0])
 
 
 @pytest.mark.parametrize(
@@ -208,7 +211,7 @@ def test_what_is_no_token_or_has_no_probability_is_no_node(log_prob: float, toke
     answer = ([log_prob] * 4, [token] * 4)
     tree = grow_with(Answers(answer), TreeShape(4, 2, 50))
     assert tree.tokens.tolist() == [[ROOT]]
-    assert tree.lineage.tolist() == [[[True]]]
+    assert tree.ancestor_mask.tolist() == [[[True]]]
     assert grow_with(Answers(answer, ONE), TreeShape(4, 2, 50)).sizes == [1, 5]
 
 
@@ -230,14 +233,14 @@ def test_best_nodes_are_the_best_and_a_tree(data: st.DataObject, count: int, siz
     """Check two arbitrary trees at a time, with frequent ties and scores of NOTHING."""
     parents, scores = [], []
     for _ in range(2):
-        own = [0] + [data.draw(st.integers(0, node)) for node in range(count)]
+        parents_of_text = [0] + [data.draw(st.integers(0, node)) for node in range(count)]
         steps = data.draw(
             st.lists(st.sampled_from([0.0, -0.5, -1.0, NOTHING]), min_size=count, max_size=count)
         )
         path_scores = [0.0]
-        for parent, step in zip(own[1:], steps, strict=True):
+        for parent, step in zip(parents_of_text[1:], steps, strict=True):
             path_scores.append(path_scores[parent] + step)
-        parents.append(own)
+        parents.append(parents_of_text)
         scores.append(path_scores)
     tokens = torch.arange(100, 101 + count).repeat(2, 1)
     tree = best_nodes(
@@ -246,12 +249,12 @@ def test_best_nodes_are_the_best_and_a_tree(data: st.DataObject, count: int, siz
     check_shape(tree)
     for text in range(2):
         chosen = [token - 100 for token in tree.tokens[text, : tree.sizes[text]].tolist()]
-        known = {node for node in range(count + 1) if scores[text][node] > NOTHING}
+        scored = {node for node in range(count + 1) if scores[text][node] > NOTHING}
         assert chosen[0] == 0
-        assert set(chosen) <= known
-        assert len(chosen) == min(size + 1, len(known))
-        left_out = known - set(chosen)
-        own = scores[text]
-        assert all(own[node] >= own[other] for node in chosen for other in left_out)
+        assert set(chosen) <= scored
+        assert len(chosen) == min(size + 1, len(scored))
+        left_out = scored - set(chosen)
+        by_node = scores[text]
+        assert all(by_node[node] >= by_node[other] for node in chosen for other in left_out)
         found = tree.parents[text, : len(chosen)].tolist()
         assert [chosen[parent] for parent in found] == [parents[text][node] for node in chosen]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Accepted tokens of trees and of chains, against the rules written row by row."""
 
 import torch
@@ -57,7 +58,7 @@ def test_follow_walks_as_far_as_the_choices_are_nodes(
     assert sorted(asked) == on_paths, "a token was chosen that is not emitted, or twice"
 
 
-def laws(*shape: int, seed: int) -> Tensor:
+def distributions(*shape: int, seed: int) -> Tensor:
     """Draw random distributions fp64 [..., V] with zeros in them."""
     random = torch.Generator().manual_seed(seed)
     shares = torch.rand(shape, generator=random, dtype=torch.float64)
@@ -72,7 +73,10 @@ def laws(*shape: int, seed: int) -> Tensor:
 )  # fmt: skip
 def test_chains_row_by_row(batch: int, depth: int, vocab: int, seed: int, alike: bool) -> None:
     random = torch.Generator().manual_seed(seed)
-    p, q = laws(batch, depth + 1, vocab, seed=seed), laws(batch, depth, vocab, seed=seed + 1)
+    p, q = (
+        distributions(batch, depth + 1, vocab, seed=seed),
+        distributions(batch, depth, vocab, seed=seed + 1),
+    )
     if alike:
         q = p[:, :-1].clone()
     accept, final, by = (
@@ -112,7 +116,7 @@ def test_acceptance_at_the_edges() -> None:
     assert accepted(p, q, largest * 0).tolist() == [True, True, False, True, True, False]
 
 
-def test_the_residual_of_equal_laws_is_the_targets() -> None:
+def test_the_residual_of_equal_distributions_is_the_targets() -> None:
     p = torch.tensor([[0.2, 0.8], [0.2, 0.8], [0.2, 0.8]])
     q = torch.tensor([[0.2, 0.8], [0.5, 0.5], [0.0, 0.0]])
     expected = torch.tensor([[0.2, 0.8], [0.0, 0.3], [0.2, 0.8]])

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which files of a folder form the checkpoint, and the errors if none do."""
 
 import json
@@ -84,7 +85,7 @@ def test_two_series_are_refused_and_missing_shards_named(stem: str, tmp_path: Pa
     for place in (1, 2):
         (tmp_path / shard(stem, place, 2)).unlink()
     (tmp_path / shard(stem, 2, 3)).unlink()
-    with pytest.raises(FileNotFoundError, match=f"names speak of: {shard(stem, 2, 3)}$"):
+    with pytest.raises(FileNotFoundError, match=f"belong to the series: {shard(stem, 2, 3)}$"):
         read(tmp_path)
     save(tmp_path, {shard(stem, 2, 3): values(b=1), shard(stem, 4, 3): values(c=1)})
     with pytest.raises(ValueError, match=f"one series of them, got .*{shard(stem, 4, 3)}"):

@@ -45,6 +45,7 @@ void convert_row(const Source* source, int64_t count, Target* target) {
   for (int64_t i = 0; i < count; ++i) target[i] = static_cast<Target>(static_cast<float>(source[i]));
 }
 
+// One call: the groups' work, the packed activations, and the kernel that multiplies them.
 class Head {
  public:
   explicit Head(const HeadArgs& args)

@@ -5,6 +5,22 @@
 // A tile is loaded with one stride, but active rows are scattered. So 16 rows are copied, a block at a time,
 // into a ring that stays in L1. The copy also widens int8 and fp8 rows to bf16, which represents both
 // exactly. This file serves bf16 activations only; other types take the AVX-512 path.
+//
+// Tile layout. A tile is 16 rows of 64 bytes. TDPBF16PS adds the products of tile 4 and one of tiles 5 to 7,
+// two elements of D at a time, to one of tiles 0 to 3:
+//
+//       tile 4: rows of the weight      tiles 5-7: activations        tiles 0-3: dot products, fp32
+//
+//       element  0,1  2,3  …  30,31     activation  0   1   …   15     activation  0   1   …   15
+//               +-----------------+                +---------------+              +---------------+
+//       row 0   |                 |     pair 0     |               |    row 0     |               |
+//       row 1   |  bf16, 2 a word |     pair 1     | bf16, 2 a word|    row 1     | fp32          |
+//       …       |                 |     …          |               |    …         |               |
+//       row 15  |                 |     pair 15    |               |    row 15    |               |
+//               +-----------------+                +---------------+              +---------------+
+//
+// Pair p is elements 2p and 2p + 1 of the block. 64 activations are four accumulators; tile 5 then holds the
+// first 16 activations and later the last 16.
 #ifdef __linux__
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -25,6 +41,7 @@ constexpr int64_t kChunk = Avx512Vec::kLanes;
 #include "panel.inl"
 #include "select.inl"
 
+// ---- Constants and tile layout
 constexpr int kTileRows = 16;    // rows of the weight in a tile
 constexpr int kTileDepth = 32;   // elements of a row in a tile
 constexpr int kColumns = 16;     // activations in a tile
@@ -43,6 +60,41 @@ struct alignas(64) TileConfig {
   uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
+// ---- Step 1: order the activations, once a call, as tiles load them
+//
+// Whether VDPBF16PS serves the panel instead of AMX. One activation against bf16 rows is limited by reading,
+// and VDPBF16PS, which needs no copy of the rows, reads them a tenth faster. So a logit's last bits may
+// differ between M = 1 and M > 1, and only there.
+template <class Row>
+constexpr bool dots_suffice(int64_t count) {
+  return count == 1 && std::is_same_v<Row, bf16_t>;
+}
+
+template <class Row>
+int64_t arranged_rows(int64_t count) {
+  return dots_suffice<Row>(count) ? 1 : (count + kColumns - 1) / kColumns * kColumns;
+}
+
+// Writes [column tile][pair of elements][activation][2], with zeros for missing activations.
+template <class Row>
+void arrange(const void* hidden, int64_t count, int64_t stride, void* arranged) {
+  const int64_t bytes = arranged_rows<Row>(count) * stride * sizeof(bf16_t);
+  if (dots_suffice<Row>(count)) {
+    __builtin_memcpy(arranged, hidden, bytes);
+    return;
+  }
+  const auto source = static_cast<const uint32_t*>(hidden);  // pairs of elements
+  const auto target = static_cast<uint32_t*>(arranged);
+  const int64_t pairs = stride / 2;
+  __builtin_memset(arranged, 0, bytes);
+  for (int64_t row = 0; row < count; ++row) {
+    uint32_t* column = target + row / kColumns * kColumns * pairs + row % kColumns;
+    for (int64_t pair = 0; pair < pairs; ++pair) column[pair * kColumns] = source[row * pairs + pair];
+  }
+}
+
+// ---- Step 2: copy a block of rows to the ring
+//
 // Up to sixteen rows of a panel, and the rows that follow them.
 struct RowTile {
   const char* const* rows;
@@ -74,6 +126,8 @@ inline void copy_block(const RowTile& tile, int64_t from, int64_t dim, bf16_t* b
   for (; r < kTileRows; ++r) _mm512_store_si512(block + r * kTileDepth, _mm512_setzero_si512());
 }
 
+// ---- Step 3: multiply
+//
 // Adds one block of rows times `Tiles` tiles of activations to accumulators 0 to Tiles - 1.
 template <int Tiles>
 inline void multiply(const bf16_t* block, const char* hidden, int64_t column_bytes) {
@@ -108,14 +162,8 @@ void multiply_rows(const RowTile& tile, int64_t dim, const char* hidden, int64_t
   }
 }
 
-// Whether VDPBF16PS serves the panel instead of AMX. One activation against bf16 rows is limited by reading,
-// and VDPBF16PS, which needs no copy of the rows, reads them a tenth faster. So a logit's last bits may
-// differ between M = 1 and M > 1, and only there.
-template <class Row>
-constexpr bool dots_suffice(int64_t count) {
-  return count == 1 && std::is_same_v<Row, bf16_t>;
-}
-
+// ---- Step 4: write the dot products
+//
 // Writes an accumulator of `rows` rows by `columns` activations to dots[row * stride + column].
 inline void store_tile(int accumulator, int64_t rows, int64_t columns, float gain, float* dots,
                        int64_t stride) {
@@ -133,12 +181,12 @@ inline void store_tile(int accumulator, int64_t rows, int64_t columns, float gai
   }
 }
 
+// ---- The panel kernel: steps 2 to 4 for each 16 rows and up to 64 activations
 template <class Row>
 void panel_kernel_amx(const Panel& panel) {
   if (dots_suffice<Row>(panel.hidden_count)) return panel_kernel<Bf16Mac>(panel);
   const TileConfig config;
   _tile_loadconfig(&config);
-  // The layout of the activations is [column tile][pair of elements][activation][2].
   const int64_t column_bytes = panel.hidden_stride * kColumns * sizeof(bf16_t);
   for (int64_t row = 0; row < panel.row_count; row += kTileRows) {
     const int64_t left = panel.row_count - row;
@@ -165,28 +213,6 @@ void panel_kernel_amx(const Panel& panel) {
     }
   }
   _tile_release();
-}
-
-template <class Row>
-int64_t arranged_rows(int64_t count) {
-  return dots_suffice<Row>(count) ? 1 : (count + kColumns - 1) / kColumns * kColumns;
-}
-
-template <class Row>
-void arrange(const void* hidden, int64_t count, int64_t stride, void* arranged) {
-  const int64_t bytes = arranged_rows<Row>(count) * stride * sizeof(bf16_t);
-  if (dots_suffice<Row>(count)) {
-    __builtin_memcpy(arranged, hidden, bytes);
-    return;
-  }
-  const auto source = static_cast<const uint32_t*>(hidden);  // pairs of elements
-  const auto target = static_cast<uint32_t*>(arranged);
-  const int64_t pairs = stride / 2;
-  __builtin_memset(arranged, 0, bytes);
-  for (int64_t row = 0; row < count; ++row) {
-    uint32_t* column = target + row / kColumns * kColumns * pairs + row % kColumns;
-    for (int64_t pair = 0; pair < pairs; ++pair) column[pair * kColumns] = source[row * pairs + pair];
-  }
 }
 
 template <class Row>

@@ -7,6 +7,19 @@
 // the pairs in order, for every M, and there are no sums across lanes. The data of a block of rows and
 // activations stays in L1. The copy also widens int8 and fp8 rows to bf16, which represents both exactly.
 // This file serves bf16 activations only; other types take the AVX-512 path.
+//
+// Registers of one multiplication, for pair p (elements 2p and 2p + 1 of D):
+//
+//       lane                       0          1         …   15
+//                               +----------+----------+---+----------+
+//       w[0]: rows 0 to 15      | row 0    | row 1    | … | row 15   |   pair p of each row
+//       w[1]: rows 16 to 31     | row 16   | row 17   | … | row 31   |
+//                               +----------+----------+---+----------+
+//       x: activation c         | pair p of activation c, in every lane |
+//                               +----------+----------+---+----------+
+//       acc[c][0]               | row 0    | row 1    | … | row 15   |   fp32 sums
+//       acc[c][1]               | row 16   | row 17   | … | row 31   |
+//                               +----------+----------+---+----------+
 #include <cstdint>
 
 #include "head/args.h"
@@ -21,6 +34,7 @@ constexpr int64_t kChunk = Avx512Vec::kLanes;
 #include "panel.inl"
 #include "select.inl"
 
+// ---- Constants
 constexpr int kLanes = 16;
 constexpr int kLine = 32;  // consecutive elements of an activation
 constexpr int kPairs = kLine / 2;
@@ -34,7 +48,24 @@ constexpr int64_t kAhead = 128;
 
 static_assert(kHiddenPadding % kDepth == 0);
 
-// Transposes sixteen vectors of sixteen pairs.
+// ---- Step 1: order the activations, once a call
+int64_t arranged_rows(int64_t count) { return count; }
+
+// Copies to [line of 32 elements][activation][32], so that elements multiplied together are adjacent.
+void arrange(const void* hidden, int64_t count, int64_t stride, void* arranged) {
+  const auto source = static_cast<const bf16_t*>(hidden);
+  const auto target = static_cast<bf16_t*>(arranged);
+  for (int64_t line = 0; line < stride / kLine; ++line) {
+    for (int64_t row = 0; row < count; ++row) {
+      __builtin_memcpy(target + (line * count + row) * kLine, source + row * stride + line * kLine,
+                       kLine * sizeof(bf16_t));
+    }
+  }
+}
+
+// ---- Step 2: copy a block of rows, transposed
+//
+// Transposes sixteen vectors of sixteen pairs: pair i of vector r becomes pair r of vector i.
 inline void transpose(__m512i (&v)[kLanes]) {
   __m512i t[kLanes];
 #pragma GCC unroll 16
@@ -72,6 +103,7 @@ struct RowBlock {
   const Row* next[kRowVectors * kLanes];
 };
 
+// Loads up to 32 elements as bf16, with zeros for those beyond `left`.
 template <class Row>
 inline __m512i load_line(const Row* row, int64_t left) {
   if (left >= kLine) return widen(row);
@@ -111,6 +143,8 @@ void copy_rows(const RowBlock<Row>& block, int64_t from, int64_t dim, bf16_t* co
   }
 }
 
+// ---- Step 3: multiply
+//
 // Adds a copy's products with C activations to sums[C][R][16].
 template <int R, int C>
 void multiply(const bf16_t* copy, const bf16_t* hidden, int64_t line_stride, float* sums) {
@@ -157,6 +191,8 @@ inline void multiply_columns(const bf16_t* copy, const bf16_t* hidden, int64_t l
   multiply<R, C>(copy, hidden, line_stride, sums);
 }
 
+// ---- The panel kernel: steps 2 and 3 for each 32 rows and up to 64 activations
+//
 // Multiplies R * 16 rows from `first_row` on by `count` activations. Rows past the panel's end repeat its
 // last row.
 template <class Row, int R>
@@ -207,20 +243,6 @@ void panel_kernel_bf16(const Panel& panel) {
       } else {
         panel_block<Row, 1>(panel, row, first, count);
       }
-    }
-  }
-}
-
-int64_t arranged_rows(int64_t count) { return count; }
-
-// Copies to [line of 32 elements][activation][32], so that elements multiplied together are adjacent.
-void arrange(const void* hidden, int64_t count, int64_t stride, void* arranged) {
-  const auto source = static_cast<const bf16_t*>(hidden);
-  const auto target = static_cast<bf16_t*>(arranged);
-  for (int64_t line = 0; line < stride / kLine; ++line) {
-    for (int64_t row = 0; row < count; ++row) {
-      __builtin_memcpy(target + (line * count + row) * kLine, source + row * stride + line * kLine,
-                       kLine * sizeof(bf16_t));
     }
   }
 }

@@ -3,12 +3,26 @@
 // activations over four elements: 16 products an instruction, against FMLA's four. This file serves bf16
 // activations only; other types take the base path.
 //
+// Registers of one BFMMLA. Each holds two rows of four bf16, or two of two fp32:
+//
+//       low[r]: rows              x_low: activations             acc[r][c]: sums
+//
+//       element 0  1  2  3                element 0  1  2  3       activation  2c     2c + 1
+//              +------------+                    +------------+               +------+------+
+//       row 2r |            |     activation 2c  |            |     row 2r    |      |      |
+//              +------------+                    +------------+               +------+------+
+//       row    |            |     activation     |            |     row       |      |      |
+//       2r + 1 |            |     2c + 1         |            |     2r + 1    |      |      |
+//              +------------+                    +------------+               +------+------+
+//
+// high[r] and x_high hold elements 4 to 7 in the same way.
+//
 // Why not SDOT or SMMLA for int8 rows: both operands would have to be int8, and the activations are not. bf16
 // represents int8 and fp8 exactly, so such rows are widened to bf16, a chunk at a time, once for all
 // activations.
 //
-// Registers: 8 rows * 8 activations take 16 accumulators of 2 x 2, eight registers of rows and one of
-// activations: 25 of 32. Per 8 elements that tile takes 16 loads, 8 ZIPs and 32 BFMMLAs for 512 products. A
+// Registers: 8 rows * 8 activations take 16 accumulators of 2 x 2, eight registers of rows and two of
+// activations: 26 of 32. Per 8 elements that tile takes 16 loads, 8 ZIPs and 32 BFMMLAs for 512 products. A
 // Neoverse V2 has four pipes that each take a BFMMLA a cycle. A pipe takes one for the same accumulator four
 // cycles later (LLVM's model). So 16 accumulators are just enough to keep the pipes busy.
 //
@@ -36,6 +50,7 @@ constexpr int64_t kChunk = NeonVec::kLanes;
 #include "panel.inl"
 #include "select.inl"
 
+// ---- Constants
 constexpr int kRows = 8;         // rows in a tile
 constexpr int kColumnPairs = 4;  // pairs of activations in a tile
 constexpr int kStep = 8;         // elements of a row in a register
@@ -43,6 +58,23 @@ constexpr int kWidened = 256;    // elements of each row that are widened at a t
 
 using Rows = const bf16_t* [kRows];
 
+// ---- Step 1: order the activations, once a call
+int64_t arranged_rows(int64_t count) { return (count + 1) / 2 * 2; }
+
+// The layout is [pair][four elements][activation][4]. The second activation of the last pair may be zeros.
+void arrange(const void* hidden, int64_t count, int64_t stride, void* arranged) {
+  const auto source = static_cast<const uint64_t*>(hidden);  // four elements each
+  const auto target = static_cast<uint64_t*>(arranged);
+  const int64_t fours = stride / 4;
+  for (int64_t row = 0; row < arranged_rows(count); ++row) {
+    uint64_t* column = target + row / 2 * 2 * fours + row % 2;
+    for (int64_t i = 0; i < fours; ++i) column[2 * i] = row < count ? source[row * fours + i] : 0;
+  }
+}
+
+// ---- Step 2: take elements of the rows as bf16
+//
+// Returns the upper halves of eight floats, which are bf16 if the floats' lower halves are zero.
 inline uint16x8_t join(float32x4_t low, float32x4_t high) {
   return vuzp2q_u16(vreinterpretq_u16_f32(low), vreinterpretq_u16_f32(high));
 }
@@ -56,6 +88,37 @@ inline uint16x8_t widen(const f8e4m3_t* p) {
   return join(vcvt_f32_f16(vget_low_f16(values)), vcvt_high_f32_f16(values));
 }
 
+// Sets `rows` to elements [from, from + returned) of the tile's rows as bf16. Whole steps of bf16 rows are
+// used in place; everything else is copied to `copy`. The last step is filled with zeros, so that nothing is
+// read past a row's end.
+template <class Row>
+inline int64_t take(const Row* const (&tile)[kRows], int64_t from, int64_t dim,
+                    bf16_t (&copy)[kRows][kWidened], Rows& rows) {
+  const int64_t left = dim - from;
+  if constexpr (std::is_same_v<Row, bf16_t>) {
+    if (left >= kStep) {
+      for (int r = 0; r < kRows; ++r) rows[r] = tile[r] + from;
+      return left / kStep * kStep;
+    }
+  }
+  const int64_t count = left < kWidened ? left : kWidened;
+  for (int r = 0; r < kRows; ++r) {
+    rows[r] = copy[r];
+    for (int64_t d = 0; d < count; d += kStep) {
+      const Row* source = tile[r] + from + d;
+      Row padded[kStep] = {};
+      if (count - d < kStep) {
+        for (int64_t i = 0; i < count - d; ++i) padded[i] = source[i];
+        source = padded;
+      }
+      vst1q_u16(reinterpret_cast<uint16_t*>(copy[r] + d), widen(source));
+    }
+  }
+  return count;
+}
+
+// ---- Step 3: multiply
+//
 // The partial sums of a tile. They wait in the panel's result while the next chunk is widened.
 struct Sums {
   float* dots;     // the tile's first row and first activation
@@ -134,35 +197,7 @@ inline void multiply_columns(int64_t pairs, const Rows& rows, int64_t depth, con
   multiply<Pairs>(rows, depth, hidden, pair_stride, first, gain, sums);
 }
 
-// Sets `rows` to elements [from, from + returned) of the tile's rows as bf16. Whole steps of bf16 rows are
-// used in place; everything else is copied to `copy`. The last step is filled with zeros, so that nothing is
-// read past a row's end.
-template <class Row>
-inline int64_t take(const Row* const (&tile)[kRows], int64_t from, int64_t dim,
-                    bf16_t (&copy)[kRows][kWidened], Rows& rows) {
-  const int64_t left = dim - from;
-  if constexpr (std::is_same_v<Row, bf16_t>) {
-    if (left >= kStep) {
-      for (int r = 0; r < kRows; ++r) rows[r] = tile[r] + from;
-      return left / kStep * kStep;
-    }
-  }
-  const int64_t count = left < kWidened ? left : kWidened;
-  for (int r = 0; r < kRows; ++r) {
-    rows[r] = copy[r];
-    for (int64_t d = 0; d < count; d += kStep) {
-      const Row* source = tile[r] + from + d;
-      Row padded[kStep] = {};
-      if (count - d < kStep) {
-        for (int64_t i = 0; i < count - d; ++i) padded[i] = source[i];
-        source = padded;
-      }
-      vst1q_u16(reinterpret_cast<uint16_t*>(copy[r] + d), widen(source));
-    }
-  }
-  return count;
-}
-
+// ---- The panel kernel: steps 2 and 3 for each eight rows
 template <class Row>
 void panel_kernel_mmla(const Panel& panel) {
   const int64_t pair_stride = 2 * panel.hidden_stride;
@@ -195,19 +230,6 @@ void panel_kernel_mmla(const Panel& panel) {
       }
       from += taken;
     } while (from < panel.dim);
-  }
-}
-
-int64_t arranged_rows(int64_t count) { return (count + 1) / 2 * 2; }
-
-// The layout is [pair][four elements][activation][4]. The second activation of the last pair may be zeros.
-void arrange(const void* hidden, int64_t count, int64_t stride, void* arranged) {
-  const auto source = static_cast<const uint64_t*>(hidden);  // four elements each
-  const auto target = static_cast<uint64_t*>(arranged);
-  const int64_t fours = stride / 4;
-  for (int64_t row = 0; row < arranged_rows(count); ++row) {
-    uint64_t* column = target + row / 2 * 2 * fours + row % 2;
-    for (int64_t i = 0; i < fours; ++i) column[2 * i] = row < count ? source[row * fours + i] : 0;
   }
 }
 

@@ -23,6 +23,7 @@ struct Panel {
 // first lines of the next panel's rows are not prefetched.
 constexpr int64_t kPanelUnit = 16, kMaxPanelRows = 64;
 
+// A set's way to multiply one type of weight by one type of activations.
 struct HeadKernel {
   void (*panel)(const Panel&);
   // The activations' type in the panel: bf16 if the instruction set multiplies bf16, else fp32.
@@ -37,6 +38,7 @@ struct HeadKernel {
 using SelectKernel = void (*)(const float* logits, const int32_t* ids, int64_t count, int64_t k,
                               float* top_logits, int64_t* top_ids, float* logsumexp);
 
+// The kernels of one instruction set. `name` is what MICROSPEC_ISA selects it by.
 struct InstructionSet {
   const char* name;
   HeadKernel (*head)(DType weight_type, DType hidden_type);

@@ -12,6 +12,7 @@
 // Mac supplies: Row, Hidden (element types), kStep (elements per multiply-add), RowVec, HiddenVec, Acc,
 // load(), load_partial(), load_hidden(), mac(), sum(), and kGain, a factor that its sums still need.
 
+// Multiplies R rows from `first_row` on by C activations from `first_hidden` on.
 template <class Mac, int R, int C>
 inline void panel_tile(const Panel& panel, int64_t first_row, int64_t first_hidden) {
   using Row = typename Mac::Row;
@@ -122,6 +123,7 @@ void panel_kernel(const Panel& panel) {
   }
 }
 
+// Returns the panel kernel of a Mac, whose activations need no arrangement.
 template <class Mac>
 HeadKernel head_kernel(DType hidden_type) {
   return {panel_kernel<Mac>, hidden_type, nullptr, nullptr};
@@ -151,6 +153,7 @@ struct WideningMac {
 
 #include "panel_int4.inl"
 
+// Returns the kernel that widens rows to fp32, for every type of weight.
 template <class Vec>
 HeadKernel widening_head(DType weight_type, DType) {
   switch (weight_type) {

@@ -14,6 +14,7 @@ inline uint64_t selection_key(float logit, int32_t id) {
   return static_cast<uint64_t>(bits) << 32 | static_cast<uint32_t>(~id);
 }
 
+// Returns a key's logit; NaN for a key that means "no entry", too.
 inline float key_logit(uint64_t key) {
   uint32_t bits = static_cast<uint32_t>(key >> 32);
   if (bits == 0) return __builtin_nanf("");
@@ -61,6 +62,7 @@ inline Floats exp_of_nonpositive(Floats x) {
   return p * reinterpret_cast<Floats>(exponent);
 }
 
+// Returns the logsumexp of all logits; NaN if one of them is NaN.
 inline float log_sum_exp(const float* logits, int64_t count) {
   const int64_t whole = count / kChunk * kChunk;
   const Floats rest = load_rest(logits + whole, count - whole);

@@ -17,14 +17,15 @@ namespace {
 constexpr int64_t kAlignment = 256;
 
 // The launch plan of one chunk of rows.
-struct Plan {
+struct HeadPlan {
   Device device;
   bool mma;
   Partials partials;  // in the workspace
   size_t partials_bytes;
 };
 
-Error make_plan(const HeadArgs& chunk, void* workspace, Plan& plan) {
+// Chooses the kernel and lays out the workspace.
+Error make_plan(const HeadArgs& chunk, void* workspace, HeadPlan& plan) {
   if (const Error error = current_device(plan.device)) return error;
   plan.mma = fits_mma(chunk) && expected_rows(chunk) > kMaxSimtRows;
   plan.partials.data = static_cast<float*>(workspace);
@@ -35,6 +36,7 @@ Error make_plan(const HeadArgs& chunk, void* workspace, Plan& plan) {
   return 0;
 }
 
+// Returns the call for up to kMaxRows rows from `first` on.
 HeadArgs rows_from(const HeadArgs& args, int64_t first) {
   HeadArgs chunk = args;
   chunk.rows = std::min<int64_t>(kMaxRows, args.rows - first);
@@ -52,7 +54,7 @@ template <class Finish>
 Error for_each_chunk(const HeadArgs& args, void* workspace, void* stream, Finish&& finish) {
   for (int64_t first = 0; first < args.rows; first += kMaxRows) {
     const HeadArgs chunk = rows_from(args, first);
-    Plan plan;
+    HeadPlan plan;
     if (const Error error = make_plan(chunk, workspace, plan)) return error;
     if (args.capacity > 0) {
       const auto project = plan.mma ? project_mma : project_simt;
@@ -76,7 +78,7 @@ int head_cuda_workspace(const HeadArgs& args, size_t* bytes) {
   if (args.rows == 0) return 0;
   // The first chunk needs the most: later chunks have no more rows, hence no more splits.
   const HeadArgs chunk = rows_from(args, 0);
-  Plan plan;
+  HeadPlan plan;
   if (const Error error = make_plan(chunk, nullptr, plan)) return error;
   *bytes = plan.partials_bytes + select_workspace(chunk.rows, chunk.capacity, plan.device);
   return 0;
@@ -84,19 +86,21 @@ int head_cuda_workspace(const HeadArgs& args, size_t* bytes) {
 
 int run_sparse_head_cuda(const HeadArgs& args, int64_t k, float* logits, int64_t* token_ids, float* logsumexp,
                          void* workspace, void* stream) {
-  return for_each_chunk(args, workspace, stream, [&](const HeadArgs& chunk, int64_t first, const Plan& plan) {
-    const Selection selection{static_cast<int>(k), logits + first * k, token_ids + first * k,
-                              logsumexp + first};
-    void* keys = static_cast<char*>(workspace) + plan.partials_bytes;
-    return select(chunk, plan.partials, selection, keys, plan.device, stream);
-  });
+  return for_each_chunk(args, workspace, stream,
+                        [&](const HeadArgs& chunk, int64_t first, const HeadPlan& plan) {
+                          const Selection selection{static_cast<int>(k), logits + first * k,
+                                                    token_ids + first * k, logsumexp + first};
+                          void* keys = static_cast<char*>(workspace) + plan.partials_bytes;
+                          return select(chunk, plan.partials, selection, keys, plan.device, stream);
+                        });
 }
 
 int run_sparse_logits_cuda(const HeadArgs& args, float* logits, void* workspace, void* stream) {
   if (args.capacity == 0) return 0;
-  return for_each_chunk(args, workspace, stream, [&](const HeadArgs& chunk, int64_t first, const Plan& plan) {
-    return finish_logits(chunk, plan.partials, logits + first * args.capacity, plan.device, stream);
-  });
+  return for_each_chunk(
+      args, workspace, stream, [&](const HeadArgs& chunk, int64_t first, const HeadPlan& plan) {
+        return finish_logits(chunk, plan.partials, logits + first * args.capacity, plan.device, stream);
+      });
 }
 
 }  // namespace microspec

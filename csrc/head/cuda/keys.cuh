@@ -2,6 +2,12 @@
 // Keys of a row's logits. The high word is the logit's bits in the order of unsigned integers, the low word
 // is the complement of the token id. So the largest k keys are the top k (the lower id wins a tie), and no
 // two keys are equal.
+//
+//       bit 63                       32 31                        0
+//           | order_of(logit)          | ~id                      |
+//           | 0: an empty slot; 1: NaN | 0 only for an empty slot |
+//
+// Thread t of select holds the keys of slots t, t + kSelectThreads, t + 2 kSelectThreads, …
 #pragma once
 
 #include "cuda/block_select.cuh"
@@ -23,6 +29,7 @@ constexpr int kBatch = 4096 / kSelectThreads;
 // The high word of a NaN's key. An empty slot's high word is 0, and every number's is above 1.
 constexpr uint32_t kNanOrder = 1;
 
+// Returns bits that order as the logits do, with NaN below -inf.
 MICROSPEC_DEVICE uint32_t order_of(float logit) {
   if (logit != logit) return kNanOrder;
   const uint32_t bits = __float_as_uint(logit + 0.0f);  // -0 equals 0
@@ -39,6 +46,7 @@ MICROSPEC_DEVICE uint64_t key_of(float logit, int32_t id) {
 }
 MICROSPEC_DEVICE uint32_t order_of(uint64_t key) { return static_cast<uint32_t>(key >> 32); }
 MICROSPEC_DEVICE int64_t id_of(uint64_t key) { return ~static_cast<uint32_t>(key); }
+
 // A slot's id, and the scale and bias that turn its dot product into a logit.
 struct Slot {
   int32_t id;
@@ -47,6 +55,7 @@ struct Slot {
   float bias;
 };
 
+// Returns the token's bias in fp32; 0 without a bias.
 MICROSPEC_DEVICE float bias_of(const HeadArgs& args, int32_t id) {
   if (!args.bias) return 0.0f;
   if (args.bias_type == DType::f32) return static_cast<const float*>(args.bias)[id];
@@ -60,6 +69,7 @@ MICROSPEC_DEVICE float bias_of(const HeadArgs& args, int32_t id) {
   return values[0];
 }
 
+// Loads a slot's id, scale and bias. A slot at or above K, or with an invalid id, is not active.
 MICROSPEC_DEVICE Slot load_slot(const HeadArgs& args, int group, int slot) {
   Slot result{-1, false, 1.0f, 0.0f};
   if (slot >= args.capacity) return result;
@@ -74,6 +84,7 @@ MICROSPEC_DEVICE Slot load_slot(const HeadArgs& args, int group, int slot) {
   return result;
 }
 
+// Applies the slot's scale and bias, the logit scale and the cap.
 MICROSPEC_DEVICE float logit_of(const HeadArgs& args, float dot, const Slot& slot) {
   const float logit = args.logit_scale * (dot * slot.scale + slot.bias);
   return args.softcap > 0.0f ? args.softcap * tanhf(logit / args.softcap) : logit;
@@ -89,20 +100,20 @@ MICROSPEC_DEVICE void load_dots(const HeadArgs& args, const Partials& partials, 
 #pragma unroll
   for (float& dot : dots) dot = 0.0f;
   for (int split = 0; split < partials.splits; split += kSplits) {
-    float parts[kSplits][kCount];
+    float partial[kSplits][kCount];
 #pragma unroll
     for (int s = 0; s < kSplits; ++s) {
       const float* source = partials.data + ((split + s) * args.rows + row) * partials.pitch;
 #pragma unroll
       for (int i = 0; i < kCount; ++i) {
         const int64_t slot = first + i * step;
-        parts[s][i] = split + s < partials.splits && slot < args.capacity ? source[slot] : 0.0f;
+        partial[s][i] = split + s < partials.splits && slot < args.capacity ? source[slot] : 0.0f;
       }
     }
 #pragma unroll
     for (int s = 0; s < kSplits; ++s) {
 #pragma unroll
-      for (int i = 0; i < kCount; ++i) dots[i] += parts[s][i];
+      for (int i = 0; i < kCount; ++i) dots[i] += partial[s][i];
     }
   }
 }

@@ -42,7 +42,7 @@ Error project_simt(const HeadArgs& args, const Partials& partials, const Device&
 // Whether project_mma supports the call: fp16 or bf16 hidden, 16-byte aligned rows, and D a multiple of 64
 // bytes of weights.
 bool fits_mma(const HeadArgs& args);
-// The number of parts into which project_mma splits D.
+// The number of splits into which project_mma divides D.
 int mma_splits(const HeadArgs& args, const Device& device);
 Error project_mma(const HeadArgs& args, const Partials& partials, const Device& device, void* stream);
 

@@ -5,12 +5,16 @@
 // Floor: the active rows' bytes over the memory's bandwidth, as for few rows. The difference to few rows is
 // the size of hidden: 60 rows of 4096 are 480 KB. Every block needs all of them, and no shared memory holds
 // them. Hence:
-// - D is split over the block's eight warps, and over `splits` blocks if that is not enough. A warp keeps its
-//   part of hidden in 128 registers a lane (kTiles x kBlocks x kWords) from first to last. Shared memory
-//   holds the warps' sums and the ring of weights: up to 200 KB an SM.
+// - D is split over the block's eight warps, and over `splits` blocks if that is not enough. A warp keeps
+//   its elements of hidden in 128 registers a lane (kTiles x kChunksPerWarp x kWords) from first to last.
+//   Shared memory holds the warps' sums and the ring of weights: up to 200 KB an SM.
 // - The second kernel adds the splits' partial sums in the order of the splits. That needs no barrier between
 //   blocks.
 // - Within a block, the warps' sums meet in shared memory, 16 slots at a time.
+//
+//     D of one row:   | split 0: blocks 0, splits, 2 splits, …   | split 1: blocks 1, splits + 1, …
+//                     | warp 0   | warp 1   | …       | warp 7   | warp 0   | …
+//                     | chunk | chunk | …
 //
 // Fragment layout. One mma multiplies 16 slots (m) by 8 rows of hidden (n) over 16 elements of D (k). Slots 0
 // to 7 come from the `low` run, slots 8 to 15 from the `high` run. Lane 4g + t (g = 0..7, t = 0..3) holds:
@@ -27,10 +31,10 @@
 // An a[i] or b[i] is one 32-bit register with two elements; a d[i] is one fp32.
 //
 // Any mapping of k to elements of D gives the same sum, as long as weights and hidden use the same one. So
-// the four lanes of a quad read 64 consecutive bytes of a row (kBlock elements), 16 bytes a lane, and each
+// the four lanes of a quad read 64 consecutive bytes of a row (a chunk), 16 bytes a lane, and each
 // lane feeds its words to the multiplications in pairs:
 //
-//     64 bytes of a row, 16-bit elements (kBlock = 32):
+//     64 bytes of a row, 16-bit elements (kChunk = 32):
 //
 //       element         0          8          16         24        31
 //                       |  t = 0   |  t = 1   |  t = 2   |  t = 3   |
@@ -41,7 +45,7 @@
 //       first mma: k =   2t,2t+1    2t+8,2t+9
 //       second mma: k =                        2t,2t+1    2t+8,2t+9
 //
-// With 8-bit elements kBlock is 64. The 16 bytes become eight words in hidden's type and feed four
+// With 8-bit elements kChunk is 64. The 16 bytes become eight words in hidden's type and feed four
 // multiplications. This needs one 16-byte load instead of four 4-byte loads, both for weights in shared
 // memory and for hidden in global memory, and no ldmatrix.
 //
@@ -49,7 +53,7 @@
 // (3) multiply, (4) store writes a warp's sums to shared memory, (5) store_tile adds the warps' sums and
 // writes the partial dot products. project_mma_kernel runs these steps; plan_for sizes them on the host.
 //
-// Versions: this is the first; not yet measured on a GPU.
+// Not yet measured on a GPU.
 #include "cuda/elements.cuh"
 #include "project.h"
 #include "ring.cuh"
@@ -63,7 +67,7 @@ namespace {
 // ---- Constants and shapes
 constexpr int kThreads = kRingWarps * kWarp;
 constexpr int kHiddenRegisters = 128;
-// The smallest number of parts of D, even if the registers could hold hidden with fewer.
+// The smallest number of splits of D, even if the registers could hold hidden with fewer.
 #ifndef MICROSPEC_MIN_SPLITS
 #define MICROSPEC_MIN_SPLITS 1
 #endif
@@ -73,31 +77,35 @@ constexpr int kTile = 8;
 constexpr int kSlots = 2 * kRun;
 constexpr int kSlotsPitch = kSlots + 4;
 
-// Elements that four lanes read at once from a row: two (16-bit) or four (8-bit) multiplications of sixteen.
+// The elements of a chunk: what the four lanes of a quad read at once from a row. They make two (16-bit) or
+// four (8-bit) multiplications of sixteen.
 template <class Row>
-constexpr int kBlock = 4 * kVector<Row>;
+constexpr int kChunk = 4 * kVector<Row>;
 
+// The sizes of a warp's fragments and of the warps' sums.
 template <class Row, int kTiles>
-struct Shape {
+struct WarpShape {
   static constexpr int kWidth = kTile * kTiles;  // rows of hidden
-  // A lane's words of hidden in each kBlock elements of a row, two elements a word.
+  // A lane's words of hidden in each chunk of a row, two elements a word.
   static constexpr int kWords = kVector<Row> / 2;
-  // Blocks of kBlock elements of D that a warp holds.
-  static constexpr int kBlocks = kHiddenRegisters / (kTiles * kWords);
+  // Chunks of D that a warp's registers hold.
+  static constexpr int kChunksPerWarp = kHiddenRegisters / (kTiles * kWords);
   static constexpr int kSums = kRingWarps * kWidth * kSlotsPitch;  // floats in shared memory
 };
 
-struct Plan {
+// How a launch divides D, and its shared memory.
+struct MmaPlan {
   int splits;
-  int warp_dim;   // elements of D a warp, a multiple of kBlock
+  int warp_dim;   // elements of D a warp, a multiple of kChunk
   int row_pitch;  // bytes
   int depth;      // runs in the ring
   size_t shared_bytes;
 
-  MICROSPEC_DEVICE int dim() const { return warp_dim * kRingWarps; }
+  MICROSPEC_DEVICE int split_dim() const { return warp_dim * kRingWarps; }
 };
 
 // ---- Instructions by hidden's type
+// Multiplies 16 slots by 8 rows of hidden over 16 elements, and adds to `sums`.
 template <class Hidden>
 MICROSPEC_DEVICE void multiply_add(float (&sums)[4], const uint32_t (&weights)[4],
                                    const uint32_t (&hidden)[2]) {
@@ -127,17 +135,17 @@ MICROSPEC_DEVICE void as_pairs(const uint4& words, uint32_t (&pairs)[kVector<Row
   }
 }
 
-// ---- Steps 2 to 4: one warp's part of D, for sixteen slots and kWidth rows of hidden
+// ---- Steps 2 to 4: one warp's elements of D, for sixteen slots and kWidth rows of hidden
 template <class Hidden, class Row, int kTiles>
 class WarpTile {
-  using S = Shape<Row, kTiles>;
+  using S = WarpShape<Row, kTiles>;
 
  public:
   // Takes elements [begin, begin + warp_dim) of D, and drops those at or above `end`.
   MICROSPEC_DEVICE WarpTile(int64_t begin, int warp_dim, int64_t end)
       : begin_(begin), offset_(warp_index() * warp_dim * static_cast<int>(sizeof(Row))) {
     const int64_t dim = min(static_cast<int64_t>(warp_dim), end - begin);
-    blocks_ = dim > 0 ? static_cast<int>(dim) / kBlock<Row> : 0;
+    chunks_ = dim > 0 ? static_cast<int>(dim) / kChunk<Row> : 0;
   }
 
   // Step 2: loads the b fragments into registers. Rows beyond the segment and elements beyond D are zero.
@@ -150,15 +158,15 @@ class WarpTile {
                         (is_row ? segment.row(m) * args.hidden_row_stride : 0) + begin_ +
                         lane_index() % 4 * kVector<Row>;
 #pragma unroll
-      for (int b = 0; b < S::kBlocks; ++b) {
+      for (int c = 0; c < S::kChunksPerWarp; ++c) {
 #pragma unroll
         for (int w = 0; w < S::kWords; w += 4) {
           uint4 words = make_uint4(0, 0, 0, 0);
-          if (is_row && b < blocks_) words = *reinterpret_cast<const uint4*>(row + b * kBlock<Row> + 2 * w);
-          hidden_[n][b][w] = words.x;
-          hidden_[n][b][w + 1] = words.y;
-          hidden_[n][b][w + 2] = words.z;
-          hidden_[n][b][w + 3] = words.w;
+          if (is_row && c < chunks_) words = *reinterpret_cast<const uint4*>(row + c * kChunk<Row> + 2 * w);
+          hidden_[n][c][w] = words.x;
+          hidden_[n][c][w + 1] = words.y;
+          hidden_[n][c][w + 2] = words.z;
+          hidden_[n][c][w + 3] = words.w;
         }
       }
     }
@@ -170,25 +178,25 @@ class WarpTile {
                                  float (&dots)[kTiles][4]) const {
     const int at = lane_index() / 4 * row_pitch + offset_ + lane_index() % 4 * 16;
 #pragma unroll
-    for (int b = 0; b < S::kBlocks; ++b) {
-      if (b >= blocks_) break;
-      constexpr int kBytes = kBlock<Row> * static_cast<int>(sizeof(Row));
+    for (int c = 0; c < S::kChunksPerWarp; ++c) {
+      if (c >= chunks_) break;
+      constexpr int kBytes = kChunk<Row> * static_cast<int>(sizeof(Row));
       uint32_t low_pairs[S::kWords], high_pairs[S::kWords];
-      as_pairs<Hidden, Row>(*reinterpret_cast<const uint4*>(low + at + b * kBytes), low_pairs);
-      as_pairs<Hidden, Row>(*reinterpret_cast<const uint4*>(high + at + b * kBytes), high_pairs);
+      as_pairs<Hidden, Row>(*reinterpret_cast<const uint4*>(low + at + c * kBytes), low_pairs);
+      as_pairs<Hidden, Row>(*reinterpret_cast<const uint4*>(high + at + c * kBytes), high_pairs);
 #pragma unroll
       for (int w = 0; w < S::kWords; w += 2) {
         const uint32_t weights[4] = {low_pairs[w], high_pairs[w], low_pairs[w + 1], high_pairs[w + 1]};
 #pragma unroll
         for (int n = 0; n < kTiles; ++n) {
-          const uint32_t hidden[2] = {hidden_[n][b][w], hidden_[n][b][w + 1]};
+          const uint32_t hidden[2] = {hidden_[n][c][w], hidden_[n][c][w + 1]};
           multiply_add<Hidden>(dots[n], weights, hidden);
         }
       }
     }
   }
 
-  // Step 4: writes the d fragments to this warp's part of the sums, [kWidth, kSlotsPitch].
+  // Step 4: writes the d fragments to this warp's sums, [kWidth, kSlotsPitch].
   MICROSPEC_DEVICE static void store(const float (&dots)[kTiles][4], float* sums) {
     const int slot = lane_index() / 4;
 #pragma unroll
@@ -203,9 +211,9 @@ class WarpTile {
 
  private:
   int64_t begin_;
-  int offset_;  // bytes from the start of a row in shared memory to the warp's part
-  int blocks_;
-  uint32_t hidden_[kTiles][S::kBlocks][S::kWords];
+  int offset_;  // bytes from the start of a row in shared memory to the warp's elements
+  int chunks_;
+  uint32_t hidden_[kTiles][S::kChunksPerWarp][S::kWords];
 };
 
 // ---- Step 5: add the warps' sums
@@ -220,11 +228,11 @@ MICROSPEC_DEVICE void store_tile(const float* sums, const Segment& segment, int 
     const int m = o / kQuads, quad = o % kQuads;
     const int run = quad < kQuads / 2 ? low_run : high_run;
     if (run < 0) continue;
-    const float* part = sums + m * kSlotsPitch + quad * 4;
-    float4 total = *reinterpret_cast<const float4*>(part);
+    const float* warp_sums = sums + m * kSlotsPitch + quad * 4;
+    float4 total = *reinterpret_cast<const float4*>(warp_sums);
 #pragma unroll
     for (int w = 1; w < kRingWarps; ++w) {
-      const float4 more = *reinterpret_cast<const float4*>(part + w * kWidth * kSlotsPitch);
+      const float4 more = *reinterpret_cast<const float4*>(warp_sums + w * kWidth * kSlotsPitch);
       total.x += more.x;
       total.y += more.y;
       total.z += more.z;
@@ -238,8 +246,8 @@ MICROSPEC_DEVICE void store_tile(const float* sums, const Segment& segment, int 
 // ---- The kernel: steps 1 to 5 for each segment of rows that the block works on
 template <class Hidden, class Row, int kTiles>
 MICROSPEC_KERNEL(kThreads, 1)
-project_mma_kernel(HeadArgs args, Partials partials, Plan plan) {
-  using S = Shape<Row, kTiles>;
+project_mma_kernel(HeadArgs args, Partials partials, MmaPlan plan) {
+  using S = WarpShape<Row, kTiles>;
   MICROSPEC_DYNAMIC_SHARED(shared);
   MICROSPEC_SHARED(SegmentTable, table, 1);
   MICROSPEC_SHARED(uint64_t, full, kMaxDepth);
@@ -249,22 +257,22 @@ project_mma_kernel(HeadArgs args, Partials partials, Plan plan) {
   if (segments.count() == 0) return;
 
   float* sums = reinterpret_cast<float*>(shared);
-  const int split = blockIdx.x % plan.splits, part = blockIdx.x / plan.splits;
-  const int parts = gridDim.x / plan.splits;
-  const int64_t begin = static_cast<int64_t>(split) * plan.dim();
-  const Slice slice{begin, static_cast<int>(min(static_cast<int64_t>(plan.dim()), args.dim - begin))};
-  Ring<Row> ring(args, slice, plan.depth, plan.row_pitch, full, shared + S::kSums * sizeof(float));
+  const int split_index = blockIdx.x % plan.splits, block_in_split = blockIdx.x / plan.splits;
+  const int blocks_per_split = gridDim.x / plan.splits;
+  const int64_t begin = static_cast<int64_t>(split_index) * plan.split_dim();
+  const Split split{begin, static_cast<int>(min(static_cast<int64_t>(plan.split_dim()), args.dim - begin))};
+  Ring<Row> ring(args, split, plan.depth, plan.row_pitch, full, shared + S::kSums * sizeof(float));
   WarpTile<Hidden, Row, kTiles> tile(begin + warp_index() * plan.warp_dim, plan.warp_dim, args.dim);
 
-  const int runs = static_cast<int>(ceil_div(args.capacity, int64_t{kRun}));
-  const int shares = shares_of_a_segment(segments.count(), parts);
-  for (int item = part; item < segments.count() * shares; item += parts) {
-    const Segment segment = segments[item / shares];
-    const Share share{item % shares, shares, runs};
-    const int count = share.count();
+  const int run_count = static_cast<int>(ceil_div(args.capacity, int64_t{kRun}));
+  const int segment_blocks = blocks_per_segment(segments.count(), blocks_per_split);
+  for (int work = block_in_split; work < segments.count() * segment_blocks; work += blocks_per_split) {
+    const Segment segment = segments[work / segment_blocks];
+    const StridedRange runs{work % segment_blocks, segment_blocks, run_count};
+    const int count = runs.count();
     const int ahead = min(count, plan.depth);
 #pragma unroll 1
-    for (int i = 0; i < ahead; ++i) ring.start(segment.group, share.at(i));
+    for (int i = 0; i < ahead; ++i) ring.start(segment.group, runs.at(i));
     tile.load_hidden(args, segment);
     for (int i = 0; i < count; i += 2) {
       const bool two = i + 1 < count;
@@ -277,38 +285,40 @@ project_mma_kernel(HeadArgs args, Partials partials, Plan plan) {
       __syncthreads();  // this tile's sums are complete, and its two places in the ring are free
 #pragma unroll 1
       for (int next = i + plan.depth; next < min(i + plan.depth + 2, count); ++next) {
-        ring.start(segment.group, share.at(next));
+        ring.start(segment.group, runs.at(next));
       }
-      store_tile<S::kWidth>(sums, segment, share.at(i), two ? share.at(i + 1) : -1, split * args.rows,
+      store_tile<S::kWidth>(sums, segment, runs.at(i), two ? runs.at(i + 1) : -1, split_index * args.rows,
                             partials);
     }
   }
 }
 
 // ---- Host: the plan and the launch
+// Returns the plan with the fewest splits that leave room for hidden in registers and for the ring in shared
+// memory.
 template <class Row, int kTiles>
-Plan plan_for(const HeadArgs& args, const Device& device) {
-  using S = Shape<Row, kTiles>;
+MmaPlan plan_for(const HeadArgs& args, const Device& device) {
+  using S = WarpShape<Row, kTiles>;
   // The ring needs a tile's two runs and one run in flight. More splits make the runs smaller.
   constexpr int kMinDepth = 3;
-  constexpr int kMaxWarpDim = S::kBlocks * kBlock<Row>;
+  constexpr int kMaxWarpDim = S::kChunksPerWarp * kChunk<Row>;
   const size_t fixed = S::kSums * sizeof(float);
   const size_t available = device.block_shared - sizeof(SegmentTable) - kMaxDepth * sizeof(uint64_t) - fixed;
   const auto with = [&](int64_t splits) {
-    Plan plan{};
-    const int64_t unit = kRingWarps * kBlock<Row>;
-    plan.warp_dim = static_cast<int>(ceil_div(args.dim, splits * unit) * kBlock<Row>);
-    const int64_t slice = static_cast<int64_t>(plan.warp_dim) * kRingWarps;
-    plan.splits = static_cast<int>(ceil_div(args.dim, slice));
-    plan.row_pitch = static_cast<int>(slice * sizeof(Row)) + kRowPad;
-    const size_t run = static_cast<size_t>(kRun) * plan.row_pitch;
-    plan.depth = static_cast<int>(std::min<size_t>(kMaxDepth, available / run));
-    plan.shared_bytes = fixed + plan.depth * run;
+    MmaPlan plan{};
+    const int64_t unit = kRingWarps * kChunk<Row>;
+    plan.warp_dim = static_cast<int>(ceil_div(args.dim, splits * unit) * kChunk<Row>);
+    const int64_t split_dim = static_cast<int64_t>(plan.warp_dim) * kRingWarps;
+    plan.splits = static_cast<int>(ceil_div(args.dim, split_dim));
+    plan.row_pitch = static_cast<int>(split_dim * sizeof(Row)) + kRowPad;
+    const size_t run_bytes = static_cast<size_t>(kRun) * plan.row_pitch;
+    plan.depth = static_cast<int>(std::min<size_t>(kMaxDepth, available / run_bytes));
+    plan.shared_bytes = fixed + plan.depth * run_bytes;
     return plan;
   };
   const int64_t needed = ceil_div<int64_t>(args.dim, kMaxWarpDim * kRingWarps);
   int64_t splits = std::max<int64_t>(MICROSPEC_MIN_SPLITS, needed);
-  Plan plan = with(splits);
+  MmaPlan plan = with(splits);
   while (plan.depth < kMinDepth) plan = with(++splits);
   return plan;
 }
@@ -325,7 +335,7 @@ auto with_tiles(const HeadArgs& args, F&& f) {
 template <class Hidden, class Row>
 Error start(const HeadArgs& args, const Partials& partials, const Device& device, void* stream) {
   return with_tiles(args, [&](auto tiles) {
-    const Plan plan = plan_for<Row, tiles>(args, device);
+    const MmaPlan plan = plan_for<Row, tiles>(args, device);
     Launch how{};
     how.blocks = static_cast<unsigned>(std::max(1, device.sms / plan.splits) * plan.splits);
     how.threads = kThreads;
@@ -348,8 +358,8 @@ Error start(const HeadArgs& args, const Partials& partials, const Device& device
 }  // namespace
 
 bool fits_mma(const HeadArgs& args) {
-  const int64_t block = 64 / element_size(args.weight_type);
-  return args.hidden_type != DType::f32 && args.dim > 0 && args.dim % block == 0 && aligned16(args);
+  const int64_t chunk = 64 / element_size(args.weight_type);
+  return args.hidden_type != DType::f32 && args.dim > 0 && args.dim % chunk == 0 && aligned16(args);
 }
 
 int mma_splits(const HeadArgs& args, const Device& device) {

@@ -4,14 +4,29 @@
 //
 // Floor: the active rows' bytes over the memory's bandwidth. A kernel misses it if too few loads are in
 // flight. At 3 TB/s and about 0.7 us, an H100's SM needs 16 KB of loads in flight, and two to four times that
-// in practice. Here every lane keeps kAhead rows' loads in flight (64 KB and more an SM), with no barrier
-// between them.
+// in practice. Here every lane keeps kAhead rows' loads in flight, with no barrier between them. In aligned
+// rows that is 128 KB an SM for one row of hidden and 64 KB for four, and half of it for 8-bit elements.
 //
-// A row's elements are split over a block's warps, so a lane's part of hidden stays in registers for all
+// A row's elements are split over a block's warps, so a lane's elements of hidden stay in registers for all
 // rows. The slots are dealt to the blocks one by one, so all blocks are equally busy even if only the first
 // slots of a vocabulary are occupied. The order of the sums is fixed: lane, then warp, then block.
 //
-// Versions: this is the first; not yet measured on a GPU.
+// Layout of a row of D elements. A load is 16 bytes a lane, hence 512 consecutive bytes a warp. With 16-bit
+// elements (kVector = 8, kLoads = 2):
+//
+//       element   0                      248       256                    504       512
+//                 | lane 0 | …           | lane 31 | lane 0 | …           | lane 31 | lane 0 | …
+//                 | load 0                         | load 1                         | load 0
+//                 | warp 0                                                          | warp 1
+//
+// A lane holds the same elements of up to kRows rows of hidden. If D has more elements than the block's warps
+// take at once, the next pass takes the elements that follow.
+//
+// Execution order: (1) LaneLoader loads hidden, then a round's rows of weights, kAhead of them ahead of their
+// use, (2) multiply multiplies and sums_over_warp adds the lanes' sums, (3) store adds the warps' sums and
+// writes the dot products.
+//
+// Not yet measured on a GPU.
 #include "cuda/elements.cuh"
 #include "project.h"
 #include "rows.cuh"
@@ -45,13 +60,14 @@ constexpr int kAhead = !kAligned    ? 1
                        : kRows == 1 ? 8
                                     : 4;
 
-// ---- Step 1: load a lane's part of a row of weights or of hidden
+// ---- Step 1: load a lane's elements of a row of weights or of hidden
+// Knows which elements of a row are the lane's in one pass over D.
 template <class Row, bool kAligned>
-class LanePart {
+class LaneLoader {
  public:
-  MICROSPEC_DEVICE LanePart(int64_t dim, int pass) : dim_(dim) {
-    const int64_t slice = static_cast<int64_t>(pass) * blockDim.x / kWarp + warp_index();
-    begin_ = slice * kWarpElements<Row> + lane_index() * kVector<Row>;
+  MICROSPEC_DEVICE LaneLoader(int64_t dim, int pass) : dim_(dim) {
+    const int64_t warp = static_cast<int64_t>(pass) * blockDim.x / kWarp + warp_index();
+    begin_ = warp * kWarpElements<Row> + lane_index() * kVector<Row>;
   }
 
   MICROSPEC_DEVICE void load_row(const Row* row, uint4 (&words)[kLoads<Row>]) const {
@@ -104,13 +120,15 @@ MICROSPEC_DEVICE float sums_over_warp(float (&values)[kCount]) {
   return values[0];
 }
 
+// Removes the lowest set bit and returns its index.
 MICROSPEC_DEVICE int take_lowest(unsigned& set) {
   const int lowest = __ffs(set) - 1;
   set &= set - 1;
   return lowest;
 }
 
-// ---- Steps 1 to 3 for a share of a segment's slots: load, multiply, and add over the warps of a block
+// ---- Steps 1 to 3 for the slots of a segment that a block takes: load, multiply, and add over the warps of
+// a block
 template <class Hidden, class Row, int kRows, bool kAligned>
 class Projector {
  public:
@@ -121,32 +139,32 @@ class Projector {
     passes_ = static_cast<int>(max(int64_t{1}, ceil_div(args.dim, pass_elements)));
   }
 
-  MICROSPEC_DEVICE void project(const Segment& segment, const Share& share) {
+  MICROSPEC_DEVICE void project(const Segment& segment, const StridedRange& slots) {
     const int32_t* ids = ids_of(args_, segment.group);
-    const int count = share.count();
+    const int count = slots.count();
     if (passes_ == 1) load_hidden(segment, 0);
     for (int first = 0; first < count; first += kRound) {
       const int i = first + lane_index();
-      const int32_t id = i < count ? __ldg(ids + share.at(i)) : -1;
+      const int32_t id = i < count ? __ldg(ids + slots.at(i)) : -1;
       const unsigned active = __ballot_sync(kAllLanes, is_active(args_, id));
       for (int pass = 0; pass < passes_; ++pass) {
         if (passes_ > 1) load_hidden(segment, pass);
-        multiply(segment.group, share, first, id, active, pass);
+        multiply(segment.group, slots, first, id, active, pass);
       }
       __syncthreads();
-      store(segment, share, first, active);
+      store(segment, slots, first, active);
       __syncthreads();
     }
   }
 
  private:
   MICROSPEC_DEVICE void load_hidden(const Segment& segment, int pass) {
-    const LanePart<Row, kAligned> part(args_.dim, pass);
+    const LaneLoader<Row, kAligned> loader(args_.dim, pass);
 #pragma unroll
     for (int m = 0; m < kRows; ++m) {
       if (m < segment.count) {
         const auto* hidden = static_cast<const Hidden*>(args_.hidden);
-        part.load_hidden(hidden + segment.row(m) * args_.hidden_row_stride, hidden_[m]);
+        loader.load_hidden(hidden + segment.row(m) * args_.hidden_row_stride, hidden_[m]);
       } else {
 #pragma unroll
         for (float& value : hidden_[m]) value = 0.0f;
@@ -154,15 +172,15 @@ class Projector {
     }
   }
 
-  MICROSPEC_DEVICE void multiply(int group, const Share& share, int first, int32_t id, unsigned active,
+  MICROSPEC_DEVICE void multiply(int group, const StridedRange& slots, int first, int32_t id, unsigned active,
                                  int pass) {
-    const LanePart<Row, kAligned> part(args_.dim, pass);
+    const LaneLoader<Row, kAligned> loader(args_.dim, pass);
     uint4 ahead[kAhead<kRows, kAligned>][kLoads<Row>];
     unsigned to_load = active, to_use = active;
     const auto load = [&](uint4(&words)[kLoads<Row>]) {
       const int j = take_lowest(to_load);
       const int32_t row_id = __shfl_sync(kAllLanes, id, j);
-      part.load_row(row_of<Row>(args_, group, share.at(first + j), row_id), words);
+      loader.load_row(row_of<Row>(args_, group, slots.at(first + j), row_id), words);
     };
 #pragma unroll
     for (int a = 0; a < kAhead<kRows, kAligned>; ++a) {
@@ -200,14 +218,15 @@ class Projector {
   }
 
   // Step 3: adds the warps' sums of a round's slots and writes the partial dot products.
-  MICROSPEC_DEVICE void store(const Segment& segment, const Share& share, int first, unsigned active) const {
+  MICROSPEC_DEVICE void store(const Segment& segment, const StridedRange& slots, int first,
+                              unsigned active) const {
     const int warps = blockDim.x / kWarp;
     for (int o = threadIdx.x; o < kRound * kRows; o += blockDim.x) {
       const int j = o / kRows, m = o % kRows;
       if (m >= segment.count || !(active >> j & 1)) continue;
       float sum = 0.0f;
       for (int w = 0; w < warps; ++w) sum += sums_[o * kMaxWarps + w];
-      partials_.data[segment.row(m) * partials_.pitch + share.at(first + j)] = sum;
+      partials_.data[segment.row(m) * partials_.pitch + slots.at(first + j)] = sum;
     }
   }
 
@@ -228,10 +247,11 @@ project_simt_kernel(HeadArgs args, Partials partials) {
   ptx::let_next_kernel_start();
   const Segments segments = Segments::of<kRows>(args, table);
   if (segments.count() == 0) return;
-  const int shares = shares_of_a_segment(segments.count(), gridDim.x);
+  const int segment_blocks = blocks_per_segment(segments.count(), gridDim.x);
   Projector<Hidden, Row, kRows, kAligned> projector(args, partials, sums);
-  for (int item = blockIdx.x; item < segments.count() * shares; item += gridDim.x) {
-    projector.project(segments[item / shares], {item % shares, shares, static_cast<int>(args.capacity)});
+  for (int work = blockIdx.x; work < segments.count() * segment_blocks; work += gridDim.x) {
+    projector.project(segments[work / segment_blocks],
+                      {work % segment_blocks, segment_blocks, static_cast<int>(args.capacity)});
   }
 }
 

@@ -2,10 +2,18 @@
 // The ring holds runs of weight rows in shared memory for the tensor cores. Asynchronous copies fill it
 // several runs ahead of their use.
 //
-// A run is the block's part of the rows of kRun consecutive slots. Its copies arrive on the run's barrier.
+// A run is the block's split of the rows of kRun consecutive slots. Its copies arrive on the run's barrier.
 // From sm_90 on, there is one bulk copy a row, which one lane starts after announcing the bytes. Before
 // sm_90, all threads use cp.async of 16 bytes, one row a warp. Rows of empty slots are not copied. Old data
 // stays in their place and affects only results that nobody reads.
+//
+//     data:    place 0           place 1           …          place depth - 1
+//            +-----------------+-----------------+----------+-----------------+
+//            | run: kRun rows  | run             |          | run             |
+//            +-----------------+-----------------+----------+-----------------+
+//              ^ oldest_: take waits for it        ^ next_: start fills it
+//
+//     a row in a place:  | the split's elements | kRowPad bytes |  = row_pitch bytes
 #pragma once
 
 #include "cuda/ptx.cuh"
@@ -27,8 +35,8 @@ static_assert(kRingWarps == kRun);
 // that read 16 bytes each from two rows hit every bank once.
 constexpr int kRowPad = 64;
 
-// A block's part of the rows: elements [begin, begin + dim) of D.
-struct Slice {
+// The elements of D that a block multiplies: [begin, begin + dim).
+struct Split {
   int64_t begin;
   int dim;
 };
@@ -46,13 +54,14 @@ struct RingPlace {
   }
 };
 
+// The ring of one block. start and take are called by the whole block, run after run.
 template <class Row>
 class Ring {
  public:
   // full is [depth] barriers, data is [depth, kRun, row_pitch]. Ends with a block barrier.
-  MICROSPEC_DEVICE Ring(const HeadArgs& args, const Slice& slice, int depth, int row_pitch, uint64_t* full,
+  MICROSPEC_DEVICE Ring(const HeadArgs& args, const Split& split, int depth, int row_pitch, uint64_t* full,
                         unsigned char* data)
-      : args_(args), slice_(slice), depth_(depth), row_pitch_(row_pitch), full_(full), data_(data) {
+      : args_(args), split_(split), depth_(depth), row_pitch_(row_pitch), full_(full), data_(data) {
     if (threadIdx.x == 0) {
       const int arrivals = bulk() ? 1 : kRingWarps * kWarp;
 #pragma unroll 1
@@ -91,11 +100,11 @@ class Ring {
     return slot < args_.capacity ? __ldg(ids_of(args_, group) + slot) : -1;
   }
   MICROSPEC_DEVICE const Row* source(int group, int slot, int32_t id) const {
-    return row_of<Row>(args_, group, slot, id) + slice_.begin;
+    return row_of<Row>(args_, group, slot, id) + split_.begin;
   }
 
   MICROSPEC_DEVICE void start_bulk(int group, int run) {
-    const uint32_t bytes = slice_.dim * sizeof(Row);
+    const uint32_t bytes = split_.dim * sizeof(Row);
     const int slot = run * kRun + lane_index();
     const int32_t id = lane_index() < kRun ? id_of(group, slot) : -1;
     const bool active = is_active(args_, id);
@@ -109,7 +118,7 @@ class Ring {
   }
 
   MICROSPEC_DEVICE void start_by_threads(int group, int run) {
-    const int bytes = slice_.dim * static_cast<int>(sizeof(Row));
+    const int bytes = split_.dim * static_cast<int>(sizeof(Row));
     const int slot = run * kRun + warp_index();
     const int32_t id = id_of(group, slot);
     if (is_active(args_, id)) {
@@ -121,7 +130,7 @@ class Ring {
   }
 
   const HeadArgs& args_;
-  const Slice slice_;
+  const Split split_;
   const int depth_;
   const int row_pitch_;
   uint64_t* full_;

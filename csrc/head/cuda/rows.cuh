@@ -14,6 +14,7 @@ MICROSPEC_DEVICE bool is_active(const HeadArgs& args, int32_t id) {
   return static_cast<uint32_t>(id) < static_cast<uint64_t>(args.vocab_size);
 }
 
+// Returns the group's active ids, [K].
 MICROSPEC_DEVICE const int32_t* ids_of(const HeadArgs& args, int group) {
   return args.active_ids + static_cast<int64_t>(group) * args.capacity;
 }
@@ -26,6 +27,7 @@ MICROSPEC_DEVICE int group_of(const HeadArgs& args, int64_t row) {
   return group >= 0 && group < args.groups ? static_cast<int>(group) : -1;
 }
 
+// Returns the weights of a slot: by slot if they are packed, else by id.
 template <class Row>
 MICROSPEC_DEVICE const Row* row_of(const HeadArgs& args, int group, int slot, int32_t id) {
   const int64_t index = args.packed ? slot : id;

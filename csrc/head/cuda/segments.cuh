@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Segments group the rows of hidden that are projected together. A Share is a block's part of a segment's
-// slots.
+// Segments group the rows of hidden that are projected together. A segment's slots are dealt to several
+// blocks, and each takes a StridedRange of them.
 #pragma once
 
 #include "cuda/platform.cuh"
@@ -31,6 +31,7 @@ struct SegmentTable {
   int count;
 };
 
+// The segments of a call.
 class Segments {
  public:
   // The whole block calls this. It ends with a barrier if the call has group ids.
@@ -110,8 +111,8 @@ class Segments {
   int total_rows_;
 };
 
-// One block's share of a segment's slots, or of its runs: first, first + step, … below `end`.
-struct Share {
+// The slots of a segment, or their runs, that one block takes: first, first + step, … below `end`.
+struct StridedRange {
   int first;
   int step;
   int end;
@@ -120,20 +121,21 @@ struct Share {
   MICROSPEC_DEVICE int at(int i) const { return first + i * step; }
 };
 
-// Returns the number of blocks that share a segment's slots, chosen to keep `parts` blocks busy. One round of
-// parts / segments shares per segment leaves up to half of the blocks idle if there are nearly as many
-// segments as blocks. A few rounds of smaller shares avoid that.
-MICROSPEC_DEVICE int shares_of_a_segment(int segments, int parts) {
+// Returns the number of blocks among which a segment's slots are dealt, chosen to keep `blocks` blocks busy.
+// A single round gives each segment blocks / segments blocks. That leaves up to half of the blocks idle if
+// there are nearly as many segments as blocks. A few rounds, with fewer slots for a block in each, avoid
+// that.
+MICROSPEC_DEVICE int blocks_per_segment(int segments, int blocks) {
   constexpr int kMaxRounds = 4;
-  int best_rounds = ceil_div(segments, parts), best_shares = 1;
+  int best_rounds = ceil_div(segments, blocks), best_blocks = 1;
   for (int rounds = 1; rounds <= kMaxRounds; ++rounds) {
-    const int shares = rounds * parts / segments;
-    if (rounds * best_shares < best_rounds * shares) {
+    const int segment_blocks = rounds * blocks / segments;
+    if (rounds * best_blocks < best_rounds * segment_blocks) {
       best_rounds = rounds;
-      best_shares = shares;
+      best_blocks = segment_blocks;
     }
   }
-  return best_shares;
+  return best_blocks;
 }
 
 }  // namespace microspec

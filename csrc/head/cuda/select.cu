@@ -2,13 +2,17 @@
 // select turns partial dot products into the head's results, one block a row of hidden.
 //
 // 3072 logits are 12 KB a row, read from the L2 cache, so the number of dependent steps decides the time.
-// Keys (keys.cuh) stay in registers. block_threshold finds the k-th key. The keys at or above it go to shared
-// memory in any order, and each finds its rank by counting the keys above it.
+// Keys (keys.cuh) stay in registers up to K = 4096. block_threshold finds the k-th key. The keys at or above
+// it go to shared memory in any order, and each finds its rank by counting the keys above it.
+//
+// Execution order of select_kernel: load the keys, (1) count_row, (2) sum_exponentials, (3) block_key_bounds
+// and block_threshold find the k-th key, and choose collects from there, (4) store_ranked and pad.
+// finish_logits_kernel takes its place for sparse_logits, and writes every slot's logit.
 //
 // select starts while project still runs. We load group, ids and scales before waiting for project. Safe:
 // project itself waited for their writers before it let this kernel start.
 //
-// Versions: this is the first; not yet measured on a GPU.
+// Not yet measured on a GPU.
 #include <algorithm>
 
 #include "keys.cuh"
@@ -17,10 +21,11 @@
 namespace microspec {
 
 namespace {
-// ---- State in shared memory
 
+// ---- State in shared memory
 constexpr int kWarps = kSelectThreads / kWarp;
 
+// The block's shared memory.
 struct Scratch {
   SelectScratch select;
   uint32_t top[kWarps];     // largest order in each warp
@@ -37,6 +42,7 @@ MICROSPEC_DEVICE float sum_over_warp(float value) {
   return value;
 }
 
+// The row's counts, the same in every thread.
 struct Counts {
   uint32_t top;  // order of the largest logit
   int active;
@@ -80,6 +86,7 @@ MICROSPEC_DEVICE void sum_exponentials(const Keys& keys, float largest, Scratch&
   if (lane_index() == 0) scratch.sums[warp_index()] = sum;
 }
 
+// Returns the row's logsumexp from the warps' sums; NaN if any logit is NaN.
 MICROSPEC_DEVICE float logsumexp_of(const Counts& counts, const Scratch& scratch) {
   if (counts.any_nan) return __uint_as_float(0x7fc00000u);
   const float largest = logit_of_order(counts.top);
@@ -107,6 +114,7 @@ struct RowResult {
   int64_t* token_ids;
   float* logsumexp;
 
+  // Fills the entries from `first` on as the contract does if the row has fewer than k active slots.
   MICROSPEC_DEVICE void pad(int first, int k) const {
     for (int i = first + threadIdx.x; i < k; i += kSelectThreads) {
       logits[i] = -INFINITY;
@@ -115,6 +123,7 @@ struct RowResult {
   }
 };
 
+// Writes the chosen keys' logits and ids, best first. Each thread ranks its keys against all others.
 MICROSPEC_DEVICE void store_ranked(const Scratch& scratch, int count, const RowResult& result) {
   for (int i = threadIdx.x; i < count; i += kSelectThreads) {
     const uint64_t key = scratch.chosen[i];
@@ -165,6 +174,7 @@ select_kernel(HeadArgs args, Partials partials, Selection selection, uint64_t* m
 
 constexpr int kLogitsThreads = 256;
 
+// Writes logits [rows, K]; -inf at empty slots and in padding rows.
 MICROSPEC_KERNEL(kLogitsThreads, 4)
 finish_logits_kernel(HeadArgs args, Partials partials, float* logits) {
   ptx::wait_for_earlier_kernels();

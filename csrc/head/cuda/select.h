@@ -21,6 +21,7 @@ struct Selection {
 
 // Returns the bytes of workspace for `rows` rows: 0 if their keys fit in registers or shared memory.
 size_t select_workspace(int64_t rows, int64_t capacity, const Device& device);
+// Enqueues the selection. workspace has select_workspace bytes.
 Error select(const HeadArgs& args, const Partials& partials, const Selection& selection, void* workspace,
              const Device& device, void* stream);
 

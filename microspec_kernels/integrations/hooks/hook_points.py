@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hook points: the functions of an engine that a plugin uses, checked in the engine's source.
 
 The check reads the syntax tree. So it imports no engine module, which may need a GPU, and it works
@@ -56,8 +57,8 @@ class HookPoint:
             return "not a function"
         if any(isinstance(by, ast.Name) and by.id == "property" for by in scope.decorator_list):
             return "a property, not a function"
-        given = scope.args
-        names = [argument.arg for argument in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
+        args = scope.args
+        names = [each.arg for each in (*args.posonlyargs, *args.args, *args.kwonlyargs)]
         absent = [name for name in self.arguments if name not in names]
         return f"has no {', '.join(absent)} among {', '.join(names)}" if absent else None
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Report a draft vocabulary's counters in an engine's log and in Prometheus."""
 
 import logging
@@ -32,11 +33,11 @@ class Report:
         self._last = stats
         self._logger.info(
             "MicroSpec metrics: Coverage: %.1f%%, Covered: %d tokens, Not covered: %d tokens, "
-            "Rows entered: %d, Active: %d of %d tokens",
+            "Rows activated: %d, Active: %d of %d tokens",
             100 * new.coverage,
             new.hits,
             new.misses,
-            new.rows_entered,
+            new.rows_activated,
             stats.active,
             self._head.vocab.ids.numel(),
         )
@@ -59,7 +60,9 @@ def _prometheus() -> "tuple[dict[str, Counter], Gauge]":
     counters = {
         "hits": Counter("microspec:covered_tokens", "Tokens that the draft could have proposed."),
         "misses": Counter("microspec:uncovered_tokens", "Tokens that it could not have proposed."),
-        "rows_entered": Counter("microspec:rows_entered", "Rows that entered active vocabularies."),
+        "rows_activated": Counter(
+            "microspec:rows_activated", "Rows of the LM head that became active."
+        ),
     }
     # Sum over live processes: engines side by side have separate vocabularies.
     active = Gauge("microspec:active_tokens", "Tokens now active.", multiprocess_mode="livesum")

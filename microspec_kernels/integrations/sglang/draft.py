@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SGLang's EAGLE draft worker with its LM head over an active vocabulary.
 
 SGLang chooses indices in a row of logits and maps them to tokens by the worker's `hot_token_id`.
@@ -41,8 +42,8 @@ class ActiveDraft:
         runner = worker.draft_runner
         self._lm_head, processor = runner.model.lm_head, runner.model.logits_processor
         vocab_size = worker.target_worker.model_config.vocab_size
-        rows = vocab_size if worker.hot_token_id is None else len(worker.hot_token_id)
-        check_head(runner.model, rows, runner.dtype)
+        lm_head_rows = vocab_size if worker.hot_token_id is None else len(worker.hot_token_id)
+        check_head(runner.model, lm_head_rows, runner.dtype)
         shards = self._lm_head.shard_indices
         start, end = shards.org_vocab_start_index, shards.org_vocab_end_index
         self._weight = self._lm_head.weight.detach()[: end - start]
@@ -52,19 +53,21 @@ class ActiveDraft:
                 settings,
                 target_vocab_size=vocab_size,
                 row_tokens=worker.hot_token_id,
-                shard=_shard(self._lm_head, rows, start),
+                shard=_shard(self._lm_head, lm_head_rows, start),
             )
         except (ValueError, TypeError, OSError) as error:
-            raise UnsupportedError("sglang: EagleDraftWorker", "settings for it", error) from error
+            raise UnsupportedError(
+                "sglang: EagleDraftWorker", "settings that fit the draft", error
+            ) from error
         capacity = self.head.capacity
         if capacity < worker.topk:
             expected = f"at least speculative_eagle_topk, {worker.topk}"
             raise UnsupportedError("sglang: capacity", expected, capacity)
-        self.places = torch.arange(-capacity, vocab_size, device=self._weight.device)
-        self._place()
+        self.index_tokens = torch.arange(-capacity, vocab_size, device=self._weight.device)
+        self._update_index_tokens()
         self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
         self._metrics = Metrics(self.head)
-        worker.hot_token_id = self.places
+        worker.hot_token_id = self.index_tokens
         runner.model_config.hf_config.hot_vocab_size = capacity  # the width of SGLang's buffers
         processor._compute_lm_head = self.logits
         processor.do_tensor_parallel_all_gather = False
@@ -101,7 +104,7 @@ class ActiveDraft:
         Returns:
             int64 of the same shape, K + token.
         """
-        return self.places[chosen] + self.head.capacity
+        return self.index_tokens[chosen] + self.head.capacity
 
     def prompts(self, batch: Any, next_token_ids: Tensor) -> None:
         """Observe the part of each prompt that the target has read. Call before the draft reads it.
@@ -158,25 +161,25 @@ class ActiveDraft:
 
     def _observe(self, tokens: Tensor) -> None:
         self.head.observe(tokens)
-        self._place()
+        self._update_index_tokens()
 
-    def _place(self) -> None:
+    def _update_index_tokens(self) -> None:
         # An empty slot is never the best of a row, but a tree may need more tokens than are active.
         # It then gets token 0, because SGLang needs a valid token id.
         tokens = self.head.slot_tokens()[0].clamp(min=0)
-        self.places[: self.head.capacity] = tokens
+        self.index_tokens[: self.head.capacity] = tokens
 
     def _to_device(self, tokens: list[int]) -> Tensor:
         pinned = torch.tensor(tokens, dtype=torch.int64, pin_memory=self._weight.is_cuda)
         return pinned.to(self._weight.device, non_blocking=True)
 
 
-def _shard(lm_head: Any, rows: int, start: int) -> Shard | None:
+def _shard(lm_head: Any, lm_head_rows: int, start: int) -> Shard | None:
     if lm_head.tp_size == 1:
         return None
     from sglang.srt.runtime_context import get_parallel
 
-    return Shard(rows, start, get_parallel().tp_group.device_group)
+    return Shard(lm_head_rows, start, get_parallel().tp_group.device_group)
 
 
 def _announce(worker: Any, head: EngineHead) -> None:

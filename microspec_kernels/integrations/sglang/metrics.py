@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Report counters as SGLang does: a log line at SGLang's interval, and Prometheus."""
 
 import logging

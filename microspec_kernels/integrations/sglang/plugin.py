@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Read the MICROSPEC switch and, if it is set, patch SGLang's EAGLE worker."""
 
 import functools
@@ -80,29 +81,29 @@ def _attached(worker: Any) -> ActiveDraft:
     return draft
 
 
-def _attach(settings: Settings, original: Original, given: Mapping[str, Any]) -> None:
+def _attach(settings: Settings, original: Original, arguments: Mapping[str, Any]) -> None:
     original()
-    setattr(given["self"], _ATTRIBUTE, ActiveDraft(given["self"], settings))
+    setattr(arguments["self"], _ATTRIBUTE, ActiveDraft(arguments["self"], settings))
 
 
-def _extend_for_prefill(original: Original, given: Mapping[str, Any]) -> Any:
-    draft, batch = _attached(given["self"]), given["batch"]
+def _extend_for_prefill(original: Original, arguments: Mapping[str, Any]) -> Any:
+    draft, batch = _attached(arguments["self"]), arguments["batch"]
     if not batch.forward_mode.is_idle():
-        draft.prompts(batch, given["next_token_ids"])
+        draft.prompts(batch, arguments["next_token_ids"])
     draft_input = original()
     draft_input.topk_index = draft.keep(draft_input.topk_index)
     return draft_input
 
 
-def _extend_for_decode(original: Original, given: Mapping[str, Any]) -> Any:
+def _extend_for_decode(original: Original, arguments: Mapping[str, Any]) -> Any:
     extended = original()
-    draft_input = given["batch_result"].next_draft_input
-    draft_input.topk_index = _attached(given["self"]).keep(draft_input.topk_index)
+    draft_input = arguments["batch_result"].next_draft_input
+    draft_input.topk_index = _attached(arguments["self"]).keep(draft_input.topk_index)
     return extended
 
 
-def _verify(original: Original, given: Mapping[str, Any]) -> Any:
-    draft, batch = _attached(given["self"].draft_worker), given["batch"]
+def _verify(original: Original, arguments: Mapping[str, Any]) -> Any:
+    draft, batch = _attached(arguments["self"].draft_worker), arguments["batch"]
     tree = batch.spec_info.draft_token
     result = original()
     if not batch.forward_mode.is_idle():
@@ -110,7 +111,7 @@ def _verify(original: Original, given: Mapping[str, Any]) -> Any:
     return result
 
 
-def _update_weights(original: Original, given: Mapping[str, Any]) -> Any:
+def _update_weights(original: Original, arguments: Mapping[str, Any]) -> Any:
     updated = original()
-    _attached(given["self"].draft_worker.draft_worker).reload()
+    _attached(arguments["self"].draft_worker.draft_worker).reload()
     return updated

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Check SGLang's configuration and the draft's LM head against what the plugin supports."""
 
 import operator
@@ -35,7 +36,7 @@ def check_settings(settings: Settings) -> None:
         UnsupportedError: names the setting.
     """
     if settings.vocabulary != "shared":
-        expected = "'shared', as SGLang looks all drafted tokens up in one map"
+        expected = "'shared', because SGLang has one map for all drafted tokens"
         raise UnsupportedError(f"sglang: {SWITCH}: vocabulary", expected, repr(settings.vocabulary))
 
 
@@ -59,12 +60,12 @@ def check_config() -> None:
             raise UnsupportedError(f"sglang: {name}", f"{expected!r}, as {why}", repr(got))
 
 
-def check_head(model: Any, rows: int, dtype: Any) -> None:
+def check_head(model: Any, lm_head_rows: int, dtype: Any) -> None:
     """Refuse a draft whose LM head is not plain rows of its own dtype.
 
     Args:
         model: the draft model.
-        rows: number of tokens that it may draft.
+        lm_head_rows: number of tokens that it may draft.
         dtype: dtype of its hidden states.
 
     Raises:
@@ -83,9 +84,11 @@ def check_head(model: Any, rows: int, dtype: Any) -> None:
         raise UnsupportedError(f"{where}.quant_method", "none", method)
     if getattr(lm_head, "use_intel_amx_backend", False):
         raise UnsupportedError(f"{where}.weight", "rows", "the layout of SGLang's AMX kernels")
-    if lm_head.num_embeddings != rows or lm_head.org_vocab_size != rows:
+    if lm_head.num_embeddings != lm_head_rows or lm_head.org_vocab_size != lm_head_rows:
         got = f"{lm_head.org_vocab_size} of {lm_head.num_embeddings}"
-        raise UnsupportedError(f"{where}.org_vocab_size", f"{rows}, a row for each token", got)
+        raise UnsupportedError(
+            f"{where}.org_vocab_size", f"{lm_head_rows}, a row for each token", got
+        )
     if lm_head.weight.dtype != dtype:
         raise UnsupportedError(
             f"{where}.weight.dtype", f"the draft's {dtype}", lm_head.weight.dtype

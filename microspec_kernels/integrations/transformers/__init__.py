@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hugging Face's `generate`: a sparse LM head for assisted generation, or the reference loop.
 
     from microspec_kernels.integrations.transformers import microspec_generate, sparse_assistant

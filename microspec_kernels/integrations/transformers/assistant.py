@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A sparse LM head for the assistant of transformers' assisted generation."""
 
 from collections.abc import Iterator
@@ -26,9 +27,9 @@ class AssistantHead(SparseLMHead):
     make every probability of the row NaN.
     """
 
-    def forward(self, hidden: Tensor, group_ids: Tensor | None = None) -> Tensor:
+    def forward(self, hidden: Tensor, row_groups: Tensor | None = None) -> Tensor:
         lowest = max(LOWEST, torch.finfo(hidden.dtype).min)
-        logits = super().forward(hidden, group_ids)
+        logits = super().forward(hidden, row_groups)
         return logits.nan_to_num_(nan=lowest, posinf=torch.inf, neginf=lowest)
 
 
@@ -82,7 +83,11 @@ def sparse_assistant(
     log_broken(broken_rows(weight, bias), "sparse_assistant: assistant: LM head")
     size, device = len(weight), weight.device
     vocab = ActiveVocab(
-        size, min(capacity, size), pinned=policy.pinned, initial=policy.initial, device=device
+        size,
+        min(capacity, size),
+        pinned=policy.pinned,
+        frequent_tokens=policy.frequent_tokens,
+        device=device,
     )
     head = AssistantHead(weight, vocab, bias=bias, mode=mode)
     likeliest = min(policy.target_top_k("step"), size)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The reference loop as a `custom_generate` callable for transformers."""
 
 import copy
@@ -26,8 +27,8 @@ def microspec_generate(draft: Any, **options: Any) -> Callable[..., Any]:
 
     draft: the result of `load_draft`, or a causal LM of `transformers` with the target's
         vocabulary.
-    options: options of :class:`microspec_kernels.speculative.Batch`: `head`, `capacity`, `groups`,
-        ….
+    options: options of :class:`microspec_kernels.speculative.Batch`: `head`, `capacity`,
+        `num_groups`, ….
 
     Transformers calls the callable with input_ids int64 [B, P], padded on the left, and the
     reference loop continues them. It returns the same types as every decoding method: int64 [B, P +
@@ -107,7 +108,7 @@ def _kept(input_ids: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
     mask = model_kwargs.get("attention_mask")
     kept = torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask.bool()
     if bool((kept[:, :-1] & ~kept[:, 1:]).any()):
-        raise _refusal("attention_mask", "padding on the left alone", "some behind a token")
+        raise _refusal("attention_mask", "padding on the left only", "padding after a token")
     positions = model_kwargs.get("position_ids")
     if positions is not None and bool(((kept.cumsum(1) - 1 != positions) & kept).any()):
         raise _refusal("position_ids", "those of the text", positions.tolist())
@@ -166,12 +167,12 @@ def _sampling(config: Any, processors: Any) -> Sampling:
     """Convert the logits processors to a `Sampling`: only WARPERS, each once, in order."""
     module = require("transformers.generation.logits_process", "speculative")
     kinds = [getattr(module, name) for name in WARPERS] if config.do_sample else []
-    known = ", ".join(kind.__name__ for kind in kinds)
+    supported = ", ".join(kind.__name__ for kind in kinds)
     settings: dict[str, Any] = {"temperature": 1.0} if config.do_sample else {}
     for processor in processors:
         kind = type(processor)
         if kind not in kinds or getattr(processor, "min_tokens_to_keep", 1) != 1:
-            raise _refusal("logits_processor", known or "none", kind.__name__)
+            raise _refusal("logits_processor", supported or "none", kind.__name__)
         kinds = kinds[kinds.index(kind) + 1 :]
         name = WARPERS[kind.__name__]
         settings[name] = getattr(processor, name)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The vLLM plugin: on if MICROSPEC or additional_config={"microspec": …} sets it.
 
 docs/engines.md lists the supported setups and shows how to check that the plugin is on.

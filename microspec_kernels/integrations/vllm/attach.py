@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attach a :class:`Drafter` to a draft model that vLLM has loaded."""
 
 import logging
@@ -43,10 +44,12 @@ def attach(
     handed = lm_head.handed(hidden)
     layer = handed.lm_head
     check_head(layer, handed.processor, handed.hidden.dtype)
-    rows = min(layer.org_vocab_size, handed.processor.org_vocab_size)
-    tokens = _row_tokens(model, rows, lm_head.tokens(hidden))
+    lm_head_rows = min(layer.org_vocab_size, handed.processor.org_vocab_size)
+    tokens = _row_tokens(model, lm_head_rows, lm_head.tokens(hidden))
     held = layer.shard_indices
-    start, end = (min(at, rows) for at in (held.org_vocab_start_index, held.org_vocab_end_index))
+    start, end = (
+        min(at, lm_head_rows) for at in (held.org_vocab_start_index, held.org_vocab_end_index)
+    )
     weight = layer.weight.detach()[: end - start]
     try:
         head = EngineHead(
@@ -56,7 +59,7 @@ def attach(
             target_vocab_size=vllm_config.model_config.get_vocab_size(),
             row_tokens=tokens,
             bias=None if handed.bias is None else handed.bias[: end - start],
-            shard=_shard(layer, rows, start),
+            shard=_shard(layer, lm_head_rows, start),
         )
     except (ValueError, TypeError, OSError) as error:
         raise UnsupportedError(f"vllm: {name}", "settings for this draft", error) from error
@@ -64,37 +67,37 @@ def attach(
     return Drafter(lm_head, layer, weight, head, Metrics(head, layer.tp_rank == 0))
 
 
-def _row_tokens(model: Any, rows: int, known: Tensor) -> Tensor | None:
-    """Return the target's token of each row, int64 [rows]; None if row i is token i.
+def _row_tokens(model: Any, lm_head_rows: int, finite_tokens: Tensor) -> Tensor | None:
+    """Return the target's token of each row, int64 [lm_head_rows]; None if row i is token i.
 
     Args:
         model: the draft model.
-        rows: rows of its LM head, without padding.
-        known: the tokens with finite logits in the model's own output, ascending. They must be the
-            same tokens.
+        lm_head_rows: rows of its LM head, without padding.
+        finite_tokens: the tokens with finite logits in the model's own output, ascending. They must
+            be the same tokens.
 
     Raises:
         UnsupportedError: the tokens differ.
     """
     offsets = getattr(model, "draft_id_to_target_id", None)
-    tokens = torch.arange(rows, device=known.device)
+    tokens = torch.arange(lm_head_rows, device=finite_tokens.device)
     if offsets is not None:
-        tokens += offsets.detach()[:rows]
-    if not torch.equal(tokens.sort().values, known):
+        tokens += offsets.detach()[:lm_head_rows]
+    if not torch.equal(tokens.sort().values, finite_tokens):
         where = f"vllm: {type(model).__name__}.compute_logits"
         raise UnsupportedError(
-            where, f"logits of the {rows} tokens of its LM head", f"of {len(known)}"
+            where, f"logits of the {lm_head_rows} tokens of its LM head", f"of {len(finite_tokens)}"
         )
     return None if offsets is None else tokens
 
 
-def _shard(layer: Any, rows: int, start: int) -> Shard | None:
+def _shard(layer: Any, lm_head_rows: int, start: int) -> Shard | None:
     if layer.tp_size == 1:
         return None
     from vllm.distributed.parallel_state import get_tp_group
 
     group = getattr(layer, "parallel_group", None) or get_tp_group()
-    return Shard(rows, start, group.device_group)
+    return Shard(lm_head_rows, start, group.device_group)
 
 
 def _announce(name: str, model: Any, head: EngineHead) -> None:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Find a draft model's LM head and its input by running the model's own code.
 
 `compute_logits` differs between EAGLE, EAGLE-3, MTP and standalone drafts: norms before the head,
@@ -71,13 +72,13 @@ class DraftLMHead:
 
     def _stop(self, processor: nn.Module, args: Any, kwargs: Any) -> None:
         if self._stops:
-            given = self._signature.bind(processor, *args, **kwargs).arguments
+            arguments = self._signature.bind(processor, *args, **kwargs).arguments
             raise _Stopped(
                 Handed(
                     processor,
-                    given["lm_head"],
-                    given["hidden_states"],
-                    given.get("embedding_bias"),
+                    arguments["lm_head"],
+                    arguments["hidden_states"],
+                    arguments.get("embedding_bias"),
                 )
             )
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A vLLM draft model with its LM head over an active vocabulary, for both model runners."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The hook points of the plugin in vLLM, by version."""
 
 from microspec_kernels.integrations.hooks import HookPoint, UnsupportedError

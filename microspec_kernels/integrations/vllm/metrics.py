@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Report counters as vLLM does: a log line at vLLM's interval, and Prometheus.
 
 vLLM does not carry a plugin's counters from a worker to the process that serves /metrics. With

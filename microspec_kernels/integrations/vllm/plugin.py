@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Patch vLLM when one of its workers receives a configuration with the switch on."""
 
 import logging
@@ -49,19 +50,19 @@ def _version() -> str:
     return version
 
 
-def _make_executor(original: Original, given: Mapping[str, Any]) -> None:
+def _make_executor(original: Original, arguments: Mapping[str, Any]) -> None:
     """Copy the settings to the configuration: Ray's workers do not inherit this environment."""
-    vllm_config = given["vllm_config"]
+    vllm_config = arguments["vllm_config"]
     settings, additional = settings_of(vllm_config), vllm_config.additional_config
     if settings is not None and isinstance(additional, MutableMapping):
         additional["microspec"] = asdict(settings)
     original()
 
 
-def _make_worker(original: Original, given: Mapping[str, Any]) -> None:
-    vllm_config = given["vllm_config"]
+def _make_worker(original: Original, arguments: Mapping[str, Any]) -> None:
+    vllm_config = arguments["vllm_config"]
     if settings_of(vllm_config) is not None:
-        _prepare(vllm_config, type(given["self"]))
+        _prepare(vllm_config, type(arguments["self"]))
     original()
 
 
@@ -78,27 +79,27 @@ def _prepare(vllm_config: Any, worker: type) -> None:
     worker.microspec_stats = _stats  # type: ignore[attr-defined]
 
 
-def _load_model(original: Original, given: Mapping[str, Any]) -> Any:
+def _load_model(original: Original, arguments: Mapping[str, Any]) -> Any:
     loaded = original()
-    runner = given["self"].model_runner
-    if settings_of(given["self"].vllm_config) is not None and drafter_of(runner) is None:
+    runner = arguments["self"].model_runner
+    if settings_of(arguments["self"].vllm_config) is not None and drafter_of(runner) is None:
         raise UnsupportedError(
             f"vllm: {type(runner).__name__}.load_model", "a drafter attached", None
         )
     return loaded
 
 
-def _warm_up(original: Original, given: Mapping[str, Any]) -> Any:
+def _warm_up(original: Original, arguments: Mapping[str, Any]) -> Any:
     warm = original()
-    drafter = drafter_of(given["self"].model_runner)
+    drafter = drafter_of(arguments["self"].model_runner)
     if drafter is not None:
         drafter.reset()  # the warm-up runs requests of made-up tokens
     return warm
 
 
-def _reload(original: Original, given: Mapping[str, Any]) -> Any:
+def _reload(original: Original, arguments: Mapping[str, Any]) -> Any:
     reloaded = original()
-    drafter = drafter_of(given["self"].model_runner)
+    drafter = drafter_of(arguments["self"].model_runner)
     if drafter is not None:
         drafter.reload()
     return reloaded

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Check vLLM's configuration and the draft's LM head against what the plugin supports."""
 
 from typing import Any
@@ -35,7 +36,7 @@ def check_config(vllm_config: Any) -> None:
     """
     speculative = vllm_config.speculative_config
     if speculative is None:
-        raise UnsupportedError("vllm: speculative_config", "one with a draft", None)
+        raise UnsupportedError("vllm: speculative_config", "a configuration with a draft", None)
     if speculative.method not in METHODS:
         expected = f"one of {', '.join(METHODS)}"
         raise UnsupportedError(

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Read the switch: what the environment and vLLM's configuration ask for."""
 
 import os

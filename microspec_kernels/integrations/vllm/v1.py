@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hooks for model runner V1 (vllm/v1/worker/gpu_model_runner.py).
 
 Its draft's LM head always runs eagerly. The row of a request changes from step to step, so all
@@ -30,14 +31,14 @@ def install() -> None:
     wrap(GPUModelRunner, "_sample", _sample)
 
 
-def _make_proposer(original: Original, given: Mapping[str, Any]) -> None:
+def _make_proposer(original: Original, arguments: Mapping[str, Any]) -> None:
     original()
-    given["self"].microspec_runner = given["runner"]
+    arguments["self"].microspec_runner = arguments["runner"]
 
 
-def _load_draft_model(original: Original, given: Mapping[str, Any]) -> None:
+def _load_draft_model(original: Original, arguments: Mapping[str, Any]) -> None:
     original()
-    proposer = given["self"]
+    proposer = arguments["self"]
     config = proposer.vllm_config
     settings = settings_of(config)
     if settings is None:
@@ -50,15 +51,15 @@ def _load_draft_model(original: Original, given: Mapping[str, Any]) -> None:
         hold(holder, drafter)
 
 
-def _greedy_sample(original: Original, given: Mapping[str, Any]) -> Any:
-    drafter, hidden = drafter_of(given["self"]), given["hidden_states"]
+def _greedy_sample(original: Original, arguments: Mapping[str, Any]) -> Any:
+    drafter, hidden = drafter_of(arguments["self"]), arguments["hidden_states"]
     return original() if drafter is None else drafter.draft(hidden)
 
 
-def _update_states(original: Original, given: Mapping[str, Any]) -> Any:
+def _update_states(original: Original, arguments: Mapping[str, Any]) -> Any:
     """Begin the requests that join or come back after preemption."""
     updated = original()
-    runner, scheduled = given["self"], given["scheduler_output"]
+    runner, scheduled = arguments["self"], arguments["scheduler_output"]
     drafter = drafter_of(runner)
     if drafter is not None:
         joined = [request.req_id for request in scheduled.scheduled_new_reqs]
@@ -76,9 +77,13 @@ def _cached(request: Any) -> list[int]:
     return tokens
 
 
-def _sample(original: Original, given: Mapping[str, Any]) -> Any:
+def _sample(original: Original, arguments: Mapping[str, Any]) -> Any:
     """Observe the step's target tokens before the draft's next step."""
-    runner, logits, verified = given["self"], given["logits"], given["spec_decode_metadata"]
+    runner, logits, verified = (
+        arguments["self"],
+        arguments["logits"],
+        arguments["spec_decode_metadata"],
+    )
     drafter = drafter_of(runner)
     if drafter is None:
         return original()

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hooks for model runner V2 (vllm/v1/worker/gpu).
 
 Replayed graphs make its drafts, LM head included: `sample_draft` runs when they are captured. The
@@ -33,9 +34,9 @@ def install() -> None:
     wrap(RejectionSampler, "__call__", _verify)
 
 
-def _load_draft_model(original: Original, given: Mapping[str, Any]) -> None:
+def _load_draft_model(original: Original, arguments: Mapping[str, Any]) -> None:
     original()
-    speculator = given["self"]
+    speculator = arguments["self"]
     settings = settings_of(speculator.vllm_config)
     if settings is not None:
         name, config = type(speculator).__name__, speculator.vllm_config
@@ -43,9 +44,9 @@ def _load_draft_model(original: Original, given: Mapping[str, Any]) -> None:
         hold(speculator, attach(name, speculator.model, config, settings, max_requests))
 
 
-def _load_model(original: Original, given: Mapping[str, Any]) -> Any:
+def _load_model(original: Original, arguments: Mapping[str, Any]) -> Any:
     loaded = original()
-    runner = given["self"]
+    runner = arguments["self"]
     drafter = drafter_of(runner.speculator)
     if drafter is not None:
         for holder in (runner, runner.sampler, runner.rejection_sampler):
@@ -53,17 +54,17 @@ def _load_model(original: Original, given: Mapping[str, Any]) -> Any:
     return loaded
 
 
-def _sample_draft(original: Original, given: Mapping[str, Any]) -> Any:
-    drafter = drafter_of(given["self"])
+def _sample_draft(original: Original, arguments: Mapping[str, Any]) -> Any:
+    drafter = drafter_of(arguments["self"])
     if drafter is None:
         return original()
-    return drafter.draft(given["hidden_states"], given["idx_mapping"])
+    return drafter.draft(arguments["hidden_states"], arguments["idx_mapping"])
 
 
-def _add_requests(original: Original, given: Mapping[str, Any]) -> Any:
+def _add_requests(original: Original, arguments: Mapping[str, Any]) -> Any:
     """Begin every request that joins, also after preemption."""
     added = original()
-    runner, new = given["self"], given["scheduler_output"].scheduled_new_reqs
+    runner, new = arguments["self"], arguments["scheduler_output"].scheduled_new_reqs
     drafter = drafter_of(runner)
     if drafter is not None and new:
         request_index = [runner.req_states.req_id_to_index[request.req_id] for request in new]
@@ -76,20 +77,20 @@ def _cached(request: Any) -> list[int]:
     return tokens
 
 
-def _verify(original: Original, given: Mapping[str, Any]) -> Any:
-    drafter = drafter_of(given["self"])
+def _verify(original: Original, arguments: Mapping[str, Any]) -> Any:
+    drafter = drafter_of(arguments["self"])
     if drafter is not None:
-        drafter.keep(given["logits"], given["input_batch"].expanded_idx_mapping)
+        drafter.keep(arguments["logits"], arguments["input_batch"].expanded_idx_mapping)
     return original()
 
 
-def _sample(original: Original, given: Mapping[str, Any]) -> Any:
+def _sample(original: Original, arguments: Mapping[str, Any]) -> Any:
     """Observe the step's target tokens before the draft's next step."""
     sampled = original()
-    drafter = drafter_of(given["self"])
+    drafter = drafter_of(arguments["self"])
     if drafter is not None:
         output, num_sampled, _ = sampled
-        batch, tokens = given["input_batch"], output.sampled_token_ids
+        batch, tokens = arguments["input_batch"], output.sampled_token_ids
         starts, rows = batch.query_start_loc, batch.cu_num_logits
         there = torch.arange(tokens.size(1), device=tokens.device) < num_sampled[:, None]
         drafter.observe(

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Read the files of a checkpoint: its folder, its config and its tensors."""
 
 import re
@@ -77,7 +78,7 @@ def weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
             index = _index_in(index_file)
             return _all_there(folder, set(index.values()), f"{index_file.name} names"), index
         if names := {file.name for file in folder.glob(f"{stem}*{suffix}")}:
-            return _all_there(folder, _whole_set(folder, names), "the others' names speak of"), {}
+            return _all_there(folder, _whole_set(folder, names), "belong to the series"), {}
     raise FileNotFoundError(f"{folder}: no model*.safetensors and no pytorch_model*.bin")
 
 

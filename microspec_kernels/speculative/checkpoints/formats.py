@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Build drafts from EAGLE-3 checkpoints in their published formats, and detect other drafts."""
 
 import logging
@@ -43,7 +44,7 @@ def refuse_others(config: Mapping[str, Any], names: Iterable[str], what: str) ->
             )
     if kind not in (None, "eagle3"):
         raise ValueError(
-            f"{what}: speculators_model_type: expected 'eagle3', the one of these that this loop "
+            f"{what}: speculators_model_type: expected 'eagle3', the only one that this loop "
             f"knows, got {kind!r}"
         )
 
@@ -64,25 +65,29 @@ def eagle3_draft(
     Raises ValueError: see `load_draft`.
     """
     state = {name.replace("midlayer.", "layers.0.", 1): t for name, t in state.items()}
-    own = {name: state.pop(name) for name in (EMBEDDING, HEAD, "d2t", "t2d") if name in state}
+    draft_tensors = {
+        name: state.pop(name) for name in (EMBEDDING, HEAD, "d2t", "t2d") if name in state
+    }
     fields = flattened(config) | {"fc_bias": "fc.bias" in state}
     llama = llama_config(fields, state, target, what)
     size = llama.hidden_size
-    if size != target.hidden_size and not {EMBEDDING, HEAD} <= own.keys():
+    if size != target.hidden_size and not {EMBEDDING, HEAD} <= draft_tensors.keys():
         raise ValueError(
             f"{what}: hidden_size: expected the target's {target.hidden_size} of a draft without "
             f"its own {EMBEDDING} and {HEAD}, got {size}"
         )
     embedding = lm_head = None
-    if EMBEDDING in own:
-        embedding = own_rows(own[EMBEDDING], llama, target, f"{what}: {EMBEDDING}")
-    if HEAD in own:
-        rows = fields.get("draft_vocab_size") or len(own[HEAD])
-        check_shape(own[HEAD], torch.Size((rows, size)), f"{what}: {HEAD}")
-        tokens = tokens_of_rows(own.get("d2t"), own.get("t2d"), rows, llama.vocab_size, what)
-        lm_head = own_head(own[HEAD], tokens, llama.vocab_size, target, what)
-    elif own.keys() & {"d2t", "t2d"}:
-        raise ValueError(f"{what}: missing tensors ['{HEAD}'], whose rows d2t and t2d speak of")
+    if EMBEDDING in draft_tensors:
+        embedding = own_rows(draft_tensors[EMBEDDING], llama, target, f"{what}: {EMBEDDING}")
+    if HEAD in draft_tensors:
+        rows = fields.get("draft_vocab_size") or len(draft_tensors[HEAD])
+        check_shape(draft_tensors[HEAD], torch.Size((rows, size)), f"{what}: {HEAD}")
+        tokens = tokens_of_rows(
+            draft_tensors.get("d2t"), draft_tensors.get("t2d"), rows, llama.vocab_size, what
+        )
+        lm_head = own_head(draft_tensors[HEAD], tokens, llama.vocab_size, target, what)
+    elif draft_tensors.keys() & {"d2t", "t2d"}:
+        raise ValueError(f"{what}: missing tensors ['{HEAD}'], whose rows d2t and t2d describe")
     draft = Eagle3Draft(llama, target, embedding, lm_head).eval()
     fill(draft, state, what)
     return draft
@@ -134,8 +139,8 @@ def biases(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, bool]:
 def flattened(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a config with Llama's fields and those of `Eagle3Draft` on one level.
 
-    `speculators` keeps Llama's fields in `transformer_layer_config`. SpecForge keeps the taps in
-    `eagle_config`, as layers whose outputs are read, so 1 is added (as in SGLang).
+    `speculators` keeps Llama's fields in `transformer_layer_config`. SpecForge lists the layers
+    in `eagle_config` whose outputs the draft reads, so 1 is added (as in SGLang).
     """
     fields = {**config, **config.get("transformer_layer_config", {})}
     fields.pop("model_type", None)
@@ -173,18 +178,18 @@ def tokens_of_rows(
             f"{what}: d2t: expected offsets to tokens in [0, {vocab_size}), got {int(d2t[row])} "
             f"for row {row}"
         )
-    known = torch.zeros(vocab_size, dtype=torch.bool)
-    known[tokens] = True
-    if int(known.sum()) != rows:
+    has_row = torch.zeros(vocab_size, dtype=torch.bool)
+    has_row[tokens] = True
+    if int(has_row.sum()) != rows:
         raise ValueError(
-            f"{what}: d2t: expected another token for each of {rows} rows, got {int(known.sum())}"
+            f"{what}: d2t: expected another token for each of {rows} rows, got {int(has_row.sum())}"
         )
     if t2d is not None:
-        check_shape(t2d, known.shape, f"{what}: t2d")
-        if not torch.equal(t2d.bool(), known):
-            token = int((t2d.bool() != known).nonzero()[0])
+        check_shape(t2d, has_row.shape, f"{what}: t2d")
+        if not torch.equal(t2d.bool(), has_row):
+            token = int((t2d.bool() != has_row).nonzero()[0])
             raise ValueError(
-                f"{what}: t2d: expected True for the tokens that d2t leads to and no other, got "
+                f"{what}: t2d: expected True for exactly the tokens of d2t, got "
                 f"{bool(t2d[token])} for token {token}"
             )
     return tokens

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Load targets and drafts in their published formats, from a local folder or the hub."""
 
 from dataclasses import replace
@@ -100,13 +101,13 @@ def load_draft(
 
     config.pop("model_type", None)  # a Qwen2 draft has the same layer
     llama = llama_config(config, state, target, what)
-    own = {
+    draft_tensors = {
         name: own_rows(state.pop(name), llama, target, f"{what}: {name}")
         for name in (EMBEDDING, HEAD)
         if name in state
     }
-    lm_head = _beside_the_targets(own[HEAD], target) if HEAD in own else None
-    draft = EagleDraft(llama, target, own.get(EMBEDDING), lm_head).eval()
+    lm_head = _beside_the_targets(draft_tensors[HEAD], target) if HEAD in draft_tensors else None
+    draft = EagleDraft(llama, target, draft_tensors.get(EMBEDDING), lm_head).eval()
     fill(draft, state, what)
     return draft
 

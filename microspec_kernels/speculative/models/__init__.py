@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Targets and drafts that the loop runs: models, LM heads and KV caches."""
 
 from .cache import KVCache

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The KV cache of a batch of texts; it takes in whole trees and keeps their accepted paths."""
 
 from collections.abc import Sequence
@@ -57,19 +58,21 @@ class KVCache:
         counts = [counts] * len(self.lengths) if isinstance(counts, int) else counts
         self.lengths = [old + new for old, new in zip(self.lengths, counts, strict=True)]
 
-    def keep(self, bases: Sequence[int], nodes: Sequence[Sequence[int]]) -> None:
-        """Keep each text's entries before its `base`, then those at `base + node` of its nodes.
+    def keep(self, prefix_lengths: Sequence[int], nodes: Sequence[Sequence[int]]) -> None:
+        """Keep each text's prefix, then the entries of its nodes, which follow the prefix.
 
         A text's `nodes` are ascending, so an entry only moves towards the front.
         """
-        for text, (base, own) in enumerate(zip(bases, nodes, strict=True)):
-            if self._entries is not None and list(own) != list(range(len(own))):
+        self.lengths = []
+        for text, (prefix, kept) in enumerate(zip(prefix_lengths, nodes, strict=True)):
+            length = prefix + len(kept)
+            if self._entries is not None and list(kept) != list(range(len(kept))):
                 entries = self._entries[:, :, text]
-                source = torch.tensor(own, device=entries.device) + base
+                source = torch.tensor(kept, device=entries.device) + prefix
                 # Indexing copies before the assignment writes, so source and destination may
                 # overlap.
-                entries[..., base : base + len(own), :] = entries[..., source, :]
-        self.lengths = [base + len(own) for base, own in zip(bases, nodes, strict=True)]
+                entries[..., prefix:length, :] = entries[..., source, :]
+            self.lengths.append(length)
 
     def append(self, other: "KVCache") -> None:
         """Append the texts of `other`, a cache of the same model, to the batch."""
@@ -113,11 +116,11 @@ def causal(count: int, device: torch.device) -> Tensor:
 
 
 def visible(
-    lineage: Tensor, lengths: Sequence[int], window: int | None = None
+    ancestor_mask: Tensor, lengths: Sequence[int], window: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return the attention mask and the positions of new entries.
 
-    lineage: ancestor mask, bool [B, n, m], or [1, n, m] for all texts. It marks which of a text's
+    ancestor_mask: bool [B, n, m], or [1, n, m] for all texts. It marks which of a text's
         last m entries, the n new ones included, are ancestors of each new entry or the entry
         itself. Every earlier entry is an ancestor of all.
     lengths: number of entries of each text without the new ones.
@@ -127,14 +130,14 @@ def visible(
     the text that leads to it, so its position is the number of entries it sees minus 1. Within a
     sliding window it sees the last `window` of them.
     """
-    _, new, described = lineage.shape
-    lineage = lineage.expand(len(lengths), -1, -1)
-    begin = torch.tensor(lengths, device=lineage.device)[:, None] + new - described
-    column = torch.arange(max(lengths) + new, device=lineage.device) - begin
-    of_lineage = column.clamp(0, described - 1)[:, None].expand(-1, new, -1)
+    _, new, described = ancestor_mask.shape
+    ancestor_mask = ancestor_mask.expand(len(lengths), -1, -1)
+    begin = torch.tensor(lengths, device=ancestor_mask.device)[:, None] + new - described
+    column = torch.arange(max(lengths) + new, device=ancestor_mask.device) - begin
+    of_mask = column.clamp(0, described - 1)[:, None].expand(-1, new, -1)
     inside = ((column >= 0) & (column < described))[:, None]
-    mask = (column < 0)[:, None] | (inside & lineage.gather(2, of_lineage))
-    positions = begin - 1 + lineage.sum(-1)
+    mask = (column < 0)[:, None] | (inside & ancestor_mask.gather(2, of_mask))
+    positions = begin - 1 + ancestor_mask.sum(-1)
     if window is not None and mask.shape[-1] > window:
         mask &= mask.flip(-1).cumsum(-1).flip(-1) <= window
     return mask, positions

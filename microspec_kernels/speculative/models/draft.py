@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The interface of a draft, and the simplest draft: a small causal LM."""
 
 from collections.abc import Iterator, Sequence
@@ -15,12 +16,12 @@ class Draft(Protocol):
     """The interface of a draft.
 
     `lm_head`: applied to `head_input` of the draft's features of a token, it gives the logits of
-    the next token. `taps`: the layers of the target whose inputs the draft reads (see
+    the next token. `feature_layers`: the layers of the target whose inputs the draft reads (see
     `CausalModel.forward`); empty: it reads the target's last hidden states.
     """
 
     lm_head: LMHead
-    taps: Sequence[int]
+    feature_layers: Sequence[int]
 
     def new_cache(self) -> KVCache:
         """Return an empty cache for one text."""
@@ -42,10 +43,12 @@ class Draft(Protocol):
         """Return the input of the LM head, [.., D], from the draft's features [.., D]."""
         ...
 
-    def step(self, tokens: Tensor, parents: Tensor, lineage: Tensor, cache: KVCache) -> Tensor:
+    def step(
+        self, tokens: Tensor, parents: Tensor, ancestor_mask: Tensor, cache: KVCache
+    ) -> Tensor:
         """Read nodes of trees: tokens int64 [B, n], and features of their `parents` [B, n, D].
 
-        `lineage` is an ancestor mask as in `cache.visible`. Returns features [B, n, D].
+        For `ancestor_mask` see `cache.visible`. Returns features [B, n, D].
         """
         ...
 
@@ -59,7 +62,7 @@ class ModelDraft:
     Raises TypeError: the LM head is not exactly its rows. For other errors see `CausalModel`.
     """
 
-    taps: Sequence[int] = ()
+    feature_layers: Sequence[int] = ()
 
     def __init__(self, model: Any) -> None:
         self.model = model if isinstance(model, CausalModel) else CausalModel(model)
@@ -76,13 +79,17 @@ class ModelDraft:
         self, tokens: Tensor, hidden: Tensor, counts: Sequence[int], cache: KVCache
     ) -> Tensor:
         read = [
-            self.model.forward(piece, lineage, cache, counts=own)[0]
-            for lineage, own, (piece,) in pieces(counts, tokens.clamp(max=self.vocab_size - 1))
+            self.model.forward(piece, ancestor_mask, cache, counts=piece_counts)[0]
+            for ancestor_mask, piece_counts, (piece,) in pieces(
+                counts, tokens.clamp(max=self.vocab_size - 1)
+            )
         ]
         return newest(read, counts)
 
-    def step(self, tokens: Tensor, parents: Tensor, lineage: Tensor, cache: KVCache) -> Tensor:
-        return self.model.forward(tokens, lineage, cache)[0]
+    def step(
+        self, tokens: Tensor, parents: Tensor, ancestor_mask: Tensor, cache: KVCache
+    ) -> Tensor:
+        return self.model.forward(tokens, ancestor_mask, cache)[0]
 
 
 def pieces(
@@ -96,8 +103,8 @@ def pieces(
     for begin in range(0, columns[0].shape[1], CHUNK):
         piece = [column[:, begin : begin + CHUNK] for column in columns]
         size = piece[0].shape[1]
-        own = [min(max(count - begin, 0), size) for count in counts]
-        yield causal(size, piece[0].device), own, piece
+        piece_counts = [min(max(count - begin, 0), size) for count in counts]
+        yield causal(size, piece[0].device), piece_counts, piece
 
 
 def newest(read: Sequence[Tensor], counts: Sequence[int]) -> Tensor:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EAGLE drafts: layers that read each token with the target's feature of the token before it."""
 
 from abc import ABC, abstractmethod
@@ -35,7 +36,7 @@ class Eagle(nn.Module, ABC):
     lm_head: LMHead
     layers: nn.ModuleList
     rotary: nn.Module
-    taps: Sequence[int] = ()
+    feature_layers: Sequence[int] = ()
 
     def __init__(self, config: Any, target: CausalModel, embedding: Tensor | None = None) -> None:
         super().__init__()
@@ -44,7 +45,7 @@ class Eagle(nn.Module, ABC):
         self.embedding = target.embedding if embedding is None else embedding
         self.vocab_size = len(self.embedding)
 
-    def place(self, config: Any, target: CausalModel) -> None:
+    def prepare(self, config: Any, target: CausalModel) -> None:
         """Move all parameters to the target's device and dtype, and make the rotary embedding."""
         self.to(device=target.device, dtype=target.dtype)
         # After the cast: frequencies in half precision would lose the positions.
@@ -64,23 +65,27 @@ class Eagle(nn.Module, ABC):
         skipped = tokens.shape[1] - hidden.shape[1]
         counts = [count - skipped for count in counts]
         read = [
-            self._read(piece, self.fuse(features), lineage, cache, own)
-            for lineage, own, (piece, features) in pieces(counts, tokens[:, skipped:], hidden)
+            self._read(piece, self.fuse(features), ancestor_mask, cache, piece_counts)
+            for ancestor_mask, piece_counts, (piece, features) in pieces(
+                counts, tokens[:, skipped:], hidden
+            )
         ]
         return newest(read, counts)
 
-    def step(self, tokens: Tensor, parents: Tensor, lineage: Tensor, cache: KVCache) -> Tensor:
-        return self._read(tokens, parents, lineage, cache, tokens.shape[1])
+    def step(
+        self, tokens: Tensor, parents: Tensor, ancestor_mask: Tensor, cache: KVCache
+    ) -> Tensor:
+        return self._read(tokens, parents, ancestor_mask, cache, tokens.shape[1])
 
     def _read(
         self,
         tokens: Tensor,
         features: Tensor,
-        lineage: Tensor,
+        ancestor_mask: Tensor,
         cache: KVCache,
         counts: int | Sequence[int],
     ) -> Tensor:
-        mask, positions = visible(lineage, cache.lengths)
+        mask, positions = visible(ancestor_mask, cache.lengths)
         embedded = F.embedding(tokens.clamp(max=self.vocab_size - 1), self.embedding)
         rotation = self.rotary(embedded, positions)
         out = self.run(embedded, features, rotation, mask[:, None], cache)
@@ -136,7 +141,7 @@ class EagleDraft(Eagle):
         layers = [Layer(config, index) for index in range(config.num_hidden_layers)]
         layers[0].input_layernorm = nn.Identity()
         self.layers = nn.ModuleList(layers)
-        self.place(config, target)
+        self.prepare(config, target)
 
     def run(
         self,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EAGLE-3: a draft that reads features from several layers of the target."""
 
 from typing import Any
@@ -16,14 +17,15 @@ class Eagle3Draft(Eagle):
     """EAGLE-3 (arXiv 2503.01840): predicts the next token from features of several target layers.
 
     For a verified token, fc makes the draft's feature from the inputs of the target's layers
-    `taps`. Inside a tree the draft's own output, as it leaves the layers, replaces it. `norm` comes
-    between the feature and the LM head. Layers after the first, if any, are Llama layers.
+    `feature_layers`. Inside a tree the draft's own output, as it leaves the layers, replaces it.
+    `norm` comes between the feature and the LM head. Layers after the first, if any, are Llama
+    layers.
 
     Fields of `config` beside Llama's, with the trainers' names and defaults:
-    eagle_aux_hidden_state_layer_ids: the taps; None: layers 2, n // 2 and n - 3 of n.
+    eagle_aux_hidden_state_layer_ids: `feature_layers`; None: layers 2, n // 2 and n - 3 of n.
     fc_bias: whether fc has a bias; `load_draft` sets it from the tensors.
     norm_before_fc: whether `input_norm` normalises the whole input of fc.
-    fc_norm: whether a separate norm normalises each tap's part of that input.
+    fc_norm: whether a separate norm normalises each layer's part of that input.
     norm_before_residual: whether the first layer adds to the output of `hidden_norm` or to its
         input.
     norm_output: whether the next step, too, reads the output after `norm`.
@@ -31,8 +33,8 @@ class Eagle3Draft(Eagle):
     Without its own `lm_head` the draft uses the target's rows without bias, scale and soft cap. If
     the hidden sizes differ, the draft must have its own `lm_head` and `embedding`.
 
-    Raises ValueError: taps that are not layers of the target. TypeError: the target's LM head or
-    embedding, if needed, is not exactly its rows.
+    Raises ValueError: `feature_layers` that are not layers of the target. TypeError: the target's
+    LM head or embedding, if needed, is not exactly its rows.
     """
 
     def __init__(
@@ -44,15 +46,15 @@ class Eagle3Draft(Eagle):
     ) -> None:
         super().__init__(config, target, embedding)
         depth, size, eps = target.config.num_hidden_layers, config.hidden_size, config.rms_norm_eps
-        taps = getattr(config, "eagle_aux_hidden_state_layer_ids", None)
-        self.taps = tuple(taps or (2, depth // 2, depth - 3))
-        if min(self.taps) < 0 or max(self.taps) >= depth:
+        feature_layers = getattr(config, "eagle_aux_hidden_state_layer_ids", None)
+        self.feature_layers = tuple(feature_layers or (2, depth // 2, depth - 3))
+        if min(self.feature_layers) < 0 or max(self.feature_layers) >= depth:
             raise ValueError(
                 "Eagle3Draft: eagle_aux_hidden_state_layer_ids: expected layers of the target, in "
-                f"[0, {depth}), got {list(self.taps)}"
+                f"[0, {depth}), got {list(self.feature_layers)}"
             )
         self.lm_head = LMHead(target.lm_head.weight) if lm_head is None else lm_head
-        parts = [target.hidden_size] * len(self.taps)
+        parts = [target.hidden_size] * len(self.feature_layers)
         before_fc = getattr(config, "norm_before_fc", False)
         self.input_norm = nn.RMSNorm(sum(parts), eps) if before_fc else nn.Identity()
         normed_parts = parts if getattr(config, "fc_norm", False) else []
@@ -63,7 +65,7 @@ class Eagle3Draft(Eagle):
         self.layers = nn.ModuleList([first, *others])
         self.norm = nn.RMSNorm(size, eps)
         self.norm_output: bool = getattr(config, "norm_output", False)
-        self.place(config, target)
+        self.prepare(config, target)
 
     def head_input(self, features: Tensor) -> Tensor:
         return features if self.norm_output else self.norm(features)
@@ -71,7 +73,7 @@ class Eagle3Draft(Eagle):
     def fuse(self, features: Tensor) -> Tensor:
         features = self.input_norm(features)
         if len(self.fc_norm):
-            parts = features.chunk(len(self.taps), dim=-1)
+            parts = features.chunk(len(self.feature_layers), dim=-1)
             normed = [norm(part) for norm, part in zip(self.fc_norm, parts, strict=True)]
             features = torch.cat(normed, dim=-1)
         fused: Tensor = self.fc(features)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Find the rules of a generation config that the loop does not apply."""
 
 from collections.abc import Sized

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Layers of EAGLE drafts: Llama's layer on the loop's cache."""
 
 from collections.abc import Iterable

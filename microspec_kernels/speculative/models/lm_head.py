@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`LMHead`: the rows of an LM head that a draft uses."""
 
 from dataclasses import dataclass, replace
@@ -60,25 +61,25 @@ class LMHead:
         z = scaled(F.linear(hidden, self.weight, self.bias), self.scale, self.softcap)
         return z.index_fill_(-1, self._unused, -torch.inf) if len(self._unused) else z
 
-    def rows(self, tokens: Tensor) -> Tensor:
+    def to_rows(self, tokens: Tensor) -> Tensor:
         """Map tokens int64 of any shape to rows; -1 stays -1 and stands for no row."""
         if self.token_rows is None:
             return tokens
         return self.token_rows[tokens.clamp(min=0)].where(tokens >= 0, -1)
 
-    def tokens(self, rows: Tensor) -> Tensor:
+    def to_tokens(self, rows: Tensor) -> Tensor:
         """Map rows int64 of any shape to tokens; -1 stays -1."""
         if self.token_rows is None:
             return rows
         return self.ids[rows.clamp(min=0)].where(rows >= 0, -1)
 
-    def known(self, tokens: Tensor) -> Tensor:
+    def with_rows(self, tokens: Tensor) -> Tensor:
         """Return the tokens int64 [N] that have a row, in their order."""
-        return tokens if self.token_rows is None else tokens[self.rows(tokens) >= 0]
+        return tokens if self.token_rows is None else tokens[self.to_rows(tokens) >= 0]
 
     def only(self, tokens: Tensor) -> "LMHead":
         """Return a head over distinct tokens int64 [S] only, in their order, with copied rows."""
-        rows = self.rows(tokens)
+        rows = self.to_rows(tokens)
         token_rows = tokens.new_full((self.vocab_size,), -1)
         token_rows[tokens] = torch.arange(len(tokens), device=tokens.device)
         bias = None if self.bias is None else self.bias[rows]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The causal LMs of `transformers` that the loop supports, and the errors for all others."""
 
 from typing import Any
@@ -31,14 +32,14 @@ def supported(model: Any) -> Any:
         )
     if getattr(config, "attn_logit_softcapping", None) and attention != "eager":
         raise ValueError(
-            f"{what}: expected attn_implementation 'eager', the one that applies "
+            f"{what}: expected attn_implementation 'eager', the only one that applies "
             f"attn_logit_softcapping, got {attention!r}"
         )
     model = _without_peft(model, what)
     # The loop calls the model's modules, the LM head included, but not the model itself.
     if model._forward_hooks or model._forward_pre_hooks:
         raise ValueError(
-            f"{what}: expected none with forward hooks of its own, which this loop would not run, "
+            f"{what}: expected no forward hooks, which this loop would not run, "
             f"got {type(model).__name__} with some"
         )
     devices = {parameter.device for parameter in model.parameters()}

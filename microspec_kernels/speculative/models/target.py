@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`CausalModel`: a Hugging Face causal LM that runs new tokens of a batch under tree masks."""
 
 import inspect
@@ -119,14 +120,14 @@ class CausalModel:
         return scaled(self._head(hidden), self._scale, self._softcap)
 
     def prefill(
-        self, tokens: Tensor, cache: KVCache, taps: Sequence[int] = ()
+        self, tokens: Tensor, cache: KVCache, feature_layers: Sequence[int] = ()
     ) -> tuple[Tensor, Tensor]:
         """Append consecutive tokens int64 [n] to one text.
 
         Returns the two results of `forward` without the batch dimension, [n, D] and [n, F].
         """
         pieces = [
-            self.forward(piece[None], causal(len(piece), piece.device), cache, taps)
+            self.forward(piece[None], causal(len(piece), piece.device), cache, feature_layers)
             for piece in torch.split(tokens, CHUNK)
         ]
         hidden, features = (torch.cat(parts, dim=1)[0] for parts in zip(*pieces, strict=True))
@@ -135,25 +136,25 @@ class CausalModel:
     def forward(
         self,
         tokens: Tensor,
-        lineage: Tensor,
+        ancestor_mask: Tensor,
         cache: KVCache,
-        taps: Sequence[int] = (),
+        feature_layers: Sequence[int] = (),
         counts: Sequence[int] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Append tokens int64 [B, n] with their ancestor mask `lineage` [B, n, m] (see `visible`).
+        """Append tokens int64 [B, n] with their `ancestor_mask` [B, n, m] (see `visible`).
 
-        `taps`: layers whose inputs the draft reads. `counts` [B]: how many of its n tokens each
-        text keeps, the rest being padding; None: all. The entries stay in the cache until the
-        caller's `cache.keep`.
+        `feature_layers`: layers whose inputs the draft reads. `counts` [B]: how many of its n
+        tokens each text keeps, the rest being padding; None: all. The entries stay in the cache
+        until the caller's `cache.keep`.
 
         Returns the hidden states after the final norm, [B, n, D], and the features that a draft
-        reads, [B, n, F]: the inputs of the layers `taps` concatenated, or without `taps` the same
-        hidden states.
+        reads, [B, n, F]: the inputs of `feature_layers` concatenated, or without `feature_layers`
+        the same hidden states.
         """
-        mask, positions = visible(lineage, cache.lengths)
+        mask, positions = visible(ancestor_mask, cache.lengths)
         masks: Any = self._for_attention(mask)
         if self._window is not None:
-            within = self._for_attention(visible(lineage, cache.lengths, self._window)[0])
+            within = self._for_attention(visible(ancestor_mask, cache.lengths, self._window)[0])
             both = {"full_attention": masks, "sliding_attention": within}
             masks = both if self.config.model_type in MIXED else within
         out = self._decoder(
@@ -161,14 +162,14 @@ class CausalModel:
             attention_mask=masks,
             position_ids=positions,
             use_cache=True,
-            output_hidden_states=bool(taps),
+            output_hidden_states=bool(feature_layers),
             **{self._cache_argument: cache},
         )
         cache.advance(tokens.shape[1] if counts is None else counts)
         hidden: Tensor = out.last_hidden_state
-        if not taps:
+        if not feature_layers:
             return hidden, hidden
-        return hidden, torch.cat([out.hidden_states[tap] for tap in taps], dim=-1)
+        return hidden, torch.cat([out.hidden_states[layer] for layer in feature_layers], dim=-1)
 
     def _for_attention(self, mask: Tensor) -> Tensor:
         """Convert a bool mask [B, n, length] for SDPA, or to eager attention's additive mask."""

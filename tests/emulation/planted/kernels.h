@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Host functions of the kernels: each launches one and returns launch()'s error. The caller owns the
 // arrays; `bug` is 0 for the correct kernel.
 #pragma once

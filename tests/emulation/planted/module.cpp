@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // planted: small kernels, correct or with a bug that the emulation must find.
 #include "emulation/arrays.h"
 #include "emulation/bindings.h"

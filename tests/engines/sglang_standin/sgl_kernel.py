@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SGLang's calls of `sgl_kernel` on a CPU for EAGLE, in plain PyTorch.
 
 `sgl_kernel` has no wheel for CPUs. Names and arguments are SGLang's; their meaning follows the

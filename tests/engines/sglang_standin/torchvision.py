@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Names that SGLang and transformers import from torchvision and do not use for text.
 
 torchvision's wheels on PyPI are CUDA builds, which cannot be imported beside a CPU build of torch.

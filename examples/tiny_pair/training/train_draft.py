@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Train the EAGLE draft of a target that export.py wrote."""
 
 import argparse
@@ -10,10 +11,10 @@ from torch import Tensor
 
 from data import BOS, EOS, VOCAB, fixed_windows, random_windows
 from export import load_target
+from loop import Run, add_options
 from model import Config, Draft, Llama
 from sampled import Candidates, full_agreement, imitation_loss
 from train_target import document_mask
-from training import Run, add_options
 
 # A later step of drafting matters only if the earlier ones were right.
 STEP_WEIGHT = 0.8
@@ -85,7 +86,7 @@ def measure(target: Llama, draft: Draft, tokens: Tensor, steps: int) -> list[flo
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     add_options(parser, steps=1100)
-    parser.add_argument("--target", type=Path, default=Path(__file__).parent / "target")
+    parser.add_argument("--target", type=Path, default=Path(__file__).parents[1] / "target")
     parser.add_argument("--streams", nargs="+", default=["train.npy", "generated.npy"])
     parser.add_argument("--unroll", type=int, default=3, help="steps of drafting trained")
     args = parser.parse_args()

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A small Llama and its EAGLE draft, with the parameter names of the public checkpoints."""
 
 from collections.abc import Callable, Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Write a training checkpoint as a folder with int8 rows."""
 
 import argparse
@@ -32,7 +33,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--folder", type=Path, help="default: the folder named like the kind")
     args = parser.parse_args()
-    folder = args.folder or Path(__file__).parent / args.kind
+    folder = args.folder or Path(__file__).parents[1] / args.kind
     weights = torch.load(args.checkpoint, map_location="cpu")["model"]
     if args.kind == "target":
         weights = {HF_PREFIX + name: weight for name, weight in weights.items()}

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Weights on disk: matrices as int8 rows with one scale a row, vectors unchanged."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A test whether samples follow a distribution. It bounds the rate of false alarms."""
 
 import math
@@ -10,7 +11,7 @@ from torch import Tensor
 FALSE_ALARM, TESTS = 1e-6, 1000
 
 
-def distance(samples: Tensor, law: Tensor) -> tuple[float, float]:
+def distance(samples: Tensor, distribution: Tensor) -> tuple[float, float]:
     """Return the total variation and its bound for samples int64 [n], distribution fp64 [cells].
 
     Independent samples of the distribution exceed the bound with a probability below FALSE_ALARM /
@@ -19,14 +20,14 @@ def distance(samples: Tensor, law: Tensor) -> tuple[float, float]:
     t) <= exp(-n t^2 / 2), by McDiarmid. The total variation is D / 2.
     """
     count = len(samples)
-    shares = torch.bincount(samples, minlength=len(law)).double() / count
-    assert len(shares) == len(law), "a sample outside the law's cells"
-    spread = (law * (1 - law) / count).sqrt().sum().item()
+    shares = torch.bincount(samples, minlength=len(distribution)).double() / count
+    assert len(shares) == len(distribution), "a sample outside the distribution's cells"
+    spread = (distribution * (1 - distribution) / count).sqrt().sum().item()
     deviation = math.sqrt(2 * math.log(TESTS / FALSE_ALARM) / count)
-    return (shares - law).abs().sum().item() / 2, (spread + deviation) / 2
+    return (shares - distribution).abs().sum().item() / 2, (spread + deviation) / 2
 
 
-def check(samples: Tensor, law: Tensor) -> None:
+def check(samples: Tensor, distribution: Tensor) -> None:
     """Fail if the samples do not follow the distribution."""
-    got, bound = distance(samples, law)
-    assert got <= bound, f"total variation {got:.4f} from the law, more than {bound:.4f}"
+    got, bound = distance(samples, distribution)
+    assert got <= bound, f"total variation {got:.4f} from the distribution, more than {bound:.4f}"

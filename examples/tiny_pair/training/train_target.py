@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Train the target language model on the token streams that data.py wrote."""
 
 import argparse
@@ -7,9 +8,9 @@ import torch
 from torch import Tensor
 
 from data import BOS, VOCAB, fixed_windows, random_windows
+from loop import Run, add_options
 from model import Config, Llama
 from sampled import Candidates, full_loss, sampled_loss
-from training import Run, add_options
 
 
 def document_mask(tokens: Tensor) -> Tensor:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Draw loss.png from the curves that the two trainings wrote."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The common part of both trainings: optimizers, learning rate, checkpoints and the curve."""
 
 import csv

@@ -1,4 +1,5 @@
-"""Turn the corpus into two token streams and a frequency ranking, and draw batches from them."""
+# SPDX-License-Identifier: Apache-2.0
+"""Turn the corpus into two token streams and a list of frequent tokens; draw batches of them."""
 
 import argparse
 import json
@@ -14,7 +15,8 @@ from tqdm import tqdm
 
 VOCAB = 131072
 BOS, EOS, INST, INST_END = 1, 2, 3, 4
-RANKED = 32768
+LISTED = 32768
+FREQUENT_TOKENS = Path(__file__).parents[1] / "frequent_tokens.npy"
 
 
 def tokenizer() -> Tekkenizer:
@@ -77,7 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--corpus", type=Path, required=True, help="corpus.jsonl.xz")
     parser.add_argument("--cache", type=Path, required=True, help="folder for the token streams")
-    parser.add_argument("--ranking", type=Path, default=Path(__file__).parent)
+    parser.add_argument("--frequent-tokens", type=Path, default=FREQUENT_TOKENS)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.cache.mkdir(parents=True, exist_ok=True)
@@ -85,9 +87,9 @@ def main() -> None:
         stream, counts = encode_split(args.corpus, split, args.seed)
         np.save(args.cache / f"{split}.npy", stream)
         print(f"{split}: {len(stream)} tokens")
-    # The last split encoded is "train": its responses rank the tokens.
-    ranking = np.argsort(-counts, kind="stable")[:RANKED].astype(np.int32)
-    np.save(args.ranking / "frequency_rank.npy", ranking)
+    # The last split encoded is "train": its responses give the frequent tokens.
+    frequent_tokens = np.argsort(-counts, kind="stable")[:LISTED].astype(np.int32)
+    np.save(args.frequent_tokens, frequent_tokens)
 
 
 if __name__ == "__main__":

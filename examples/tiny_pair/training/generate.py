@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Let the target continue prompts greedily, as training data for the draft."""
 
 import argparse
@@ -55,8 +56,8 @@ def greedy(model: Llama, prompts: list[list[int]], new: int) -> list[list[int]]:
         rows = torch.cat((rows, token), 1)
         if (rows[:, longest:] == EOS).any(1).all():
             break
-        own = (rows == BOS).cumsum(1) > 0
-        features = model(token, own[:, None, None], start=position, keeps=keeps)
+        from_start = (rows == BOS).cumsum(1) > 0
+        features = model(token, from_start[:, None, None], start=position, keeps=keeps)
     continued = []
     for row, prompt in zip(rows.tolist(), prompts, strict=True):
         text = row[longest:]
@@ -79,7 +80,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--corpus", type=Path, required=True, help="corpus.jsonl.xz")
     parser.add_argument("--cache", type=Path, required=True, help="gets generated.npy")
-    parser.add_argument("--target", type=Path, default=Path(__file__).parent / "target")
+    parser.add_argument("--target", type=Path, default=Path(__file__).parents[1] / "target")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--prompts", type=int, default=2560)
     parser.add_argument("--longest", type=int, default=256, help="tokens of a prompt")

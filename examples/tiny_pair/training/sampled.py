@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Losses over a sampled part of the vocabulary, and measurements over all of it."""
 
 from typing import Any
@@ -60,11 +61,11 @@ class SampledLoss(torch.autograd.Function):
             block = slice(start, start + BLOCK)
             x, wanted = half_features[block], places[block, None]
             logits = (x @ half_rows.T).float()
-            own = logits.gather(1, wanted)
-            logits.sub_(log_drawn).scatter_(1, wanted, own)
+            wanted_logits = logits.gather(1, wanted)
+            logits.sub_(log_drawn).scatter_(1, wanted, wanted_logits)
             chances = logits.softmax(-1)
             total -= chances.gather(1, wanted).log().sum()
-            chances.scatter_add_(1, wanted, -torch.ones_like(own))
+            chances.scatter_add_(1, wanted, -torch.ones_like(wanted_logits))
             half = chances.bfloat16()
             grad_features[block] = half @ half_rows
             grad_rows += half.T @ x

@@ -31,7 +31,7 @@ COMPILED = (*CPU, *ARM, *EMULATED, *CUDA)
 SMALL = () if TRITON else ("emulation-sm89",)
 ALL = (*COMPILED, "reference")
 # Backends that serve rows of 4 bits.
-INT4_BACKENDS = (*CPU, *ARM, "reference")
+INT4_BACKENDS = ALL
 
 NO_ARM = "no aarch64-linux-gnu-g++ or no qemu-aarch64"
 

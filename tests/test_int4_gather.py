@@ -130,7 +130,7 @@ def test_a_slab_serves_the_head() -> None:
     """The head over the slab equals float64 over the reference's dequantised rows."""
     rng = torch.Generator().manual_seed(3)
     weight = normal(rng, (60, 96), torch.bfloat16)
-    vocab = ActiveVocab(60, 20, initial=torch.arange(0, 60, 2), device="cpu")
+    vocab = ActiveVocab(60, 20, frequent_tokens=torch.arange(0, 60, 2), device="cpu")
     slab = WeightSlab(weight, vocab, dtype="int4", buffers=2)
     hidden = normal(rng, (5, 96), torch.bfloat16)
     for step in range(3):
@@ -147,7 +147,7 @@ def test_a_slab_serves_the_head() -> None:
         want = hidden.double() @ reference.dequantise_rows(codes, scale, torch.float64).T
         assert_close(z, want, 2e-5, f"step {step}")
     assert slab.scale is not None
-    few = ActiveVocab(20, 5, initial=torch.arange(5), device="cpu")
+    few = ActiveVocab(20, 5, frequent_tokens=torch.arange(5), device="cpu")
     copy = WeightSlab(slab.rows[0], few, weight_scale=slab.scale[0], buffers=1)
     copy.refresh()
     assert copy.scale is not None

@@ -72,7 +72,6 @@ void DeviceCall::check(int error) const {
 }
 
 void DeviceCall::check_rows(DType rows, const char* argument) const {
-  check_.value(!on_cuda_ || rows != DType::i4, argument, "rows of 8 bits and more on CUDA", "uint8 (4 bits)");
   if (!on_cuda_ || rows != DType::f8e4m3) return;
   int arch = 0;
   check(cuda_arch(&arch));

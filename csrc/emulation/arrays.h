@@ -20,13 +20,13 @@ namespace py = pybind11;
 using Array = py::array;
 using OptionalArray = std::optional<py::array>;
 
-// numpy has neither bf16 nor fp8: they are passed as uint16 and uint8.
+// numpy has neither bf16, fp8 nor int4: they are passed as uint16, uint8 and one void for two int4.
 inline DType element_type(const Array& array) {
   const char kind = array.dtype().kind();
   switch (array.itemsize()) {
     case 4: return DType::f32;
     case 2: return kind == 'f' ? DType::f16 : DType::bf16;
-    default: return kind == 'i' ? DType::i8 : DType::f8e4m3;
+    default: return kind == 'i' ? DType::i8 : kind == 'V' ? DType::i4 : DType::f8e4m3;
   }
 }
 

@@ -74,6 +74,12 @@ copy_rows_kernel(GatherArgs args, int slots, int words, int64_t weight_stride) {
   ptx::wait_for_earlier_kernels();
   ptx::let_next_kernel_start();
   for_each_changed(args, slots, [&](int slot, int32_t id) {
+    if (args.slab_group_scale) {
+      const int groups = static_cast<int>(args.dim / kScaleGroup);
+      const bf16_t* const from = args.weight_group_scale + int64_t{id} * groups;
+      bf16_t* const to = args.slab_group_scale + int64_t{slot} * groups;
+      for (int i = threadIdx.x; i < groups; i += kThreads) to[i] = from[i];
+    }
     const Word* const source = static_cast<const Word*>(args.weight) + id * weight_stride;
     Word* const target = static_cast<Word*>(args.slab) + int64_t{slot} * words;
 #pragma unroll 1  // two passes at once would mix loads and stores

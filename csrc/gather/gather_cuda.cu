@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "gather/copy_kernel.cuh"
+#include "gather/quantise_int4_kernel.cuh"
 #include "gather/quantise_kernel.cuh"
 
 namespace microspec {
@@ -17,12 +18,12 @@ using gather::kThreads;
 constexpr Error kNotSupported = 801;  // cudaErrorNotSupported
 
 bool aligned(const GatherArgs& args, int64_t source_bytes, int64_t target_bytes) {
-  const int64_t source_size = element_size(args.weight_type), target_size = element_size(args.slab_type);
+  const int64_t source_size = element_size(args.weight_type);
   return reinterpret_cast<uintptr_t>(args.weight) % source_bytes == 0 &&
          args.weight_row_stride * source_size % source_bytes == 0 &&
-         args.dim * source_size % source_bytes == 0 &&
+         row_bytes(args.weight_type, args.dim) % source_bytes == 0 &&
          reinterpret_cast<uintptr_t>(args.slab) % target_bytes == 0 &&
-         args.dim * target_size % target_bytes == 0;
+         row_bytes(args.slab_type, args.dim) % target_bytes == 0;
 }
 
 Launch grid(const Device& device, int slots, int64_t resident, size_t shared_bytes, void* stream) {
@@ -34,7 +35,8 @@ template <class Word>
 Error copy(const Device& device, const GatherArgs& args, int slots, void* stream) {
   const int64_t size = element_size(args.weight_type), word = sizeof(Word);
   return launch(gather::copy_rows_kernel<Word>, grid(device, slots, kResident, 0, stream), args, slots,
-                static_cast<int>(args.dim * size / word), args.weight_row_stride * size / word);
+                static_cast<int>(row_bytes(args.weight_type, args.dim) / word),
+                args.weight_row_stride * size / word);
 }
 
 template <class Source, class Target>
@@ -51,6 +53,22 @@ Error quantise(const Device& device, const GatherArgs& args, int slots, void* st
   const bool vector = aligned(args, 16, 16 / static_cast<int64_t>(sizeof(Source)));
   return vector ? launch(gather::quantise_rows_kernel<Source, Target, true>, how, args, slots, staged)
                 : launch(gather::quantise_rows_kernel<Source, Target, false>, how, args, slots, staged);
+}
+
+template <class Source>
+Error quantise_int4(const Device& device, const GatherArgs& args, int slots, void* stream) {
+  const Launch how = grid(device, slots, kResident, 0, stream);
+  return aligned(args, 16, 4) ? launch(gather::quantise_int4_kernel<Source, true>, how, args, slots)
+                              : launch(gather::quantise_int4_kernel<Source, false>, how, args, slots);
+}
+
+Error quantise_to_int4(const Device& device, const GatherArgs& args, int slots, void* stream) {
+  switch (args.weight_type) {
+    case DType::f32: return quantise_int4<float>(device, args, slots, stream);
+    case DType::f16: return quantise_int4<f16_t>(device, args, slots, stream);
+    case DType::bf16: return quantise_int4<bf16_t>(device, args, slots, stream);
+    default: return kInvalidValue;
+  }
 }
 
 template <class Target>
@@ -70,7 +88,7 @@ int run_gather_rows_cuda(const GatherArgs& args, int64_t slots, void* stream) {
   // In the kernels, slots and counts within a row are ints. The limit leaves room for a warp's slots beyond
   // the last.
   constexpr int64_t kMost = int64_t{1} << 30;
-  if (std::max(slots, args.dim * element_size(args.weight_type)) > kMost) return kInvalidValue;
+  if (std::max(slots, row_bytes(args.weight_type, args.dim)) > kMost) return kInvalidValue;
   Device device;
   if (const Error error = current_device(device)) return error;
   const int count = static_cast<int>(slots);
@@ -79,6 +97,7 @@ int run_gather_rows_cuda(const GatherArgs& args, int64_t slots, void* stream) {
     if (aligned(args, 4, 4)) return copy<uint32_t>(device, args, count, stream);
     return copy<uint8_t>(device, args, count, stream);
   }
+  if (args.slab_type == DType::i4) return quantise_to_int4(device, args, count, stream);
   if (args.slab_type == DType::i8) return quantise_to<int8_t>(device, args, count, stream);
   if (args.slab_type != DType::f8e4m3) return kInvalidValue;
   // sm_89 introduced the instruction that rounds to e4m3.

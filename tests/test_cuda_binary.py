@@ -98,7 +98,7 @@ def test_multiply_add_loop(arch: str, hidden: str, row: str, rows: int) -> None:
 
 @pytest.mark.parametrize("arch", READ)
 def test_copy_loop(arch: str) -> None:
-    kernel = sass.kernels(arch)["copy_rows_kernel<uint4>"]
+    kernel = sass.kernels(arch)["copy_rows_kernel<uint4, false>"]
     loop = sass.innermost(kernel, "LDG", "STG")
     assert all(".128" in i for i in loop if i.startswith(("LDG", "STG")))
     # Four loads of a thread are in flight before the first store.

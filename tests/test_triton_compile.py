@@ -207,7 +207,7 @@ def test_gather(target: str, kind: str, tmp_path: Path) -> None:
     size = {"i16": 2, "bf16": 2, "fp32": 4, "u8": 1}[weight]
     for slots in (2, 64):
         binary = compiled(
-            gather.gather_rows_kernel, target, types, **{"INT4": False, "INT4_GROUP": 32} | constants,
+            gather.gather_rows_kernel, target, types, **{"INT4": False} | constants, INT4_GROUP=32,
             BLOCK_SLOTS=slots, BLOCK=gather.BLOCK_BYTES // size, SCALE_BLOCK=128,
             enable_fp_fusion=False,
         )  # fmt: skip

@@ -34,7 +34,9 @@ Launch grid(const Device& device, int slots, int64_t resident, size_t shared_byt
 template <class Word>
 Error copy(const Device& device, const GatherArgs& args, int slots, void* stream) {
   const int64_t size = element_size(args.weight_type), word = sizeof(Word);
-  return launch(gather::copy_rows_kernel<Word>, grid(device, slots, kResident, 0, stream), args, slots,
+  const auto kernel = args.slab_type == DType::i4 ? gather::copy_rows_kernel<Word, true>
+                                                  : gather::copy_rows_kernel<Word, false>;
+  return launch(kernel, grid(device, slots, kResident, 0, stream), args, slots,
                 static_cast<int>(row_bytes(args.weight_type, args.dim) / word),
                 args.weight_row_stride * size / word);
 }

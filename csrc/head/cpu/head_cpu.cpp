@@ -66,7 +66,7 @@ class Head {
       list_occupied(work, args.active_ids + g * args.capacity);
       // Make at least four panels a thread, so that the threads finish at about the same time.
       const int64_t share = work.count() / (4 * thread_count()) / kPanelUnit * kPanelUnit;
-      work.panel_rows = std::clamp(share, kPanelUnit, kMaxPanelRows);
+      work.panel_rows = std::clamp(share, kPanelUnit, max_panel_rows(args.weight_type));
       const int64_t group_bytes = args.weight_group_stride * element_size(args.weight_type);
       work.weight = static_cast<const char*>(args.weight) + (args.packed ? g * group_bytes : 0);
       work.scale = args.weight_scale;

@@ -21,7 +21,11 @@ struct Panel {
 };
 // Panels hold a multiple of kPanelUnit rows, which suits every kernel. Larger panels are faster, because the
 // first lines of the next panel's rows are not prefetched.
-constexpr int64_t kPanelUnit = 16, kMaxPanelRows = 64;
+// Hence as many bytes of i4 rows as of others: four times the rows.
+constexpr int64_t kPanelUnit = 16, kMaxPanelRows = 256;
+constexpr int64_t max_panel_rows(DType weight_type) {
+  return weight_type == DType::i4 ? kMaxPanelRows : kMaxPanelRows / 4;
+}
 
 // A set's way to multiply one type of weight by one type of activations.
 struct HeadKernel {

@@ -61,10 +61,12 @@ constexpr int kWarpElements = kWarp * kLaneElements<Row>;
 
 // Rows that a lane loads ahead: 64 registers beside one row of hidden, 32 beside four. Without alignment it
 // is one row, because elements that are loaded one by one need registers too.
-template <int kRows, bool kAligned>
-constexpr int kAhead = !kAligned    ? 1
-                       : kRows == 1 ? 8
-                                    : 4;
+// i4 rows have 32 elements a lane, whose hidden leaves fewer registers.
+template <class Row, int kRows, bool kAligned>
+constexpr int kAhead = !kAligned      ? 1
+                       : kRows > 1    ? 4
+                       : kIsInt4<Row> ? 6
+                                      : 8;
 
 // ---- Step 1: load a lane's elements of a row of weights or of hidden
 // What a lane loads of one row in one pass over D.
@@ -195,7 +197,7 @@ class Projector {
   MICROSPEC_DEVICE void multiply(int group, const StridedRange& slots, int first, int32_t id, unsigned active,
                                  int pass) {
     const LaneLoader<Row, kAligned> loader(args_.dim, pass);
-    LaneRow<Row> ahead[kAhead<kRows, kAligned>];
+    LaneRow<Row> ahead[kAhead<Row, kRows, kAligned>];
     unsigned to_load = active, to_use = active;
     const auto load = [&](LaneRow<Row>& part) {
       const int j = take_lowest(to_load);
@@ -203,12 +205,12 @@ class Projector {
       loader.load_row(args_, group, slots.at(first + j), row_id, part);
     };
 #pragma unroll
-    for (int a = 0; a < kAhead<kRows, kAligned>; ++a) {
+    for (int a = 0; a < kAhead<Row, kRows, kAligned>; ++a) {
       if (to_load) load(ahead[a]);
     }
     while (to_use) {
 #pragma unroll
-      for (int a = 0; a < kAhead<kRows, kAligned>; ++a) {
+      for (int a = 0; a < kAhead<Row, kRows, kAligned>; ++a) {
         if (!to_use) break;
         const int j = take_lowest(to_use);
         float dots[kRows] = {};

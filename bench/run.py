@@ -113,8 +113,10 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="small shapes, few rounds")
     parser.add_argument("--device", choices=("cpu", "cuda"), default=present)
     parser.add_argument("--out", type=Path, help="folder of the CSV files and plots")
-    parser.add_argument("--parts", help=f"of {','.join(PARTS)}; default all")
-    parser.add_argument("--corpus", type=Path, help="the part pair takes its prompts from here")
+    parser.add_argument("--parts", help=f"some of {','.join(PARTS)}; default all")
+    parser.add_argument(
+        "--corpus", type=Path, help="corpus.jsonl.xz for the prompts of the part pair"
+    )
     args = parser.parse_args(arguments)
     args.explicit = args.parts is not None
     args.parts = args.parts.split(",") if args.explicit else list(PARTS)

@@ -8,7 +8,7 @@ from .coverage import Coverage
 from .engine import EngineHead, Settings
 from .head import SparseHead, SparseLMHead
 from .ops import gather_rows_, sparse_head, sparse_logits, vocab_update_
-from .parallel import ParallelSparseHead, parallel_sparse_head
+from .parallel import parallel_sparse_head
 from .slab import SlabView, WeightSlab
 from .vocab import ActiveVocab
 
@@ -16,7 +16,6 @@ __all__ = [
     "ActiveVocab",
     "Coverage",
     "EngineHead",
-    "ParallelSparseHead",
     "Settings",
     "SlabView",
     "SparseHead",

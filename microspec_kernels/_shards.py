@@ -8,6 +8,8 @@ nothing back to the host.
 import torch
 from torch import Tensor
 
+from .vocab import ActiveVocab
+
 # Both lie below the order of every logit: see keys_of.
 _NAN_ORDER, _EMPTY_ORDER = -(2**31) + 1, -(2**31)
 _START = "microspec_kernels.parallel: start"  # the argument that errors name
@@ -34,27 +36,41 @@ def local_ids(active_ids: Tensor, start: int, shard_rows: int) -> Tensor:
     return torch.where(owned, active_ids - start, -1)
 
 
+class LocalVocab:
+    """The part of ActiveVocab that slabs use, with tokens as rows of a rank's shard."""
+
+    def __init__(self, vocab: ActiveVocab, start: int, shard_rows: int) -> None:
+        self.vocab_size, self.capacity = shard_rows, vocab.capacity
+        self.num_groups, self.device = vocab.num_groups, vocab.device
+        self._vocab, self._start = vocab, start
+
+    @property
+    def ids(self) -> Tensor:
+        """Return the row of each slot's token, int32 [G, K]; -1 for tokens of other ranks."""
+        return local_ids(self._vocab.ids, self._start, self.vocab_size)
+
+
 def packed(logits: Tensor, token_ids: Tensor, logsumexp: Tensor, start: int) -> Tensor:
-    """Pack a rank's result for the all-gather: int32 [M, 2k + 1], floats as their bits.
+    """Pack a rank's result for the all-gather: int32 [..., 2k + 1], floats as their bits.
 
     Args:
-        logits, token_ids, logsumexp: fp32 [M, k], int64 [M, k] and fp32 [M].
+        logits, token_ids, logsumexp: fp32 [..., k], int64 [..., k] and fp32 [...].
         start: offset that turns the shard's row numbers into token ids.
     """
     tokens = torch.where(token_ids >= 0, token_ids + start, -1).int()
-    bits = logits.view(torch.int32), tokens, logsumexp[:, None].view(torch.int32)
-    return torch.cat(bits, dim=1)
+    bits = logits.view(torch.int32), tokens, logsumexp[..., None].view(torch.int32)
+    return torch.cat(bits, dim=-1)
 
 
 def merged(parts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Merge the packed parts int32 [ranks, M, 2k + 1] into a result of sparse_head."""
-    k = parts.size(2) // 2
+    """Merge the packed parts int32 [ranks, ..., 2k + 1] into a result of sparse_head."""
+    k = parts.size(-1) // 2
     values = parts.view(torch.float32)
-    logits = values[..., :k].transpose(0, 1).flatten(1)
-    token_ids = parts[..., k : 2 * k].transpose(0, 1).flatten(1).long()
-    best = keys_of(logits, token_ids).topk(k, dim=1).indices
+    logits = values[..., :k].movedim(0, -2).flatten(-2)
+    token_ids = parts[..., k : 2 * k].movedim(0, -2).flatten(-2).long()
+    best = keys_of(logits, token_ids).topk(k).indices
     logsumexp = values[..., 2 * k].double().logsumexp(0).float()
-    return logits.gather(1, best), token_ids.gather(1, best), logsumexp
+    return logits.gather(-1, best), token_ids.gather(-1, best), logsumexp
 
 
 def keys_of(logits: Tensor, token_ids: Tensor) -> Tensor:

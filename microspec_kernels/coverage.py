@@ -12,6 +12,40 @@ from ._host_copy import HostCopy
 from .vocab import ActiveVocab
 
 
+def count_hits(
+    vocab: ActiveVocab,
+    tokens: Tensor,
+    *,
+    token_groups: Tensor | None = None,
+    counted: Tensor | None = None,
+) -> Tensor:
+    """Count for each group the tokens that are active now. Reads nothing back to the host.
+
+    Args:
+        vocab: the active vocabulary.
+        tokens: int32 or int64 [G, N], or [N] if G = 1 or with ``token_groups``.
+        token_groups: int32 or int64 [N], the group of each token; outside [0, G): ignore the token.
+        counted: bool, shape of ``tokens``: which tokens count. Default: those in [0, V).
+
+    Returns:
+        int64 [2, G]: the counted tokens that are active; the counted tokens that are not.
+
+    Raises:
+        TypeError: ``tokens`` or ``token_groups`` of another dtype.
+    """
+    active = vocab.contains(tokens, token_groups=token_groups)
+    if counted is None:
+        counted = (tokens >= 0) & (tokens < vocab.vocab_size)
+    flags = torch.stack((active & counted, ~active & counted))
+    if token_groups is None:
+        return flags.view(2, vocab.num_groups, -1).sum(2)
+    # One sum for each group, and one for the tokens of no group, which is cut off.
+    known = (token_groups >= 0) & (token_groups < vocab.num_groups)
+    groups = torch.where(known, token_groups, vocab.num_groups).long()
+    sums = flags.new_zeros(2, vocab.num_groups + 1, dtype=torch.int64)
+    return sums.index_add_(1, groups, flags.long())[:, :-1]
+
+
 class Coverage:
     """Counters of the hits and misses of an active vocabulary, on its device.
 
@@ -58,7 +92,6 @@ class Coverage:
         self.misses = torch.zeros(num_groups, dtype=torch.int64, device=device)
         # Row 0: hits; row 1: hits and misses. Both decay with half_life.
         self._fading = torch.zeros(2, num_groups, dtype=torch.float32, device=device)
-        self._each_group = torch.arange(num_groups, device=device)[:, None]
         self._host_copy = HostCopy()
 
     @property
@@ -84,17 +117,10 @@ class Coverage:
         Raises:
             TypeError: ``tokens`` or ``token_groups`` of another dtype.
         """
-        known = self.vocab.contains(tokens, token_groups=token_groups)
-        judged = (tokens >= 0) & (tokens < self.vocab.vocab_size)
-        if token_groups is None:
-            known, judged = (flags.reshape(len(self.hits), -1) for flags in (known, judged))
-        else:
-            known, judged = (
-                flags & (token_groups == self._each_group) for flags in (known, judged)
-            )
-        hits, count = known.sum(1), judged.sum(1)
+        hits, misses = count_hits(self.vocab, tokens, token_groups=token_groups)
+        count = hits + misses
         self.hits += hits
-        self.misses += count - hits
+        self.misses += misses
         self._fading *= torch.exp2(count.float() / -self.half_life)
         self._fading += torch.stack((hits, count))
 

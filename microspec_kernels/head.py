@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """The LM head of a draft model over an active vocabulary, as PyTorch modules."""
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from . import ops
 from ._linear import plain
+from ._shards import LocalVocab
+from .parallel import all_gather_topk, all_reduce_logits, check_shards
 from .slab import WeightSlab
 from .vocab import ActiveVocab
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class _ActiveHead(nn.Module):
@@ -34,6 +39,8 @@ class _ActiveHead(nn.Module):
         softcap: float = 0.0,
         slab_dtype: torch.dtype | Literal["int4"] | None = None,
         buffers: int | None = None,
+        process_group: "ProcessGroup | None" = None,
+        start: int = 0,
     ) -> None:
         super().__init__()
         name = type(self).__name__
@@ -46,14 +53,22 @@ class _ActiveHead(nn.Module):
         ):
             if tensor is not None:
                 plain(tensor, f"{name}: {argument}")
-        if weight.dim() != 2 or weight.size(0) != vocab.vocab_size:
-            raise ValueError(
-                f"{name}: weight: expected shape [{vocab.vocab_size}, D], got {list(weight.shape)}"
-            )
+        lm_head_rows = vocab.vocab_size if process_group is None else "shard_rows"
+        if weight.dim() != 2 or (process_group is None and weight.size(0) != lm_head_rows):
+            expected, got = f"shape [{lm_head_rows}, D]", list(weight.shape)
+            raise ValueError(f"{name}: weight: expected {expected}, got {got}")
+        if process_group is None and start != 0:
+            raise ValueError(f"{name}: start: expected 0 without process_group, got {start}")
         if mode == "indexed" and (slab_dtype is not None or buffers is not None):
             raise ValueError(f"{name}: slab_dtype, buffers: expected None in indexed mode, got one")
         self.vocab = vocab
         self.mode = mode
+        self.process_group, self.start = process_group, start
+        # The vocabulary whose token ids are the weight's rows.
+        self._row_vocab = vocab
+        if process_group is not None:
+            check_shards(len(weight), start, vocab.vocab_size, process_group, vocab.device)
+            self._row_vocab = cast(ActiveVocab, LocalVocab(vocab, start, len(weight)))
         # The buffers share memory with the model's tensors and are not trained here.
         for buffer, tensor in (("weight", weight), ("weight_scale", weight_scale), ("bias", bias)):
             view = None if tensor is None else tensor.detach()
@@ -65,7 +80,11 @@ class _ActiveHead(nn.Module):
             # On a CPU the refresh is synchronous: a second buffer would only double the copies.
             count = buffers or (1 if vocab.device.type == "cpu" else 2)
             self.slab = WeightSlab(
-                weight.detach(), vocab, dtype=slab_dtype, buffers=count, weight_scale=weight_scale
+                weight.detach(),
+                self._row_vocab,
+                dtype=slab_dtype,
+                buffers=count,
+                weight_scale=weight_scale,
             )
             self.slab.refresh()
 
@@ -90,31 +109,35 @@ class _ActiveHead(nn.Module):
         """Compute the logits of every slot.
 
         Args:
-            hidden: bf16, fp16 or fp32 [M, D].
-            row_groups: int32 or int64 [M], the vocabulary's group for each row; required if G > 1.
+            hidden: bf16, fp16 or fp32 [..., D], any number of leading dimensions.
+            row_groups: int32 or int64 [...], hidden's leading dimensions: the vocabulary's group
+                for each row; -1 marks a padding row; required if G > 1.
 
         Returns:
-            logits fp32 [M, K] and token_ids int64 [M, K], in slot order; -inf and -1 at empty
+            logits fp32 [..., K] and token_ids int64 [..., K], in slot order; -inf and -1 at empty
             slots.
 
         Raises:
             ValueError, TypeError, IndexError: as :func:`~.ops.sparse_logits`.
         """
         operands = self._operands(hidden, row_groups)
+        logits = ops.sparse_logits(hidden, **operands)
         ids, group_ids = operands["active_ids"].long(), operands["group_ids"]
-        ids = (
-            ids.expand(len(hidden), -1) if group_ids is None else ids[group_ids.clamp(min=0).long()]
-        )
-        return ops.sparse_logits(hidden, **operands), ids
+        if self.process_group is not None:
+            logits = all_reduce_logits(logits, self.process_group)
+            ids, group_ids = self.vocab.ids.long(), row_groups  # those of all ranks
+        if group_ids is None:
+            return logits, ids[0].expand_as(logits)
+        return logits, ids[group_ids.clamp(min=0).long()]
 
     def _operands(self, hidden: Tensor, row_groups: Tensor | None) -> dict[str, Any]:
         shared = {"bias": self.bias, "logit_scale": self.logit_scale, "softcap": self.softcap}
         if self.slab is None:
             scale = {"weight_scale": self.weight_scale, "group_ids": row_groups}
-            return {"weight": self.weight, "active_ids": self.vocab.ids, **scale, **shared}
+            return {"weight": self.weight, "active_ids": self._row_vocab.ids, **scale, **shared}
         rows, ids, slab_scale, group_ids = self.slab.front(row_groups)
         if row_groups is None:
-            group_ids = group_ids.repeat(hidden.size(0))
+            group_ids = group_ids[0].expand(hidden.shape[:-1]).contiguous()
         slab = {
             "weight": rows,
             "active_ids": ids,
@@ -127,24 +150,38 @@ class _ActiveHead(nn.Module):
 class SparseHead(_ActiveHead):
     """A module that computes the top-k of the LM head over the active vocabulary.
 
+    With a ``process_group``, each rank holds a part of the LM head's rows. Construction and calls
+    are then collectives, and all ranks get the same result (see
+    :mod:`microspec_kernels.parallel`). Each rank has its own vocabulary of V tokens and must
+    observe the same tokens. A rank's slab has room for K rows and holds the active rows of its
+    part.
+
     Args:
         weight: the LM head [V, D], bf16, fp16 or fp32; int8, float8_e4m3fn or 4-bit rows (uint8
             [V, D/2]) with ``weight_scale``.
+            With ``process_group``, this rank's part [shard_rows, D], without the padding rows
+            that engines put at the end of V; shard_rows may be 0.
         vocab: the active vocabulary, on weight's device.
         mode: "indexed" reads the rows from the weight; "packed" reads them from a
             :class:`WeightSlab`.
-        weight_scale: fp32 [V] of a quantised weight; bf16 [V, D/32] of 4-bit rows.
-        bias: [V], in hidden's dtype or fp32.
+        weight_scale: fp32 [V] of a quantised weight, or bf16 [V, D/32] of 4-bit rows;
+            shard_rows in place of V with ``process_group``.
+        bias: [V], in hidden's dtype or fp32; [shard_rows] with ``process_group``.
         logit_scale, softcap: see :func:`~.ops.sparse_head`.
         slab_dtype: dtype of the slab, in packed mode only, as :class:`WeightSlab` takes it.
         buffers: number of slab buffers, in packed mode only; default: 1 on a CPU, 2 on a GPU.
+        process_group: the ranks that share the LM head (``torch.distributed.group.WORLD`` for all);
+            None if ``weight`` has all rows.
+        start: the token of the first row of ``weight``; 0 without ``process_group``.
 
     Raises:
         ValueError: unknown mode; wrong shape of weight; a tensor without values (on meta);
-            slab_dtype or buffers in indexed mode; errors of :class:`WeightSlab`.
+            slab_dtype or buffers in indexed mode; errors of :class:`WeightSlab`. With
+            ``process_group``: this rank is not in it; the ranks do not hold each of the V tokens
+            exactly once. If one rank raises, the others wait for it until the group's timeout.
         TypeError: a tensor of another class (a DTensor, a torchao tensor), or a module in place of
             a tensor. The head computes x · weight + bias only, so it cannot include an adapter or
-            a hook.
+            a hook. Also a process_group of another class (a DeviceMesh, an engine's own).
     """
 
     def forward(
@@ -153,18 +190,22 @@ class SparseHead(_ActiveHead):
         """Compute the k best active tokens of each row.
 
         Args:
-            hidden: bf16, fp16 or fp32 [M, D].
+            hidden: bf16, fp16 or fp32 [..., D], any number of leading dimensions.
             k: number of entries per row, 1 to 128.
-            row_groups: int32 or int64 [M], the vocabulary's group for each row; required if G > 1.
+            row_groups: int32 or int64 [...], hidden's leading dimensions: the vocabulary's group
+                for each row; -1 marks a padding row; required if G > 1.
 
         Returns:
-            logits fp32 [M, k], token_ids int64 [M, k] and logsumexp fp32 [M], padded as in
+            logits fp32 [..., k], token_ids int64 [..., k] and logsumexp fp32 [...], padded as in
             :func:`~.ops.sparse_head`.
 
         Raises:
             ValueError, TypeError, IndexError, NotImplementedError: as :func:`~.ops.sparse_head`.
         """
-        return ops.sparse_head(hidden, k=k, **self._operands(hidden, row_groups))
+        top = ops.sparse_head(hidden, k=k, **self._operands(hidden, row_groups))
+        if self.process_group is None:
+            return top
+        return all_gather_topk(*top, start=self.start, process_group=self.process_group)
 
 
 class SparseLMHead(_ActiveHead):
@@ -186,8 +227,8 @@ class SparseLMHead(_ActiveHead):
 
         Args:
             hidden: bf16, fp16 or fp32 [..., D].
-            row_groups: int32 or int64 [M], the vocabulary's group for each of the M rows of the
-                flattened hidden; required if G > 1.
+            row_groups: int32 or int64 [...], hidden's leading dimensions: the vocabulary's group
+                for each row; -1 marks a padding row; required if G > 1.
 
         Returns:
             [..., V] in hidden's dtype; -inf for tokens that are not active.
@@ -195,10 +236,9 @@ class SparseLMHead(_ActiveHead):
         Raises:
             ValueError, TypeError, IndexError: as :func:`~.ops.sparse_logits`.
         """
-        flat = hidden.reshape(-1, hidden.size(-1))
-        logits, ids = self.logits(flat, row_groups)
+        logits, ids = self.logits(hidden, row_groups)
         # Empty slots write to an extra column V, which is cut off below.
         size = self.vocab.vocab_size
-        dense = hidden.new_full((len(flat), size + 1), float("-inf"))
-        dense.scatter_(1, torch.where(ids >= 0, ids, size), logits.to(hidden.dtype))
-        return dense[:, :size].view(*hidden.shape[:-1], size)
+        dense = hidden.new_full((*hidden.shape[:-1], size + 1), float("-inf"))
+        dense.scatter_(-1, torch.where(ids >= 0, ids, size), logits.to(hidden.dtype))
+        return dense[..., :size]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ops with Python's built-in error types, and their fakes for ``torch.compile``.
 
-Each function calls ``torch.ops.microspec.<name>`` and nothing else. Engines may also call the op
-directly: it raises ``RuntimeError`` with the same text.
+Each function calls ``torch.ops.microspec.<name>``. Engines may also call the op directly: it raises
+``RuntimeError`` with the same text, and takes hidden [M, D] only. The functions take [..., D].
 """
 
 import re
@@ -36,6 +36,31 @@ def _reraise(error: RuntimeError) -> NoReturn:
     raise _KINDS[match[1]](match[2]) from None
 
 
+def _flatten(
+    op: str, hidden: Tensor, group_ids: Tensor | None
+) -> tuple[Tensor, Tensor | None, torch.Size]:
+    """Flatten hidden [..., D] and group_ids [...] to the [M, D] and [M] that the op takes.
+
+    Returns:
+        hidden, group_ids and the leading dimensions of hidden. The op itself refuses a hidden
+        that is no tensor or has no dimension.
+
+    Raises:
+        ValueError: group_ids of another shape; stride in the last dimension of hidden, which a copy
+            would hide.
+    """
+    if not isinstance(hidden, Tensor) or hidden.dim() == 0:
+        return hidden, group_ids, torch.Size()
+    if hidden.dim() == 2:
+        return hidden, group_ids, hidden.shape[:-1]
+    check = _checks.Checker(op, hidden.device)
+    check.unit_inner_stride(hidden, "hidden")
+    if group_ids is not None:
+        check.shape(group_ids, "group_ids", hidden.shape[:-1])
+        group_ids = group_ids.flatten()
+    return hidden[None].flatten(0, -2), group_ids, hidden.shape[:-1]
+
+
 def sparse_head(
     hidden: Tensor,
     weight: Tensor,
@@ -57,7 +82,9 @@ def sparse_head(
     Method: MicroSpec, arXiv 2605.26444.
 
     Args:
-        hidden: bf16, fp16 or fp32 [M, D]; any row stride, stride 1 in the last dimension.
+        hidden: bf16, fp16 or fp32 [..., D], any number of leading dimensions; M is their product.
+            Stride 1 in the last dimension. Any row stride; rows that are not one stride apart are
+            copied. (The op itself takes [M, D] only.)
         weight: the LM head [V, D] (``packed=False``), or a slab [K, D] or [G, K, D]
             (``packed=True``). Its dtype is hidden's, or float8_e4m3fn or int8 with
             ``weight_scale``. Rows of 4 bits are uint8 [.., D/2], D a multiple of 32: a byte holds
@@ -65,8 +92,8 @@ def sparse_head(
         active_ids: int32 [K] or [G, K]; -1 marks an empty slot, anywhere.
         k: number of entries per row, 1 to 128.
         packed: whether row i of ``weight`` belongs to slot i rather than to token i.
-        group_ids: int32 or int64 [M], the group of each row; required if G > 1; -1 marks a padding
-            row.
+        group_ids: int32 or int64 [...], hidden's leading dimensions: the group of each row;
+            required if G > 1; -1 marks a padding row.
         weight_scale: fp32 [V], [K] or [G, K], the scale of each row of a quantised weight; bf16
             [.., D/32], the scale of each 32 columns of 4-bit rows.
         bias: [V], in hidden's dtype or fp32.
@@ -74,10 +101,10 @@ def sparse_head(
         softcap: bound on the magnitude of the logits; 0 applies none.
 
     Returns:
-        logits fp32 [M, k], token_ids int64 [M, k] and logsumexp fp32 [M] over the row's active
-        tokens, so that log-probability = logits - logsumexp. A row with fewer than k active tokens
-        is padded with (-inf, -1). A NaN logit makes the logsumexp of its row NaN. The results have
-        no gradient.
+        logits fp32 [..., k], token_ids int64 [..., k] and logsumexp fp32 [...] over the row's
+        active tokens, so that log-probability = logits - logsumexp. A row with fewer than k active
+        tokens is padded with (-inf, -1). A NaN logit makes the logsumexp of its row NaN. The
+        results have no gradient.
 
     Raises:
         ValueError: wrong shape, stride, device, k or softcap.
@@ -85,14 +112,15 @@ def sparse_head(
         IndexError: id or group out of range (CPU).
         NotImplementedError: a backward pass reaches the results.
     """
+    rows, row_groups, leading = _flatten("sparse_head", hidden, group_ids)
     try:
         results: tuple[Tensor, Tensor, Tensor] = torch.ops.microspec.sparse_head(
-            hidden,
+            rows,
             weight,
             active_ids,
             k,
             packed=packed,
-            group_ids=group_ids,
+            group_ids=row_groups,
             weight_scale=weight_scale,
             bias=bias,
             logit_scale=logit_scale,
@@ -108,7 +136,8 @@ def sparse_head(
         weight_scale=weight_scale,
         bias=bias,
     )
-    return logits, token_ids, logsumexp
+    shape = *leading, logits.size(1)
+    return logits.view(shape), token_ids.view(shape), logsumexp.view(leading)
 
 
 def sparse_logits(
@@ -128,15 +157,16 @@ def sparse_logits(
     Arguments and errors are those of :func:`sparse_head`.
 
     Returns:
-        fp32 [M, K], in slot order; -inf at empty slots.
+        fp32 [..., K], in slot order; -inf at empty slots.
     """
+    rows, row_groups, leading = _flatten("sparse_logits", hidden, group_ids)
     try:
         logits: Tensor = torch.ops.microspec.sparse_logits(
-            hidden,
+            rows,
             weight,
             active_ids,
             packed=packed,
-            group_ids=group_ids,
+            group_ids=row_groups,
             weight_scale=weight_scale,
             bias=bias,
             logit_scale=logit_scale,
@@ -152,7 +182,7 @@ def sparse_logits(
         weight_scale=weight_scale,
         bias=bias,
     )
-    return logits
+    return logits.view((*leading, logits.size(1)))
 
 
 def gather_rows_(
@@ -316,3 +346,7 @@ def _(slab, slab_ids, weight, active_ids, *, slab_scale=None, weight_scale=None)
 @_fake("vocab_update_")
 def _(active_ids, slot_stamps, token_slots, clock, tokens, *, token_groups=None):  # type: ignore[no-untyped-def]
     _checks.vocab(active_ids, slot_stamps, token_slots, clock, tokens, token_groups)
+
+
+for _function in (sparse_head, sparse_logits, gather_rows_, vocab_update_):
+    getattr(torch.ops.microspec, _function.__name__).__doc__ = _function.__doc__  # for help()

@@ -17,27 +17,27 @@ a CUDA graph if its collective can: NCCL's can, after a first call outside the g
 has been run or measured on several GPUs yet.
 """
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import ops
 from ._shards import check_ranges, check_start, local_ids, merged, packed
-from .head import SparseHead
-from .vocab import ActiveVocab
 
 __all__ = [
-    "ParallelSparseHead",
     "all_gather_rows",
     "all_gather_topk",
+    "all_reduce_logits",
+    "check_shards",
     "local_ids",
     "parallel_sparse_head",
 ]
 
 # torch 2.13 renamed all_gather_into_tensor to all_gather_single. None without torch.distributed.
 _all_gather: Any = getattr(dist, "all_gather_single", getattr(dist, "all_gather_into_tensor", None))
+_NEGATIVE_INFINITY = -0x00800000  # the bits of -inf in fp32, as int32
 
 
 def all_gather_topk(
@@ -50,29 +50,31 @@ def all_gather_topk(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Merge the results of all ranks into the k best entries per row.
 
-    This is a collective: all ranks must call it with the same M and k. A rank sends 8k + 4 bytes
+    This is a collective: all ranks must call it with the same shapes. A rank sends 8k + 4 bytes
     per row: k logits, k ids as int32, and the logsumexp. (A largest logit and a sum in place of the
     logsumexp would take more bytes and add nothing, because the result is fp32.)
 
     Args:
-        logits, token_ids, logsumexp: fp32 [M, k], int64 [M, k] and fp32 [M], from
+        logits, token_ids, logsumexp: fp32 [..., k], int64 [..., k] and fp32 [...], from
             :func:`~.ops.sparse_head` over :func:`local_ids`.
         start: the token of the shard's first row. No two ranks may hold the same token.
-        process_group: the ranks; None for all. Use NCCL for tensors on GPUs, gloo on CPUs.
+        process_group: the ranks; None for the default group. Use NCCL for tensors on GPUs, gloo on
+            CPUs.
 
     Returns:
-        logits fp32 [M, k], token_ids int64 [M, k] and logsumexp fp32 [M] over the tokens of all
-        ranks, in sparse_head's order, ties included.
+        logits fp32 [..., k], token_ids int64 [..., k] and logsumexp fp32 [...] over the tokens of
+        all ranks, in sparse_head's order, ties included.
 
     Raises:
-        ValueError: start out of range; a process group that is not initialised or lacks this rank.
-        TypeError: start is not an int.
+        ValueError: start out of range; torch.distributed is not initialised, or process_group lacks
+            this rank.
+        TypeError: start is not an int; process_group is not a ProcessGroup.
     """
     check_start(start, 0)
     ranks = _size_of(process_group)
     part = packed(logits, token_ids, logsumexp, start)
-    parts = part.new_empty(ranks * part.size(0), part.size(1))
-    _all_gather(parts, part, group=process_group)
+    parts = part.new_empty(ranks * part.numel())
+    _all_gather(parts, part.flatten(), group=process_group)
     return merged(parts.view(ranks, *part.shape))
 
 
@@ -93,21 +95,23 @@ def parallel_sparse_head(
     """Compute :func:`~.ops.sparse_head` over a weight [V, D] whose rows are split over the ranks.
 
     This is a collective: all ranks must call it with equal hidden, active_ids, k and options. The
-    options mean the same as in sparse_head. (:class:`ParallelSparseHead` can read from a slab.)
+    options mean the same as in sparse_head. (:class:`~.head.SparseHead` with a ``process_group``
+    can read from a slab.)
 
     Args:
-        hidden: bf16, fp16 or fp32 [M, D].
+        hidden: bf16, fp16 or fp32 [..., D].
         shard: [shard_rows, D], the rows of tokens start to start + shard_rows - 1; shard_rows may
             be 0. The shard must not contain the padding rows that engines put at the end of V.
         active_ids: int32 [K] or [G, K], as for :func:`local_ids`.
         k: number of entries per row, 1 to 128.
         start, process_group: as for :func:`all_gather_topk`.
-        group_ids: int32 or int64 [M], as for sparse_head.
+        group_ids: int32 or int64 [...], as for sparse_head.
         weight_scale, bias: [shard_rows], the shard's part.
         logit_scale, softcap: as for sparse_head.
 
     Returns:
-        logits fp32 [M, k], token_ids int64 [M, k] and logsumexp fp32 [M], the same on all ranks.
+        logits fp32 [..., k], token_ids int64 [..., k] and logsumexp fp32 [...], the same on all
+        ranks.
 
     Raises:
         ValueError, TypeError, IndexError: as sparse_head and all_gather_topk. If one rank raises,
@@ -127,96 +131,22 @@ def parallel_sparse_head(
     return all_gather_topk(*top, start=start, process_group=process_group)
 
 
-class _LocalVocab:
-    """The part of ActiveVocab that heads and slabs use, with tokens as rows of a rank's shard."""
+def all_reduce_logits(logits: Tensor, process_group: "dist.ProcessGroup | None" = None) -> Tensor:
+    """Merge the slots' logits of all ranks. This is a collective, and it writes to ``logits``.
 
-    def __init__(self, vocab: ActiveVocab, start: int, shard_rows: int) -> None:
-        self.vocab_size, self.capacity, self.num_groups = (
-            shard_rows,
-            vocab.capacity,
-            vocab.num_groups,
-        )
-        self.device, self.update = vocab.device, vocab.update
-        self._vocab, self._start = vocab, start
-
-    @property
-    def ids(self) -> Tensor:
-        return local_ids(self._vocab.ids, self._start, self.vocab_size)
-
-
-class ParallelSparseHead(nn.Module):
-    """A :class:`SparseHead` over a weight whose rows are split over the ranks.
-
-    Construction and calls are collectives. Each rank has its own vocabulary and must observe the
-    same tokens. In packed mode, a rank's slab has room for K rows and holds the active rows of the
-    rank's shard.
+    At most one rank may hold the row of a slot. Bits are summed, so that the result has that rank's
+    bits, NaN included.
 
     Args:
-        shard, start, process_group: as for :func:`parallel_sparse_head`.
-        vocab: the active vocabulary over all V tokens, on shard's device.
-        options: options of :class:`SparseHead`; weight_scale and bias are [shard_rows].
+        logits: fp32, contiguous, any shape; -inf where this rank does not hold the slot's row.
+        process_group: as for :func:`all_gather_topk`.
 
-    Raises:
-        ValueError, TypeError: as SparseHead and all_gather_topk. ValueError also if the ranks do
-            not hold each of the V tokens exactly once.
+    Returns:
+        fp32, shape of logits; -inf where no rank holds the slot's row.
     """
-
-    def __init__(
-        self,
-        shard: Tensor,
-        vocab: ActiveVocab,
-        *,
-        start: int,
-        process_group: "dist.ProcessGroup | None" = None,
-        **options: Any,
-    ) -> None:
-        super().__init__()
-        check_start(start, shard.size(0))
-        own = torch.tensor([[start, start + shard.size(0)]], device=vocab.device)
-        ranges = own.new_empty(_size_of(process_group), 2)
-        _all_gather(ranges, own, group=process_group)
-        check_ranges(ranges.tolist(), vocab.vocab_size)
-        self.vocab, self.start, self.process_group = vocab, start, process_group
-        local = cast(ActiveVocab, _LocalVocab(vocab, start, shard.size(0)))
-        self.local = SparseHead(shard, local, **options)
-
-    def observe(self, tokens: Tensor, *, token_groups: Tensor | None = None) -> None:
-        """Observe tokens as :meth:`SparseHead.observe` does; every rank must pass the same ones."""
-        self.local.observe(tokens, token_groups=token_groups)
-
-    def forward(
-        self, hidden: Tensor, k: int, row_groups: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute the k best active tokens of each row over all ranks. This is a collective.
-
-        Args:
-            hidden, k, row_groups: as for :meth:`SparseHead.forward`.
-
-        Returns:
-            logits fp32 [M, k], token_ids int64 [M, k] and logsumexp fp32 [M], the same on all
-            ranks.
-        """
-        top = self.local(hidden, k, row_groups)
-        return all_gather_topk(*top, start=self.start, process_group=self.process_group)
-
-    def logits(self, hidden: Tensor, row_groups: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Compute the logits of every slot. This is a collective.
-
-        Each rank fills the slots whose rows it holds and writes -inf to the others. The logits
-        therefore equal those of one rank with all rows, bit for bit.
-
-        Args:
-            hidden: bf16, fp16 or fp32 [M, D].
-            row_groups: int32 or int64 [M], the vocabulary's group for each row; required if G > 1.
-
-        Returns:
-            logits fp32 [M, K] and token_ids int64 [M, K], in slot order.
-        """
-        logits, _ = self.local.logits(hidden, row_groups)
-        dist.all_reduce(logits, op=dist.ReduceOp.MAX, group=self.process_group)
-        ids = self.vocab.ids.long()
-        groups = 0 if row_groups is None else row_groups.clamp(min=0).long()
-        return logits, ids[groups].expand(len(hidden), -1)
+    bits = logits.view(torch.int32).sub_(_NEGATIVE_INFINITY)  # 0 where the row is another rank's
+    dist.all_reduce(bits, group=process_group)
+    return bits.add_(_NEGATIVE_INFINITY).view(torch.float32)
 
 
 def all_gather_rows(
@@ -237,7 +167,7 @@ def all_gather_rows(
         int64 [m], row numbers within the whole LM head, ascending.
 
     Raises:
-        ValueError: a process group that is not initialised or lacks this rank.
+        ValueError, TypeError: process_group as for :func:`all_gather_topk`.
     """
     _size_of(process_group)
     marks = torch.zeros(total_rows, dtype=torch.uint8, device=local_rows.device)
@@ -246,12 +176,44 @@ def all_gather_rows(
     return marks.nonzero()[:, 0]
 
 
+def check_shards(
+    shard_rows: int,
+    start: int,
+    vocab_size: int,
+    process_group: "dist.ProcessGroup | None",
+    device: torch.device,
+) -> None:
+    """Check that the ranks' shards hold each token once. This is a collective, and it waits.
+
+    Args:
+        shard_rows: number of rows of this rank's shard.
+        start, process_group: as for :func:`all_gather_topk`.
+        vocab_size: V, number of rows of all shards.
+        device: the device of the shard.
+
+    Raises:
+        ValueError: a row that no rank holds, or several do; start and process_group as for
+            :func:`all_gather_topk`.
+        TypeError: as for :func:`all_gather_topk`.
+    """
+    check_start(start, shard_rows)
+    mine = torch.tensor([[start, start + shard_rows]], device=device)
+    ranges = mine.new_empty(_size_of(process_group), 2)
+    _all_gather(ranges, mine, group=process_group)
+    check_ranges(ranges.tolist(), vocab_size)
+
+
 def _size_of(process_group: "dist.ProcessGroup | None") -> int:
-    """Return the number of ranks; raise ValueError without a usable group."""
+    """Return the number of ranks; raise ValueError or TypeError without a usable group."""
     where = "microspec_kernels.parallel: process_group"
     if not (dist.is_available() and dist.is_initialized()):
         expected = "an initialised group (torch.distributed.init_process_group)"
         raise ValueError(f"{where}: expected {expected}, got none")
+    # new_group returns this number, not a group, to a rank that is not in it.
+    outside: object = dist.GroupMember.NON_GROUP_MEMBER
+    if not (process_group in (None, outside) or isinstance(process_group, dist.ProcessGroup)):
+        got = type(process_group).__name__
+        raise TypeError(f"{where}: expected a torch.distributed.ProcessGroup, got {got}")
     if dist.get_rank(process_group) < 0:
         raise ValueError(f"{where}: expected a group that contains this rank, got another")
     return dist.get_world_size(process_group)

@@ -22,7 +22,8 @@ class SlabView(NamedTuple):
         ids: int32 [B·G, K], the token that each row holds; -1 where empty.
         scale: fp32 [B·G, K], the scale of each row of a quantised slab; bf16 [B·G, K, D/32] with
             4 bits a column; else None.
-        group_ids: int64 [M], the buffer and group for each row of hidden; or [1], to be expanded.
+        group_ids: int64, the buffer and group for each row of hidden, in the shape of the
+            row_groups given to :meth:`WeightSlab.front`; or [1], to be expanded.
     """
 
     rows: Tensor
@@ -172,13 +173,14 @@ class WeightSlab:
         """Return the newest buffer, and let the current stream wait for it.
 
         Args:
-            row_groups: int32 or int64 [M], the vocabulary's group for each row; -1 is padding.
-                Default: group 0, returned as one id [1] that the caller expands over the rows.
+            row_groups: int32 or int64 of any shape, the vocabulary's group for each row; -1 is
+                padding. Default: group 0, returned as one id [1] that the caller expands over the
+                rows.
         """
         self.wait()
         base = self._front * self.vocab.num_groups
         if row_groups is not None:
-            base = torch.where(row_groups >= 0, base + row_groups, -1)
+            base = torch.where(row_groups >= 0, base[0] + row_groups, -1)
         return SlabView(self.rows, self.ids, self.scale, base)
 
     def invalidate(self) -> None:

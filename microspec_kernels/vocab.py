@@ -82,6 +82,7 @@ class ActiveVocab:
 
     @property
     def device(self) -> torch.device:
+        """The device of all state."""
         return self.ids.device
 
     @property

@@ -15,6 +15,8 @@ import torch
 from generators import gather_case, head_case, vocab_state
 from torch import Tensor
 
+from microspec_kernels._checks import MAX_TOP_K
+
 Arguments = dict[str, Any]
 
 
@@ -161,8 +163,7 @@ Row = tuple[str, Callable[[], Arguments], Callable[[Arguments], Arguments], type
 def _head_rows() -> list[Row]:
     V, T = ValueError, TypeError
     return [
-        ("hidden 1-d", head_call, lambda a: {"hidden": zeros(8)}, V, "hidden", "shape [M, D]", "[8]"),
-        ("hidden 3-d", head_call, lambda a: {"hidden": zeros(1, 3, 8)}, V, "hidden", "shape [M, D]", "[1, 3, 8]"),
+        ("hidden 0-d", head_call, lambda a: {"hidden": zeros()}, V, "hidden", "shape [M, D]", "[]"),
         ("ids 0-d", head_call, lambda a: {"active_ids": zeros(dtype=I32)}, V, "active_ids", "shape [K] or [G, K], G >= 1", "[]"),
         ("no group", head_call, lambda a: {"active_ids": zeros(0, 6, dtype=I32)}, V, "active_ids", "shape [K] or [G, K], G >= 1", "[0, 6]"),
         ("ids 3-d", head_call, lambda a: {"active_ids": zeros(1, 1, 6, dtype=I32)}, V, "active_ids", "shape [K] or [G, K], G >= 1", "[1, 1, 6]"),
@@ -231,8 +232,16 @@ def _head_value_rows() -> list[Row]:
 
 def _k_rows() -> list[Row]:
     return [
-        (f"k {k}", head_call, lambda a, k=k: {"k": k}, ValueError, "k", "1 <= k <= 128", str(k))
-        for k in (0, -1, 129, 2**33 + 1, -(2**63))
+        (
+            f"k {k}",
+            head_call,
+            lambda a, k=k: {"k": k},
+            ValueError,
+            "k",
+            f"1 <= k <= {MAX_TOP_K}",
+            str(k),
+        )
+        for k in (0, -1, MAX_TOP_K + 1, 2**33 + 1, -(2**63))
     ]
 
 

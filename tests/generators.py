@@ -14,6 +14,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from microspec_kernels._checks import PINNED_STAMP as PINNED
+
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 QUANTISED = (torch.int8, torch.float8_e4m3fn)
 INT4 = torch.uint8  # rows of 4 bits: two columns a byte
@@ -304,9 +306,6 @@ class VocabState:
 
     def copy(self) -> "VocabState":
         return VocabState(*(tensor.clone() for tensor in self.tensors()))
-
-
-PINNED = 2**63 - 1
 
 
 def vocab_state(

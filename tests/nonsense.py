@@ -11,9 +11,10 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from microspec_kernels._checks import PINNED_STAMP as PINNED
+
 INT32 = (-(2**31), -(2**31) + 1, -3, -2, -1, 0, 1, 2**31 - 1)
 INT64 = (-(2**63), -(2**63) + 1, -(2**62), -3, -2, -1, 0, 1, 5, 2**31, 2**62, 2**63 - 3, 2**63 - 2)
-PINNED = 2**63 - 1
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,14 @@ from torch import Tensor
 
 from microspec_kernels import (
     ActiveVocab,
-    ParallelSparseHead,
     SparseHead,
+    SparseLMHead,
     parallel_sparse_head,
     sparse_head,
 )
 
 V = 50
+MODES: tuple[dict[str, Any], ...] = ({}, {"mode": "packed"})
 
 
 def shards(ranks: int) -> Iterator[list[tuple[int, int]]]:
@@ -140,25 +141,51 @@ def check_module(rank: int, ranks: int) -> None:
             whole = SparseHead(
                 weight, ActiveVocab(V, 16, num_groups=2), weight_scale=scale, bias=bias, **options
             )
-            head = ParallelSparseHead(
+            head = SparseHead(
                 weight[part],
                 ActiveVocab(V, 16, num_groups=2),
+                process_group=dist.group.WORLD,
                 start=part.start,
                 weight_scale=None if scale is None else scale[part],
                 bias=bias[part],
                 **options,
             )
-            for _ in range(5):
+            for shape in ((6,), (2, 3), (), (0, 2), (1, 1, 4)):
                 tokens = torch.randint(0, V, (2, 9), generator=rng)
                 whole.observe(tokens)
                 head.observe(tokens)
-                hidden = normal(rng, (6, 24), dtype)
-                groups = torch.randint(-1, 2, (6,), generator=rng)
+                hidden = normal(rng, (*shape, 24), dtype)
+                groups = torch.randint(-1, 2, shape, generator=rng)
                 want = whole(hidden, 5, groups)
                 assert_agreed(
                     head(hidden, 5, groups), want, f"module {weight_dtype} {options} {layout}"
                 )
                 assert torch.equal(head.vocab.ids, whole.vocab.ids)
+
+
+def check_logits(rank: int, ranks: int) -> None:
+    """Check the logits of every slot, NaN and infinities included, and the dense head over them."""
+    rng = torch.Generator().manual_seed(12)
+    weight, hidden = integers(rng, (V, 8), torch.float32), integers(rng, (5, 8), torch.float32)
+    weight[::7, 0], weight[3::7, 1] = float("nan"), float("inf")
+    row_groups = torch.tensor([0, 1, -1, 1, 0])
+    for layout in shards(ranks):
+        part = slice(*layout[rank])
+        for kind, options in itertools.product((SparseHead, SparseLMHead), MODES):
+            vocabs = [ActiveVocab(V, 40, num_groups=2) for _ in range(2)]
+            whole = kind(weight, vocabs[0], **options)
+            split = {"process_group": dist.group.WORLD, "start": part.start, **options}
+            head = kind(weight[part], vocabs[1], **split)
+            tokens = torch.randint(0, V, (2, 45), generator=rng)
+            whole.observe(tokens)
+            head.observe(tokens)
+            want, got = (each.logits(hidden, row_groups) for each in (whole, head))
+            assert want[0].isnan().any() and want[0].isinf().any()
+            assert_bitwise(got[0], want[0], f"{kind.__name__} {options} {layout}")
+            assert torch.equal(got[1], want[1])
+            if kind is SparseLMHead:
+                dense = [each(hidden, row_groups) for each in (head, whole)]
+                assert_bitwise(*dense, f"{options} {layout}")
 
 
 def check_groups_of_ranks(rank: int, ranks: int) -> None:
@@ -179,8 +206,10 @@ def check_groups_of_ranks(rank: int, ranks: int) -> None:
     for theirs, want in zip(got[:2], sparse_head(hidden, weight, ids, 6)[:2], strict=True):
         assert_bitwise(theirs, want)
     call["process_group"] = process_groups[1 - half_index]
-    message = "group: expected a group that contains this rank"
+    message = "process_group: expected a group that contains this rank"
     assert_refused(message, parallel_sparse_head, hidden, weight[part], ids, **call)
+    options = {name: call[name] for name in ("process_group", "start")}
+    assert_refused(message, SparseHead, weight[part], ActiveVocab(V, 4), **options)
 
 
 def check_ranges(rank: int, ranks: int) -> None:
@@ -190,8 +219,8 @@ def check_ranges(rank: int, ranks: int) -> None:
     last = rank == ranks - 1
     for lower, upper in ((start - last, end), (start + last, end), (start, end - last)):
         message = "start: expected shards that have each row of [0, 50) once, got [0, "
-        shard = weight[lower:upper]
-        assert_refused(message, ParallelSparseHead, shard, vocab, start=lower)
+        shard, options = weight[lower:upper], {"process_group": dist.group.WORLD, "start": lower}
+        assert_refused(message, SparseHead, shard, vocab, **options)
 
 
 def run(rank: int, ranks: int, store: str) -> None:
@@ -207,6 +236,7 @@ def run(rank: int, ranks: int, store: str) -> None:
     check_nobodys_tokens(rank, ranks)
     check_unlike_hidden(rank, ranks)
     check_module(rank, ranks)
+    check_logits(rank, ranks)
     check_groups_of_ranks(rank, ranks)
     check_ranges(rank, ranks)
     sys.stdout.write(f"{dist.get_world_size()}\n")  # one piece, unlike print

@@ -10,24 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from schemas import SCHEMAS
 
 import microspec_kernels._library
 
 LIBRARY = microspec_kernels._library.PATH
 TARGET = (2, 10)
-
-SCHEMAS = {
-    "sparse_head": "(Tensor hidden, Tensor weight, Tensor active_ids, int k, *, bool packed=False, "
-    "Tensor? group_ids=None, Tensor? weight_scale=None, Tensor? bias=None, float logit_scale=1., "
-    "float softcap=0.) -> (Tensor logits, Tensor token_ids, Tensor logsumexp)",
-    "sparse_logits": "(Tensor hidden, Tensor weight, Tensor active_ids, *, bool packed=False, "
-    "Tensor? group_ids=None, Tensor? weight_scale=None, Tensor? bias=None, float logit_scale=1., "
-    "float softcap=0.) -> Tensor",
-    "gather_rows_": "(Tensor(a!) slab, Tensor(b!) slab_ids, Tensor weight, Tensor active_ids, *, "
-    "Tensor(c!)? slab_scale=None, Tensor? weight_scale=None) -> ()",
-    "vocab_update_": "(Tensor(a!) active_ids, Tensor(b!) slot_stamps, Tensor(c!) token_slots, "
-    "Tensor(d!) clock, Tensor tokens, *, Tensor? token_groups=None) -> ()",
-}
 
 # The package is not imported, so only the library's registrations are visible. The scalars pass
 # through TORCH_BOX alone, which would read a C++ float as 0 and truncate a C++ int.

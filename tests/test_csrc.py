@@ -5,6 +5,9 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+
+from microspec_kernels import _checks, sparse_head
 
 ROOT = Path(__file__).parents[1]
 CSRC = ROOT / "csrc"
@@ -63,3 +66,19 @@ def test_no_include_points_upwards() -> None:
         if user != used and used != "emulation" and FLOOR[user] <= FLOOR[used]
     }
     assert wrong == set()
+
+
+def constant(header: str, name: str) -> str:
+    found = re.findall(
+        rf"^constexpr \w+ {name} = (.*);$", (CSRC / header).read_text(), re.MULTILINE
+    )
+    assert len(found) == 1, f"{header}: {name}"
+    return found[0]
+
+
+def test_constants_equal_those_of_python() -> None:
+    assert constant("head/args.h", "kMaxTopK") == str(_checks.MAX_TOP_K)
+    assert f"1 to {_checks.MAX_TOP_K}." in (sparse_head.__doc__ or "")
+    assert constant("vocab/args.h", "kEmptyStamp") == str(_checks.EMPTY_STAMP)
+    assert constant("vocab/args.h", "kPinnedStamp") == "std::numeric_limits<int64_t>::max()"
+    assert torch.iinfo(torch.int64).max == _checks.PINNED_STAMP

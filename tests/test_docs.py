@@ -286,3 +286,50 @@ def test_commands_exist() -> None:
                 continue
         seen.add(words[0])
     assert {"make", "microspec", "python", "replay", "info"} <= seen, seen
+
+
+PUBLIC = ["microspec_kernels", "microspec_kernels.ops", "microspec_kernels.parallel", *MODULES]
+VERBS = re.compile(
+    "Add|Append|Apply|Build|Check|Choose|Compute|Continue|Convert|Copy|Count|Do|Draft|Draw|Forget|"
+    "Gather|Learn|Let|List|Load|Make|Map|Mark|Merge|Move|Parse|Read|Reset|Return|Run|Select|Set|Test|"
+    "Yield"
+)
+
+
+def public() -> dict[str, Any]:
+    """Return what the public modules export, with the methods and properties of classes."""
+    found = {}
+    for module in PUBLIC:
+        exports = importlib.import_module(module)
+        for name in exports.__all__:
+            entry = getattr(exports, name)
+            if inspect.isfunction(entry) or inspect.isclass(entry):
+                found[f"{module}.{name}"] = entry
+            if inspect.isclass(entry):
+                for base in entry.__mro__:
+                    if base.__module__.startswith("microspec_kernels"):
+                        members = [member for member in vars(base) if not member.startswith("_")]
+                        found |= {
+                            f"{module}.{name}.{member}": getattr(entry, member)
+                            for member in members
+                        }
+    is_documented = (inspect.isfunction, inspect.ismethod, inspect.isclass)
+    return {
+        name: entry
+        for name, entry in found.items()
+        if isinstance(entry, property) or any(is_one(entry) for is_one in is_documented)
+    }
+
+
+def test_everything_public_has_a_docstring() -> None:
+    entries = public()
+    assert len(entries) > 150
+    # A dataclass without a docstring gets its signature as one.
+    texts = {
+        name: "" if text.startswith(f"{name.rpartition('.')[2]}(") else text
+        for name, text in ((name, inspect.getdoc(entry) or "") for name, entry in entries.items())
+    }
+    assert [name for name, text in texts.items() if not text] == []
+    functions = [name for name in texts if not isinstance(entries[name], (property, type))]
+    first = {name: texts[name].split()[0] for name in functions}
+    assert {name: word for name, word in first.items() if not VERBS.fullmatch(word)} == {}

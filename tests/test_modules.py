@@ -145,7 +145,7 @@ def test_dense_logits_of_groups_and_padding(mode: Any) -> None:
     head.observe(torch.tensor([[1, 2, 3], [3, 4, -1]]))
     hidden, groups = hidden_of(4), torch.tensor([1, 0, -1, 1], dtype=torch.int32)
     want = dense_logits(hidden, weight_of(torch.float32), [[1, 2, 3], [3, 4]], groups.tolist())
-    assert_close(head(hidden.view(2, 2, D), groups).view(4, V), want, 1e-5)
+    assert_close(head(hidden.view(2, 2, D), groups.view(2, 2)).view(4, V), want, 1e-5)
 
 
 @pytest.mark.parametrize("kind", [SparseHead, SparseLMHead])

@@ -7,7 +7,8 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -22,13 +23,18 @@ from torch import Tensor
 
 from microspec_kernels import (
     ActiveVocab,
-    ParallelSparseHead,
+    SparseHead,
     parallel_sparse_head,
     sparse_head,
     sparse_logits,
 )
 from microspec_kernels._shards import check_ranges, local_ids, merged, packed
+from microspec_kernels.parallel import check_shards
 
+needs_gloo = pytest.mark.skipif(
+    not (dist.is_available() and dist.is_gloo_available()), reason="torch without gloo"
+)
+NOT_A_GROUP = cast(Any, SimpleNamespace(rank=0))
 V = 60  # at least that of any head_cases()
 
 
@@ -134,15 +140,43 @@ def test_start(start: Any, kind: type[Exception], got: str) -> None:
     with pytest.raises(kind, match=rf"start: expected .*, got {re.escape(got)}$"):
         parallel_sparse_head(*case.tensors(), 3, start=start)
     with pytest.raises(kind, match=rf"start: expected .*, got {re.escape(got)}$"):
-        ParallelSparseHead(case.weight, ActiveVocab(50, 4), start=start)
+        check_shards(50, start, 50, None, torch.device("cpu"))
 
 
-def test_no_process_group() -> None:
-    case, message = head_case(1), "group: expected an initialised group .*, got none"
+def test_start_without_a_process_group() -> None:
+    with pytest.raises(ValueError, match=r"^SparseHead: start: expected 0 without .*, got 10$"):
+        SparseHead(head_case(1).weight, ActiveVocab(50, 4), start=10)
+
+
+def test_torch_distributed_not_initialised() -> None:
+    message = "process_group: expected an initialised group .*, got none"
     with pytest.raises(ValueError, match=message):
-        parallel_sparse_head(*case.tensors(), 3, start=0)
+        parallel_sparse_head(*head_case(1).tensors(), 3, start=0)
     with pytest.raises(ValueError, match=message):
-        ParallelSparseHead(case.weight, ActiveVocab(50, 4), start=0)
+        SparseHead(head_case(1).weight, ActiveVocab(50, 4), process_group=NOT_A_GROUP)
+
+
+@needs_gloo
+def test_process_groups_of_other_kinds() -> None:
+    """A name, and an object with ranks of its own, as a DeviceMesh or an engine's group."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        case, message = (
+            head_case(1),
+            "process_group: expected a torch.distributed.ProcessGroup, got ",
+        )
+        with pytest.raises(TypeError, match=message + "str$"):
+            parallel_sparse_head(*case.tensors(), 3, start=0, process_group=cast(Any, "tp"))
+        with pytest.raises(TypeError, match=message + "SimpleNamespace$"):
+            SparseHead(case.weight, ActiveVocab(50, 4), process_group=NOT_A_GROUP)
+        with pytest.raises(
+            ValueError, match=r"process_group: expected a group that contains this rank"
+        ):
+            not_ours = cast(Any, dist.GroupMember.NON_GROUP_MEMBER)
+            SparseHead(case.weight, ActiveVocab(50, 4), process_group=not_ours)
+        SparseHead(case.weight, ActiveVocab(50, 4), process_group=dist.group.WORLD)
+    finally:
+        dist.destroy_process_group()
 
 
 @pytest.mark.parametrize(
@@ -162,9 +196,7 @@ def test_bad_ranges(ranges: list[tuple[int, int]]) -> None:
         check_ranges([list(pair) for pair in ranges], 9)
 
 
-@pytest.mark.skipif(
-    not (dist.is_available() and dist.is_gloo_available()), reason="torch without gloo"
-)
+@needs_gloo
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_processes(ranks: int, tmp_path: Path) -> None:
     worker = Path(__file__).with_name("parallel_worker.py")

@@ -6,12 +6,17 @@ from pathlib import Path
 
 import pytest
 
+from bench.harness.models import MODELS
+from microspec_kernels.policy import CAPACITY
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results" / "intel-xeon-processor-2-threads-amx"
 README = (ROOT / "README.md").read_text()
 
 # Parameters of Llama-3.1-8B, of the drafts' layers, and of Llama-3.2-1B without its LM head.
-V, D, INNER, KEYS, K, DRAFTS = 128256, 4096, 14336, 1024, 3072, 5
+MODEL = MODELS["Llama-3.1-8B"]
+V, D, INNER, KEYS = MODEL.vocab_size, MODEL.dim, MODEL.inner, MODEL.kv_heads * MODEL.head_dim
+K, DRAFTS = CAPACITY, 5
 LAYER = 2 * D * D + 2 * D * KEYS + 3 * D * INNER
 EAGLE_LAYER = 2 * D * D + LAYER
 EAGLE_3_LAYER = 2 * D * (D + 2 * KEYS) + D * D + 3 * D * INNER

@@ -11,31 +11,11 @@ import pytest
 import torch
 from compare import assert_bitwise
 from generators import INT4, QUANTISED, gather_case, head_case, row_indexed, vocab_state
+from schemas import SCHEMAS
 from torch import Tensor
 
 import microspec_kernels
 from microspec_kernels import gather_rows_, sparse_head, sparse_logits, vocab_update_
-
-SCHEMAS = {
-    "sparse_head": (
-        "(Tensor hidden, Tensor weight, Tensor active_ids, int k, *, bool packed=False, Tensor? "
-        "group_ids=None, Tensor? weight_scale=None, Tensor? bias=None, float logit_scale=1., float "
-        "softcap=0.) -> (Tensor logits, Tensor token_ids, Tensor logsumexp)"
-    ),
-    "sparse_logits": (
-        "(Tensor hidden, Tensor weight, Tensor active_ids, *, bool packed=False, Tensor? "
-        "group_ids=None, Tensor? weight_scale=None, Tensor? bias=None, float logit_scale=1., float "
-        "softcap=0.) -> Tensor"
-    ),
-    "gather_rows_": (
-        "(Tensor(a!) slab, Tensor(b!) slab_ids, Tensor weight, Tensor active_ids, *, Tensor(c!)? "
-        "slab_scale=None, Tensor? weight_scale=None) -> ()"
-    ),
-    "vocab_update_": (
-        "(Tensor(a!) active_ids, Tensor(b!) slot_stamps, Tensor(c!) token_slots, Tensor(d!) clock, "
-        "Tensor tokens, *, Tensor? token_groups=None) -> ()"
-    ),
-}
 
 
 @pytest.mark.parametrize("name", SCHEMAS)

@@ -11,8 +11,7 @@ from hypothesis import given
 from nonsense import State, states
 
 from microspec_kernels import ActiveVocab
-
-PINNED = 2**63 - 1
+from microspec_kernels._checks import PINNED_STAMP as PINNED
 
 
 def filled() -> ActiveVocab:

@@ -18,8 +18,9 @@ from generators import VocabState, vocab_state
 from lru import Lru, assert_holds, assert_moved_little
 
 from microspec_kernels import reference, vocab_update_
+from microspec_kernels.cli.shapes import SHAPES
 
-VOCAB_SIZE = 128256
+VOCAB_SIZE = SHAPES["Llama-3.1-8B"][0]
 DEFAULT = Path(__file__).resolve().parents[1].parent / "shared" / "traces"
 FOLDER = Path(os.environ.get("MICROSPEC_TRACES") or DEFAULT)
 FILES = sorted(FOLDER.glob("*.npz"))

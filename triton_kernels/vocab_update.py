@@ -21,12 +21,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .._checks import PINNED_STAMP
 from .common import on_device_of
 
 # Tokens or slots processed at once: eight for each thread of eight warps. A step's tree and
 # candidates, a few hundred tokens, take one round; a capacity of 3072 takes two.
 BLOCK = 2048
-PINNED = tl.constexpr(2**63 - 1)
+PINNED = tl.constexpr(PINNED_STAMP)
 
 
 @triton.jit

@@ -31,6 +31,7 @@ from microspec_kernels.cli.tokenizers import Tekken
 from microspec_kernels.policy import MICROSPEC, Policy, default
 from microspec_kernels.speculative import Batch, Request, Sampling
 from microspec_kernels.speculative.alone import target_alone
+from microspec_kernels.speculative.stats import coverage_of
 
 TASKS = ("mmlu-pro", "gsm", "crux", "math-l5")  # by turns in the mixed batch
 ALONE = ("gsm",)  # also measured alone
@@ -103,7 +104,7 @@ def row(done: Run, expected: list[list[int]], depth: int, row_bytes: int) -> dic
     stats = [request.stats for request in done.requests]
     lengths = [n for one in stats for n in one.acceptance_lengths]
     return {
-        "coverage": sum(one.covered for one in stats) / sum(lengths),
+        "coverage": coverage_of(stats),
         "tau": fmean(lengths),
         "active_mean": fmean(n for one in stats for n in one.active_sizes),
         "active_max": max(n for one in stats for n in one.active_sizes),
@@ -151,11 +152,15 @@ def measure(args: argparse.Namespace, kinds: dict[str, list[Tensor]]) -> options
 
 def main() -> None:
     parser = options.parser(__doc__)
-    parser.add_argument("--corpus", type=Path, help="to take prompts of its split test from")
     parser.add_argument(
-        "--prompts", type=positive, help="a kind; default 16 of a corpus, 8 without, of --quick 3"
+        "--corpus", type=Path, help="corpus.jsonl.xz; the prompts are of its split test"
     )
-    parser.add_argument("--new", type=positive, help="tokens a text; default 64, of --quick 8")
+    parser.add_argument(
+        "--prompts",
+        type=positive,
+        help="prompts of each kind; default 16 with a corpus, 8 without, 3 with --quick",
+    )
+    parser.add_argument("--new", type=positive, help="tokens per text; default 64, 8 with --quick")
     args = options.parsed(parser)
     count = args.prompts or (3 if args.quick else 16 if args.corpus else len(PROMPTS))
     with options.checking(parser):

@@ -78,7 +78,7 @@ class Observing:
             tokens[new] = torch.randint(vocab_size, (len(new),), device=device)
             self.sets.append(tokens)
         self.turn = itertools.cycle(self.sets)
-        self.calls, self.entered_before = 0, entered(head)
+        self.calls, self.activated_before = 0, activated(head)
 
     def __call__(self) -> None:
         tokens, token_groups = next(self.turn), self.token_groups
@@ -87,13 +87,13 @@ class Observing:
         self.head.observe(tokens, token_groups)
         self.calls += 1
 
-    def rows_entered(self) -> float:
-        """Return the rows that entered the vocabularies per call."""
-        return (entered(self.head) - self.entered_before) / self.calls
+    def rows_activated(self) -> float:
+        """Return the number of rows that became active per call."""
+        return (activated(self.head) - self.activated_before) / self.calls
 
 
-def entered(head: EngineHead) -> int:
-    """Return the rows that entered since the start, after waiting for the device."""
+def activated(head: EngineHead) -> int:
+    """Return the number of rows that became active since the start; wait for the device."""
     head.stats()
     if head.vocab.device.type == "cuda":
         torch.cuda.synchronize()
@@ -179,7 +179,7 @@ def measure(device: str, quick: bool) -> options.Rows:
                     "model": model.name, "V": model.vocab_size, "D": model.dim,
                     "capacity": capacity, "requests": requests, "drafts": DRAFTS,
                     "vocabulary": vocabulary, "arm": name, "times_a_step": arm.times_a_step,
-                    "rows_entered": arm.call.rows_entered() if observes else "",
+                    "rows_entered": arm.call.rows_activated() if observes else "",
                     **times[vocabulary, name].in_us(),
                 }
             )  # fmt: skip

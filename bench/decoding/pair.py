@@ -27,11 +27,13 @@ from bench.harness.tiny_pair import (
     load_pair,
     unseen_prompts,
 )
+from microspec_kernels._checks import MAX_TOP_K
 from microspec_kernels.cli.arguments import positive, real, whole
 from microspec_kernels.cli.tokenizers import Tekken
 from microspec_kernels.policy import MICROSPEC, Policy
 from microspec_kernels.speculative import Generation, Sampling, generate
 from microspec_kernels.speculative.alone import target_alone
+from microspec_kernels.speculative.stats import Stats, coverage_of
 
 # Head and capacity of each arm. "MicroSpec" follows the paper's sources and begins empty.
 ARMS = {
@@ -48,7 +50,7 @@ class Total:
     """The sums of one arm over all prompts."""
 
     tokens: int = 0
-    covered: int = 0
+    stats: list[Stats] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     lengths: list[int] = field(default_factory=list)
     fresh_lengths: list[int] = field(default_factory=list)
@@ -64,7 +66,7 @@ class Total:
         """
         tokens, stats = generation.tokens.tolist(), generation.stats
         self.tokens += len(tokens)
-        self.covered += stats.covered
+        self.stats.append(stats)
         self.identical += tokens == expected
         self.active += stats.active_sizes
         self.lengths += stats.acceptance_lengths
@@ -86,7 +88,7 @@ def row(arm: str, total: Total, depth: int) -> dict[str, Any]:
         "tau": 1.0 if alone else fmean(total.lengths),
         "tau_before_loops": 1.0 if alone else fmean(total.fresh_lengths or [float("nan")]),
         "steps_before_loops": len(total.fresh_lengths),
-        "coverage": 1.0 if alone else total.covered / sum(total.lengths),
+        "coverage": 1.0 if alone else coverage_of(total.stats),
         "active_mean": "" if alone else fmean(total.active),
         "active_max": "" if alone else max(total.active),
         "head_ms_per_draft_step": "" if alone else total.seconds["head"] / steps / depth * 1e3,
@@ -98,13 +100,19 @@ def row(arm: str, total: Total, depth: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = options.parser(__doc__)
-    parser.add_argument("--corpus", type=Path, help="to take prompts of its split test from")
     parser.add_argument(
-        "--prompts", type=positive, help="default 32 of a corpus, 8 without, of --quick 1"
+        "--corpus", type=Path, help="corpus.jsonl.xz; the prompts are of its split test"
     )
-    parser.add_argument("--new", type=positive, help="tokens a text; default 128, of --quick 16")
+    parser.add_argument(
+        "--prompts",
+        type=positive,
+        help="number of prompts; default 32 with a corpus, 8 without, 1 with --quick",
+    )
+    parser.add_argument(
+        "--new", type=positive, help="tokens per text; default 128, 16 with --quick"
+    )
     parser.add_argument("--depth", type=positive, default=6)
-    parser.add_argument("--tree-width", type=whole(1, 128), default=10)
+    parser.add_argument("--tree-width", type=whole(1, MAX_TOP_K), default=10)
     parser.add_argument("--tree-size", type=positive, default=60)
     not_negative = real("a number of at least 0", lambda value: value >= 0)
     parser.add_argument("--temperature", type=not_negative, default=0.0, help="0: greedy")

@@ -201,17 +201,24 @@ def parsed() -> argparse.Namespace:
     parser = options.parser(__doc__)
     parser.add_argument("--model", help="names of bench/harness/models.py, or all")
     parser.add_argument(
-        "--context", type=listed(positive), help=f"verified tokens; default {CONTEXTS}"
-    )
-    parser.add_argument("--k", type=positive, help=f"size of the vocabulary; default {CAPACITY}")
-    parser.add_argument(
-        "--new", type=positive, help=f"tokens new to it a step; default {ObservedTokens.new}"
+        "--context", type=listed(positive), help=f"numbers of verified tokens; default {CONTEXTS}"
     )
     parser.add_argument(
-        "--accepted", type=positive, default=DraftShape.accepted, help="tokens read first"
+        "--k", type=positive, help=f"K, size of the active vocabulary; default {CAPACITY}"
     )
-    parser.add_argument("--arms", default="", help="texts of which an arm's name has one")
-    parser.add_argument("--rounds", type=positive, help=f"default {ROUNDS}, on a CPU {CPU_ROUNDS}")
+    parser.add_argument(
+        "--new", type=positive, help=f"new tokens per step; default {ObservedTokens.new}"
+    )
+    parser.add_argument(
+        "--accepted",
+        type=positive,
+        default=DraftShape.accepted,
+        help="accepted tokens that the draft reads first",
+    )
+    parser.add_argument(
+        "--arms", default="", help="only arms with one of these texts in their name"
+    )
+    parser.add_argument("--rounds", type=positive, help=f"default {ROUNDS}; {CPU_ROUNDS} on a CPU")
     args = options.parsed(parser)
     on_gpu, toy = args.device == "cuda", args.quick and not args.model
     # On a CPU only the first model by default: the others take long and show nothing new.

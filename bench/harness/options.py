@@ -21,7 +21,7 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     options = Parser(description=(doc or "").splitlines()[0])
     options.add_argument("--quick", action="store_true", help="a small model, few rounds; no file")
     options.add_argument(
-        "--device", choices=("cpu", "cuda"), help="default: the GPU where there is one"
+        "--device", choices=("cpu", "cuda"), help="default: the GPU if there is one"
     )
     options.add_argument("--out", type=Path, help="folder of the CSV files, also those of --quick")
     return options

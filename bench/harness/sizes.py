@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sizes that every benchmark measures at, unless its command line says otherwise."""
 
-CAPACITY = 3072  # K, tokens in the active vocabulary: the papers' choice
+from microspec_kernels import policy
+
+CAPACITY = policy.CAPACITY  # K, tokens in the active vocabulary
 LEVEL = 10  # M, rows of hidden at one level of EAGLE-2's tree
 K_BEST = 10  # k, tokens that the head returns for each row
 STATIC = 32768  # rows of FR-Spec's static head

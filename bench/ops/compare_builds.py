@@ -117,15 +117,17 @@ def _num_tokens(text: str) -> str:
 def parsed() -> argparse.Namespace:
     parser = Parser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a small model, few rounds")
-    parser.add_argument("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
-    parser.add_argument("--only", default="", help="arms with this in their name")
+    parser.add_argument("--parts", default=",".join(PARTS), help=f"some of {', '.join(PARTS)}")
+    parser.add_argument("--only", default="", help="only arms with this text in their name")
     parser.add_argument(
         "--num-tokens", type=_num_tokens, default=ROWS, help=f"M, rows of hidden; default {ROWS}"
     )
     parser.add_argument("--rounds", type=positive, default=ROUNDS)
     parser.add_argument("--out", type=Path, help="folder of the CSV files")
     parser.add_argument("--library", type=Path, action="append", default=[], metavar="SO")
-    parser.add_argument("--repeats", type=positive, default=2, help="processes of each library")
+    parser.add_argument(
+        "--repeats", type=positive, default=2, help="number of processes per library"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     args = parser.parse_args()
     args.parts = [part for part in args.parts.split(",") if part]

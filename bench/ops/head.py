@@ -90,9 +90,15 @@ def main() -> None:
     parser.add_argument("--model", help="names of bench/harness/models.py, or all")
     parser.add_argument("--k", help=f"sizes of the active vocabulary, or all: {CAPACITIES}")
     parser.add_argument("--num-tokens", help=f"M, rows of hidden, or all: {ROWS}")
-    parser.add_argument("--arms", default="", help="texts of which an arm's name has one")
-    parser.add_argument("--situations", default="", help="cold, warm, in situ; CPU: repeated")
-    parser.add_argument("--compile", action="store_true", help="compiled arms everywhere")
+    parser.add_argument(
+        "--arms", default="", help="only arms with one of these texts in their name"
+    )
+    parser.add_argument(
+        "--situations", default="", help="of cold, warm, in situ; on a CPU of repeated, in situ"
+    )
+    parser.add_argument(
+        "--compile", action="store_true", help="torch.compile's arms for every shape"
+    )
     parser.add_argument("--rounds", type=positive, default=ROUNDS)
     args = options.parsed(parser)
     torch.manual_seed(0)

@@ -32,6 +32,7 @@ from microspec_kernels.cli.arguments import Parser, positive
 from microspec_kernels.cli.tokenizers import Tekken
 from microspec_kernels.policy import MICROSPEC, TEXT, Policy, draft_tree, prompt_top_k, target_top_k
 from microspec_kernels.speculative import Generation, Sampling, generate
+from microspec_kernels.speculative.stats import coverage_of
 
 FLOOR = 1024
 
@@ -84,7 +85,7 @@ def row(
         "temperature": temperature,
         "tau": fmean(lengths),
         "tau_before_loops": fmean(fresh),
-        "coverage": sum(text.stats.covered for text in texts) / sum(lengths),
+        "coverage": coverage_of([text.stats for text in texts]),
         "active_mean": fmean(sizes),
         "active_max": max(sizes),
         "steps": len(lengths),
@@ -94,9 +95,13 @@ def row(
 
 def main() -> None:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", type=Path, help="to take prompts of its split test from")
-    parser.add_argument("--prompts", type=positive, help="default 16 of a corpus, 8 without")
-    parser.add_argument("--new", type=positive, default=128, help="tokens a text")
+    parser.add_argument(
+        "--corpus", type=Path, help="corpus.jsonl.xz; the prompts are of its split test"
+    )
+    parser.add_argument(
+        "--prompts", type=positive, help="number of prompts; default 16 with a corpus, 8 without"
+    )
+    parser.add_argument("--new", type=positive, default=128, help="tokens per text")
     parser.add_argument("--out", type=Path, default=report.RESULTS / "policy", metavar="DIR")
     args = parser.parse_args()
     count = args.prompts or (16 if args.corpus else len(PROMPTS))

@@ -173,8 +173,15 @@ def main() -> None:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("traces", nargs="+", type=Path, metavar="TRACE.npz")
     parser.add_argument("--frequent-tokens", type=Path, required=True, metavar="FILE")
-    parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="of the traces")
-    parser.add_argument("--corpus", type=Path, metavar="FILE", help="to count on")
+    parser.add_argument(
+        "--tokenizer", type=Path, metavar="FILE", help="the traces' tokenizer.json, for --corpus"
+    )
+    parser.add_argument(
+        "--corpus",
+        type=Path,
+        metavar="FILE",
+        help="corpus.jsonl.xz, on which lists of frequent tokens are counted",
+    )
     parser.add_argument("--out", type=Path, default=report.RESULTS / "policy", metavar="DIR")
     args = parser.parse_args()
     if args.corpus is not None and args.tokenizer is None:

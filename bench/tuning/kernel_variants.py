@@ -153,13 +153,21 @@ def run(args: argparse.Namespace) -> int:
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("build", "run"))
-    parser.add_argument("--libraries", type=Path, default=LIBRARIES, help="their folder")
-    parser.add_argument("--out", type=Path, help="folder of variants.csv; default the device's")
-    parser.add_argument("--only", default="", help="variants by name; default all")
-    parser.add_argument("--architecture", default="90a-real", help="for nvcc; default 90a-real")
-    parser.add_argument("--jobs", type=positive, default=2, help="of the build")
-    parser.add_argument("--figures", type=Path, help="folder of bench.run's; default as --out")
-    parser.add_argument("--repeats", type=positive, default=2, help="processes of each library")
+    parser.add_argument("--libraries", type=Path, default=LIBRARIES, help="folder of the builds")
+    parser.add_argument(
+        "--out", type=Path, help="folder of variants.csv; default that of the device"
+    )
+    parser.add_argument("--only", default="", help="names of variants; default all")
+    parser.add_argument(
+        "--architecture", default="90a-real", help="nvcc's target; default 90a-real"
+    )
+    parser.add_argument("--jobs", type=positive, default=2, help="parallel jobs of the build")
+    parser.add_argument(
+        "--figures", type=Path, help="folder of bench.run's CSV files; default that of --out"
+    )
+    parser.add_argument(
+        "--repeats", type=positive, default=2, help="number of processes per library"
+    )
     parser.add_argument("--rounds", type=positive, default=ROUNDS)
     parser.add_argument("--quick", action="store_true", help="a small model, few rounds")
     args = parser.parse_args(arguments)

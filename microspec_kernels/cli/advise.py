@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from microspec_kernels.device import device_name
+from microspec_kernels.policy import CAPACITY
 
 from .measured import HEAD, Row, draft_shares, read
 from .shapes import SHAPES
 from .table import table
 
-RUN_SIZES = {"K": (1024, 3072, 8192), "M": (1, 10, 60)}
+RUN_SIZES = {"K": (1024, CAPACITY, 8192), "M": (1, 10, 60)}
 ALIKE = 0.4  # least share of common words in the names of two similar devices
 COMMON_WORDS = {"r", "tm", "cpu", "processor", "family", "model", "threads"}
 SITUATIONS = ("in situ", "cold")  # the one closest to an engine comes first

@@ -10,18 +10,26 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+from microspec_kernels._checks import MAX_TOP_K
 from microspec_kernels.device import cpu_name
+from microspec_kernels.policy import CAPACITY
 
 from .arguments import DTYPES, LARGEST_VOCAB, check_memory, positive, usable_device, whole
+from .shapes import SHAPES
 from .table import table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, number, default, text in (
-        ("vocab-size", whole(1, LARGEST_VOCAB), 128256, "V, rows of the LM head"),
+        (
+            "vocab-size",
+            whole(1, LARGEST_VOCAB),
+            SHAPES["Llama-3.1-8B"][0],
+            "V, rows of the LM head",
+        ),
         ("dim", positive, 1024, "D, hidden size"),
-        ("capacity", positive, 3072, "K, active tokens"),
-        ("k", whole(1, 128), 10, "k, candidates per row"),
+        ("capacity", positive, CAPACITY, "K, active tokens"),
+        ("k", whole(1, MAX_TOP_K), 10, "k, candidates per row"),
         ("num-tokens", positive, 10, "M, number of rows of hidden"),
         ("rounds", whole(15), 31, "measured calls of each arm, at least 15"),
     ):

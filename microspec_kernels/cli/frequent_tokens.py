@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Define the options of the list of frequent tokens, and read the list."""
 
 import argparse

@@ -5,6 +5,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from microspec_kernels._checks import MAX_TOP_K
+from microspec_kernels.policy import CAPACITY
+
 from . import frequent_tokens
 from .arguments import DTYPES, check_used, positive, real, usable_device, whole
 from .checkpoints import check_folder
@@ -14,7 +17,7 @@ HEADS = ("none", "dense", "static", "sparse")
 # an option was set.
 DEFAULTS: dict[str, Any] = {
     "head": "sparse",
-    "capacity": 3072,
+    "capacity": CAPACITY,
     "static_capacity": 32768,
     "depth": 6,
     "tree_width": 10,
@@ -52,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "tree-width",
         "nodes that a level of the tree extends, and candidates for each",
-        type=whole(1, 128),
+        type=whole(1, MAX_TOP_K),
     )
     add("tree-size", "nodes that the target verifies", type=positive)
     parser.add_argument(

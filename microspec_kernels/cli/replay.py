@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from microspec_kernels._optional import require
-from microspec_kernels.policy import Policy
+from microspec_kernels.policy import CAPACITY, Policy
 from microspec_kernels.replay import (
     Replay,
     Trace,
@@ -31,7 +31,6 @@ from . import sources
 from .arguments import LARGEST_VOCAB, check_used, listed, output, positive, whole
 from .table import table
 
-CAPACITY = 3072
 SHOWN = {
     "trace": "trace",
     "policy": "policy",

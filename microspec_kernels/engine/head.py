@@ -10,8 +10,9 @@ from torch import Tensor
 
 from microspec_kernels._host_copy import HostCopy
 from microspec_kernels._linear import broken_rows, log_broken, plain
+from microspec_kernels.coverage import count_hits
 from microspec_kernels.head import SparseHead
-from microspec_kernels.parallel import ParallelSparseHead, all_gather_rows
+from microspec_kernels.parallel import all_gather_rows
 from microspec_kernels.vocab import ActiveVocab
 
 from .settings import Settings
@@ -25,12 +26,12 @@ class Shard:
     Attributes:
         total_rows: rows on all ranks together.
         start: index of the first row on this rank.
-        process_group: the process group of the ranks; None: the default group.
+        process_group: the ranks.
     """
 
     total_rows: int
     start: int
-    process_group: "torch.distributed.ProcessGroup | None" = None
+    process_group: "torch.distributed.ProcessGroup"
 
 
 class EngineStats(NamedTuple):
@@ -133,23 +134,20 @@ class EngineHead:
             frequent_tokens=frequent_tokens,
             device=device,
         )
-        options = {
-            "mode": settings.mode,
-            "slab_dtype": settings.slab_torch_dtype,
+        self.head = SparseHead(
+            weight,
+            self.vocab,
+            mode=settings.mode,
+            slab_dtype=settings.slab_torch_dtype,
             # observe waits for the gather, so a second buffer would only add another gather.
-            "buffers": 1 if settings.mode == "packed" else None,
-            "bias": bias,
-            "logit_scale": logit_scale,
-            "softcap": softcap,
-        }
-        self.head: SparseHead | ParallelSparseHead
-        if shard is None:
-            self.head = SparseHead(weight, self.vocab, **options)  # type: ignore[arg-type]
-        else:
-            self.head = ParallelSparseHead(
-                weight, self.vocab, start=shard.start, process_group=shard.process_group, **options
-            )
-        self._counted = torch.zeros(2, dtype=torch.int64, device=device)  # active, all
+            buffers=1 if settings.mode == "packed" else None,
+            bias=bias,
+            logit_scale=logit_scale,
+            softcap=softcap,
+            process_group=None if shard is None else shard.process_group,
+            start=0 if shard is None else shard.start,
+        )
+        self._counted = torch.zeros(2, dtype=torch.int64, device=device)  # hits, misses
         self._activated = torch.zeros(1, dtype=torch.int64, device=device)
         self._host_copy = HostCopy()
 
@@ -209,11 +207,12 @@ class EngineHead:
             expected = f"one per token, because there are {self.vocab.num_groups}"
             where = "microspec: count_coverage: token_groups"
             raise ValueError(f"{where}: expected {expected}, got None")
-        active = self.vocab.contains(self.token_map.to_rows(tokens), token_groups=token_groups)
-        counted = self.token_map.is_token(tokens)
-        if token_groups is not None:
-            counted &= token_groups >= 0
-        self._counted += torch.stack((active, counted)).sum(1)
+        self._counted += count_hits(
+            self.vocab,
+            self.token_map.to_rows(tokens),
+            token_groups=token_groups,
+            counted=self.token_map.is_token(tokens),
+        ).sum(1)
 
     def reset(self, groups: Tensor | Sequence[int] | None = None) -> None:
         """Reset vocabularies to the frequent tokens. Call outside capture.
@@ -242,25 +241,25 @@ class EngineHead:
         """Return the draft's k best tokens of each row. May be captured.
 
         Args:
-            hidden: [M, D], the input of the LM head.
-            row_groups: int32 or int64 [M], each row's vocabulary, -1 for padding; None with one
+            hidden: [..., D], the input of the LM head.
+            row_groups: int32 or int64 [...], each row's vocabulary, -1 for padding; None with one
                 vocabulary.
 
         Returns:
-            logits fp32 [M, k]; the target's token ids int64 [M, k]; logsumexp fp32 [M] over the
-            active tokens. Logits are -inf and ids -1 for padding rows and where a vocabulary has
-            fewer than k tokens.
+            logits fp32 [..., k]; the target's token ids int64 [..., k]; logsumexp fp32 [...] over
+            the active tokens. Logits are -inf and ids -1 for padding rows and where a vocabulary
+            has fewer than k tokens.
         """
         logits, rows, logsumexp = self.head(hidden, k, row_groups)
         return logits, self.token_map.to_tokens(rows), logsumexp
 
     def argmax(self, hidden: Tensor, row_groups: Tensor | None = None) -> Tensor:
-        """Return the draft's best token of each row, int64 [M]. May be captured.
+        """Return the draft's best token of each row, int64 [...]. May be captured.
 
         A row without an active token gets token 0: engines need a valid token id, and the target
         rejects a wrong one.
         """
-        return self.topk(hidden, 1, row_groups)[1][:, 0].clamp(min=0)
+        return self.topk(hidden, 1, row_groups)[1][..., 0].clamp(min=0)
 
     def slot_logits(self, hidden: Tensor) -> Tensor:
         """Return a shared vocabulary's logits, for an engine that chooses among the slots itself.
@@ -268,10 +267,10 @@ class EngineHead:
         May be captured.
 
         Args:
-            hidden: [M, D], the input of the LM head.
+            hidden: [..., D], the input of the LM head.
 
         Returns:
-            fp32 [M, K], one column for each slot, -inf for empty slots.
+            fp32 [..., K], one column for each slot, -inf for empty slots.
         """
         return self.head.logits(hidden)[0]
 
@@ -289,23 +288,18 @@ class EngineHead:
         newest = self._host_copy.poll(torch.cat((self._counted, self._activated, active)))
         if newest is None:
             return None
-        hits, counted, rows_activated, active_now = newest.tolist()
-        return EngineStats(hits, counted - hits, rows_activated, active_now)
+        hits, misses, rows_activated, active_now = newest.tolist()
+        return EngineStats(hits, misses, rows_activated, active_now)
 
     def reload(self) -> None:
         """Gather the slab again after the weight changed in place. Call outside capture."""
-        slab = self._local.slab
+        slab = self.head.slab
         if slab is not None:
             slab.invalidate()
             self._gather()
 
     def _gather(self) -> None:
-        slab = self._local.slab
+        slab = self.head.slab
         if slab is not None:
             slab.refresh()
             slab.wait()  # a captured graph cannot wait, so the rows must be in place first
-
-    @property
-    def _local(self) -> SparseHead:
-        """The sparse head over this rank's rows."""
-        return self.head.local if isinstance(self.head, ParallelSparseHead) else self.head

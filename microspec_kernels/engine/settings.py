@@ -11,6 +11,7 @@ from torch import Tensor
 
 from microspec_kernels._checks import INT4, QUANTISED
 from microspec_kernels._token_ids import INT32_IDS, read_token_ids
+from microspec_kernels.policy import CAPACITY, TARGET_TOP_K
 
 SWITCH = "MICROSPEC"
 """The environment variable: 1 or a JSON object of settings turns it on; 0 or empty is off."""
@@ -28,8 +29,8 @@ class Settings:
         capacity: K, the number of tokens that can be active at a time.
         vocabulary: "shared": one vocabulary for all requests; "request": one for each running
             request.
-        target_top_k: how many of the target's likeliest tokens enter after each verified row. 1 is
-            nearly free; more cost a top-k over V in every step.
+        target_top_k: how many of the target's likeliest tokens enter after each verified row. 1
+            costs one pass over the logits, more a top-k over V, in every step.
         frequent_tokens_file: path of a .npy, .pt or .json file of token ids, the most frequent
             first. A vocabulary begins with them. Best counted on your own outputs
             (:func:`microspec_kernels.policy.count_frequent_tokens`).
@@ -42,9 +43,9 @@ class Settings:
         ValueError, TypeError: a value is outside these ranges; the message names the setting.
     """
 
-    capacity: int = 3072
+    capacity: int = CAPACITY
     vocabulary: Vocabulary = "shared"
-    target_top_k: int = 1
+    target_top_k: int = TARGET_TOP_K
     frequent_tokens_file: str | None = None
     mode: Mode = "indexed"
     slab_dtype: str | None = None
@@ -98,11 +99,11 @@ class Settings:
 
     @property
     def slab_torch_dtype(self) -> torch.dtype | None:
+        """:attr:`slab_dtype` as a torch dtype; None for the head's dtype."""
         return None if self.slab_dtype is None else _SLAB_DTYPES[self.slab_dtype]
 
     def read_frequent_tokens(self, target_vocab_size: int = INT32_IDS) -> Tensor:
-        """Read the token ids of :attr:`frequent_tokens_file`, int64 [n] on the CPU; n = 0 without a
-        file.
+        """Read :attr:`frequent_tokens_file`: int64 [n] on the CPU; n = 0 without a file.
 
         Raises:
             OSError: the file cannot be read.

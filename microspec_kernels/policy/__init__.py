@@ -22,6 +22,7 @@ engine's CUDA graph: :meth:`Policy.select` never reads a value back to the host.
 """
 
 from .context import ContextSuccessors
+from .defaults import CAPACITY, TARGET_TOP_K
 from .policy import Policy, PromptRows, Source, Stage, TargetPass
 from .sources import (
     MICROSPEC,
@@ -37,7 +38,9 @@ from .sources import (
 from .tables import count_frequent_tokens, neighbours, successors, variants
 
 __all__ = [
+    "CAPACITY",
     "MICROSPEC",
+    "TARGET_TOP_K",
     "TEXT",
     "ContextSuccessors",
     "Policy",

@@ -109,8 +109,7 @@ class Policy:
 
     @property
     def name(self) -> str:
-        """The sources and their budgets, "filled" if there are frequent tokens, "pin" and the count
-        of pinned ones.
+        """The sources with budgets, "filled" if there are frequent tokens, and the pinned tokens.
 
         For example "prompt+top3=64+filled+pin1024".
         """

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from .defaults import TARGET_TOP_K
 from .policy import Policy, PromptRows, Source, TargetPass
 
 
@@ -96,11 +97,11 @@ def _likeliest(k: int, prompt_rows: PromptRows = "all") -> Callable[[TargetPass]
 TEXT = (prompt(), generated())
 """Sources that need only the text, neither a draft nor the target's logits."""
 
-MICROSPEC = (prompt(), prompt_top_k(3), draft_tree(), target_top_k(3))
-"""MicroSpec's sources (arXiv 2605.26444). Its argmax at every node is the first of the top 3."""
+MICROSPEC = (prompt(), prompt_top_k(TARGET_TOP_K), draft_tree(), target_top_k(TARGET_TOP_K))
+"""MicroSpec's sources (arXiv 2605.26444). Its argmax at every node is the first of these tokens."""
 
 
-FILLED = (prompt(), target_top_k(3), generated())
+FILLED = (prompt(), target_top_k(TARGET_TOP_K), generated())
 """Sources for a vocabulary that begins with frequent tokens, to which MICROSPEC adds nothing."""
 
 

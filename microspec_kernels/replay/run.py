@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..policy import Policy, TargetPass
+from ..policy import CAPACITY, Policy, TargetPass
 from ..vocab import ActiveVocab
 from .trace import Trace
 
@@ -56,6 +56,7 @@ class Replay:
     rows_gathered_per_step: float
 
     def as_dict(self) -> dict[str, Any]:
+        """Return every attribute by its name, ready for JSON."""
         return asdict(self)
 
 
@@ -91,7 +92,7 @@ def replay(
     policy: Policy,
     *,
     vocab_size: int,
-    capacity: int = 3072,
+    capacity: int = CAPACITY,
     step: int = 4,
     keep: bool = False,
     progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,

@@ -35,6 +35,7 @@ class Trace:
     offsets: Sequence[int]
 
     def sequences(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield each sequence's tokens, and which of them were generated, as views."""
         for begin, end in pairwise(self.offsets):
             yield self.tokens[begin:end], self.generated[begin:end]
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from microspec_kernels.policy import Policy, default
+from microspec_kernels.policy import CAPACITY, Policy, default
 
 from .chain import Chain, chain_uniforms, sample_chain
 from .checks import (
@@ -83,7 +83,7 @@ class Batch:
         depth: int = 6,
         tree_width: int = 10,
         tree_size: int = 60,
-        capacity: int = 3072,
+        capacity: int = CAPACITY,
         frequent_tokens: Tensor | Sequence[int] | None = None,
         policy: Policy | None = None,
         mode: Literal["indexed", "packed"] = "indexed",

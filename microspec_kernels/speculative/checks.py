@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from microspec_kernels._checks import MAX_TOP_K
 from microspec_kernels._token_ids import token_ids
 from microspec_kernels.policy import Policy
 
@@ -47,7 +48,7 @@ def checked_prompt(input_ids: Tensor, target: CausalModel, draft: Draft) -> Tens
 LIMITS = {
     "max_new_tokens": (0, None),
     "depth": (1, None),
-    "tree_width": (1, 128),
+    "tree_width": (1, MAX_TOP_K),
     "tree_size": (1, None),
     "capacity": (1, None),
     "num_groups": (1, None),

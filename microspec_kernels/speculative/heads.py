@@ -64,7 +64,7 @@ class Head(Protocol):
         ...
 
 
-class Dense:
+class Dense(Head):
     """A ranking over all rows of the LM head except broken ones (see `LMHead.sound`)."""
 
     follows = False
@@ -107,7 +107,7 @@ class Static(Dense):
         super().__init__(lm_head.only(lm_head.with_rows(ids)))
 
 
-class Sparse:
+class Sparse(Head):
     """A ranking over an active vocabulary that follows the text and the target (arXiv 2605.26444).
 
     `vocab` is an `ActiveVocab` over the rows of the LM head. Tokens without a row are ignored.
@@ -170,7 +170,7 @@ def make_head(
     """Make the head called `name`.
 
     capacity, mode, num_groups: options of the sparse head. `policy` gives its pinned and
-        frequent_tokens tokens.
+        frequent tokens.
     frequent_tokens: the static head takes the first `capacity` ids of it. Both heads skip tokens
         that the LM head has no row for.
 

@@ -40,5 +40,6 @@ class Request:
         return len(self.tokens) - before
 
     def result(self) -> Generation:
+        """Return the tokens so far, with their statistics."""
         tokens = torch.tensor(self.tokens, dtype=torch.int64)
         return Generation(tokens, self.stats.acceptance_lengths, self.stats)

@@ -3,7 +3,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import fmean
@@ -58,7 +58,7 @@ class Stats:
     @property
     def coverage(self) -> float:
         """Share of the produced tokens that were active when drafted; 0 without a step."""
-        return self.covered / max(1, sum(self.acceptance_lengths))
+        return coverage_of([self])
 
     def as_dict(self) -> dict[str, object]:
         """Return everything above except the per-step lists, ready for JSON."""
@@ -71,6 +71,12 @@ class Stats:
             "coverage": self.coverage,
             "seconds": dict(self.seconds),
         }
+
+
+def coverage_of(texts: Sequence[Stats]) -> float:
+    """Return the share of all texts' produced tokens that were active when drafted; 0 if none."""
+    produced = sum(sum(text.acceptance_lengths) for text in texts)
+    return sum(text.covered for text in texts) / max(1, produced)
 
 
 @dataclass

@@ -12,6 +12,7 @@ from generators import NAN, QUANTISED, HeadCase, poison, row_indexed
 from torch import Tensor
 
 from microspec_kernels import sparse_head, sparse_logits
+from microspec_kernels.cli.shapes import SHAPES
 
 
 @dataclass(frozen=True)
@@ -22,9 +23,9 @@ class Model:
 
 
 MODELS = {
-    "llama": Model(128256, 4096),
-    "qwen": Model(152064, 3584),
-    "gemma": Model(262144, 2560, softcap=30.0),
+    "llama": Model(*SHAPES["Llama-3.1-8B"]),
+    "qwen": Model(*SHAPES["Qwen2.5-7B"]),
+    "gemma": Model(*SHAPES["Gemma-3-4B"], softcap=30.0),
 }
 
 

@@ -29,6 +29,12 @@ def shards(ranks: int) -> Iterator[list[tuple[int, int]]]:
     yield [(0, ROWS), *[(ROWS, ROWS)] * (ranks - 1)]
 
 
+def every(total_rows: int, start: int) -> Shard:
+    """Return a shard among all ranks."""
+    assert dist.group.WORLD is not None
+    return Shard(total_rows, start, dist.group.WORLD)
+
+
 def check(
     rank: int, layout: list[tuple[int, int]], num_groups: int, options: dict[str, Any]
 ) -> None:
@@ -48,7 +54,7 @@ def check(
     }
     whole = EngineHead(weight, settings, bias=bias, **same)
     head = EngineHead(
-        local_weight, settings, bias=bias[part], shard=Shard(ROWS, part.start), **same
+        local_weight, settings, bias=bias[part], shard=every(ROWS, part.start), **same
     )
     for step in range(8):
         tokens = torch.randint(-1, V + 3, (9,), generator=rng)
@@ -90,7 +96,7 @@ def run(rank: int, ranks: int, store: str) -> None:
             {"mode": "packed", "slab_dtype": "int8"},
         ):
             check(rank, layout, groups, options)
-    shard = Shard(ROWS + 1, ROWS * rank // ranks)
+    shard = every(ROWS + 1, ROWS * rank // ranks)
     local_weight = weight_of(torch.float32, rows=ROWS)[shard.start : ROWS * (rank + 1) // ranks]
     message = f"expected shards that have each row of [0, {ROWS + 1}) once, got [0, "
     assert_refused(message, EngineHead, local_weight, Settings(), shard=shard)

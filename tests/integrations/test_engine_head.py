@@ -64,7 +64,7 @@ def test_every_step(options: dict[str, Any], num_groups: int, mapped: bool, tmp_
             head.reset([step % num_groups])
             wanted.begin([step % num_groups])
             wanted.check(head, hidden_of(rng, 5, torch.bfloat16), rows, f"begin at {step}")
-    assert wanted.hits > 0 < wanted.misses and wanted.entered > 40
+    assert wanted.hits > 0 < wanted.misses and wanted.activated > 40
     assert [tensor.data_ptr() for tensor in state_of(head)] == addresses
 
 
@@ -163,7 +163,7 @@ def test_several_vocabularies_need_to_be_told_apart() -> None:
     head = EngineHead(weight_of(torch.float32), Settings(), num_groups=2)
     tokens = torch.tensor([1, 2])
     with pytest.raises(
-        ValueError, match=r"count_coverage: token_groups: expected each token's, .* 2, got None"
+        ValueError, match=r"count_coverage: token_groups: expected one per token, .* 2, got None"
     ):
         head.count_coverage(tokens)
     with pytest.raises(ValueError, match="tokens: expected"):

@@ -42,7 +42,7 @@ def unpatched(rows: Tensor | None = None, topk: int = 1) -> Any:
 
 
 def patched(rows: Tensor | None = None, topk: int = 1, **settings: Any) -> Any:
-    plugin._patch(Settings(**({"capacity": K} | settings)))
+    plugin._patch(Settings(**({"capacity": K, "target_top_k": 1} | settings)))
     worker = unpatched(rows, topk)
     worker.init_lm_head()
     return worker

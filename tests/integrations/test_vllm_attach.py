@@ -35,7 +35,9 @@ def draft_model(offsets: Tensor | None = None) -> DraftModel:
 
 
 def drafter_of(model: Any, slots: int = 4, **settings: Any) -> Drafter:
-    return attach("Speculator", model, config(DIM, V), Settings(**settings), slots)
+    return attach(
+        "Speculator", model, config(DIM, V), Settings(**({"target_top_k": 1} | settings)), slots
+    )
 
 
 def learn(drafter: Drafter, tokens: Tensor) -> None:

@@ -109,7 +109,7 @@ def _patched() -> Any:
 @pytest.fixture
 def make(_patched: Any) -> Any:
     def loaded(**settings: Any) -> Any:
-        runner = _patched(config(DIM, V, microspec=settings or True))
+        runner = _patched(config(DIM, V, microspec={"target_top_k": 1} | settings))
         runner.load_model()
         return runner
 

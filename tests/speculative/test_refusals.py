@@ -125,7 +125,7 @@ def test_a_policy_that_remembers_takes_one_text_at_a_time() -> None:
             MODEL, MODEL, policy=Policy((*MICROSPEC, *context.sources)), num_groups=num_groups
         )
         batch.join(prompt(5), 4)
-        with pytest.raises(ValueError, match=r"policy: .*a memory .*got context1x1"):
+        with pytest.raises(ValueError, match=r"policy: .*remember no text.*got context1x1"):
             batch.join(prompt(6), 4)
         while batch.requests:
             batch.step()

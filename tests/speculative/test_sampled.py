@@ -165,7 +165,7 @@ def test_a_sampling_has_its_own_temperature() -> None:
     target = model("llama")
     plain = generate(target, target, prompt(5), 8, temperature=0.7)
     assert plain.tokens.tolist() == alone(target, prompt(5), 8, Sampling(0.7))
-    with pytest.raises(ValueError, match=r"generate: temperature: expected the sampling's own"):
+    with pytest.raises(ValueError, match=r"generate: temperature: expected 0 beside a sampling"):
         generate(target, target, prompt(5), 8, temperature=0.7, sampling=Sampling(0.7))
     with pytest.raises(ValueError, match="Sampling: seed"):
         Batch(target, target).join(prompt(5), 8, seed=-1)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from microspec_kernels._linear import broken_rows, linear_rows, log_broken
 from microspec_kernels.head import SparseLMHead
-from microspec_kernels.policy import Policy, Stage, TargetPass, default
+from microspec_kernels.policy import CAPACITY, Policy, Stage, TargetPass, default
 from microspec_kernels.vocab import ActiveVocab
 
 # Not fp32's lowest value: divided by a temperature below 1, it would become -inf again.
@@ -38,11 +38,11 @@ def sparse_assistant(
     assistant: Any,
     target: Any,
     *,
-    capacity: int = 3072,
+    capacity: int = CAPACITY,
     policy: Policy | None = None,
     mode: Literal["indexed", "packed"] = "indexed",
 ) -> Iterator[AssistantHead]:
-    """Within the context, `assistant` drafts over an active vocabulary that follows `target`.
+    """Let `assistant` draft over an active vocabulary that follows `target`, within the context.
 
     For `target.generate(…, assistant_model=assistant)`. The policy receives the tokens the
     assistant reads (the prompt, accepted tokens, its own drafts) as a "prompt" pass. It receives

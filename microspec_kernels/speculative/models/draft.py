@@ -53,7 +53,7 @@ class Draft(Protocol):
         ...
 
 
-class ModelDraft:
+class ModelDraft(Draft):
     """A causal LM with the target's tokenizer; it ignores features.
 
     `vocab_size`: number of tokens it can read. A token beyond it, which only a target with more

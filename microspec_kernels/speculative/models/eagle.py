@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from microspec_kernels._optional import require
 
 from .cache import KVCache, visible
-from .draft import newest, pieces
+from .draft import Draft, newest, pieces
 from .layers import Layer, through
 from .lm_head import LMHead
 from .target import CausalModel
 
 
-class Eagle(nn.Module, ABC):
+class Eagle(nn.Module, Draft, ABC):
     """The common part of EAGLE-1/2 and EAGLE-3 drafts.
 
     The input at position i is the embedding of token i+1 and a feature of token i; the output is

@@ -1,0 +1,11 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The defaults of the loop, the engines, the command line and the benchmarks."""
+
+CAPACITY = 3072
+"""K, tokens that can be active at a time: the papers' choice (docs/policy.md has other sizes)."""
+
+TARGET_TOP_K = 3
+"""Number of the target's likeliest tokens that enter after each verified row.
+
+3 raise τ if a vocabulary begins empty, and cost little more than 1 (docs/policy.md).
+"""

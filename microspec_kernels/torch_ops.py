@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ops ``torch.ops.microspec.*`` themselves, with static types for editors and mypy.
+
+``torch_ops.sparse_head`` is ``torch.ops.microspec.sparse_head``. PyTorch makes the latter at run
+time, so a type checker knows nothing of it. An op raises RuntimeError where the function of the
+same name in :mod:`microspec_kernels` raises ValueError, TypeError or IndexError, and it takes
+hidden [M, D] only.
+"""
+
+import torch
+
+from . import _library
+
+__all__ = ["gather_rows_", "sparse_head", "sparse_logits", "vocab_update_"]
+
+_library.load()
+
+sparse_head = torch.ops.microspec.sparse_head
+sparse_logits = torch.ops.microspec.sparse_logits
+gather_rows_ = torch.ops.microspec.gather_rows_
+vocab_update_ = torch.ops.microspec.vocab_update_

@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/microspec.stamp
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc)
 
-.PHONY: build demo test test-all test-triton test-oldest wheel test-wheel test-engines test-engines-gpu test-gpu lint docs bench bench-gpu bench-variants clean
+.PHONY: build demo test test-all test-triton test-oldest wheel test-wheel test-engines test-engines-gpu test-gpu gpu-quarter-hour lint docs bench bench-gpu bench-variants clean
 
 build: $(STAMP)
 
@@ -119,6 +119,11 @@ $(VENV)-%/engine.stamp: tests/engines/%_environment.sh
 # bench/results.
 test-gpu: build
 	$(BIN)/python tests/gpu/run.py
+
+# The first thing to run on a GPU: what matters most, in ten minutes, as two files in build/quarter-hour
+# (docs/testing.md).
+gpu-quarter-hour: build
+	$(BIN)/python tests/gpu/quarter_hour.py
 
 lint: build
 	$(BIN)/ruff check

@@ -2,18 +2,18 @@
 """How much does the package save on this machine? One command for the main benchmarks and plots.
 
     python -m bench.run [--quick] [--device cpu|cuda] [--out DIR] [--parts head,plots]
+                        [--pack FILE.tar.gz]
 
 Each part is a process with a time limit. If one fails or takes too long, it is reported, the rest
-go on, and the exit status is 1. On a GPU the limits add up to less than ten minutes. CSV files and
-plots go to bench/results/<device>/, or to ``--out``. ``--quick`` shows that everything works, not
-how fast it is, so it writes to ``--out`` alone.
+go on, and the exit status is 1. On a GPU the limits add up to nine minutes. A part is left out if a
+package that it needs is missing. CSV files and plots go to bench/results/<device>/, or to
+``--out``, which ``--pack`` packs into one file after each part. ``--quick`` shows that everything
+works, not how fast it is, so it writes to ``--out`` alone.
 """
 
 import argparse
 import importlib.util
 import os
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -24,9 +24,9 @@ import torch
 
 from microspec_kernels.cli.arguments import Parser
 
-from .harness import report
+from .harness import archive, report
+from .harness.limited import run_limited
 
-ROOT = Path(__file__).resolve().parents[1]
 # Seconds, as guards against a hang. A quick part takes a few on an idle machine.
 SLOW, QUICK = 1800.0, 180.0
 
@@ -36,15 +36,16 @@ class Part:
     module: str
     cuda: float  # limit in seconds
     options: tuple[str, ...] = ()  # of a full run on a GPU
+    needs: str = ""  # a package that may be missing
 
 
 PARTS = {
-    "head": Part("bench.ops.head", 270),
-    "draft_step": Part("bench.draft.step", 200),
+    "head": Part("bench.ops.head", 240),
+    "draft_step": Part("bench.draft.step", 175),
     "vocab": Part("bench.ops.vocab", 20),
     "gather": Part("bench.ops.gather", 25),
-    "pair": Part("bench.decoding.pair", 60, ("--prompts", "8")),
-    "plots": Part("bench.plots", 20),
+    "pair": Part("bench.decoding.pair", 60, ("--prompts", "8"), "mistral_common"),
+    "plots": Part("bench.plots", 20, needs="matplotlib"),
 }
 
 
@@ -75,19 +76,12 @@ def command(name: str, args: argparse.Namespace) -> list[str]:
 def run_part(
     name: str, words: Sequence[str], seconds: float, environment: dict[str, str]
 ) -> Outcome:
-    """Run a part with our output streams, and kill it and its children after ``seconds``."""
-    began = time.monotonic()
-    process = subprocess.Popen(words, cwd=ROOT, env=environment, start_new_session=True)
-    try:
-        code = process.wait(seconds)
-        text = "done" if code == 0 else f"FAILED, exit status {code}"
-    except subprocess.TimeoutExpired:
+    """Run a part with our output streams."""
+    ended = run_limited(words, seconds, environment=environment)
+    text = "done" if ended.code == 0 else f"FAILED, exit status {ended.code}"
+    if ended.code is None:
         text = f"OUT OF TIME after {seconds:.0f} s"
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    return Outcome(name, text, time.monotonic() - began, text != "done")
+    return Outcome(name, text, ended.seconds, text != "done")
 
 
 def run(args: argparse.Namespace) -> list[Outcome]:
@@ -101,9 +95,14 @@ def run(args: argparse.Namespace) -> list[Outcome]:
         if importlib.util.find_spec(PARTS[name].module) is None:
             outcomes.append(Outcome(name, "not in this checkout", 0, args.explicit))
             continue
+        if (needed := PARTS[name].needs) and importlib.util.find_spec(needed) is None:
+            outcomes.append(Outcome(name, f"left out: no {needed}", 0, args.explicit))
+            continue
         print(f"\n== {name} ==\n", flush=True)
         seconds = limit(PARTS[name], args.device, args.quick)
         outcomes.append(run_part(name, command(name, args), seconds, {**os.environ, **hidden}))
+        if args.pack and args.out.is_dir():
+            archive.pack(args.out, args.pack)
     return outcomes
 
 
@@ -113,6 +112,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="small shapes, few rounds")
     parser.add_argument("--device", choices=("cpu", "cuda"), default=present)
     parser.add_argument("--out", type=Path, help="folder of the CSV files and plots")
+    parser.add_argument("--pack", type=Path, help="a .tar.gz for all files of --out")
     parser.add_argument("--parts", help=f"some of {','.join(PARTS)}; default all")
     parser.add_argument(
         "--corpus", type=Path, help="corpus.jsonl.xz for the prompts of the part pair"
@@ -124,7 +124,10 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"no such parts: {', '.join(sorted(unknown))}")
     if args.device == "cuda" != present:
         parser.error("--device cuda: there is no GPU")
-    args.out, args.corpus = (p and p.resolve() for p in (args.out, args.corpus))
+    paths = (args.out, args.corpus, args.pack)
+    args.out, args.corpus, args.pack = (path and path.resolve() for path in paths)
+    if args.pack and (not args.out or args.out in args.pack.parents):
+        parser.error("--pack: expected --out, and a file outside of that folder")
     return args
 
 

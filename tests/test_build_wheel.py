@@ -36,8 +36,9 @@ def run(*command: str | Path, cwd: Path) -> None:
 
 
 def sources() -> set[str]:
-    """Return the package's Python files in this checkout, and their installed paths."""
-    package = {str(path.relative_to(ROOT)) for path in ROOT.glob("microspec_kernels/**/*.py")}
+    """Return the package's Python files and stubs in this checkout, and their installed paths."""
+    files = [*ROOT.glob("microspec_kernels/**/*.py"), *ROOT.glob("microspec_kernels/**/*.pyi")]
+    package = {str(path.relative_to(ROOT)) for path in files}
     package.add("microspec_plugins.py")
     kernels = {str(path.relative_to(ROOT)) for path in ROOT.glob("triton_kernels/*.py")}
     assert len(kernels) > 4

@@ -77,7 +77,7 @@ def test_two_runs_make_one_report(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_a_part_that_takes_too_long_is_ended(tmp_path: Path) -> None:
-    found = run.run_limited(["sleep", "60"], tmp_path / "log", 0.2)
+    found = run.run_logged(["sleep", "60"], tmp_path / "log", 0.2)
     assert found["timed_out"]
     assert found["seconds"] < 30
     assert report.outcome({**found, "passed": False}) == "out of time"

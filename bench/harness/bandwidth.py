@@ -10,7 +10,7 @@ from torch import Tensor
 
 from microspec_kernels.timing import Percentiles
 
-from .cuda_graphs import Replay, capture
+from .cuda_graphs import Replay, capture, l2_bytes
 
 
 class Bandwidth(Protocol):
@@ -21,12 +21,12 @@ class Bandwidth(Protocol):
 
 
 class CopyBandwidth:
-    """Bytes read and written per second by PyTorch's own copy of a gigabyte."""
+    """Bytes read and written per second by PyTorch's own copy of 16 L2 caches' worth."""
 
     NAME = "copy"
 
     def __init__(self, device: str = "cuda", size: int | None = None) -> None:
-        size = size or (2**30 if device == "cuda" else 2**20)
+        size = size or 16 * l2_bytes() or 2**20
         self._source = torch.ones(size, dtype=torch.uint8, device=device)
         self._target = torch.empty_like(self._source)
         self.bytes = 2 * size

@@ -14,8 +14,9 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCE = Path(__file__).with_suffix(".cu")
-HEADERS = ("platform.cuh", "ptx.cuh", "launch.cuh")
+CSRC = ROOT / "csrc"
+# Beside its kernels, the library has what launches them.
+SOURCES = (Path(__file__).with_suffix(".cu"), *sorted((CSRC / "cuda").glob("*.cu")))
 
 
 def target(arch: int) -> str:
@@ -24,7 +25,7 @@ def target(arch: int) -> str:
 
 
 def path(arch: int) -> Path:
-    files = [SOURCE, *(ROOT / "csrc" / "cuda" / name for name in HEADERS)]
+    files = [SOURCES[0], *sorted((CSRC / "cuda").glob("*.*"))]
     text = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
     return ROOT / "build" / "gpu" / f"conformance-{target(arch)}-{text}.so"
 
@@ -37,9 +38,10 @@ def build(arch: int) -> Path:
     nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
     library.parent.mkdir(parents=True, exist_ok=True)
     code = target(arch)
-    command = [nvcc, "-std=c++17", "-O2", "-shared", "-Xcompiler", "-fPIC", f"-I{ROOT / 'csrc'}"]
+    command = [nvcc, "-std=c++17", "-O2", "-shared", "-Xcompiler", "-fPIC", f"-I{CSRC}"]
     command += ["-gencode", f"arch=compute_{code},code=sm_{code}"]
-    command += ["-cudart", "static", "-o", str(library), str(SOURCE)]
+    command += [f'-DMICROSPEC_CUDA_ARCHITECTURES="{code}-real"', "-cudart", "static"]
+    command += ["-o", str(library), *map(str, SOURCES)]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
         raise RuntimeError(f"{' '.join(command)}\n{result.stdout}{result.stderr}")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 Results = dict[str, Any]
+SOME_WRONG = 3  # exit status of probe.py
 
 
 def from_junit(path: Path) -> Results:
@@ -65,6 +66,8 @@ def from_sanitizer(text: str) -> Results:
 def outcome(part: Results) -> str:
     if part.get("passed"):
         return "passed"
+    if part.get("left_out"):
+        return "left out"
     return "out of time" if part.get("timed_out") else "FAILED"
 
 
@@ -80,7 +83,7 @@ def markdown(results: Results) -> str:
         elif part.get("findings"):
             lines += ["", f"## {name}", ""]
             lines += [f"- {text} ({count} times)" for text, count in part["findings"].items()]
-        if part.get("tail") and not part.get("passed"):
+        if part.get("tail") and (part.get("shown") or not part.get("passed")):
             lines += ["", f"## {name}: the end of its output", "", "```", part["tail"], "```"]
     return "\n".join(lines) + "\n"
 
@@ -89,7 +92,9 @@ def _in_short(part: Results) -> str:
     if "files" in part:
         total = sum((Counter(count) for count in part["files"].values()), Counter())
         return ", ".join(f"{total[key]} {key}" for key in ("passed", "failed", "skipped"))
-    return f"{part['summary']}; {part['cases']} of {part['of']} cases, {part['wrong']} wrong"
+    if "cases" in part:
+        return f"{part['summary']}; {part['cases']} of {part['of']} cases, {part['wrong']} wrong"
+    return ""
 
 
 def _tests(part: Results) -> list[str]:

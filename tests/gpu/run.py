@@ -14,17 +14,16 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-sys.path.insert(0, str(HERE.parent))
+sys.path[:0] = [str(HERE.parent), str(ROOT)]
 
+from bench.harness.limited import run_limited  # noqa: E402
 from gpu import report  # noqa: E402  (beside this file)
 
 SANITIZERS = ("memcheck", "racecheck", "synccheck")
@@ -43,6 +42,12 @@ if torch.cuda.is_available():
     found |= {"SMs": device.multi_processor_count, "L2": f"{device.L2_cache_size >> 20} MB"}
 print(json.dumps(found))
 """
+
+
+def lead_import_path() -> None:
+    """Let the processes that this one starts import the package, the tests and bench."""
+    paths = [str(ROOT), str(HERE.parent), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
 
 
 def output_of(*command: str) -> str:
@@ -69,82 +74,71 @@ def environment() -> dict[str, str]:
     return {name: str(value) for name, value in facts.items()}
 
 
-def run_limited(command: list[str], log: Path, seconds: float) -> dict[str, Any]:
-    """Run a command and log its output; after ``seconds`` interrupt it, then end it."""
-    start = time.monotonic()
-    extra = {"PYTHONUNBUFFERED": "1", "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            command,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            cwd=ROOT,
-            env={**os.environ, **(extra if "compute-sanitizer" in command[0] else {})},
-        )
-        try:
-            code = process.wait(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGINT)  # pytest then writes its results
-            try:
-                process.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            code = None
-    text = log.read_text(errors="replace")
+def run_logged(command: list[str], log: Path, seconds: float) -> report.Results:
+    """Run a command, log its output, and return how it ended."""
+    extra = {"PYTHONUNBUFFERED": "1"}
+    if "compute-sanitizer" in command[0]:
+        extra["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
+    ended = run_limited(command, seconds, log=log, environment={**os.environ, **extra}, grace=20)
     return {
-        "seconds": time.monotonic() - start,
-        "exit": code,
-        "timed_out": code is None,
-        "tail": text[-3000:],
+        "seconds": ended.seconds,
+        "exit": ended.code,
+        "timed_out": ended.code is None,
+        "tail": log.read_text(errors="replace")[-3000:],
+        "passed": ended.code == 0,
     }
 
 
-def run_tests(part: str, out: Path, seconds: float, soak: float) -> dict[str, Any]:
-    junit = out / f"{part}.xml"
+def run_pytest(name: str, chosen: list[str], out: Path, seconds: float) -> report.Results:
+    """Run tests; the log is ``out``/``name``.log."""
+    junit = out / f"{name}.xml"
+    command = [sys.executable, "-m", "pytest", *chosen, "--tb=short", f"--junitxml={junit}"]
+    result = run_logged(command, out / f"{name}.log", seconds)
+    found: report.Results = {"files": {}, "failures": [], "skips": {}, "notes": [], "slowest": []}
+    if junit.exists():
+        found = report.from_junit(junit)
+        junit.unlink()
+    ran = sum(count.get("passed", 0) for count in found["files"].values())
+    return {**result, **found, "passed": result["passed"] and ran > 0}
+
+
+def run_tests(part: str, out: Path, seconds: float, soak: float) -> report.Results:
     chosen = ["tests/gpu", f"--soak-seconds={soak}"]
     if part == "ops":  # the CPU's tests, over the device
         files = [
             f for f in sorted(HERE.parent.glob("test_*.py")) if "mark.backends" in f.read_text()
         ]
         chosen = [*map(str, files), "-k", "cuda"]
-    command = [sys.executable, "-m", "pytest", *chosen, "--tb=short", f"--junitxml={junit}"]
-    result = run_limited(command, out / f"{part}.log", seconds)
-    if junit.exists():
-        result |= report.from_junit(junit)
-        junit.unlink()
-    ran = sum(count.get("passed", 0) for count in result.get("files", {}).values())
-    return {"files": {}, "failures": [], "skips": {}, "notes": [], "slowest": [], **result} | {
-        "passed": result["exit"] == 0 and ran > 0
-    }
+    return run_pytest(part, chosen, out, seconds)
 
 
-def run_sanitizer(tool: str, out: Path, seconds: float, quick: bool) -> dict[str, Any]:
+def driver_seconds(seconds: float, quick: bool) -> float:
+    """Return how long the sanitizer's driver may start cases.
+
+    The rest of the part's time is for its start and its last case: 45 s, of a short part a half.
+    """
+    own = max(seconds - 45, seconds / 2)
+    return min(60.0, own) if quick else own
+
+
+def run_sanitizer(tool: str, out: Path, seconds: float, quick: bool) -> report.Results:
     sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
-    command = [
-        sanitizer,
-        "--tool",
-        tool,
-        "--kernel-name",
-        "kns=microspec",
-        "--error-exitcode",
-        "42",
-    ]
-    command += ["--report-api-errors", "no", "--print-limit", "50"]
+    log = out / f"{tool}.log"
+    command = [sanitizer, "--tool", tool, "--kernel-name", "kns=microspec"]
+    command += ["--error-exitcode", "42", "--report-api-errors", "no", "--print-limit", "50"]
     command += ["--padding", "256"] if tool == "memcheck" else []
     command += [sys.executable, str(HERE / "sanitizer_driver.py")]
-    # The driver stops by itself; the rest of the time is for its start and its last case.
-    command += ["--seconds", str(min(60.0, seconds) if quick else max(10.0, seconds - 45))]
+    command += ["--seconds", f"{driver_seconds(seconds, quick):.0f}"]
     if not Path(sanitizer).exists():
         missing = {"seconds": 0.0, "exit": None, "timed_out": False, "tail": f"no {sanitizer}"}
         return {**missing, **report.from_sanitizer(""), "passed": False}
-    result = run_limited(command, out / f"{tool}.log", seconds)
-    result |= report.from_sanitizer((out / f"{tool}.log").read_text(errors="replace"))
-    complete = quick or result["cases"] == result["of"] > 0
-    return {**result, "passed": result["exit"] == 0 and complete and result["cases"] > 0}
+    result = run_logged(command, log, seconds)
+    result |= report.from_sanitizer(log.read_text(errors="replace"))
+    complete = quick or result["cases"] == result["of"]
+    return {**result, "passed": result["passed"] and complete and result["cases"] > 0}
 
 
-def write(results: dict[str, Any], out: Path) -> bool:
+def write(results: report.Results, out: Path) -> bool:
     (out / "gpu-tests.json").write_text(json.dumps(results, indent=1) + "\n")
     text = report.markdown(results)
     (out / "gpu-tests.md").write_text(text)
@@ -152,7 +146,7 @@ def write(results: dict[str, Any], out: Path) -> bool:
     return all(part["passed"] for part in results["parts"].values())
 
 
-def combine(files: list[Path]) -> dict[str, Any]:
+def combine(files: list[Path]) -> report.Results:
     """Merge the parts of one device; of a repeated part the last run counts."""
     runs = [json.loads(file.read_text()) for file in files]
     devices = {run["environment"].get("device") for run in runs}
@@ -179,9 +173,7 @@ def main() -> int:
     parts = [part for part in args.parts.split(",") if part]
     if unknown := set(parts) - set(PARTS):
         parser.error(f"no such parts: {', '.join(sorted(unknown))}")
-    paths = [str(ROOT), str(HERE.parent), os.environ.get("PYTHONPATH", "")]
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-
+    lead_import_path()
     if args.combine:
         results = combine(args.combine)
         out = args.out or results_folder(results["environment"])

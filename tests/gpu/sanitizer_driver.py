@@ -133,6 +133,22 @@ def update_cases() -> Iterator[Case]:
     yield "vocab ragged", update(200, (1, 50, 700), num_groups=9, ragged=True)
 
 
+def every_case() -> list[Case]:
+    return [*head_cases(), *gather_cases(), *update_cases()]
+
+
+def succeeds(case: Case, device: str) -> bool:
+    """Run a case and print a line about it."""
+    name, run = case
+    try:
+        run(device)
+    except Exception as error:
+        print(f"FAILED  {name}: {error!r}"[:400], flush=True)
+        return False
+    print(f"ok      {name}", flush=True)
+    return True
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--list", action="store_true", help="the cases' names, and nothing else")
@@ -140,8 +156,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=1e9, help="start no case after that")
     parser.add_argument("--device", default="cuda")
     args = parser.parse_args()
-    cases = [*head_cases(), *gather_cases(), *update_cases()]
-    cases = [case for case in cases if args.only in case[0]]
+    cases = [case for case in every_case() if args.only in case[0]]
     if args.list:
         print(*(name for name, _ in cases), sep="\n")
         return 0
@@ -151,13 +166,7 @@ def main() -> int:
     for index in order:
         if time.monotonic() > end:
             break
-        name, run = cases[index]
-        try:
-            run(args.device)
-            print(f"ok      {name}", flush=True)
-        except Exception as error:
-            failed += 1
-            print(f"FAILED  {name}: {error!r}"[:400], flush=True)
+        failed += not succeeds(cases[index], args.device)
         done += 1
     print(f"cases {done} of {len(cases)}, {failed} failed", flush=True)
     return 1 if failed else 0

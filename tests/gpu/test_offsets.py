@@ -13,6 +13,8 @@ DIM, VOCAB_SIZE = 4096, 2**20 + 70_000
 # Tokens past 2^31 and 2^32 elements, on both sides of 2^31 bytes, and at the ends.
 TOKENS = [VOCAB_SIZE - 1, 2**19 + 5, 2**20 + 5, 3, 2**19 - 1, 2**18 + 1, 0, 2**20 - 1]
 WEIGHTS = [torch.bfloat16, *QUANTISED]
+RESULT_ROWS = 8_000  # of 300,000 logits each
+TOKEN_SLOTS = 2**27  # V, of each of 17 groups
 
 
 def need(gigabytes: float) -> None:
@@ -115,7 +117,7 @@ def test_hidden_and_results_beyond_2_to_31_elements() -> None:
     assert_bitwise(sparse_logits(hidden, weight, ids), want)
     del hidden, want
 
-    capacity, m, dim = 300_000, 8_000, 64
+    capacity, m, dim = 300_000, RESULT_ROWS, 64
     rng = torch.Generator().manual_seed(0)
     weight = integers(rng, (1000, dim), torch.bfloat16).cuda()
     hidden = integers(rng, (100, dim), torch.bfloat16).cuda().repeat(m // 100, 1)
@@ -128,7 +130,7 @@ def test_hidden_and_results_beyond_2_to_31_elements() -> None:
 
 def test_token_slots_beyond_2_to_31_entries() -> None:
     need(20)
-    groups, size = 17, 2**27
+    groups, size = 17, TOKEN_SLOTS
     slots = torch.empty(groups, size, dtype=torch.int32, device="cuda").fill_(-1)
     tokens = torch.tensor([[size - 1, 5, 9], [9, size - 2, 5], [7, size - 1, 8]], device="cuda")
     tokens = tokens.repeat(6, 1)[:groups]

@@ -13,6 +13,7 @@ from .cases import MODELS, Model, check_head, expected, first_rows, normal, rand
 
 DTYPES = [(dtype, weight_dtype) for dtype in FLOATS for weight_dtype in (dtype, *QUANTISED)]
 ROWS = (1, 2, 3, 4, 5, 8, 10, 16, 17, 31, 32, 33, 60, 64, 100, 300)
+ROW_COUNTS = range(1, 65)
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["indexed", "packed"])
@@ -43,7 +44,7 @@ def test_every_number_of_rows_to_64(
         bias=torch.float32,
     )
     want = expected(case)
-    for m in range(1, 65):
+    for m in ROW_COUNTS:
         check_head(*first_rows(case, want, m))
 
 

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The package's ops on the pretended device: CPU kernels with the rules of the CUDA kernels."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .memory import is_pinned, on_cuda
+
+ARGUMENTS = {
+    "sparse_head": ("hidden", "weight", "active_ids", "k"),
+    "sparse_logits": ("hidden", "weight", "active_ids"),
+    "gather_rows_": ("slab", "slab_ids", "weight", "active_ids"),
+    "vocab_update_": ("active_ids", "slot_stamps", "token_slots", "clock", "tokens"),
+}
+ANY = 2**31 - 1  # of a slab's slot: its id is a name only
+
+
+def prepared(
+    function: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments for the CPU kernel; other functions than the ops keep theirs.
+
+    Raises:
+        ValueError, TypeError: what the op raises for its arguments, devices included.
+    """
+    name = getattr(function, "__name__", "").partition(".")[0]
+    if name not in ARGUMENTS or "microspec" not in str(function):
+        return arguments, options
+    given = {**dict(zip(ARGUMENTS[name], arguments, strict=False)), **options}
+    _check(name, given)
+    if os.environ.get("MICROSPEC_VALIDATE") != "1":
+        for argument, bound in _bounds(name, given).items():
+            if given.get(argument) is not None:
+                given[argument] = _without_bad(given[argument], bound)
+    count = len(arguments)
+    return tuple(given[n] for n in ARGUMENTS[name][:count]), {n: given[n] for n in options}
+
+
+def _check(name: str, given: dict[str, Any]) -> None:
+    from microspec_kernels import _checks
+
+    scales = given.get("slab_scale"), given.get("weight_scale")
+    if name == "gather_rows_":
+        slab, held, weight, ids = (given[n] for n in ARGUMENTS[name])
+        check = _checks.gather(slab, held, weight, ids, *scales)
+        where = "a tensor on the slab's device or in pinned host memory"
+        good = on_cuda(weight) or is_pinned(weight)
+        check.value(good, "weight", where, "one on cpu that is not pinned")
+    elif name == "vocab_update_":
+        tensors = [given[n] for n in ARGUMENTS[name]]
+        _checks.vocab(*tensors, given.get("token_groups"))
+    else:
+        _checks.head(
+            name, given["hidden"], given["weight"], given["active_ids"], given.get("packed", False),
+            given.get("group_ids"), scales[1], given.get("bias"), given.get("softcap", 0.0),
+            given.get("k"),
+        )  # fmt: skip
+
+
+def _bounds(name: str, given: dict[str, Any]) -> dict[str, int]:
+    """Return the number of valid values of each argument that holds ids or groups."""
+    if name == "vocab_update_":
+        return {"tokens": given["token_slots"].size(1), "token_groups": len(given["clock"])}
+    if name == "gather_rows_":
+        return {"active_ids": given["weight"].size(0)}
+    groups = torch.atleast_2d(given["active_ids"]).size(0)
+    rows, bias = given["weight"].size(0), given.get("bias")
+    named = rows if not given.get("packed") else ANY if bias is None else len(bias)
+    return {"active_ids": named, "group_ids": groups}
+
+
+def _without_bad(ids: Tensor, bound: int) -> Tensor:
+    """Replace values out of range by -1, which counts as empty."""
+    bad = (ids < 0) | (ids >= bound)
+    return torch.where(bad, -1, ids) if bool((bad & (ids != -1)).any()) else ids

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Streams and events. All work runs at once, in program order; captures are checked."""
+
+import itertools
+import time
+from typing import TYPE_CHECKING, Any
+
+from .memory import CUDA, FakeCudaError
+
+if TYPE_CHECKING:
+    from .graphs import Capture
+
+POOL = 32  # streams that PyTorch hands out in turn
+_numbers = itertools.count()
+
+
+class Stream:
+    def __init__(self, device: object = None, priority: int = 0) -> None:
+        self.device, self.stream_id = CUDA, next(_numbers)
+        self.cuda_stream = 0x1000 + self.stream_id % POOL
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Stream) and self.cuda_stream == other.cuda_stream
+
+    def __hash__(self) -> int:
+        return hash(self.cuda_stream)
+
+    def wait_stream(self, other: "Stream") -> None:
+        self.wait_event(other.record_event())
+
+    def wait_event(self, event: "Event") -> None:
+        event.wait(self)
+
+    def record_event(self, event: "Event | None" = None) -> "Event":
+        event = event or Event()
+        event.record(self)
+        return event
+
+    def query(self) -> bool:
+        refuse_in_capture("Stream.query")
+        return True
+
+    def synchronize(self) -> None:
+        refuse_waiting("Stream.synchronize")
+
+    def __enter__(self) -> None:
+        self._before, device.current = device.current, self
+
+    def __exit__(self, *error: object) -> None:
+        device.current = self._before
+
+
+class StreamContext:
+    """``torch.cuda.stream``; None changes nothing."""
+
+    def __init__(self, stream: Stream | None) -> None:
+        assert stream is None or isinstance(stream, Stream), stream
+        self.stream = stream
+
+    def __enter__(self) -> None:
+        self._before = device.current
+        device.current = self.stream or device.current
+
+    def __exit__(self, *error: object) -> None:
+        device.current = self._before
+
+
+class Event:
+    """Holds what a stream had done when it recorded the event, if that was in a capture."""
+
+    def __init__(self, enable_timing: bool = False, **options: Any) -> None:
+        self.timing = enable_timing
+        self.time: float | None = None  # None until it is recorded
+        self.capture: Capture | None = None
+        self.done: dict[Stream, int] = {}
+
+    def record(self, stream: Stream | None = None) -> None:
+        stream = stream or device.current
+        self.time, self.capture = time.perf_counter(), None
+        if device.capture is not None and stream in device.capture.done:
+            self.capture, self.done = device.capture, dict(device.capture.done[stream])
+
+    def wait(self, stream: Stream | None = None) -> None:
+        stream = stream or device.current
+        if self.time is None:
+            return
+        if self.capture is not device.capture:
+            if self.capture is not None:
+                raise FakeCudaError("an event of a capture orders nothing outside")
+            if device.capture is not None and stream in device.capture.done:
+                raise FakeCudaError("cudaErrorStreamCaptureIsolation: an event from outside")
+        elif self.capture is not None:
+            self.capture.join(stream, self.done)
+
+    def query(self) -> bool:
+        refuse_in_capture("Event.query")
+        return True
+
+    def synchronize(self) -> None:
+        refuse_waiting("Event.synchronize")
+
+    def elapsed_time(self, end: "Event") -> float:
+        if not (self.timing and end.timing and self.time is not None and end.time is not None):
+            raise FakeCudaError("elapsed_time: expected two recorded events with enable_timing")
+        return (end.time - self.time) * 1e3
+
+
+class Device:
+    """The state of the pretended device."""
+
+    def __init__(self) -> None:
+        self.default = Stream()
+        self.default.cuda_stream = 0
+        self.current = self.default
+        self.capture: Capture | None = None
+        self.sync_debug_mode: int | str = "default"
+
+    def capturing(self) -> bool:
+        return self.capture is not None and self.current in self.capture.done
+
+    def set_sync_debug_mode(self, mode: int | str) -> None:
+        self.sync_debug_mode = ("default", "warn", "error")[mode] if isinstance(mode, int) else mode
+
+
+device = Device()
+
+
+def refuse_in_capture(what: str) -> None:
+    if device.capture is not None:
+        raise FakeCudaError(f"cudaErrorStreamCaptureUnsupported: {what} in a capture")
+
+
+def refuse_waiting(what: str) -> None:
+    """Refuse what waits for the device, where nothing may wait for it."""
+    refuse_in_capture(what)
+    if device.sync_debug_mode == "error":
+        raise FakeCudaError(f"called a synchronizing CUDA operation: {what}")

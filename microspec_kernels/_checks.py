@@ -17,7 +17,11 @@ MAX_TOP_K = 128
 PINNED_STAMP = 2**63 - 1
 EMPTY_STAMP = -1
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-QUANTISED = (torch.int8, torch.float8_e4m3fn)
+QUANTISED = (torch.int8, torch.float8_e4m3fn)  # one fp32 scale a row
+# Rows of 4 bits: int4, two columns a byte, the even one in the low half, and a bf16 scale for each
+# INT4_GROUP columns.
+INT4 = torch.uint8
+INT4_GROUP = 32
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -71,8 +75,12 @@ class Checker:
 
     def rows(self, tensor: Tensor, argument: str, reference: torch.dtype) -> None:
         name = dtype_name(reference)
-        allowed = [*QUANTISED, reference]
-        self.dtype(tensor, argument, allowed, f"{name}, float8_e4m3fn or int8")
+        allowed = [*QUANTISED, INT4, reference]
+        self.dtype(tensor, argument, allowed, f"{name}, float8_e4m3fn, int8 or uint8")
+
+    def int4_dim(self, dim: int, argument: str) -> None:
+        expected = f"D a multiple of {INT4_GROUP} for uint8 rows"
+        self.value(dim % INT4_GROUP == 0, argument, expected, dim)
 
     def shape(self, tensor: Tensor, argument: str, expected: Sequence[int]) -> None:
         if tensor.dim() != len(expected) or any(
@@ -109,17 +117,23 @@ class Checker:
             checked.append(name)
 
     def row_scale(
-        self, scale: Tensor | None, argument: str, rows: torch.dtype, shape: Sequence[int]
+        self, scale: Tensor | None, argument: str, rows: torch.dtype, shape: Sequence[int], dim: int
     ) -> None:
-        if rows not in QUANTISED:
-            wanted = "None for rows that are not int8 or float8_e4m3fn"
+        """Check the scales of rows [*shape, dim]."""
+        if rows not in (*QUANTISED, INT4):
+            wanted = "None for rows that are not int8, float8_e4m3fn or uint8"
             self.value(scale is None, argument, wanted, "a tensor")
         elif scale is None:
-            wanted = "a scale per row for int8 or float8_e4m3fn rows"
-            self.fail(ValueError, argument, wanted, "None")
+            each = (
+                f"{INT4_GROUP} columns for uint8"
+                if rows == INT4
+                else "row for int8 or float8_e4m3fn"
+            )
+            self.fail(ValueError, argument, f"a scale per {each} rows", "None")
         else:
-            self.dtype(scale, argument, [torch.float32], "float32")
-            self.shape(scale, argument, shape)
+            kind = torch.bfloat16 if rows == INT4 else torch.float32
+            self.dtype(scale, argument, [kind], dtype_name(kind))
+            self.shape(scale, argument, (*shape, dim // INT4_GROUP) if rows == INT4 else shape)
             self.contiguous(scale, argument)
             self.on_device(scale, argument)
 
@@ -162,14 +176,18 @@ def head(
     rows, dim = hidden.shape
     check.floating(hidden, "hidden")
     check.rows(weight, "weight", hidden.dtype)
+    columns = dim
+    if weight.dtype == INT4:
+        check.int4_dim(dim, "weight")
+        columns = dim // 2
     if not packed:
-        fits = weight.dim() == 2 and weight.size(1) == dim
-        check.value(fits, "weight", f"shape [V, {dim}]", list(weight.shape))
+        fits = weight.dim() == 2 and weight.size(1) == columns
+        check.value(fits, "weight", f"shape [V, {columns}]", list(weight.shape))
         scale_shape: tuple[int, ...] = (weight.size(0),)
     else:
         scale_shape = (capacity,) if active_ids.dim() == 1 else (num_groups, capacity)
-        check.shape(weight, "weight", (*scale_shape, dim))
-    check.row_scale(weight_scale, "weight_scale", weight.dtype, scale_shape)
+        check.shape(weight, "weight", (*scale_shape, columns))
+    check.row_scale(weight_scale, "weight_scale", weight.dtype, scale_shape, dim)
     single = num_groups == 1 or group_ids is not None or rows == 0
     check.value(single, "group_ids", f"a group per row, as G = {num_groups}", "None")
     if group_ids is not None:
@@ -229,14 +247,17 @@ def gather(
     check.int32(slab_ids, "slab_ids")
     ids_shape = (capacity,) if active_ids.dim() == 1 else (num_groups, capacity)
     check.shape(slab_ids, "slab_ids", ids_shape)
-    check.shape(slab, "slab", (*ids_shape, weight.size(1)))
-    if weight.dtype in QUANTISED:
+    dim = weight.size(1) * (2 if weight.dtype == INT4 else 1)
+    check.shape(slab, "slab", (*ids_shape, dim // 2 if INT4 in (slab.dtype, weight.dtype) else dim))
+    if weight.dtype in (*QUANTISED, INT4):
         check.dtype(slab, "slab", [weight.dtype], dtype_name(weight.dtype))
     else:
         check.floating(weight, "weight")
     check.rows(slab, "slab", weight.dtype)
-    check.row_scale(weight_scale, "weight_scale", weight.dtype, (weight.size(0),))
-    check.row_scale(slab_scale, "slab_scale", slab.dtype, ids_shape)
+    if slab.dtype == INT4:
+        check.int4_dim(dim, "weight")
+    check.row_scale(weight_scale, "weight_scale", weight.dtype, (weight.size(0),), dim)
+    check.row_scale(slab_scale, "slab_scale", slab.dtype, ids_shape, dim)
     check.unit_inner_stride(weight, "weight")
     # With a slab on a GPU, the weight may lie in pinned host memory. The compiled op checks that.
     if slab.device.type != "cuda" or weight.device.type != "cpu":

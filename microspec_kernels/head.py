@@ -37,7 +37,7 @@ class _ActiveHead(nn.Module):
         bias: Tensor | None = None,
         logit_scale: float = 1.0,
         softcap: float = 0.0,
-        slab_dtype: torch.dtype | None = None,
+        slab_dtype: torch.dtype | Literal["int4"] | None = None,
         buffers: int | None = None,
         process_group: "ProcessGroup | None" = None,
         start: int = 0,
@@ -156,16 +156,18 @@ class SparseHead(_ActiveHead):
     part.
 
     Args:
-        weight: the LM head [V, D], bf16, fp16 or fp32; int8 or float8_e4m3fn with ``weight_scale``.
+        weight: the LM head [V, D], bf16, fp16 or fp32; int8, float8_e4m3fn or 4-bit rows (uint8
+            [V, D/2]) with ``weight_scale``.
             With ``process_group``, this rank's part [shard_rows, D], without the padding rows
             that engines put at the end of V; shard_rows may be 0.
         vocab: the active vocabulary, on weight's device.
         mode: "indexed" reads the rows from the weight; "packed" reads them from a
             :class:`WeightSlab`.
-        weight_scale: fp32 [V] of a quantised weight; [shard_rows] with ``process_group``.
+        weight_scale: fp32 [V] of a quantised weight, or bf16 [V, D/32] of 4-bit rows;
+            shard_rows in place of V with ``process_group``.
         bias: [V], in hidden's dtype or fp32; [shard_rows] with ``process_group``.
         logit_scale, softcap: see :func:`~.ops.sparse_head`.
-        slab_dtype: dtype of the slab, in packed mode only; default: weight's.
+        slab_dtype: dtype of the slab, in packed mode only, as :class:`WeightSlab` takes it.
         buffers: number of slab buffers, in packed mode only; default: 1 on a CPU, 2 on a GPU.
         process_group: the ranks that share the LM head (``torch.distributed.group.WORLD`` for all);
             None if ``weight`` has all rows.

@@ -89,13 +89,15 @@ def sparse_head(
             copied. (The op itself takes [M, D] only.)
         weight: the LM head [V, D] (``packed=False``), or a slab [K, D] or [G, K, D]
             (``packed=True``). Its dtype is hidden's, or float8_e4m3fn or int8 with
-            ``weight_scale``.
+            ``weight_scale``. Rows of 4 bits are uint8 [.., D/2], D a multiple of 32: a byte holds
+            the int4 codes of two columns, the even one in the low half.
         active_ids: int32 [K] or [G, K]; -1 marks an empty slot, anywhere.
         k: number of entries per row, 1 to 128.
         packed: whether row i of ``weight`` belongs to slot i rather than to token i.
         group_ids: int32 or int64 [...], hidden's leading dimensions: the group of each row; or [1]:
             one group for all rows. Required if G > 1; -1 marks a padding row.
-        weight_scale: fp32 [V], [K] or [G, K], the scale of each row of a quantised weight.
+        weight_scale: fp32 [V], [K] or [G, K], the scale of each row of a quantised weight; bf16
+            [.., D/32], the scale of each 32 columns of 4-bit rows.
         bias: [V], in hidden's dtype or fp32.
         logit_scale: factor that multiplies every logit.
         softcap: bound on the magnitude of the logits; 0 applies none.
@@ -201,15 +203,21 @@ def gather_rows_(
 
     The op neither reads nor writes a row whose id did not change. It quantises the rows of a float
     weight for an int8 or float8_e4m3fn slab: q = round(row / scale), scale = amax / 127 or
-    amax / 448 (see :func:`microspec_kernels.reference.quantise_rows`).
+    amax / 448 (see :func:`microspec_kernels.reference.quantise_rows`). For a slab of 4-bit rows it
+    quantises each group of 32 columns with its own scale, amax / 7 (see
+    :func:`microspec_kernels.reference.quantise_int4`).
 
     Args:
-        slab: [K, D] or [G, K, D], contiguous; weight's dtype, or int8 or float8_e4m3fn.
+        slab: [K, D] or [G, K, D], contiguous; weight's dtype, or int8 or float8_e4m3fn; or uint8
+            [.., D/2] for 4-bit rows, D a multiple of 32.
         slab_ids: int32, shape of active_ids: the token that each row of the slab holds, or -1.
-        weight: [V, D], bf16, fp16 or fp32, or int8 or float8_e4m3fn with ``weight_scale``.
+        weight: [V, D], bf16, fp16 or fp32, or int8 or float8_e4m3fn with ``weight_scale``; or 4-bit
+            rows uint8 [V, D/2] with ``weight_scale``.
         active_ids: int32 [K] or [G, K]; -1 marks an empty slot.
-        slab_scale: fp32 [K] or [G, K]; required if the slab is quantised, else None.
-        weight_scale: fp32 [V]; required if the weight is quantised, else None.
+        slab_scale: fp32 [K] or [G, K], or bf16 [.., D/32] for 4-bit rows; required if the slab is
+            quantised, else None.
+        weight_scale: fp32 [V], or bf16 [V, D/32] for 4-bit rows; required if the weight is
+            quantised, else None.
 
     Raises:
         ValueError, TypeError, IndexError: as :func:`sparse_head`. The op then writes nothing.

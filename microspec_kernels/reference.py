@@ -6,13 +6,15 @@ The functions do not check their arguments (``_checks`` does). Shapes and dtypes
 """
 
 from collections import OrderedDict
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from ._checks import PINNED_STAMP
+from ._checks import INT4, INT4_GROUP, PINNED_STAMP
 
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
+LARGEST_INT4 = 7.0
 
 
 def by_group(ids: Tensor) -> Tensor:
@@ -53,10 +55,12 @@ def sparse_logits(
         index = slots if packed else tokens
         # PyTorch can index fp8 tensors only as bytes.
         as_bytes = source.view(torch.uint8) if source.dtype == torch.float8_e4m3fn else source
-        row = as_bytes[index].view(source.dtype).to(dtype)
+        row = as_bytes[index].view(source.dtype)
+        scale = None
         if weight_scale is not None:
-            scale = weight_scale.view(len(ids), -1)[group] if packed else weight_scale
-            row = row * scale[index].to(dtype)[:, None]
+            scales = weight_scale.view(*ids.shape, -1)[group] if packed else weight_scale
+            scale = scales[index].view(len(index), -1)
+        row = dequantise_rows(row, scale, dtype)
         z = hidden[members].to(dtype) @ row.T
         if bias is not None:
             z = z + bias[tokens].to(dtype)
@@ -124,6 +128,56 @@ def sparse_head(
     return padded_logits, padded_ids, logsumexp
 
 
+def int4_columns(rows: Tensor) -> Tensor:
+    """Unpack uint8 [.., D/2] to int8 [.., D], -8 to 7; the even column is in the low half."""
+    halves = torch.stack((rows & 15, rows >> 4), -1).flatten(-2)
+    return (halves ^ 8).to(torch.int8) - 8
+
+
+def dequantise_rows(rows: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Return the values of rows [N, D] in ``dtype``; of 4-bit rows uint8 [N, D/2].
+
+    Args:
+        rows: the rows.
+        scale: fp32 [N, 1]; bf16 [N, D/32] for 4-bit rows; None for rows that are not quantised.
+        dtype: dtype of the result. In fp32 and fp64 the values of 4-bit rows are exact.
+    """
+    if rows.dtype == INT4:
+        assert scale is not None
+        return int4_columns(rows).to(dtype) * scale.to(dtype).repeat_interleave(INT4_GROUP, 1)
+    return rows.to(dtype) if scale is None else rows.to(dtype) * scale.to(dtype)
+
+
+def quantise_int4(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Quantise rows [N, D] to int4, so that each column ≈ q · scale of its group of 32 columns.
+
+    scale is amax / 7 rounded to bf16, half to even; q is the column divided by that scale, rounded
+    half to even, and so from -7 to 7. The rule for tiny and for broken values is that of
+    :func:`quantise_rows`, for each group by itself.
+
+    Returns:
+        q uint8 [N, D/2], the even column in the low half, and scale bf16 [N, D/32].
+    """
+    values = rows.float().view(len(rows), rows.size(1) // INT4_GROUP, INT4_GROUP)
+    scale = _scales(values, LARGEST_INT4).to(torch.bfloat16)
+    q = _quotients(values, scale.float()).round().to(torch.int8).view(torch.uint8).flatten(1) & 15
+    return q[:, ::2] | (q[:, 1::2] << 4), scale
+
+
+def _scales(values: Tensor, largest: float) -> Tensor:
+    """Return the scales [..] of values [.., n]."""
+    scale = values.abs().amax(-1) / largest
+    # amax propagates NaN. This comparison turns it into 1, and the next line into NaN again.
+    scale = torch.where(scale >= torch.finfo(torch.float32).tiny, scale, torch.ones_like(scale))
+    return torch.where(values.isfinite().all(-1), scale, torch.full_like(scale, float("nan")))
+
+
+def _quotients(values: Tensor, scale: Tensor) -> Tensor:
+    """Return values [.., n] / scale [..]; 0 where scale is NaN."""
+    scale = scale[..., None]
+    return torch.where(scale.isnan(), torch.zeros_like(values), values / scale)
+
+
 def quantise_rows(rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Quantise rows [N, D] to int8 or float8_e4m3fn, so that row ≈ q · scale.
 
@@ -135,11 +189,8 @@ def quantise_rows(rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         q [N, D] in ``dtype`` and scale fp32 [N].
     """
     values = rows.float()
-    scale = values.abs().amax(1) / LARGEST[dtype]
-    # amax propagates NaN. This comparison turns it into 1, and the next line into NaN again.
-    scale = torch.where(scale >= torch.finfo(torch.float32).tiny, scale, torch.ones_like(scale))
-    scale = torch.where(values.isfinite().all(1), scale, torch.full_like(scale, float("nan")))
-    q = torch.where(scale.isnan()[:, None], torch.zeros_like(values), values / scale[:, None])
+    scale = _scales(values, LARGEST[dtype])
+    q = _quotients(values, scale)
     if dtype == torch.int8:
         q = q.round().clamp(-127, 127)
     return q.to(dtype), scale
@@ -164,13 +215,14 @@ def gather_rows_(
     rows = rows.to(slab.device)
     scale = None if weight_scale is None else weight_scale[tokens]
     if slab.dtype != weight.dtype:
-        rows, scale = quantise_rows(rows, slab.dtype)
+        quantise = quantise_int4 if slab.dtype == INT4 else partial(quantise_rows, dtype=slab.dtype)
+        rows, scale = quantise(rows)
     flat = slab.view(-1, slab.size(-1))
     if slab.dtype == torch.float8_e4m3fn:
         flat, rows = flat.view(torch.uint8), rows.view(torch.uint8)
     flat[slots] = rows
     if slab_scale is not None and scale is not None:
-        slab_scale.view(-1)[slots] = scale
+        slab_scale.view(len(flat), *scale.shape[1:])[slots] = scale
     slab_ids.copy_(active_ids)
 
 

@@ -3,12 +3,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ._checks import QUANTISED
+from ._checks import INT4, INT4_GROUP, QUANTISED
 from ._linear import plain
 from .ops import gather_rows_
 from .vocab import ActiveVocab
@@ -18,9 +18,10 @@ class SlabView(NamedTuple):
     """Operands for ``sparse_head(packed=True)``. B is the number of buffers.
 
     Attributes:
-        rows: [B·G, K, D], the slab.
+        rows: [B·G, K, D], the slab; uint8 [B·G, K, D/2] with 4 bits a column.
         ids: int32 [B·G, K], the token that each row holds; -1 where empty.
-        scale: fp32 [B·G, K], the scale of each row of a quantised slab; else None.
+        scale: fp32 [B·G, K], the scale of each row of a quantised slab; bf16 [B·G, K, D/32] with
+            4 bits a column; else None.
         group_ids: int64, the buffer and group for each row of hidden, in the shape of the
             row_groups given to :meth:`WeightSlab.front`; [1], one for all rows; None if there is
             only one.
@@ -85,22 +86,22 @@ class WeightSlab:
     :meth:`wait` before each replay of the graph that contains :meth:`front`.
 
     Args:
-        weight: the LM head [V, D], bf16, fp16 or fp32; int8 or float8_e4m3fn with ``weight_scale``.
-            If the vocabulary is on a GPU, the weight may also lie in pinned host memory: only rows
-            that change cross the bus.
+        weight: the LM head [V, D], bf16, fp16 or fp32; int8, float8_e4m3fn or 4-bit rows (uint8
+            [V, D/2]) with ``weight_scale``. If the vocabulary is on a GPU, the weight may also lie
+            in pinned host memory: only rows that change cross the bus.
         vocab: the active vocabulary.
-        dtype: dtype of the slab: weight's (default), or int8 or float8_e4m3fn, quantised by row.
+        dtype: dtype of the slab: weight's (default), or int8 or float8_e4m3fn, quantised by row, or
+            "int4", quantised by groups of 32 columns. D is then a multiple of 32.
         buffers: 1 or 2. With 2, a refresh can overlap with a draft that reads the other buffer.
             1 is enough if they never overlap.
-        weight_scale: fp32 [V] of a quantised weight, on vocab's device.
+        weight_scale: fp32 [V] of a quantised weight, or bf16 [V, D/32] of 4-bit rows, on vocab's
+            device.
         stream: the stream on which :meth:`refresh` copies, on a GPU. The default is one of the 32
             streams that PyTorch hands out in turn. If that is also the caller's stream, nothing
             overlaps.
 
     Attributes:
-        rows: [buffers · G, K, D], in ``dtype``.
-        ids: int32 [buffers · G, K], the token that each row holds; -1 where empty.
-        scale: fp32 [buffers · G, K] of a quantised slab; else None.
+        rows, ids, scale: the tensors of :class:`SlabView`.
 
     Raises:
         ValueError: weight does not have vocab's V rows; weight lies on another device; buffers is
@@ -115,7 +116,7 @@ class WeightSlab:
         weight: Tensor,
         vocab: ActiveVocab,
         *,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | Literal["int4"] | None = None,
         buffers: int = 2,
         weight_scale: Tensor | None = None,
         stream: torch.cuda.Stream | None = None,
@@ -131,13 +132,18 @@ class WeightSlab:
             raise ValueError(f"WeightSlab: weight: expected {expected}, got one on {weight.device}")
         self.weight, self.vocab, self.weight_scale = weight.detach(), vocab, weight_scale
         self.buffers = buffers
-        dtype = dtype or weight.dtype
+        dtype = INT4 if dtype == "int4" else dtype or weight.dtype
         slots, device = (buffers * vocab.num_groups, vocab.capacity), vocab.device
-        self.rows = torch.zeros(*slots, weight.size(1), dtype=dtype, device=device)
+        dim = weight.size(1) * (2 if weight.dtype == INT4 else 1)
+        columns = dim // 2 if dtype == INT4 else dim
+        self.rows = torch.zeros(*slots, columns, dtype=dtype, device=device)
         self.ids = torch.full(slots, -1, dtype=torch.int32, device=device)
-        self.scale = (
-            torch.ones(slots, dtype=torch.float32, device=device) if dtype in QUANTISED else None
-        )
+        self.scale: Tensor | None = None
+        if dtype in QUANTISED:
+            self.scale = torch.ones(slots, dtype=torch.float32, device=device)
+        elif dtype == INT4:
+            by_group = (*slots, dim // INT4_GROUP)
+            self.scale = torch.ones(by_group, dtype=torch.bfloat16, device=device)
         # The front buffer's first group, and the first group of each buffer.
         self._front = torch.zeros(1, dtype=torch.int64, device=device)
         self._first = vocab.num_groups * torch.arange(buffers, device=device)[:, None, None]

@@ -34,6 +34,7 @@ TYPES = {
     torch.bfloat16: NUMBERS["bf16"],
     torch.int8: NUMBERS["i8"],
     torch.float8_e4m3fn: NUMBERS["f8e4m3"],
+    torch.uint8: NUMBERS["i4"],
 }
 
 
@@ -200,7 +201,8 @@ class Ops:
         check = _checks.gather(slab, slab_ids, weight, active_ids, slab_scale, weight_scale)
         check.ids(active_ids, "active_ids", weight.size(0), "ids", "flat position")
         types = (TYPES[slab.dtype], TYPES[weight.dtype])
-        integers = [active_ids.numel(), weight.size(1), weight.stride(0), *types]
+        dim = weight.size(1) * (2 if weight.dtype == torch.uint8 else 1)
+        integers = [active_ids.numel(), dim, weight.stride(0), *types]
         written = [slab, slab_ids, slab_scale]
         self._driver.call(GATHER, integers, [], written, [weight, active_ids, weight_scale])
 

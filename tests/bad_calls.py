@@ -74,6 +74,22 @@ def packed_flat_int8() -> Arguments:
     return head_call(packed=True, weight_dtype=torch.int8)
 
 
+def int4() -> Arguments:
+    return head_call(weight_dtype=torch.uint8)
+
+
+def packed_int4() -> Arguments:
+    return head_call(num_groups=2, packed=True, weight_dtype=torch.uint8)
+
+
+def gather_to_int4() -> Arguments:
+    return gather_call(slab_dtype=torch.uint8)
+
+
+def gather_from_int4() -> Arguments:
+    return gather_call(dtype=torch.uint8)
+
+
 def gather_call(**options: Any) -> Arguments:
     return gather_case(0, dim=8, capacity=6, **options).arguments()
 
@@ -130,10 +146,12 @@ def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 F16, F64, I8, FP8 = torch.float16, torch.float64, torch.int8, torch.float8_e4m3fn
+BF16, U8 = torch.bfloat16, torch.uint8
 I16, I32, I64 = torch.int16, torch.int32, torch.int64
-NO_SCALE = "None for rows that are not int8 or float8_e4m3fn"
+NO_SCALE = "None for rows that are not int8, float8_e4m3fn or uint8"
 A_SCALE = "a scale per row for int8 or float8_e4m3fn rows"
-ROWS = "float32, float8_e4m3fn or int8"
+GROUP_SCALE = "a scale per 32 columns for uint8 rows"
+ROWS = "float32, float8_e4m3fn, int8 or uint8"
 FLOAT = "float32, float16 or bfloat16"
 INNER = "stride 1 in the last dimension"
 OWN = "memory of its own"
@@ -155,7 +173,16 @@ def _head_rows() -> list[Row]:
         ("hidden fp8", head_call, lambda a: {"hidden": zeros(3, 8).to(FP8)}, T, "hidden", FLOAT, "float8_e4m3fn"),
         ("weight of another float", head_call, lambda a: {"weight": a["weight"].half()}, T, "weight", ROWS, "float16"),
         ("weight e5m2", head_call, lambda a: {"weight": a["weight"].to(torch.float8_e5m2)}, T, "weight", ROWS, "float8_e5m2"),
-        ("weight uint8", head_call, lambda a: {"weight": zeros(50, 8, dtype=torch.uint8)}, T, "weight", ROWS, "uint8"),
+        ("weight int16", head_call, lambda a: {"weight": zeros(50, 8, dtype=I16)}, T, "weight", ROWS, "int16"),
+        ("int4 of part of a group", head_call, lambda a: {"weight": zeros(50, 4, dtype=U8)}, V, "weight", "D a multiple of 32 for uint8 rows", "8"),
+        ("int4 of another D", int4, lambda a: {"weight": zeros(50, 32, dtype=U8)}, V, "weight", "shape [V, 16]", "[50, 32]"),
+        ("int4 slab of another D", packed_int4, lambda a: {"weight": zeros(2, 6, 32, dtype=U8)}, V, "weight", "shape [2, 6, 16]", "[2, 6, 32]"),
+        ("int4 without scale", int4, lambda a: {"weight_scale": None}, V, "weight_scale", GROUP_SCALE, "None"),
+        ("int4 scale float32", int4, lambda a: {"weight_scale": zeros(50, 1)}, T, "weight_scale", "bfloat16", "float32"),
+        ("int4 scale per row", int4, lambda a: {"weight_scale": zeros(50, dtype=BF16)}, V, "weight_scale", "shape [50, 1]", "[50]"),
+        ("int4 scale of another group", int4, lambda a: {"weight_scale": zeros(50, 2, dtype=BF16)}, V, "weight_scale", "shape [50, 1]", "[50, 2]"),
+        ("int4 scale of V, packed", packed_int4, lambda a: {"weight_scale": zeros(50, 1, dtype=BF16)}, V, "weight_scale", "shape [2, 6, 1]", "[50, 1]"),
+        ("int4 scale strided", int4, lambda a: {"weight_scale": spread(a["weight_scale"])}, V, "weight_scale", FLAT, "strides [2, 2]"),
         ("weight 1-d", head_call, lambda a: {"weight": zeros(8)}, V, "weight", "shape [V, 8]", "[8]"),
         ("weight 3-d, indexed", packed, lambda a: {"packed": False}, V, "weight", "shape [V, 8]", "[2, 6, 8]"),
         ("weight of another D", head_call, lambda a: {"weight": zeros(50, 7)}, V, "weight", "shape [V, 8]", "[50, 7]"),
@@ -246,6 +273,13 @@ def _gather_rows() -> list[Row]:
         ("slab scale of another K", gather_to_int8, lambda a: {"slab_scale": zeros(7)}, V, "slab_scale", "shape [6]", "[7]"),
         ("slab scale 1-d for groups", gather_groups_to_fp8, lambda a: {"slab_scale": zeros(12)}, V, "slab_scale", "shape [2, 6]", "[12]"),
         ("slab scale strided", gather_to_int8, lambda a: {"slab_scale": spread(a["slab_scale"])}, V, "slab_scale", FLAT, "strides [2]"),
+        ("int4 slab of part of a group", g, lambda a: {"slab": zeros(6, 4, dtype=U8)}, V, "weight", "D a multiple of 32 for uint8 rows", "8"),
+        ("int4 slab of another D", gather_to_int4, lambda a: {"slab": zeros(6, 32, dtype=U8)}, V, "slab", "shape [6, 16]", "[6, 32]"),
+        ("float slab of int4", gather_from_int4, lambda a: {"slab": zeros(6, 16)}, T, "slab", "uint8", "float32"),
+        ("no int4 slab scale", gather_to_int4, lambda a: {"slab_scale": None}, V, "slab_scale", GROUP_SCALE, "None"),
+        ("int4 slab scale float32", gather_to_int4, lambda a: {"slab_scale": zeros(6, 1)}, T, "slab_scale", "bfloat16", "float32"),
+        ("int4 slab scale per row", gather_to_int4, lambda a: {"slab_scale": zeros(6, dtype=BF16)}, V, "slab_scale", "shape [6, 1]", "[6]"),
+        ("no int4 weight scale", gather_from_int4, lambda a: {"weight_scale": None}, V, "weight_scale", GROUP_SCALE, "None"),
         ("weight transposed", g, lambda a: {"weight": zeros(8, 50).T}, V, "weight", INNER, "stride 50"),
         ("slab strided", g, lambda a: {"slab": zeros(6, 9)[:, :8]}, V, "slab", FLAT, "strides [9, 1]"),
         ("slab ids strided", g, lambda a: {"slab_ids": spread(a["slab_ids"])}, V, "slab_ids", FLAT, "strides [2]"),

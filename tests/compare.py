@@ -5,10 +5,24 @@ import math
 
 import torch
 import torch.nn.functional as F
-from generators import HeadCase, row_indexed
+from generators import INT4, INT4_GROUP, HeadCase, row_indexed
 from torch import Tensor
 
 EPS = 2.0**-24  # half an ulp of 1 in fp32
+
+
+def int4_columns(rows: Tensor) -> Tensor:
+    """Unpack rows uint8 [.., D/2] to integers [.., D] from -8 to 7."""
+    halves = torch.stack((rows % 16, rows // 16), -1).flatten(-2).long()
+    return torch.where(halves < 8, halves, halves - 16)
+
+
+def values_of(rows: Tensor, scale: Tensor | None, wide: torch.dtype) -> Tensor:
+    """Dequantise rows [N, D] with scales [N], 4-bit rows [N, D/2] with scales [N, D/32]."""
+    if rows.dtype == INT4:
+        assert scale is not None
+        return int4_columns(rows).to(wide) * scale.to(wide).repeat_interleave(INT4_GROUP, -1)
+    return rows.to(wide) if scale is None else rows.to(wide) * scale.to(wide)[..., None]
 
 
 def logits_in(case: HeadCase, dtype: torch.dtype) -> Tensor:
@@ -29,10 +43,12 @@ def logits_in(case: HeadCase, dtype: torch.dtype) -> Tensor:
         slots = (ids[group] >= 0).nonzero().flatten()
         tokens = ids[group][slots].long()
         source, at = (rows[group], slots) if case.packed else (rows, tokens)
-        row = row_indexed(source)[at].view(source.dtype).to(wide)
-        if case.weight_scale is not None:
-            scale = torch.atleast_2d(case.weight_scale)[group] if case.packed else case.weight_scale
-            row = row * scale[at].to(wide)[:, None]
+        scale = case.weight_scale
+        if scale is not None:
+            if case.packed:
+                scale = scale.view(*ids.shape, *scale.shape[case.active_ids.dim() :])[group]
+            scale = scale[at]
+        row = values_of(row_indexed(source)[at].view(source.dtype), scale, wide)
         z = F.linear(case.hidden[members].to(dtype), row.to(dtype)).to(wide)
         if case.bias is not None:
             z = z + case.bias[tokens].to(wide)
@@ -49,8 +65,8 @@ def largest_sum(case: HeadCase) -> float:
     """
     absolute = case.changed(
         hidden=case.hidden.abs(),
-        weight=case.weight.float().abs(),
-        weight_scale=None if case.weight_scale is None else case.weight_scale.abs(),
+        weight=values_of(case.weight, case.weight_scale, torch.float64).abs(),
+        weight_scale=None,
         bias=None if case.bias is None else case.bias.abs(),
         logit_scale=abs(case.logit_scale),
         softcap=0.0,

@@ -17,13 +17,15 @@ SENTINEL = 7.5e33  # fills outputs, to show elements that an op does not write
 
 
 def as_array(value: Any) -> Any:
-    """View a tensor's memory as an array; bf16 as uint16 and fp8 as uint8, which numpy supports."""
+    """View a tensor's memory as an array; bf16 as uint16, fp8 as uint8, int4 as void."""
     if not isinstance(value, Tensor):
         return value
     if value.dtype == torch.bfloat16:
         return value.view(torch.int16).numpy().view(np.uint16)
     if value.dtype == torch.float8_e4m3fn:
         return value.view(torch.uint8).numpy()
+    if value.dtype == torch.uint8:
+        return value.numpy().view("V1")
     return value.numpy()
 
 

@@ -18,25 +18,52 @@ from microspec_kernels._checks import PINNED_STAMP as PINNED
 
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 QUANTISED = (torch.int8, torch.float8_e4m3fn)
+INT4 = torch.uint8  # rows of 4 bits: two columns a byte
+INT4_GROUP = 32
 NAN = float("nan")
-POISON_INT8 = 111  # int8 has no NaN; the scale of a poisoned row is NaN
+POISON_INT8 = 111  # int8 and int4 have no NaN; the scale of a poisoned row is NaN
 
 
 def poison(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    return torch.full(shape, POISON_INT8 if dtype == torch.int8 else NAN).to(dtype)
+    return torch.full(shape, POISON_INT8 if dtype in (torch.int8, INT4) else NAN).to(dtype)
+
+
+def int4_rows(columns: Tensor) -> Tensor:
+    """Pack integers [.., D] from -8 to 7 to uint8 [.., D/2], the even column in the low half."""
+    halves = columns.long() % 16
+    return (halves[..., ::2] + 16 * halves[..., 1::2]).to(INT4)
 
 
 def normal(rng: torch.Generator, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Draw normal floats of unit variance; int8 and fp8 values cover most of their range."""
     if dtype == torch.int8:
         return torch.randint(-127, 128, shape, generator=rng).to(dtype)
+    if dtype == INT4:
+        return torch.randint(0, 256, shape, generator=rng).to(dtype)
     values = torch.randn(shape, generator=rng)
     return (values * 64).to(dtype) if dtype == torch.float8_e4m3fn else values.to(dtype)
 
 
 def integers(rng: torch.Generator, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Draw integers from -3 to 3. Sums of up to 2^20 products are exact in any order."""
+    if dtype == INT4:
+        return int4_rows(torch.randint(-3, 4, (*shape[:-1], 2 * shape[-1]), generator=rng))
     return torch.randint(-3, 4, shape, generator=rng).to(dtype)
+
+
+def stored(rows: torch.dtype, dim: int) -> tuple[int, int]:
+    """Return D and a row's elements; D of 4-bit rows is ``dim`` rounded up to whole groups."""
+    if rows != INT4:
+        return dim, dim
+    dim = -(-dim // INT4_GROUP) * INT4_GROUP
+    return dim, dim // 2
+
+
+def no_scales(rows: torch.dtype, shape: tuple[int, ...], dim: int) -> Tensor | None:
+    """Return NaN for each scale of rows [*shape, dim]; None if they have none."""
+    if rows == INT4:
+        return torch.full((*shape, dim // INT4_GROUP), NAN).bfloat16()
+    return torch.full(shape, NAN) if rows in QUANTISED else None
 
 
 def row_indexed(rows: Tensor) -> Tensor:
@@ -122,14 +149,15 @@ def head_case(
             for _ in range(1 if num_groups is None else num_groups)
         ]
     )
-    weight = poison((vocab_size, dim), weight_dtype)
-    scale = torch.full((vocab_size,), NAN) if weight_dtype in QUANTISED else None
+    dim, columns = stored(weight_dtype, dim)
+    weight = poison((vocab_size, columns), weight_dtype)
+    scale = no_scales(weight_dtype, (vocab_size,), dim)
     used = ids[ids >= 0].long().unique()
-    row_indexed(weight)[used] = row_indexed(draw(rng, (len(used), dim), weight_dtype))
+    row_indexed(weight)[used] = row_indexed(draw(rng, (len(used), columns), weight_dtype))
     if scale is not None:
         # Powers of two keep exact cases exact.
-        steps = torch.rand(len(used), generator=rng) * 4 - 8
-        scale[used] = 2.0 ** (steps.round() if exact else steps)
+        steps = torch.rand(scale[used].shape, generator=rng) * 4 - 8
+        scale[used] = (2.0 ** (steps.round() if exact else steps)).to(scale.dtype)
     hidden = draw(rng, (m, dim), dtype)
 
     group_ids = None
@@ -146,10 +174,11 @@ def head_case(
         at = ids.clamp(min=0).long()
         empty = ids < 0
         packed_rows = row_indexed(weight)[at]
-        packed_rows[empty] = row_indexed(poison((1, dim), weight_dtype))[0]
+        packed_rows[empty] = row_indexed(poison((1, columns), weight_dtype))[0]
         weight = packed_rows.view(weight_dtype)
         if scale is not None:
-            scale = scale[at].masked_fill(empty, NAN)
+            scale = scale[at]
+            scale[empty] = NAN
     if num_groups is None:
         ids = ids[0]
         if packed:
@@ -162,10 +191,12 @@ def head_case(
 
 
 @st.composite
-def head_cases(draw: st.DrawFn, *, exact: bool = False, dim: int = 150) -> HeadCase:
+def head_cases(
+    draw: st.DrawFn, *, exact: bool = False, dim: int = 150, int4: bool = False
+) -> HeadCase:
     """Draw any shape and option. Shapes are small, because they shrink best.
 
-    Exact cases have no softcap.
+    Exact cases have no softcap. ``int4`` draws 4-bit rows only.
     """
     dtype = draw(st.sampled_from(FLOATS))
     capacity = draw(st.integers(0, 40))
@@ -179,7 +210,7 @@ def head_cases(draw: st.DrawFn, *, exact: bool = False, dim: int = 150) -> HeadC
         active=draw(st.integers(0, capacity)),
         num_groups=num_groups,
         dtype=dtype,
-        weight_dtype=draw(st.sampled_from((dtype, *QUANTISED))),
+        weight_dtype=INT4 if int4 else draw(st.sampled_from((dtype, *QUANTISED))),
         packed=draw(st.booleans()),
         bias=draw(st.sampled_from((None, dtype, torch.float32))),
         gap=draw(st.sampled_from((0, 1, 8))),
@@ -245,14 +276,17 @@ def gather_case(
     wanted = torch.stack([some_ids() for _ in range(shape[0])])
     held = torch.stack([some_ids() for _ in range(shape[0])])
     held = torch.where(torch.rand(shape, generator=rng) < same, wanted, held)
-    weight = poison((vocab_size, dim), dtype)
-    scale = torch.full((vocab_size,), NAN) if dtype in QUANTISED else None
+    dim, columns = stored(slab_dtype, dim)
+    weight = poison((vocab_size, columns if dtype == INT4 else dim), dtype)
+    scale = no_scales(dtype, (vocab_size,), dim)
     fresh = wanted[(wanted != held) & (wanted >= 0)].long().unique()
-    row_indexed(weight)[fresh] = row_indexed(normal(rng, (len(fresh), dim), dtype))
+    row_indexed(weight)[fresh] = row_indexed(normal(rng, (len(fresh), weight.size(1)), dtype))
     if scale is not None:
-        scale[fresh] = torch.rand(len(fresh), generator=rng)
-    slab = normal(rng, (*shape, dim), slab_dtype)
-    slab_scale = torch.rand(shape, generator=rng) if slab_dtype in QUANTISED else None
+        scale[fresh] = torch.rand(scale[fresh].shape, generator=rng).to(scale.dtype)
+    slab = normal(rng, (*shape, columns), slab_dtype)
+    slab_scale = no_scales(slab_dtype, shape, dim)
+    if slab_scale is not None:
+        slab_scale = torch.rand(slab_scale.shape, generator=rng).to(slab_scale.dtype)
     weight = strided(weight, gap) if gap else weight
     if num_groups is None:
         slab, held, wanted = slab[0], held[0], wanted[0]

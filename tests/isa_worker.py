@@ -11,7 +11,7 @@ import mmap
 
 import torch
 from compare import assert_bitwise, assert_close, assert_top_k, ids_by_row, logits_in, tolerance
-from generators import FLOATS, QUANTISED, HeadCase, head_case, row_indexed
+from generators import FLOATS, INT4, QUANTISED, HeadCase, head_case, row_indexed
 from torch import Tensor
 
 from microspec_kernels import sparse_head, sparse_logits
@@ -24,6 +24,7 @@ BATCHES = (1, 2, 5, 6, 7, 13, 60)
 def against_float64() -> int:
     checks = 0
     for seed, (dtype, dim, m) in enumerate(itertools.product(FLOATS, DIMS, BATCHES)):
+        checks += int4_against_float64(seed, dtype, 8 * dim, m)
         # The row type alternates with the seed; 13 active rows leave a remainder in every panel.
         weight_dtype = (dtype, *QUANTISED)[(seed + seed // 7) % 3]
         case = head_case(
@@ -44,6 +45,23 @@ def against_float64() -> int:
         assert_top_k(top[:2], exact, ids_by_row(case), allowed)
         checks += 1
     return checks
+
+
+def int4_against_float64(seed: int, dtype: torch.dtype, dim: int, m: int) -> int:
+    case = head_case(
+        seed,
+        m=m,
+        dim=dim,
+        capacity=45,
+        dtype=dtype,
+        weight_dtype=INT4,
+        active=31 + seed % 3,
+        gap=seed % 2,
+    )
+    z = sparse_logits(*case.tensors(), **case.options())
+    exact = logits_in(case, torch.float64)
+    assert_close(z, exact, tolerance(case), f"{dtype} x int4, M {m}, D {dim}: ")
+    return 1
 
 
 def every_value(weight_dtype: torch.dtype, hidden: torch.dtype) -> int:
@@ -126,7 +144,7 @@ def main() -> None:
     for weight_dtype in (torch.float16, torch.bfloat16):
         checks += every_value(weight_dtype, weight_dtype)
     for dtype, m, dim in itertools.product(FLOATS, (1, 2, 7), (1, 9, 33, 64, 129)):
-        for weight_dtype in (dtype, *QUANTISED):
+        for weight_dtype in (dtype, *QUANTISED, INT4):
             checks += at_the_end_of_memory(dtype, weight_dtype, m, dim)
     print(checks)
 

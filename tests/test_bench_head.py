@@ -19,7 +19,7 @@ from bench.ops.head_arms import arms_for
 from bench.ops.head_peers import PADDED, padded
 from bench.ops.time_head import GraphTiming
 
-QUANTISED = (torch.int8, torch.float8_e4m3fn)
+QUANTISED = (torch.int8, torch.float8_e4m3fn, torch.uint8)
 
 
 @pytest.fixture(scope="module")

@@ -122,8 +122,23 @@ def test_selection(arch: str, keys: int) -> None:
 
 
 @pytest.mark.parametrize("arch", READ)
+@pytest.mark.parametrize("hidden", ["bf16_t", "f16_t", "float"])
+@pytest.mark.parametrize(("rows", "ahead"), [(1, 6), (2, 4)])
+def test_int4_loop(arch: str, hidden: str, rows: int, ahead: int) -> None:
+    """A load of 16 bytes is a group of 32 columns with one scale; no code needs a conversion."""
+    kernel = sass.kernels(arch)[f"project_simt_kernel<{hidden}, i4x2_t, {rows}, true>"]
+    loop = sass.innermost(kernel, "FFMA", "LDG")
+    loads = [i for i in loop if i.startswith("LDG")]
+    assert len([i for i in loads if ".128" in i]) == ahead
+    assert len([i for i in loads if ".U16" in i]) == ahead
+    assert len(loads) == 2 * ahead
+    assert len([i for i in loop if i.startswith("FFMA")]) >= 32 * rows * ahead
+    assert not any(i.startswith(("I2F", "F2F", "BAR")) for i in loop)
+
+
+@pytest.mark.parametrize("arch", READ)
 def test_copy_loop(arch: str) -> None:
-    kernel = sass.kernels(arch)["copy_rows_kernel<uint4>"]
+    kernel = sass.kernels(arch)["copy_rows_kernel<uint4, false>"]
     loop = sass.innermost(kernel, "LDG", "STG")
     assert all(".128" in i for i in loop if i.startswith(("LDG", "STG")))
     # Four loads of a thread are in flight before the first store.

@@ -9,6 +9,7 @@ from backends_under_test import ALL, COMPILED, CPU, CUDA, EMULATED
 from compare import assert_bitwise
 from generators import (
     FLOATS,
+    INT4,
     QUANTISED,
     GatherCase,
     gather_case,
@@ -29,13 +30,16 @@ PAIRS = [(f, s) for f in FLOATS for s in (f, *QUANTISED)] + [(q, q) for q in QUA
 
 
 def one_copy(
-    weight_row: Tensor, slab_dtype: torch.dtype, scale: float | None
-) -> tuple[Tensor, float | None]:
-    """Return the expected slab row, by the reference's rule for one row."""
+    weight_row: Tensor, slab_dtype: torch.dtype, scale: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Return the expected slab row and its scale or scales, by the reference's rule for one row."""
     if slab_dtype == weight_row.dtype:
         return weight_row, scale
-    rows, scales = reference.quantise_rows(weight_row[None], slab_dtype)
-    return rows[0], float(scales[0])
+    if slab_dtype == INT4:
+        rows, scales = reference.quantise_int4(weight_row[None])
+    else:
+        rows, scales = reference.quantise_rows(weight_row[None], slab_dtype)
+    return rows[0], scales[0]
 
 
 def check(case: GatherCase) -> None:
@@ -46,18 +50,19 @@ def check(case: GatherCase) -> None:
     before, after = (row_indexed(c.slab).reshape(-1, dim) for c in (case, got))
     held, wanted = case.slab_ids.flatten().tolist(), case.active_ids.flatten().tolist()
     for slot, (old, new) in enumerate(zip(held, wanted, strict=True)):
-        scale = None if got.slab_scale is None else got.slab_scale.view(-1)[slot]
+        scale = None if got.slab_scale is None else got.slab_scale.view(len(held), -1)[slot]
         if old == new or new < 0:  # nothing reads an emptied slot's row
             assert_bitwise(after[slot], before[slot], f"slab row {slot}, unchanged")
             if scale is not None and case.slab_scale is not None:
-                assert_bitwise(scale, case.slab_scale.view(-1)[slot], f"scale {slot}, unchanged")
+                old_scale = case.slab_scale.view(len(held), -1)[slot]
+                assert_bitwise(scale, old_scale, f"scale {slot}, unchanged")
             continue
         row = row_indexed(case.weight)[new].view(case.weight.dtype)
-        own_scale = None if case.weight_scale is None else float(case.weight_scale[new])
+        own_scale = None if case.weight_scale is None else case.weight_scale[new]
         want, want_scale = one_copy(row, case.slab.dtype, own_scale)
         assert_bitwise(after[slot], row_indexed(want), f"slab row {slot}")
         if scale is not None and want_scale is not None:
-            assert_bitwise(scale, torch.tensor(want_scale), f"scale {slot}")
+            assert_bitwise(scale, want_scale.view(-1), f"scale {slot}")
     again = got.copy()
     # The slab is up to date, so a second call reads no row.
     row_indexed(again.weight).copy_(

@@ -132,7 +132,7 @@ def test_more_rows_than_one_launch(num_groups: int | None) -> None:
 
 
 @pytest.mark.backends(*COMPILED, *SMALL)
-@pytest.mark.parametrize("capacity", [4096, 4097, 9000, 30000])
+@pytest.mark.parametrize("capacity", [4096, 4097, 9000, 32768])
 def test_many_slots(capacity: int) -> None:
     """At these K the keys move from registers to shared memory and to global memory."""
     case = head_case(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from compare import assert_bitwise
-from generators import QUANTISED, gather_case, head_case, row_indexed, vocab_state
+from generators import INT4, QUANTISED, gather_case, head_case, row_indexed, vocab_state
 from schemas import SCHEMAS
 from torch import Tensor
 
@@ -63,12 +63,15 @@ HEADS: list[dict[str, Any]] = [
     {"num_groups": 3, "packed": True, "dtype": torch.float16, "gap": 8, "padding": True},
     {"num_groups": 2, "weight_dtype": torch.int8, "long_groups": False},
     {"packed": True, "weight_dtype": torch.float8_e4m3fn, "dtype": torch.bfloat16},
+    {"num_groups": 2, "packed": True, "weight_dtype": INT4, "dtype": torch.bfloat16, "gap": 8},
 ]
 GATHERS: list[dict[str, Any]] = [
     {},
     {"num_groups": 2, "dtype": torch.bfloat16, "slab_dtype": torch.int8, "gap": 8},
     {"dtype": torch.float16, "slab_dtype": torch.float8_e4m3fn},
     {"num_groups": 2, "dtype": torch.int8},
+    {"num_groups": 2, "dtype": torch.bfloat16, "slab_dtype": INT4, "gap": 8},
+    {"dtype": INT4},
 ]
 
 

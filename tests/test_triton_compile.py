@@ -112,12 +112,14 @@ ROWS = {
     "i8": {},
     "u8": {"E4M3": True},
     "u8 converted": {"E4M3": True, "CONVERTS": True},
+    "u8 int4": {"INT4": True},
 }
+PLAIN = {"INT4": False, "INT4_GROUP": 32, "E4M3": False, "CONVERTS": False}
 PROJECTIONS = [
     ("bf16", "bf16", 16), ("bf16", "bf16", 64), ("bf16", "i8", 16), ("bf16", "i8", 64),
     ("bf16", "u8", 16), ("bf16", "u8", 64), ("bf16", "u8 converted", 16),
     ("bf16", "u8 converted", 64), ("fp16", "u8", 16), ("fp32", "fp32", 16), ("fp32", "i8", 16),
-    ("fp32", "u8", 16),
+    ("fp32", "u8", 16), ("bf16", "u8 int4", 16), ("bf16", "u8 int4", 64), ("fp32", "u8 int4", 16),
 ]  # fmt: skip
 
 
@@ -134,11 +136,11 @@ def test_projection(target: str, hidden: str, rows: str, block_m: int, tmp_path:
         binary = compiled(
             projection.project_kernel,
             target,
-            {"hidden": f"*{hidden}", "weight": f"*{rows.split()[0]}"},
+            {"hidden": f"*{hidden}", "weight": f"*{rows.split()[0]}", "group_scale": "*bf16"},
             PACKED=turn % 2 == 0,
             GROUPED=turn % 4 < 2 or block_m == 64,
             ONE_GROUP=turn % 4 == 1,
-            **{"E4M3": False, "CONVERTS": False} | ROWS.get(rows, {}),
+            **PLAIN | ROWS.get(rows, {}),
             STEP=projection.SPLIT_STEP,
             BLOCK_SLOTS=projection.BLOCK_SLOTS,
             BLOCK_SEARCH=projection.BLOCK_SEARCH,
@@ -149,6 +151,8 @@ def test_projection(target: str, hidden: str, rows: str, block_m: int, tmp_path:
             **({"maxnreg": config.maxnreg} if config.maxnreg else {}),
         )
         check(binary, target, tmp_path, warps=config.num_warps)
+        if rows == "u8 int4":  # its groups are too short for the other claims
+            continue
         if target == "sm90" and hidden != "fp32":
             assert "wgmma" in binary.asm["ptx"], "not on Hopper's tensor cores"
         if target == "sm80" and hidden != "fp32":
@@ -191,6 +195,7 @@ GATHERS = {
     "copy with scales": ("u8", "u8", {"COPY_SCALE": True, "QUANTISE": False, "E4M3": True}),
     "int8": ("bf16", "i8", {"COPY_SCALE": False, "QUANTISE": True, "E4M3": False}),
     "e4m3": ("fp32", "u8", {"COPY_SCALE": False, "QUANTISE": True, "E4M3": True}),
+    "int4": ("bf16", "u8", {"COPY_SCALE": False, "QUANTISE": True, "E4M3": False, "INT4": True}),
 }
 
 
@@ -200,14 +205,16 @@ def test_gather(target: str, kind: str, tmp_path: Path) -> None:
     gather = module("gather_rows")
     weight, slab, constants = GATHERS[kind]
     types = {"weight": f"*{weight}", "slab": f"*{slab}"}
+    types |= {"slab_scale": "*i16"} if kind == "int4" else {}
     size = {"i16": 2, "bf16": 2, "fp32": 4, "u8": 1}[weight]
     for slots in (2, 64):
         binary = compiled(
-            gather.gather_rows_kernel, target, types, **constants, BLOCK_SLOTS=slots,
-            BLOCK=gather.BLOCK_BYTES // size, enable_fp_fusion=False,
+            gather.gather_rows_kernel, target, types, **{"INT4": False} | constants, INT4_GROUP=32,
+            BLOCK_SLOTS=slots, BLOCK=gather.BLOCK_BYTES // size, SCALE_BLOCK=128,
+            enable_fp_fusion=False,
         )  # fmt: skip
         check(binary, target, tmp_path, warps=4, blocks=4)
-    if target != "gfx942":
+    if target != "gfx942" and kind != "int4":  # which loads even and odd columns
         assert re.search(r"ld\.global.*\.v4\.b32", binary.asm["ptx"]), "not 16 bytes a load"
 
 

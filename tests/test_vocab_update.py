@@ -225,7 +225,7 @@ def test_table_beyond_2_to_31_entries(tmp_path: object) -> None:
 
 
 # Around the capacity of a CUDA thread's registers, and beyond that of shared memory.
-CAPACITIES = [1023, 1024, 1025, 3072, 3073, 8192, 8193, 16384, 16385]
+CAPACITIES = [1023, 1024, 1025, 3072, 3073, 8192, 8193, 16384, 16385, 32768]
 
 
 @pytest.mark.parametrize("capacity", CAPACITIES)

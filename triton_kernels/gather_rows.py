@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .._checks import INT4, INT4_GROUP
 from .common import multiprocessors, on_device_of
 
 # A program has four warps, and a multiprocessor holds 64 warps, so all slots are compared at once.
@@ -18,6 +19,7 @@ PROGRAMS_PER_MULTIPROCESSOR = 16
 BLOCK_BYTES = 8192
 INT8_MAX = tl.constexpr(127.0)
 FLOAT8_MAX = tl.constexpr(448.0)
+INT4_MAX = tl.constexpr(7.0)
 TINY = tl.constexpr(2.0**-126)  # the smallest normal number
 
 
@@ -55,9 +57,7 @@ def _quantise(source, target, scale, dim, E4M3: tl.constexpr, BLOCK: tl.constexp
     for start in range(0, dim, BLOCK):
         d = start + tl.arange(0, BLOCK)
         x = tl.load(source + d, mask=d < dim, other=0.0).to(tl.float32)
-        # Magnitudes order as their bits do, with infinity and NaN above all.
-        size = x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
-        largest = tl.maximum(largest, tl.max(size, 0))
+        largest = tl.maximum(largest, tl.max(_magnitude(x), 0))
     amax = largest.to(tl.float32, bitcast=True)
     step = tl.math.div_rn(amax, FLOAT8_MAX if E4M3 else INT8_MAX)
     step = tl.where(step >= TINY, step, 1.0)
@@ -71,6 +71,36 @@ def _quantise(source, target, scale, dim, E4M3: tl.constexpr, BLOCK: tl.constexp
 
 
 @triton.jit
+def _magnitude(x):
+    """Return the bits of |x|, which order as the numbers do, with infinity and NaN above all."""
+    return x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+
+
+@triton.jit
+def _quantise_int4(source, target, scales, dim, GROUP: tl.constexpr, BLOCK: tl.constexpr):
+    """Quantise one row by groups of columns, each by the rule of a row and with a bf16 scale."""
+    byte = tl.arange(0, GROUP // 2)[None, :]
+    for start in range(0, dim // GROUP, BLOCK // GROUP):
+        group = start + tl.arange(0, BLOCK // GROUP)
+        inside = group < dim // GROUP
+        columns = source + group[:, None] * GROUP + 2 * byte
+        even = tl.load(columns, mask=inside[:, None], other=0.0).to(tl.float32)
+        odd = tl.load(columns + 1, mask=inside[:, None], other=0.0).to(tl.float32)
+        largest = tl.max(tl.maximum(_magnitude(even), _magnitude(odd)), 1)
+        step = tl.math.div_rn(largest.to(tl.float32, bitcast=True), INT4_MAX)
+        step = tl.where(step >= TINY, step, 1.0)
+        bits = step.to(tl.int32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16  # to bf16, half to even
+        finite = largest < 0x7F800000
+        tl.store(scales + group, tl.where(finite, bits, 0x7FC0).to(tl.int16), mask=inside)
+        step = (bits << 16).to(tl.float32, bitcast=True)[:, None]
+        low = _int8(tl.where(finite[:, None], tl.math.div_rn(even, step), 0.0)).to(tl.int32)
+        high = _int8(tl.where(finite[:, None], tl.math.div_rn(odd, step), 0.0)).to(tl.int32)
+        codes = ((low & 15) | ((high & 15) << 4)).to(tl.uint8)
+        tl.store(target + group[:, None] * (GROUP // 2) + byte, codes, mask=inside[:, None])
+
+
+@triton.jit
 def _copy(source, target, dim, BLOCK: tl.constexpr):
     """Copy one row of dim elements."""
     for start in range(0, dim, BLOCK):
@@ -80,21 +110,25 @@ def _copy(source, target, dim, BLOCK: tl.constexpr):
 
 @triton.jit(do_not_specialize=["slots", "last_id"])
 def gather_rows_kernel(
-    slab,  # [slots, D]
+    slab,  # [slots, D]; 4-bit rows have D/2 bytes
     slab_ids,  # int32 [slots]
-    slab_scale,  # fp32 [slots], when COPY_SCALE or QUANTISE
+    slab_scale,  # fp32 [slots] or bf16's bits [slots, D/32], when COPY_SCALE or QUANTISE
     weight,  # [V, D]
-    weight_scale,  # fp32 [V], when COPY_SCALE
+    weight_scale,  # fp32 [V] or bf16's bits [V, D/32], when COPY_SCALE
     active_ids,  # int32 [slots]
     slots,
     last_id,  # V - 1
-    dim,
+    dim,  # elements of a row of the weight
     weight_stride,
+    row_scales,  # scales of a row
     COPY_SCALE: tl.constexpr,
     QUANTISE: tl.constexpr,
+    INT4: tl.constexpr,
+    INT4_GROUP: tl.constexpr,
     E4M3: tl.constexpr,
     BLOCK_SLOTS: tl.constexpr,
     BLOCK: tl.constexpr,
+    SCALE_BLOCK: tl.constexpr,
 ):
     mine = tl.program_id(0) + tl.arange(0, BLOCK_SLOTS) * tl.num_programs(0)
     held = tl.load(slab_ids + mine, mask=mine < slots, other=-1)
@@ -112,13 +146,23 @@ def gather_rows_kernel(
         slot = tl.sum(tl.where(this, mine, 0), 0).to(tl.int64)
         token = tl.sum(tl.where(this, wanted, 0), 0).to(tl.int64)
         source = weight + token * weight_stride
-        target = slab + slot * dim
-        if QUANTISE:
-            _quantise(source, target, slab_scale + slot, dim, E4M3, BLOCK)
+        target = slab + slot * (dim // 2 if QUANTISE and INT4 else dim)
+        scales = slab_scale + slot * row_scales
+        if QUANTISE and INT4:
+            _quantise_int4(source, target, scales, dim, INT4_GROUP, BLOCK)
+        elif QUANTISE:
+            _quantise(source, target, scales, dim, E4M3, BLOCK)
         else:
             _copy(source, target, dim, BLOCK)
             if COPY_SCALE:
-                tl.store(slab_scale + slot, tl.load(weight_scale + token))
+                _copy(weight_scale + token * row_scales, scales, row_scales, SCALE_BLOCK)
+
+
+def _scales(scale: Tensor | None, other: Tensor) -> Tensor:
+    """Return the scales, bf16 as its bits; any tensor in place of None."""
+    if scale is None:
+        return other
+    return scale.view(torch.int16) if scale.dtype == torch.bfloat16 else scale
 
 
 def gather_rows_(
@@ -138,7 +182,8 @@ def gather_rows_(
     programs = min(slots, PROGRAMS_PER_MULTIPROCESSOR * multiprocessors(slab.device))
     # Copies move bits, not numbers, so every dtype of one size uses the same kernel.
     bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[weight.element_size()]
-    float8 = slab.dtype == torch.float8_e4m3fn
+    float8, int4 = slab.dtype == torch.float8_e4m3fn, slab.dtype == INT4
+    row_scales = slab_scale.size(-1) if int4 and slab_scale is not None else 1
     block = min(BLOCK_BYTES // weight.element_size(), triton.next_power_of_2(max(1, dim)))
     with on_device_of(slab):
         gather_rows_kernel[(programs,)](
@@ -148,18 +193,22 @@ def gather_rows_(
             if quantise
             else slab.view(bits),
             slab_ids,
-            slab_ids if slab_scale is None else slab_scale,
+            _scales(slab_scale, slab_ids),
             weight if quantise else weight.view(bits),
-            slab_ids if weight_scale is None else weight_scale,
+            _scales(weight_scale, slab_ids),
             active_ids,
             slots,
             weight.size(0) - 1,
             dim,
             weight.stride(0),
+            row_scales,
             COPY_SCALE=weight_scale is not None,
             QUANTISE=quantise,
+            INT4=int4,
+            INT4_GROUP=INT4_GROUP,
             E4M3=float8,
             BLOCK_SLOTS=triton.next_power_of_2(triton.cdiv(slots, programs)),
-            BLOCK=block,
+            BLOCK=max(block, INT4_GROUP) if quantise and int4 else block,
+            SCALE_BLOCK=min(BLOCK_BYTES // 4, triton.next_power_of_2(max(1, row_scales))),
             enable_fp_fusion=False,
         )

@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .._checks import INT4, INT4_GROUP
 from .common import HIP, INTERPRETED, converts_float8, multiprocessors
 
 logger = logging.getLogger(__name__)
@@ -94,6 +95,31 @@ def _members(group_ids, group, first, m_rows, BLOCK_M: tl.constexpr, BLOCK: tl.c
     return rows, count
 
 
+@triton.jit
+def _int4(codes):
+    """Convert two's complement codes of 4 bits, 0 to 15, to int32 from -8 to 7."""
+    return (codes.to(tl.int32) ^ 8) - 8
+
+
+@triton.jit
+def _add_group(total, row_start, scale_start, x_start, start, valid, used, GROUP: tl.constexpr):
+    """Add the products of a group of 4-bit columns, which share a scale, to total.
+
+    The scale multiplies their sum: code · scale would not fit into hidden's dtype.
+    """
+    byte = tl.arange(0, GROUP // 2)
+    codes = tl.load(row_start + start // 2 + byte[None, :], mask=valid[:, None], other=0)
+    even = tl.load(x_start + start + 2 * byte[None, :], mask=used[:, None], other=0)
+    odd = tl.load(x_start + start + 2 * byte[None, :] + 1, mask=used[:, None], other=0)
+    if WIDEN:
+        even, odd = even.to(tl.float32), odd.to(tl.float32)
+    low, high = _int4(codes & 15).to(even.dtype), _int4(codes >> 4).to(even.dtype)
+    product = tl.dot(low, tl.trans(even), input_precision="ieee")
+    product = tl.dot(high, tl.trans(odd), product, input_precision="ieee")
+    scale = tl.load(scale_start + start // GROUP, mask=valid, other=0.0).to(tl.float32)
+    return total + product * scale[:, None]
+
+
 @triton.autotune(
     # The interpreter has only one configuration, and no clock to compare by.
     configs=[_config(64, 1, 4, None)] if INTERPRETED else configs(False, 16) + configs(False, 64),
@@ -106,7 +132,8 @@ def _members(group_ids, group, first, m_rows, BLOCK_M: tl.constexpr, BLOCK: tl.c
 @triton.jit(do_not_specialize=["m_rows", "capacity", "last_id", "splits", "steps"])
 def project_kernel(
     hidden,  # [M, D]
-    weight,  # [V, D]; PACKED: [G, K, D]
+    weight,  # [V, D]; PACKED: [G, K, D]; INT4: two columns a byte
+    group_scale,  # bf16 [V, D/32]; PACKED: [G, K, D/32], when INT4
     active_ids,  # int32 [G, K]
     group_ids,  # [M], when GROUPED; [1], when ONE_GROUP
     partial,  # fp32 [splits, M, K]; written at valid slots only
@@ -122,6 +149,8 @@ def project_kernel(
     PACKED: tl.constexpr,
     GROUPED: tl.constexpr,
     ONE_GROUP: tl.constexpr,
+    INT4: tl.constexpr,
+    INT4_GROUP: tl.constexpr,
     E4M3: tl.constexpr,  # the weight is passed as uint8
     CONVERTS: tl.constexpr,  # the hardware converts e4m3
     STEP: tl.constexpr,
@@ -149,7 +178,10 @@ def project_kernel(
 
     place = slots if PACKED else ids
     row_start = weight + group.to(tl.int64) * weight_group_stride
-    row_start += tl.where(valid, place, 0).to(tl.int64)[:, None] * weight_stride
+    row = tl.where(valid, place, 0).to(tl.int64)
+    row_start += row[:, None] * weight_stride
+    scale_row = group.to(tl.int64) * capacity + row if PACKED else row
+    scale_start = group_scale + scale_row * (dim // INT4_GROUP)
     offsets = tl.arange(0, BLOCK_D)
     begin = split * steps * STEP
     end = tl.minimum(begin + steps * STEP, dim)
@@ -160,17 +192,24 @@ def project_kernel(
             rows, _ = _members(group_ids, group, first, m_rows, BLOCK_M, BLOCK_SEARCH)
         x_start = hidden + rows.to(tl.int64)[:, None] * hidden_stride
         total = tl.zeros([BLOCK_SLOTS, BLOCK_M], tl.float32)
-        for start in range(begin, end, BLOCK_D):
-            d = start + offsets
-            inside = d[None, :] < dim
-            row = tl.load(row_start + d[None, :], mask=valid[:, None] & inside, other=0)
-            x = tl.load(x_start + d[None, :], mask=used[:, None] & inside, other=0)
-            if E4M3:
-                row = row.to(tl.float8e4nv, bitcast=True) if CONVERTS else _e4m3(row)
-            if WIDEN:
-                x = x.to(tl.float32)
-            # int8 and e4m3 fit into hidden's dtype, whatever it is; "ieee" excludes TF32 for fp32.
-            total = tl.dot(row.to(x.dtype), tl.trans(x), total, input_precision="ieee")
+        if INT4:
+            for start in range(begin, end, INT4_GROUP):
+                total = _add_group(
+                    total, row_start, scale_start, x_start, start, valid, used, INT4_GROUP
+                )
+        else:
+            for start in range(begin, end, BLOCK_D):
+                d = start + offsets
+                inside = d[None, :] < dim
+                values = tl.load(row_start + d[None, :], mask=valid[:, None] & inside, other=0)
+                x = tl.load(x_start + d[None, :], mask=used[:, None] & inside, other=0)
+                if E4M3:
+                    values = values.to(tl.float8e4nv, bitcast=True) if CONVERTS else _e4m3(values)
+                if WIDEN:
+                    x = x.to(tl.float32)
+                # int8 and e4m3 fit into hidden's dtype, whatever it is; "ieee" excludes TF32 for
+                # fp32.
+                total = tl.dot(values.to(x.dtype), tl.trans(x), total, input_precision="ieee")
         target = (split.to(tl.int64) * m_rows + rows)[None, :] * capacity + slots[:, None]
         tl.store(partial + target, total, mask=valid[:, None] & used[None, :])
 
@@ -243,8 +282,10 @@ class Projection:
         self.partial = hidden.new_empty((splits, m_rows, capacity), dtype=torch.float32)
         self.group_ids = active_ids if group_ids is None else group_ids
         self.num_groups, self.last_id = num_groups, last_id
+        int4 = weight.dtype == INT4
+        scaled = weight_scale is not None and not int4  # int4's are applied here
         self.arguments = (
-            hidden if weight_scale is None else weight_scale,
+            weight_scale if scaled else hidden,
             hidden if bias is None else bias,
             m_rows,
             capacity,
@@ -255,7 +296,7 @@ class Projection:
         one_group = group_ids is not None and len(group_ids) == 1
         self.constants = {
             "PACKED": packed,
-            "SCALED": weight_scale is not None,
+            "SCALED": scaled,
             "BIASED": bias is not None,
             "CAPPED": softcap > 0,
             "GROUPED": group_ids is not None,
@@ -270,6 +311,7 @@ class Projection:
         tensors = (
             hidden,
             weight.view(torch.uint8) if e4m3 else weight,
+            weight_scale if int4 else hidden,
             active_ids,
             self.group_ids,
             self.partial,
@@ -289,6 +331,8 @@ class Projection:
             PACKED=packed,
             GROUPED=group_ids is not None,
             ONE_GROUP=one_group,
+            INT4=int4,
+            INT4_GROUP=INT4_GROUP,
             E4M3=e4m3,
             CONVERTS=e4m3 and converts_float8(hidden.device),
             STEP=SPLIT_STEP,

@@ -3,8 +3,15 @@
 
 import torch
 
+from microspec_kernels._checks import INT4
+
 QUANTISED = (torch.float8_e4m3fn, torch.int8)
-DTYPE_NAMES = {torch.bfloat16: "bf16", torch.float8_e4m3fn: "fp8", torch.int8: "int8"}
+DTYPE_NAMES = {
+    torch.bfloat16: "bf16",
+    torch.float8_e4m3fn: "fp8",
+    torch.int8: "int8",
+    INT4: "int4",
+}
 
 
 def quantised() -> tuple[torch.dtype, ...]:

@@ -13,6 +13,7 @@ from bench.harness.inputs import in_turn
 from bench.harness.sizes import K_BEST
 from bench.harness.supported import DTYPE_NAMES
 from microspec_kernels import reference
+from microspec_kernels._checks import INT4
 
 from .head_peers import peers
 
@@ -49,7 +50,7 @@ def sparse_arms(
     """Return the op over each set, indexed and on the set's slab.
 
     Args:
-        quantised: 8-bit types of further slabs.
+        quantised: types of further slabs, of 8 or 4 bits.
         triton: whether to add the same arms served by the Triton kernels.
     """
 
@@ -79,7 +80,10 @@ def sparse_arms(
         arms["Triton indexed"] = arm(None, backend="triton")
         arms["Triton packed"] = arm(slabs, backend="triton")
     for dtype in quantised:
-        pairs = [reference.quantise_rows(slab, dtype) for slab in slabs]
+        pairs = [
+            reference.quantise_int4(slab) if dtype == INT4 else reference.quantise_rows(slab, dtype)
+            for slab in slabs
+        ]
         packed, scales = [rows for rows, _ in pairs], [scale for _, scale in pairs]
         arms[f"sparse_head packed {DTYPE_NAMES[dtype]}"] = arm(packed, scales)
         if triton:

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <vector>
 
 #include "common/clones.h"
 
@@ -118,12 +119,14 @@ bool Checker::integer(const Tensor& tensor, const char* argument) const {
 
 void Checker::shape(const Tensor& tensor, const char* argument,
                     std::initializer_list<int64_t> expected) const {
+  shape(tensor, argument, expected.begin(), expected.size());
+}
+
+void Checker::shape(const Tensor& tensor, const char* argument, const int64_t* expected, size_t count) const {
   const auto sizes = tensor.sizes();
-  bool same = sizes.size() == expected.size();
-  for (size_t i = 0; same && i < expected.size(); ++i) same = sizes[i] == expected.begin()[i];
-  if (!same) {
-    fail("ValueError", argument, "shape " + shape_text(expected.begin(), expected.size()), shape_of(tensor));
-  }
+  bool same = sizes.size() == count;
+  for (size_t i = 0; same && i < count; ++i) same = sizes[i] == expected[i];
+  if (!same) fail("ValueError", argument, "shape " + shape_text(expected, count), shape_of(tensor));
 }
 
 void Checker::ids(const int32_t* ids, int64_t count, int64_t bound, const char* argument) const {
@@ -191,24 +194,43 @@ DType Checker::row_dtype(const Tensor& tensor, const char* argument, ScalarType 
   const auto got = tensor.scalar_type();
   if (got == ScalarType::Char) return DType::i8;
   if (got == ScalarType::Float8_e4m3fn) return DType::f8e4m3;
+  if (got == ScalarType::Byte) return DType::i4;
   if (got != reference) {
-    fail("TypeError", argument, dtype_name(reference) + ", float8_e4m3fn or int8", dtype_name(got));
+    fail("TypeError", argument, dtype_name(reference) + ", float8_e4m3fn, int8 or uint8", dtype_name(got));
   }
   return float_dtype(tensor, argument);
 }
 
-const float* Checker::row_scale(const std::optional<Tensor>& scale, const char* argument, DType rows,
-                                std::initializer_list<int64_t> expected) const {
-  if (!is_quantised(rows)) {
-    if (scale) fail("ValueError", argument, "None for rows that are not int8 or float8_e4m3fn", "a tensor");
-    return nullptr;
+void Checker::int4_dim(int64_t dim, const char* argument) const {
+  value(dim % kScaleGroup == 0, argument,
+        "D a multiple of " + std::to_string(kScaleGroup) + " for uint8 rows", dim);
+}
+
+RowScale Checker::row_scale(const std::optional<Tensor>& scale, const char* argument, DType rows,
+                            std::initializer_list<int64_t> expected, int64_t dim) const {
+  const bool by_group = rows == DType::i4;
+  if (!is_quantised(rows) && !by_group) {
+    value(!scale, argument, "None for rows that are not int8, float8_e4m3fn or uint8", "a tensor");
+    return {};
   }
-  if (!scale) fail("ValueError", argument, "a scale per row for int8 or float8_e4m3fn rows", "None");
-  dtype(*scale, argument, ScalarType::Float);
-  shape(*scale, argument, expected);
+  if (!scale) {
+    const std::string columns = std::to_string(kScaleGroup) + " columns for uint8";
+    fail("ValueError", argument,
+         "a scale per " + (by_group ? columns : "row for int8 or float8_e4m3fn") + " rows", "None");
+  }
+  dtype(*scale, argument, by_group ? ScalarType::BFloat16 : ScalarType::Float);
+  std::vector<int64_t> sizes(expected);
+  if (by_group) sizes.push_back(dim / kScaleGroup);
+  shape(*scale, argument, sizes.data(), sizes.size());
   contiguous(*scale, argument);
   on_device(*scale, argument);
-  return static_cast<const float*>(scale->data_ptr());
+  RowScale data;
+  if (by_group) {
+    data.by_group = static_cast<bf16_t*>(scale->data_ptr());
+  } else {
+    data.by_row = static_cast<float*>(scale->data_ptr());
+  }
+  return data;
 }
 
 }  // namespace microspec

@@ -31,6 +31,12 @@ struct Argument {
   const char* name;
 };
 
+// The data of a scale argument. At most one pointer is not null.
+struct RowScale {
+  float* by_row = nullptr;
+  bf16_t* by_group = nullptr;
+};
+
 // Tells autograd that an op writes into the tensors, so that a graph that saved one of them refuses to use
 // it. Call it before the first write: PyTorch raises here for tensors that must not be written.
 void note_writes(std::initializer_list<Argument> written);
@@ -77,14 +83,18 @@ class Checker {
 
   // Requires bf16, fp16 or fp32.
   DType float_dtype(const Tensor& tensor, const char* argument) const;
-  // Requires reference's dtype, fp8-e4m3 or int8.
+  // Requires reference's dtype, fp8-e4m3, int8 or uint8 (i4).
   DType row_dtype(const Tensor& tensor, const char* argument, ScalarType reference) const;
-  // Requires a scale exactly if the rows are quantised: fp32, contiguous, of the given shape. Returns its
-  // data, or null.
-  const float* row_scale(const std::optional<Tensor>& scale, const char* argument, DType rows,
-                         std::initializer_list<int64_t> shape) const;
+  // Requires D to be a whole number of groups.
+  void int4_dim(int64_t dim, const char* argument) const;
+  // Requires a scale exactly if rows [shape, dim] have one: contiguous, fp32 [shape] for int8 and fp8, bf16
+  // [shape, dim / 32] for i4.
+  RowScale row_scale(const std::optional<Tensor>& scale, const char* argument, DType rows,
+                     std::initializer_list<int64_t> shape, int64_t dim) const;
 
  private:
+  void shape(const Tensor& tensor, const char* argument, const int64_t* expected, size_t count) const;
+
   const char* op_;
   int32_t device_type_;
   int32_t device_index_;

@@ -21,7 +21,12 @@ HeadArgs head_args(const Array& hidden, const Array& weight, const Array& active
   args.weight = pointer<void>(weight);
   args.weight_row_stride = stride(weight, static_cast<int>(weight.ndim()) - 2);
   args.weight_group_stride = packed && weight.ndim() == 3 ? stride(weight, 0) : 0;
-  args.weight_scale = pointer<float>(weight_scale);
+  args.weight_type = element_type(weight);
+  if (args.weight_type == DType::i4) {
+    args.group_scale = pointer<bf16_t>(weight_scale);
+  } else {
+    args.weight_scale = pointer<float>(weight_scale);
+  }
   args.active_ids = pointer<int32_t>(active_ids);
   args.group_ids = pointer<void>(group_ids);
   args.bias = pointer<void>(bias);
@@ -34,7 +39,6 @@ HeadArgs head_args(const Array& hidden, const Array& weight, const Array& active
   args.logit_scale = static_cast<float>(logit_scale);
   args.softcap = static_cast<float>(softcap);
   args.hidden_type = element_type(hidden);
-  args.weight_type = element_type(weight);
   args.bias_type = bias ? element_type(*bias) : DType::f32;
   args.packed = packed;
   args.long_group_ids = is_long(group_ids);
@@ -88,15 +92,20 @@ void gather_rows(Array slab, Array slab_ids, const Array& weight, const Array& a
   GatherArgs args{};
   args.slab = pointer<void>(slab);
   args.slab_ids = pointer<int32_t>(slab_ids);
-  args.slab_scale = slab_scale ? pointer<float>(*slab_scale) : nullptr;
   args.weight = pointer<void>(weight);
   args.weight_row_stride = stride(weight, 0);
-  args.weight_scale = pointer<float>(weight_scale);
   args.active_ids = pointer<int32_t>(active_ids);
-  args.dim = weight.shape(1);
   args.vocab_size = weight.shape(0);
   args.slab_type = element_type(slab);
   args.weight_type = element_type(weight);
+  args.dim = weight.shape(1) * (args.weight_type == DType::i4 ? 2 : 1);
+  if (args.slab_type == DType::i4) {
+    args.slab_group_scale = pointer<bf16_t>(*slab_scale);
+    args.weight_group_scale = pointer<bf16_t>(weight_scale);
+  } else {
+    args.slab_scale = slab_scale ? pointer<float>(*slab_scale) : nullptr;
+    args.weight_scale = pointer<float>(weight_scale);
+  }
   run("run_gather_rows_cuda", [&] { return run_gather_rows_cuda(args, active_ids.size(), nullptr); });
 }
 

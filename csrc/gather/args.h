@@ -10,15 +10,17 @@ namespace microspec {
 
 // One checked call.
 struct GatherArgs {
-  void* slab;                 // [groups * K, D] in slab_type, contiguous
-  int32_t* slab_ids;          // [groups * K]
-  float* slab_scale;          // [groups * K], null unless the slab is quantised
-  const void* weight;         // [V, D] in weight_type; on CUDA also pinned host memory
-  int64_t weight_row_stride;  // in elements
-  const float* weight_scale;  // [V], null unless the weight is quantised
-  const int32_t* active_ids;  // [groups * K]
-  int64_t dim;                // D
-  int64_t vocab_size;         // V
+  void* slab;                        // [groups * K, D] in slab_type, contiguous; i4 has D / 2 elements
+  int32_t* slab_ids;                 // [groups * K]
+  float* slab_scale;                 // [groups * K], null unless the slab is int8 or fp8
+  bf16_t* slab_group_scale;          // [groups * K, D / 32], null unless the slab is i4
+  const void* weight;                // [V, D] in weight_type; on CUDA also pinned host memory
+  int64_t weight_row_stride;         // in elements
+  const float* weight_scale;         // [V], null unless the weight is int8 or fp8
+  const bf16_t* weight_group_scale;  // [V, D / 32], null unless the weight is i4
+  const int32_t* active_ids;         // [groups * K]
+  int64_t dim;                       // D
+  int64_t vocab_size;                // V
   DType slab_type;
   DType weight_type;
 };
@@ -26,5 +28,7 @@ struct GatherArgs {
 // The largest magnitudes of a quantised row: symmetric int8, and float8_e4m3fn.
 constexpr float kInt8Max = 127.0f;
 constexpr float kFloat8Max = 448.0f;
+// The same of a group of i4 columns.
+constexpr float kInt4Max = 7.0f;
 
 }  // namespace microspec

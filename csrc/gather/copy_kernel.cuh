@@ -86,13 +86,21 @@ MICROSPEC_DEVICE uint4 load_word(const uint4* word) { return ptx::load_once16(wo
 MICROSPEC_DEVICE uint32_t load_word(const uint32_t* word) { return *word; }
 MICROSPEC_DEVICE uint8_t load_word(const uint8_t* word) { return *word; }
 
-// A row is `words` long. Rows are `weight_stride` words apart in the weight.
-template <class Word>
-MICROSPEC_KERNEL(kThreads, kResident)
+// A row is `words` long. Rows are `weight_stride` words apart in the weight. `group_scales`: rows are i4, and
+// have scales to copy.
+template <class Word, bool group_scales>
+MICROSPEC_KERNEL(kThreads, group_scales ? kResident - 2 : kResident)  // whose copy needs a few registers
 copy_rows_kernel(GatherArgs args, Deal deal, int words, int64_t weight_stride) {
   ptx::wait_for_earlier_kernels();
   ptx::let_next_kernel_start();
   for_each_changed(args, deal, [&](int slot, int32_t id) {
+    if constexpr (group_scales) {
+      const int groups = static_cast<int>(args.dim / kScaleGroup);
+      const bf16_t* const from = args.weight_group_scale + int64_t{id} * groups;
+      bf16_t* const to = args.slab_group_scale + int64_t{slot} * groups;
+#pragma unroll 1
+      for (int i = threadIdx.x; i < groups; i += kThreads) to[i] = from[i];
+    }
     const Word* const source = static_cast<const Word*>(args.weight) + id * weight_stride;
     Word* const target = static_cast<Word*>(args.slab) + int64_t{slot} * words;
 #pragma unroll 1  // two passes at once would mix loads and stores

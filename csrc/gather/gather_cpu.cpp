@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// gather_slots copies the rows whose id changed. It quantises them if the slab is int8 or fp8 and the weight
-// is not.
+// gather_slots copies the rows whose id changed. It quantises them if the slab is int8, fp8 or i4 and the
+// weight is not.
 //
 // A quantised row is q = round(row / scale), with scale = amax / largest, rounded half to even. A row of
 // zeros, or of values no larger than about 1e-36, has scale 1. A row with a NaN or infinity has scale NaN and
@@ -48,6 +48,42 @@ void quantise_float8(const float* row, int64_t dim, float scale, c10::Float8_e4m
   for (int64_t d = 0; d < dim; ++d) target[d] = c10::Float8_e4m3fn(row[d] / scale);
 }
 
+// Quantises the groups of a row. A group's rule is that of a row, and its scale is rounded to bf16, half to
+// even, before the columns are divided by it. So |column / scale| is at most 7 and a small fraction.
+MICROSPEC_CLONES void quantise_int4(const float* row, int64_t dim, uint8_t* target, bf16_t* scales) {
+  constexpr float kRound = 12582912.0f;
+  for (int64_t d = 0; d < dim; d += kScaleGroup, row += kScaleGroup) {
+    uint32_t largest = 0;
+    for (int64_t i = 0; i < kScaleGroup; ++i) {
+      uint32_t bits;
+      std::memcpy(&bits, row + i, sizeof bits);
+      bits &= 0x7fffffffu;
+      largest = bits > largest ? bits : largest;
+    }
+    if (largest >= kInfinityBits) {
+      scales[d / kScaleGroup] = {0x7fc0};
+      std::memset(target + d / 2, 0, kScaleGroup / 2);
+      continue;
+    }
+    float amax;
+    std::memcpy(&amax, &largest, sizeof amax);
+    const float quotient = amax / kInt4Max;
+    float scale = quotient >= std::numeric_limits<float>::min() ? quotient : 1.0f;
+    uint32_t bits;
+    std::memcpy(&bits, &scale, sizeof bits);
+    bits = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000u;
+    std::memcpy(&scale, &bits, sizeof scale);
+    scales[d / kScaleGroup] = {static_cast<uint16_t>(bits >> 16)};
+    int32_t codes[kScaleGroup];
+    for (int64_t i = 0; i < kScaleGroup; ++i) {
+      codes[i] = static_cast<int32_t>((row[i] / scale + kRound) - kRound);
+    }
+    for (int64_t i = 0; i < kScaleGroup / 2; ++i) {
+      target[d / 2 + i] = static_cast<uint8_t>((codes[2 * i] & 15) | (codes[2 * i + 1] & 15) << 4);
+    }
+  }
+}
+
 // Writes a row of `type` to `target` and its scale to *scale.
 void quantise_row(const float* row, int64_t dim, DType type, void* target, float* scale) {
   const uint32_t bits = amax_bits(row, dim);
@@ -87,7 +123,7 @@ const float* as_float(const char* source, DType type, int64_t dim, std::vector<f
 }  // namespace
 
 void gather_slots(const GatherArgs& args, int64_t begin, int64_t end) {
-  const int64_t slab_row = args.dim * element_size(args.slab_type);
+  const int64_t slab_row = row_bytes(args.slab_type, args.dim), groups = args.dim / kScaleGroup;
   const int64_t weight_row = args.weight_row_stride * element_size(args.weight_type);
   std::vector<float> buffer;
   for (int64_t slot = begin; slot < end; ++slot) {
@@ -100,6 +136,14 @@ void gather_slots(const GatherArgs& args, int64_t begin, int64_t end) {
     if (args.slab_type == args.weight_type) {
       if (slab_row > 0) std::memcpy(target, source, slab_row);  // rows of zero bytes may be at null
       if (args.slab_scale) args.slab_scale[slot] = args.weight_scale[id];
+      if (args.slab_group_scale && groups > 0) {
+        std::memcpy(args.slab_group_scale + slot * groups, args.weight_group_scale + id * groups,
+                    groups * sizeof(bf16_t));
+      }
+    } else if (args.slab_type == DType::i4) {
+      const float* row = as_float(source, args.weight_type, args.dim, buffer);
+      quantise_int4(row, args.dim, static_cast<uint8_t*>(static_cast<void*>(target)),
+                    args.slab_group_scale + slot * groups);
     } else {
       const float* row = as_float(source, args.weight_type, args.dim, buffer);
       quantise_row(row, args.dim, args.slab_type, target, args.slab_scale + slot);

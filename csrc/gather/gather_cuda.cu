@@ -6,6 +6,7 @@
 
 #include "cuda/runtime.h"
 #include "gather/copy_kernel.cuh"
+#include "gather/quantise_int4_kernel.cuh"
 #include "gather/quantise_kernel.cuh"
 
 namespace microspec {
@@ -16,12 +17,12 @@ using gather::kResident;
 using gather::kThreads;
 
 bool aligned(const GatherArgs& args, int64_t source_bytes, int64_t target_bytes) {
-  const int64_t source_size = element_size(args.weight_type), target_size = element_size(args.slab_type);
+  const int64_t source_size = element_size(args.weight_type);
   return reinterpret_cast<uintptr_t>(args.weight) % source_bytes == 0 &&
          args.weight_row_stride * source_size % source_bytes == 0 &&
-         args.dim * source_size % source_bytes == 0 &&
+         row_bytes(args.weight_type, args.dim) % source_bytes == 0 &&
          reinterpret_cast<uintptr_t>(args.slab) % target_bytes == 0 &&
-         args.dim * target_size % target_bytes == 0;
+         row_bytes(args.slab_type, args.dim) % target_bytes == 0;
 }
 
 Launch grid(const Device& device, int slots, int64_t resident, size_t shared_bytes, void* stream) {
@@ -33,8 +34,11 @@ template <class Word>
 Error copy(const Device& device, const GatherArgs& args, int slots, void* stream) {
   const int64_t size = element_size(args.weight_type), word = sizeof(Word);
   const Launch how = grid(device, slots, kResident, 0, stream);
-  return launch(gather::copy_rows_kernel<Word>, how, args, gather::deal(slots, how.blocks),
-                static_cast<int>(args.dim * size / word), args.weight_row_stride * size / word);
+  const auto kernel = args.slab_type == DType::i4 ? gather::copy_rows_kernel<Word, true>
+                                                  : gather::copy_rows_kernel<Word, false>;
+  return launch(kernel, how, args, gather::deal(slots, how.blocks),
+                static_cast<int>(row_bytes(args.weight_type, args.dim) / word),
+                args.weight_row_stride * size / word);
 }
 
 template <class Source, class Target>
@@ -56,6 +60,23 @@ Error quantise(const Device& device, const GatherArgs& args, int slots, void* st
   return launch(kernel, how, args, gather::deal(slots, how.blocks), staged);
 }
 
+template <class Source>
+Error quantise_int4(const Device& device, const GatherArgs& args, int slots, void* stream) {
+  const Launch how = grid(device, slots, kResident, 0, stream);
+  const auto kernel = aligned(args, 16, 4) ? gather::quantise_int4_kernel<Source, true>
+                                           : gather::quantise_int4_kernel<Source, false>;
+  return launch(kernel, how, args, gather::deal(slots, how.blocks));
+}
+
+Error quantise_to_int4(const Device& device, const GatherArgs& args, int slots, void* stream) {
+  switch (args.weight_type) {
+    case DType::f32: return quantise_int4<float>(device, args, slots, stream);
+    case DType::f16: return quantise_int4<f16_t>(device, args, slots, stream);
+    case DType::bf16: return quantise_int4<bf16_t>(device, args, slots, stream);
+    default: return kInvalidValue;
+  }
+}
+
 template <class Target>
 Error quantise_to(const Device& device, const GatherArgs& args, int slots, void* stream) {
   switch (args.weight_type) {
@@ -70,7 +91,7 @@ Error quantise_to(const Device& device, const GatherArgs& args, int slots, void*
 
 int run_gather_rows_cuda(const GatherArgs& args, int64_t slots, void* stream) {
   if (slots == 0) return cudaSuccess;
-  if (std::max(slots, args.dim * element_size(args.weight_type)) > kMostOnCuda) return kInvalidValue;
+  if (std::max(slots, row_bytes(args.weight_type, args.dim)) > kMostOnCuda) return kInvalidValue;
   Device device;
   if (const Error error = current_device(device)) return error;
   const int count = static_cast<int>(slots);
@@ -79,6 +100,7 @@ int run_gather_rows_cuda(const GatherArgs& args, int64_t slots, void* stream) {
     if (aligned(args, 4, 4)) return copy<uint32_t>(device, args, count, stream);
     return copy<uint8_t>(device, args, count, stream);
   }
+  if (args.slab_type == DType::i4) return quantise_to_int4(device, args, count, stream);
   if (args.slab_type == DType::i8) return quantise_to<int8_t>(device, args, count, stream);
   if (args.slab_type == DType::f8e4m3) return quantise_to<f8e4m3_t>(device, args, count, stream);
   return kInvalidValue;

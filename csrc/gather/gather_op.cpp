@@ -20,30 +20,38 @@ void gather_rows_(Tensor slab, Tensor slab_ids, Tensor weight, Tensor active_ids
   check.value(weight.dim() == 2, "weight", "shape [V, D]", shape_of(weight));
   const int64_t groups = id_dims == 2 ? active_ids.size(0) : 1;
   const int64_t capacity = active_ids.size(id_dims - 1);
-  const int64_t vocab_size = weight.size(0), dim = weight.size(1);
+  const bool int4_slab = slab.scalar_type() == ScalarType::Byte;
+  const bool int4_weight = weight.scalar_type() == ScalarType::Byte;
+  const int64_t vocab_size = weight.size(0), dim = weight.size(1) * (int4_weight ? 2 : 1);
+  const int64_t columns = int4_slab || int4_weight ? dim / 2 : dim;  // of the slab's tensor
   check.dtype(active_ids, "active_ids", ScalarType::Int);
   check.dtype(slab_ids, "slab_ids", ScalarType::Int);
   if (id_dims == 1) {
     check.shape(slab_ids, "slab_ids", {capacity});
-    check.shape(slab, "slab", {capacity, dim});
+    check.shape(slab, "slab", {capacity, columns});
   } else {
     check.shape(slab_ids, "slab_ids", {groups, capacity});
-    check.shape(slab, "slab", {groups, capacity, dim});
+    check.shape(slab, "slab", {groups, capacity, columns});
   }
 
   GatherArgs args{};
   const auto weight_dtype = weight.scalar_type();
-  const bool quantised_weight = weight_dtype == ScalarType::Char || weight_dtype == ScalarType::Float8_e4m3fn;
+  const bool quantised_weight =
+      int4_weight || weight_dtype == ScalarType::Char || weight_dtype == ScalarType::Float8_e4m3fn;
   args.weight_type = quantised_weight ? check.row_dtype(weight, "weight", weight_dtype)
                                       : check.float_dtype(weight, "weight");
   if (quantised_weight) check.dtype(slab, "slab", weight_dtype);
   args.slab_type = check.row_dtype(slab, "slab", weight_dtype);
   call.check_rows(args.slab_type, "slab");
-  args.weight_scale = check.row_scale(weight_scale, "weight_scale", args.weight_type, {vocab_size});
-  const float* scale = id_dims == 1
-                           ? check.row_scale(slab_scale, "slab_scale", args.slab_type, {capacity})
-                           : check.row_scale(slab_scale, "slab_scale", args.slab_type, {groups, capacity});
-  args.slab_scale = const_cast<float*>(scale);
+  if (int4_slab) check.int4_dim(dim, "weight");
+  const RowScale from = check.row_scale(weight_scale, "weight_scale", args.weight_type, {vocab_size}, dim);
+  args.weight_scale = from.by_row;
+  args.weight_group_scale = from.by_group;
+  const RowScale to =
+      id_dims == 1 ? check.row_scale(slab_scale, "slab_scale", args.slab_type, {capacity}, dim)
+                   : check.row_scale(slab_scale, "slab_scale", args.slab_type, {groups, capacity}, dim);
+  args.slab_scale = to.by_row;
+  args.slab_group_scale = to.by_group;
 
   check.unit_inner_stride(weight, "weight");
   args.weight = call.data_of(weight, "weight");
@@ -67,15 +75,15 @@ void gather_rows_(Tensor slab, Tensor slab_ids, Tensor weight, Tensor active_ids
   args.vocab_size = vocab_size;
   const int64_t slots = groups * capacity;
   call.check_size(slots, "active_ids", "G * K");
-  call.check_size(dim * element_size(args.weight_type), "weight", "bytes of a row");
+  call.check_size(row_bytes(args.weight_type, dim), "weight", "bytes of a row");
   const HostValues ids(call, active_ids);
   if (ids.known()) check.ids(ids.data<int32_t>(), slots, vocab_size, "active_ids");
   note_writes(written);
   if (call.on_cuda()) return call.check(run_gather_rows_cuda(args, slots, call.stream()));
 
   // A thread is worth waking for a quarter megabyte of rows, although most slots cost only one compare.
-  const int64_t row_bytes = std::max<int64_t>(1, dim * element_size(args.weight_type));
-  const int64_t grain = std::max<int64_t>(16, (int64_t{1} << 18) / row_bytes);
+  const int64_t weight_row = std::max<int64_t>(1, row_bytes(args.weight_type, dim));
+  const int64_t grain = std::max<int64_t>(16, (int64_t{1} << 18) / weight_row);
   parallel_for(slots, grain, [&](int64_t begin, int64_t end) { gather_slots(args, begin, end); });
 }
 

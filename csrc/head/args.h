@@ -14,10 +14,11 @@ constexpr int64_t kMaxTopK = 128;
 struct HeadArgs {
   const void* hidden;  // [M, D] in hidden_type
   int64_t hidden_row_stride;
-  const void* weight;  // [V, D], or [G, K, D] if packed, in weight_type
+  const void* weight;  // [V, D], or [G, K, D] if packed, in weight_type; i4 has D / 2 elements
   int64_t weight_row_stride;
   int64_t weight_group_stride;  // packed only
-  const float* weight_scale;    // [V] or [G, K], null unless the rows are quantised
+  const float* weight_scale;    // [V] or [G, K], null unless the rows are int8 or fp8
+  const bf16_t* group_scale;    // [V, D / 32] or [G, K, D / 32], null unless the rows are i4
   const int32_t* active_ids;    // [G, K], -1 is an empty slot
   const void* group_ids;        // [M], or [1] if one_group; int32 or int64, -1: padding; null: group 0
   const void* bias;             // [V] in hidden_type or fp32, null: none

@@ -54,20 +54,30 @@ HeadArgs checked(const Checker& check, const DeviceCall& call, const Tensor& hid
   args.weight_type = check.row_dtype(weight, "weight", hidden.scalar_type());
   call.check_rows(args.weight_type, "weight");
 
-  args.vocab_size = int64_t{1} << 31;  // unknown for a slab, unless a bias has V elements
-  if (!packed) {
-    check.value(weight.dim() == 2 && weight.size(1) == args.dim, "weight",
-                "shape [V, " + std::to_string(args.dim) + "]", shape_of(weight));
-    args.vocab_size = weight.size(0);
-    args.weight_scale = check.row_scale(weight_scale, "weight_scale", args.weight_type, {args.vocab_size});
-  } else if (id_dims == 1) {
-    check.shape(weight, "weight", {args.capacity, args.dim});
-    args.weight_scale = check.row_scale(weight_scale, "weight_scale", args.weight_type, {args.capacity});
-  } else {
-    check.shape(weight, "weight", {args.groups, args.capacity, args.dim});
-    args.weight_scale =
-        check.row_scale(weight_scale, "weight_scale", args.weight_type, {args.groups, args.capacity});
+  int64_t columns = args.dim;  // of the tensor
+  if (args.weight_type == DType::i4) {
+    check.int4_dim(args.dim, "weight");
+    columns /= 2;
   }
+  args.vocab_size = int64_t{1} << 31;  // unknown for a slab, unless a bias has V elements
+  const auto scale_of = [&](std::initializer_list<int64_t> shape) {
+    return check.row_scale(weight_scale, "weight_scale", args.weight_type, shape, args.dim);
+  };
+  RowScale scale;
+  if (!packed) {
+    check.value(weight.dim() == 2 && weight.size(1) == columns, "weight",
+                "shape [V, " + std::to_string(columns) + "]", shape_of(weight));
+    args.vocab_size = weight.size(0);
+    scale = scale_of({args.vocab_size});
+  } else if (id_dims == 1) {
+    check.shape(weight, "weight", {args.capacity, columns});
+    scale = scale_of({args.capacity});
+  } else {
+    check.shape(weight, "weight", {args.groups, args.capacity, columns});
+    scale = scale_of({args.groups, args.capacity});
+  }
+  args.weight_scale = scale.by_row;
+  args.group_scale = scale.by_group;
 
   check.value(args.groups == 1 || group_ids || args.rows == 0, "group_ids",
               "a group per row, as G = " + std::to_string(args.groups), "None");

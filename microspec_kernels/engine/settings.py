@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from microspec_kernels._checks import QUANTISED
+from microspec_kernels._checks import INT4, QUANTISED
 from microspec_kernels._token_ids import INT32_IDS, read_token_ids
 from microspec_kernels.policy import CAPACITY, TARGET_TOP_K
 
@@ -18,7 +18,7 @@ SWITCH = "MICROSPEC"
 
 Vocabulary = Literal["shared", "request"]
 Mode = Literal["indexed", "packed"]
-_SLAB_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in QUANTISED}
+_SLAB_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in QUANTISED} | {"int4": INT4}
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ class Settings:
             (:func:`microspec_kernels.policy.count_frequent_tokens`).
         mode: "indexed" reads rows of the draft's LM head; "packed" copies the active rows into a
             slab.
-        slab_dtype: dtype of the slab: "int8", "float8_e4m3fn", or None for the head's dtype.
+        slab_dtype: dtype of the slab: "int8", "float8_e4m3fn", "int4" (4 bits a column), or None
+            for the head's dtype.
 
     Raises:
         ValueError, TypeError: a value is outside these ranges; the message names the setting.

@@ -4,6 +4,7 @@
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
+import torch
 from torch import Tensor
 
 from microspec_kernels._token_ids import token_ids
@@ -110,6 +111,7 @@ class Sparse(Head):
     """A ranking over an active vocabulary that follows the text and the target (arXiv 2605.26444).
 
     `vocab` is an `ActiveVocab` over the rows of the LM head. Tokens without a row are ignored.
+    `mode` and `slab_dtype` are those of `SparseHead`.
     """
 
     follows = True
@@ -119,6 +121,7 @@ class Sparse(Head):
         lm_head: LMHead,
         vocab: ActiveVocab,
         mode: Literal["indexed", "packed"] = "indexed",
+        slab_dtype: torch.dtype | Literal["int4"] | None = None,
     ) -> None:
         self.lm_head = lm_head = lm_head.sound()
         self.vocab = vocab
@@ -127,6 +130,7 @@ class Sparse(Head):
             lm_head.weight,
             vocab,
             mode=mode,
+            slab_dtype=slab_dtype,
             bias=lm_head.bias,
             logit_scale=lm_head.scale,
             softcap=lm_head.softcap,

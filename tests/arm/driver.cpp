@@ -136,7 +136,11 @@ void serve_head() {
   args.weight = weight.as<void>();
   args.active_ids = active_ids.as<int32_t>();
   args.group_ids = group_ids.as<void>();
-  args.weight_scale = weight_scale.as<float>();
+  if (args.weight_type == DType::i4) {
+    args.group_scale = weight_scale.as<bf16_t>();
+  } else {
+    args.weight_scale = weight_scale.as<float>();
+  }
   args.bias = bias.as<void>();
   if (k > 0) {
     run_sparse_head(args, k, logits.as<float>(), token_ids.as<int64_t>(), logsumexp.as<float>());
@@ -159,10 +163,15 @@ void serve_gather() {
   const Array weight(Array::kRead), active_ids(Array::kRead), weight_scale(Array::kRead);
   args.slab = slab.as<void>();
   args.slab_ids = slab_ids.as<int32_t>();
-  args.slab_scale = slab_scale.as<float>();
   args.weight = weight.as<void>();
   args.active_ids = active_ids.as<int32_t>();
-  args.weight_scale = weight_scale.as<float>();
+  if (args.slab_type == DType::i4) {
+    args.slab_group_scale = slab_scale.as<bf16_t>();
+    args.weight_group_scale = weight_scale.as<bf16_t>();
+  } else {
+    args.slab_scale = slab_scale.as<float>();
+    args.weight_scale = weight_scale.as<float>();
+  }
   gather_slots(args, 0, slots);
   slab.send();
   slab_ids.send();

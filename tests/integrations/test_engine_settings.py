@@ -41,6 +41,7 @@ def test_every_setting_by_name() -> None:
     assert Settings(mode="packed", slab_dtype="float8_e4m3fn").slab_torch_dtype == (
         torch.float8_e4m3fn
     )
+    assert Settings(mode="packed", slab_dtype="int4").slab_torch_dtype is torch.uint8
     assert Settings().slab_torch_dtype is None
 
 
@@ -84,7 +85,7 @@ def test_numbers(name: str) -> None:
     [
         ("vocabulary", ["shared", "request"]),
         ("mode", ["indexed", "packed"]),
-        ("slab_dtype", [None, "int8", "float8_e4m3fn"]),
+        ("slab_dtype", [None, "int8", "float8_e4m3fn", "int4"]),
     ],
 )
 def test_choices(name: str, choices: list[str | None]) -> None:

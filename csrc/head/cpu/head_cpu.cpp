@@ -33,7 +33,8 @@ struct GroupWork {
   int64_t first_hidden;        // the group's first row among the packed activations
   int64_t panel_rows;          // rows of the weight that a thread takes at a time
   const char* weight;          // base of the rows that `index` counts
-  const float* scale;          // base of the scales that `index` counts, or null
+  const float* scale;          // base of the rows' scales that `index` counts, or null
+  const bf16_t* group_scale;   // base of the groups' scales of i4 rows that `index` counts, or null
   const int32_t* index;        // slots if the weight is packed, else ids
 
   int64_t count() const { return static_cast<int64_t>(slots.size()); }
@@ -65,11 +66,13 @@ class Head {
       list_occupied(work, args.active_ids + g * args.capacity);
       // Make at least four panels a thread, so that the threads finish at about the same time.
       const int64_t share = work.count() / (4 * thread_count()) / kPanelUnit * kPanelUnit;
-      work.panel_rows = std::clamp(share, kPanelUnit, kMaxPanelRows);
+      work.panel_rows = std::clamp(share, kPanelUnit, max_panel_rows(args.weight_type));
       const int64_t group_bytes = args.weight_group_stride * element_size(args.weight_type);
       work.weight = static_cast<const char*>(args.weight) + (args.packed ? g * group_bytes : 0);
       work.scale = args.weight_scale;
       if (args.weight_scale && args.packed) work.scale += g * args.capacity;
+      work.group_scale = args.group_scale;
+      if (args.group_scale && args.packed) work.group_scale += g * args.capacity * scales_per_row();
       work.index = args.packed ? work.slots.data() : work.ids.data();
     }
     pack_hidden(packed_rows);
@@ -82,7 +85,7 @@ class Head {
     for (const GroupWork& work : groups_) {
       if (work.rows.empty()) continue;
       const int64_t panels = (work.count() + work.panel_rows - 1) / work.panel_rows;
-      const int64_t panel_bytes = work.panel_rows * args_.dim * element_size(args_.weight_type);
+      const int64_t panel_bytes = work.panel_rows * row_bytes(args_.weight_type, args_.dim);
       const int64_t grain = std::max<int64_t>(1, kBytesPerThread / std::max<int64_t>(1, panel_bytes));
       parallel_for(panels, grain, [&](int64_t begin, int64_t end) {
         std::vector<float> dots(work.panel_rows * work.rows.size());
@@ -152,13 +155,20 @@ class Head {
     const char* rows[kMaxPanelRows];
     const int64_t first = index * work.panel_rows;
     const int64_t count = std::min(work.panel_rows, work.count() - first);
-    const int64_t row_bytes = args_.weight_row_stride * element_size(args_.weight_type);
-    for (int64_t r = 0; r < count; ++r) rows[r] = work.weight + work.index[first + r] * row_bytes;
+    const int64_t stride = args_.weight_row_stride * element_size(args_.weight_type);
+    const bf16_t* scales[kMaxPanelRows];
+    for (int64_t r = 0; r < count; ++r) {
+      const int64_t row = work.index[first + r];
+      rows[r] = work.weight + row * stride;
+      if (work.group_scale) scales[r] = work.group_scale + row * scales_per_row();
+    }
     const char* hidden =
         hidden_.get() + work.first_hidden * hidden_stride_ * element_size(kernel_.hidden_type);
-    kernel_.panel(
-        {rows, count, hidden, static_cast<int64_t>(work.rows.size()), hidden_stride_, args_.dim, dots});
+    kernel_.panel({rows, count, hidden, static_cast<int64_t>(work.rows.size()), hidden_stride_, args_.dim,
+                   dots, work.group_scale ? scales : nullptr});
   }
+
+  int64_t scales_per_row() const { return args_.dim / kScaleGroup; }
 
   template <class Column>
   void store(const GroupWork& work, int64_t index, const float* dots, float* logits,

@@ -15,6 +15,7 @@ struct Vec {
   static constexpr int kLanes = 8;
   // 2 * 5 accumulators, two rows and an activation take 13 of 16 registers.
   static constexpr int kRowsFor1 = 8, kRows = 2, kColumns = 5;
+  static constexpr int kInt4Rows = 1, kInt4Columns = 4;
   static constexpr float gain(f8e4m3_t) { return 256.0f; }  // see load(const f8e4m3_t*)
   template <class Row>
   static constexpr float gain(Row) {
@@ -41,6 +42,20 @@ struct Vec {
     const __m128i sign = _mm_and_si128(bits, _mm_set1_epi16(static_cast<int16_t>(0x8000)));
     const __m128i half = _mm_or_si128(sign, _mm_or_si128(nan, _mm_slli_epi16(magnitude, 7)));
     return _mm256_cvtph_ps(half);
+  }
+  // 32 bytes of codes are two groups, eight columns a lane.
+  using Codes = __m256i;
+  static Codes load_codes(const char* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  static Type column_of(Codes codes, int i) {
+    return _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(codes, 28 - 4 * i), 28));
+  }
+  static Type group_scales(const bf16_t* p) {
+    int32_t pair;
+    __builtin_memcpy(&pair, p, sizeof pair);
+    const __m256i both = _mm256_set1_epi32(pair);
+    const __m256i first = _mm256_slli_epi32(both, 16);
+    return _mm256_castsi256_ps(
+        _mm256_blend_epi32(first, _mm256_and_si256(both, _mm256_set1_epi32(0xffff0000)), 0xf0));
   }
   static Type fma(Type a, Type b, Type c) { return _mm256_fmadd_ps(a, b, c); }
   static float sum(Type v) {

@@ -46,7 +46,7 @@ constexpr int64_t kMaxColumns = 64;
 // takes 8 % longer at M = 1.
 constexpr int64_t kAhead = 128;
 
-static_assert(kDepth == kHiddenPadding);
+static_assert(kHiddenPadding % kDepth == 0);
 
 // ---- Step 1: order the activations, once a call
 int64_t arranged_rows(int64_t count) { return count; }

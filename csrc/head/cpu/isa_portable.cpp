@@ -62,6 +62,7 @@ struct Vec {
   // Widening a row costs more than multiplying it, so as many activations share a widened row as 16 registers
   // allow.
   static constexpr int kRowsFor1 = 4, kRows = 1, kColumns = 10;
+  static constexpr int kInt4Rows = 1, kInt4Columns = 4;
   template <class Row>
   static constexpr float gain(Row) {
     return 1.0f;
@@ -70,6 +71,19 @@ struct Vec {
   template <class Row>
   static Type load(const Row* p) {
     return widen(p);
+  }
+  // 16 bytes of codes are one group, eight columns a lane.
+  using Codes = SignedWords;
+  static Codes load_codes(const char* p) {
+    Codes codes;
+    __builtin_memcpy(&codes, p, sizeof codes);
+    return codes;
+  }
+  static Type column_of(Codes codes, int i) {
+    return __builtin_convertvector(codes << (28 - 4 * i) >> 28, Type);
+  }
+  static Type group_scales(const bf16_t* p) {
+    return reinterpret_cast<Type>(Words{} + (static_cast<uint32_t>(p->bits) << 16));
   }
   static Type fma(Type a, Type b, Type c) { return a * b + c; }
   static float sum(Type v) { return (v[0] + v[2]) + (v[1] + v[3]); }

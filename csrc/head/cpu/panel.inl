@@ -151,6 +151,8 @@ struct WideningMac {
   static float sum(Acc acc) { return Vec::sum(acc); }
 };
 
+#include "panel_int4.inl"
+
 // Returns the kernel that widens rows to fp32, for every type of weight.
 template <class Vec>
 HeadKernel widening_head(DType weight_type, DType) {
@@ -159,6 +161,7 @@ HeadKernel widening_head(DType weight_type, DType) {
     case DType::f16: return head_kernel<WideningMac<Vec, f16_t>>(DType::f32);
     case DType::bf16: return head_kernel<WideningMac<Vec, bf16_t>>(DType::f32);
     case DType::i8: return head_kernel<WideningMac<Vec, int8_t>>(DType::f32);
+    case DType::i4: return int4_head<Vec>();
     case DType::f8e4m3: return head_kernel<WideningMac<Vec, f8e4m3_t>>(DType::f32);
   }
   __builtin_trap();  // the op's checks admit no other type

@@ -25,6 +25,8 @@ struct NeonVec {
   static constexpr int kLanes = 4;
   // 4 * 6 accumulators, four rows and an activation take 29 of 32 registers.
   static constexpr int kRowsFor1 = 8, kRows = 4, kColumns = 6;
+  // Two rows' eight vectors, their 2 * 4 sums, two products, scales and an activation take 29.
+  static constexpr int kInt4Rows = 2, kInt4Columns = 4;
   static constexpr float gain(f8e4m3_t) { return 256.0f; }  // see e4m3_as_f16
   template <class Row>
   static constexpr float gain(Row) {
@@ -43,6 +45,15 @@ struct NeonVec {
     return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(four_bytes(p)))));
   }
   static Type load(const f8e4m3_t* p) { return vcvt_f32_f16(vget_low_f16(e4m3_as_f16(four_bytes(p)))); }
+  // 16 bytes of codes are one group, eight columns a lane.
+  using Codes = int32x4_t;
+  static Codes load_codes(const char* p) {
+    return vreinterpretq_s32_u8(vld1q_u8(reinterpret_cast<const uint8_t*>(p)));
+  }
+  static Type column_of(Codes codes, int i) { return vcvtq_f32_s32(codes << (28 - 4 * i) >> 28); }
+  static Type group_scales(const bf16_t* p) {
+    return vreinterpretq_f32_u32(vdupq_n_u32(static_cast<uint32_t>(p->bits) << 16));
+  }
   static Type fma(Type a, Type b, Type c) { return vfmaq_f32(c, a, b); }
   static float sum(Type v) { return vaddvq_f32(v); }
 

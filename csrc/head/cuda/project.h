@@ -40,8 +40,8 @@ int64_t expected_rows(const HeadArgs& args);
 
 Error project_simt(const HeadArgs& args, const Partials& partials, const HeadPlan& plan, void* stream);
 
-// Whether project_mma supports the call: fp16 or bf16 hidden, 16-byte aligned rows, and D a multiple of 64
-// bytes of weights.
+// Whether project_mma supports the call: rows of 8 bits or more, fp16 or bf16 hidden, 16-byte aligned rows,
+// and D a multiple of 64 bytes of weights.
 bool fits_mma(const HeadArgs& args);
 Error plan_mma(const HeadArgs& args, MmaPlan& plan);
 Error project_mma(const HeadArgs& args, const Partials& partials, const HeadPlan& plan, void* stream);
@@ -56,7 +56,7 @@ inline bool aligned16(const HeadArgs& args) {
   return multiple(reinterpret_cast<intptr_t>(args.hidden)) &&
          multiple(reinterpret_cast<intptr_t>(args.weight)) && multiple(args.hidden_row_stride * hidden) &&
          multiple(args.weight_row_stride * weight) && multiple(args.weight_group_stride * weight) &&
-         multiple(args.dim * hidden) && multiple(args.dim * weight);
+         multiple(args.dim * hidden) && multiple(row_bytes(args.weight_type, args.dim));
 }
 
 }  // namespace microspec

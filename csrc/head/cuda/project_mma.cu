@@ -364,6 +364,7 @@ Error with_kernel(const HeadArgs& args, F&& f) {
 }  // namespace
 
 bool fits_mma(const HeadArgs& args) {
+  if (args.weight_type == DType::i4) return false;
   const int64_t chunk = 64 / element_size(args.weight_type);
   return args.hidden_type != DType::f32 && args.dim > 0 && args.dim % chunk == 0 && aligned16(args);
 }

@@ -44,54 +44,76 @@ constexpr int kMaxThreads = kMaxWarps * kWarp;
 // Slots between two barriers: one id for each lane.
 constexpr int kRound = kWarp;
 
+template <class Row>
+constexpr bool kIsInt4 = std::is_same_v<Row, i4x2_t>;
+// Elements of D in 16 bytes of a row. Of i4 rows, that is one group, which has one scale.
+template <class Row>
+constexpr int kLoadElements = kVector<Row> * (kIsInt4<Row> ? 2 : 1);
+static_assert(kLoadElements<i4x2_t> == kScaleGroup);
 // 16-byte loads of one row by one lane. A second load of 8-bit elements would make 32 elements a lane, and
 // hidden would need too many registers.
 template <class Row>
 constexpr int kLoads = sizeof(Row) == 1 ? 1 : 2;
 template <class Row>
-constexpr int kLaneElements = kLoads<Row> * kVector<Row>;
+constexpr int kLaneElements = kLoads<Row> * kLoadElements<Row>;
 template <class Row>
 constexpr int kWarpElements = kWarp * kLaneElements<Row>;
 
 // Rows that a lane loads ahead: 64 registers beside one row of hidden, 32 beside four. Without alignment it
 // is one row, because elements that are loaded one by one need registers too.
-template <int kRows, bool kAligned>
-constexpr int kAhead = !kAligned    ? 1
-                       : kRows == 1 ? 8
-                                    : 4;
+// i4 rows have 32 elements a lane, whose hidden leaves fewer registers.
+template <class Row, int kRows, bool kAligned>
+constexpr int kAhead = !kAligned      ? 1
+                       : kRows > 1    ? 4
+                       : kIsInt4<Row> ? 6
+                                      : 8;
 
 // ---- Step 1: load a lane's elements of a row of weights or of hidden
+// What a lane loads of one row in one pass over D.
+template <class Row>
+struct LaneRow {
+  uint4 words[kLoads<Row>];
+  uint16_t scale;  // of i4 rows, a bf16
+};
+
 // Knows which elements of a row are the lane's in one pass over D.
 template <class Row, bool kAligned>
 class LaneLoader {
  public:
   MICROSPEC_DEVICE LaneLoader(int64_t dim, int pass) : dim_(dim) {
     const int64_t warp = static_cast<int64_t>(pass) * blockDim.x / kWarp + warp_index();
-    begin_ = warp * kWarpElements<Row> + lane_index() * kVector<Row>;
+    begin_ = warp * kWarpElements<Row> + lane_index() * kLoadElements<Row>;
   }
 
-  MICROSPEC_DEVICE void load_row(const Row* row, uint4 (&words)[kLoads<Row>]) const {
+  MICROSPEC_DEVICE void load_row(const HeadArgs& args, int group, int slot, int32_t id,
+                                 LaneRow<Row>& part) const {
+    const Row* row = row_of<Row>(args, group, slot, id);
 #pragma unroll
-    for (int i = 0; i < kLoads<Row>; ++i) words[i] = load16(row, element(i));
+    for (int i = 0; i < kLoads<Row>; ++i) part.words[i] = load16(row, element(i));
+    if constexpr (kIsInt4<Row>) {
+      part.scale = 0;
+      if (begin_ < dim_) part.scale = group_scales_of(args, group, slot, id)[begin_ / kScaleGroup].bits;
+    }
   }
 
   template <class Hidden>
   MICROSPEC_DEVICE void load_hidden(const Hidden* hidden, float (&values)[kLaneElements<Row>]) const {
 #pragma unroll
     for (int i = 0; i < kLaneElements<Row>; i += kVector<Hidden>) {
-      unpack16<Hidden>(load16(hidden, element(i / kVector<Row>) + i % kVector<Row>), values + i);
+      unpack16<Hidden>(load16(hidden, element(i / kLoadElements<Row>) + i % kLoadElements<Row>), values + i);
     }
   }
 
  private:
   // The first element of the lane's load i. The lanes of a warp read 512 consecutive bytes.
-  MICROSPEC_DEVICE int64_t element(int i) const { return begin_ + i * kWarp * kVector<Row>; }
+  MICROSPEC_DEVICE int64_t element(int i) const { return begin_ + i * kWarp * kLoadElements<Row>; }
 
   template <class Element>
   MICROSPEC_DEVICE uint4 load16(const Element* source, int64_t at) const {
     if (at >= dim_) return make_uint4(0, 0, 0, 0);
-    if constexpr (kAligned) return ptx::load_once16(source + at);
-    return load_elements(source + at, dim_ - at);
+    constexpr int kColumns = kIsInt4<Element> ? 2 : 1;  // of an element
+    if constexpr (kAligned) return ptx::load_once16(source + at / kColumns);
+    return load_elements(source + at / kColumns, (dim_ - at) / kColumns);
   }
 
   int64_t dim_;
@@ -175,25 +197,29 @@ class Projector {
   MICROSPEC_DEVICE void multiply(int group, const StridedRange& slots, int first, int32_t id, unsigned active,
                                  int pass) {
     const LaneLoader<Row, kAligned> loader(args_.dim, pass);
-    uint4 ahead[kAhead<kRows, kAligned>][kLoads<Row>];
+    LaneRow<Row> ahead[kAhead<Row, kRows, kAligned>];
     unsigned to_load = active, to_use = active;
-    const auto load = [&](uint4(&words)[kLoads<Row>]) {
+    const auto load = [&](LaneRow<Row>& part) {
       const int j = take_lowest(to_load);
       const int32_t row_id = __shfl_sync(kAllLanes, id, j);
-      loader.load_row(row_of<Row>(args_, group, slots.at(first + j), row_id), words);
+      loader.load_row(args_, group, slots.at(first + j), row_id, part);
     };
 #pragma unroll
-    for (int a = 0; a < kAhead<kRows, kAligned>; ++a) {
+    for (int a = 0; a < kAhead<Row, kRows, kAligned>; ++a) {
       if (to_load) load(ahead[a]);
     }
     while (to_use) {
 #pragma unroll
-      for (int a = 0; a < kAhead<kRows, kAligned>; ++a) {
+      for (int a = 0; a < kAhead<Row, kRows, kAligned>; ++a) {
         if (!to_use) break;
         const int j = take_lowest(to_use);
         float dots[kRows] = {};
 #pragma unroll
-        for (int i = 0; i < kLoads<Row>; ++i) multiply_add(ahead[a][i], i, dots);
+        for (int i = 0; i < kLoads<Row>; ++i) multiply_add(ahead[a].words[i], i, dots);
+        if constexpr (kIsInt4<Row>) {
+#pragma unroll
+          for (float& dot : dots) dot *= __uint_as_float(static_cast<uint32_t>(ahead[a].scale) << 16);
+        }
         if (to_load) load(ahead[a]);
         const float sum = sums_over_warp(dots);
         constexpr int kLanes = kWarp / kRows;
@@ -206,13 +232,13 @@ class Projector {
   }
 
   MICROSPEC_DEVICE void multiply_add(const uint4& words, int load, float (&dots)[kRows]) const {
-    float weights[kVector<Row>];
+    float weights[kLoadElements<Row>];
     unpack16<Row>(words, weights);
 #pragma unroll
-    for (int e = 0; e < kVector<Row>; ++e) {
+    for (int e = 0; e < kLoadElements<Row>; ++e) {
 #pragma unroll
       for (int m = 0; m < kRows; ++m) {
-        dots[m] = fmaf(weights[e], hidden_[m][load * kVector<Row> + e], dots[m]);
+        dots[m] = fmaf(weights[e], hidden_[m][load * kLoadElements<Row> + e], dots[m]);
       }
     }
   }
@@ -256,6 +282,10 @@ project_simt_kernel(HeadArgs args, Partials partials) {
 }
 
 // ---- Host: the launch
+// Rows of hidden that share a loaded row: their elements stay in registers, 16 of each (32 for i4 rows).
+template <class Row>
+constexpr int kSharing = kIsInt4<Row> ? kSimtRows / 2 : kSimtRows;
+
 template <class Hidden, class Row>
 Error start(const HeadArgs& args, const Partials& partials, const HeadPlan& plan, void* stream) {
   const int64_t warps =
@@ -267,9 +297,9 @@ Error start(const HeadArgs& args, const Partials& partials, const HeadPlan& plan
   how.dependent = true;
   how.least_arch = least_arch(args);
   if (!aligned16(args))
-    return launch(project_simt_kernel<Hidden, Row, kSimtRows, false>, how, args, partials);
+    return launch(project_simt_kernel<Hidden, Row, kSharing<Row>, false>, how, args, partials);
   if (expected_rows(args) == 1) return launch(project_simt_kernel<Hidden, Row, 1, true>, how, args, partials);
-  return launch(project_simt_kernel<Hidden, Row, kSimtRows, true>, how, args, partials);
+  return launch(project_simt_kernel<Hidden, Row, kSharing<Row>, true>, how, args, partials);
 }
 
 template <class Hidden>
@@ -277,6 +307,7 @@ Error start(const HeadArgs& args, const Partials& partials, const HeadPlan& plan
   switch (args.weight_type) {
     case DType::i8: return start<Hidden, int8_t>(args, partials, plan, stream);
     case DType::f8e4m3: return start<Hidden, f8e4m3_t>(args, partials, plan, stream);
+    case DType::i4: return start<Hidden, i4x2_t>(args, partials, plan, stream);
     default: return start<Hidden, Hidden>(args, partials, plan, stream);
   }
 }

@@ -36,4 +36,10 @@ MICROSPEC_DEVICE const Row* row_of(const HeadArgs& args, int group, int slot, in
          index * args.weight_row_stride;
 }
 
+// Returns the scales of a slot's groups of i4 columns.
+MICROSPEC_DEVICE const bf16_t* group_scales_of(const HeadArgs& args, int group, int slot, int32_t id) {
+  const int64_t index = args.packed ? group * args.capacity + slot : id;
+  return args.group_scale + index * (args.dim / kScaleGroup);
+}
+
 }  // namespace microspec

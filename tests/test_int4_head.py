@@ -1,0 +1,147 @@
+"""sparse_head and sparse_logits over rows of 4 bits, against float64 of the dequantised rows."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from backends_under_test import CPU, INT4_BACKENDS
+from compare import assert_bitwise, assert_close, exact_topk, ids_by_row, int4_columns, logits_in
+from generators import FLOATS, INT4, HeadCase, head_case, head_cases, int4_rows
+from hypothesis import given
+from hypothesis import strategies as st
+from test_head_values import check_against_float64
+
+from microspec_kernels import reference, sparse_head, sparse_logits
+
+pytestmark = pytest.mark.backends(*INT4_BACKENDS)
+
+
+@given(case=head_cases(int4=True, dim=400), k=st.integers(1, 128))
+def test_any_call(case: HeadCase, k: int) -> None:
+    """Empty slots have codes of 7 and scales of NaN, as gaps between rows have."""
+    check_against_float64(case, k)
+
+
+@given(case=head_cases(exact=True, int4=True), k=st.integers(1, 60))
+def test_exact_arithmetic_gives_exact_ids(case: HeadCase, k: int) -> None:
+    """Small integers and scales of powers of two give ties everywhere and no rounding."""
+    exact = logits_in(case, torch.float64)
+    assert_bitwise(sparse_logits(*case.tensors(), **case.options()) + 0.0, exact.float() + 0.0)
+    logits, ids, _ = sparse_head(*case.tensors(), k, **case.options())
+    want, want_ids = exact_topk(exact, ids_by_row(case), k)
+    assert_bitwise(ids, want_ids, "token_ids")
+    assert_bitwise(logits + 0.0, want.float() + 0.0, "logits")
+
+
+@pytest.mark.parametrize("dim", [32, 64, 96, 128, 160, 224, 256, 288, 512, 2880, 4096])
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("m", [1, 3, 10])
+def test_dims(dtype: torch.dtype, dim: int, m: int) -> None:
+    """Whole blocks of every width, and remainders of one to seven groups."""
+    check_against_float64(
+        head_case(dim, m=m, dim=dim, capacity=37, dtype=dtype, weight_dtype=INT4, packed=m == 3),
+        k=10,
+    )
+
+
+@pytest.mark.parametrize("m", [1, 2, 4, 5, 6, 11, 16, 17, 33, 65])
+@pytest.mark.parametrize("groups", [None, 3])
+def test_numbers_of_rows(m: int, groups: int | None) -> None:
+    case = head_case(
+        m, m=m, dim=256, capacity=75, num_groups=groups, dtype=torch.bfloat16, weight_dtype=INT4,
+        packed=True, bias=torch.float32, padding=True, softcap=30.0,
+    )  # fmt: skip
+    check_against_float64(case, k=9)
+
+
+def test_every_code_in_every_column() -> None:
+    """The even column of a byte is its low half; codes are two's complement."""
+    codes = (torch.arange(16)[:, None] + torch.arange(96)) % 16 - 8
+    rows, ids = int4_rows(codes), torch.arange(16, dtype=torch.int32)
+    assert_bitwise(int4_columns(rows), codes)
+    assert_bitwise(reference.int4_columns(rows), codes.to(torch.int8))
+    assert int4_rows(torch.tensor([[3, -2]])).tolist() == [[0xE3]]
+    scale = 2.0 ** torch.tensor([3.0, -2.0, 9.0]).expand(16, 3)
+    wanted = codes * scale.repeat_interleave(32, 1)
+    for dtype in FLOATS:
+        z = sparse_logits(
+            torch.eye(96, dtype=dtype), rows, ids, weight_scale=scale.bfloat16().contiguous()
+        )
+        assert_bitwise(z + 0.0, wanted.T.contiguous() + 0.0)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_broken_scale_breaks_its_row_alone(value: float) -> None:
+    case = head_case(8, m=3, dim=160, dtype=torch.bfloat16, weight_dtype=INT4)
+    assert case.weight_scale is not None
+    want = sparse_logits(*case.tensors(), **case.options())
+    slot = int((case.active_ids >= 0).nonzero()[4])
+    scale = case.weight_scale.clone()
+    scale[int(case.active_ids[slot]), 4] = value
+    got = sparse_logits(*case.tensors(), **(case.options() | {"weight_scale": scale}))
+    others = torch.arange(len(case.active_ids)) != slot
+    assert not got[:, slot].isfinite().any()
+    assert_bitwise(got[:, others], want[:, others])
+
+
+def test_a_row_does_not_know_its_batch() -> None:
+    """Slots and M decide the tile of a row, but not its logit. Sums are exact for Triton's sake."""
+    case = head_case(
+        9, m=23, dim=416, vocab_size=99, capacity=90, active=90, exact=True,
+        dtype=torch.bfloat16, weight_dtype=INT4,
+    )  # fmt: skip
+    whole = sparse_logits(*case.tensors(), **case.options())
+    for first, last in [(0, 1), (1, 3), (3, 7), (5, 16), (22, 23)]:
+        part = case.changed(hidden=case.hidden[first:last])
+        assert_bitwise(sparse_logits(*part.tensors(), **part.options()), whole[first:last])
+    order = torch.randperm(90, generator=torch.Generator().manual_seed(0))
+    moved = case.changed(active_ids=case.active_ids[order])
+    assert_bitwise(sparse_logits(*moved.tensors(), **moved.options()), whole[:, order])
+
+
+@pytest.mark.backends(*CPU)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_threads_and_batches_bit_for_bit(dtype: torch.dtype) -> None:
+    case = head_case(
+        10, m=13, dim=544, vocab_size=3000, capacity=1500, dtype=dtype, weight_dtype=INT4
+    )
+    torch.set_num_threads(1)
+    want = sparse_logits(*case.tensors(), **case.options())
+    for threads in (2, 3, 5):
+        torch.set_num_threads(threads)
+        assert_bitwise(sparse_logits(*case.tensors(), **case.options()), want)
+    for first, last in [(0, 1), (1, 6), (4, 13)]:
+        part = case.changed(hidden=case.hidden[first:last])
+        assert_bitwise(sparse_logits(*part.tensors(), **part.options()), want[first:last])
+
+
+@pytest.mark.backends(*CPU)
+def test_rows_past_2_to_31_bytes(tmp_path: Path) -> None:
+    """Rows, and columns, whose offsets do not fit 32 bits; 2^20 + 70000 rows of 4096 columns."""
+    dim, vocab_size = 4096, 2**20 + 70_000
+    flat = torch.from_file(
+        str(tmp_path / "w"), shared=True, size=vocab_size * dim // 2, dtype=torch.uint8
+    )
+    scales = torch.from_file(
+        str(tmp_path / "s"), shared=True, size=vocab_size * dim // 32, dtype=torch.bfloat16
+    )
+    weight, scale = flat.view(vocab_size, -1), scales.view(vocab_size, -1)
+    ids = torch.tensor([vocab_size - 1, 5, 2**20 + 5, 2**19 + 5], dtype=torch.int32)
+    for value, token in enumerate(ids.tolist(), start=1):
+        weight[token], scale[token] = value, value
+    hidden = torch.ones(2, dim, dtype=torch.bfloat16)
+    logits, token_ids, _ = sparse_head(hidden, weight, ids, 4, weight_scale=scale)
+    assert_bitwise(token_ids[0], ids.long().flip(0))
+    # Half of the columns are `value`, the others 0; the scale is `value` too.
+    assert_close(logits, torch.tensor([[16.0, 9.0, 4.0, 1.0]]).expand(2, 4) * dim / 2, 0.0)
+
+
+@pytest.mark.backends(*CPU, "reference")
+def test_an_odd_dimension_is_refused() -> None:
+    for dim in (16, 48, 100):
+        weight, ids = torch.zeros(4, dim // 2, dtype=INT4), torch.arange(4, dtype=torch.int32)
+        scale = torch.ones(4, dim // 32, dtype=torch.bfloat16)
+        message = f"weight: expected D a multiple of 32 for uint8 rows, got {dim}"
+        with pytest.raises(ValueError, match=message):
+            sparse_logits(torch.ones(1, dim), weight, ids, weight_scale=scale)

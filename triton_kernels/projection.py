@@ -283,9 +283,10 @@ class Projection:
         self.group_ids = active_ids if group_ids is None else group_ids
         self.num_groups, self.last_id = num_groups, last_id
         int4 = weight.dtype == INT4
-        scaled = weight_scale is not None and not int4  # int4's are applied here
+        # An absent tensor is replaced by one that the kernels do not read.
+        scale = hidden if weight_scale is None else weight_scale
         self.arguments = (
-            weight_scale if scaled else hidden,
+            scale,
             hidden if bias is None else bias,
             m_rows,
             capacity,
@@ -296,7 +297,7 @@ class Projection:
         one_group = group_ids is not None and len(group_ids) == 1
         self.constants = {
             "PACKED": packed,
-            "SCALED": scaled,
+            "SCALED": weight_scale is not None and not int4,  # the projection applies int4's
             "BIASED": bias is not None,
             "CAPPED": softcap > 0,
             "GROUPED": group_ids is not None,
@@ -311,7 +312,7 @@ class Projection:
         tensors = (
             hidden,
             weight.view(torch.uint8) if e4m3 else weight,
-            weight_scale if int4 else hidden,
+            scale,
             active_ids,
             self.group_ids,
             self.partial,

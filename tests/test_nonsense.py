@@ -15,6 +15,7 @@ from nonsense import PINNED, State, calls
 from torch import Tensor
 
 from microspec_kernels import vocab_update_
+from microspec_kernels._checks import PINNED_STAMP
 
 MARGIN = 64  # elements
 POISON = 0x5A
@@ -83,3 +84,7 @@ def test_a_token_that_another_slot_claims_may_come() -> None:
     vocab_update_(ids, stamps, slots, clock, torch.tensor([5]))
     assert ids.tolist() == [7, 5]
     assert (slots[0, 7], slots[0, 5]) == (0, 1)
+
+
+def test_the_stamp_of_a_pinned_slot_is_the_package_s() -> None:
+    assert PINNED == PINNED_STAMP

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """gather_rows_ into slabs of 4-bit rows: bit for bit the reference's, within half a step."""
 
 import math

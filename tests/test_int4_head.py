@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """sparse_head and sparse_logits over rows of 4 bits, against float64 of the dequantised rows."""
 
 import math

@@ -127,12 +127,14 @@ def test_selection(arch: str, keys: int) -> None:
 def test_int4_loop(arch: str, hidden: str, rows: int, ahead: int) -> None:
     """A load of 16 bytes is a group of 32 columns with one scale; no code needs a conversion."""
     kernel = sass.kernels(arch)[f"project_simt_kernel<{hidden}, i4x2_t, {rows}, true>"]
-    loop = sass.innermost(kernel, "FFMA", "LDG")
+    # Code that the compiler moved behind the end of a kernel jumps back, like a smaller loop.
+    products = 32 * rows * ahead
+    whole = [x for x in kernel.loops() if sum(i.startswith("FFMA") for i in x) >= products]
+    loop = min(whole, key=len)
     loads = [i for i in loop if i.startswith("LDG")]
     assert len([i for i in loads if ".128" in i]) == ahead
     assert len([i for i in loads if ".U16" in i]) == ahead
     assert len(loads) == 2 * ahead
-    assert len([i for i in loop if i.startswith("FFMA")]) >= 32 * rows * ahead
     assert not any(i.startswith(("I2F", "F2F", "BAR")) for i in loop)
 
 

@@ -30,6 +30,31 @@ def call_head(emulation: Any, hidden: Any, rows: Any, m: int, dim: int, capacity
     emulation.sparse_logits(logits, np.zeros((m, dim), hidden), weight, ids, weight_scale=scale)
 
 
+def call_int4_head(emulation: Any, hidden: Any, m: int, gap: int) -> None:
+    """Call with 4-bit rows; a gap between them makes them unaligned."""
+    weight, scale = np.zeros((4, 32 + gap), "V1")[:, :32], np.zeros((4, 2), np.uint16)
+    results = (np.zeros((m, 4), np.float32), np.zeros((m, 4), np.int64), np.zeros(m, np.float32))
+    hidden, ids = np.zeros((m, 64), hidden), np.zeros(8, np.int32)
+    emulation.sparse_head(*results, hidden, weight, ids, 4, weight_scale=scale)
+
+
+def call_int4_gather(emulation: Any, weight: Any, weight_scale: Any = None) -> None:
+    slab, ids, scale = np.zeros((2, 32), "V1"), np.zeros(2, np.int32), np.zeros((2, 2), np.uint16)
+    emulation.gather_rows_(
+        slab, ids.copy(), weight, ids, slab_scale=scale, weight_scale=weight_scale
+    )
+
+
+def call_every_int4_kernel(emulation: Any) -> None:
+    for hidden, (m, gap) in itertools.product(FLOATS, [(1, 0), (3, 0), (3, 1)]):
+        call_int4_head(emulation, hidden, m, gap)
+    for source, gap in itertools.product(FLOATS, (0, 1)):
+        call_int4_gather(emulation, np.zeros((2, 64 + gap), source)[:, :64])
+    for gap in (0, 4, 1):
+        rows = np.zeros((2, 32 + gap), "V1")[:, :32]
+        call_int4_gather(emulation, rows, np.zeros((2, 2), np.uint16))
+
+
 def call_every_kernel(emulation: Any) -> None:
     emulation.configure(arch=900, sms=2, block_shared=99 * 1024, sm_shared=100 * 1024, dry=True)
     emulation.compiled_arch()
@@ -53,6 +78,7 @@ def call_every_kernel(emulation: Any) -> None:
         state = [np.zeros((1, capacity), np.int32), np.zeros((1, capacity), np.int64)]
         state += [np.zeros((1, 4), np.int32), np.zeros(1, np.int64)]
         emulation.vocab_update_(*state, np.zeros((1, 1), np.int32))
+    call_every_int4_kernel(emulation)
     emulation.configure(dry=False)
 
 

@@ -38,11 +38,12 @@ PYTEST := $(BIN)/pytest -n auto --maxprocesses 8 --dist loadgroup
 
 test: build
 	$(PYTEST) -m '$(QUICK)'
-	$(INTERPRETED) -m triton
+	$(INTERPRETED) -m 'triton and not slow'
 
 # The remaining tests, after `make test`.
 test-all: test
 	$(PYTEST) -m 'not ($(QUICK))'
+	$(INTERPRETED) -m 'triton and slow'
 
 # The op tests once more, over the Triton kernels. Triton chooses its interpreter once per process, at
 # its first import.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from microspec_kernels import ActiveVocab, WeightSlab, gather_rows_, reference, sparse_logits
 
-pytestmark = pytest.mark.backends(*INT4_BACKENDS)
+pytestmark = [pytest.mark.slow, pytest.mark.backends(*INT4_BACKENDS)]
 
 SOURCES = (*FLOATS, INT4)
 

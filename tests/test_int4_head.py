@@ -15,7 +15,7 @@ from test_head_values import check_against_float64
 
 from microspec_kernels import reference, sparse_head, sparse_logits
 
-pytestmark = pytest.mark.backends(*INT4_BACKENDS)
+pytestmark = [pytest.mark.slow, pytest.mark.backends(*INT4_BACKENDS)]
 
 
 @given(case=head_cases(int4=True, dim=400), k=st.integers(1, 128))

@@ -18,7 +18,10 @@ from torch import Tensor
 
 import microspec_kernels as mk
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real GPU")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real GPU"),
+]
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from gpu import conformance, quarter_hour, report, run
 
+pytestmark = pytest.mark.slow
+
 FACTS = {"device": "NVIDIA H200", "commit": "made up"}
 OUT = "nvidia-h200-quarter-hour"
 

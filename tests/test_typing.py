@@ -5,7 +5,6 @@ import inspect
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,7 +14,6 @@ import microspec_kernels
 from microspec_kernels import ops, torch_ops
 
 PACKAGE = Path(microspec_kernels.__file__).parent
-STUB = (PACKAGE / "torch_ops.pyi").read_text()
 
 GOOD = """
 import torch
@@ -30,11 +28,9 @@ torch_ops.vocab_update_(ids, ids, ids, ids, ids, token_groups=ids)
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
-def test_the_stub_is_the_schema_and_the_function(name: str) -> None:
-    declared: dict[str, Any] = {}
-    exec(STUB, declared)
-    signature = inspect.signature(declared[name])
-    assert signature == inspect.signature(getattr(ops, name))
+def test_the_schema_is_the_functions_signature(name: str) -> None:
+    """The stub gives each op the type of its function."""
+    signature = inspect.signature(getattr(ops, name))
     op = getattr(torch_ops, name)
     assert op is getattr(torch.ops.microspec, name)
     assert inspect.getdoc(op) == inspect.getdoc(getattr(ops, name))
@@ -52,12 +48,15 @@ def test_the_stub_is_the_schema_and_the_function(name: str) -> None:
 def test_mypy_sees_the_types(tmp_path: Path) -> None:
     (tmp_path / "good.py").write_text(GOOD)
     bad = GOOD.replace("ids, 4,", "ids, 4.5,").replace("slab_scale=", "scales=")
+    bad = bad.replace("group_ids=", "groups=").replace("token_groups=", "of_token=")
     (tmp_path / "bad.py").write_text(bad)
     command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "good.py", "bad.py"]
     command += ["--follow-imports=silent", f"--cache-dir={tmp_path}"]
     environment = {"MYPYPATH": str(PACKAGE.parent), "PATH": ""}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     lines = [line for line in done.stdout.splitlines() if "error:" in line]
-    assert [line.partition(":")[0] for line in lines] == ["bad.py"] * 2, done.stdout + done.stderr
+    assert [line.partition(":")[0] for line in lines] == ["bad.py"] * 4, done.stdout + done.stderr
     assert 'has incompatible type "float"; expected "int"' in lines[0]
-    assert 'Unexpected keyword argument "scales" for "gather_rows_"' in lines[1]
+    assert 'Unexpected keyword argument "groups" for "sparse_logits"' in lines[1]
+    assert 'Unexpected keyword argument "scales" for "gather_rows_"' in lines[2]
+    assert 'Unexpected keyword argument "of_token" for "vocab_update_"' in lines[3]

@@ -12,14 +12,14 @@ from ._host_copy import HostCopy
 from .vocab import ActiveVocab
 
 
-def count_hits(
+def hits_and_misses(
     vocab: ActiveVocab,
     tokens: Tensor,
     *,
     token_groups: Tensor | None = None,
     counted: Tensor | None = None,
 ) -> Tensor:
-    """Count for each group the tokens that are active now. Reads nothing back to the host.
+    """Tell which tokens are active now, and which are not. Reads nothing back to the host.
 
     Args:
         vocab: the active vocabulary.
@@ -28,7 +28,7 @@ def count_hits(
         counted: bool, shape of ``tokens``: which tokens count. Default: those in [0, V).
 
     Returns:
-        int64 [2, G]: the counted tokens that are active; the counted tokens that are not.
+        bool [2, ...] with the shape of ``tokens``: counted and active; counted and not active.
 
     Raises:
         TypeError: ``tokens`` or ``token_groups`` of another dtype.
@@ -36,14 +36,9 @@ def count_hits(
     active = vocab.contains(tokens, token_groups=token_groups)
     if counted is None:
         counted = (tokens >= 0) & (tokens < vocab.vocab_size)
-    flags = torch.stack((active & counted, ~active & counted))
-    if token_groups is None:
-        return flags.view(2, vocab.num_groups, -1).sum(2)
-    # One sum for each group, and one for the tokens of no group, which is cut off.
-    known = (token_groups >= 0) & (token_groups < vocab.num_groups)
-    groups = torch.where(known, token_groups, vocab.num_groups).long()
-    sums = flags.new_zeros(2, vocab.num_groups + 1, dtype=torch.int64)
-    return sums.index_add_(1, groups, flags.long())[:, :-1]
+    if token_groups is not None:
+        counted = counted & (token_groups >= 0) & (token_groups < vocab.num_groups)
+    return torch.stack((active & counted, ~active & counted))
 
 
 class Coverage:
@@ -117,7 +112,14 @@ class Coverage:
         Raises:
             TypeError: ``tokens`` or ``token_groups`` of another dtype.
         """
-        hits, misses = count_hits(self.vocab, tokens, token_groups=token_groups)
+        flags = hits_and_misses(self.vocab, tokens, token_groups=token_groups)
+        num_groups = self.vocab.num_groups
+        if token_groups is None:
+            hits, misses = flags.view(2, num_groups, -1).sum(2)
+        else:
+            sums = flags.new_zeros(2, num_groups, dtype=torch.int64)
+            groups = token_groups.clamp(0, num_groups - 1).long()
+            hits, misses = sums.index_add_(1, groups, flags.long())
         count = hits + misses
         self.hits += hits
         self.misses += misses

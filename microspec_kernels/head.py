@@ -53,10 +53,10 @@ class _ActiveHead(nn.Module):
         ):
             if tensor is not None:
                 plain(tensor, f"{name}: {argument}")
-        lm_head_rows = vocab.vocab_size if process_group is None else "shard_rows"
-        if weight.dim() != 2 or (process_group is None and weight.size(0) != lm_head_rows):
-            expected, got = f"shape [{lm_head_rows}, D]", list(weight.shape)
-            raise ValueError(f"{name}: weight: expected {expected}, got {got}")
+        whole = process_group is None
+        if weight.dim() != 2 or (whole and len(weight) != vocab.vocab_size):
+            expected = f"shape [{vocab.vocab_size if whole else 'shard_rows'}, D]"
+            raise ValueError(f"{name}: weight: expected {expected}, got {list(weight.shape)}")
         if process_group is None and start != 0:
             raise ValueError(f"{name}: start: expected 0 without process_group, got {start}")
         if mode == "indexed" and (slab_dtype is not None or buffers is not None):
@@ -120,18 +120,31 @@ class _ActiveHead(nn.Module):
         Raises:
             ValueError, TypeError, IndexError: as :func:`~.ops.sparse_logits`.
         """
-        operands = self._operands(hidden, row_groups)
-        logits = ops.sparse_logits(hidden, **operands)
-        ids, group_ids = operands["active_ids"].long(), operands["group_ids"]
+        logits, operands = self.slot_logits(hidden, row_groups)
+        ids, group_ids = operands["active_ids"], operands["group_ids"]
         if self.process_group is not None:
-            logits = all_reduce_logits(logits, self.process_group)
-            ids, group_ids = self.vocab.ids.long(), row_groups  # those of all ranks
+            ids, group_ids = self.vocab.ids, row_groups  # those of all ranks
+        ids = ids.long()
         if group_ids is None:
             return logits, ids[0].expand_as(logits)
         ids = ids[group_ids.clamp(min=0).long()]
         return logits, ids[0].expand_as(logits) if group_ids.shape == (1,) else ids
 
-    def _operands(self, hidden: Tensor, row_groups: Tensor | None) -> dict[str, Any]:
+    def slot_logits(
+        self, hidden: Tensor, row_groups: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Compute the logits of every slot without naming its token; see :meth:`logits`.
+
+        Returns:
+            logits fp32 [..., K], and the operands of the op.
+        """
+        operands = self._operands(row_groups)
+        logits = ops.sparse_logits(hidden, **operands)
+        if self.process_group is not None:
+            logits = all_reduce_logits(logits, self.process_group)
+        return logits, operands
+
+    def _operands(self, row_groups: Tensor | None) -> dict[str, Any]:
         shared = {"bias": self.bias, "logit_scale": self.logit_scale, "softcap": self.softcap}
         if self.slab is None:
             scale = {"weight_scale": self.weight_scale, "group_ids": row_groups}
@@ -201,7 +214,7 @@ class SparseHead(_ActiveHead):
         Raises:
             ValueError, TypeError, IndexError, NotImplementedError: as :func:`~.ops.sparse_head`.
         """
-        top = ops.sparse_head(hidden, k=k, **self._operands(hidden, row_groups))
+        top = ops.sparse_head(hidden, k=k, **self._operands(row_groups))
         if self.process_group is None:
             return top
         return all_gather_topk(*top, start=self.start, process_group=self.process_group)

@@ -138,6 +138,8 @@ def sparse_head(
         weight_scale=weight_scale,
         bias=bias,
     )
+    if hidden.dim() == 2:
+        return logits, token_ids, logsumexp
     shape = *leading, logits.size(1)
     return logits.view(shape), token_ids.view(shape), logsumexp.view(leading)
 
@@ -184,7 +186,7 @@ def sparse_logits(
         weight_scale=weight_scale,
         bias=bias,
     )
-    return logits.view((*leading, logits.size(1)))
+    return logits if hidden.dim() == 2 else logits.view((*leading, logits.size(1)))
 
 
 def gather_rows_(

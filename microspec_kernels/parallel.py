@@ -30,7 +30,6 @@ __all__ = [
     "all_gather_rows",
     "all_gather_topk",
     "all_reduce_logits",
-    "check_shards",
     "local_ids",
     "parallel_sparse_head",
 ]

@@ -22,9 +22,9 @@ class SlabView(NamedTuple):
         ids: int32 [B·G, K], the token that each row holds; -1 where empty.
         scale: fp32 [B·G, K], the scale of each row of a quantised slab; bf16 [B·G, K, D/32] with
             4 bits a column; else None.
-        group_ids: int64, the buffer and group for each row of hidden, in the shape of the
-            row_groups given to :meth:`WeightSlab.front`; [1], one for all rows; None if there is
-            only one.
+        group_ids: int32 or int64, the buffer and group for each row of hidden, in the shape of the
+            row_groups given to :meth:`WeightSlab.front`. Without row_groups int64 [1], one for all
+            rows; or None, if the slab has one buffer and one group.
     """
 
     rows: Tensor

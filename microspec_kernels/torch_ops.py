@@ -9,11 +9,7 @@ hidden [M, D] only.
 
 import torch
 
-from . import _library
-
 __all__ = ["gather_rows_", "sparse_head", "sparse_logits", "vocab_update_"]
-
-_library.load()
 
 sparse_head = torch.ops.microspec.sparse_head
 sparse_logits = torch.ops.microspec.sparse_logits

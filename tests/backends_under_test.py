@@ -30,8 +30,6 @@ COMPILED = (*CPU, *ARM, *EMULATED, *CUDA)
 # This device has less shared memory than the other two, like desktop GPUs.
 SMALL = () if TRITON else ("emulation-sm89",)
 ALL = (*COMPILED, "reference")
-# Backends that serve rows of 4 bits.
-INT4_BACKENDS = ALL
 
 NO_ARM = "no aarch64-linux-gnu-g++ or no qemu-aarch64"
 

@@ -14,12 +14,11 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from microspec_kernels._checks import INT4, INT4_GROUP
 from microspec_kernels._checks import PINNED_STAMP as PINNED
 
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 QUANTISED = (torch.int8, torch.float8_e4m3fn)
-INT4 = torch.uint8  # rows of 4 bits: two columns a byte
-INT4_GROUP = 32
 NAN = float("nan")
 POISON_INT8 = 111  # int8 and int4 have no NaN; the scale of a poisoned row is NaN
 

@@ -121,6 +121,7 @@ def test_as_many_prompts_as_there_are(tmp_path):
         ("ops.compare_builds", "--library absent.so", "absent.so"),
         ("ops.compare_builds", "--parts dance", "dance"),
         ("tuning.slab_in_l2", "--num-tokens 1,", "--num-tokens"),
+        ("ops.int4_capacity", "--num-tokens 1,", "--num-tokens"),
         ("tuning.slab_in_l2", "--model abacus", "abacus"),
         ("plots.__main__", "absent", "absent"),
         ("plots.policy", "absent", "absent"),

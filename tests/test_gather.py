@@ -202,6 +202,13 @@ def test_long_rows(dtype: torch.dtype, slab_dtype: torch.dtype, dim: int) -> Non
     )
 
 
+def moved(table: Tensor, offset: int) -> Tensor:
+    """Copy a table to memory that starts `offset` elements later."""
+    flat = torch.zeros(table.numel() + offset, dtype=table.dtype)
+    flat[offset:] = table.flatten()
+    return flat[offset:].view(table.shape)
+
+
 @pytest.mark.parametrize("offsets", [(1, 0), (0, 1), (4, 4), (2, 8)])
 @pytest.mark.parametrize(("dtype", "slab_dtype"), PAIRS, ids=str)
 def test_tables_that_start_anywhere(
@@ -209,11 +216,6 @@ def test_tables_that_start_anywhere(
 ) -> None:
     """Rows are a multiple of 16 bytes, but the first row is not aligned to 16 bytes."""
     case = gather_case(6, dim=64, dtype=dtype, slab_dtype=slab_dtype, same=0.2)
-
-    def moved(table: Tensor, offset: int) -> Tensor:
-        flat = torch.zeros(table.numel() + offset, dtype=table.dtype)
-        flat[offset:] = table.flatten()
-        return flat[offset:].view(table.shape)
 
     object.__setattr__(case, "weight", moved(case.weight, offsets[0]))
     got, want = case.copy(), case.copy()

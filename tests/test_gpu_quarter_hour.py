@@ -130,7 +130,6 @@ def test_the_sanitizers_driver_has_time_to_start_and_to_run(seconds: float) -> N
     assert run.driver_seconds(seconds, quick=True) == min(60, own)
 
 
-@pytest.mark.slow
 def test_the_conformance_library_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All that its kernels call is linked: Python binds every symbol of a library it loads."""
     if shutil.which("nvcc") is None:

@@ -44,16 +44,21 @@ def test_any_call(case: HeadCase, k: int) -> None:
     check_against_float64(case, k)
 
 
-@pytest.mark.backends(*ALL)
-@given(case=head_cases(exact=True), k=st.integers(1, 60))
-def test_exact_arithmetic_gives_exact_ids(case: HeadCase, k: int) -> None:
-    """Small integers give ties everywhere and no rounding, so ids must be exact."""
+def check_exact(case: HeadCase, k: int) -> None:
+    """Compare with arithmetic that does not round: ids must be exact."""
     exact = logits_in(case, torch.float64)
     assert_bitwise(sparse_logits(*case.tensors(), **case.options()) + 0.0, exact.float() + 0.0)
     logits, ids, _ = sparse_head(*case.tensors(), k, **case.options())
     want, want_ids = exact_topk(exact, ids_by_row(case), k)
     assert_bitwise(ids, want_ids, "token_ids")
     assert_bitwise(logits + 0.0, want.float() + 0.0, "logits")
+
+
+@pytest.mark.backends(*ALL)
+@given(case=head_cases(exact=True), k=st.integers(1, 60))
+def test_exact_arithmetic_gives_exact_ids(case: HeadCase, k: int) -> None:
+    """Small integers give ties everywhere and no rounding, so ids must be exact."""
+    check_exact(case, k)
 
 
 @given(case=head_cases(), k=st.integers(1, MAX_TOP_K))

@@ -5,17 +5,17 @@ import math
 
 import pytest
 import torch
-from backends_under_test import INT4_BACKENDS
+from backends_under_test import ALL
 from compare import assert_bitwise, assert_close, int4_columns
-from generators import FLOATS, INT4, GatherCase, gather_case, normal
+from generators import FLOATS, INT4, INT4_GROUP, GatherCase, gather_case, normal
 from hypothesis import given
 from hypothesis import strategies as st
-from test_gather import check
+from test_gather import check, moved
 from torch import Tensor
 
 from microspec_kernels import ActiveVocab, WeightSlab, gather_rows_, reference, sparse_logits
 
-pytestmark = [pytest.mark.slow, pytest.mark.backends(*INT4_BACKENDS)]
+pytestmark = pytest.mark.backends(*ALL)
 
 SOURCES = (*FLOATS, INT4)
 
@@ -35,33 +35,32 @@ def gather_cases(draw: st.DrawFn) -> GatherCase:
     )
 
 
+@pytest.mark.slow
 @given(case=gather_cases())
 def test_any_call(case: GatherCase) -> None:
     check(case)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dim", [32, 288, 4096, 12_320, 65_536])
 @pytest.mark.parametrize("dtype", SOURCES, ids=str)
 def test_long_rows(dtype: torch.dtype, dim: int) -> None:
     check(gather_case(5, dim=dim, vocab_size=4, capacity=4, dtype=dtype, slab_dtype=INT4, same=0.2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offset", [1, 2, 4, 8])
 @pytest.mark.parametrize("dtype", SOURCES, ids=str)
 def test_tables_that_start_anywhere(dtype: torch.dtype, offset: int) -> None:
     case = gather_case(6, dim=64, dtype=dtype, slab_dtype=INT4, same=0.2)
 
-    def moved(table: Tensor) -> Tensor:
-        flat = torch.zeros(table.numel() + offset, dtype=table.dtype)
-        flat[offset:] = table.flatten()
-        return flat[offset:].view(table.shape)
-
     got, want = case.copy(), case.copy()
     for name in ("slab", "weight", "slab_scale"):
-        object.__setattr__(got, name, moved(getattr(case, name)))
+        object.__setattr__(got, name, moved(getattr(case, name), offset))
     gather_rows_(**got.arguments())
     reference.gather_rows_(**want.arguments())
     assert_bitwise(got.slab, want.slab, "slab")
+    assert_bitwise(got.slab_ids, want.slab_ids, "slab_ids")
     assert got.slab_scale is not None and want.slab_scale is not None
     assert_bitwise(got.slab_scale, want.slab_scale, "slab_scale")
 
@@ -70,7 +69,7 @@ def quantised(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Quantise all rows of weight with the op; return codes int64 [N, D] and scale."""
     count, dim = weight.shape
     slab = torch.full((count, dim // 2), 99, dtype=INT4)
-    scale = torch.full((count, dim // 32), 99.0).bfloat16()
+    scale = torch.full((count, dim // INT4_GROUP), 99.0).bfloat16()
     held = torch.full((count,), -1, dtype=torch.int32)
     gather_rows_(slab, held, weight, torch.arange(count, dtype=torch.int32), slab_scale=scale)
     want, want_scale = reference.quantise_int4(weight)
@@ -79,19 +78,20 @@ def quantised(weight: Tensor) -> tuple[Tensor, Tensor]:
     return int4_columns(slab), scale
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", FLOATS, ids=str)
 @given(seed=st.integers(0, 9999), groups=st.integers(1, 9), exponent=st.integers(-45, 38))
 def test_within_half_a_step(source: torch.dtype, seed: int, groups: int, exponent: int) -> None:
     rng = torch.Generator().manual_seed(seed)
-    weight = normal(rng, (4, 32 * groups), torch.float32).double() * 10.0**exponent
+    weight = normal(rng, (4, INT4_GROUP * groups), torch.float32).double() * 10.0**exponent
     weight = weight.to(source).nan_to_num(posinf=1.0, neginf=-1.0)
     codes, scale = quantised(weight)
-    steps = weight.double() / scale.double().repeat_interleave(32, 1)
+    steps = weight.double() / scale.double().repeat_interleave(INT4_GROUP, 1)
     error = (codes.double() - steps).abs()
     assert bool((error <= 0.5 + 2.0**-8).all())  # the scale's rounding moves 7 by 7 * 2^-9
     assert bool((codes.abs() <= 7).all())
-    largest = codes.abs().unflatten(1, (-1, 32)).amax(-1)
-    normal_groups = weight.float().abs().unflatten(1, (-1, 32)).amax(-1) / 7 >= 2.0**-126
+    largest = codes.abs().unflatten(1, (-1, INT4_GROUP)).amax(-1)
+    normal_groups = weight.float().abs().unflatten(1, (-1, INT4_GROUP)).amax(-1) / 7 >= 2.0**-126
     assert bool((largest[normal_groups] == 7).all()), "the largest column uses the range"
 
 
@@ -127,6 +127,7 @@ def test_special_groups() -> None:
     assert result["scale rounded up"] == ([7, -7, *[0] * 30], 1 + 2.0**-7)
 
 
+@pytest.mark.slow
 def test_a_slab_serves_the_head() -> None:
     """The head over the slab equals float64 over the reference's dequantised rows."""
     rng = torch.Generator().manual_seed(3)

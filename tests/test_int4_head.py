@@ -6,35 +6,34 @@ from pathlib import Path
 
 import pytest
 import torch
-from backends_under_test import CPU, INT4_BACKENDS
-from compare import assert_bitwise, assert_close, exact_topk, ids_by_row, int4_columns, logits_in
-from generators import FLOATS, INT4, HeadCase, head_case, head_cases, int4_rows
+from backends_under_test import ALL, CPU
+from compare import assert_bitwise, assert_close, int4_columns
+from generators import FLOATS, INT4, INT4_GROUP, HeadCase, head_case, head_cases, int4_rows
 from hypothesis import given
 from hypothesis import strategies as st
-from test_head_values import check_against_float64
+from test_head_values import check_against_float64, check_exact
 
 from microspec_kernels import reference, sparse_head, sparse_logits
+from microspec_kernels._checks import MAX_TOP_K
 
-pytestmark = [pytest.mark.slow, pytest.mark.backends(*INT4_BACKENDS)]
+pytestmark = pytest.mark.backends(*ALL)
 
 
-@given(case=head_cases(int4=True, dim=400), k=st.integers(1, 128))
+@pytest.mark.slow
+@given(case=head_cases(int4=True, dim=400), k=st.integers(1, MAX_TOP_K))
 def test_any_call(case: HeadCase, k: int) -> None:
     """Empty slots have codes of 7 and scales of NaN, as gaps between rows have."""
     check_against_float64(case, k)
 
 
+@pytest.mark.slow
 @given(case=head_cases(exact=True, int4=True), k=st.integers(1, 60))
 def test_exact_arithmetic_gives_exact_ids(case: HeadCase, k: int) -> None:
     """Small integers and scales of powers of two give ties everywhere and no rounding."""
-    exact = logits_in(case, torch.float64)
-    assert_bitwise(sparse_logits(*case.tensors(), **case.options()) + 0.0, exact.float() + 0.0)
-    logits, ids, _ = sparse_head(*case.tensors(), k, **case.options())
-    want, want_ids = exact_topk(exact, ids_by_row(case), k)
-    assert_bitwise(ids, want_ids, "token_ids")
-    assert_bitwise(logits + 0.0, want.float() + 0.0, "logits")
+    check_exact(case, k)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dim", [32, 64, 96, 128, 160, 224, 256, 288, 512, 2880, 4096])
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("m", [1, 3, 10])
@@ -46,12 +45,13 @@ def test_dims(dtype: torch.dtype, dim: int, m: int) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("m", [1, 2, 4, 5, 6, 11, 16, 17, 33, 65])
-@pytest.mark.parametrize("groups", [None, 3])
-def test_numbers_of_rows(m: int, groups: int | None) -> None:
+@pytest.mark.parametrize("num_groups", [None, 3])
+def test_numbers_of_rows(m: int, num_groups: int | None) -> None:
     case = head_case(
-        m, m=m, dim=256, capacity=75, num_groups=groups, dtype=torch.bfloat16, weight_dtype=INT4,
-        packed=True, bias=torch.float32, padding=True, softcap=30.0,
+        m, m=m, dim=256, capacity=75, num_groups=num_groups, dtype=torch.bfloat16,
+        weight_dtype=INT4, packed=True, bias=torch.float32, padding=True, softcap=30.0,
     )  # fmt: skip
     check_against_float64(case, k=9)
 
@@ -64,7 +64,7 @@ def test_every_code_in_every_column() -> None:
     assert_bitwise(reference.int4_columns(rows), codes.to(torch.int8))
     assert int4_rows(torch.tensor([[3, -2]])).tolist() == [[0xE3]]
     scale = 2.0 ** torch.tensor([3.0, -2.0, 9.0]).expand(16, 3)
-    wanted = codes * scale.repeat_interleave(32, 1)
+    wanted = codes * scale.repeat_interleave(INT4_GROUP, 1)
     for dtype in FLOATS:
         z = sparse_logits(
             torch.eye(96, dtype=dtype), rows, ids, weight_scale=scale.bfloat16().contiguous()
@@ -72,6 +72,7 @@ def test_every_code_in_every_column() -> None:
         assert_bitwise(z + 0.0, wanted.T.contiguous() + 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_broken_scale_breaks_its_row_alone(value: float) -> None:
     case = head_case(8, m=3, dim=160, dtype=torch.bfloat16, weight_dtype=INT4)
@@ -86,6 +87,7 @@ def test_a_broken_scale_breaks_its_row_alone(value: float) -> None:
     assert_bitwise(got[:, others], want[:, others])
 
 
+@pytest.mark.slow
 def test_a_row_does_not_know_its_batch() -> None:
     """Slots and M decide the tile of a row, but not its logit. Sums are exact for Triton's sake."""
     case = head_case(
@@ -101,6 +103,7 @@ def test_a_row_does_not_know_its_batch() -> None:
     assert_bitwise(sparse_logits(*moved.tensors(), **moved.options()), whole[:, order])
 
 
+@pytest.mark.slow
 @pytest.mark.backends(*CPU)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_threads_and_batches_bit_for_bit(dtype: torch.dtype) -> None:
@@ -117,6 +120,7 @@ def test_threads_and_batches_bit_for_bit(dtype: torch.dtype) -> None:
         assert_bitwise(sparse_logits(*part.tensors(), **part.options()), want[first:last])
 
 
+@pytest.mark.slow
 @pytest.mark.backends(*CPU)
 def test_rows_past_2_to_31_bytes(tmp_path: Path) -> None:
     """Rows, and columns, whose offsets do not fit 32 bits; 2^20 + 70000 rows of 4096 columns."""
@@ -125,7 +129,7 @@ def test_rows_past_2_to_31_bytes(tmp_path: Path) -> None:
         str(tmp_path / "w"), shared=True, size=vocab_size * dim // 2, dtype=torch.uint8
     )
     scales = torch.from_file(
-        str(tmp_path / "s"), shared=True, size=vocab_size * dim // 32, dtype=torch.bfloat16
+        str(tmp_path / "s"), shared=True, size=vocab_size * dim // INT4_GROUP, dtype=torch.bfloat16
     )
     weight, scale = flat.view(vocab_size, -1), scales.view(vocab_size, -1)
     ids = torch.tensor([vocab_size - 1, 5, 2**20 + 5, 2**19 + 5], dtype=torch.int32)
@@ -138,11 +142,12 @@ def test_rows_past_2_to_31_bytes(tmp_path: Path) -> None:
     assert_close(logits, torch.tensor([[16.0, 9.0, 4.0, 1.0]]).expand(2, 4) * dim / 2, 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.backends(*CPU, "reference")
-def test_an_odd_dimension_is_refused() -> None:
+def test_a_dimension_that_is_no_multiple_of_a_group_is_refused() -> None:
     for dim in (16, 48, 100):
         weight, ids = torch.zeros(4, dim // 2, dtype=INT4), torch.arange(4, dtype=torch.int32)
-        scale = torch.ones(4, dim // 32, dtype=torch.bfloat16)
+        scale = torch.ones(4, dim // INT4_GROUP, dtype=torch.bfloat16)
         message = f"weight: expected D a multiple of 32 for uint8 rows, got {dim}"
         with pytest.raises(ValueError, match=message):
             sparse_logits(torch.ones(1, dim), weight, ids, weight_scale=scale)

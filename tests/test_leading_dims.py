@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from backends_under_test import COMPILED
+from backends_under_test import ALL
 from compare import assert_bitwise
 from generators import normal
 from torch import Tensor
@@ -58,7 +58,7 @@ def check_functions(hidden: Tensor, num_groups: int) -> None:
     assert_leading((got,), (logits,), shape)
 
 
-@pytest.mark.backends(*COMPILED, "reference")
+@pytest.mark.backends(*ALL)
 @pytest.mark.parametrize("num_groups", [1, 2])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_functions(shape: tuple[int, ...], num_groups: int) -> None:

@@ -152,6 +152,8 @@ def test_projection(target: str, hidden: str, rows: str, block_m: int, tmp_path:
         )
         check(binary, target, tmp_path, warps=config.num_warps)
         if rows == "u8 int4":  # its groups are too short for the other claims
+            if target in ("sm80", "sm90") and hidden != "fp32":
+                assert "mma" in binary.asm["ptx"], "not on tensor cores"
             continue
         if target == "sm90" and hidden != "fp32":
             assert "wgmma" in binary.asm["ptx"], "not on Hopper's tensor cores"

@@ -52,6 +52,7 @@ def configs(fp32: bool, block_m: int, hip: bool = HIP) -> list[triton.Config]:
     of LDS. fp32 has no tensor cores, and a thread holds all of its BLOCK_D in registers: a fourth
     stage would spill on sm_80 when one id serves all rows. Without an
     explicit limit of 255 registers, ptxas stops at 168, to fit a third program, and spills.
+    4-bit rows ignore BLOCK_D: a step is one group of columns.
     """
     if fp32:
         return [_config(32, 2 if hip else 3, 4, None)]

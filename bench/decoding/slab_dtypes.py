@@ -21,6 +21,7 @@ from bench.harness.tiny_pair import PROMPTS, load_pair, unseen_prompts
 from microspec_kernels import ActiveVocab
 from microspec_kernels.cli.arguments import positive
 from microspec_kernels.cli.tokenizers import Tekken
+from microspec_kernels.policy import default
 from microspec_kernels.speculative import CausalModel, Draft, Sampling, generate
 from microspec_kernels.speculative.heads import Sparse
 
@@ -45,7 +46,8 @@ def lengths(
     rows = draft.lm_head.weight
     vocab = ActiveVocab(len(rows), capacity, frequent_tokens=frequent_tokens, device=rows.device)
     head = Sparse(draft.lm_head, vocab, "packed", dtype)
-    result = generate(target, draft, prompt, new, head=head, sampling=sampling)
+    policy = default(frequent_tokens)
+    result = generate(target, draft, prompt, new, head=head, policy=policy, sampling=sampling)
     return result.tokens.tolist(), result.stats.acceptance_lengths
 
 
@@ -86,9 +88,17 @@ def compare(prompts: list[list[int]], new: int, capacity: int, device: str) -> l
 
 def main() -> None:
     parser = options.parser(__doc__)
-    parser.add_argument("--corpus", type=Path, help="to take prompts of its split test from")
-    parser.add_argument("--prompts", type=positive, help="default 16 of a corpus, 8 without")
-    parser.add_argument("--new", type=positive, help="tokens a text; default 128, of --quick 16")
+    parser.add_argument(
+        "--corpus", type=Path, help="corpus.jsonl.xz; the prompts are of its split test"
+    )
+    parser.add_argument(
+        "--prompts",
+        type=positive,
+        help="number of prompts; default 16 with a corpus, 8 without, 1 with --quick",
+    )
+    parser.add_argument(
+        "--new", type=positive, help="tokens per text; default 128, 16 with --quick"
+    )
     parser.add_argument("--capacity", type=positive, default=CAPACITY)
     args = options.parsed(parser)
     count = args.prompts or (1 if args.quick else 16 if args.corpus else len(PROMPTS))

@@ -17,7 +17,7 @@ from bench.harness import models, options, report
 from bench.harness.head_check import HeadArm, validate
 from bench.harness.inputs import id_sets, in_turn, make_weight
 from bench.harness.sizes import CAPACITY, K_BEST, QUICK_CAPACITY, QUICK_ROUNDS, ROUNDS
-from microspec_kernels.cli.arguments import positive
+from microspec_kernels.cli.arguments import listed, positive
 from microspec_kernels.timing import time_arms
 
 FACTOR = 4  # of K
@@ -74,11 +74,15 @@ def measure(
 
 def main() -> None:
     parser = options.parser(__doc__)
-    parser.add_argument("--num-tokens", default="1,10", help="M, rows of hidden")
+    parser.add_argument(
+        "--num-tokens", type=listed(positive), default=[1, 10], help="M, rows of hidden"
+    )
     parser.add_argument("--rounds", type=positive, default=ROUNDS)
     args = options.parsed(parser)
+    if args.device != "cpu":
+        parser.error("--device: expected cpu; CUDA_VISIBLE_DEVICES= in front hides the GPU")
     torch.manual_seed(0)
-    rows = [int(text) for text in args.num_tokens.split(",")]
+    rows = args.num_tokens
     if args.quick:
         table = measure(models.TOY, QUICK_CAPACITY, rows, QUICK_ROUNDS)
     else:

@@ -44,12 +44,12 @@ class Variant:
     question: str
     num_tokens: tuple[int, ...]  # M at which it differs from the default, at D = 4096
     definition: str = ""  # for nvcc
-    setting: str = ""  # for the process: "VARIABLE=value"
+    settings: tuple[tuple[str, str], ...] = ()  # environment variables of the process
 
     @property
     def built(self) -> bool:
         """Whether it has a library of its own."""
-        return not self.setting
+        return not self.settings
 
 
 DEFAULT = Variant("default", "", FEW + MANY)
@@ -60,7 +60,7 @@ COPIES = "rows into shared memory by bulk copies, or by cp.async?"
 THREADS = "how many threads select a row's best?"
 VARIANTS = (
     DEFAULT,
-    Variant("stream-order", LAUNCH, FEW + MANY, setting="MICROSPEC_DEPENDENT_LAUNCH=0"),
+    Variant("stream-order", LAUNCH, FEW + MANY, settings=(("MICROSPEC_DEPENDENT_LAUNCH", "0"),)),
     Variant("mma-from-1", CORES, FEW, "MICROSPEC_MAX_SIMT_ROWS=0"),
     Variant("simt-to-16", CORES, (10, 16), "MICROSPEC_MAX_SIMT_ROWS=16"),
     Variant("splits-2", SPLITS, (10, 16), "MICROSPEC_MIN_SPLITS=2"),
@@ -109,8 +109,8 @@ class Sweep:
             quick=self.quick,
         )
         try:
-            settings = dict([variant.setting.split("=")]) if variant.setting else {}
-            lines = compare_builds.measure_build(args, self.libraries[variant], LIMIT, settings)
+            library, settings = self.libraries[variant], dict(variant.settings)
+            lines = compare_builds.measure_build(args, library, LIMIT, settings)
         except subprocess.SubprocessError as error:
             print(f"{variant.name}: {error}", file=sys.stderr, flush=True)
             self.failed.append(variant.name)

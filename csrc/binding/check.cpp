@@ -209,7 +209,7 @@ void Checker::int4_dim(int64_t dim, const char* argument) const {
 RowScale Checker::row_scale(const std::optional<Tensor>& scale, const char* argument, DType rows,
                             std::initializer_list<int64_t> expected, int64_t dim) const {
   const bool by_group = rows == DType::i4;
-  if (!is_quantised(rows) && !by_group) {
+  if (!is_quantised(rows)) {
     value(!scale, argument, "None for rows that are not int8, float8_e4m3fn or uint8", "a tensor");
     return {};
   }

@@ -75,15 +75,17 @@ void DeviceCall::check_rows(DType rows, const char* argument) const {
   if (!on_cuda_ || rows != DType::f8e4m3) return;
   int arch = 0;
   check(cuda_compiled_arch(&arch));
-  check_.value(arch >= 890, argument,
-               "int8 or unquantised rows, as this GPU's kernels are compiled for sm_" +
-                   std::to_string(arch / 10) + " and sm_89 is the first that converts fp8",
-               "float8_e4m3fn");
+  if (arch >= kFloat8Arch) return;
+  check_.fail("ValueError", argument,
+              "int8, uint8 or unquantised rows, as this GPU's kernels are compiled for sm_" +
+                  std::to_string(arch / 10) + " and sm_89 is the first that converts fp8",
+              "float8_e4m3fn");
 }
 
 void DeviceCall::check_size(int64_t size, const char* argument, const char* name) const {
-  check_.value(!on_cuda_ || size <= kMostOnCuda, argument,
-               std::string(name) + " <= " + std::to_string(kMostOnCuda) + " on CUDA", size);
+  if (!on_cuda_ || size <= kMostOnCuda) return;
+  check_.fail("ValueError", argument, std::string(name) + " <= " + std::to_string(kMostOnCuda) + " on CUDA",
+              size);
 }
 
 const void* DeviceCall::data_of(const Tensor& tensor, const char* argument) const {

@@ -35,7 +35,9 @@ constexpr int64_t row_bytes(DType type, int64_t columns) {
   return type == DType::i4 ? columns / 2 : columns * element_size(type);
 }
 
-// Whether each row has one fp32 scale.
-constexpr bool is_quantised(DType type) { return type == DType::i8 || type == DType::f8e4m3; }
+// Whether rows have scales.
+constexpr bool is_quantised(DType type) {
+  return type == DType::i8 || type == DType::f8e4m3 || type == DType::i4;
+}
 
 }  // namespace microspec

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Counts, maxima and prefix sums over a warp or a block, in integers, so that the order does not change the
+// Counts and prefix sums over a warp or a block, in integers, so that the order does not change the
 // result.
 //
 // A block-wide step takes one word a warp in shared memory, one __syncthreads, and a reduction of those words
@@ -18,25 +18,11 @@ MICROSPEC_DEVICE int warps_in_block() { return static_cast<int>(blockDim.x) / kW
 // Returns the mask of the lanes before this one.
 MICROSPEC_DEVICE unsigned lanes_below() { return (1u << lane_index()) - 1; }
 
-// Returns the largest value in the warp. Compares the high words first, then the low words of the lanes with
-// the largest high word.
-MICROSPEC_DEVICE uint64_t warp_max(uint64_t value) {
-  const uint32_t high = static_cast<uint32_t>(value >> 32);
-  const uint32_t top = __reduce_max_sync(kAllLanes, high);
-  const uint32_t low = __reduce_max_sync(kAllLanes, high == top ? static_cast<uint32_t>(value) : 0u);
-  return static_cast<uint64_t>(top) << 32 | low;
-}
-
 // Returns the word of the warp whose index is this lane's, or `none` beyond the last warp. Call it after each
 // warp's lane 0 has written its word and a barrier.
 template <class T>
 MICROSPEC_DEVICE T word_of_warp(const T* words, T none) {
   return lane_index() < warps_in_block() ? words[lane_index()] : none;
-}
-
-// Returns the largest of the warps' words.
-MICROSPEC_DEVICE uint64_t max_of_warps(const uint64_t* words) {
-  return warp_max(word_of_warp(words, uint64_t{0}));
 }
 
 struct Prefix {

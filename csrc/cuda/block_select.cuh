@@ -33,7 +33,6 @@ template <class Key>
 struct Bounds {
   Key low, high;
 };
-using KeyBounds = Bounds<uint64_t>;
 
 // A threshold. `exact`: exactly n keys are at or above it.
 template <class Key>

@@ -22,8 +22,6 @@ std::string cuda_error_text(int error) {
          error_advice(error, {CUDART_VERSION, driver, major * 10 + minor, MICROSPEC_CUDA_ARCHITECTURES});
 }
 
-int cuda_compiled_arch(int* arch) { return compiled_arch(arch); }
-
 int cuda_pinned_pointer(const void* host, const void** device) {
   cudaPointerAttributes attributes;
   if (const cudaError_t error = cudaPointerGetAttributes(&attributes, host)) return error;

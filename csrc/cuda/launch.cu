@@ -8,7 +8,6 @@
 #include <utility>
 
 #include "ptx.cuh"
-#include "runtime.h"
 
 namespace microspec {
 
@@ -74,7 +73,7 @@ Error load(const void* kernel, Attributes attributes, Loaded& loaded) {
   return once(std::pair(kernel, index), loaded, [&](Loaded& made) { return ask(kernel, attributes, made); });
 }
 
-Error compiled_arch(int* arch) {
+int cuda_compiled_arch(int* arch) {
   Loaded loaded;
   const Error error = load(any_kernel, loaded);
   *arch = loaded.arch;

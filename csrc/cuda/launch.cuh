@@ -7,6 +7,7 @@
 #pragma once
 
 #include "platform.cuh"
+#include "runtime.h"
 
 #ifdef MICROSPEC_EMULATION
 #include "emulation/cuda_runtime.h"
@@ -18,8 +19,6 @@ namespace microspec {
 using Error = int;
 constexpr Error kInvalidValue = 1;
 constexpr Error kNotSupported = 801;
-// The first architecture that converts to and from e4m3: code for an older one leaves zeros.
-constexpr int kFloat8Arch = 890;
 
 struct Device {
   int sms;           // streaming multiprocessors
@@ -50,10 +49,6 @@ Error load(void (*kernel)(Parameters...), Loaded& loaded) {
   };
   return load(reinterpret_cast<const void*>(kernel), attributes, loaded);
 }
-
-// Sets *arch to the architecture that the kernels on the current device were compiled for: 890. A device
-// takes all kernels from code for the same architecture.
-Error compiled_arch(int* arch);
 
 // Whether MICROSPEC_DEPENDENT_LAUNCH allows dependent launches. Read once.
 bool dependent_launch_allowed();

@@ -13,6 +13,9 @@ namespace microspec {
 // warp's slots beyond the last.
 constexpr int64_t kMostOnCuda = int64_t{1} << 30;
 
+// The first architecture that converts to and from e4m3: code for an older one leaves zeros.
+constexpr int kFloat8Arch = 890;
+
 // Returns the architectures that nvcc compiled for, as CMake names them: "80-real;90a-real". Returns null
 // without nvcc. C linkage, because Python calls it.
 extern "C" const char* microspec_cuda_architectures();
@@ -20,7 +23,7 @@ extern "C" const char* microspec_cuda_architectures();
 std::string cuda_error_text(int error);
 
 // Sets *arch to the compute capability, times 100, that the kernels on the current device were compiled for:
-// 890. The device's own may be higher.
+// 890. The device's own may be higher. A device takes all kernels from code for the same architecture.
 int cuda_compiled_arch(int* arch);
 
 // Sets *device to the device address of pinned host memory, or to null for other memory.

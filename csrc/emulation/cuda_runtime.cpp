@@ -89,9 +89,6 @@ cudaError_t attributes_of(const void* kernel, const Job& probe, cudaFuncAttribut
   attributes->sharedSizeBytes = static_shared[kernel];
   attributes->maxDynamicSharedSizeBytes = static_cast<int>(allowed_dynamic(kernel));
   attributes->ptxVersion = settings.arch / 10;
-  // Code that was compiled from PTX is the device's own.
-  const bool same_family = settings.arch / 100 == settings.device() / 100;
-  attributes->binaryVersion = (same_family ? settings.arch : settings.device()) / 10;
   return cudaSuccess;
 }
 

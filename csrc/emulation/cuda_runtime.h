@@ -27,7 +27,6 @@ struct cudaFuncAttributes {
   size_t sharedSizeBytes;
   int maxDynamicSharedSizeBytes;
   int ptxVersion;
-  int binaryVersion;
 };
 
 struct cudaLaunchAttribute {

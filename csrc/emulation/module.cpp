@@ -136,7 +136,7 @@ PYBIND11_MODULE(_emulation, module) {
   bind_emulation(module);
   module.def("compiled_arch", [] {
     int arch = 0;
-    check(compiled_arch(&arch), "compiled_arch");
+    check(cuda_compiled_arch(&arch), "cuda_compiled_arch");
     return arch;
   });
   module.def("error_advice",

@@ -35,6 +35,15 @@ MICROSPEC_CLONES uint32_t amax_bits(const float* row, int64_t dim) {
   return largest;
 }
 
+// Returns the scale of values whose largest magnitude has these bits.
+float scale_of(uint32_t bits, float largest_code) {
+  float amax;
+  std::memcpy(&amax, &bits, sizeof amax);
+  const float quotient = amax / largest_code;
+  // A subnormal quotient has too few bits to divide by, or is zero.
+  return quotient >= std::numeric_limits<float>::min() ? quotient : 1.0f;
+}
+
 MICROSPEC_CLONES void quantise_int8(const float* row, int64_t dim, float scale, int8_t* target) {
   // Adding 1.5 * 2^23 rounds to an integer, half to even. |row / scale| is at most 127 plus its rounding
   // error, so no clamp is needed.
@@ -53,22 +62,13 @@ void quantise_float8(const float* row, int64_t dim, float scale, c10::Float8_e4m
 MICROSPEC_CLONES void quantise_int4(const float* row, int64_t dim, uint8_t* target, bf16_t* scales) {
   constexpr float kRound = 12582912.0f;
   for (int64_t d = 0; d < dim; d += kScaleGroup, row += kScaleGroup) {
-    uint32_t largest = 0;
-    for (int64_t i = 0; i < kScaleGroup; ++i) {
-      uint32_t bits;
-      std::memcpy(&bits, row + i, sizeof bits);
-      bits &= 0x7fffffffu;
-      largest = bits > largest ? bits : largest;
-    }
+    const uint32_t largest = amax_bits(row, kScaleGroup);
     if (largest >= kInfinityBits) {
       scales[d / kScaleGroup] = {0x7fc0};
       std::memset(target + d / 2, 0, kScaleGroup / 2);
       continue;
     }
-    float amax;
-    std::memcpy(&amax, &largest, sizeof amax);
-    const float quotient = amax / kInt4Max;
-    float scale = quotient >= std::numeric_limits<float>::min() ? quotient : 1.0f;
+    float scale = scale_of(largest, kInt4Max);
     uint32_t bits;
     std::memcpy(&bits, &scale, sizeof bits);
     bits = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000u;
@@ -92,11 +92,7 @@ void quantise_row(const float* row, int64_t dim, DType type, void* target, float
     std::memset(target, 0, dim);
     return;
   }
-  float amax;
-  std::memcpy(&amax, &bits, sizeof amax);
-  // A subnormal quotient has too few bits to divide by, or is zero.
-  const float quotient = amax / (type == DType::i8 ? kInt8Max : kFloat8Max);
-  *scale = quotient >= std::numeric_limits<float>::min() ? quotient : 1.0f;
+  *scale = scale_of(bits, type == DType::i8 ? kInt8Max : kFloat8Max);
   if (type == DType::i8) {
     quantise_int8(row, dim, *scale, static_cast<int8_t*>(target));
   } else {
@@ -116,7 +112,8 @@ const float* as_float(const char* source, DType type, int64_t dim, std::vector<f
   switch (type) {
     case DType::f16: return widened<c10::Half>(source, dim, buffer);
     case DType::bf16: return widened<c10::BFloat16>(source, dim, buffer);
-    default: return reinterpret_cast<const float*>(source);
+    case DType::f32: return reinterpret_cast<const float*>(source);
+    default: __builtin_trap();  // the op's checks admit no other type
   }
 }
 
@@ -140,12 +137,12 @@ void gather_slots(const GatherArgs& args, int64_t begin, int64_t end) {
         std::memcpy(args.slab_group_scale + slot * groups, args.weight_group_scale + id * groups,
                     groups * sizeof(bf16_t));
       }
-    } else if (args.slab_type == DType::i4) {
-      const float* row = as_float(source, args.weight_type, args.dim, buffer);
-      quantise_int4(row, args.dim, static_cast<uint8_t*>(static_cast<void*>(target)),
-                    args.slab_group_scale + slot * groups);
+      continue;
+    }
+    const float* row = as_float(source, args.weight_type, args.dim, buffer);
+    if (args.slab_type == DType::i4) {
+      quantise_int4(row, args.dim, reinterpret_cast<uint8_t*>(target), args.slab_group_scale + slot * groups);
     } else {
-      const float* row = as_float(source, args.weight_type, args.dim, buffer);
       quantise_row(row, args.dim, args.slab_type, target, args.slab_scale + slot);
     }
   }

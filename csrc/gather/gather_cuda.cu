@@ -4,7 +4,6 @@
 
 #include <algorithm>
 
-#include "cuda/runtime.h"
 #include "gather/copy_kernel.cuh"
 #include "gather/quantise_int4_kernel.cuh"
 #include "gather/quantise_kernel.cuh"
@@ -50,9 +49,9 @@ Error quantise(const Device& device, const GatherArgs& args, int slots, void* st
                              : gather::quantise_rows_kernel<Source, Target, false>;
   Loaded loaded;
   if (const Error error = load(kernel, loaded)) return error;
-  const int64_t row_bytes = args.dim * element_size(args.weight_type);
-  const bool staged = row_bytes <= loaded.dynamic_shared;
-  const int64_t shared_bytes = staged ? row_bytes : 0;
+  const int64_t bytes = row_bytes(args.weight_type, args.dim);
+  const bool staged = bytes <= loaded.dynamic_shared;
+  const int64_t shared_bytes = staged ? bytes : 0;
   const int64_t room = device.sm_shared / (shared_bytes + loaded.static_shared + kSystem);
   Launch how =
       grid(device, slots, std::clamp<int64_t>(room, 1, kResident), static_cast<size_t>(shared_bytes), stream);
@@ -68,23 +67,26 @@ Error quantise_int4(const Device& device, const GatherArgs& args, int slots, voi
   return launch(kernel, how, args, gather::deal(slots, how.blocks));
 }
 
-Error quantise_to_int4(const Device& device, const GatherArgs& args, int slots, void* stream) {
+// Calls f(source) with a value of the weight's element type.
+template <class F>
+Error with_source(const GatherArgs& args, F&& f) {
   switch (args.weight_type) {
-    case DType::f32: return quantise_int4<float>(device, args, slots, stream);
-    case DType::f16: return quantise_int4<f16_t>(device, args, slots, stream);
-    case DType::bf16: return quantise_int4<bf16_t>(device, args, slots, stream);
+    case DType::f32: return f(float{});
+    case DType::f16: return f(f16_t{});
+    case DType::bf16: return f(bf16_t{});
     default: return kInvalidValue;
   }
 }
 
+Error quantise_to_int4(const Device& device, const GatherArgs& args, int slots, void* stream) {
+  return with_source(
+      args, [&](auto source) { return quantise_int4<decltype(source)>(device, args, slots, stream); });
+}
+
 template <class Target>
 Error quantise_to(const Device& device, const GatherArgs& args, int slots, void* stream) {
-  switch (args.weight_type) {
-    case DType::f32: return quantise<float, Target>(device, args, slots, stream);
-    case DType::f16: return quantise<f16_t, Target>(device, args, slots, stream);
-    case DType::bf16: return quantise<bf16_t, Target>(device, args, slots, stream);
-    default: return kInvalidValue;
-  }
+  return with_source(
+      args, [&](auto source) { return quantise<decltype(source), Target>(device, args, slots, stream); });
 }
 
 }  // namespace

@@ -36,11 +36,8 @@ void gather_rows_(Tensor slab, Tensor slab_ids, Tensor weight, Tensor active_ids
 
   GatherArgs args{};
   const auto weight_dtype = weight.scalar_type();
-  const bool quantised_weight =
-      int4_weight || weight_dtype == ScalarType::Char || weight_dtype == ScalarType::Float8_e4m3fn;
-  args.weight_type = quantised_weight ? check.row_dtype(weight, "weight", weight_dtype)
-                                      : check.float_dtype(weight, "weight");
-  if (quantised_weight) check.dtype(slab, "slab", weight_dtype);
+  args.weight_type = check.row_dtype(weight, "weight", weight_dtype);
+  if (is_quantised(args.weight_type)) check.dtype(slab, "slab", weight_dtype);
   args.slab_type = check.row_dtype(slab, "slab", weight_dtype);
   call.check_rows(args.slab_type, "slab");
   if (int4_slab) check.int4_dim(dim, "weight");

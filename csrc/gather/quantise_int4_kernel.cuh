@@ -64,12 +64,7 @@ quantise_int4_kernel(GatherArgs args, Deal deal) {
       const bool inside = index < words;
       float values[kWordColumns] = {};
       if (inside) load_columns<Source, vector>(row + int64_t{index} * kWordColumns, values);
-      uint32_t amax = 0;
-#pragma unroll
-      for (const float value : values) {
-        const uint32_t bits = __float_as_uint(value) & kMagnitude;
-        amax = bits > amax ? bits : amax;
-      }
+      uint32_t amax = amax_bits(values);
 #pragma unroll
       for (int step = 1; step < kGroupWords; step *= 2) {
         const uint32_t other = __shfl_xor_sync(kAllLanes, amax, step);

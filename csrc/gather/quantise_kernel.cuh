@@ -82,11 +82,9 @@ MICROSPEC_DEVICE AnyChunk load_chunk(const AnyChunk* chunk) {
   }
 }
 
-// Returns the bits of a chunk's largest magnitude.
-template <class AnyChunk>
-MICROSPEC_DEVICE uint32_t amax_bits(const AnyChunk& chunk) {
-  float values[AnyChunk::kCount];
-  chunk.widen(values);
+// Returns the bits of the largest magnitude.
+template <int kCount>
+MICROSPEC_DEVICE uint32_t amax_bits(const float (&values)[kCount]) {
   uint32_t largest = 0;
 #pragma unroll
   for (const float value : values) {
@@ -94,6 +92,12 @@ MICROSPEC_DEVICE uint32_t amax_bits(const AnyChunk& chunk) {
     largest = bits > largest ? bits : largest;
   }
   return largest;
+}
+template <class AnyChunk>
+MICROSPEC_DEVICE uint32_t amax_bits(const AnyChunk& chunk) {
+  float values[AnyChunk::kCount];
+  chunk.widen(values);
+  return amax_bits(values);
 }
 
 // ---- Step 2: divide by the scale and encode

@@ -157,7 +157,7 @@ vocab_update_kernel(VocabArgs args, Layout layout, int32_t* workspace) {
   Slots<0> any(group);
   any.set_clock(base);
   const uint64_t beyond = static_cast<uint64_t>(base) + static_cast<uint64_t>(group.capacity) + 1;
-  place_newcomers(any, KeyBounds{1, beyond}, newcomers, wanted, base, block);
+  place_newcomers(any, Bounds<uint64_t>{1, beyond}, newcomers, wanted, base, block);
 }
 
 }  // namespace microspec::vocab

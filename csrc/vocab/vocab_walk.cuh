@@ -172,7 +172,7 @@ MICROSPEC_DEVICE void walk(const VocabArgs& args, const Group& group, BlockState
     } else if (token != kNone && slot != kPending) {
       place = note_newcomer(block, token, use);
     }
-    if (__syncthreads_or(token != kNone)) {
+    if (__syncthreads_or(token != kNone)) {  // a tile of padding alone has nothing to count
       // A pinned slot's last use (kPinnedUse) equals no position. A last use from a newer tile equals no
       // position of this tile.
       const bool is_resident = slot >= 0 && last_use[slot] == use;

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from microspec_kernels._host_copy import HostCopy
 from microspec_kernels._linear import broken_rows, log_broken, plain
-from microspec_kernels.coverage import count_hits
+from microspec_kernels.coverage import hits_and_misses
 from microspec_kernels.head import SparseHead
 from microspec_kernels.parallel import all_gather_rows
 from microspec_kernels.vocab import ActiveVocab
@@ -209,12 +209,13 @@ class EngineHead:
             expected = f"one per token, because there are {self.vocab.num_groups}"
             where = "microspec: count_coverage: token_groups"
             raise ValueError(f"{where}: expected {expected}, got None")
-        self._counted += count_hits(
+        flags = hits_and_misses(
             self.vocab,
             self.token_map.to_rows(tokens),
             token_groups=token_groups,
             counted=self.token_map.is_token(tokens),
-        ).sum(1)
+        )
+        self._counted += flags.flatten(1).sum(1)
 
     def reset(self, groups: Tensor | Sequence[int] | None = None) -> None:
         """Reset vocabularies to the frequent tokens. Call outside capture.
@@ -278,7 +279,7 @@ class EngineHead:
         Returns:
             fp32 [..., K], one column for each slot, -inf for empty slots.
         """
-        return self.head.logits(hidden)[0]
+        return self.head.slot_logits(hidden)[0]
 
     def slot_tokens(self) -> Tensor:
         """Return the target's token in each slot: int64 [G, K], -1 for empty slots."""

@@ -41,6 +41,8 @@ HIDDEN, WEIGHT = bf16(6, D), bf16(V, D)
 FEW = RNG.standard_normal((2, D), np.float32)
 CODES = RNG.integers(0, 0x7F, (V, D)).astype(np.uint8)  # e4m3, without NaN
 SCALES = RNG.random(V, np.float32)
+INT4_WEIGHT = RNG.integers(0, 256, (V, D // 2), np.uint8).view("V1")
+INT4_SCALES = RNG.integers(0x3F00, 0x3F80, (V, D // 32)).astype(np.uint16)  # bf16 in [0.5, 1)
 
 
 def head(emulation: Any, hidden: Any, weight: Any, **options: Any) -> list[Any]:
@@ -68,6 +70,7 @@ def update(emulation: Any) -> list[Any]:
 CALLS = {
     "tensor cores": lambda e: head(e, HIDDEN, WEIGHT),
     "multiply-adds": lambda e: head(e, FEW, WEIGHT[:, :D].astype(np.float32)),
+    "multiply-adds, int4": lambda e: head(e, FEW, INT4_WEIGHT, weight_scale=INT4_SCALES),
     "gather": lambda e: gather(e, np.uint16),
     "quantise": lambda e: gather(e, np.int8),
     "update": update,
@@ -199,4 +202,4 @@ def test_each_kernel_asks_once_for_each_device(emulation: Any) -> None:
         assert len({device for _, device in calls}) <= 1
         asked += calls
     assert len(asked) == len(set(asked)), "no kernel twice on a device"
-    assert len(asked) == 2 * len({kernel for kernel, _ in asked}), "each on both"
+    assert asked and len(asked) == 2 * len({kernel for kernel, _ in asked}), "each on both"

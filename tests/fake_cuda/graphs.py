@@ -69,13 +69,15 @@ class CUDAGraph:
         device.capture = Capture(device.current)
 
     def capture_end(self) -> None:
-        assert device.capture is not None
+        if device.capture is None:
+            raise FakeCudaError("capture_end: expected a capture, got none")
         capture, device.capture = device.capture, None
         self.calls = capture.end()
         self.instantiated = not self.keep_graph
 
     def instantiate(self) -> None:
-        assert self.calls is not None, "instantiate: expected a captured graph"
+        if self.calls is None:
+            raise FakeCudaError("instantiate: expected a captured graph, got none")
         self.instantiated = True
 
     def raw_cuda_graph(self) -> int:

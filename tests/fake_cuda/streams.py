@@ -54,7 +54,8 @@ class StreamContext:
     """``torch.cuda.stream``; None changes nothing."""
 
     def __init__(self, stream: Stream | None) -> None:
-        assert stream is None or isinstance(stream, Stream), stream
+        if not (stream is None or isinstance(stream, Stream)):
+            raise FakeCudaError(f"stream: expected one of this device, got {stream!r}")
         self.stream = stream
 
     def __enter__(self) -> None:

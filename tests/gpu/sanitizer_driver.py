@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import torch
-from generators import FLOATS, QUANTISED, gather_case, head_case, row_indexed, vocab_state
+from generators import FLOATS, INT4, QUANTISED, gather_case, head_case, row_indexed, vocab_state
 from torch import Tensor
 
 import microspec_kernels as mk
@@ -57,6 +57,8 @@ def gather(**options: object) -> Callable[[str], None]:
         assert torch.equal(got["slab_ids"].cpu(), want.slab_ids)  # type: ignore[union-attr]
         rows, other = row_indexed(got["slab"]).cpu(), row_indexed(want.slab)  # type: ignore[arg-type]
         assert torch.equal(rows.view(torch.uint8), other.view(torch.uint8))
+        if want.slab_scale is not None:
+            assert torch.equal(got["slab_scale"].cpu(), want.slab_scale)  # type: ignore[union-attr]
 
     return run
 
@@ -88,15 +90,15 @@ def short(dtype: torch.dtype) -> str:
 
 def head_cases() -> Iterator[Case]:
     shape = {"vocab_size": 300, "capacity": 203, "active": 150}
-    for dtype, weight_dtype in ((d, r) for d in FLOATS for r in (d, *QUANTISED)):
+    for dtype, weight_dtype in ((d, r) for d in FLOATS for r in (d, *QUANTISED, INT4)):
         name = f"head {short(dtype)} {short(weight_dtype)}"
         options = {**shape, "dtype": dtype, "weight_dtype": weight_dtype}
         yield f"{name} simt one row", head(m=1, dim=320, **options)
         yield f"{name} simt four rows", head(m=4, dim=320, bias=dtype, **options)
         yield f"{name} simt unaligned", head(m=3, dim=333, gap=1, **options)
         yield f"{name} simt several passes", head(m=2, dim=17 * 1024, **options)
-        if dtype == torch.float32:
-            continue
+        if dtype == torch.float32 or weight_dtype == INT4:
+            continue  # no tensor cores
         for m in (10, 30, 60):
             yield f"{name} mma {m} rows", head(m=m, dim=640, bias=torch.float32, **options)
         yield f"{name} mma split", head(m=60, dim=8192, packed=True, **options)
@@ -114,11 +116,11 @@ def head_cases() -> Iterator[Case]:
 
 def gather_cases() -> Iterator[Case]:
     shape = {"vocab_size": 200, "capacity": 150, "num_groups": 2}
-    for dtype in (*FLOATS, *QUANTISED):
+    for dtype in (*FLOATS, *QUANTISED, INT4):
         for dim, gap in ((512, 0), (36, 0), (33, 1)):
             name = f"gather copy {short(dtype)} {dim}+{gap}"
             yield name, gather(dtype=dtype, dim=dim, gap=gap, **shape)
-    for dtype, target in itertools.product(FLOATS, QUANTISED):
+    for dtype, target in itertools.product(FLOATS, (*QUANTISED, INT4)):
         for dim in (512, 33, 70_000):
             sizes = shape if dim < 1000 else {"vocab_size": 20, "capacity": 12, "num_groups": 1}
             name = f"gather {short(dtype)} to {short(target)} {dim}"

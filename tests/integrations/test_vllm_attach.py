@@ -149,7 +149,7 @@ def test_each_rank_attaches_to_its_rows(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_settings_that_this_draft_cannot_have() -> None:
     with pytest.raises(
-        UnsupportedError, match="vllm: Speculator: expected settings for this draft, got"
+        UnsupportedError, match="vllm: Speculator: expected settings that fit the draft, got"
     ):
         drafter_of(draft_model(), frequent_tokens_file="absent.npy")
 

@@ -139,10 +139,10 @@ class Head {
   }
 
   void arrange_hidden() {
-    const int64_t row_bytes = hidden_stride_ * element_size(kernel_.hidden_type);
-    std::unique_ptr<char[]> arranged(new char[hidden_rows_ * row_bytes]);
+    const int64_t bytes = row_bytes(kernel_.hidden_type, hidden_stride_);
+    std::unique_ptr<char[]> arranged(new char[hidden_rows_ * bytes]);
     for (const GroupWork& work : groups_) {
-      const int64_t offset = work.first_hidden * row_bytes;
+      const int64_t offset = work.first_hidden * bytes;
       if (!work.rows.empty()) {
         kernel_.arrange(hidden_.get() + offset, static_cast<int64_t>(work.rows.size()), hidden_stride_,
                         arranged.get() + offset);
@@ -198,7 +198,8 @@ class Head {
     switch (args_.bias_type) {
       case DType::f32: return static_cast<const float*>(args_.bias)[id];
       case DType::f16: return static_cast<const c10::Half*>(args_.bias)[id];
-      default: return static_cast<const c10::BFloat16*>(args_.bias)[id];
+      case DType::bf16: return static_cast<const c10::BFloat16*>(args_.bias)[id];
+      default: __builtin_trap();  // the op's checks admit no other type
     }
   }
 

@@ -83,19 +83,22 @@ MICROSPEC_DEVICE void load_dots(const HeadArgs& args, const Partials& partials, 
   }
 }
 
-// Loads the scales of slots. Those of a slab are loaded for empty slots too, so that they do not wait for the
-// ids.
+// Loads the scales of a slab's slots, of empty ones too, so that they do not wait for the ids.
 template <int kCount>
-MICROSPEC_DEVICE void load_scales(const HeadArgs& args, int group, int first, int step,
-                                  const int32_t (&ids)[kCount], float (&scales)[kCount]) {
+MICROSPEC_DEVICE void load_slab_scales(const HeadArgs& args, int group, int first, int step,
+                                       float (&scales)[kCount]) {
   const int capacity = static_cast<int>(args.capacity);
-  const float* packed = args.weight_scale + group * args.capacity + first;
+  const float* source = args.weight_scale + group * args.capacity + first;
 #pragma unroll
-  for (int i = 0; i < kCount; ++i) {
-    const bool is_read = args.packed ? first + i * step < capacity : ids[i] >= 0;
-    const float* source = args.packed ? packed + i * step : args.weight_scale + ids[i];
-    scales[i] = is_read ? *source : 1.0f;
-  }
+  for (int i = 0; i < kCount; ++i) scales[i] = first + i * step < capacity ? source[i * step] : 1.0f;
+}
+
+// Loads the scales of tokens.
+template <int kCount>
+MICROSPEC_DEVICE void load_token_scales(const HeadArgs& args, const int32_t (&ids)[kCount],
+                                        float (&scales)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) scales[i] = ids[i] >= 0 ? args.weight_scale[ids[i]] : 1.0f;
 }
 
 // Loads the biases of tokens, in fp32.
@@ -136,14 +139,15 @@ MICROSPEC_DEVICE void load_logits(const HeadArgs& args, const Partials& partials
   const int32_t* source = ids_of(args, group) + first;
 #pragma unroll
   for (int i = 0; i < kCount; ++i) ids[i] = first + i * step < capacity ? source[i * step] : -1;
+  float scales[kCount];
+  if (args.weight_scale && args.packed) load_slab_scales(args, group, first, step, scales);
   load_dots(args, partials, row, first, step, logits);
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
     if (!is_active(args, ids[i])) ids[i] = -1;
   }
   if (args.weight_scale) {
-    float scales[kCount];
-    load_scales(args, group, first, step, ids, scales);
+    if (!args.packed) load_token_scales(args, ids, scales);
 #pragma unroll
     for (int i = 0; i < kCount; ++i) logits[i] *= scales[i];
   }

@@ -352,7 +352,9 @@ Error with_kernel(const HeadArgs& args, F&& f) {
   switch (args.weight_type) {
     case DType::i8: return with_kernel<Hidden, int8_t>(args, f);
     case DType::f8e4m3: return with_kernel<Hidden, f8e4m3_t>(args, f);
-    default: return with_kernel<Hidden, Hidden>(args, f);
+    case DType::f16:
+    case DType::bf16: return with_kernel<Hidden, Hidden>(args, f);
+    default: return kInvalidValue;
   }
 }
 

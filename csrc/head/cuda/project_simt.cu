@@ -308,8 +308,11 @@ Error start(const HeadArgs& args, const Partials& partials, const HeadPlan& plan
     case DType::i8: return start<Hidden, int8_t>(args, partials, plan, stream);
     case DType::f8e4m3: return start<Hidden, f8e4m3_t>(args, partials, plan, stream);
     case DType::i4: return start<Hidden, i4x2_t>(args, partials, plan, stream);
-    default: return start<Hidden, Hidden>(args, partials, plan, stream);
+    case DType::f32:
+    case DType::f16:
+    case DType::bf16: return start<Hidden, Hidden>(args, partials, plan, stream);
   }
+  return kInvalidValue;
 }
 
 }  // namespace
@@ -318,7 +321,8 @@ Error project_simt(const HeadArgs& args, const Partials& partials, const HeadPla
   switch (args.hidden_type) {
     case DType::bf16: return start<bf16_t>(args, partials, plan, stream);
     case DType::f16: return start<f16_t>(args, partials, plan, stream);
-    default: return start<float>(args, partials, plan, stream);
+    case DType::f32: return start<float>(args, partials, plan, stream);
+    default: return kInvalidValue;
   }
 }
 

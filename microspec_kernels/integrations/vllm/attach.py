@@ -62,7 +62,7 @@ def attach(
             shard=_shard(layer, lm_head_rows, start),
         )
     except (ValueError, TypeError, OSError) as error:
-        raise UnsupportedError(f"vllm: {name}", "settings for this draft", error) from error
+        raise UnsupportedError(f"vllm: {name}", "settings that fit the draft", error) from error
     _announce(name, model, head)
     return Drafter(lm_head, layer, weight, head, Metrics(head, layer.tp_rank == 0))
 

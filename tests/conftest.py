@@ -34,6 +34,7 @@ MARKS = {
     "gpu": "needs a CUDA device and is skipped without one",
     "arm": "Arm kernels, cross-compiled and run by qemu-user",
     "slow": "takes long for what it adds to the others",
+    "slow_interpreted": "is slow over the Triton kernels",
 }
 FOLDERS = {HERE / "emulation": pytest.mark.emulation, HERE / "gpu": pytest.mark.gpu}
 
@@ -67,6 +68,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for folder, mark in FOLDERS.items():
             if folder in item.path.parents:
                 item.add_marker(mark)
+        if item.get_closest_marker("triton") and item.get_closest_marker("slow_interpreted"):
+            item.add_marker(pytest.mark.slow)
         # Several processes must not share one device.
         if config.pluginmanager.hasplugin("xdist") and item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.xdist_group("gpu"))

@@ -3,7 +3,7 @@
 
 import pytest
 import torch
-from backends_under_test import CUDA, EMULATED
+from backends_under_test import CUDA, EMULATED, slow_interpreted
 from compare import assert_bitwise
 from generators import HeadCase, head_case
 from torch import Tensor
@@ -37,7 +37,7 @@ def test_ids_out_of_range_are_empty_slots(packed: bool, m: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
-@pytest.mark.parametrize("m", [3, 12])
+@pytest.mark.parametrize("m", [3, slow_interpreted(12)])
 def test_groups_out_of_range_are_padding_rows(m: int, dtype: torch.dtype) -> None:
     case = head_case(2, m=m, dim=64, capacity=20, num_groups=3, dtype=torch.float16)
     padding = torch.arange(m, dtype=dtype) % 4 - 1

@@ -7,7 +7,7 @@ matmul, where a row's rounding depends on its position, so all sums are exact th
 
 import pytest
 import torch
-from backends_under_test import COMPILED, CPU, TRITON
+from backends_under_test import COMPILED, CPU, TRITON, slow_interpreted
 from compare import EPS, assert_bitwise
 from generators import FLOATS, QUANTISED, HeadCase, head_case
 from torch import Tensor
@@ -93,7 +93,7 @@ def test_a_row_does_not_know_its_batch(
                 torch.testing.assert_close(got[rounded], want[rounded], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("packed", [slow_interpreted(False), True])
 @pytest.mark.parametrize(("dtype", "weight_dtype"), ROWS, ids=str)
 def test_order_of_slots(
     dtype: torch.dtype, weight_dtype: torch.dtype, packed: bool, exact: bool
@@ -118,6 +118,7 @@ def test_order_of_slots(
         assert_logsumexp(permuted[2], logsumexp)
 
 
+@pytest.mark.slow_interpreted
 def test_k_only_cuts(exact: bool) -> None:
     case = big_case(torch.bfloat16, torch.bfloat16, exact)
     logits, ids, logsumexp, _ = results(case, MAX_TOP_K)

@@ -8,7 +8,7 @@ and on K (keys in registers up to 4096, in shared memory, in global memory).
 
 import pytest
 import torch
-from backends_under_test import COMPILED, SMALL
+from backends_under_test import COMPILED, SMALL, slow_interpreted
 from compare import assert_bitwise, exact_topk, ids_by_row
 from generators import HeadCase, head_case
 from test_head_values import check_against_float64
@@ -96,7 +96,7 @@ def test_rows_of_many_groups(m: int, num_groups: int, packed: bool) -> None:
     check_against_float64(finite, k=6)
 
 
-@pytest.mark.parametrize("m", [1, 3, 12, 40, 300])
+@pytest.mark.parametrize("m", [1, 3, 12, slow_interpreted(40), slow_interpreted(300)])
 @pytest.mark.parametrize("group", [-1, 0, 1])
 def test_one_group_for_all_rows(m: int, group: int) -> None:
     """One id [1] gives the bits of [M] equal ids; 300 rows need two launches."""
@@ -116,7 +116,7 @@ def both_results(case: HeadCase) -> tuple[torch.Tensor, ...]:
     return (*sparse_head(*case.tensors(), 6, **case.options()), logits)
 
 
-@pytest.mark.parametrize("num_groups", [None, 3])
+@pytest.mark.parametrize("num_groups", [None, slow_interpreted(3)])
 def test_more_rows_than_one_launch(num_groups: int | None) -> None:
     """300 rows need two launches."""
     case = head_case(
@@ -132,7 +132,7 @@ def test_more_rows_than_one_launch(num_groups: int | None) -> None:
 
 
 @pytest.mark.backends(*COMPILED, *SMALL)
-@pytest.mark.parametrize("capacity", [4096, 4097, 9000, 32768])
+@pytest.mark.parametrize("capacity", [4096, 4097, 9000, slow_interpreted(32768)])
 def test_many_slots(capacity: int) -> None:
     """At these K the keys move from registers to shared memory and to global memory."""
     case = head_case(

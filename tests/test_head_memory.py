@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from backends_under_test import ALL, COMPILED, CPU
+from backends_under_test import ALL, COMPILED, CPU, slow_interpreted
 from compare import assert_bitwise
 from generators import FLOATS, QUANTISED, HeadCase, head_case, poison, row_indexed
 from torch import Tensor
@@ -27,7 +27,7 @@ def bitwise_equal_calls(one: HeadCase, other: HeadCase, k: int = 9) -> None:
     assert not logits.isnan().any(), "poison was read"
 
 
-@pytest.mark.parametrize("gap", [1, 7, 8])
+@pytest.mark.parametrize("gap", [slow_interpreted(1), 7, slow_interpreted(8)])
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("weight_dtype", [None, *QUANTISED], ids=str)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from backends_under_test import ALL, ARM, COMPILED, CPU, CUDA, EMULATED
+from backends_under_test import ALL, ARM, COMPILED, CPU, CUDA, EMULATED, slow_interpreted
 from compare import assert_bitwise
 from generators import VocabState, vocab_state
 from hypothesis import given
@@ -83,7 +83,7 @@ def test_random_streams(
         step(state, caches, tokens, token_groups)
 
 
-@pytest.mark.parametrize("capacity", [1, 2, 3])
+@pytest.mark.parametrize("capacity", [slow_interpreted(1), 2, slow_interpreted(3)])
 def test_every_short_stream(capacity: int, backend: str) -> None:
     """Test all streams of five over four tokens and padding, cut into two calls anywhere."""
     every = 37 if backend in (*ARM, *EMULATED) else 1  # slow: a sample
@@ -110,7 +110,9 @@ def test_one_by_one_equals_all_at_once(backend: str) -> None:
         assert_holds(alone, 0, cache)
 
 
-@pytest.mark.parametrize("clock", [2**31 - 5, 2**32 - 5, 2**33 + 1, 10**12, 2**62])
+@pytest.mark.parametrize(
+    "clock", [2**31 - 5, 2**32 - 5, slow_interpreted(2**33 + 1), slow_interpreted(10**12), 2**62]
+)
 def test_a_late_clock_is_as_good_as_an_early_one(clock: int) -> None:
     """Shifted stamps give the same result: no counter is cut to 32 bits or rounded in a double."""
     rng = torch.Generator().manual_seed(2)
@@ -225,7 +227,8 @@ def test_table_beyond_2_to_31_entries(tmp_path: object) -> None:
 
 
 # Around the capacity of a CUDA thread's registers, and beyond that of shared memory.
-CAPACITIES = [1023, 1024, 1025, 3072, 3073, 8192, 8193, 16384, 16385, 32768]
+CAPACITIES = [1023, 1024, 1025, 3072, 3073, 8192, 8193, 16384]
+CAPACITIES += [slow_interpreted(16385), slow_interpreted(32768)]
 
 
 @pytest.mark.parametrize("capacity", CAPACITIES)

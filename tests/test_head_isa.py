@@ -37,6 +37,7 @@ def test_the_list(supported: list[str]) -> None:
     assert len(set(supported)) == len(supported)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isa", ALL)
 def test_instruction_set(isa: str, supported: list[str]) -> None:
     if isa not in supported:

@@ -197,7 +197,7 @@ def test_bad_ranges(ranges: list[tuple[int, int]]) -> None:
 
 
 @needs_gloo
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_processes(ranks: int, tmp_path: Path) -> None:
     worker = Path(__file__).with_name("parallel_worker.py")
     command = [sys.executable, str(worker), str(ranks), str(tmp_path / "store")]

@@ -15,7 +15,7 @@ TESTS = Path(__file__).parent.parent
 @pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="torch without gloo"
 )
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_processes(ranks: int, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "integrations.engine_worker", str(ranks), tmp_path / "store"]
     # The processes share one machine: they need no name resolution, and one core each is enough.

@@ -191,6 +191,7 @@ def test_a_race_is_never_won_by_nothing() -> None:
     assert set(won.tolist()) == {1, 3}
 
 
+@pytest.mark.slow
 def test_choices_survive_rounding() -> None:
     """Passes that round differently choose alike; inverse CDFs over as many tokens would not."""
     random = torch.Generator().manual_seed(1)

@@ -137,13 +137,6 @@ LISTS = {
     "bytes.json": b"\xff\xfe[1]",
     "rank.txt": b"1\n2\n",
 }
-TABLES = {
-    "table.npy": npy(np.full((VOCAB, 2), 3)),
-    "wraps.npy": npy(np.full((VOCAB, 2), 2**32 + 5)),
-    "outside.npy": npy(np.full((VOCAB, 2), VOCAB)),
-    "below.npy": npy(np.full((VOCAB, 2), -2)),
-    "narrow.npy": npy(np.empty((VOCAB, 0), dtype=np.int64)),
-}
 TEXTS = {
     "sound.txt": b"a b c d e f g h",
     "latin.txt": b"caf\xe9 a b",
@@ -169,7 +162,7 @@ TOKENIZERS = {
 
 
 def write_all(folder: Path) -> Path:
-    for files in (TRACES, LISTS, TABLES, TEXTS, TOKENIZERS):
+    for files in (TRACES, LISTS, TEXTS, TOKENIZERS):
         for name, content in files.items():
             (folder / name).write_bytes(content)
     (folder / "folder").mkdir()

@@ -125,16 +125,6 @@ def test_the_corpus_without_a_trace_s_own_suite(tmp_path: Path) -> None:
     assert len(unrelated("proofs__M", {"wildbench": [torch.zeros(1)] * 9}, count=4)) == 4
 
 
-def test_relatives_are_older_than_their_token() -> None:
-    table = torch.tensor([[1], [2], [-1]], dtype=torch.int32)
-    taken = policy.Policy(traces.with_relatives(table, "variants")).select(
-        policy.policy.TargetPass(
-            "prompt", torch.tensor([0, 1]), torch.empty(2, 0), torch.full((2,), -1)
-        )
-    )
-    assert taken.tolist() == [1, 0, 2, 1]
-
-
 def test_a_whole_run(tmp_path: Path, monkeypatch, capsys) -> None:
     paths = []
     for trace in (recorded(f"zero-gsm__{LLAMA}", 10), recorded("tau-airline__Other", 20)):

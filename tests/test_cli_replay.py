@@ -11,7 +11,7 @@ import torch
 
 from microspec_kernels import replay
 from microspec_kernels.cli import main
-from microspec_kernels.policy import TEXT, ContextSuccessors, Policy
+from microspec_kernels.policy import TEXT, Policy
 
 VOCAB, CAPACITY, STEP = 50, 12, 3
 
@@ -153,46 +153,24 @@ def test_filled_and_kept(trace, tmp_path, frequent, pinned, keep):
     assert expected != pytest.approx(plain_replay(*of_trace, **start, keep=not keep)[0])
 
 
-def test_sources_tables_and_budgets(trace, tmp_path):
-    """Three successors per pass, before their row's text; the newest four of a prompt."""
+def test_sources_and_budgets(trace, tmp_path):
+    """The newest four of a prompt enter, and the newest two of a step."""
     path, tokens, generated, offsets = trace
-    table, file, out = np.full((VOCAB, 2), -1), tmp_path / "table.npy", tmp_path / "out.json"
-    table[:9, 0], table[:5, 1] = np.arange(20, 29), 3
-    np.save(file, table)
+    out = tmp_path / "out.json"
     options = ["--capacity", str(CAPACITY), "--step", str(STEP), "--json", str(out)]
-    sources = ["--source", "successors=3", "--source", "prompt=4", "--source", "generated"]
-    assert main(["replay", str(path), *options, *sources, "--successors", str(file)]) == 0
+    sources = ["--source", "prompt=4", "--source", "generated=2"]
+    assert main(["replay", str(path), *options, *sources]) == 0
 
     def entering(batch, wrote):
-        left, newest_first = {"text": len(batch) if wrote else 4, "successors": 3}, []
-        for token in reversed(batch):
-            relatives = [("successors", t) for t in table[token] if t >= 0]
-            for source, taken in [("text", token), *relatives]:
-                newest_first += [taken] if left[source] > 0 else []
-                left[source] -= 1
-        return newest_first[::-1]
+        return batch[-2:] if wrote else batch[-4:]
 
     expected, gathered = plain_replay(tokens, generated, offsets, CAPACITY, STEP, entering=entering)
     (result,) = json.loads(out.read_text())
-    assert result["policy"] == "successors=3+prompt=4+generated"
+    assert result["policy"] == "prompt=4+generated=2"
     assert {key: result[key] for key in expected} == pytest.approx(expected)
     assert result["rows_gathered_per_step"] == pytest.approx(gathered)
     plain, _ = plain_replay(tokens, generated, offsets, CAPACITY, STEP)
     assert plain != pytest.approx(expected)
-
-
-def test_a_sequence_begins_without_the_context_of_another(trace):
-    """A policy that has just read another text covers a trace like a new policy."""
-    whole = replay.load_trace(trace[0])
-    tokens = torch.tensor([1, 2, 10, 11, 12, 1, 2, 13, 14, 15, 1, 2]).repeat(6)
-    other = replay.Trace("other", tokens, torch.ones(72, dtype=torch.bool), [0, 72])
-    options = {"vocab_size": VOCAB, "capacity": 4, "step": STEP}
-    sources = (*TEXT, *ContextSuccessors(VOCAB, order=2, ahead=3).sources)
-    first = replay.replay(whole, Policy(sources), **options)
-    replay.replay(other, Policy(sources), **options)
-    assert replay.replay(whole, Policy(sources), **options) == first
-    without = replay.replay(whole, Policy(TEXT), **options)
-    assert first.coverage != without.coverage
 
 
 def test_table_capacities_and_default_vocab_size(trace, capsys):
@@ -205,11 +183,6 @@ def test_table_capacities_and_default_vocab_size(trace, capsys):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (["--source", "variants"], "--source variants: expected its table, --variants FILE"),
-        (["--source", "prompt", "--successors", "TABLE"], "--successors: expected --source"),
-        (["--successors", "TABLE", "--vocab-size", "60"], "expected at least 60 rows, got 50"),
-        (["--successors", "RANK"], "expected an .npy of integers in 2 dimension"),
-        (["--successors", __file__], "expected an .npy of integers in 2 dimension"),
         (["--pin", "3", "--frequent-tokens", "TABLE"], "integers in 1 dimension"),
         (["--no-fill"], "--no-fill: expected a --frequent-tokens"),
         (["--pin", "3", "--frequent-tokens", "RANK"], "at most the 2 tokens of"),

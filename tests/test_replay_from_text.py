@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A text file as a trace, a tokenizer's tokens as text, and the plot."""
+"""A text file as a trace, and the plot."""
 
 import json
 from pathlib import Path
@@ -82,17 +82,6 @@ def test_a_line_ends_where_json_lines_do(tokenizer: Path, tmp_path: Path) -> Non
     assert 0 < int(trace.generated.sum()) < len(trace.tokens)
 
 
-def test_tokens_as_text(tokenizer: Path) -> None:
-    loaded = replay.load_tokenizer(tokenizer)
-    texts = replay.token_texts(loaded)
-    of = {piece: texts[token] for piece, token in loaded.get_vocab().items()}
-    assert len(texts) == loaded.get_vocab_size() == loaded.token_to_id("<|end|>") + 1
-    assert (of["ĠThe"], of["cat"], of["Ċ"], of["Ã©t"]) == (" The", "cat", "\n", "ét")
-    assert of["Ã"] is None and of["<|end|>"] is None
-    plain = Tokenizer(models.WordLevel({"▁the": 0, "the": 1, "x": 4}, unk_token="x"))
-    assert replay.token_texts(plain) == [" the", "the", None, None, "x"]
-
-
 def test_not_a_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "t.json").write_text("{}")
     with pytest.raises(ValueError, match=r"t\.json: expected a tokenizer\.json"):
@@ -102,17 +91,14 @@ def test_not_a_tokenizer(tmp_path: Path) -> None:
 def test_on_the_command_line(
     tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The prompt covers " cat"; only variants of "the" cover "The"."""
+    """The prompt covers " cat" but not "The"."""
     text, out = tmp_path / "story.txt", tmp_path / "out.json"
     text.write_text("the cat The cat", encoding="utf-8")
     options = ["--tokenizer", str(tokenizer), "--prompt-tokens", "2", "--json", str(out)]
     command = ["replay", "--text", str(text), *options]
     assert main(command) == 0
-    (without,) = json.loads(out.read_text())
-    assert main([*command, "--variants", str(tokenizer)]) == 0
-    (variants,) = json.loads(out.read_text())
-    assert (without["coverage"], variants["coverage"]) == (0.5, 1.0)
-    assert variants["policy"] == "prompt+generated+variants"
+    (figures,) = json.loads(out.read_text())
+    assert (figures["coverage"], figures["policy"]) == (0.5, "prompt+generated")
     capsys.readouterr()
     text.write_text("", encoding="utf-8")
     assert main(command) == 2

@@ -2,12 +2,12 @@
 """Which vocabulary policies cover recorded text, by source, by list and by capacity?
 
     python -m bench.policy.traces TRACE.npz ... --frequent-tokens frequent.npy
-                                  [--tokenizer tokenizer.json [--corpus corpus.jsonl.xz]]
+                                  [--tokenizer tokenizer.json --corpus corpus.jsonl.xz]
                                   [--out DIR]
 
 Replays every policy on the same sequences of each trace (data.py) and writes policy.csv, mixed.csv
-and their plots. A tokenizer adds policies with case and space variants. A corpus adds lists and
-successors counted on it, without the suite of the trace.
+and their plots. A corpus adds lists that are counted on it, without the suite of the trace. (The
+committed policy.csv also has sources that were dropped, variants and successors.)
 """
 
 import argparse
@@ -27,8 +27,8 @@ from bench.plots import policy as plots
 from microspec_kernels import policy
 from microspec_kernels._token_ids import read_token_ids
 from microspec_kernels.cli.arguments import Parser
-from microspec_kernels.policy import TEXT, Policy, Source
-from microspec_kernels.replay import Trace, load_tokenizer, load_trace, replay, token_texts
+from microspec_kernels.policy import TEXT, Policy
+from microspec_kernels.replay import Trace, load_tokenizer, load_trace, replay
 
 from .data import JUDGED, Halves, halves, joined, load_corpus, others, unrelated
 
@@ -36,7 +36,6 @@ CAPACITIES = (512, 1024, 2048, CAPACITY, 8192)
 FLOORS = (1024, 2560)
 REQUESTS = (10, 40)
 CORPUS_TEXTS = 1000  # of each suite, for a list
-SUCCESSORS = 4  # of each token
 SHOWN = ("coverage", "coverage_p10", "coverage_first64", "coverage_runs5", "rows_gathered_per_step")
 
 
@@ -57,14 +56,12 @@ class Study:
 
     Attributes:
         public: token ids, the most frequent first in the outputs of other models.
-        variants: for each token, the tokens of the same text in another case or with a space.
         corpus: texts by suite.
     """
 
     vocab_size: int
     public: Tensor
     traces: dict[str, Halves]
-    variants: Tensor | None = None
     corpus: dict[str, list[Tensor]] = field(default_factory=dict)
 
     def frequent_tokens(self, texts: list[Tensor]) -> Tensor:
@@ -81,22 +78,12 @@ class Study:
             yield ReplayedPolicy("filled", Policy(TEXT, self.public), "public", capacity)
         pinned = Policy(TEXT, self.public, self.public[: FLOORS[0]])
         yield ReplayedPolicy(f"filled, floor {FLOORS[0]}", pinned, "public")
-        if self.variants is not None:
-            both = with_relatives(self.variants, "variants")
-            yield ReplayedPolicy("filled, variants", Policy(both, self.public), "public")
-            prompts = (policy.expanded(TEXT[0], self.variants, "variants"), *TEXT)
-            yield ReplayedPolicy(
-                "filled, variants of the prompt", Policy(prompts, self.public), "public"
-            )
         yield ReplayedPolicy(
             "filled", Policy(TEXT, self.frequent_tokens(others(name, self.traces))), "other tasks"
         )
         if self.corpus:
             counted = unrelated(name, self.corpus, CORPUS_TEXTS)
             yield ReplayedPolicy("filled", Policy(TEXT, self.frequent_tokens(counted)), "corpus")
-            table = policy.successors(unrelated(name, self.corpus), self.vocab_size, SUCCESSORS)
-            after = with_relatives(table, "successors")
-            yield ReplayedPolicy("filled, successors", Policy(after, self.public), "public")
         yield from self.same_kind(name)
         for capacity in CAPACITIES:
             yield ReplayedPolicy(
@@ -144,14 +131,6 @@ class Study:
         return {"arm": arm.name, "list": arm.list, **kept}
 
 
-def with_relatives(table: Tensor, name: str) -> tuple[Source, ...]:
-    """Return the text's sources, each behind one that yields its tokens' relatives.
-
-    So a token stays newer in the vocabulary than its relatives.
-    """
-    return tuple(s for text in TEXT for s in (policy.expanded(text, table, name), text))
-
-
 def load(args: argparse.Namespace) -> Study:
     public = read_token_ids(args.frequent_tokens)
     if not len(public):
@@ -159,14 +138,11 @@ def load(args: argparse.Namespace) -> Study:
     traces = [load_trace(path) for path in args.traces]
     vocab_size = 1 + max(int(public.max()), *(int(trace.tokens.max()) for trace in traces))
     study = Study(vocab_size, public, {trace.name: halves(trace) for trace in traces})
-    if args.tokenizer is None:
+    if args.corpus is None:
         return study
     tokenizer = load_tokenizer(args.tokenizer)
-    texts = token_texts(tokenizer)
-    vocab_size = max(vocab_size, len(texts))
-    table = policy.variants([*texts, *[None] * (vocab_size - len(texts))])
-    corpus = {} if args.corpus is None else load_corpus(args.corpus, tokenizer)
-    return replace(study, vocab_size=vocab_size, variants=table, corpus=corpus)
+    vocab_size = max(vocab_size, tokenizer.get_vocab_size())
+    return replace(study, vocab_size=vocab_size, corpus=load_corpus(args.corpus, tokenizer))
 
 
 def main() -> None:
@@ -184,8 +160,8 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=report.RESULTS / "policy", metavar="DIR")
     args = parser.parse_args()
-    if args.corpus is not None and args.tokenizer is None:
-        parser.error("--corpus takes the --tokenizer of the traces")
+    if (args.corpus is None) != (args.tokenizer is None):
+        parser.error("--corpus takes the --tokenizer of the traces, and only it does")
     torch.set_num_threads(1)  # these tensors are small: threads would only wait for one another
     with options.checking(parser):
         study = load(args)

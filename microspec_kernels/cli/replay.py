@@ -110,12 +110,11 @@ def _replay(args: argparse.Namespace) -> list[Replay]:
     _check(args)
     capacities = args.capacity or [CAPACITY]
     pinned, frequent = sources.load_frequent_tokens(args, min(capacities))
-    tables = sources.load_tables(args)
     traces = _traces(args)
     ids = [int(trace.tokens.max()) for trace in traces]
-    ids += [*pinned, *frequent, *(len(rows) - 1 for rows in tables.values())]
+    ids += [*pinned, *frequent]
     vocab_size = args.vocab_size or max(ids) + 1
-    policy = Policy(sources.named_sources(args, tables, vocab_size), frequent, pinned)
+    policy = Policy(sources.named_sources(args), frequent, pinned)
     return [
         replay(
             trace,

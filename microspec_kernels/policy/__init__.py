@@ -21,28 +21,25 @@ The same policy runs in the speculative loop, over recorded traces (:mod:`..repl
 engine's CUDA graph: :meth:`Policy.select` never reads a value back to the host.
 """
 
-from .context import ContextSuccessors
 from .defaults import CAPACITY, TARGET_TOP_K
+from .frequent_tokens import count_frequent_tokens
 from .policy import Policy, PromptRows, Source, Stage, TargetPass
 from .sources import (
     MICROSPEC,
     TEXT,
     default,
     draft_tree,
-    expanded,
     generated,
     prompt,
     prompt_top_k,
     target_top_k,
 )
-from .tables import count_frequent_tokens, neighbours, successors, variants
 
 __all__ = [
     "CAPACITY",
     "MICROSPEC",
     "TARGET_TOP_K",
     "TEXT",
-    "ContextSuccessors",
     "Policy",
     "PromptRows",
     "Source",
@@ -51,12 +48,8 @@ __all__ = [
     "count_frequent_tokens",
     "default",
     "draft_tree",
-    "expanded",
     "generated",
-    "neighbours",
     "prompt",
     "prompt_top_k",
-    "successors",
     "target_top_k",
-    "variants",
 ]

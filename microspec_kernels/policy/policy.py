@@ -49,7 +49,6 @@ class Source:
             A number above 1 costs a top-k over V, and in the prompt logits at every row.
         prompt_rows: whether the source needs them at every row of a prompt ("all") or only at the
             last row ("last"), which serving engines compute anyway.
-        reset: forgets the text, if `select` remembers it; else None.
 
     Raises:
         ValueError: an invalid stage, budget, target_top_k or prompt_rows.
@@ -61,7 +60,6 @@ class Source:
     budget: int | None = None
     target_top_k: int = 0
     prompt_rows: PromptRows = "all"
-    reset: Callable[[], None] | None = None
 
     def __post_init__(self) -> None:
         checks = [
@@ -92,8 +90,6 @@ class Source:
 @dataclass(frozen=True, eq=False)
 class Policy:
     """A choice of tokens that enter an active vocabulary, and of tokens that never leave it.
-
-    A policy whose sources remember the text (:meth:`reset`) serves one request at a time.
 
     Attributes:
         sources: the sources, in the order of their tokens within a row. The last source's tokens
@@ -136,9 +132,3 @@ class Policy:
         stage = target_pass.stage
         columns = [source.tokens(target_pass) for source in self.sources if source.stage == stage]
         return torch.cat(columns, dim=1).flatten() if columns else target_pass.tokens[:0]
-
-    def reset(self) -> None:
-        """Reset the sources that remember a text. Call this before another text begins."""
-        for source in self.sources:
-            if source.reset is not None:
-                source.reset()

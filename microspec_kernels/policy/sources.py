@@ -45,37 +45,6 @@ def prompt_top_k(k: int, prompt_rows: PromptRows = "all", budget: int | None = N
     )
 
 
-def expanded(source: Source, table: Tensor, name: str, budget: int | None = None) -> Source:
-    """Select relatives of another source's tokens from a table.
-
-    Args:
-        source: the source of the tokens to look up. Its own tokens enter the vocabulary only if the
-            policy also has this source.
-        table: int32 or int64 [V, c] on the device of the passes' tokens, the likeliest relative
-            first; -1 is padding. See :func:`~.variants`, :func:`~.successors` and
-            :func:`~.neighbours`.
-        name: the name of the new source.
-        budget: the largest number of relatives per pass; None for all.
-
-    Raises:
-        ValueError: a table of another shape.
-        TypeError: a table of another dtype.
-    """
-    if table.dim() != 2:
-        raise ValueError(f"expanded: table: expected shape [V, c], got {list(table.shape)}")
-    if table.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"expanded: table: expected int32 or int64, got {table.dtype}")
-
-    def select(target_pass: TargetPass) -> Tensor:
-        taken = source.tokens(target_pass)
-        related = table[taken.clamp(min=0)].flip(2)  # the likeliest comes last, so it is newest
-        return torch.where(taken[:, :, None] >= 0, related, -1).flatten(1).long()
-
-    return Source(
-        name, source.stage, select, budget, source.target_top_k, source.prompt_rows, source.reset
-    )
-
-
 def _tokens(target_pass: TargetPass) -> Tensor:
     return target_pass.tokens[:, None]
 

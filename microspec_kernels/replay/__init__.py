@@ -16,7 +16,7 @@ tokens (a prompt, a later turn) are not judged. They enter before the next step 
     result.coverage, result.mean_active
 """
 
-from .from_text import load_text, load_tokenizer, token_texts
+from .from_text import load_text, load_tokenizer
 from .plot import plot
 from .run import Replay, passes, replay
 from .trace import Trace, load_trace
@@ -30,5 +30,4 @@ __all__ = [
     "passes",
     "plot",
     "replay",
-    "token_texts",
 ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Convert a user's text to a trace, and a tokenizer's tokens to text."""
+"""Convert a user's text to a trace."""
 
 import json
 from itertools import accumulate
@@ -12,8 +12,6 @@ from microspec_kernels._optional import require
 
 from .._files import read_text, reading
 from .trace import Trace
-
-BYTE_LEVEL_SPACE, METASPACE = "Ġ", "▁"
 
 
 def load_tokenizer(path: Path) -> Any:
@@ -81,25 +79,3 @@ def _prompts_and_responses(path: Path, text: str) -> list[tuple[str, str]]:
             raise ValueError(f"{path}:{number}: expected {expected}, got {got}") from error
         pairs.append(pair)
     return pairs
-
-
-def token_texts(tokenizer: Any) -> list[str | None]:
-    """List the text of each token by id, for :func:`~microspec_kernels.policy.variants`.
-
-    The entry is None for special tokens, for parts of a character, and for ids without a token. The
-    function reads the two common alphabets: byte-level (GPT-2, Llama 3, Qwen) and metaspace
-    (Llama 2, Mistral).
-
-    Raises:
-        ImportError: the `replay` extra is missing.
-    """
-    decode = require("tokenizers.decoders", "replay").ByteLevel().decode
-    pieces = tokenizer.get_vocab()
-    special = tokenizer.get_added_tokens_decoder()
-    byte_level = any(piece.startswith(BYTE_LEVEL_SPACE) for piece in pieces)
-    texts: list[str | None] = [None] * (max(pieces.values(), default=-1) + 1)
-    for piece, token in pieces.items():
-        text = decode([piece]) if byte_level else piece.replace(METASPACE, " ")
-        if token not in special and "\N{REPLACEMENT CHARACTER}" not in text:
-            texts[token] = text
-    return texts

@@ -119,7 +119,6 @@ def replay(
     )
     slab, sequences = vocab.ids.clone(), []
     for tokens, written in progress(list(trace.sequences())):
-        policy.reset()
         if not keep:
             vocab.reset()
             slab.copy_(vocab.ids)

@@ -15,7 +15,6 @@ from .checks import (
     check_counts,
     check_head,
     check_length,
-    check_policy,
     check_room,
     check_seed,
     checked_frequent_tokens,
@@ -145,13 +144,11 @@ class Batch:
         Returns the request. It is `done` already, and not in the batch, if `max_new_tokens` is 0 or
         the first token ends it.
 
-        Raises TypeError or ValueError: an invalid prompt, count or seed, no free group, or a policy
-        whose sources remember one text at a time while another text runs.
+        Raises TypeError or ValueError: an invalid prompt, count or seed, or no free group.
         """
         prompt = checked_prompt(input_ids, self.target, self.draft)
         check_counts(max_new_tokens=max_new_tokens)
         check_length(self.target, len(prompt) + max_new_tokens + self.shape.depth)
-        check_policy(self.policy, len(self.requests))
         check_room(self.free_groups, self.head.num_groups)
         seed = self.sampling.seed if seed is None else replace(self.sampling, seed=seed).seed
         if (

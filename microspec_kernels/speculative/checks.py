@@ -10,7 +10,6 @@ from torch import Tensor
 
 from microspec_kernels._checks import MAX_TOP_K
 from microspec_kernels._token_ids import token_ids
-from microspec_kernels.policy import Policy
 
 from .heads import Head
 from .models.draft import Draft
@@ -122,16 +121,6 @@ def check_length(target: CausalModel, length: int) -> None:
         raise ValueError(
             "generate: max_new_tokens: this target's rotary embedding changes with the text's "
             f"length; expected prompt, new tokens and depth within {target.longest}, got {length}"
-        )
-
-
-def check_policy(policy: Policy, others: int) -> None:
-    """Raise ValueError if a policy that remembers its text has `others` running beside it."""
-    remembers = [source.name for source in policy.sources if source.reset is not None]
-    if remembers and others:
-        raise ValueError(
-            "generate: policy: expected sources that remember no text, for more than one text at "
-            f"a time, got {', '.join(remembers)}"
         )
 
 

@@ -49,7 +49,6 @@ class Observer:
         """Begin a text with a prompt int64 [P] and the first token int64 [1] after it."""
         if self.head.num_groups > 1:
             self.head.reset(request.group)
-        self.policy.reset()
         chosen = torch.full_like(prompt, -1)
         chosen[-1:] = first
         self._tell([request], [TargetPass("prompt", prompt, top_tokens, chosen)])

@@ -6,7 +6,7 @@ from compare import assert_bitwise
 from torch import Tensor
 
 from microspec_kernels import ActiveVocab, Coverage, policy
-from microspec_kernels.policy import ContextSuccessors, Policy, TargetPass
+from microspec_kernels.policy import Policy, TargetPass
 
 from .test_graphs import captured
 
@@ -18,10 +18,7 @@ class Loop:
     """The work of an engine after every pass: coverage, vocabularies, ids for the next draft."""
 
     def __init__(self, device: str) -> None:
-        table = torch.arange(VOCAB, dtype=torch.int32)[:, None].roll(3).repeat(1, 2).to(device)
-        context = ContextSuccessors(VOCAB, order=2, ahead=3, device=device).sources
-        kin = policy.expanded(policy.generated(), table, "kin", budget=4)
-        self.policy = Policy((*policy.MICROSPEC, policy.generated(), *context, kin))
+        self.policy = Policy((*policy.MICROSPEC, policy.generated(budget=4)))
         self.small, self.large = (ActiveVocab(VOCAB, k, device=device) for k in (20, 256))
         self.coverage = Coverage(self.small, half_life=16)
         self.target_pass = TargetPass(
@@ -49,7 +46,7 @@ class Loop:
         self.large.update(tokens)
 
     def reset(self) -> None:
-        for part in (self.policy, self.small, self.large, self.coverage):
+        for part in (self.small, self.large, self.coverage):
             part.reset()
 
 

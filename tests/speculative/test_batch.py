@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from microspec_kernels.policy import MICROSPEC, ContextSuccessors, Policy, generated
+from microspec_kernels.policy import MICROSPEC, Policy
 from microspec_kernels.speculative import Batch, Request, Sampling
 from microspec_kernels.speculative import batch as loop
 
@@ -138,19 +138,6 @@ def test_neighbours_change_nothing(drafts: str, monkeypatch: pytest.MonkeyPatch)
         witness.check_alike(requests[place], alone[place])
     assert requests[1].tokens == alone[1].tokens
     assert requests[1].stats.acceptance_lengths == [1] * 11
-
-
-def test_a_policy_that_remembers_forgets_between_texts() -> None:
-    target, draft = pair()
-    text, results = Text(14, 12), []
-    for before in ([], [Text(21, 12)]):
-        context = ContextSuccessors(VOCAB, ahead=2)
-        policy = Policy((*context.sources, generated(4)))
-        batch = Batch(target, draft, policy=policy, num_groups=2, capacity=30, **SHAPE)
-        for one in before:
-            run(batch, [one])
-        results.append(figures(run(batch, [text])[0]))
-    assert results[0] == results[1]
 
 
 def test_texts_without_a_step_take_no_group() -> None:

@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from microspec_kernels._checks import MAX_TOP_K
-from microspec_kernels.policy import MICROSPEC, ContextSuccessors, Policy
+from microspec_kernels.policy import MICROSPEC, Policy
 from microspec_kernels.speculative import Batch, CausalModel, ModelDraft, generate, load_target
 
 from .models import VOCAB, example, prompt, tiny
@@ -121,20 +121,6 @@ def test_more_texts_than_groups() -> None:
     ):
         batch.join(prompt(6), 9)
     assert len(batch.requests) == 2
-
-
-def test_a_policy_that_remembers_takes_one_text_at_a_time() -> None:
-    context = ContextSuccessors(VOCAB)
-    for num_groups in (1, 2):
-        batch = Batch(
-            MODEL, MODEL, policy=Policy((*MICROSPEC, *context.sources)), num_groups=num_groups
-        )
-        batch.join(prompt(5), 4)
-        with pytest.raises(ValueError, match=r"policy: .*remember no text.*got context1x1"):
-            batch.join(prompt(6), 4)
-        while batch.requests:
-            batch.step()
-        batch.join(prompt(6), 4)
 
 
 def test_models_that_cannot_be_given_a_tree() -> None:

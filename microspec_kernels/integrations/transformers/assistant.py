@@ -79,7 +79,6 @@ def sparse_assistant(
     weight, bias = _checked_head(assistant, target)
     dense = assistant.get_output_embeddings()
     policy = default() if policy is None else policy
-    policy.reset()
     log_broken(broken_rows(weight, bias), "sparse_assistant: assistant: LM head")
     size, device = len(weight), weight.device
     vocab = ActiveVocab(

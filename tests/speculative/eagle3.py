@@ -70,6 +70,16 @@ SPECULATORS: dict[str, Any] = {
     },
 }  # fmt: skip
 
+# Its default layers, with a window.
+QWEN3: dict[str, Any] = {
+    **SPECULATORS,
+    "transformer_layer_config": {
+        **SPECULATORS["transformer_layer_config"], "layer_types": ["sliding_attention"],
+        "max_window_layers": 28, "model_type": "qwen3", "sliding_window": 5,
+        "use_sliding_window": True,
+    },
+}  # fmt: skip
+
 # format: config, name of its layer, feature layers (by input) of a target with 7 layers
 FORMATS: dict[str, tuple[dict[str, Any], str, list[int]]] = {
     "official": (OFFICIAL, "midlayer", [2, 3, 4]),
@@ -81,6 +91,7 @@ FORMATS: dict[str, tuple[dict[str, Any], str, list[int]]] = {
         "layers.0",
         [2, 3, 5],
     ),
+    "speculators-qwen3": (QWEN3, "layers.0", [2, 3, 5]),
 }
 
 
@@ -103,6 +114,8 @@ def tensors(name: str, seed: int = 0, size: int = SIZE) -> dict[str, Tensor]:
         "fc": (size, len(feature_layers) * SIZE),
         "lm_head": (ROWS, size),
     }
+    if config is QWEN3:
+        shapes |= {f"{layer}.self_attn.{part}_norm": (dim,) for part in "qk"}
     if config.get("norm_before_fc"):
         shapes["input_norm"] = (len(feature_layers) * SIZE,)
     if config.get("fc_norm"):

@@ -42,7 +42,12 @@ class Formula:
     def attention(self, name: str, x: Tensor) -> Tensor:
         heads, groups = self.config["num_attention_heads"], self.config["num_key_value_heads"]
         q, k, v = (self.linear(f"{name}.{part}_proj", x) for part in "qkv")
-        dim = q.shape[1] // heads
+        dim, window = q.shape[1] // heads, self.config.get("sliding_window") or len(x)
+        if f"{name}.q_norm.weight" in self.state:
+            q, k = (
+                self.norm(f"{name}.{part}_norm", part_of.unflatten(1, (-1, dim))).flatten(1)
+                for part, part_of in (("q", q), ("k", k))
+            )
         attended = []
         for row in range(len(x)):
             outs = []
@@ -51,9 +56,10 @@ class Formula:
                 head_columns = slice(head * dim, (head + 1) * dim)
                 shared = slice(group * dim, (group + 1) * dim)
                 query = self.turned(q[row, head_columns], row)
-                keys = torch.stack([self.turned(k[i, shared], i) for i in range(row + 1)])
+                seen = range(max(0, row + 1 - window), row + 1)
+                keys = torch.stack([self.turned(k[i, shared], i) for i in seen])
                 weights = (keys @ query / math.sqrt(dim)).softmax(0)
-                outs.append(weights @ v[: row + 1, shared])
+                outs.append(weights @ v[seen.start : seen.stop, shared])
             attended.append(torch.cat(outs))
         return self.linear(f"{name}.o_proj", torch.stack(attended))
 

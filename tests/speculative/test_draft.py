@@ -31,10 +31,13 @@ def plain_eagle(draft: EagleDraft, tokens: Tensor, features: Tensor) -> Tensor:
         "num_key_value_heads": attention.k_proj.out_features // dim,
         "rms_norm_eps": 1e-5,
     }
-    formula = Formula(draft.state_dict(), config)
+    state = draft.state_dict()
     joined = torch.cat((draft.embedding[tokens], features), dim=-1).double()
-    x = formula.linear("fc", joined)
-    return formula.layer("layers.0", x, x).float()
+    x = Formula(state, config).linear("fc", joined)
+    for index, window in enumerate(draft.windows):
+        formula, name = Formula(state, config | {"sliding_window": window}), f"layers.{index}"
+        x = formula.layer(name, formula.norm(f"{name}.input_layernorm", x) if index else x, x)
+    return x.float()
 
 
 def read(draft: Any, tokens: Tensor, hidden: Tensor, cache: Any) -> Tensor:
@@ -52,6 +55,7 @@ def read(draft: Any, tokens: Tensor, hidden: Tensor, cache: Any) -> Tensor:
         {"qkv_bias": True},
         {"attention_bias": True, "mlp_bias": True},
         {"num_key_value_heads": 4, "head_dim": SIZE // 4},
+        {"num_hidden_layers": 3, "windows": (4, None, 6), "qk_norm": True},
     ],
     ids=str,
 )

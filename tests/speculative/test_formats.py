@@ -10,8 +10,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import AutoConfig
 
 from microspec_kernels.speculative import CausalModel, load_draft
+from microspec_kernels.speculative.checkpoints.layer_config import windows
 
 from .eagle3 import ROWS, SPECULATORS, tensors, write
 from .models import SIZE, tiny
@@ -41,9 +43,6 @@ def without(*names: str) -> Callable[[State], State]:
     return lambda state: {name: t for name, t in state.items() if name not in names}
 
 
-KEYS = ["midlayer.self_attn.q_norm.weight", "midlayer.self_attn.k_norm.weight"]
-
-
 @pytest.mark.parametrize(
     ("message", "change"),
     [
@@ -52,8 +51,12 @@ KEYS = ["midlayer.self_attn.q_norm.weight", "midlayer.self_attn.k_norm.weight"]
         (r"missing tensors \['norm.weight'\], unknown tensors \[\]", without("norm.weight")),
         (r"missing tensors \['layers.0.hidden_norm", without("midlayer.hidden_norm.weight")),
         (
-            r"unknown tensors \['layers.0.self_attn.k_norm.weight', 'layers.0.self_attn.q_norm",
-            lambda state: state | {key: torch.ones(6) for key in KEYS},
+            r"missing tensors \['layers.0.self_attn.k_norm.weight'\]",
+            lambda state: state | {"midlayer.self_attn.q_norm.weight": torch.ones(6)},
+        ),
+        (
+            r"unknown tensors \['layers.0.pre_feedforward_layernorm.weight'\]",
+            lambda state: state | {"midlayer.pre_feedforward_layernorm.weight": torch.ones(16)},
         ),
         (
             r"unknown tensors \['layers.0.self_attn.q_proj.bias'\]",
@@ -100,6 +103,84 @@ def test_a_vocabulary_that_is_not_the_targets(tmp_path: Path, target: CausalMode
     write(tmp_path, "speculators", tensors("speculators"), transformer_layer_config=layer)
     with pytest.raises(ValueError, match="vocab_size: expected the target's 199, got 250"):
         load_draft(tmp_path, target)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("model_type", "gemma2"),
+        ("model_type", "gpt_oss"),
+        ("attention_multiplier", 0.5),
+        ("residual_multiplier", 0.22),
+        ("embedding_multiplier", 12.0),
+        ("logits_scaling", 8.0),
+        ("logit_scale", 0.0625),
+        ("attn_logit_softcapping", 50.0),
+        ("final_logit_softcapping", 30.0),
+        ("query_pre_attn_scalar", 256),
+        ("partial_rotary_factor", 0.5),
+        ("no_rope_layers", [0]),
+        ("attn_temperature_tuning", True),
+        ("clip_qkv", 8.0),
+        ("sliding_window", 4096),
+        ("layer_types", ["chunked_attention"]),
+        ("layer_types", ["full_attention"] * 2),
+    ],
+)
+@pytest.mark.parametrize("name", ["specforge", "speculators"])
+def test_a_field_that_the_layers_do_not_honour_is_named(
+    field: str, value: Any, name: str, tmp_path: Path, target: CausalModel
+) -> None:
+    config = SPECULATORS["transformer_layer_config"]
+    changes = {"transformer_layer_config": {**config, field: value}}
+    write(tmp_path, name, tensors(name), **(changes if name == "speculators" else {field: value}))
+    with pytest.raises(ValueError, match=rf"load_draft: .*: {field}: expected"):
+        load_draft(tmp_path, target)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"residual_multiplier": 1.0, "logit_scale": 1, "partial_rotary_factor": 1.0},
+        {"clip_qkv": None, "final_logit_softcapping": None, "attn_temperature_tuning": False},
+        {"sliding_window": None},
+        {"sliding_window": 4, "use_sliding_window": False, "model_type": "qwen2"},
+        {"sliding_window": 4, "layer_types": ["full_attention"]},
+    ],
+    ids=str,
+)
+def test_a_field_without_effect_is_taken(
+    fields: dict[str, Any], tmp_path: Path, target: CausalModel
+) -> None:
+    draft = load_draft(write(tmp_path, "specforge", tensors("specforge"), **fields), target)
+    assert list(draft.windows) == [None]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "fields"),
+    [
+        ("mistral", {"sliding_window": 7}),
+        ("mixtral", {"sliding_window": 7}),
+        ("mistral", {"sliding_window": None}),
+        ("qwen2", {"sliding_window": 7, "use_sliding_window": True, "max_window_layers": 2}),
+        ("qwen3", {"sliding_window": 7, "use_sliding_window": True, "max_window_layers": 0}),
+        ("qwen3", {"sliding_window": 7, "use_sliding_window": True}),
+        ("qwen3", {"sliding_window": 7, "use_sliding_window": False}),
+        ("qwen2", {"sliding_window": 7}),
+        ("llama", {}),
+    ],
+)
+def test_windows_without_layer_types_are_those_of_transformers(
+    model_type: str, fields: dict[str, Any]
+) -> None:
+    config = AutoConfig.for_model(model_type, num_hidden_layers=4, **fields)
+    sliding = "sliding_attention"
+    kinds = (
+        getattr(config, "layer_types", None)
+        or [sliding if getattr(config, "sliding_window", None) else "full_attention"] * 4
+    )
+    want = tuple(fields["sliding_window"] if kind == sliding else None for kind in kinds)
+    assert windows(fields, model_type, 4, "") == want
 
 
 def test_t2d_adds_nothing_and_may_be_missing(tmp_path: Path, target: CausalModel) -> None:

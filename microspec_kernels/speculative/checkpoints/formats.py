@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from microspec_kernels._files import reading
-from microspec_kernels._optional import require
 from microspec_kernels.speculative.models.eagle3 import Eagle3Draft
-from microspec_kernels.speculative.models.lm_head import LMHead, differ_in_padding
+from microspec_kernels.speculative.models.lm_head import LMHead
 from microspec_kernels.speculative.models.target import CausalModel
 
 from .files import check_shape, fill
+from .layer_config import flattened, layer_config
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +68,7 @@ def eagle3_draft(
         name: state.pop(name) for name in (EMBEDDING, HEAD, "d2t", "t2d") if name in state
     }
     fields = flattened(config) | {"fc_bias": "fc.bias" in state}
-    llama = llama_config(fields, state, target, what)
+    llama = layer_config(fields, state, target, what)
     size = llama.hidden_size
     if size != target.hidden_size and not {EMBEDDING, HEAD} <= draft_tensors.keys():
         raise ValueError(
@@ -100,54 +99,6 @@ def own_rows(weight: Tensor, config: Any, target: CausalModel, what: str) -> Ten
     """
     check_shape(weight, torch.Size((config.vocab_size, config.hidden_size)), what)
     return weight.to(device=target.device, dtype=target.dtype)
-
-
-def llama_config(
-    fields: Mapping[str, Any], names: Iterable[str], target: CausalModel, what: str
-) -> Any:
-    """Return the `LlamaConfig` of an EAGLE draft with the tensors `names`.
-
-    Raises ValueError: the config is not a Llama's, or its vocabulary differs from the target's by
-    more than padding rows.
-    """
-    with reading(f"{what}: config.json", "a Llama's config"):
-        config = require("transformers", "speculative").LlamaConfig.from_dict(
-            {**fields, **biases(fields, names)}
-        )
-    if not differ_in_padding(config.vocab_size, target.vocab_size):
-        raise ValueError(
-            f"{what}: vocab_size: expected the target's {target.vocab_size}, got "
-            f"{config.vocab_size}"
-        )
-    return config
-
-
-def biases(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, bool]:
-    """Return the bias fields that the config leaves open, set by whether the tensors have a bias.
-
-    Llama's `attention_bias` covers q, k, v and o. If the config sets it, `qkv_bias` is not
-    returned.
-    """
-    tensors = {"bias": "fc", "attention_bias": "o_proj", "mlp_bias": "down_proj"}
-    if config.get("attention_bias") is None:
-        tensors["qkv_bias"] = "q_proj"
-    marks = {f: f"{part}.bias" for f, part in tensors.items() if config.get(f) is None}
-    names = list(names)
-    return {field: any(name.endswith(mark) for name in names) for field, mark in marks.items()}
-
-
-def flattened(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a config with Llama's fields and those of `Eagle3Draft` on one level.
-
-    `speculators` keeps Llama's fields in `transformer_layer_config`. SpecForge lists the layers
-    in `eagle_config` whose outputs the draft reads, so 1 is added (as in SGLang).
-    """
-    fields = {**config, **config.get("transformer_layer_config", {})}
-    fields.pop("model_type", None)
-    outputs = (config.get("eagle_config") or {}).get("eagle_aux_hidden_state_layer_ids")
-    if outputs and not config.get("eagle_aux_hidden_state_layer_ids"):
-        fields["eagle_aux_hidden_state_layer_ids"] = [layer + 1 for layer in outputs]
-    return fields
 
 
 def tokens_of_rows(

@@ -22,10 +22,10 @@ from .formats import (
     HEAD,
     eagle3_draft,
     is_eagle3,
-    llama_config,
     own_rows,
     refuse_others,
 )
+from .layer_config import layer_config
 
 
 def load_target(
@@ -99,8 +99,7 @@ def load_draft(
     if "fc.weight" not in state:
         return ModelDraft(load_target(folder, dtype=target.dtype, device=target.device))
 
-    config.pop("model_type", None)  # a Qwen2 draft has the same layer
-    llama = llama_config(config, state, target, what)
+    llama = layer_config(config, state, target, what)
     draft_tensors = {
         name: own_rows(state.pop(name), llama, target, f"{what}: {name}")
         for name in (EMBEDDING, HEAD)

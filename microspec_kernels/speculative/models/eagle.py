@@ -25,7 +25,8 @@ class Eagle(nn.Module, Draft, ABC):
     the draft's feature of token i+1. The features are the target's for verified text and the
     draft's own inside a tree. Parameters have the names of the public checkpoints.
 
-    config: the checkpoint's config.json as a `LlamaConfig`.
+    config: the checkpoint's config.json as a `LlamaConfig`. It may also have `windows`, the sliding
+        window of each layer or None, and `qk_norm`.
     target: gives the device and the dtype.
     embedding: [R, D]; None: the target's embedding.
 
@@ -41,6 +42,8 @@ class Eagle(nn.Module, Draft, ABC):
     def __init__(self, config: Any, target: CausalModel, embedding: Tensor | None = None) -> None:
         super().__init__()
         self.hidden_size: int = config.hidden_size
+        no_windows = (None,) * config.num_hidden_layers
+        self.windows: Sequence[int | None] = getattr(config, "windows", no_windows)
         # A plain tensor, so that it is not part of this module's state.
         self.embedding = target.embedding if embedding is None else embedding
         self.vocab_size = len(self.embedding)
@@ -85,10 +88,14 @@ class Eagle(nn.Module, Draft, ABC):
         cache: KVCache,
         counts: int | Sequence[int],
     ) -> Tensor:
-        mask, positions = visible(ancestor_mask, cache.lengths)
+        seen = {
+            window: visible(ancestor_mask, cache.lengths, window) for window in set(self.windows)
+        }
+        masks = [seen[window][0][:, None] for window in self.windows]
+        _, positions = seen[self.windows[0]]
         embedded = F.embedding(tokens.clamp(max=self.vocab_size - 1), self.embedding)
         rotation = self.rotary(embedded, positions)
-        out = self.run(embedded, features, rotation, mask[:, None], cache)
+        out = self.run(embedded, features, rotation, masks, cache)
         cache.advance(counts)
         return out
 
@@ -102,13 +109,13 @@ class Eagle(nn.Module, Draft, ABC):
         embedded: Tensor,
         features: Tensor,
         rotation: tuple[Tensor, Tensor],
-        mask: Tensor,
+        masks: Sequence[Tensor],
         cache: KVCache,
     ) -> Tensor:
         """Run the layers: return the features [B, n, D] of tokens.
 
         `embedded` [B, n, D]: the tokens' embeddings. `features` [B, n, D]: features of the tokens
-        before them.
+        before them. `masks`: each layer's.
         """
 
 
@@ -148,8 +155,8 @@ class EagleDraft(Eagle):
         embedded: Tensor,
         features: Tensor,
         rotation: tuple[Tensor, Tensor],
-        mask: Tensor,
+        masks: Sequence[Tensor],
         cache: KVCache,
     ) -> Tensor:
         x: Tensor = self.fc(torch.cat((embedded, features), dim=-1))
-        return through(self.layers, x, rotation, mask, cache)
+        return through(self.layers, x, rotation, masks, cache)

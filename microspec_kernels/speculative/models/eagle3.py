@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """EAGLE-3: a draft that reads features from several layers of the target."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -84,13 +85,13 @@ class Eagle3Draft(Eagle):
         embedded: Tensor,
         features: Tensor,
         rotation: tuple[Tensor, Tensor],
-        mask: Tensor,
+        masks: Sequence[Tensor],
         cache: KVCache,
     ) -> Tensor:
         first: Any
         first, *others = self.layers
-        x: Tensor = first(*first.inputs(embedded, features), rotation, mask, cache)
-        x = through(others, x, rotation, mask, cache)
+        x: Tensor = first(*first.inputs(embedded, features), rotation, masks[0], cache)
+        x = through(others, x, rotation, masks[1:], cache)
         return self.norm(x) if self.norm_output else x
 
 

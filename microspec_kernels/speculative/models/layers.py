@@ -45,17 +45,17 @@ def through(
     layers: Iterable[Any],
     x: Tensor,
     rotation: tuple[Tensor, Tensor],
-    mask: Tensor,
+    masks: Iterable[Tensor],
     cache: KVCache,
 ) -> Tensor:
-    """Run the layers one after the other, each as in Llama."""
-    for layer in layers:
+    """Run the layers one after the other, each as in Llama and under its own mask."""
+    for layer, mask in zip(layers, masks, strict=True):
         x = layer(layer.input_layernorm(x), x, rotation, mask, cache)
     return x
 
 
 class Attention(nn.Module):
-    """Grouped-query attention over the cache, under a mask."""
+    """Grouped-query attention over the cache, under a mask; `qk_norm` as in Qwen3."""
 
     def __init__(self, config: Any, index: int, width: int) -> None:
         super().__init__()
@@ -72,13 +72,21 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(width * size, groups * dim, bias=qkv)
         self.v_proj = nn.Linear(width * size, groups * dim, bias=qkv)
         self.o_proj = nn.Linear(heads * dim, size, bias=every)
+        normed = getattr(config, "qk_norm", False)
+        self.q_norm, self.k_norm = (
+            nn.RMSNorm(dim, config.rms_norm_eps) if normed else nn.Identity() for _ in range(2)
+        )
 
     def forward(
         self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor, cache: KVCache
     ) -> Tensor:
         q, k, v = (
-            project(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            for project in (self.q_proj, self.k_proj, self.v_proj)
+            norm(project(x).unflatten(-1, (-1, self.head_dim))).transpose(1, 2)
+            for project, norm in (
+                (self.q_proj, self.q_norm),
+                (self.k_proj, self.k_norm),
+                (self.v_proj, nn.Identity()),
+            )
         )
         keys, values = cache.update(rotate(k, *rotation), v, self.index)
         # [B, heads, n, head_dim]. A group of query heads shares one key and value head.

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import CONFIG_MAPPING, AutoConfig
 
 from microspec_kernels.speculative import CausalModel, generate, load_target
 from microspec_kernels.speculative.models.cache import causal
-from microspec_kernels.speculative.models.supported import MODEL_TYPES
+from microspec_kernels.speculative.models.supported import MIXED, MODEL_TYPES, WINDOWED
 from microspec_kernels.speculative.models.target import cache_argument
 
 from .models import VOCAB, eagle, greedy, head_bias, noisy, prompt, tiny
@@ -34,6 +35,12 @@ TARGETS: dict[str, dict[str, Any]] = {
     "cohere2": {"logit_scale": 0.25, **WINDOW},
 }  # fmt: skip
 KINDS = [*TARGETS, "llama"]
+KNOWN = [kind for kind in MODEL_TYPES if kind in CONFIG_MAPPING]  # by this version of transformers
+EXPERTS = {
+    "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24, "shared_expert_intermediate_size": 24,
+}  # fmt: skip
+SLIDING = {"use_sliding_window": True, "max_window_layers": 1}  # Qwen's fields
 FREQUENT = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(7))
 
 
@@ -67,7 +74,7 @@ def test_the_lm_head_gives_the_models_logits(kind: str, tied: bool) -> None:
     assert torch.equal(plain, logits) is (kind in ("llama", "gemma"))
 
 
-@pytest.mark.parametrize("kind", MODEL_TYPES)
+@pytest.mark.parametrize("kind", KNOWN)
 def test_the_cache_goes_by_the_name_that_is_not_deprecated(kind: str) -> None:
     target = CausalModel(tiny(kind))
     cache = target.new_cache()
@@ -75,6 +82,31 @@ def test_the_cache_goes_by_the_name_that_is_not_deprecated(kind: str) -> None:
         warnings.simplefilter("error")
         target.prefill(prompt(5)[0], cache)
     assert cache.get_seq_length() == 5
+
+
+QUICK = ("gpt_oss", "mixtral", "phi3")
+SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in KNOWN if kind not in QUICK]
+
+
+@pytest.mark.parametrize("kind", [*QUICK, *SLOW])
+def test_every_type_equals_transformers(kind: str) -> None:
+    """Where the type has windows, one layer has a short one, or both have."""
+    fields = vars(AutoConfig.for_model(kind))
+    changes: dict[str, Any] = {field: value for field, value in EXPERTS.items() if field in fields}
+    if kind in WINDOWED:
+        changes |= {"sliding_window": 9, **SLIDING}
+    elif kind in MIXED:
+        changes |= {**WINDOW, **SLIDING}
+    model, text = target_of(kind, **changes), prompt(24)
+    truth = greedy(model, text, 20)
+    assert len(set(truth.tolist())) > 4, "a degenerate example tests nothing"
+    if kind in (*WINDOWED, *MIXED):
+        unwindowed = greedy(target_of(kind, **{**changes, "sliding_window": 99}), text, 20)
+        assert unwindowed.tolist() != truth.tolist(), "the window does not matter"
+    target = CausalModel(model)
+    for draft in (noisy(model, 0.01), eagle(target)):
+        result = generate(target, draft, text, 20, capacity=VOCAB, depth=4, tree_width=4)
+        assert result.tokens.tolist() == truth.tolist()
 
 
 def test_a_model_without_a_cache_is_refused() -> None:

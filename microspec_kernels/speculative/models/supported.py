@@ -6,9 +6,19 @@ from typing import Any
 # For these types, `LMHead` computes everything between the final norm and the logits. With any
 # other computation there, the draft heads would rank by other logits. The groups differ by their
 # masks:
-FULL = ("llama", "gemma", "granite", "cohere")  # no layer has a window, whatever the config says
-WINDOWED = ("mistral",)  # every layer has the config's window, if there is one
-MIXED = ("qwen2", "qwen3", "gemma2", "gemma3_text", "cohere2")  # some layers have it: two masks
+# No layer has a window, whatever the config says.
+FULL = (
+    "llama", "gemma", "granite", "granitemoe", "cohere", "olmo", "olmo2", "glm", "glm4", "glm4_moe",
+    "phi", "stablelm", "seed_oss", "arcee", "helium", "ernie4_5", "hunyuan_v1_dense", "apertus",
+    "nemotron",
+)  # fmt: skip
+# Every layer has the config's window, if there is one.
+WINDOWED = ("mistral", "mixtral", "qwen3_moe", "phi3", "starcoder2")
+# Some layers have it: two masks.
+MIXED = (
+    "qwen2", "qwen2_moe", "qwen3", "gemma2", "gemma3_text", "cohere2", "olmo3", "smollm3",
+    "ministral", "exaone4", "gpt_oss",
+)  # fmt: skip
 MODEL_TYPES = FULL + WINDOWED + MIXED
 
 

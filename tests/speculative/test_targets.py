@@ -8,11 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import CONFIG_MAPPING, AutoConfig
+import transformers
 
 from microspec_kernels.speculative import CausalModel, generate, load_target
 from microspec_kernels.speculative.models.cache import causal
-from microspec_kernels.speculative.models.supported import MIXED, MODEL_TYPES, WINDOWED
+from microspec_kernels.speculative.models.supported import (
+    MIXED,
+    MODEL_TYPES,
+    SINCE_TRANSFORMERS_5,
+    WINDOWED,
+)
 from microspec_kernels.speculative.models.target import cache_argument
 
 from .models import VOCAB, eagle, greedy, head_bias, noisy, prompt, tiny
@@ -35,7 +40,12 @@ TARGETS: dict[str, dict[str, Any]] = {
     "cohere2": {"logit_scale": 0.25, **WINDOW},
 }  # fmt: skip
 KINDS = [*TARGETS, "llama"]
-KNOWN = [kind for kind in MODEL_TYPES if kind in CONFIG_MAPPING]  # by this version of transformers
+NEW = int(transformers.__version__.partition(".")[0]) >= 5
+KNOWN = [  # by this version of transformers
+    kind
+    for kind in MODEL_TYPES
+    if kind in transformers.CONFIG_MAPPING and (NEW or kind not in SINCE_TRANSFORMERS_5)
+]
 EXPERTS = {
     "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2,
     "moe_intermediate_size": 24, "shared_expert_intermediate_size": 24,
@@ -84,14 +94,14 @@ def test_the_cache_goes_by_the_name_that_is_not_deprecated(kind: str) -> None:
     assert cache.get_seq_length() == 5
 
 
-QUICK = ("gpt_oss", "mixtral", "phi3")
+QUICK = [kind for kind in ("gpt_oss", "mixtral", "phi3") if kind in KNOWN]
 SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in KNOWN if kind not in QUICK]
 
 
 @pytest.mark.parametrize("kind", [*QUICK, *SLOW])
 def test_every_type_equals_transformers(kind: str) -> None:
     """Where the type has windows, one layer has a short one, or both have."""
-    fields = vars(AutoConfig.for_model(kind))
+    fields = vars(transformers.AutoConfig.for_model(kind))
     changes: dict[str, Any] = {field: value for field, value in EXPERTS.items() if field in fields}
     if kind in WINDOWED:
         changes |= {"sliding_window": 9, **SLIDING}
@@ -107,6 +117,17 @@ def test_every_type_equals_transformers(kind: str) -> None:
     for draft in (noisy(model, 0.01), eagle(target)):
         result = generate(target, draft, text, 20, capacity=VOCAB, depth=4, tree_width=4)
         assert result.tokens.tolist() == truth.tolist()
+
+
+@pytest.mark.parametrize("kind", SINCE_TRANSFORMERS_5)
+def test_a_type_that_needs_a_newer_transformers_is_refused(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = SimpleNamespace(model_type=kind)
+    model = SimpleNamespace(config=config, get_output_embeddings=None)
+    monkeypatch.setattr("transformers.__version__", "4.57.6")
+    with pytest.raises(ValueError, match=f"transformers 5 or later for {kind}, got 4.57.6"):
+        CausalModel(model)
 
 
 def test_a_model_without_a_cache_is_refused() -> None:

@@ -3,14 +3,15 @@
 
 from typing import Any
 
+from microspec_kernels._optional import require
+
 # For these types, `LMHead` computes everything between the final norm and the logits. With any
 # other computation there, the draft heads would rank by other logits. The groups differ by their
 # masks:
 # No layer has a window, whatever the config says.
 FULL = (
     "llama", "gemma", "granite", "granitemoe", "cohere", "olmo", "olmo2", "glm", "glm4", "glm4_moe",
-    "phi", "stablelm", "seed_oss", "arcee", "helium", "ernie4_5", "hunyuan_v1_dense", "apertus",
-    "nemotron",
+    "phi", "seed_oss", "arcee", "helium", "ernie4_5", "hunyuan_v1_dense", "apertus",
 )  # fmt: skip
 # Every layer has the config's window, if there is one.
 WINDOWED = ("mistral", "mixtral", "qwen3_moe", "phi3", "starcoder2")
@@ -20,6 +21,8 @@ MIXED = (
     "ministral", "exaone4", "gpt_oss",
 )  # fmt: skip
 MODEL_TYPES = FULL + WINDOWED + MIXED
+# Before transformers 5 these take only transformers' own caches.
+SINCE_TRANSFORMERS_5 = ("granitemoe", "qwen2_moe", "gpt_oss")
 
 
 def supported(model: Any) -> Any:
@@ -34,6 +37,10 @@ def supported(model: Any) -> Any:
     if config.model_type not in MODEL_TYPES:
         expected = f"a model_type of {', '.join(MODEL_TYPES)}"
         raise ValueError(f"{what}: expected {expected}, got {config.model_type!r}")
+    version = require("transformers", "speculative").__version__
+    if config.model_type in SINCE_TRANSFORMERS_5 and int(version.partition(".")[0]) < 5:
+        expected = f"transformers 5 or later for {config.model_type}"
+        raise ValueError(f"{what}: expected {expected}, got {version}")
     attention = getattr(config, "_attn_implementation", "eager")
     if attention not in ("sdpa", "eager"):
         raise ValueError(

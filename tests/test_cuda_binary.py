@@ -140,7 +140,7 @@ def test_int4_loop(arch: str, hidden: str, rows: int, ahead: int) -> None:
 
 @pytest.mark.parametrize("arch", READ)
 def test_copy_loop(arch: str) -> None:
-    kernel = sass.kernels(arch)["copy_rows_kernel<uint4, false>"]
+    kernel = sass.kernels(arch)["copy_rows_kernel<uint4, void>"]
     loop = sass.innermost(kernel, "LDG", "STG")
     assert all(".128" in i for i in loop if i.startswith(("LDG", "STG")))
     # Four loads of a thread are in flight before the first store.

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from compare import assert_bitwise
-from generators import INT4, QUANTISED, gather_case, head_case, row_indexed, vocab_state
+from generators import E2M1, INT4, QUANTISED, gather_case, head_case, row_indexed, vocab_state
 from schemas import SCHEMAS
 from torch import Tensor
 
@@ -64,6 +64,7 @@ HEADS: list[dict[str, Any]] = [
     {"num_groups": 2, "weight_dtype": torch.int8, "long_groups": False},
     {"packed": True, "weight_dtype": torch.float8_e4m3fn, "dtype": torch.bfloat16},
     {"num_groups": 2, "packed": True, "weight_dtype": INT4, "dtype": torch.bfloat16, "gap": 8},
+    {"num_groups": 2, "packed": True, "weight_dtype": E2M1, "dtype": torch.bfloat16, "gap": 8},
 ]
 GATHERS: list[dict[str, Any]] = [
     {},
@@ -72,6 +73,7 @@ GATHERS: list[dict[str, Any]] = [
     {"num_groups": 2, "dtype": torch.int8},
     {"num_groups": 2, "dtype": torch.bfloat16, "slab_dtype": INT4, "gap": 8},
     {"dtype": INT4},
+    {"num_groups": 2, "dtype": E2M1, "gap": 8},
 ]
 
 

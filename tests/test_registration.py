@@ -92,6 +92,28 @@ def test_opcheck_gather(options: dict[str, Any]) -> None:
     opcheck("gather_rows_", tensors, keywords)
 
 
+@pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
+def test_compiled_calls_of_e2m1_rows(compiler: str) -> None:
+    """PyTorch computes nothing on float4_e2m1fn_x2 tensors, but compiled graphs hand them on."""
+
+    def call(hidden: Tensor, ids: Tensor, copied: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        gather_rows_(**copied)
+        scale = copied["slab_scale"]
+        return sparse_head(
+            hidden * 2, copied["slab"], ids + 0, 4, packed=True, weight_scale=scale, logit_scale=0.5
+        )
+
+    torch.compiler.reset()
+    case = gather_case(7, dim=48, dtype=E2M1, same=0.0)
+    eager, compiled = case.copy(), case.copy()
+    hidden, ids = torch.randn(3, 48), case.active_ids
+    want = call(hidden, ids, eager.arguments())
+    got = torch.compile(call, fullgraph=True, backend=compiler)(hidden, ids, compiled.arguments())
+    assert_bitwise(row_indexed(compiled.slab), row_indexed(eager.slab))
+    for one, other in zip(got, want, strict=True):
+        assert_bitwise(one, other)
+
+
 @pytest.mark.parametrize(("num_groups", "ragged"), [(1, False), (3, False), (3, True)])
 def test_opcheck_vocab(num_groups: int, ragged: bool) -> None:
     arguments, keywords = vocab_arguments(num_groups, ragged)

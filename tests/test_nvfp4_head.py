@@ -107,6 +107,20 @@ def test_every_scale(group: int, dim: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_packed_equals_indexed(dtype: torch.dtype) -> None:
+    options = {
+        "m": 9, "dim": 80, "num_groups": 2, "bias": dtype, "logit_scale": 0.7, "softcap": 20.0
+    }  # fmt: skip
+    calls = [
+        head_case(15, dtype=dtype, weight_dtype=E2M1, packed=packed, **options)
+        for packed in (False, True)
+    ]
+    one, other = (sparse_logits(*case.tensors(), **case.options()) for case in calls)
+    assert_bitwise(one, other)
+
+
+@pytest.mark.slow
 def test_a_broken_scale_breaks_its_row_alone() -> None:
     case = head_case(8, m=3, dim=160, dtype=torch.bfloat16, weight_dtype=E2M1)
     assert case.weight_scale is not None

@@ -50,6 +50,7 @@ struct Vec {
     return _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(codes, 28 - 4 * i), 28));
   }
   using E2m1Codes = __m256i;
+  using E2m1Scales = uint32_t;
   static constexpr float kE2m1Gain = 1.0f;
   static Codes load_e2m1(const char* p) { return load_codes(p); }
   // VPERMPS looks up a lane's lowest three bits.

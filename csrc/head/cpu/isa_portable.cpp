@@ -83,6 +83,7 @@ struct Vec {
     return __builtin_convertvector(codes << (28 - 4 * i) >> 28, Type);
   }
   using E2m1Codes = SignedWords;
+  using E2m1Scales = uint16_t;
   static constexpr float kE2m1Gain = 1.0f;
   static Codes load_e2m1(const char* p) { return load_codes(p); }
   static Type e2m1_column_of(Codes codes, int i) {

@@ -15,8 +15,8 @@
 //
 // Vec supplies: Codes (a lane's eight columns), load_codes(), column_of(codes, column in the lane) and
 // group_scales(), each lane's scale; kInt4Rows and kInt4Columns, the size of a tile. For f4e2m1 rows the
-// first three are E2m1Codes, load_e2m1() and e2m1_column_of(). I4Rows and E2m1Rows make a row's format of
-// them.
+// first three are E2m1Codes, load_e2m1() and e2m1_column_of(), and E2m1Scales is an integer that holds the
+// scales of its lanes. I4Rows and E2m1Rows make a row's format of them.
 
 template <class Vec>
 struct I4Rows : Vec {
@@ -36,10 +36,14 @@ struct E2m1Rows : Vec {
   // A group of 16 columns is in two lanes.
   static typename Vec::Type group_scales(const Scale* p) {
     typedef uint8_t Bytes __attribute__((vector_size(16)));
-    Bytes bytes = {};
-    __builtin_memcpy(&bytes, p, Vec::kLanes / 2);
-    bytes = __builtin_shuffle(bytes, Bytes{0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7});
-    return Vec::load(reinterpret_cast<const Scale*>(&bytes));
+    typedef uint64_t Words __attribute__((vector_size(16)));
+    // Through a whole word: a vector of which memory got only a part would be slow to load.
+    typename Vec::E2m1Scales scales;
+    static_assert(sizeof scales == Vec::kLanes / 2);
+    __builtin_memcpy(&scales, p, sizeof scales);
+    const Bytes bytes = reinterpret_cast<Bytes>(Words{scales, 0});
+    const Bytes twice = __builtin_shuffle(bytes, Bytes{0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7});
+    return Vec::load(reinterpret_cast<const Scale*>(&twice));
   }
 };
 

@@ -50,6 +50,7 @@ struct Avx512Vec {
     return _mm512_permutexvar_ps(_mm512_srli_epi32(codes, 4 * i), values);
   }
   using E2m1Codes = __m512i;
+  using E2m1Scales = uint64_t;
   static constexpr float kE2m1Gain = 1.0f;
   static Codes load_e2m1(const char* p) { return load_codes(p); }
   static Type e2m1_column_of(Codes codes, int i) {

@@ -55,6 +55,7 @@ struct NeonVec {
   struct E2m1Codes {
     int32x4_t even, odd;
   };
+  using E2m1Scales = uint16_t;
   static constexpr float kE2m1Gain = 0.5f;
   static E2m1Codes load_e2m1(const char* p) {
     const int8_t doubled[] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};

@@ -22,6 +22,11 @@ QUANTISED = (torch.int8, torch.float8_e4m3fn)  # one fp32 scale a row
 # INT4_GROUP columns.
 INT4 = torch.uint8
 INT4_GROUP = 32
+# The layout of nvfp4: e2m1, also two columns a byte, and an e4m3 scale for each E2M1_GROUP columns.
+E2M1 = torch.float4_e2m1fn_x2
+E2M1_GROUP = 16
+# For each dtype of 4-bit rows: the columns that share a scale, and its dtype.
+FOUR_BIT = {INT4: (INT4_GROUP, torch.bfloat16), E2M1: (E2M1_GROUP, torch.float8_e4m3fn)}
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -73,14 +78,17 @@ class Checker:
     def floating(self, tensor: Tensor, argument: str) -> None:
         self.dtype(tensor, argument, FLOATS, "float32, float16 or bfloat16")
 
-    def rows(self, tensor: Tensor, argument: str, reference: torch.dtype) -> None:
-        name = dtype_name(reference)
-        allowed = [*QUANTISED, INT4, reference]
-        self.dtype(tensor, argument, allowed, f"{name}, float8_e4m3fn, int8 or uint8")
+    def rows(self, tensor: Tensor, argument: str, reference: torch.dtype, *, e2m1: bool) -> None:
+        """Require reference's dtype or a quantised one; e2m1 only where rows are not made of it."""
+        quantised = [torch.float8_e4m3fn, torch.int8, INT4, *([E2M1] if e2m1 else [])]
+        names = [dtype_name(dtype) for dtype in (reference, *quantised)]
+        text = f"{', '.join(names[:-1])} or {names[-1]}"
+        self.dtype(tensor, argument, [reference, *quantised], text)
 
-    def int4_dim(self, dim: int, argument: str) -> None:
-        expected = f"D a multiple of {INT4_GROUP} for uint8 rows"
-        self.value(dim % INT4_GROUP == 0, argument, expected, dim)
+    def group_dim(self, rows: torch.dtype, dim: int, argument: str) -> None:
+        group, _ = FOUR_BIT[rows]
+        expected = f"D a multiple of {group} for {dtype_name(rows)} rows"
+        self.value(dim % group == 0, argument, expected, dim)
 
     def shape(self, tensor: Tensor, argument: str, expected: Sequence[int]) -> None:
         if tensor.dim() != len(expected) or any(
@@ -120,20 +128,20 @@ class Checker:
         self, scale: Tensor | None, argument: str, rows: torch.dtype, shape: Sequence[int], dim: int
     ) -> None:
         """Check the scales of rows [*shape, dim]."""
-        if rows not in (*QUANTISED, INT4):
-            wanted = "None for rows that are not int8, float8_e4m3fn or uint8"
+        group, kind = FOUR_BIT.get(rows, (0, torch.float32))
+        if rows not in (*QUANTISED, *FOUR_BIT):
+            wanted = "None for rows that are not int8, float8_e4m3fn, uint8 or float4_e2m1fn_x2"
             self.value(scale is None, argument, wanted, "a tensor")
         elif scale is None:
             each = (
-                f"{INT4_GROUP} columns for uint8"
-                if rows == INT4
+                f"{group} columns for {dtype_name(rows)}"
+                if group
                 else "row for int8 or float8_e4m3fn"
             )
             self.fail(ValueError, argument, f"a scale per {each} rows", "None")
         else:
-            kind = torch.bfloat16 if rows == INT4 else torch.float32
             self.dtype(scale, argument, [kind], dtype_name(kind))
-            self.shape(scale, argument, (*shape, dim // INT4_GROUP) if rows == INT4 else shape)
+            self.shape(scale, argument, (*shape, dim // group) if group else shape)
             self.contiguous(scale, argument)
             self.on_device(scale, argument)
 
@@ -163,6 +171,7 @@ def head(
     group_ids: Tensor | None,
     weight_scale: Tensor | None,
     bias: Tensor | None,
+    logit_scale: float,
     softcap: float,
     k: int | None = None,
 ) -> None:
@@ -175,10 +184,10 @@ def head(
     check.int32(active_ids, "active_ids")
     rows, dim = hidden.shape
     check.floating(hidden, "hidden")
-    check.rows(weight, "weight", hidden.dtype)
+    check.rows(weight, "weight", hidden.dtype, e2m1=True)
     columns = dim
-    if weight.dtype == INT4:
-        check.int4_dim(dim, "weight")
+    if weight.dtype in FOUR_BIT:
+        check.group_dim(weight.dtype, dim, "weight")
         columns = dim // 2
     if not packed:
         fits = weight.dim() == 2 and weight.size(1) == columns
@@ -204,6 +213,7 @@ def head(
             check.shape(bias, "bias", (weight.size(0),))
         check.contiguous(bias, "bias")
         check.on_device(bias, "bias")
+    check.value(math.isfinite(logit_scale), "logit_scale", "a finite number", f"{logit_scale:g}")
     fits = softcap >= 0 and math.isfinite(softcap)
     check.value(fits, "softcap", "a finite number >= 0", f"{softcap:g}")
     check.unit_inner_stride(hidden, "hidden")
@@ -247,15 +257,15 @@ def gather(
     check.int32(slab_ids, "slab_ids")
     ids_shape = (capacity,) if active_ids.dim() == 1 else (num_groups, capacity)
     check.shape(slab_ids, "slab_ids", ids_shape)
-    dim = weight.size(1) * (2 if weight.dtype == INT4 else 1)
-    check.shape(slab, "slab", (*ids_shape, dim // 2 if INT4 in (slab.dtype, weight.dtype) else dim))
-    if weight.dtype in (*QUANTISED, INT4):
+    if weight.dtype in (*QUANTISED, *FOUR_BIT):
         check.dtype(slab, "slab", [weight.dtype], dtype_name(weight.dtype))
     else:
         check.floating(weight, "weight")
-    check.rows(slab, "slab", weight.dtype)
-    if slab.dtype == INT4:
-        check.int4_dim(dim, "weight")
+    check.rows(slab, "slab", weight.dtype, e2m1=weight.dtype == E2M1)
+    dim = weight.size(1) * (2 if weight.dtype in FOUR_BIT else 1)
+    check.shape(slab, "slab", (*ids_shape, dim // 2 if slab.dtype in FOUR_BIT else dim))
+    if slab.dtype in FOUR_BIT:
+        check.group_dim(slab.dtype, dim, "weight")
     check.row_scale(weight_scale, "weight_scale", weight.dtype, (weight.size(0),), dim)
     check.row_scale(slab_scale, "slab_scale", slab.dtype, ids_shape, dim)
     check.unit_inner_stride(weight, "weight")

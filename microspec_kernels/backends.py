@@ -64,8 +64,8 @@ def _implementations(code: Callable[[], ModuleType]) -> dict[str, Callable[..., 
     ) -> None:
         packed, group_ids = options.get("packed", False), options.get("group_ids")
         scale, bias = options.get("weight_scale"), options.get("bias")
-        softcap = options.get("softcap", 0.0)
-        _checks.head(op, hidden, weight, active_ids, packed, group_ids, scale, bias, softcap, k)
+        factors = options.get("logit_scale", 1.0), options.get("softcap", 0.0)
+        _checks.head(op, hidden, weight, active_ids, packed, group_ids, scale, bias, *factors, k)
         if reads_ids(hidden):
             _checks.head_ids(op, hidden, weight, active_ids, packed, group_ids, bias)
 

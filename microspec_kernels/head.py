@@ -170,14 +170,14 @@ class SparseHead(_ActiveHead):
 
     Args:
         weight: the LM head [V, D], bf16, fp16 or fp32; int8, float8_e4m3fn or 4-bit rows (uint8
-            [V, D/2]) with ``weight_scale``.
+            or float4_e2m1fn_x2 [V, D/2]) with ``weight_scale``.
             With ``process_group``, this rank's part [shard_rows, D], without the padding rows
             that engines put at the end of V; shard_rows may be 0.
         vocab: the active vocabulary, on weight's device.
         mode: "indexed" reads the rows from the weight; "packed" reads them from a
             :class:`WeightSlab`.
-        weight_scale: fp32 [V] of a quantised weight, or bf16 [V, D/32] of 4-bit rows;
-            shard_rows in place of V with ``process_group``.
+        weight_scale: fp32 [V] of a quantised weight; bf16 [V, D/32] or float8_e4m3fn [V, D/16] of
+            4-bit rows; shard_rows in place of V with ``process_group``.
         bias: [V], in hidden's dtype or fp32; [shard_rows] with ``process_group``.
         logit_scale, softcap: see :func:`~.ops.sparse_head`.
         slab_dtype: dtype of the slab, in packed mode only, as :class:`WeightSlab` takes it.

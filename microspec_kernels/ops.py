@@ -90,16 +90,20 @@ def sparse_head(
         weight: the LM head [V, D] (``packed=False``), or a slab [K, D] or [G, K, D]
             (``packed=True``). Its dtype is hidden's, or float8_e4m3fn or int8 with
             ``weight_scale``. Rows of 4 bits are uint8 [.., D/2], D a multiple of 32: a byte holds
-            the int4 codes of two columns, the even one in the low half.
+            the int4 codes of two columns, the even one in the low half. Or they are nvfp4's:
+            float4_e2m1fn_x2 [.., D/2], D a multiple of 16.
         active_ids: int32 [K] or [G, K]; -1 marks an empty slot, anywhere.
         k: number of entries per row, 1 to 128.
         packed: whether row i of ``weight`` belongs to slot i rather than to token i.
         group_ids: int32 or int64 [...], hidden's leading dimensions: the group of each row; or [1]:
             one group for all rows. Required if G > 1; -1 marks a padding row.
         weight_scale: fp32 [V], [K] or [G, K], the scale of each row of a quantised weight; bf16
-            [.., D/32], the scale of each 32 columns of 4-bit rows.
+            [.., D/32], the scale of each 32 columns of int4 rows; float8_e4m3fn [.., D/16], the
+            scale of each 16 columns of e2m1 rows.
         bias: [V], in hidden's dtype or fp32.
-        logit_scale: factor that multiplies every logit.
+        logit_scale: finite factor that multiplies every logit, after the bias. It also takes
+            nvfp4's scale g of a whole tensor: pass g, and bias / g; or s · g, if the model itself
+            scales its logits by s.
         softcap: bound on the magnitude of the logits; 0 applies none.
 
     Returns:
@@ -109,7 +113,7 @@ def sparse_head(
         results have no gradient.
 
     Raises:
-        ValueError: wrong shape, stride, device, k or softcap.
+        ValueError: wrong shape, stride, device, k, logit_scale or softcap.
         TypeError: wrong dtype.
         IndexError: id or group out of range (CPU).
         NotImplementedError: a backward pass reaches the results.
@@ -211,15 +215,15 @@ def gather_rows_(
 
     Args:
         slab: [K, D] or [G, K, D], contiguous; weight's dtype, or int8 or float8_e4m3fn; or uint8
-            [.., D/2] for 4-bit rows, D a multiple of 32.
+            [.., D/2] for int4 rows, D a multiple of 32. Rows are not quantised to e2m1: a slab
+            float4_e2m1fn_x2 [.., D/2] needs a weight of that dtype.
         slab_ids: int32, shape of active_ids: the token that each row of the slab holds, or -1.
         weight: [V, D], bf16, fp16 or fp32, or int8 or float8_e4m3fn with ``weight_scale``; or 4-bit
-            rows uint8 [V, D/2] with ``weight_scale``.
+            rows uint8 or float4_e2m1fn_x2 [V, D/2] with ``weight_scale``.
         active_ids: int32 [K] or [G, K]; -1 marks an empty slot.
-        slab_scale: fp32 [K] or [G, K], or bf16 [.., D/32] for 4-bit rows; required if the slab is
-            quantised, else None.
-        weight_scale: fp32 [V], or bf16 [V, D/32] for 4-bit rows; required if the weight is
-            quantised, else None.
+        slab_scale: fp32 [K] or [G, K]; for 4-bit rows bf16 [.., D/32] (int4) or float8_e4m3fn
+            [.., D/16] (e2m1); required if the slab is quantised, else None.
+        weight_scale: the same of the weight, for its V rows.
 
     Raises:
         ValueError, TypeError, IndexError: as :func:`sparse_head`. The op then writes nothing.
@@ -313,8 +317,9 @@ def _(  # type: ignore[no-untyped-def]
     softcap=0.0,
 ):
     _checks.head(
-        "sparse_head", hidden, weight, active_ids, packed, group_ids, weight_scale, bias, softcap, k
-    )
+        "sparse_head", hidden, weight, active_ids, packed, group_ids, weight_scale, bias,
+        logit_scale, softcap, k,
+    )  # fmt: skip
     shape = (hidden.size(0), k)
     return (
         hidden.new_empty(shape, dtype=torch.float32),
@@ -337,8 +342,9 @@ def _(  # type: ignore[no-untyped-def]
     softcap=0.0,
 ):
     _checks.head(
-        "sparse_logits", hidden, weight, active_ids, packed, group_ids, weight_scale, bias, softcap
-    )
+        "sparse_logits", hidden, weight, active_ids, packed, group_ids, weight_scale, bias,
+        logit_scale, softcap,
+    )  # fmt: skip
     return hidden.new_empty((hidden.size(0), active_ids.size(-1)), dtype=torch.float32)
 
 

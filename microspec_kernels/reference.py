@@ -11,10 +11,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ._checks import INT4, INT4_GROUP, PINNED_STAMP
+from ._checks import E2M1, FOUR_BIT, INT4, INT4_GROUP, PINNED_STAMP
 
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 LARGEST_INT4 = 7.0
+# The values of e2m1's codes 0 to 7; codes 8 to 15 are their negatives.
+E2M1_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 
 def by_group(ids: Tensor) -> Tensor:
@@ -53,13 +55,11 @@ def sparse_logits(
         tokens = group_active[slots].long()
         source = weight.reshape(len(ids), *weight.shape[-2:])[group] if packed else weight
         index = slots if packed else tokens
-        # PyTorch can index fp8 tensors only as bytes.
-        as_bytes = source.view(torch.uint8) if source.dtype == torch.float8_e4m3fn else source
-        row = as_bytes[index].view(source.dtype)
+        row = _rows_at(source, index)
         scale = None
         if weight_scale is not None:
             scales = weight_scale.view(*ids.shape, -1)[group] if packed else weight_scale
-            scale = scales[index].view(len(index), -1)
+            scale = _rows_at(scales, index).view(len(index), -1)
         row = dequantise_rows(row, scale, dtype)
         z = hidden[members].to(dtype) @ row.T
         if bias is not None:
@@ -128,23 +128,49 @@ def sparse_head(
     return padded_logits, padded_ids, logsumexp
 
 
+def _as_bytes(rows: Tensor) -> Tensor:
+    """View fp8 and fp4 rows as bytes, because PyTorch cannot index them."""
+    return rows.view(torch.uint8) if rows.dtype in (torch.float8_e4m3fn, E2M1) else rows
+
+
+def _rows_at(rows: Tensor, index: Tensor) -> Tensor:
+    """Return rows[index]."""
+    return _as_bytes(rows)[index].view(rows.dtype)
+
+
+def _put_rows(target: Tensor, index: Tensor, rows: Tensor) -> None:
+    """Set target[index] = rows."""
+    _as_bytes(target)[index] = _as_bytes(rows)
+
+
 def int4_columns(rows: Tensor) -> Tensor:
     """Unpack uint8 [.., D/2] to int8 [.., D], -8 to 7; the even column is in the low half."""
     halves = torch.stack((rows & 15, rows >> 4), -1).flatten(-2)
     return (halves ^ 8).to(torch.int8) - 8
 
 
+def e2m1_columns(rows: Tensor) -> Tensor:
+    """Unpack float4_e2m1fn_x2 [.., D/2] to fp32 [.., D]; the even column is in the low half."""
+    codes = rows.view(torch.uint8)
+    halves = torch.stack((codes & 15, codes >> 4), -1).flatten(-2).long()
+    values = torch.tensor(E2M1_VALUES, device=rows.device)
+    return torch.cat((values, -values))[halves]
+
+
 def dequantise_rows(rows: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Return the values of rows [N, D] in ``dtype``; of 4-bit rows uint8 [N, D/2].
+    """Return the values of rows [N, D] in ``dtype``; of 4-bit rows [N, D/2].
 
     Args:
         rows: the rows.
-        scale: fp32 [N, 1]; bf16 [N, D/32] for 4-bit rows; None for rows that are not quantised.
+        scale: fp32 [N, 1]; for 4-bit rows bf16 [N, D/32] (uint8) or float8_e4m3fn [N, D/16]
+            (float4_e2m1fn_x2); None for rows that are not quantised.
         dtype: dtype of the result. In fp32 and fp64 the values of 4-bit rows are exact.
     """
-    if rows.dtype == INT4:
+    if rows.dtype in FOUR_BIT:
         assert scale is not None
-        return int4_columns(rows).to(dtype) * scale.to(dtype).repeat_interleave(INT4_GROUP, 1)
+        group, _ = FOUR_BIT[rows.dtype]
+        columns = int4_columns(rows) if rows.dtype == INT4 else e2m1_columns(rows)
+        return columns.to(dtype) * scale.to(dtype).repeat_interleave(group, 1)
     return rows.to(dtype) if scale is None else rows.to(dtype) * scale.to(dtype)
 
 
@@ -209,20 +235,15 @@ def gather_rows_(
     changed = (slab_ids != active_ids).flatten().nonzero().flatten()
     tokens = active_ids.flatten()[changed].long()
     slots, tokens = changed[tokens >= 0], tokens[tokens >= 0]
-    byte_rows = weight.dtype == torch.float8_e4m3fn  # PyTorch can index fp8 only as bytes
     at = tokens.to(weight.device)  # the weight may lie in host memory
-    rows = weight.view(torch.uint8)[at].view(weight.dtype) if byte_rows else weight[at]
-    rows = rows.to(slab.device)
-    scale = None if weight_scale is None else weight_scale[tokens]
+    rows = _rows_at(weight, at).to(slab.device)
+    scale = None if weight_scale is None else _rows_at(weight_scale, tokens)
     if slab.dtype != weight.dtype:
         quantise = quantise_int4 if slab.dtype == INT4 else partial(quantise_rows, dtype=slab.dtype)
         rows, scale = quantise(rows)
-    flat = slab.view(-1, slab.size(-1))
-    if slab.dtype == torch.float8_e4m3fn:
-        flat, rows = flat.view(torch.uint8), rows.view(torch.uint8)
-    flat[slots] = rows
+    _put_rows(slab.view(-1, slab.size(-1)), slots, rows)
     if slab_scale is not None and scale is not None:
-        slab_scale.view(len(flat), *scale.shape[1:])[slots] = scale
+        _put_rows(slab_scale.view(active_ids.numel(), *scale.shape[1:]), slots, scale)
     slab_ids.copy_(active_ids)
 
 

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ._checks import INT4, INT4_GROUP, QUANTISED
+from ._checks import FOUR_BIT, INT4, QUANTISED
 from ._linear import plain
 from .ops import gather_rows_
 from .vocab import ActiveVocab
@@ -18,10 +18,10 @@ class SlabView(NamedTuple):
     """Operands for ``sparse_head(packed=True)``. B is the number of buffers.
 
     Attributes:
-        rows: [B·G, K, D], the slab; uint8 [B·G, K, D/2] with 4 bits a column.
+        rows: [B·G, K, D], the slab; uint8 or float4_e2m1fn_x2 [B·G, K, D/2] with 4 bits a column.
         ids: int32 [B·G, K], the token that each row holds; -1 where empty.
-        scale: fp32 [B·G, K], the scale of each row of a quantised slab; bf16 [B·G, K, D/32] with
-            4 bits a column; else None.
+        scale: fp32 [B·G, K], the scale of each row of a quantised slab; with 4 bits a column bf16
+            [B·G, K, D/32] or float8_e4m3fn [B·G, K, D/16]; else None.
         group_ids: int32 or int64, the buffer and group for each row of hidden, in the shape of the
             row_groups given to :meth:`WeightSlab.front`. Without row_groups int64 [1], one for all
             rows; or None, if the slab has one buffer and one group.
@@ -86,16 +86,17 @@ class WeightSlab:
     :meth:`wait` before each replay of the graph that contains :meth:`front`.
 
     Args:
-        weight: the LM head [V, D], bf16, fp16 or fp32; int8, float8_e4m3fn or 4-bit rows (uint8
-            [V, D/2]) with ``weight_scale``. If the vocabulary is on a GPU, the weight may also lie
-            in pinned host memory: only rows that change cross the bus.
+        weight: the LM head [V, D], bf16, fp16 or fp32; int8, float8_e4m3fn or 4-bit rows (uint8 or
+            float4_e2m1fn_x2 [V, D/2]) with ``weight_scale``. If the vocabulary is on a GPU, the
+            weight may also lie in pinned host memory: only rows that change cross the bus.
         vocab: the active vocabulary.
         dtype: dtype of the slab: weight's (default), or int8 or float8_e4m3fn, quantised by row, or
-            "int4", quantised by groups of 32 columns. D is then a multiple of 32.
+            "int4", quantised by groups of 32 columns. D is then a multiple of 32. Quantised rows
+            are only copied.
         buffers: 1 or 2. With 2, a refresh can overlap with a draft that reads the other buffer.
             1 is enough if they never overlap.
-        weight_scale: fp32 [V] of a quantised weight, or bf16 [V, D/32] of 4-bit rows, on vocab's
-            device.
+        weight_scale: fp32 [V] of a quantised weight; bf16 [V, D/32] or float8_e4m3fn [V, D/16] of
+            4-bit rows; on vocab's device.
         stream: the stream on which :meth:`refresh` copies, on a GPU. The default is one of the 32
             streams that PyTorch hands out in turn. If that is also the caller's stream, nothing
             overlaps.
@@ -134,16 +135,18 @@ class WeightSlab:
         self.buffers = buffers
         dtype = INT4 if dtype == "int4" else dtype or weight.dtype
         slots, device = (buffers * vocab.num_groups, vocab.capacity), vocab.device
-        dim = weight.size(1) * (2 if weight.dtype == INT4 else 1)
-        columns = dim // 2 if dtype == INT4 else dim
-        self.rows = torch.zeros(*slots, columns, dtype=dtype, device=device)
+        dim = weight.size(1) * (2 if weight.dtype in FOUR_BIT else 1)
+        columns = dim // 2 if dtype in FOUR_BIT else dim
+        size = torch.empty(0, dtype=dtype).element_size()
+        rows = torch.zeros(*slots, columns * size, dtype=torch.uint8, device=device)
+        self.rows = rows.view(dtype)  # of bytes, as PyTorch cannot fill every dtype
         self.ids = torch.full(slots, -1, dtype=torch.int32, device=device)
         self.scale: Tensor | None = None
         if dtype in QUANTISED:
             self.scale = torch.ones(slots, dtype=torch.float32, device=device)
-        elif dtype == INT4:
-            by_group = (*slots, dim // INT4_GROUP)
-            self.scale = torch.ones(by_group, dtype=torch.bfloat16, device=device)
+        elif dtype in FOUR_BIT:
+            group, kind = FOUR_BIT[dtype]
+            self.scale = torch.ones(*slots, dim // group, dtype=kind, device=device)
         # The front buffer's first group, and the first group of each buffer.
         self._front = torch.zeros(1, dtype=torch.int64, device=device)
         self._first = vocab.num_groups * torch.arange(buffers, device=device)[:, None, None]

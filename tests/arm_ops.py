@@ -35,6 +35,7 @@ TYPES = {
     torch.int8: NUMBERS["i8"],
     torch.float8_e4m3fn: NUMBERS["f8e4m3"],
     torch.uint8: NUMBERS["i4"],
+    torch.float4_e2m1fn_x2: NUMBERS["f4e2m1"],
 }
 
 
@@ -98,7 +99,7 @@ class Driver:
                 self._process = None
                 raise AssertionError(f"the driver ended, exit {process.wait()}: see its stderr")
             if result:
-                flat = torch.frombuffer(bytearray(result), dtype=tensor.dtype)
+                flat = torch.frombuffer(bytearray(result), dtype=torch.uint8).view(tensor.dtype)
                 row_indexed(tensor).copy_(row_indexed(flat.view(tensor.shape)))
 
     def _running(self) -> "subprocess.Popen[bytes]":
@@ -201,7 +202,7 @@ class Ops:
         check = _checks.gather(slab, slab_ids, weight, active_ids, slab_scale, weight_scale)
         check.ids(active_ids, "active_ids", weight.size(0), "ids", "flat position")
         types = (TYPES[slab.dtype], TYPES[weight.dtype])
-        dim = weight.size(1) * (2 if weight.dtype == torch.uint8 else 1)
+        dim = weight.size(1) * (2 if weight.dtype in _checks.FOUR_BIT else 1)
         integers = [active_ids.numel(), dim, weight.stride(0), *types]
         written = [slab, slab_ids, slab_scale]
         self._driver.call(GATHER, integers, [], written, [weight, active_ids, weight_scale])

@@ -82,6 +82,18 @@ def packed_int4() -> Arguments:
     return head_call(num_groups=2, packed=True, weight_dtype=torch.uint8)
 
 
+def e2m1() -> Arguments:
+    return head_call(weight_dtype=torch.float4_e2m1fn_x2)
+
+
+def packed_e2m1() -> Arguments:
+    return head_call(num_groups=2, packed=True, weight_dtype=torch.float4_e2m1fn_x2)
+
+
+def gather_e2m1() -> Arguments:
+    return gather_call(dtype=torch.float4_e2m1fn_x2)
+
+
 def gather_to_int4() -> Arguments:
     return gather_call(slab_dtype=torch.uint8)
 
@@ -146,12 +158,14 @@ def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 F16, F64, I8, FP8 = torch.float16, torch.float64, torch.int8, torch.float8_e4m3fn
-BF16, U8 = torch.bfloat16, torch.uint8
+BF16, U8, E2M1 = torch.bfloat16, torch.uint8, torch.float4_e2m1fn_x2
 I16, I32, I64 = torch.int16, torch.int32, torch.int64
-NO_SCALE = "None for rows that are not int8, float8_e4m3fn or uint8"
+NO_SCALE = "None for rows that are not int8, float8_e4m3fn, uint8 or float4_e2m1fn_x2"
 A_SCALE = "a scale per row for int8 or float8_e4m3fn rows"
 GROUP_SCALE = "a scale per 32 columns for uint8 rows"
-ROWS = "float32, float8_e4m3fn, int8 or uint8"
+E2M1_SCALE = "a scale per 16 columns for float4_e2m1fn_x2 rows"
+ROWS = "float32, float8_e4m3fn, int8, uint8 or float4_e2m1fn_x2"
+MADE = "float32, float8_e4m3fn, int8 or uint8"
 FLOAT = "float32, float16 or bfloat16"
 INNER = "stride 1 in the last dimension"
 OWN = "memory of its own"
@@ -182,6 +196,17 @@ def _head_rows() -> list[Row]:
         ("int4 scale per row", int4, lambda a: {"weight_scale": zeros(50, dtype=BF16)}, V, "weight_scale", "shape [50, 1]", "[50]"),
         ("int4 scale of another group", int4, lambda a: {"weight_scale": zeros(50, 2, dtype=BF16)}, V, "weight_scale", "shape [50, 1]", "[50, 2]"),
         ("int4 scale of V, packed", packed_int4, lambda a: {"weight_scale": zeros(50, 1, dtype=BF16)}, V, "weight_scale", "shape [2, 6, 1]", "[50, 1]"),
+        ("e2m1 of part of a group", head_call, lambda a: {"weight": zeros(50, 4, dtype=E2M1)}, V, "weight", "D a multiple of 16 for float4_e2m1fn_x2 rows", "8"),
+        ("e2m1 of another D", e2m1, lambda a: {"weight": zeros(50, 16, dtype=E2M1)}, V, "weight", "shape [V, 8]", "[50, 16]"),
+        ("e2m1 slab of another D", packed_e2m1, lambda a: {"weight": zeros(2, 6, 16, dtype=E2M1)}, V, "weight", "shape [2, 6, 8]", "[2, 6, 16]"),
+        ("e2m1 without scale", e2m1, lambda a: {"weight_scale": None}, V, "weight_scale", E2M1_SCALE, "None"),
+        ("e2m1 scale bfloat16", e2m1, lambda a: {"weight_scale": zeros(50, 1, dtype=BF16)}, T, "weight_scale", "float8_e4m3fn", "bfloat16"),
+        ("e2m1 scale of bytes", e2m1, lambda a: {"weight_scale": zeros(50, 1, dtype=U8)}, T, "weight_scale", "float8_e4m3fn", "uint8"),
+        ("e2m1 bytes as int4", e2m1, lambda a: {"weight": a["weight"].view(U8)}, V, "weight", "D a multiple of 32 for uint8 rows", "16"),
+        ("e2m1 scale of another group", e2m1, lambda a: {"weight_scale": zeros(50, 2).to(FP8)}, V, "weight_scale", "shape [50, 1]", "[50, 2]"),
+        ("e2m1 scale padded as kernels take it", e2m1, lambda a: {"weight_scale": zeros(128, 4).to(FP8)}, V, "weight_scale", "shape [50, 1]", "[128, 4]"),
+        ("hidden e2m1", head_call, lambda a: {"hidden": zeros(3, 4, dtype=E2M1)}, T, "hidden", FLOAT, "float4_e2m1fn_x2"),
+        ("bias e2m1", head_call, lambda a: {"bias": zeros(25, dtype=E2M1)}, T, "bias", "float32", "float4_e2m1fn_x2"),
         ("int4 scale strided", int4, lambda a: {"weight_scale": spread(a["weight_scale"])}, V, "weight_scale", FLAT, "strides [2, 2]"),
         ("weight 1-d", head_call, lambda a: {"weight": zeros(8)}, V, "weight", "shape [V, 8]", "[8]"),
         ("weight 3-d, indexed", packed, lambda a: {"packed": False}, V, "weight", "shape [V, 8]", "[2, 6, 8]"),
@@ -207,6 +232,8 @@ def _head_rows() -> list[Row]:
         ("bias 2-d", head_call, lambda a: {"bias": zeros(50, 1)}, V, "bias", "shape [V]", "[50, 1]"),
         ("bias of another V", head_call, lambda a: {"bias": zeros(49)}, V, "bias", "shape [50]", "[49]"),
         ("bias strided", head_call, lambda a: {"bias": spread(zeros(50))}, V, "bias", FLAT, "strides [2]"),
+        ("logit scale infinite", head_call, lambda a: {"logit_scale": -float("inf")}, V, "logit_scale", "a finite number", "-inf"),
+        ("logit scale NaN", head_call, lambda a: {"logit_scale": float("nan")}, V, "logit_scale", "a finite number", "nan"),
         ("softcap negative", head_call, lambda a: {"softcap": -0.5}, V, "softcap", "a finite number >= 0", "-0.5"),
         ("softcap infinite", head_call, lambda a: {"softcap": float("inf")}, V, "softcap", "a finite number >= 0", "inf"),
         ("softcap NaN", head_call, lambda a: {"softcap": float("nan")}, V, "softcap", "a finite number >= 0", "nan"),
@@ -261,7 +288,7 @@ def _gather_rows() -> list[Row]:
         ("slab of another D", g, lambda a: {"slab": zeros(6, 9)}, V, "slab", "shape [6, 8]", "[6, 9]"),
         ("slab 2-d for groups", gather_groups, lambda a: {"slab": zeros(12, 8)}, V, "slab", "shape [2, 6, 8]", "[12, 8]"),
         ("weight float64", g, lambda a: {"weight": zeros(50, 8, dtype=F64)}, T, "weight", FLOAT, "float64"),
-        ("slab of another float", g, lambda a: {"slab": zeros(6, 8, dtype=F16)}, T, "slab", ROWS, "float16"),
+        ("slab of another float", g, lambda a: {"slab": zeros(6, 8, dtype=F16)}, T, "slab", MADE, "float16"),
         ("float slab of int8", gather_from_int8, lambda a: {"slab": zeros(6, 8)}, T, "slab", "int8", "float32"),
         ("fp8 slab of int8", gather_from_int8, lambda a: {"slab": zeros(6, 8).to(FP8)}, T, "slab", "int8", "float8_e4m3fn"),
         ("no weight scale", gather_from_int8, lambda a: {"weight_scale": None}, V, "weight_scale", A_SCALE, "None"),
@@ -280,6 +307,15 @@ def _gather_rows() -> list[Row]:
         ("int4 slab scale float32", gather_to_int4, lambda a: {"slab_scale": zeros(6, 1)}, T, "slab_scale", "bfloat16", "float32"),
         ("int4 slab scale per row", gather_to_int4, lambda a: {"slab_scale": zeros(6, dtype=BF16)}, V, "slab_scale", "shape [6, 1]", "[6]"),
         ("no int4 weight scale", gather_from_int4, lambda a: {"weight_scale": None}, V, "weight_scale", GROUP_SCALE, "None"),
+        ("e2m1 slab of floats", g, lambda a: {"slab": zeros(6, 4, dtype=E2M1)}, T, "slab", MADE, "float4_e2m1fn_x2"),
+        ("e2m1 slab of int4", gather_from_int4, lambda a: {"slab": zeros(6, 16, dtype=E2M1)}, T, "slab", "uint8", "float4_e2m1fn_x2"),
+        ("float slab of e2m1", gather_e2m1, lambda a: {"slab": zeros(6, 8)}, T, "slab", "float4_e2m1fn_x2", "float32"),
+        ("int8 slab of e2m1", gather_e2m1, lambda a: {"slab": zeros(6, 16, dtype=I8)}, T, "slab", "float4_e2m1fn_x2", "int8"),
+        ("int4 slab of e2m1", gather_e2m1, lambda a: {"slab": a["slab"].view(U8)}, T, "slab", "float4_e2m1fn_x2", "uint8"),
+        ("e2m1 slab of another D", gather_e2m1, lambda a: {"slab": zeros(6, 16, dtype=E2M1)}, V, "slab", "shape [6, 8]", "[6, 16]"),
+        ("e2m1 of part of a group", gather_e2m1, lambda a: {"weight": zeros(50, 4, dtype=E2M1), "slab": zeros(6, 4, dtype=E2M1)}, V, "weight", "D a multiple of 16 for float4_e2m1fn_x2 rows", "8"),
+        ("no e2m1 slab scale", gather_e2m1, lambda a: {"slab_scale": None}, V, "slab_scale", E2M1_SCALE, "None"),
+        ("e2m1 weight scale float32", gather_e2m1, lambda a: {"weight_scale": zeros(50, 1)}, T, "weight_scale", "float8_e4m3fn", "float32"),
         ("weight transposed", g, lambda a: {"weight": zeros(8, 50).T}, V, "weight", INNER, "stride 50"),
         ("slab strided", g, lambda a: {"slab": zeros(6, 9)[:, :8]}, V, "slab", FLAT, "strides [9, 1]"),
         ("slab ids strided", g, lambda a: {"slab_ids": spread(a["slab_ids"])}, V, "slab_ids", FLAT, "strides [2]"),

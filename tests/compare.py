@@ -5,8 +5,10 @@ import math
 
 import torch
 import torch.nn.functional as F
-from generators import INT4, INT4_GROUP, HeadCase, row_indexed
+from generators import E2M1, INT4, HeadCase, row_indexed
 from torch import Tensor
+
+from microspec_kernels._checks import E2M1_GROUP, INT4_GROUP
 
 EPS = 2.0**-24  # half an ulp of 1 in fp32
 
@@ -17,8 +19,21 @@ def int4_columns(rows: Tensor) -> Tensor:
     return torch.where(halves < 8, halves, halves - 16)
 
 
+def e2m1_columns(rows: Tensor) -> Tensor:
+    """Unpack rows float4_e2m1fn_x2 [.., D/2] to their values, fp32 [.., D]."""
+    codes = rows.view(torch.uint8)
+    halves = torch.stack((codes % 16, codes // 16), -1).flatten(-2)
+    exponent, fraction = halves // 2 % 4, (halves % 2).float()
+    normal = (1 + fraction / 2) * 2.0 ** (exponent.float() - 1)
+    magnitude = torch.where(exponent == 0, fraction / 2, normal)
+    return torch.where(halves < 8, magnitude, -magnitude)
+
+
 def values_of(rows: Tensor, scale: Tensor | None, wide: torch.dtype) -> Tensor:
-    """Dequantise rows [N, D] with scales [N], 4-bit rows [N, D/2] with scales [N, D/32]."""
+    """Dequantise rows [N, D] with scales [N], 4-bit rows [N, D/2] with scales of groups."""
+    if rows.dtype == E2M1:
+        assert scale is not None
+        return e2m1_columns(rows).to(wide) * scale.to(wide).repeat_interleave(E2M1_GROUP, -1)
     if rows.dtype == INT4:
         assert scale is not None
         return int4_columns(rows).to(wide) * scale.to(wide).repeat_interleave(INT4_GROUP, -1)
@@ -47,7 +62,7 @@ def logits_in(case: HeadCase, dtype: torch.dtype) -> Tensor:
         if scale is not None:
             if case.packed:
                 scale = scale.view(*ids.shape, *scale.shape[case.active_ids.dim() :])[group]
-            scale = scale[at]
+            scale = row_indexed(scale)[at].view(scale.dtype)
         row = values_of(row_indexed(source)[at].view(source.dtype), scale, wide)
         z = F.linear(case.hidden[members].to(dtype), row.to(dtype)).to(wide)
         if case.bias is not None:

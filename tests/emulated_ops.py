@@ -17,7 +17,7 @@ SENTINEL = 7.5e33  # fills outputs, to show elements that an op does not write
 
 
 def as_array(value: Any) -> Any:
-    """View a tensor's memory as an array; bf16 as uint16, fp8 as uint8, int4 as void."""
+    """View a tensor's memory as an array; bf16 as uint16, fp8 as uint8, int4 as void, e2m1 as S."""
     if not isinstance(value, Tensor):
         return value
     if value.dtype == torch.bfloat16:
@@ -26,13 +26,17 @@ def as_array(value: Any) -> Any:
         return value.view(torch.uint8).numpy()
     if value.dtype == torch.uint8:
         return value.numpy().view("V1")
+    if value.dtype == torch.float4_e2m1fn_x2:
+        return value.view(torch.uint8).numpy().view("S1")
     return value.numpy()
 
 
 def call(op: str, *tensors: Any, **options: Any) -> None:
     emulation = load()
     everything = [*tensors, *options.values()]
-    if any(isinstance(t, Tensor) and t.dtype == torch.float8_e4m3fn for t in everything):
+    rows = [t for t in everything if isinstance(t, Tensor)]
+    e2m1 = any(t.dtype == torch.float4_e2m1fn_x2 for t in rows)  # its e4m3 scales need no sm_89
+    if not e2m1 and any(t.dtype == torch.float8_e4m3fn for t in rows):
         emulation.configure(arch=max(emulation.arch(), 890))  # has e4m3
     arrays = {name: as_array(value) for name, value in options.items()}
     getattr(emulation, op)(*map(as_array, tensors), **arrays)
@@ -43,8 +47,8 @@ def check_head(
 ) -> None:
     packed, group_ids = options.get("packed", False), options.get("group_ids")
     scale, bias = options.get("weight_scale"), options.get("bias")
-    softcap = options.get("softcap", 0.0)
-    _checks.head(op, hidden, weight, ids, packed, group_ids, scale, bias, softcap, k)
+    factors = options.get("logit_scale", 1.0), options.get("softcap", 0.0)
+    _checks.head(op, hidden, weight, ids, packed, group_ids, scale, bias, *factors, k)
 
 
 def sparse_head(

@@ -14,17 +14,19 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from microspec_kernels._checks import INT4, INT4_GROUP
+from microspec_kernels._checks import E2M1, FOUR_BIT, INT4
 from microspec_kernels._checks import PINNED_STAMP as PINNED
 
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 QUANTISED = (torch.int8, torch.float8_e4m3fn)
 NAN = float("nan")
-POISON_INT8 = 111  # int8 and int4 have no NaN; the scale of a poisoned row is NaN
+POISON_INT8 = 111  # int8 and 4-bit rows have no NaN; the scale of a poisoned row is NaN
 
 
 def poison(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    return torch.full(shape, POISON_INT8 if dtype in (torch.int8, INT4) else NAN).to(dtype)
+    if dtype in FOUR_BIT:
+        return torch.full(shape, POISON_INT8, dtype=torch.uint8).view(dtype)
+    return torch.full(shape, POISON_INT8 if dtype == torch.int8 else NAN).to(dtype)
 
 
 def int4_rows(columns: Tensor) -> Tensor:
@@ -33,12 +35,17 @@ def int4_rows(columns: Tensor) -> Tensor:
     return (halves[..., ::2] + 16 * halves[..., 1::2]).to(INT4)
 
 
+def e2m1_rows(codes: Tensor) -> Tensor:
+    """Pack e2m1 codes [.., D] from 0 to 15 to [.., D/2], the even column in the low half."""
+    return (codes[..., ::2] + 16 * codes[..., 1::2]).to(torch.uint8).view(E2M1)
+
+
 def normal(rng: torch.Generator, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Draw normal floats of unit variance; int8 and fp8 values cover most of their range."""
     if dtype == torch.int8:
         return torch.randint(-127, 128, shape, generator=rng).to(dtype)
-    if dtype == INT4:
-        return torch.randint(0, 256, shape, generator=rng).to(dtype)
+    if dtype in FOUR_BIT:
+        return torch.randint(0, 256, shape, generator=rng).to(torch.uint8).view(dtype)
     values = torch.randn(shape, generator=rng)
     return (values * 64).to(dtype) if dtype == torch.float8_e4m3fn else values.to(dtype)
 
@@ -47,27 +54,32 @@ def integers(rng: torch.Generator, shape: tuple[int, ...], dtype: torch.dtype) -
     """Draw integers from -3 to 3. Sums of up to 2^20 products are exact in any order."""
     if dtype == INT4:
         return int4_rows(torch.randint(-3, 4, (*shape[:-1], 2 * shape[-1]), generator=rng))
+    if dtype == E2M1:
+        codes = torch.tensor([13, 12, 10, 0, 2, 4, 5])  # of -3 to 3
+        return e2m1_rows(codes[torch.randint(0, 7, (*shape[:-1], 2 * shape[-1]), generator=rng)])
     return torch.randint(-3, 4, shape, generator=rng).to(dtype)
 
 
 def stored(rows: torch.dtype, dim: int) -> tuple[int, int]:
     """Return D and a row's elements; D of 4-bit rows is ``dim`` rounded up to whole groups."""
-    if rows != INT4:
+    if rows not in FOUR_BIT:
         return dim, dim
-    dim = -(-dim // INT4_GROUP) * INT4_GROUP
+    group, _ = FOUR_BIT[rows]
+    dim = -(-dim // group) * group
     return dim, dim // 2
 
 
 def no_scales(rows: torch.dtype, shape: tuple[int, ...], dim: int) -> Tensor | None:
     """Return NaN for each scale of rows [*shape, dim]; None if they have none."""
-    if rows == INT4:
-        return torch.full((*shape, dim // INT4_GROUP), NAN).bfloat16()
+    if rows in FOUR_BIT:
+        group, kind = FOUR_BIT[rows]
+        return torch.full((*shape, dim // group), NAN).to(kind)
     return torch.full(shape, NAN) if rows in QUANTISED else None
 
 
 def row_indexed(rows: Tensor) -> Tensor:
-    """View fp8 rows as bytes, because PyTorch cannot index fp8."""
-    return rows.view(torch.uint8) if rows.dtype == torch.float8_e4m3fn else rows
+    """View fp8 and fp4 rows as bytes, because PyTorch cannot index them."""
+    return rows.view(torch.uint8) if rows.dtype in (torch.float8_e4m3fn, E2M1) else rows
 
 
 def strided(tensor: Tensor, gap: int) -> Tensor:
@@ -155,8 +167,9 @@ def head_case(
     row_indexed(weight)[used] = row_indexed(draw(rng, (len(used), columns), weight_dtype))
     if scale is not None:
         # Powers of two keep exact cases exact.
-        steps = torch.rand(scale[used].shape, generator=rng) * 4 - 8
-        scale[used] = (2.0 ** (steps.round() if exact else steps)).to(scale.dtype)
+        steps = torch.rand((len(used), *scale.shape[1:]), generator=rng) * 4 - 8
+        drawn = (2.0 ** (steps.round() if exact else steps)).to(scale.dtype)
+        row_indexed(scale)[used] = row_indexed(drawn)
     hidden = draw(rng, (m, dim), dtype)
 
     group_ids = None
@@ -176,8 +189,8 @@ def head_case(
         packed_rows[empty] = row_indexed(poison((1, columns), weight_dtype))[0]
         weight = packed_rows.view(weight_dtype)
         if scale is not None:
-            scale = scale[at]
-            scale[empty] = NAN
+            scale = row_indexed(scale)[at].view(scale.dtype)
+            row_indexed(scale)[empty] = row_indexed(torch.full((), NAN).to(scale.dtype))
     if num_groups is None:
         ids = ids[0]
         if packed:
@@ -191,11 +204,11 @@ def head_case(
 
 @st.composite
 def head_cases(
-    draw: st.DrawFn, *, exact: bool = False, dim: int = 150, int4: bool = False
+    draw: st.DrawFn, *, exact: bool = False, dim: int = 150, rows: torch.dtype | None = None
 ) -> HeadCase:
     """Draw any shape and option. Shapes are small, because they shrink best.
 
-    Exact cases have no softcap. ``int4`` draws 4-bit rows only.
+    Exact cases have no softcap. ``rows`` is the weight's dtype; default: any of 8 bits or more.
     """
     dtype = draw(st.sampled_from(FLOATS))
     capacity = draw(st.integers(0, 40))
@@ -209,7 +222,7 @@ def head_cases(
         active=draw(st.integers(0, capacity)),
         num_groups=num_groups,
         dtype=dtype,
-        weight_dtype=INT4 if int4 else draw(st.sampled_from((dtype, *QUANTISED))),
+        weight_dtype=rows or draw(st.sampled_from((dtype, *QUANTISED))),
         packed=draw(st.booleans()),
         bias=draw(st.sampled_from((None, dtype, torch.float32))),
         gap=draw(st.sampled_from((0, 1, 8))),
@@ -276,12 +289,13 @@ def gather_case(
     held = torch.stack([some_ids() for _ in range(shape[0])])
     held = torch.where(torch.rand(shape, generator=rng) < same, wanted, held)
     dim, columns = stored(slab_dtype, dim)
-    weight = poison((vocab_size, columns if dtype == INT4 else dim), dtype)
+    weight = poison((vocab_size, columns if dtype in FOUR_BIT else dim), dtype)
     scale = no_scales(dtype, (vocab_size,), dim)
     fresh = wanted[(wanted != held) & (wanted >= 0)].long().unique()
     row_indexed(weight)[fresh] = row_indexed(normal(rng, (len(fresh), weight.size(1)), dtype))
     if scale is not None:
-        scale[fresh] = torch.rand(scale[fresh].shape, generator=rng).to(scale.dtype)
+        drawn = torch.rand((len(fresh), *scale.shape[1:]), generator=rng).to(scale.dtype)
+        row_indexed(scale)[fresh] = row_indexed(drawn)
     slab = normal(rng, (*shape, columns), slab_dtype)
     slab_scale = no_scales(slab_dtype, shape, dim)
     if slab_scale is not None:

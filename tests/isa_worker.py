@@ -11,7 +11,7 @@ import mmap
 
 import torch
 from compare import assert_bitwise, assert_close, assert_top_k, ids_by_row, logits_in, tolerance
-from generators import FLOATS, INT4, QUANTISED, HeadCase, head_case, row_indexed
+from generators import E2M1, FLOATS, INT4, QUANTISED, HeadCase, head_case, row_indexed
 from torch import Tensor
 
 from microspec_kernels import sparse_head, sparse_logits
@@ -24,7 +24,8 @@ BATCHES = (1, 2, 5, 6, 7, 13, 60)
 def against_float64() -> int:
     checks = 0
     for seed, (dtype, dim, m) in enumerate(itertools.product(FLOATS, DIMS, BATCHES)):
-        checks += int4_against_float64(seed, dtype, 8 * dim, m)
+        checks += four_bit_against_float64(seed, dtype, INT4, 8 * dim, m)
+        checks += four_bit_against_float64(seed, dtype, E2M1, 8 * dim, m)
         # The row type alternates with the seed; 13 active rows leave a remainder in every panel.
         weight_dtype = (dtype, *QUANTISED)[(seed + seed // 7) % 3]
         case = head_case(
@@ -47,20 +48,22 @@ def against_float64() -> int:
     return checks
 
 
-def int4_against_float64(seed: int, dtype: torch.dtype, dim: int, m: int) -> int:
+def four_bit_against_float64(
+    seed: int, dtype: torch.dtype, weight_dtype: torch.dtype, dim: int, m: int
+) -> int:
     case = head_case(
         seed,
         m=m,
         dim=dim,
         capacity=45,
         dtype=dtype,
-        weight_dtype=INT4,
+        weight_dtype=weight_dtype,
         active=31 + seed % 3,
         gap=seed % 2,
     )
     z = sparse_logits(*case.tensors(), **case.options())
     exact = logits_in(case, torch.float64)
-    assert_close(z, exact, tolerance(case), f"{dtype} x int4, M {m}, D {dim}: ")
+    assert_close(z, exact, tolerance(case), f"{dtype} x {weight_dtype}, M {m}, D {dim}: ")
     return 1
 
 
@@ -128,9 +131,8 @@ def flush(tensor: Tensor) -> Tensor:
     no_access = 0
     protect = ctypes.CDLL(None, use_errno=True).mprotect
     assert protect(ctypes.c_void_p(start + pages * page), page, no_access) == 0
-    count = tensor.numel()
-    copy = torch.frombuffer(memory, dtype=tensor.dtype, count=count, offset=pages * page - size)
-    copy = copy.view(tensor.shape)
+    copy = torch.frombuffer(memory, dtype=torch.uint8, count=size, offset=pages * page - size)
+    copy = copy.view(tensor.dtype).view(tensor.shape)
     row_indexed(copy).copy_(row_indexed(tensor))
     return copy
 
@@ -144,7 +146,7 @@ def main() -> None:
     for weight_dtype in (torch.float16, torch.bfloat16):
         checks += every_value(weight_dtype, weight_dtype)
     for dtype, m, dim in itertools.product(FLOATS, (1, 2, 7), (1, 9, 33, 64, 129)):
-        for weight_dtype in (dtype, *QUANTISED, INT4):
+        for weight_dtype in (dtype, *QUANTISED, INT4, E2M1):
             checks += at_the_end_of_memory(dtype, weight_dtype, m, dim)
     print(checks)
 

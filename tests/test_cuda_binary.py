@@ -139,8 +139,24 @@ def test_int4_loop(arch: str, hidden: str, rows: int, ahead: int) -> None:
 
 
 @pytest.mark.parametrize("arch", READ)
+@pytest.mark.parametrize("hidden", ["bf16_t", "f16_t", "float"])
+@pytest.mark.parametrize(("rows", "ahead"), [(1, 6), (2, 4)])
+def test_e2m1_loop(arch: str, hidden: str, rows: int, ahead: int) -> None:
+    """A load of 16 bytes is two groups of 16 columns; two codes become floats at once."""
+    kernel = sass.kernels(arch)[f"project_simt_kernel<{hidden}, f4e2m1x2_t, {rows}, true>"]
+    products = 32 * rows * ahead
+    whole = [x for x in kernel.loops() if sum(i.startswith("FFMA") for i in x) >= products]
+    loop = min(whole, key=len)
+    loads = [i for i in loop if i.startswith("LDG")]
+    assert len([i for i in loads if ".128" in i]) == ahead
+    assert len([i for i in loads if ".U8" in i]) == 2 * ahead
+    assert len(loads) == 3 * ahead
+    assert not any(i.startswith(("I2F", "F2F", "BAR")) for i in loop)
+
+
+@pytest.mark.parametrize("arch", READ)
 def test_copy_loop(arch: str) -> None:
-    kernel = sass.kernels(arch)["copy_rows_kernel<uint4, false>"]
+    kernel = sass.kernels(arch)["copy_rows_kernel<uint4, void>"]
     loop = sass.innermost(kernel, "LDG", "STG")
     assert all(".128" in i for i in loop if i.startswith(("LDG", "STG")))
     # Four loads of a thread are in flight before the first store.

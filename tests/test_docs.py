@@ -145,6 +145,16 @@ def attached() -> dict[str, Any]:
     return {"draft": draft, "tokens": torch.arange(5), "hidden": weight[:2]}
 
 
+def nvfp4() -> dict[str, Any]:
+    frequent = torch.arange(0, VOCAB, 9)
+    return {
+        "codes": torch.zeros(VOCAB, 32, dtype=torch.uint8),
+        "scales": torch.ones(VOCAB, 4).to(torch.float8_e4m3fn),
+        "tensor_scale": 0.01,
+        "vocab": microspec_kernels.ActiveVocab(VOCAB, 64, frequent_tokens=frequent, device="cpu"),
+    }
+
+
 # By a part of the snippet. A snippet without any of these parts runs alone.
 STANDINS: dict[str, Callable[[], dict[str, Any]]] = {
     "head = EngineHead(target.lm_head": engine,
@@ -154,6 +164,7 @@ STANDINS: dict[str, Callable[[], dict[str, Any]]] = {
     "load_draft(": decoding,
     "sparse_assistant(": generate,
     "frequent_tokens": texts,
+    "float4_e2m1fn_x2": nvfp4,
     "pytest.mark": lambda: {"pytest": pytest, "COMPILED": COMPILED},
 }
 PYTHON = [(page.name, code) for page in PAGES for code in page_snippets(page, "python")]
@@ -186,7 +197,7 @@ def test_a_snippet_runs(code: str) -> None:
 
 def test_every_page_shows_python() -> None:
     counts = {page.name: len(page_snippets(page, "python")) for page in PAGES}
-    shown = {"README.md": 3, "engines.md": 3, "loop.md": 2, "policy.md": 1, "testing.md": 1}
+    shown = {"README.md": 3, "engines.md": 4, "loop.md": 2, "policy.md": 1, "testing.md": 1}
     assert {name: count for name, count in counts.items() if count} == shown
     assert microspec_kernels.policy.count_frequent_tokens is not None
 

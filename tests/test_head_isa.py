@@ -45,5 +45,5 @@ def test_instruction_set(isa: str, supported: list[str]) -> None:
     worker = Path(__file__).with_name("isa_worker.py")
     done = python(str(worker), isa=isa)
     assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout}{done.stderr}"
-    # 357 shapes, the same of int4 rows, 2 * (2 * 256 + 65536) values, 180 ends of memory
-    assert int(done.stdout) == 2 * 357 + 4 * 256 + 2 * 65536 + 180
+    # 357 shapes, the same of both 4-bit rows, 2 * (2 * 256 + 65536) values, 225 ends of memory
+    assert int(done.stdout) == 3 * 357 + 4 * 256 + 2 * 65536 + 225

@@ -7,13 +7,14 @@ import pytest
 import torch
 from backends_under_test import ALL, without_misread
 from compare import assert_bitwise, assert_close, int4_columns
-from generators import FLOATS, INT4, INT4_GROUP, GatherCase, gather_case, normal
+from generators import FLOATS, INT4, GatherCase, gather_case, normal
 from hypothesis import given
 from hypothesis import strategies as st
 from test_gather import check, moved
 from torch import Tensor
 
 from microspec_kernels import ActiveVocab, WeightSlab, gather_rows_, reference, sparse_logits
+from microspec_kernels._checks import INT4_GROUP
 
 pytestmark = pytest.mark.backends(*ALL)
 

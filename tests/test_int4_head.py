@@ -8,26 +8,26 @@ import pytest
 import torch
 from backends_under_test import ALL, CPU
 from compare import assert_bitwise, assert_close, int4_columns
-from generators import FLOATS, INT4, INT4_GROUP, HeadCase, head_case, head_cases, int4_rows
+from generators import FLOATS, INT4, HeadCase, head_case, head_cases, int4_rows
 from hypothesis import given
 from hypothesis import strategies as st
 from test_head_values import check_against_float64, check_exact
 
 from microspec_kernels import reference, sparse_head, sparse_logits
-from microspec_kernels._checks import MAX_TOP_K
+from microspec_kernels._checks import INT4_GROUP, MAX_TOP_K
 
 pytestmark = pytest.mark.backends(*ALL)
 
 
 @pytest.mark.slow
-@given(case=head_cases(int4=True, dim=400), k=st.integers(1, MAX_TOP_K))
+@given(case=head_cases(rows=INT4, dim=400), k=st.integers(1, MAX_TOP_K))
 def test_any_call(case: HeadCase, k: int) -> None:
     """Empty slots have codes of 7 and scales of NaN, as gaps between rows have."""
     check_against_float64(case, k)
 
 
 @pytest.mark.slow
-@given(case=head_cases(exact=True, int4=True), k=st.integers(1, 60))
+@given(case=head_cases(exact=True, rows=INT4), k=st.integers(1, 60))
 def test_exact_arithmetic_gives_exact_ids(case: HeadCase, k: int) -> None:
     """Small integers and scales of powers of two give ties everywhere and no rounding."""
     check_exact(case, k)

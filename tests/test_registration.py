@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from compare import assert_bitwise
-from generators import INT4, QUANTISED, gather_case, head_case, row_indexed, vocab_state
+from generators import E2M1, INT4, QUANTISED, gather_case, head_case, row_indexed, vocab_state
 from schemas import SCHEMAS
 from torch import Tensor
 
@@ -64,6 +64,7 @@ HEADS: list[dict[str, Any]] = [
     {"num_groups": 2, "weight_dtype": torch.int8, "long_groups": False},
     {"packed": True, "weight_dtype": torch.float8_e4m3fn, "dtype": torch.bfloat16},
     {"num_groups": 2, "packed": True, "weight_dtype": INT4, "dtype": torch.bfloat16, "gap": 8},
+    {"num_groups": 2, "packed": True, "weight_dtype": E2M1, "dtype": torch.bfloat16, "gap": 8},
 ]
 GATHERS: list[dict[str, Any]] = [
     {},
@@ -72,6 +73,7 @@ GATHERS: list[dict[str, Any]] = [
     {"num_groups": 2, "dtype": torch.int8},
     {"num_groups": 2, "dtype": torch.bfloat16, "slab_dtype": INT4, "gap": 8},
     {"dtype": INT4},
+    {"num_groups": 2, "dtype": E2M1, "gap": 8},
 ]
 
 
@@ -88,6 +90,28 @@ def test_opcheck_gather(options: dict[str, Any]) -> None:
     tensors = (case.slab, case.slab_ids, case.weight, case.active_ids)
     keywords = {"slab_scale": case.slab_scale, "weight_scale": case.weight_scale}
     opcheck("gather_rows_", tensors, keywords)
+
+
+@pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
+def test_compiled_calls_of_e2m1_rows(compiler: str) -> None:
+    """PyTorch computes nothing on float4_e2m1fn_x2 tensors, but compiled graphs hand them on."""
+
+    def call(hidden: Tensor, ids: Tensor, copied: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        gather_rows_(**copied)
+        scale = copied["slab_scale"]
+        return sparse_head(
+            hidden * 2, copied["slab"], ids + 0, 4, packed=True, weight_scale=scale, logit_scale=0.5
+        )
+
+    torch.compiler.reset()
+    case = gather_case(7, dim=48, dtype=E2M1, same=0.0)
+    eager, compiled = case.copy(), case.copy()
+    hidden, ids = torch.randn(3, 48), case.active_ids
+    want = call(hidden, ids, eager.arguments())
+    got = torch.compile(call, fullgraph=True, backend=compiler)(hidden, ids, compiled.arguments())
+    assert_bitwise(row_indexed(compiled.slab), row_indexed(eager.slab))
+    for one, other in zip(got, want, strict=True):
+        assert_bitwise(one, other)
 
 
 @pytest.mark.parametrize(("num_groups", "ragged"), [(1, False), (3, False), (3, True)])

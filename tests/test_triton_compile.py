@@ -113,13 +113,18 @@ ROWS = {
     "u8": {"E4M3": True},
     "u8 converted": {"E4M3": True, "CONVERTS": True},
     "u8 int4": {"INT4": True},
+    "u8 e2m1": {"E2M1": True},
 }
-PLAIN = {"INT4": False, "INT4_GROUP": 32, "E4M3": False, "CONVERTS": False}
+PLAIN = {
+    "INT4": False, "INT4_GROUP": 32, "E2M1": False, "E2M1_GROUP": 16, "E4M3": False,
+    "CONVERTS": False,
+}  # fmt: skip
 PROJECTIONS = [
     ("bf16", "bf16", 16), ("bf16", "bf16", 64), ("bf16", "i8", 16), ("bf16", "i8", 64),
     ("bf16", "u8", 16), ("bf16", "u8", 64), ("bf16", "u8 converted", 16),
     ("bf16", "u8 converted", 64), ("fp16", "u8", 16), ("fp32", "fp32", 16), ("fp32", "i8", 16),
     ("fp32", "u8", 16), ("bf16", "u8 int4", 16), ("bf16", "u8 int4", 64), ("fp32", "u8 int4", 16),
+    ("bf16", "u8 e2m1", 16), ("fp16", "u8 e2m1", 64), ("fp32", "u8 e2m1", 16),
 ]  # fmt: skip
 
 
@@ -136,12 +141,17 @@ def test_projection(target: str, hidden: str, rows: str, block_m: int, tmp_path:
         binary = compiled(
             projection.project_kernel,
             target,
-            {"hidden": f"*{hidden}", "weight": f"*{rows.split()[0]}", "group_scale": "*bf16"},
+            {
+                "hidden": f"*{hidden}",
+                "weight": f"*{rows.split()[0]}",
+                "group_scale": "*u8" if rows == "u8 e2m1" else "*bf16",
+            },
             PACKED=turn % 2 == 0,
             GROUPED=turn % 4 < 2 or block_m == 64,
             ONE_GROUP=turn % 4 == 1,
             **PLAIN | ROWS.get(rows, {}),
             STEP=projection.SPLIT_STEP,
+            E2M1_STEP=projection.E2M1_STEP,
             BLOCK_SLOTS=projection.BLOCK_SLOTS,
             BLOCK_SEARCH=projection.BLOCK_SEARCH,
             BLOCK_M=block_m,
@@ -151,7 +161,7 @@ def test_projection(target: str, hidden: str, rows: str, block_m: int, tmp_path:
             **({"maxnreg": config.maxnreg} if config.maxnreg else {}),
         )
         check(binary, target, tmp_path, warps=config.num_warps)
-        if rows == "u8 int4":  # its groups are too short for the other claims
+        if rows in ("u8 int4", "u8 e2m1"):  # steps of 32 columns are too short for other claims
             if target in ("sm80", "sm90") and hidden != "fp32":
                 assert "mma" in binary.asm["ptx"], "not on tensor cores"
             continue

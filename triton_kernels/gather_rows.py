@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._checks import INT4, INT4_GROUP
+from .._checks import FOUR_BIT, INT4, INT4_GROUP
 from .common import multiprocessors, on_device_of
 
 # A program has four warps, and a multiprocessor holds 64 warps, so all slots are compared at once.
@@ -112,9 +112,10 @@ def _copy(source, target, dim, BLOCK: tl.constexpr):
 def gather_rows_kernel(
     slab,  # [slots, D]; 4-bit rows have D/2 bytes
     slab_ids,  # int32 [slots]
-    slab_scale,  # fp32 [slots] or bf16's bits [slots, D/32], when COPY_SCALE or QUANTISE
+    slab_scale,  # fp32 [slots], or bits of bf16 [slots, D/32] or of e4m3 [slots, D/16], when
+    # COPY_SCALE or QUANTISE
     weight,  # [V, D]
-    weight_scale,  # fp32 [V] or bf16's bits [V, D/32], when COPY_SCALE
+    weight_scale,  # the same [V, ..], when COPY_SCALE
     active_ids,  # int32 [slots]
     slots,
     last_id,  # V - 1
@@ -159,10 +160,11 @@ def gather_rows_kernel(
 
 
 def _scales(scale: Tensor | None, other: Tensor) -> Tensor:
-    """Return the scales, bf16 as its bits; any tensor in place of None."""
+    """Return the scales, bf16 and e4m3 as their bits; any tensor in place of None."""
     if scale is None:
         return other
-    return scale.view(torch.int16) if scale.dtype == torch.bfloat16 else scale
+    bits = {torch.bfloat16: torch.int16, torch.float8_e4m3fn: torch.uint8}
+    return scale.view(bits.get(scale.dtype, scale.dtype))
 
 
 def gather_rows_(
@@ -183,7 +185,9 @@ def gather_rows_(
     # Copies move bits, not numbers, so every dtype of one size uses the same kernel.
     bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[weight.element_size()]
     float8, int4 = slab.dtype == torch.float8_e4m3fn, slab.dtype == INT4
-    row_scales = slab_scale.size(-1) if int4 and slab_scale is not None else 1
+    row_scales = 1
+    if slab.dtype in FOUR_BIT and slab_scale is not None:
+        row_scales = slab_scale.size(-1)
     block = min(BLOCK_BYTES // weight.element_size(), triton.next_power_of_2(max(1, dim)))
     with on_device_of(slab):
         gather_rows_kernel[(programs,)](

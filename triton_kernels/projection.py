@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._checks import INT4, INT4_GROUP
+from .._checks import E2M1, E2M1_GROUP, INT4, INT4_GROUP
 from .common import HIP, INTERPRETED, converts_float8, multiprocessors
 
 logger = logging.getLogger(__name__)
@@ -34,6 +34,9 @@ SPLIT_STEP = 128
 PROGRAMS_PER_MULTIPROCESSOR = 2
 # group_ids compared at once in the search for a group's rows of hidden.
 BLOCK_SEARCH = 32
+# Columns of e2m1 rows in a step: the even ones and the odd ones are a product each, of 16 columns,
+# the fewest that tensor cores take.
+E2M1_STEP = 32
 # The interpreter computes with NumPy, which has no bf16.
 WIDEN = tl.constexpr(INTERPRETED)
 
@@ -52,7 +55,7 @@ def configs(fp32: bool, block_m: int, hip: bool = HIP) -> list[triton.Config]:
     of LDS. fp32 has no tensor cores, and a thread holds all of its BLOCK_D in registers: a fourth
     stage would spill on sm_80 when one id serves all rows. Without an
     explicit limit of 255 registers, ptxas stops at 168, to fit a third program, and spills.
-    4-bit rows ignore BLOCK_D: a step is one group of columns.
+    4-bit rows ignore BLOCK_D: a step is 32 columns, one group of int4 and two of e2m1.
     """
     if fp32:
         return [_config(32, 2 if hip else 3, 4, None)]
@@ -122,6 +125,42 @@ def _add_group(total, row_start, scale_start, x_start, start, valid, used, GROUP
     return total + product * scale[:, None]
 
 
+@triton.jit
+def _e2m1(codes):
+    """Convert e2m1 codes, 0 to 15, to fp16, as :func:`_e4m3` does; the factor is 2^14."""
+    wide = codes.to(tl.uint16)
+    bits = ((wide & 7) << 9) | ((wide & 8) << 12)
+    return bits.to(tl.float16, bitcast=True) * 16384.0
+
+
+@triton.jit
+def _add_e2m1(
+    total, row_start, scale_start, x_start, start, dim, valid, used,
+    STEP: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """Add the products of some e2m1 columns to total.
+
+    code · scale has at most six significant bits and an exponent from -10 to 11, so it fits into
+    hidden's dtype, whatever it is.
+    """
+    slots: tl.constexpr = total.shape[0]
+    byte = tl.arange(0, STEP // 2)[None, :]
+    inside = start + 2 * byte < dim
+    codes = tl.load(row_start + start // 2 + byte, mask=valid[:, None] & inside, other=0)
+    even = tl.load(x_start + start + 2 * byte, mask=used[:, None] & inside, other=0)
+    odd = tl.load(x_start + start + 2 * byte + 1, mask=used[:, None] & inside, other=0)
+    if WIDEN:
+        even, odd = even.to(tl.float32), odd.to(tl.float32)
+    group = tl.arange(0, STEP // GROUP)[None, :]
+    present = valid[:, None] & (start + GROUP * group < dim)
+    scale = tl.load(scale_start[:, None] + start // GROUP + group, mask=present, other=0)
+    scale = tl.broadcast_to(_e4m3(scale)[:, :, None], [slots, STEP // GROUP, GROUP // 2])
+    scale = tl.reshape(scale, [slots, STEP // 2])
+    low, high = _e2m1(codes & 15) * scale, _e2m1(codes >> 4) * scale
+    total = tl.dot(low.to(even.dtype), tl.trans(even), total, input_precision="ieee")
+    return tl.dot(high.to(odd.dtype), tl.trans(odd), total, input_precision="ieee")
+
+
 @triton.autotune(
     # The interpreter has only one configuration, and no clock to compare by.
     configs=[_config(64, 1, 4, None)] if INTERPRETED else configs(False, 16) + configs(False, 64),
@@ -134,8 +173,8 @@ def _add_group(total, row_start, scale_start, x_start, start, valid, used, GROUP
 @triton.jit(do_not_specialize=["m_rows", "capacity", "last_id", "splits", "steps"])
 def project_kernel(
     hidden,  # [M, D]
-    weight,  # [V, D]; PACKED: [G, K, D]; INT4: two columns a byte
-    group_scale,  # bf16 [V, D/32]; PACKED: [G, K, D/32], when INT4
+    weight,  # [V, D]; PACKED: [G, K, D]; INT4, E2M1: two columns a byte
+    group_scale,  # [V, ..]; PACKED: [G, K, ..]; INT4: bf16, D/32 a row; E2M1: e4m3's bytes, D/16
     active_ids,  # int32 [G, K]
     group_ids,  # [M], when GROUPED; [1], when ONE_GROUP
     partial,  # fp32 [splits, M, K]; written at valid slots only
@@ -153,9 +192,12 @@ def project_kernel(
     ONE_GROUP: tl.constexpr,
     INT4: tl.constexpr,
     INT4_GROUP: tl.constexpr,
+    E2M1: tl.constexpr,  # the weight is passed as uint8
+    E2M1_GROUP: tl.constexpr,
     E4M3: tl.constexpr,  # the weight is passed as uint8
     CONVERTS: tl.constexpr,  # the hardware converts e4m3
     STEP: tl.constexpr,
+    E2M1_STEP: tl.constexpr,
     BLOCK_SLOTS: tl.constexpr,
     BLOCK_SEARCH: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -183,7 +225,7 @@ def project_kernel(
     row = tl.where(valid, place, 0).to(tl.int64)
     row_start += row[:, None] * weight_stride
     scale_row = group.to(tl.int64) * capacity + row if PACKED else row
-    scale_start = group_scale + scale_row * (dim // INT4_GROUP)
+    scale_start = group_scale + scale_row * (dim // (E2M1_GROUP if E2M1 else INT4_GROUP))
     offsets = tl.arange(0, BLOCK_D)
     begin = split * steps * STEP
     end = tl.minimum(begin + steps * STEP, dim)
@@ -199,6 +241,12 @@ def project_kernel(
                 total = _add_group(
                     total, row_start, scale_start, x_start, start, valid, used, INT4_GROUP
                 )
+        elif E2M1:
+            for start in range(begin, end, E2M1_STEP):
+                total = _add_e2m1(
+                    total, row_start, scale_start, x_start, start, dim, valid, used,
+                    E2M1_STEP, E2M1_GROUP,
+                )  # fmt: skip
         else:
             for start in range(begin, end, BLOCK_D):
                 d = start + offsets
@@ -284,9 +332,10 @@ class Projection:
         self.partial = hidden.new_empty((splits, m_rows, capacity), dtype=torch.float32)
         self.group_ids = active_ids if group_ids is None else group_ids
         self.num_groups, self.last_id = num_groups, last_id
-        int4 = weight.dtype == INT4
+        int4, e2m1 = weight.dtype == INT4, weight.dtype == E2M1
         # An absent tensor is replaced by one that the kernels do not read.
         scale = hidden if weight_scale is None else weight_scale
+        scale = scale.view(torch.uint8) if e2m1 else scale
         self.arguments = (
             scale,
             hidden if bias is None else bias,
@@ -299,7 +348,8 @@ class Projection:
         one_group = group_ids is not None and len(group_ids) == 1
         self.constants = {
             "PACKED": packed,
-            "SCALED": weight_scale is not None and not int4,  # the projection applies int4's
+            "SCALED": weight_scale is not None
+            and not (int4 or e2m1),  # the projection applies theirs
             "BIASED": bias is not None,
             "CAPPED": softcap > 0,
             "GROUPED": group_ids is not None,
@@ -313,7 +363,7 @@ class Projection:
         small = m_rows <= 16 or hidden.dtype == torch.float32
         tensors = (
             hidden,
-            weight.view(torch.uint8) if e4m3 else weight,
+            weight.view(torch.uint8) if e4m3 or e2m1 else weight,
             scale,
             active_ids,
             self.group_ids,
@@ -336,9 +386,12 @@ class Projection:
             ONE_GROUP=one_group,
             INT4=int4,
             INT4_GROUP=INT4_GROUP,
+            E2M1=e2m1,
+            E2M1_GROUP=E2M1_GROUP,
             E4M3=e4m3,
             CONVERTS=e4m3 and converts_float8(hidden.device),
             STEP=SPLIT_STEP,
+            E2M1_STEP=E2M1_STEP,
             BLOCK_SLOTS=BLOCK_SLOTS,
             BLOCK_SEARCH=BLOCK_SEARCH,
             BLOCK_M=16 if small else 64,

@@ -63,6 +63,10 @@ Extent extent_of(const Argument& argument) {
   return {begin, begin + (last + 1) * tensor.element_size()};
 }
 
+std::string name_of_4bit(DType rows) {
+  return dtype_name(rows == DType::i4 ? ScalarType::Byte : ScalarType::Float4_e2m1fn_x2);
+}
+
 }  // namespace
 
 void note_writes(std::initializer_list<Argument> written) {
@@ -80,6 +84,14 @@ Checker::Checker(const char* op, const Tensor& tensor) : op_(op) {
   device_index_ = place.index;
 }
 
+ScalarType dtype_of(const Tensor& tensor) {
+  int32_t number = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &number));
+  // The shim numbers dtypes as the enumeration does, whose order checkpoints depend on.
+  constexpr auto kE2m1 = ScalarType::Float4_e2m1fn_x2;
+  return number == static_cast<int32_t>(kE2m1) ? kE2m1 : tensor.scalar_type();
+}
+
 std::string dtype_name(ScalarType type) {
   switch (type) {
     case ScalarType::Float: return "float32";
@@ -94,6 +106,7 @@ std::string dtype_name(ScalarType type) {
     case ScalarType::Bool: return "bool";
     case ScalarType::Float8_e4m3fn: return "float8_e4m3fn";
     case ScalarType::Float8_e5m2: return "float8_e5m2";
+    case ScalarType::Float4_e2m1fn_x2: return "float4_e2m1fn_x2";
     default: return "dtype number " + std::to_string(static_cast<int>(type));
   }
 }
@@ -104,12 +117,12 @@ std::string shape_of(const Tensor& tensor) {
 }
 
 void Checker::dtype(const Tensor& tensor, const char* argument, ScalarType expected) const {
-  const auto got = tensor.scalar_type();
+  const auto got = dtype_of(tensor);
   if (got != expected) fail("TypeError", argument, dtype_name(expected), dtype_name(got));
 }
 
 bool Checker::integer(const Tensor& tensor, const char* argument) const {
-  const auto got = tensor.scalar_type();
+  const auto got = dtype_of(tensor);
   const bool is_long = got == ScalarType::Long;
   if (!is_long && got != ScalarType::Int) {
     fail("TypeError", argument, "int32 or int64", dtype_name(got));
@@ -182,51 +195,60 @@ void Checker::unit_inner_stride(const Tensor& tensor, const char* argument) cons
 }
 
 DType Checker::float_dtype(const Tensor& tensor, const char* argument) const {
-  switch (tensor.scalar_type()) {
+  switch (const auto got = dtype_of(tensor)) {
     case ScalarType::Float: return DType::f32;
     case ScalarType::Half: return DType::f16;
     case ScalarType::BFloat16: return DType::bf16;
-    default: fail("TypeError", argument, "float32, float16 or bfloat16", dtype_name(tensor.scalar_type()));
+    default: fail("TypeError", argument, "float32, float16 or bfloat16", dtype_name(got));
   }
 }
 
-DType Checker::row_dtype(const Tensor& tensor, const char* argument, ScalarType reference) const {
-  const auto got = tensor.scalar_type();
+DType Checker::row_dtype(const Tensor& tensor, const char* argument, ScalarType reference, bool e2m1) const {
+  const auto got = dtype_of(tensor);
   if (got == ScalarType::Char) return DType::i8;
   if (got == ScalarType::Float8_e4m3fn) return DType::f8e4m3;
   if (got == ScalarType::Byte) return DType::i4;
+  if (e2m1 && got == ScalarType::Float4_e2m1fn_x2) return DType::f4e2m1;
   if (got != reference) {
-    fail("TypeError", argument, dtype_name(reference) + ", float8_e4m3fn, int8 or uint8", dtype_name(got));
+    const char* quantised =
+        e2m1 ? ", float8_e4m3fn, int8, uint8 or float4_e2m1fn_x2" : ", float8_e4m3fn, int8 or uint8";
+    fail("TypeError", argument, dtype_name(reference) + quantised, dtype_name(got));
   }
   return float_dtype(tensor, argument);
 }
 
-void Checker::int4_dim(int64_t dim, const char* argument) const {
-  value(dim % kScaleGroup == 0, argument,
-        "D a multiple of " + std::to_string(kScaleGroup) + " for uint8 rows", dim);
+void Checker::group_dim(DType rows, int64_t dim, const char* argument) const {
+  const int64_t group = scale_group(rows);
+  value(dim % group == 0, argument,
+        "D a multiple of " + std::to_string(group) + " for " + name_of_4bit(rows) + " rows", dim);
 }
 
 RowScale Checker::row_scale(const std::optional<Tensor>& scale, const char* argument, DType rows,
                             std::initializer_list<int64_t> expected, int64_t dim) const {
-  const bool by_group = rows == DType::i4;
+  const bool by_group = is_4bit(rows);
   if (!is_quantised(rows)) {
-    value(!scale, argument, "None for rows that are not int8, float8_e4m3fn or uint8", "a tensor");
+    value(!scale, argument, "None for rows that are not int8, float8_e4m3fn, uint8 or float4_e2m1fn_x2",
+          "a tensor");
     return {};
   }
+  const int64_t group = scale_group(rows);
   if (!scale) {
-    const std::string columns = std::to_string(kScaleGroup) + " columns for uint8";
+    const std::string columns = std::to_string(group) + " columns for " + name_of_4bit(rows);
     fail("ValueError", argument,
          "a scale per " + (by_group ? columns : "row for int8 or float8_e4m3fn") + " rows", "None");
   }
-  dtype(*scale, argument, by_group ? ScalarType::BFloat16 : ScalarType::Float);
+  dtype(*scale, argument,
+        rows == DType::i4       ? ScalarType::BFloat16
+        : rows == DType::f4e2m1 ? ScalarType::Float8_e4m3fn
+                                : ScalarType::Float);
   std::vector<int64_t> sizes(expected);
-  if (by_group) sizes.push_back(dim / kScaleGroup);
+  if (by_group) sizes.push_back(dim / group);
   shape(*scale, argument, sizes.data(), sizes.size());
   contiguous(*scale, argument);
   on_device(*scale, argument);
   RowScale data;
   if (by_group) {
-    data.by_group = static_cast<bf16_t*>(scale->data_ptr());
+    data.by_group = scale->data_ptr();
   } else {
     data.by_row = static_cast<float*>(scale->data_ptr());
   }

@@ -20,6 +20,9 @@ namespace microspec {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+// Returns a tensor's dtype. Tensor::scalar_type raises an error for float4_e2m1fn_x2 in the ABI of
+// torch 2.10.
+ScalarType dtype_of(const Tensor& tensor);
 // Returns a dtype's PyTorch name ("bfloat16").
 std::string dtype_name(ScalarType type);
 // Returns a tensor's shape as text: "[3072, 4096]".
@@ -34,7 +37,7 @@ struct Argument {
 // The data of a scale argument. At most one pointer is not null.
 struct RowScale {
   float* by_row = nullptr;
-  bf16_t* by_group = nullptr;
+  void* by_group = nullptr;
 };
 
 // Tells autograd that an op writes into the tensors, so that a graph that saved one of them refuses to use
@@ -83,12 +86,12 @@ class Checker {
 
   // Requires bf16, fp16 or fp32.
   DType float_dtype(const Tensor& tensor, const char* argument) const;
-  // Requires reference's dtype, fp8-e4m3, int8 or uint8 (i4).
-  DType row_dtype(const Tensor& tensor, const char* argument, ScalarType reference) const;
-  // Requires D to be a whole number of groups.
-  void int4_dim(int64_t dim, const char* argument) const;
+  // Requires reference's dtype, fp8-e4m3, int8, uint8 (i4) or, unless rows are quantised to it, e2m1.
+  DType row_dtype(const Tensor& tensor, const char* argument, ScalarType reference, bool e2m1) const;
+  // Requires D to be a whole number of groups of 4-bit rows.
+  void group_dim(DType rows, int64_t dim, const char* argument) const;
   // Requires a scale exactly if rows [shape, dim] have one: contiguous, fp32 [shape] for int8 and fp8, bf16
-  // [shape, dim / 32] for i4.
+  // [shape, dim / 32] for i4, e4m3 [shape, dim / 16] for e2m1.
   RowScale row_scale(const std::optional<Tensor>& scale, const char* argument, DType rows,
                      std::initializer_list<int64_t> shape, int64_t dim) const;
 

@@ -77,7 +77,7 @@ void DeviceCall::check_rows(DType rows, const char* argument) const {
   check(cuda_compiled_arch(&arch));
   if (arch >= kFloat8Arch) return;
   check_.fail("ValueError", argument,
-              "int8, uint8 or unquantised rows, as this GPU's kernels are compiled for sm_" +
+              "4-bit, int8 or unquantised rows, as this GPU's kernels are compiled for sm_" +
                   std::to_string(arch / 10) + " and sm_89 is the first that converts fp8",
               "float8_e4m3fn");
 }

@@ -85,6 +85,33 @@ struct Elements<i4x2_t> {
   }
 };
 
+// What is left to multiply e2m1's unpacked values by. A group's scale takes it.
+constexpr float kE2m1Gain = 0x1p14f;
+
+template <>
+struct Elements<f4e2m1x2_t> {
+  static constexpr int kPerWord = 8;  // columns
+  // A code's magnitude in fp16's fields is its value but for the bias, a factor of 2^14, subnormals included.
+  // Codes i and i + 4 are 16 bits apart, and so are converted together.
+  MICROSPEC_DEVICE static void unpack(uint32_t word, float* values) {
+#pragma unroll
+    for (int i = 0; i < kPerWord / 2; ++i) {
+      const uint32_t raised = i < 3 ? word << (9 - 4 * i) : word >> 3;
+      const uint32_t pair = (raised & 0x0e000e00u) | (word << (12 - 4 * i) & 0x80008000u);
+      const float2 two = ptx::float2_of_f16x2(pair);
+      values[i] = two.x;
+      values[i + 4] = two.y;
+    }
+  }
+};
+
+// Converts e4m3, also where the GPU cannot: in fp32's fields it is its value but for a factor of 2^120.
+MICROSPEC_DEVICE float float_of_e4m3(uint32_t byte) {
+  const uint32_t magnitude = byte & 0x7fu;
+  const uint32_t bits = magnitude == 0x7fu ? 0x7fc00000u : magnitude << 20;
+  return __uint_as_float((byte & 0x80u) << 24 | bits) * 0x1p120f;
+}
+
 // Unpacks 16 bytes to floats, one for each column.
 template <class Element>
 MICROSPEC_DEVICE void unpack16(const uint4& words, float* values) {

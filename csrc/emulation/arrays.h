@@ -20,7 +20,8 @@ namespace py = pybind11;
 using Array = py::array;
 using OptionalArray = std::optional<py::array>;
 
-// numpy has neither bf16, fp8 nor int4: they are passed as uint16, uint8 and one void for two int4.
+// numpy has neither bf16, fp8, int4 nor e2m1: they are passed as uint16, uint8, one void for two int4 and one
+// character for two e2m1.
 inline DType element_type(const Array& array) {
   const std::string type = array.dtype().kind() + std::to_string(array.itemsize());
   if (type == "f4") return DType::f32;
@@ -29,7 +30,8 @@ inline DType element_type(const Array& array) {
   if (type == "i1") return DType::i8;
   if (type == "u1") return DType::f8e4m3;
   if (type == "V1") return DType::i4;
-  throw py::type_error("element_type: expected f4, f2, u2, i1, u1 or V1, got " + type);
+  if (type == "S1") return DType::f4e2m1;
+  throw py::type_error("element_type: expected f4, f2, u2, i1, u1, V1 or S1, got " + type);
 }
 
 inline int64_t stride(const Array& array, int dimension) {

@@ -22,8 +22,8 @@ HeadArgs head_args(const Array& hidden, const Array& weight, const Array& active
   args.weight_row_stride = stride(weight, static_cast<int>(weight.ndim()) - 2);
   args.weight_group_stride = packed && weight.ndim() == 3 ? stride(weight, 0) : 0;
   args.weight_type = element_type(weight);
-  if (args.weight_type == DType::i4) {
-    args.group_scale = pointer<bf16_t>(weight_scale);
+  if (is_4bit(args.weight_type)) {
+    args.group_scale = pointer<void>(weight_scale);
   } else {
     args.weight_scale = pointer<float>(weight_scale);
   }
@@ -98,10 +98,10 @@ void gather_rows(Array slab, Array slab_ids, const Array& weight, const Array& a
   args.vocab_size = weight.shape(0);
   args.slab_type = element_type(slab);
   args.weight_type = element_type(weight);
-  args.dim = weight.shape(1) * (args.weight_type == DType::i4 ? 2 : 1);
-  if (args.slab_type == DType::i4) {
-    args.slab_group_scale = pointer<bf16_t>(*slab_scale);
-    args.weight_group_scale = pointer<bf16_t>(weight_scale);
+  args.dim = weight.shape(1) * (is_4bit(args.weight_type) ? 2 : 1);
+  if (is_4bit(args.slab_type)) {
+    args.slab_group_scale = pointer<void>(*slab_scale);
+    args.weight_group_scale = pointer<void>(weight_scale);
   } else {
     args.slab_scale = slab_scale ? pointer<float>(*slab_scale) : nullptr;
     args.weight_scale = pointer<float>(weight_scale);

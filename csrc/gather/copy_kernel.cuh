@@ -22,6 +22,8 @@
 // Not yet measured on a GPU.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/block_reduce.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/ptx.cuh"
@@ -86,18 +88,18 @@ MICROSPEC_DEVICE uint4 load_word(const uint4* word) { return ptx::load_once16(wo
 MICROSPEC_DEVICE uint32_t load_word(const uint32_t* word) { return *word; }
 MICROSPEC_DEVICE uint8_t load_word(const uint8_t* word) { return *word; }
 
-// A row is `words` long. Rows are `weight_stride` words apart in the weight. `group_scales`: rows are i4, and
-// have scales to copy.
-template <class Word, bool group_scales>
-MICROSPEC_KERNEL(kThreads, group_scales ? kResident - 2 : kResident)  // whose copy needs a few registers
+// A row is `words` long. Rows are `weight_stride` words apart in the weight. Scale: the type of the scales of
+// 4-bit rows, which are copied too; void for other rows.
+template <class Word, class Scale>
+MICROSPEC_KERNEL(kThreads, std::is_void_v<Scale> ? kResident : kResident - 2)  // scales need a few registers
 copy_rows_kernel(GatherArgs args, Deal deal, int words, int64_t weight_stride) {
   ptx::wait_for_earlier_kernels();
   ptx::let_next_kernel_start();
   for_each_changed(args, deal, [&](int slot, int32_t id) {
-    if constexpr (group_scales) {
-      const int groups = static_cast<int>(args.dim / kScaleGroup);
-      const bf16_t* const from = args.weight_group_scale + int64_t{id} * groups;
-      bf16_t* const to = args.slab_group_scale + int64_t{slot} * groups;
+    if constexpr (!std::is_void_v<Scale>) {
+      const int groups = static_cast<int>(scale_bytes(args.dim) / sizeof(Scale));
+      const Scale* const from = static_cast<const Scale*>(args.weight_group_scale) + int64_t{id} * groups;
+      Scale* const to = static_cast<Scale*>(args.slab_group_scale) + int64_t{slot} * groups;
 #pragma unroll 1
       for (int i = threadIdx.x; i < groups; i += kThreads) to[i] = from[i];
     }

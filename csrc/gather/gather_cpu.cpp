@@ -120,7 +120,7 @@ const float* as_float(const char* source, DType type, int64_t dim, std::vector<f
 }  // namespace
 
 void gather_slots(const GatherArgs& args, int64_t begin, int64_t end) {
-  const int64_t slab_row = row_bytes(args.slab_type, args.dim), groups = args.dim / kScaleGroup;
+  const int64_t slab_row = row_bytes(args.slab_type, args.dim), scales = scale_bytes(args.dim);
   const int64_t weight_row = args.weight_row_stride * element_size(args.weight_type);
   std::vector<float> buffer;
   for (int64_t slot = begin; slot < end; ++slot) {
@@ -133,15 +133,16 @@ void gather_slots(const GatherArgs& args, int64_t begin, int64_t end) {
     if (args.slab_type == args.weight_type) {
       if (slab_row > 0) std::memcpy(target, source, slab_row);  // rows of zero bytes may be at null
       if (args.slab_scale) args.slab_scale[slot] = args.weight_scale[id];
-      if (args.slab_group_scale && groups > 0) {
-        std::memcpy(args.slab_group_scale + slot * groups, args.weight_group_scale + id * groups,
-                    groups * sizeof(bf16_t));
+      if (args.slab_group_scale && scales > 0) {
+        std::memcpy(static_cast<char*>(args.slab_group_scale) + slot * scales,
+                    static_cast<const char*>(args.weight_group_scale) + id * scales, scales);
       }
       continue;
     }
     const float* row = as_float(source, args.weight_type, args.dim, buffer);
     if (args.slab_type == DType::i4) {
-      quantise_int4(row, args.dim, reinterpret_cast<uint8_t*>(target), args.slab_group_scale + slot * groups);
+      quantise_int4(row, args.dim, reinterpret_cast<uint8_t*>(target),
+                    static_cast<bf16_t*>(args.slab_group_scale) + slot * (args.dim / kScaleGroup));
     } else {
       quantise_row(row, args.dim, args.slab_type, target, args.slab_scale + slot);
     }

@@ -33,8 +33,9 @@ template <class Word>
 Error copy(const Device& device, const GatherArgs& args, int slots, void* stream) {
   const int64_t size = element_size(args.weight_type), word = sizeof(Word);
   const Launch how = grid(device, slots, kResident, 0, stream);
-  const auto kernel = args.slab_type == DType::i4 ? gather::copy_rows_kernel<Word, true>
-                                                  : gather::copy_rows_kernel<Word, false>;
+  const auto kernel = args.slab_type == DType::i4       ? gather::copy_rows_kernel<Word, bf16_t>
+                      : args.slab_type == DType::f4e2m1 ? gather::copy_rows_kernel<Word, f8e4m3_t>
+                                                        : gather::copy_rows_kernel<Word, void>;
   return launch(kernel, how, args, gather::deal(slots, how.blocks),
                 static_cast<int>(row_bytes(args.weight_type, args.dim) / word),
                 args.weight_row_stride * size / word);

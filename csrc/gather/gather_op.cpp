@@ -20,27 +20,28 @@ void gather_rows_(Tensor slab, Tensor slab_ids, Tensor weight, Tensor active_ids
   check.value(weight.dim() == 2, "weight", "shape [V, D]", shape_of(weight));
   const int64_t groups = id_dims == 2 ? active_ids.size(0) : 1;
   const int64_t capacity = active_ids.size(id_dims - 1);
-  const bool int4_slab = slab.scalar_type() == ScalarType::Byte;
-  const bool int4_weight = weight.scalar_type() == ScalarType::Byte;
-  const int64_t vocab_size = weight.size(0), dim = weight.size(1) * (int4_weight ? 2 : 1);
-  const int64_t columns = int4_slab || int4_weight ? dim / 2 : dim;  // of the slab's tensor
   check.dtype(active_ids, "active_ids", ScalarType::Int);
   check.dtype(slab_ids, "slab_ids", ScalarType::Int);
   if (id_dims == 1) {
     check.shape(slab_ids, "slab_ids", {capacity});
-    check.shape(slab, "slab", {capacity, columns});
   } else {
     check.shape(slab_ids, "slab_ids", {groups, capacity});
-    check.shape(slab, "slab", {groups, capacity, columns});
   }
 
   GatherArgs args{};
-  const auto weight_dtype = weight.scalar_type();
-  args.weight_type = check.row_dtype(weight, "weight", weight_dtype);
+  const auto weight_dtype = dtype_of(weight);
+  args.weight_type = check.row_dtype(weight, "weight", weight_dtype, /*e2m1=*/true);
   if (is_quantised(args.weight_type)) check.dtype(slab, "slab", weight_dtype);
-  args.slab_type = check.row_dtype(slab, "slab", weight_dtype);
+  args.slab_type = check.row_dtype(slab, "slab", weight_dtype, args.weight_type == DType::f4e2m1);
   call.check_rows(args.slab_type, "slab");
-  if (int4_slab) check.int4_dim(dim, "weight");
+  const int64_t vocab_size = weight.size(0), dim = weight.size(1) * (is_4bit(args.weight_type) ? 2 : 1);
+  const int64_t columns = is_4bit(args.slab_type) ? dim / 2 : dim;  // of the slab's tensor
+  if (id_dims == 1) {
+    check.shape(slab, "slab", {capacity, columns});
+  } else {
+    check.shape(slab, "slab", {groups, capacity, columns});
+  }
+  if (is_4bit(args.slab_type)) check.group_dim(args.slab_type, dim, "weight");
   const RowScale from = check.row_scale(weight_scale, "weight_scale", args.weight_type, {vocab_size}, dim);
   args.weight_scale = from.by_row;
   args.weight_group_scale = from.by_group;

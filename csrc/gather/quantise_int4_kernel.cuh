@@ -57,7 +57,8 @@ quantise_int4_kernel(GatherArgs args, Deal deal) {
   for_each_changed(args, deal, [&](int slot, int32_t id) {
     const Source* const row = static_cast<const Source*>(args.weight) + id * args.weight_row_stride;
     uint8_t* const target = static_cast<uint8_t*>(args.slab) + int64_t{slot} * words * 4;
-    bf16_t* const scales = args.slab_group_scale + int64_t{slot} * (words / kGroupWords);
+    bf16_t* const scales =
+        static_cast<bf16_t*>(args.slab_group_scale) + int64_t{slot} * (words / kGroupWords);
 #pragma unroll 1  // every thread comes as often, for the shuffles' sake
     for (int begin = 0; begin < words; begin += kThreads) {
       const int index = begin + static_cast<int>(threadIdx.x);

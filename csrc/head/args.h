@@ -14,19 +14,20 @@ constexpr int64_t kMaxTopK = 128;
 struct HeadArgs {
   const void* hidden;  // [M, D] in hidden_type
   int64_t hidden_row_stride;
-  const void* weight;  // [V, D], or [G, K, D] if packed, in weight_type; i4 has D / 2 elements
+  const void* weight;  // [V, D], or [G, K, D] if packed, in weight_type; 4-bit rows have D / 2 elements
   int64_t weight_row_stride;
   int64_t weight_group_stride;  // packed only
   const float* weight_scale;    // [V] or [G, K], null unless the rows are int8 or fp8
-  const bf16_t* group_scale;    // [V, D / 32] or [G, K, D / 32], null unless the rows are i4
-  const int32_t* active_ids;    // [G, K], -1 is an empty slot
-  const void* group_ids;        // [M], or [1] if one_group; int32 or int64, -1: padding; null: group 0
-  const void* bias;             // [V] in hidden_type or fp32, null: none
-  int64_t rows;                 // M
-  int64_t dim;                  // D
-  int64_t groups;               // G
-  int64_t capacity;             // K
-  int64_t vocab_size;           // V; 2^31, above every id, for a slab without bias
+  const void* group_scale;    // of 4-bit rows, else null: bf16 [V, D / 32] or [G, K, D / 32] if the rows are
+                              // i4, e4m3 [V, D / 16] or [G, K, D / 16] if they are f4e2m1
+  const int32_t* active_ids;  // [G, K], -1 is an empty slot
+  const void* group_ids;      // [M], or [1] if one_group; int32 or int64, -1: padding; null: group 0
+  const void* bias;           // [V] in hidden_type or fp32, null: none
+  int64_t rows;               // M
+  int64_t dim;                // D
+  int64_t groups;             // G
+  int64_t capacity;           // K
+  int64_t vocab_size;         // V; 2^31, above every id, for a slab without bias
   float logit_scale;
   float softcap;  // 0: none
   DType hidden_type;

@@ -51,12 +51,12 @@ HeadArgs checked(const Checker& check, const DeviceCall& call, const Tensor& hid
   call.check_size(args.capacity, "active_ids", "K");
   call.check_size(args.dim, "hidden", "D");
   args.hidden_type = check.float_dtype(hidden, "hidden");
-  args.weight_type = check.row_dtype(weight, "weight", hidden.scalar_type());
+  args.weight_type = check.row_dtype(weight, "weight", dtype_of(hidden), /*e2m1=*/true);
   call.check_rows(args.weight_type, "weight");
 
   int64_t columns = args.dim;  // of the tensor
-  if (args.weight_type == DType::i4) {
-    check.int4_dim(args.dim, "weight");
+  if (is_4bit(args.weight_type)) {
+    check.group_dim(args.weight_type, args.dim, "weight");
     columns /= 2;
   }
   args.vocab_size = int64_t{1} << 31;  // unknown for a slab, unless a bias has V elements
@@ -91,10 +91,11 @@ HeadArgs checked(const Checker& check, const DeviceCall& call, const Tensor& hid
     args.group_ids = group_ids->data_ptr();
   }
   if (bias) {
-    const std::string hidden_name = dtype_name(hidden.scalar_type());
-    check.type(bias->scalar_type() == hidden.scalar_type() || bias->scalar_type() == ScalarType::Float,
-               "bias", args.hidden_type == DType::f32 ? hidden_name : hidden_name + " or float32",
-               dtype_name(bias->scalar_type()));
+    const std::string hidden_name = dtype_name(dtype_of(hidden));
+    const auto bias_dtype = dtype_of(*bias);
+    check.type(bias_dtype == dtype_of(hidden) || bias_dtype == ScalarType::Float, "bias",
+               args.hidden_type == DType::f32 ? hidden_name : hidden_name + " or float32",
+               dtype_name(bias_dtype));
     args.bias_type = check.float_dtype(*bias, "bias");
     check.value(bias->dim() == 1, "bias", "shape [V]", shape_of(*bias));
     if (!packed) check.shape(*bias, "bias", {args.vocab_size});
@@ -103,6 +104,7 @@ HeadArgs checked(const Checker& check, const DeviceCall& call, const Tensor& hid
     args.vocab_size = bias->size(0);
     args.bias = bias->data_ptr();
   }
+  check.value(std::isfinite(logit_scale), "logit_scale", "a finite number", logit_scale);
   check.value(softcap >= 0.0 && std::isfinite(softcap), "softcap", "a finite number >= 0", softcap);
   args.logit_scale = static_cast<float>(logit_scale);
   args.softcap = static_cast<float>(softcap);

@@ -136,8 +136,8 @@ void serve_head() {
   args.weight = weight.as<void>();
   args.active_ids = active_ids.as<int32_t>();
   args.group_ids = group_ids.as<void>();
-  if (args.weight_type == DType::i4) {
-    args.group_scale = weight_scale.as<bf16_t>();
+  if (is_4bit(args.weight_type)) {
+    args.group_scale = weight_scale.as<void>();
   } else {
     args.weight_scale = weight_scale.as<float>();
   }
@@ -165,9 +165,9 @@ void serve_gather() {
   args.slab_ids = slab_ids.as<int32_t>();
   args.weight = weight.as<void>();
   args.active_ids = active_ids.as<int32_t>();
-  if (args.slab_type == DType::i4) {
-    args.slab_group_scale = slab_scale.as<bf16_t>();
-    args.weight_group_scale = weight_scale.as<bf16_t>();
+  if (is_4bit(args.slab_type)) {
+    args.slab_group_scale = slab_scale.as<void>();
+    args.weight_group_scale = weight_scale.as<void>();
   } else {
     args.slab_scale = slab_scale.as<float>();
     args.weight_scale = weight_scale.as<float>();

@@ -16,5 +16,5 @@ def test_an_array_of_another_type_is_an_error(argument: str, wrong: Any) -> None
     results = np.zeros((1, 2), np.float32), np.zeros((1, 2), np.int64), np.zeros(1, np.float32)
     ids = np.arange(3, dtype=np.int32)
     name = f"{np.dtype(wrong).kind}{np.dtype(wrong).itemsize}"
-    with pytest.raises(TypeError, match=f"element_type: expected f4, .* or V1, got {name}$"):
+    with pytest.raises(TypeError, match=f"element_type: expected f4, .* or S1, got {name}$"):
         load().sparse_head(*results, *arrays.values(), ids, 2)

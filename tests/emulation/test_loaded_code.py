@@ -42,6 +42,8 @@ FEW = RNG.standard_normal((2, D), np.float32)
 CODES = RNG.integers(0, 0x7F, (V, D)).astype(np.uint8)  # e4m3, without NaN
 SCALES = RNG.random(V, np.float32)
 INT4_WEIGHT = RNG.integers(0, 256, (V, D // 2), np.uint8).view("V1")
+E2M1_WEIGHT = INT4_WEIGHT.view("S1")
+E2M1_SCALES = RNG.integers(0, 0x7F, (V, D // 16)).astype(np.uint8)  # e4m3, without NaN
 INT4_SCALES = RNG.integers(0x3F00, 0x3F80, (V, D // 32)).astype(np.uint16)  # bf16 in [0.5, 1)
 
 
@@ -71,6 +73,7 @@ CALLS = {
     "tensor cores": lambda e: head(e, HIDDEN, WEIGHT),
     "multiply-adds": lambda e: head(e, FEW, WEIGHT[:, :D].astype(np.float32)),
     "multiply-adds, int4": lambda e: head(e, FEW, INT4_WEIGHT, weight_scale=INT4_SCALES),
+    "multiply-adds, e2m1": lambda e: head(e, FEW, E2M1_WEIGHT, weight_scale=E2M1_SCALES),
     "gather": lambda e: gather(e, np.uint16),
     "quantise": lambda e: gather(e, np.int8),
     "update": update,

@@ -12,7 +12,7 @@ import pytest
 import torch
 from emulated import load
 from emulated_ops import as_array
-from generators import FLOATS, INT4, QUANTISED, gather_case, head_case, vocab_state
+from generators import E2M1, FLOATS, INT4, QUANTISED, gather_case, head_case, vocab_state
 from nonsense import INT32, INT64, PINNED
 from sanitized import Call, run
 
@@ -50,11 +50,11 @@ def heads(
     kinds = itertools.cycle(
         (dtype, weight_dtype, packed, num_groups)
         for weight_dtype, dtype, packed, num_groups in itertools.product(
-            (None, *QUANTISED, INT4), FLOATS, (False, True), (None, 2)
+            (None, *QUANTISED, INT4, E2M1), FLOATS, (False, True), (None, 2)
         )
     )
     for number, (m, dim, capacity) in enumerate(shapes):
-        # 7 and 48 share no factor, so every kind has its turn if there are enough shapes.
+        # 7 and 60 share no factor, so every kind has its turn if there are enough shapes.
         dtype, weight_dtype, packed, num_groups = next(itertools.islice(kinds, 6, None))
         options = {
             "packed": packed,
@@ -73,7 +73,8 @@ def heads(
 
 def gathers(arch: int, settings: dict[str, Any]) -> Iterator[Call]:
     quantised = (*QUANTISED, INT4)
-    pairs = [(f, s) for f in FLOATS for s in (f, *quantised)] + [(q, q) for q in quantised]
+    pairs = [(f, s) for f in FLOATS for s in (f, *quantised)]
+    pairs += [(q, q) for q in (*quantised, E2M1)]
     for number, (dtype, slab_dtype) in enumerate(pairs):
         for dim in (7, 64):
             case = gather_case(

@@ -30,29 +30,31 @@ def call_head(emulation: Any, hidden: Any, rows: Any, m: int, dim: int, capacity
     emulation.sparse_logits(logits, np.zeros((m, dim), hidden), weight, ids, weight_scale=scale)
 
 
-def call_int4_head(emulation: Any, hidden: Any, m: int, gap: int) -> None:
-    """Call with 4-bit rows; a gap between them makes them unaligned."""
-    weight, scale = np.zeros((4, 32 + gap), "V1")[:, :32], np.zeros((4, 2), np.uint16)
+def call_4bit_head(emulation: Any, rows: str, hidden: Any, m: int, gap: int) -> None:
+    """Call with 4-bit rows, V1 or S1; a gap between them makes them unaligned."""
+    weight, scale = np.zeros((4, 32 + gap), rows)[:, :32], np.zeros((4, 2), np.uint16)
     results = (np.zeros((m, 4), np.float32), np.zeros((m, 4), np.int64), np.zeros(m, np.float32))
     hidden, ids = np.zeros((m, 64), hidden), np.zeros(8, np.int32)
     emulation.sparse_head(*results, hidden, weight, ids, 4, weight_scale=scale)
 
 
-def call_int4_gather(emulation: Any, weight: Any, weight_scale: Any = None) -> None:
-    slab, ids, scale = np.zeros((2, 32), "V1"), np.zeros(2, np.int32), np.zeros((2, 2), np.uint16)
+def call_4bit_gather(emulation: Any, rows: str, weight: Any, weight_scale: Any = None) -> None:
+    slab, ids, scale = np.zeros((2, 32), rows), np.zeros(2, np.int32), np.zeros((2, 2), np.uint16)
     emulation.gather_rows_(
         slab, ids.copy(), weight, ids, slab_scale=scale, weight_scale=weight_scale
     )
 
 
-def call_every_int4_kernel(emulation: Any) -> None:
-    for hidden, (m, gap) in itertools.product(FLOATS, [(1, 0), (3, 0), (3, 1)]):
-        call_int4_head(emulation, hidden, m, gap)
+def call_every_4bit_kernel(emulation: Any) -> None:
+    """Call those of int4, V1, and of e2m1, S1; a row has four bytes of scales either way."""
+    for rows in ("V1", "S1"):
+        for hidden, (m, gap) in itertools.product(FLOATS, [(1, 0), (3, 0), (3, 1)]):
+            call_4bit_head(emulation, rows, hidden, m, gap)
+        for gap in (0, 4, 1):
+            weight = np.zeros((2, 32 + gap), rows)[:, :32]
+            call_4bit_gather(emulation, rows, weight, np.zeros((2, 2), np.uint16))
     for source, gap in itertools.product(FLOATS, (0, 1)):
-        call_int4_gather(emulation, np.zeros((2, 64 + gap), source)[:, :64])
-    for gap in (0, 4, 1):
-        rows = np.zeros((2, 32 + gap), "V1")[:, :32]
-        call_int4_gather(emulation, rows, np.zeros((2, 2), np.uint16))
+        call_4bit_gather(emulation, "V1", np.zeros((2, 64 + gap), source)[:, :64])
 
 
 def call_every_kernel(emulation: Any) -> None:
@@ -78,7 +80,7 @@ def call_every_kernel(emulation: Any) -> None:
         state = [np.zeros((1, capacity), np.int32), np.zeros((1, capacity), np.int64)]
         state += [np.zeros((1, 4), np.int32), np.zeros(1, np.int64)]
         emulation.vocab_update_(*state, np.zeros((1, 1), np.int32))
-    call_every_int4_kernel(emulation)
+    call_every_4bit_kernel(emulation)
     emulation.configure(dry=False)
 
 

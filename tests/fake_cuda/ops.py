@@ -56,8 +56,8 @@ def _check(name: str, given: dict[str, Any]) -> None:
     else:
         _checks.head(
             name, given["hidden"], given["weight"], given["active_ids"], given.get("packed", False),
-            given.get("group_ids"), scales[1], given.get("bias"), given.get("softcap", 0.0),
-            given.get("k"),
+            given.get("group_ids"), scales[1], given.get("bias"),
+            given.get("logit_scale", 1.0), given.get("softcap", 0.0), given.get("k"),
         )  # fmt: skip
 
 

@@ -14,7 +14,16 @@ import time
 from collections.abc import Callable, Iterator
 
 import torch
-from generators import FLOATS, INT4, QUANTISED, gather_case, head_case, row_indexed, vocab_state
+from generators import (
+    E2M1,
+    FLOATS,
+    INT4,
+    QUANTISED,
+    gather_case,
+    head_case,
+    row_indexed,
+    vocab_state,
+)
 from torch import Tensor
 
 import microspec_kernels as mk
@@ -90,14 +99,14 @@ def short(dtype: torch.dtype) -> str:
 
 def head_cases() -> Iterator[Case]:
     shape = {"vocab_size": 300, "capacity": 203, "active": 150}
-    for dtype, weight_dtype in ((d, r) for d in FLOATS for r in (d, *QUANTISED, INT4)):
+    for dtype, weight_dtype in ((d, r) for d in FLOATS for r in (d, *QUANTISED, INT4, E2M1)):
         name = f"head {short(dtype)} {short(weight_dtype)}"
         options = {**shape, "dtype": dtype, "weight_dtype": weight_dtype}
         yield f"{name} simt one row", head(m=1, dim=320, **options)
         yield f"{name} simt four rows", head(m=4, dim=320, bias=dtype, **options)
         yield f"{name} simt unaligned", head(m=3, dim=333, gap=1, **options)
         yield f"{name} simt several passes", head(m=2, dim=17 * 1024, **options)
-        if dtype == torch.float32 or weight_dtype == INT4:
+        if dtype == torch.float32 or weight_dtype in (INT4, E2M1):
             continue  # no tensor cores
         for m in (10, 30, 60):
             yield f"{name} mma {m} rows", head(m=m, dim=640, bias=torch.float32, **options)
@@ -116,7 +125,7 @@ def head_cases() -> Iterator[Case]:
 
 def gather_cases() -> Iterator[Case]:
     shape = {"vocab_size": 200, "capacity": 150, "num_groups": 2}
-    for dtype in (*FLOATS, *QUANTISED, INT4):
+    for dtype in (*FLOATS, *QUANTISED, INT4, E2M1):
         for dim, gap in ((512, 0), (36, 0), (33, 1)):
             name = f"gather copy {short(dtype)} {dim}+{gap}"
             yield name, gather(dtype=dtype, dim=dim, gap=gap, **shape)

@@ -34,7 +34,7 @@ struct GroupWork {
   int64_t panel_rows;          // rows of the weight that a thread takes at a time
   const char* weight;          // base of the rows that `index` counts
   const float* scale;          // base of the rows' scales that `index` counts, or null
-  const bf16_t* group_scale;   // base of the groups' scales of i4 rows that `index` counts, or null
+  const char* group_scale;     // base of the groups' scales of 4-bit rows that `index` counts, or null
   const int32_t* index;        // slots if the weight is packed, else ids
 
   int64_t count() const { return static_cast<int64_t>(slots.size()); }
@@ -71,8 +71,8 @@ class Head {
       work.weight = static_cast<const char*>(args.weight) + (args.packed ? g * group_bytes : 0);
       work.scale = args.weight_scale;
       if (args.weight_scale && args.packed) work.scale += g * args.capacity;
-      work.group_scale = args.group_scale;
-      if (args.group_scale && args.packed) work.group_scale += g * args.capacity * scales_per_row();
+      work.group_scale = static_cast<const char*>(args.group_scale);
+      if (args.group_scale && args.packed) work.group_scale += g * args.capacity * scale_bytes(args.dim);
       work.index = args.packed ? work.slots.data() : work.ids.data();
     }
     pack_hidden(packed_rows);
@@ -156,19 +156,17 @@ class Head {
     const int64_t first = index * work.panel_rows;
     const int64_t count = std::min(work.panel_rows, work.count() - first);
     const int64_t stride = args_.weight_row_stride * element_size(args_.weight_type);
-    const bf16_t* scales[kMaxPanelRows];
+    const void* scales[kMaxPanelRows];
     for (int64_t r = 0; r < count; ++r) {
       const int64_t row = work.index[first + r];
       rows[r] = work.weight + row * stride;
-      if (work.group_scale) scales[r] = work.group_scale + row * scales_per_row();
+      if (work.group_scale) scales[r] = work.group_scale + row * scale_bytes(args_.dim);
     }
     const char* hidden =
         hidden_.get() + work.first_hidden * hidden_stride_ * element_size(kernel_.hidden_type);
     kernel_.panel({rows, count, hidden, static_cast<int64_t>(work.rows.size()), hidden_stride_, args_.dim,
                    dots, work.group_scale ? scales : nullptr});
   }
-
-  int64_t scales_per_row() const { return args_.dim / kScaleGroup; }
 
   template <class Column>
   void store(const GroupWork& work, int64_t index, const float* dots, float* logits,

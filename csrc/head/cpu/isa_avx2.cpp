@@ -49,6 +49,17 @@ struct Vec {
   static Type column_of(Codes codes, int i) {
     return _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(codes, 28 - 4 * i), 28));
   }
+  using E2m1Codes = __m256i;
+  using E2m1Scales = uint32_t;
+  static constexpr float kE2m1Gain = 1.0f;
+  static Codes load_e2m1(const char* p) { return load_codes(p); }
+  // VPERMPS looks up a lane's lowest three bits.
+  static Type e2m1_column_of(Codes codes, int i) {
+    const Type magnitudes = _mm256_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f);
+    const Type magnitude = _mm256_permutevar8x32_ps(magnitudes, _mm256_srli_epi32(codes, 4 * i));
+    const __m256i sign = _mm256_and_si256(_mm256_slli_epi32(codes, 28 - 4 * i), _mm256_set1_epi32(INT32_MIN));
+    return _mm256_xor_ps(magnitude, _mm256_castsi256_ps(sign));
+  }
   static Type group_scales(const bf16_t* p) {
     int32_t pair;
     __builtin_memcpy(&pair, p, sizeof pair);

@@ -82,6 +82,14 @@ struct Vec {
   static Type column_of(Codes codes, int i) {
     return __builtin_convertvector(codes << (28 - 4 * i) >> 28, Type);
   }
+  using E2m1Codes = SignedWords;
+  using E2m1Scales = uint16_t;
+  static constexpr float kE2m1Gain = 1.0f;
+  static Codes load_e2m1(const char* p) { return load_codes(p); }
+  static Type e2m1_column_of(Codes codes, int i) {
+    const SignedWords magnitude = (codes >> 4 * i & 7) << 22;
+    return finish(rebias(reinterpret_cast<Words>(magnitude), 1), SignedWords{}, codes << (28 - 4 * i));
+  }
   static Type group_scales(const bf16_t* p) {
     return reinterpret_cast<Type>(Words{} + (static_cast<uint32_t>(p->bits) << 16));
   }

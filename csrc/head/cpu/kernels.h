@@ -14,17 +14,17 @@ struct Panel {
   int64_t row_count;        // at most kMaxPanelRows
   const void* hidden;       // [hidden_count, hidden_stride], zero-padded, or in `arrange`'s order
   int64_t hidden_count;
-  int64_t hidden_stride;        // in elements
-  int64_t dim;                  // D
-  float* dots;                  // out: [row_count, hidden_count]
-  const bf16_t* const* scales;  // [row_count] scales of each row's groups; null unless the rows are i4
+  int64_t hidden_stride;      // in elements
+  int64_t dim;                // D
+  float* dots;                // out: [row_count, hidden_count]
+  const void* const* scales;  // [row_count] scales of each row's groups; null unless rows have 4 bits
 };
 // Panels hold a multiple of kPanelUnit rows, which suits every kernel. Larger panels are faster, because the
 // first lines of the next panel's rows are not prefetched.
-// Hence as many bytes of i4 rows as of others: four times the rows.
+// Hence as many bytes of 4-bit rows as of others: four times the rows.
 constexpr int64_t kPanelUnit = 16, kMaxPanelRows = 256;
 constexpr int64_t max_panel_rows(DType weight_type) {
-  return weight_type == DType::i4 ? kMaxPanelRows : kMaxPanelRows / 4;
+  return is_4bit(weight_type) ? kMaxPanelRows : kMaxPanelRows / 4;
 }
 
 // A set's way to multiply one type of weight by one type of activations.

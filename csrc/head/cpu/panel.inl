@@ -161,7 +161,8 @@ HeadKernel widening_head(DType weight_type, DType) {
     case DType::f16: return head_kernel<WideningMac<Vec, f16_t>>(DType::f32);
     case DType::bf16: return head_kernel<WideningMac<Vec, bf16_t>>(DType::f32);
     case DType::i8: return head_kernel<WideningMac<Vec, int8_t>>(DType::f32);
-    case DType::i4: return int4_head<Vec>();
+    case DType::i4: return int4_head<I4Rows<Vec>>();
+    case DType::f4e2m1: return int4_head<E2m1Rows<Vec>>();
     case DType::f8e4m3: return head_kernel<WideningMac<Vec, f8e4m3_t>>(DType::f32);
   }
   __builtin_trap();  // the op's checks admit no other type

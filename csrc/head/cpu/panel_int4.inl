@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// The panel kernel for i4 rows, a part of panel.inl.
+// The panel kernel for rows of 4 bits, i4 and f4e2m1, a part of panel.inl.
 //
 // Floor: 4.5 bits a column, half a bit of them scales, read once whatever M. A 32-bit lane of a row's codes
 // holds eight neighbouring columns: one shift brings the next column of every lane to the same place, and no
-// lane crosses a group of 32 columns. The activations are permuted to match, once a call. So a column costs
-// a lane of one shift, of one widening and, for each activation, of one multiply-add. A lane sums a block's
-// products without the scale, which is the same for all of them, and one more multiply-add applies it:
+// lane crosses a group of 32 columns, or of 16. The activations are permuted to match, once a call. So a
+// column costs a lane of one shift, of one widening and, for each activation, of one multiply-add. A lane
+// sums a block's products without the scale, which is the same for all of them, and one more multiply-add
+// applies it:
 //
 //     sum[lane] += scale[group of the lane] * (q0 * x0 + q1 * x1 + … + q7 * x7)
 //
@@ -13,7 +14,38 @@
 // instructions are not faster: on a Sapphire Rapids one VDPBF16PS takes as long as four multiply-adds.
 //
 // Vec supplies: Codes (a lane's eight columns), load_codes(), column_of(codes, column in the lane) and
-// group_scales(), each lane's scale; kInt4Rows and kInt4Columns, the size of a tile.
+// group_scales(), each lane's scale; kInt4Rows and kInt4Columns, the size of a tile. For f4e2m1 rows the
+// first three are E2m1Codes, load_e2m1() and e2m1_column_of(), and E2m1Scales is an integer that holds the
+// scales of its lanes. I4Rows and E2m1Rows make a row's format of them.
+
+template <class Vec>
+struct I4Rows : Vec {
+  using Scale = bf16_t;
+  static constexpr int64_t kGroup = kScaleGroup;
+  static constexpr float kGain = 1.0f;  // a factor that the sums still need
+};
+
+template <class Vec>
+struct E2m1Rows : Vec {
+  using Scale = f8e4m3_t;
+  static constexpr int64_t kGroup = kE2m1Group;
+  static constexpr float kGain = Vec::kE2m1Gain * Vec::gain(Scale{});
+  using Codes = typename Vec::E2m1Codes;
+  static Codes load_codes(const char* p) { return Vec::load_e2m1(p); }
+  static typename Vec::Type column_of(const Codes& codes, int i) { return Vec::e2m1_column_of(codes, i); }
+  // A group of 16 columns is in two lanes.
+  static typename Vec::Type group_scales(const Scale* p) {
+    typedef uint8_t Bytes __attribute__((vector_size(16)));
+    typedef uint64_t Words __attribute__((vector_size(16)));
+    // Through a whole word: a vector of which memory got only a part would be slow to load.
+    typename Vec::E2m1Scales scales;
+    static_assert(sizeof scales == Vec::kLanes / 2);
+    __builtin_memcpy(&scales, p, sizeof scales);
+    const Bytes bytes = reinterpret_cast<Bytes>(Words{scales, 0});
+    const Bytes twice = __builtin_shuffle(bytes, Bytes{0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7});
+    return Vec::load(reinterpret_cast<const Scale*>(&twice));
+  }
+};
 
 // Rows that a tile takes for one activation.
 constexpr int kInt4RowsFor1 = 8;
@@ -34,15 +66,17 @@ struct Int4Block {
   typename Vec::Codes codes;
   typename Vec::Type scales;
 
-  static Int4Block load(const char* row, const bf16_t* scales, int64_t d) {
-    return {Vec::load_codes(row + d / 2), Vec::group_scales(scales + d / kScaleGroup)};
+  using Scale = typename Vec::Scale;
+
+  static Int4Block load(const char* row, const Scale* scales, int64_t d) {
+    return {Vec::load_codes(row + d / 2), Vec::group_scales(scales + d / Vec::kGroup)};
   }
   // Fills the last, shorter block with zeros, since nothing beyond a row may be read.
-  static Int4Block load_rest(const char* row, const bf16_t* scales, int64_t d, int64_t left) {
+  static Int4Block load_rest(const char* row, const Scale* scales, int64_t d, int64_t left) {
     char padded[kInt4Block<Vec> / 2] = {};
-    bf16_t padded_scales[kInt4Block<Vec> / kScaleGroup] = {};
+    Scale padded_scales[kInt4Block<Vec> / Vec::kGroup] = {};
     for (int64_t i = 0; i < left / 2; ++i) padded[i] = row[d / 2 + i];
-    for (int64_t i = 0; i < left / kScaleGroup; ++i) padded_scales[i] = scales[d / kScaleGroup + i];
+    for (int64_t i = 0; i < left / Vec::kGroup; ++i) padded_scales[i] = scales[d / Vec::kGroup + i];
     return load(padded, padded_scales, 0);
   }
 };
@@ -56,14 +90,14 @@ inline void int4_tile(const Panel& panel, const Int4Rows& rows, int64_t first_hi
   const int64_t bytes = panel.dim / 2;
   const char* row[R];
   const char* next[R];
-  const bf16_t* scales[R];
+  const typename Vec::Scale* scales[R];
   const char* next_scales[R];
   for (int r = 0; r < R; ++r) {
     const int64_t at = rows.first + r * rows.step, after = rows.next + r * rows.step;
     row[r] = panel.rows[at];
-    scales[r] = panel.scales[at];
+    scales[r] = static_cast<const typename Vec::Scale*>(panel.scales[at]);
     next[r] = panel.rows[after < panel.row_count ? after : at];
-    next_scales[r] = reinterpret_cast<const char*>(panel.scales[after < panel.row_count ? after : at]);
+    next_scales[r] = static_cast<const char*>(panel.scales[after < panel.row_count ? after : at]);
   }
   const float* hidden[C];
   for (int c = 0; c < C; ++c) {
@@ -126,7 +160,7 @@ inline void int4_tile(const Panel& panel, const Int4Rows& rows, int64_t first_hi
   }
   for (int r = 0; r < R; ++r) {
     float* dots = panel.dots + (rows.first + r * rows.step) * panel.hidden_count + first_hidden;
-    for (int c = 0; c < C; ++c) dots[c] = Vec::sum(acc[r][c]);
+    for (int c = 0; c < C; ++c) dots[c] = Vec::sum(acc[r][c]) * Vec::kGain;
   }
 }
 

@@ -49,6 +49,15 @@ struct Avx512Vec {
     const Type values = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1);
     return _mm512_permutexvar_ps(_mm512_srli_epi32(codes, 4 * i), values);
   }
+  using E2m1Codes = __m512i;
+  using E2m1Scales = uint64_t;
+  static constexpr float kE2m1Gain = 1.0f;
+  static Codes load_e2m1(const char* p) { return load_codes(p); }
+  static Type e2m1_column_of(Codes codes, int i) {
+    const Type values = _mm512_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f, -0.0f, -0.5f, -1.0f,
+                                       -1.5f, -2.0f, -3.0f, -4.0f, -6.0f);
+    return _mm512_permutexvar_ps(_mm512_srli_epi32(codes, 4 * i), values);
+  }
   static Type group_scales(const bf16_t* p) {
     int64_t four;
     __builtin_memcpy(&four, p, sizeof four);

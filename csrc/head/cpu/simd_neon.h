@@ -51,6 +51,22 @@ struct NeonVec {
     return vreinterpretq_s32_u8(vld1q_u8(reinterpret_cast<const uint8_t*>(p)));
   }
   static Type column_of(Codes codes, int i) { return vcvtq_f32_s32(codes << (28 - 4 * i) >> 28); }
+  // The codes' values times two, which fit into a byte: those of the even columns and of the odd ones.
+  struct E2m1Codes {
+    int32x4_t even, odd;
+  };
+  using E2m1Scales = uint16_t;
+  static constexpr float kE2m1Gain = 0.5f;
+  static E2m1Codes load_e2m1(const char* p) {
+    const int8_t doubled[] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+    const int8x16_t table = vld1q_s8(doubled);
+    const uint8x16_t bytes = vld1q_u8(reinterpret_cast<const uint8_t*>(p));
+    return {vreinterpretq_s32_s8(vqtbl1q_s8(table, vandq_u8(bytes, vdupq_n_u8(15)))),
+            vreinterpretq_s32_s8(vqtbl1q_s8(table, vshrq_n_u8(bytes, 4)))};
+  }
+  static Type e2m1_column_of(const E2m1Codes& codes, int i) {
+    return vcvtq_f32_s32((i % 2 ? codes.odd : codes.even) << (24 - 8 * (i / 2)) >> 24);
+  }
   static Type group_scales(const bf16_t* p) {
     return vreinterpretq_f32_u32(vdupq_n_u32(static_cast<uint32_t>(p->bits) << 16));
   }

@@ -24,7 +24,9 @@ Error make_plan(const HeadArgs& chunk, HeadPlan& plan) {
   if (const Error error = current_device(device)) return error;
   plan.rows = chunk.rows;
   plan.sms = device.sms;
-  plan.mma = fits_mma(chunk) && expected_rows(chunk) > kMaxSimtRows;
+  // project_mma has no fragments of e2m1 rows.
+  const bool e2m1 = chunk.weight_type == DType::f4e2m1;
+  plan.mma = !e2m1 && fits_mma(chunk) && expected_rows(chunk) > kMaxSimtRows;
   if (plan.mma) {
     if (const Error error = plan_mma(chunk, plan.mma_plan)) return error;
   }

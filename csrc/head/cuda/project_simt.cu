@@ -46,10 +46,14 @@ constexpr int kRound = kWarp;
 
 template <class Row>
 constexpr bool kIsInt4 = std::is_same_v<Row, i4x2_t>;
-// Elements of D in 16 bytes of a row. Of i4 rows, that is one group, which has one scale.
 template <class Row>
-constexpr int kLoadElements = kVector<Row> * (kIsInt4<Row> ? 2 : 1);
-static_assert(kLoadElements<i4x2_t> == kScaleGroup);
+constexpr bool kIsE2m1 = std::is_same_v<Row, f4e2m1x2_t>;
+template <class Row>
+constexpr bool kIs4Bit = kIsInt4<Row> || kIsE2m1<Row>;
+// Elements of D in 16 bytes of a row. Of i4 rows, that is one group, which has one scale; of e2m1 rows, two.
+template <class Row>
+constexpr int kLoadElements = kVector<Row> * (kIs4Bit<Row> ? 2 : 1);
+static_assert(kLoadElements<i4x2_t> == kScaleGroup && kLoadElements<f4e2m1x2_t> == 2 * kE2m1Group);
 // 16-byte loads of one row by one lane. A second load of 8-bit elements would make 32 elements a lane, and
 // hidden would need too many registers.
 template <class Row>
@@ -61,11 +65,11 @@ constexpr int kWarpElements = kWarp * kLaneElements<Row>;
 
 // Rows that a lane loads ahead: 64 registers beside one row of hidden, 32 beside four. Without alignment it
 // is one row, because elements that are loaded one by one need registers too.
-// i4 rows have 32 elements a lane, whose hidden leaves fewer registers.
+// 4-bit rows have 32 elements a lane, whose hidden leaves fewer registers.
 template <class Row, int kRows, bool kAligned>
 constexpr int kAhead = !kAligned      ? 1
                        : kRows > 1    ? 4
-                       : kIsInt4<Row> ? 6
+                       : kIs4Bit<Row> ? 6
                                       : 8;
 
 // ---- Step 1: load a lane's elements of a row of weights or of hidden
@@ -73,7 +77,7 @@ constexpr int kAhead = !kAligned      ? 1
 template <class Row>
 struct LaneRow {
   uint4 words[kLoads<Row>];
-  uint16_t scale;  // of i4 rows, a bf16
+  uint16_t scale;  // of i4 rows, a bf16; of e2m1 rows, an e4m3 in each half
 };
 
 // Knows which elements of a row are the lane's in one pass over D.
@@ -94,6 +98,12 @@ class LaneLoader {
       part.scale = 0;
       if (begin_ < dim_) part.scale = group_scales_of(args, group, slot, id)[begin_ / kScaleGroup].bits;
     }
+    if constexpr (kIsE2m1<Row>) {
+      // A row's scales may start at an odd byte, and its last load may have one group.
+      const auto* scales = group_scales_of<f8e4m3_t>(args, group, slot, id) + begin_ / kE2m1Group;
+      part.scale = begin_ < dim_ ? scales[0].bits : 0;
+      if (begin_ + kE2m1Group < dim_) part.scale |= scales[1].bits << 8;
+    }
   }
 
   template <class Hidden>
@@ -111,7 +121,7 @@ class LaneLoader {
   template <class Element>
   MICROSPEC_DEVICE uint4 load16(const Element* source, int64_t at) const {
     if (at >= dim_) return make_uint4(0, 0, 0, 0);
-    constexpr int kColumns = kIsInt4<Element> ? 2 : 1;  // of an element
+    constexpr int kColumns = kIs4Bit<Element> ? 2 : 1;  // of an element
     if constexpr (kAligned) return ptx::load_once16(source + at / kColumns);
     return load_elements(source + at / kColumns, (dim_ - at) / kColumns);
   }
@@ -214,8 +224,12 @@ class Projector {
         if (!to_use) break;
         const int j = take_lowest(to_use);
         float dots[kRows] = {};
+        if constexpr (kIsE2m1<Row>) {
+          multiply_add_groups(ahead[a], dots);
+        } else {
 #pragma unroll
-        for (int i = 0; i < kLoads<Row>; ++i) multiply_add(ahead[a].words[i], i, dots);
+          for (int i = 0; i < kLoads<Row>; ++i) multiply_add(ahead[a].words[i], i, dots);
+        }
         if constexpr (kIsInt4<Row>) {
 #pragma unroll
           for (float& dot : dots) dot *= __uint_as_float(static_cast<uint32_t>(ahead[a].scale) << 16);
@@ -240,6 +254,25 @@ class Projector {
       for (int m = 0; m < kRows; ++m) {
         dots[m] = fmaf(weights[e], hidden_[m][load * kLoadElements<Row> + e], dots[m]);
       }
+    }
+  }
+
+  // Multiplies a load's two groups of e2m1 columns, each by its scale.
+  MICROSPEC_DEVICE void multiply_add_groups(const LaneRow<Row>& part, float (&dots)[kRows]) const {
+    constexpr int kGroup = static_cast<int>(kE2m1Group);
+    float weights[kLoadElements<Row>];
+    unpack16<Row>(part.words[0], weights);
+#pragma unroll
+    for (int g = 0; g < kLoadElements<Row> / kGroup; ++g) {
+      float sums[kRows] = {};
+#pragma unroll
+      for (int e = g * kGroup; e < (g + 1) * kGroup; ++e) {
+#pragma unroll
+        for (int m = 0; m < kRows; ++m) sums[m] = fmaf(weights[e], hidden_[m][e], sums[m]);
+      }
+      const float scale = float_of_e4m3(part.scale >> (8 * g) & 0xffu) * kE2m1Gain;
+#pragma unroll
+      for (int m = 0; m < kRows; ++m) dots[m] = fmaf(sums[m], scale, dots[m]);
     }
   }
 
@@ -282,9 +315,9 @@ project_simt_kernel(HeadArgs args, Partials partials) {
 }
 
 // ---- Host: the launch
-// Rows of hidden that share a loaded row: their elements stay in registers, 16 of each (32 for i4 rows).
+// Rows of hidden that share a loaded row: their elements stay in registers, 16 of each (32 for 4-bit rows).
 template <class Row>
-constexpr int kSharing = kIsInt4<Row> ? kSimtRows / 2 : kSimtRows;
+constexpr int kSharing = kIs4Bit<Row> ? kSimtRows / 2 : kSimtRows;
 
 template <class Hidden, class Row>
 Error start(const HeadArgs& args, const Partials& partials, const HeadPlan& plan, void* stream) {
@@ -308,6 +341,7 @@ Error start(const HeadArgs& args, const Partials& partials, const HeadPlan& plan
     case DType::i8: return start<Hidden, int8_t>(args, partials, plan, stream);
     case DType::f8e4m3: return start<Hidden, f8e4m3_t>(args, partials, plan, stream);
     case DType::i4: return start<Hidden, i4x2_t>(args, partials, plan, stream);
+    case DType::f4e2m1: return start<Hidden, f4e2m1x2_t>(args, partials, plan, stream);
     case DType::f32:
     case DType::f16:
     case DType::bf16: return start<Hidden, Hidden>(args, partials, plan, stream);

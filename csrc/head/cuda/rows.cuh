@@ -36,10 +36,11 @@ MICROSPEC_DEVICE const Row* row_of(const HeadArgs& args, int group, int slot, in
          index * args.weight_row_stride;
 }
 
-// Returns the scales of a slot's groups of i4 columns.
-MICROSPEC_DEVICE const bf16_t* group_scales_of(const HeadArgs& args, int group, int slot, int32_t id) {
+// Returns the scales of a slot's groups of 4-bit columns: bf16_t of i4 rows, f8e4m3_t of f4e2m1 rows.
+template <class Scale = bf16_t>
+MICROSPEC_DEVICE const Scale* group_scales_of(const HeadArgs& args, int group, int slot, int32_t id) {
   const int64_t index = args.packed ? group * args.capacity + slot : id;
-  return args.group_scale + index * (args.dim / kScaleGroup);
+  return static_cast<const Scale*>(args.group_scale) + index * (scale_bytes(args.dim) / sizeof(Scale));
 }
 
 }  // namespace microspec

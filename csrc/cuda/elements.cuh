@@ -2,6 +2,8 @@
 // Conversions between 32-bit words and floats, for elements of rows and activations in registers.
 #pragma once
 
+#include <type_traits>
+
 #include "common/dtype.h"
 #include "ptx.cuh"
 
@@ -10,6 +12,12 @@ namespace microspec {
 // Elements in 16 bytes, the widest access.
 template <class Element>
 constexpr int kVector = 16 / static_cast<int>(sizeof(Element));
+
+template <class Element>
+constexpr bool kIsInt4 = std::is_same_v<Element, i4x2_t>;
+// Columns of D in a stored element.
+template <class Element>
+constexpr int kColumns = kIsInt4<Element> ? 2 : 1;
 
 // The elements of a 32-bit word: unpack widens them to floats, and pack rounds two floats to 16-bit elements.
 template <class Element>
@@ -84,6 +92,30 @@ struct Elements<i4x2_t> {
     }
   }
 };
+
+// Converts a word of eight i4 columns to pairs of 16-bit elements, exactly. Pair i has columns i and i + 4,
+// which are half a word apart, so one logical instruction takes both. As above, a code with a flipped sign bit
+// counts in ones beside a power of two. An fp16 mantissa has room for a second place, in sixteens. Without the
+// subtraction the sums would be of 128 + 8 + code or more, and their rounding errors 17 times as large.
+template <class Element>
+MICROSPEC_DEVICE void unpack_pairs(uint32_t word, uint32_t (&pairs)[4]) {
+  if constexpr (std::is_same_v<Element, bf16_t>) {
+    constexpr uint32_t kPower = 0x43084308u, kOne = 0x3f803f80u, kLess = 0xc308c308u;  // 128 ^ 8, 1, -136
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      pairs[i] = ptx::fma_bf16x2(ptx::and_xor(word >> 4 * i, 0x000f000fu, kPower), kOne, kLess);
+    }
+  } else {
+    constexpr uint32_t kPower = 0x64086408u, kOne = 0x3c003c00u, kLess = 0xe408e408u;  // 1024 ^ 8, 1, -1032
+    constexpr uint32_t kPower16 = 0x64806480u, kSixteenth = 0x2c002c00u, kLess16 = 0xd480d480u;  // … / 16: -72
+#pragma unroll
+    for (int i = 0; i < 4; i += 2) {
+      const uint32_t bits = word >> 4 * i;
+      pairs[i] = ptx::fma_f16x2(ptx::and_xor(bits, 0x000f000fu, kPower), kOne, kLess);
+      pairs[i + 1] = ptx::fma_f16x2(ptx::and_xor(bits, 0x00f000f0u, kPower16), kSixteenth, kLess16);
+    }
+  }
+}
 
 // Unpacks 16 bytes to floats, one for each column.
 template <class Element>

@@ -24,7 +24,7 @@ Error make_plan(const HeadArgs& chunk, HeadPlan& plan) {
   if (const Error error = current_device(device)) return error;
   plan.rows = chunk.rows;
   plan.sms = device.sms;
-  plan.mma = fits_mma(chunk) && expected_rows(chunk) > kMaxSimtRows;
+  plan.mma = fits_mma(chunk) && expected_rows(chunk) > max_simt_rows(chunk.weight_type);
   if (plan.mma) {
     if (const Error error = plan_mma(chunk, plan.mma_plan)) return error;
   }

@@ -33,15 +33,19 @@ constexpr int kSimtRows = 4;
 #ifndef MICROSPEC_MAX_SIMT_ROWS
 #define MICROSPEC_MAX_SIMT_ROWS kSimtRows
 #endif
-constexpr int kMaxSimtRows = MICROSPEC_MAX_SIMT_ROWS;
+// A lane's hidden for 16 bytes of 4-bit rows takes twice the registers, so project_simt reads such rows once for
+// half as many rows of hidden.
+constexpr int max_simt_rows(DType weight_type) {
+  return MICROSPEC_MAX_SIMT_ROWS / (weight_type == DType::i4 ? 2 : 1);
+}
 
 // The number of rows to expect in a group. A group with more rows is projected in several rounds.
 int64_t expected_rows(const HeadArgs& args);
 
 Error project_simt(const HeadArgs& args, const Partials& partials, const HeadPlan& plan, void* stream);
 
-// Whether project_mma supports the call: rows of 8 bits or more, fp16 or bf16 hidden, 16-byte aligned rows,
-// and D a multiple of 64 bytes of weights.
+// Whether project_mma supports the call: fp16 or bf16 hidden, 16-byte aligned rows, and D a multiple of 64
+// bytes of weights; for 4-bit rows of 64 columns, whose two scales must be 4-byte aligned.
 bool fits_mma(const HeadArgs& args);
 Error plan_mma(const HeadArgs& args, MmaPlan& plan);
 Error project_mma(const HeadArgs& args, const Partials& partials, const HeadPlan& plan, void* stream);

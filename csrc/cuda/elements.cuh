@@ -95,24 +95,20 @@ struct Elements<i4x2_t> {
 
 // Converts a word of eight i4 columns to pairs of 16-bit elements, exactly. Pair i has columns i and i + 4,
 // which are half a word apart, so one logical instruction takes both. As above, a code with a flipped sign bit
-// counts in ones beside a power of two. An fp16 mantissa has room for a second place, in sixteens. Without the
-// subtraction the sums would be of 128 + 8 + code or more, and their rounding errors 17 times as large.
+// counts in ones beside a power of two, here 2^7 (bf16) or 2^10 (fp16). Without the subtraction the sums would be
+// of 2^7 + 8 + code, and their rounding errors 17 times as large.
 template <class Element>
 MICROSPEC_DEVICE void unpack_pairs(uint32_t word, uint32_t (&pairs)[4]) {
-  if constexpr (std::is_same_v<Element, bf16_t>) {
-    constexpr uint32_t kPower = 0x43084308u, kOne = 0x3f803f80u, kLess = 0xc308c308u;  // 128 ^ 8, 1, -136
+  constexpr uint32_t kCodes = 0x000f000fu;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      pairs[i] = ptx::fma_bf16x2(ptx::and_xor(word >> 4 * i, 0x000f000fu, kPower), kOne, kLess);
-    }
-  } else {
-    constexpr uint32_t kPower = 0x64086408u, kOne = 0x3c003c00u, kLess = 0xe408e408u;  // 1024 ^ 8, 1, -1032
-    constexpr uint32_t kPower16 = 0x64806480u, kSixteenth = 0x2c002c00u, kLess16 = 0xd480d480u;  // … / 16: -72
-#pragma unroll
-    for (int i = 0; i < 4; i += 2) {
-      const uint32_t bits = word >> 4 * i;
-      pairs[i] = ptx::fma_f16x2(ptx::and_xor(bits, 0x000f000fu, kPower), kOne, kLess);
-      pairs[i + 1] = ptx::fma_f16x2(ptx::and_xor(bits, 0x00f000f0u, kPower16), kSixteenth, kLess16);
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t bits = word >> 4 * i;
+    if constexpr (std::is_same_v<Element, bf16_t>) {
+      constexpr uint32_t kPower = 0x43004300u | 0x00080008u, kOne = 0x3f803f80u, kMinus136 = 0xc308c308u;
+      pairs[i] = ptx::fma_bf16x2(ptx::and_xor(bits, kCodes, kPower), kOne, kMinus136);
+    } else {
+      constexpr uint32_t kPower = 0x64006400u | 0x00080008u, kOne = 0x3c003c00u, kMinus1032 = 0xe408e408u;
+      pairs[i] = ptx::fma_f16x2(ptx::and_xor(bits, kCodes, kPower), kOne, kMinus1032);
     }
   }
 }

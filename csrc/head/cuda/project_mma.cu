@@ -96,12 +96,13 @@ project_mma_kernel(HeadArgs args, Partials partials, MmaPlan plan) {
   if (segments.count() == 0) return;
 
   float* sums = reinterpret_cast<float*>(shared);
-  const int split_index = blockIdx.x % plan.splits, block_in_split = blockIdx.x / plan.splits;
+  const unsigned split_index = blockIdx.x % plan.splits;
+  const int block_in_split = blockIdx.x / plan.splits;
   const int blocks_per_split = gridDim.x / plan.splits;
-  const int64_t begin = static_cast<int64_t>(split_index) * split_dim(plan);
-  const Split split{begin, static_cast<int>(min(static_cast<int64_t>(split_dim(plan)), args.dim - begin))};
+  const unsigned begin = split_index * split_dim(plan);
+  const Split split{begin, min(split_dim(plan), static_cast<int>(args.dim - begin))};
   Ring<Row> ring(args, split, plan, full, shared + S::kSums * sizeof(float));
-  WarpTile<Hidden, Row, kTiles> tile(begin + warp_index() * plan.warp_dim, plan, args.dim);
+  WarpTile<Hidden, Row, kTiles> tile(split, plan);
 
   const int run_count = static_cast<int>(ceil_div(args.capacity, int64_t{kRun}));
   const int segment_blocks = blocks_per_segment(segments.count(), blocks_per_split);

@@ -44,7 +44,7 @@ constexpr int kRowPad = kIsInt4<Row> ? 16 : 64;
 
 // The elements of D that a block multiplies: [begin, begin + dim).
 struct Split {
-  int64_t begin;
+  unsigned begin;
   int dim;
 };
 
@@ -83,8 +83,8 @@ class Ring {
   // the place before.
   MICROSPEC_DEVICE void start(int group, int run) {
     if (bulk()) {
-      // The warps take turns, so that the loads of the runs' ids overlap.
-      if (run_count_++ % kRingWarps == warp_index()) start_bulk(group, run);
+      // The warps take turns, by place, so that the loads of the runs' ids overlap.
+      if (next_.index % kRingWarps == warp_index()) start_bulk(group, run);
     } else {
       start_by_threads(group, run);
     }
@@ -152,6 +152,7 @@ class Ring {
     const bf16_t* scales = group_scales_of(args_, group, run * kRun + i, id) + split_.begin / kScaleGroup;
     unsigned char* target = place(next_.index) + i * plan_.row_pitch + plan_.scales_at;
     const int count = split_.dim / static_cast<int>(kScaleGroup);
+#pragma unroll 1
     for (int at = lane_index() * 2; at < count; at += kWarp * 2) {
       ptx::cp_async4(target + at * sizeof(bf16_t), scales + at);
     }
@@ -164,7 +165,6 @@ class Ring {
   unsigned char* data_;
   RingPlace next_;    // the place to fill next
   RingPlace oldest_;  // the place to take next
-  int run_count_ = 0;
 };
 
 }  // namespace microspec

@@ -106,11 +106,11 @@ MICROSPEC_DEVICE void as_pairs(const uint4& words, uint32_t (&pairs)[kVector<Row
 }
 
 // ---- Steps 2 to 4: one warp's elements of D, for sixteen slots and kWidth rows of hidden
-// Returns the chunks of a warp's elements [begin, begin + warp_dim) of D, without those at or above `end`.
+// Returns the chunks from element `first` of a split on that a warp multiplies. The last warps may have fewer
+// than the others, or none.
 template <class Row>
-MICROSPEC_DEVICE int chunks_of(int64_t begin, const MmaPlan& plan, int64_t end) {
-  const int64_t dim = min(static_cast<int64_t>(plan.warp_dim), end - begin);
-  return dim > 0 ? static_cast<int>(dim) / kChunk<Row> : 0;
+MICROSPEC_DEVICE int warp_chunks(int first, const Split& split, const MmaPlan& plan) {
+  return max(0, min(plan.warp_dim, split.dim - first)) / kChunk<Row>;
 }
 
 // Step 4: writes the d fragments to a warp's sums, [kWidth, kSlotsPitch].
@@ -132,10 +132,8 @@ class WarpTile {
   using S = WarpShape<Row, kTiles>;
 
  public:
-  MICROSPEC_DEVICE WarpTile(int64_t begin, const MmaPlan& plan, int64_t end)
-      : begin_(begin),
-        chunks_(chunks_of<Row>(begin, plan, end)),
-        offset_(warp_index() * plan.warp_dim * static_cast<int>(sizeof(Row))) {}
+  MICROSPEC_DEVICE WarpTile(const Split& split, const MmaPlan& plan)
+      : split_(split), first_(warp_index() * plan.warp_dim), chunks_(warp_chunks<Row>(first_, split, plan)) {}
 
   // Step 2: loads the b fragments into registers. Rows beyond the segment and elements beyond D are zero.
   MICROSPEC_DEVICE void load_hidden(const HeadArgs& args, const Segment& segment) {
@@ -144,7 +142,7 @@ class WarpTile {
       const int m = n * kTile + lane_index() / 4;
       const bool is_row = m < segment.count;
       const auto* row = static_cast<const Hidden*>(args.hidden) +
-                        (is_row ? segment.row(m) * args.hidden_row_stride : 0) + begin_ +
+                        (is_row ? segment.row(m) * args.hidden_row_stride : 0) + split_.begin + first_ +
                         lane_index() % 4 * kVector<Row>;
 #pragma unroll
       for (int c = 0; c < S::kChunksPerWarp; ++c) {
@@ -165,7 +163,7 @@ class WarpTile {
   // of the tile.
   MICROSPEC_DEVICE void multiply(const unsigned char* low, const unsigned char* high, int row_pitch,
                                  float (&dots)[kTiles][4]) const {
-    const int at = lane_index() / 4 * row_pitch + offset_ + lane_index() % 4 * 16;
+    const int at = lane_index() / 4 * row_pitch + first_ * static_cast<int>(sizeof(Row)) + lane_index() % 4 * 16;
 #pragma unroll
     for (int c = 0; c < S::kChunksPerWarp; ++c) {
       if (c >= chunks_) break;
@@ -186,9 +184,9 @@ class WarpTile {
   }
 
  private:
-  int64_t begin_;
+  const Split& split_;
+  int first_;  // the warp's first element of the split
   int chunks_;
-  int offset_;  // bytes from the start of a row in shared memory to the warp's elements
   uint32_t hidden_[kTiles][S::kChunksPerWarp][S::kWords];
 };
 

@@ -40,11 +40,11 @@ class WarpTile<Hidden, i4x2_t, kTiles> {
   static_assert(kGroup == 4 * 2 * kPairs && S::kWords == kGroups * kPairs);
 
  public:
-  MICROSPEC_DEVICE WarpTile(int64_t begin, const MmaPlan& plan, int64_t end)
-      : begin_(begin),
-        chunks_(chunks_of<i4x2_t>(begin, plan, end)),
-        codes_at_(warp_index() * plan.warp_dim / 2),
-        scales_at_(plan.scales_at + warp_index() * plan.warp_dim / kGroup * static_cast<int>(sizeof(bf16_t))) {}
+  MICROSPEC_DEVICE WarpTile(const Split& split, const MmaPlan& plan)
+      : split_(split),
+        plan_(plan),
+        first_(warp_index() * plan.warp_dim),
+        chunks_(warp_chunks<i4x2_t>(first_, split, plan)) {}
 
   // Step 2: loads the b fragments into registers. Rows beyond the segment and elements beyond D are zero.
   MICROSPEC_DEVICE void load_hidden(const HeadArgs& args, const Segment& segment) {
@@ -53,7 +53,7 @@ class WarpTile<Hidden, i4x2_t, kTiles> {
       const int m = n * kTile + lane_index() / 4;
       const bool is_row = m < segment.count;
       const auto* row = static_cast<const Hidden*>(args.hidden) +
-                        (is_row ? segment.row(m) * args.hidden_row_stride : 0) + begin_ +
+                        (is_row ? segment.row(m) * args.hidden_row_stride : 0) + split_.begin + first_ +
                         lane_index() % 4 * 2 * kPairs;
 #pragma unroll
       for (int c = 0; c < S::kChunksPerWarp; ++c) {
@@ -63,12 +63,21 @@ class WarpTile<Hidden, i4x2_t, kTiles> {
           if (is_row && c < chunks_) {
             words = *reinterpret_cast<const uint4*>(row + c * kChunk<i4x2_t> + i * kGroup);
           }
-          uint32_t* pairs = hidden_[n][c] + i * kPairs;
-          pairs[0] = __byte_perm(words.x, words.z, 0x5410);
-          pairs[1] = __byte_perm(words.x, words.z, 0x7632);
-          pairs[2] = __byte_perm(words.y, words.w, 0x5410);
-          pairs[3] = __byte_perm(words.y, words.w, 0x7632);
+          uint32_t* loaded = hidden_[n][c] + i * kPairs;
+          loaded[0] = words.x;
+          loaded[1] = words.y;
+          loaded[2] = words.z;
+          loaded[3] = words.w;
         }
+      }
+    }
+    // Only now, so that all loads are in flight at once.
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+      for (int c = 0; c < S::kChunksPerWarp; ++c) {
+#pragma unroll
+        for (int i = 0; i < kGroups; ++i) pair_columns(hidden_[n][c] + i * kPairs);
       }
     }
   }
@@ -78,8 +87,8 @@ class WarpTile<Hidden, i4x2_t, kTiles> {
   MICROSPEC_DEVICE void multiply(const unsigned char* low, const unsigned char* high, int row_pitch,
                                  float (&dots)[kTiles][4]) const {
     const int row = lane_index() / 4 * row_pitch;
-    const int codes = row + codes_at_ + lane_index() % 4 * static_cast<int>(sizeof(uint32_t));
-    const int scales = row + scales_at_;
+    const int codes = row + first_ / 2 + lane_index() % 4 * static_cast<int>(sizeof(uint32_t));
+    const int scales = row + plan_.scales_at + first_ / kChunk<i4x2_t> * kScaleBytes;
     const auto word = [](const unsigned char* at) { return *reinterpret_cast<const uint32_t*>(at); };
 #pragma unroll
     for (int c = 0; c < S::kChunksPerWarp; ++c) {
@@ -113,11 +122,21 @@ class WarpTile<Hidden, i4x2_t, kTiles> {
   }
 
  private:
+  // Turns columns 0, 1 | 2, 3 | 4, 5 | 6, 7 of a lane's part of a group to 0, 4 | 1, 5 | 2, 6 | 3, 7.
+  MICROSPEC_DEVICE static void pair_columns(uint32_t* words) {
+    const uint32_t first[2] = {words[0], words[1]}, second[2] = {words[2], words[3]};
+    for (int i = 0; i < 2; ++i) {
+      words[2 * i] = __byte_perm(first[i], second[i], 0x5410);
+      words[2 * i + 1] = __byte_perm(first[i], second[i], 0x7632);
+    }
+  }
+
   static constexpr int kScaleBytes = kGroups * static_cast<int>(sizeof(bf16_t));  // of a chunk
 
-  int64_t begin_;
+  const Split& split_;
+  const MmaPlan& plan_;
+  int first_;  // the warp's first column of the split
   int chunks_;
-  int codes_at_, scales_at_;  // bytes from the start of a row in shared memory to the warp's
   uint32_t hidden_[kTiles][S::kChunksPerWarp][S::kWords];
 };
 

@@ -94,9 +94,9 @@ struct Elements<i4x2_t> {
 };
 
 // Converts a word of eight i4 columns to pairs of 16-bit elements, exactly. Pair i has columns i and i + 4,
-// which are half a word apart, so one logical instruction takes both. As above, a code with a flipped sign bit
-// counts in ones beside a power of two, here 2^7 (bf16) or 2^10 (fp16). Without the subtraction the sums would be
-// of 2^7 + 8 + code, and their rounding errors 17 times as large.
+// which are half a word apart, so one logical instruction takes both. As above, a code with a flipped sign
+// bit counts in ones beside a power of two, here 2^7 (bf16) or 2^10 (fp16). Without the subtraction the sums
+// would be of 2^7 + 8 + code, and their rounding errors 17 times as large.
 template <class Element>
 MICROSPEC_DEVICE void unpack_pairs(uint32_t word, uint32_t (&pairs)[4]) {
   constexpr uint32_t kCodes = 0x000f000fu;

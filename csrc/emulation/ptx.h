@@ -109,7 +109,9 @@ MICROSPEC_DEVICE void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint3
   detail::mma(d, a, b, false, site);
 }
 
-MICROSPEC_DEVICE uint32_t and_xor(uint32_t word, uint32_t mask, uint32_t bits) { return (word & mask) ^ bits; }
+MICROSPEC_DEVICE uint32_t and_xor(uint32_t word, uint32_t mask, uint32_t bits) {
+  return (word & mask) ^ bits;
+}
 
 // Each half is rounded to a float on the way, which is exact for products of codes.
 MICROSPEC_DEVICE uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) {

@@ -33,8 +33,8 @@ constexpr int kSimtRows = 4;
 #ifndef MICROSPEC_MAX_SIMT_ROWS
 #define MICROSPEC_MAX_SIMT_ROWS kSimtRows
 #endif
-// A lane's hidden for 16 bytes of 4-bit rows takes twice the registers, so project_simt reads such rows once for
-// half as many rows of hidden.
+// A lane's hidden for 16 bytes of 4-bit rows takes twice the registers, so project_simt reads such rows once
+// for half as many rows of hidden.
 constexpr int max_simt_rows(DType weight_type) {
   return MICROSPEC_MAX_SIMT_ROWS / (weight_type == DType::i4 ? 2 : 1);
 }

@@ -201,11 +201,11 @@ Error with_kernel(const HeadArgs& args, F&& f) {
 }  // namespace
 
 bool fits_mma(const HeadArgs& args) {
-  const bool int4 = args.weight_type == DType::i4;
-  const int64_t chunk = int4 ? kChunk<i4x2_t> : 64 / element_size(args.weight_type);
-  // A copy takes the scales of a chunk, two bf16. Other rows have none here.
-  const bool aligned = reinterpret_cast<intptr_t>(args.group_scale) % (2 * sizeof(bf16_t)) == 0;
-  return args.hidden_type != DType::f32 && args.dim > 0 && args.dim % chunk == 0 && aligned16(args) && aligned;
+  if (args.hidden_type == DType::f32 || !aligned16(args)) return false;
+  // A copy takes the scales of a chunk, two bf16. Rows of other types have no such scales.
+  if (reinterpret_cast<intptr_t>(args.group_scale) % (2 * sizeof(bf16_t)) != 0) return false;
+  const int64_t chunk = args.weight_type == DType::i4 ? kChunk<i4x2_t> : 64 / element_size(args.weight_type);
+  return args.dim > 0 && args.dim % chunk == 0;
 }
 
 Error plan_mma(const HeadArgs& args, MmaPlan& plan) {

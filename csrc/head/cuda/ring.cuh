@@ -7,9 +7,9 @@
 // sm_90, all threads use cp.async of 16 bytes, one row a warp. Rows of empty slots are not copied. Old data
 // stays in their place and affects only results that nobody reads.
 //
-// The scales of i4 rows travel with their rows and arrive on the same barrier, so no multiplication waits for a
-// load of scales alone. They take cp.async of 4 bytes on every GPU: a slot's scales are D / 16 bytes, which for
-// D = 2880 is no multiple of the 16 that a bulk copy needs.
+// The scales of i4 rows travel with their rows and arrive on the same barrier, so no multiplication waits for
+// a load of scales alone. They take cp.async of 4 bytes on every GPU: a slot's scales are D / 16 bytes, which
+// for D = 2880 is no multiple of the 16 that a bulk copy needs.
 //
 //     data:    place 0           place 1           …          place depth - 1
 //            +-----------------+-----------------+----------+-----------------+
@@ -37,8 +37,8 @@ constexpr int kMaxDepth = 32;  // runs in the ring
 static_assert(kRingWarps == kRun);
 
 // Padding after each row. The distance between rows is 64 bytes more than a multiple of 128, so eight lanes
-// that read 16 bytes each from two rows hit every bank once. Of i4 rows, 32 lanes read 4 bytes each from eight
-// rows: the distance is an odd multiple of 16 bytes.
+// that read 16 bytes each from two rows hit every bank once. Of i4 rows, 32 lanes read 4 bytes each from
+// eight rows: the distance is an odd multiple of 16 bytes.
 template <class Row>
 constexpr int kRowPad = kIsInt4<Row> ? 16 : 64;
 

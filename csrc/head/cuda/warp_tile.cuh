@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// WarpTile is one warp's part of project_mma: it holds the warp's elements of hidden in registers and
-// multiplies them by sixteen slots at a time. warp_tile_int4.cuh does so for rows of 4 bits.
+// WarpTile is one warp's part of project_mma. It holds the warp's elements of hidden in registers and
+// multiplies them by sixteen slots at a time. warp_tile_int4.cuh has the one for rows of 4 bits.
 //
 // Fragment layout. One mma multiplies 16 slots (m) by 8 rows of hidden (n) over 16 elements of D (k). Slots 0
 // to 7 come from the `low` run, slots 8 to 15 from the `high` run. Lane 4g + t (g = 0..7, t = 0..3) holds:
@@ -163,7 +163,8 @@ class WarpTile {
   // of the tile.
   MICROSPEC_DEVICE void multiply(const unsigned char* low, const unsigned char* high, int row_pitch,
                                  float (&dots)[kTiles][4]) const {
-    const int at = lane_index() / 4 * row_pitch + first_ * static_cast<int>(sizeof(Row)) + lane_index() % 4 * 16;
+    const int first = first_ * static_cast<int>(sizeof(Row));
+    const int at = lane_index() / 4 * row_pitch + first + lane_index() % 4 * 16;
 #pragma unroll
     for (int c = 0; c < S::kChunksPerWarp; ++c) {
       if (c >= chunks_) break;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// WarpTile for rows of 4 bits. The fragments are those of warp_tile.cuh; what differs is how codes reach them,
-// and the scale of each slot and group of 32 columns.
+// WarpTile for rows of 4 bits. The fragments are those of warp_tile.cuh; what differs is how codes reach
+// them, and the scale of each slot and group of 32 columns.
 //
 // One multiplication adds over the columns of a quad's four lanes, so these must have the same scale. Hence a
 // quad reads a group, 16 bytes, one word of eight codes a lane, and the group makes two multiplications:
@@ -16,15 +16,15 @@
 //       first mma: k =   2t,2t+1    2t+8,2t+9
 //       second mma: k =                        2t,2t+1    2t+8,2t+9
 //
-// The codes are exact in bf16 and fp16. The two multiplications sum a group's products from zero, and four fp32
-// multiply-adds a lane add this sum times the slot's scale to the dot products. The alternatives lose:
-// - Scaled codes as operand a are not exact: a code times a scale has 11 significant bits, bf16 has 8. Two bf16
-//   for each would double the multiplications, which are the limit at 64 rows of hidden.
-// - A lane that reads 16 bytes would read a whole group of its own, and one multiplication would add over four
-//   scales.
+// The codes are exact in bf16 and fp16. The two multiplications sum a group's products from zero, and four
+// fp32 multiply-adds a lane add this sum times the slot's scale to the dot products. Alternatives that lose:
+// - Scaled codes as operand a: a code times a scale has 11 significant bits, bf16 has 8. Two bf16 for each
+//   would be exact, and double the multiplications, which are the limit at 64 rows of hidden.
+// - 16 bytes a lane: each lane would read a group of its own, and a multiplication would add over four scales.
+// - ldmatrix: one instead of four loads of codes, 3 of 76 instructions, with as many wavefronts.
 //
-// For 16 slots and 64 columns a warp runs 6 shared-memory loads, 44 instructions to decode (36 in fp16), 4 to
-// widen scales, and for every 8 rows of hidden 4 multiplications and 16 multiply-adds.
+// For 16 slots and 64 columns a warp runs 6 shared-memory loads, 44 instructions to decode, 4 to widen scales,
+// and for every 8 rows of hidden 4 multiplications and 8 multiply-adds.
 #pragma once
 
 #include "warp_tile.cuh"
@@ -140,8 +140,8 @@ class WarpTile<Hidden, i4x2_t, kTiles> {
   uint32_t hidden_[kTiles][S::kChunksPerWarp][S::kWords];
 };
 
-// A load reads eight rows: a word of codes a lane, or a word of scales for four lanes. The distance of rows is an
-// odd multiple of 16 bytes, however many chunks a warp takes.
+// A load reads eight rows: a word of codes a lane, or a word of scales for four lanes. The distance of rows
+// is an odd multiple of 16 bytes, however many chunks a warp takes.
 constexpr int int4_pitch_words(int chunks) {
   return (kRingWarps * chunks * (kChunk<i4x2_t> / 2 + kChunk<i4x2_t> / 16) + kRowPad<i4x2_t>) / 4;
 }

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Shapes that reach each path through the CUDA kernels, on every backend.
 
-The path depends on the expected rows per group (multiply-adds up to 4, over 4-bit rows up to 2;
+The path depends on the expected rows per group (multiply-adds up to 4, except over 4-bit rows;
 then tiles of 16, 32 and 64 rows), on D (whole blocks of 64 bytes for the tensor cores, in one split
 or several), on alignment, and on K (keys in registers up to 4096, in shared memory, in global
 memory).

@@ -87,7 +87,7 @@ struct Elements<i4x2_t> {
       const int place = 4 * (i % kInPlace);
       const uint32_t bits = i < kInPlace ? word : word >> (4 * kInPlace);
       const uint32_t power = (150u - place) << 23;  // the bits of 2^(23 - place)
-      const uint32_t sum = (bits & (0xfu << place)) ^ (power | 0x8u << place);
+      const uint32_t sum = ptx::and_xor(bits, 0xfu << place, power | 0x8u << place);
       values[i] = __uint_as_float(sum) - (__uint_as_float(power) + 8.0f);
     }
   }

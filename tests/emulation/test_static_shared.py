@@ -30,11 +30,12 @@ def call_head(emulation: Any, hidden: Any, rows: Any, m: int, dim: int, capacity
     emulation.sparse_logits(logits, np.zeros((m, dim), hidden), weight, ids, weight_scale=scale)
 
 
-def call_int4_head(emulation: Any, hidden: Any, m: int, gap: int) -> None:
-    """Call with 4-bit rows of 64 columns; a gap between them makes them unaligned."""
-    weight, scale = np.zeros((4, 32 + gap), "V1")[:, :32], np.zeros((4, 2), np.uint16)
+def call_int4_head(emulation: Any, hidden: Any, m: int, dim: int, gap: int) -> None:
+    """Call with 4-bit rows; a gap between them makes them unaligned."""
+    weight = np.zeros((4, dim // 2 + gap), "V1")[:, : dim // 2]
+    scale = np.zeros((4, dim // 32), np.uint16)
     results = (np.zeros((m, 4), np.float32), np.zeros((m, 4), np.int64), np.zeros(m, np.float32))
-    hidden, ids = np.zeros((m, 64), hidden), np.zeros(8, np.int32)
+    hidden, ids = np.zeros((m, dim), hidden), np.zeros(8, np.int32)
     emulation.sparse_head(*results, hidden, weight, ids, 4, weight_scale=scale)
 
 
@@ -46,9 +47,9 @@ def call_int4_gather(emulation: Any, weight: Any, weight_scale: Any = None) -> N
 
 
 def call_every_int4_kernel(emulation: Any) -> None:
-    heads = [(1, 0), (2, 0), (2, 1), (16, 0), (32, 0), (64, 0)]
-    for hidden, (m, gap) in itertools.product(FLOATS, heads):
-        call_int4_head(emulation, hidden, m, gap)
+    heads = [(1, 96, 0), (2, 96, 0), (2, 64, 1), (16, 64, 0), (32, 64, 0), (64, 64, 0)]
+    for hidden, (m, dim, gap) in itertools.product(FLOATS, heads):
+        call_int4_head(emulation, hidden, m, dim, gap)
     for source, gap in itertools.product(FLOATS, (0, 1)):
         call_int4_gather(emulation, np.zeros((2, 64 + gap), source)[:, :64])
     for gap in (0, 4, 1):

@@ -56,10 +56,11 @@ def test_head_is_two_kernels(dtype: torch.dtype, m: int, kernels: list[str]) -> 
 
 
 @pytest.mark.parametrize(
-    ("m", "kernel"), [(2, "project_simt"), (3, "project_mma"), (60, "project_mma")]
+    ("m", "dim", "kernel"),
+    [(1, 96, "project_simt"), (1, 256, "project_mma"), (60, 256, "project_mma")],
 )
-def test_head_of_4_bit_rows_is_two_kernels(m: int, kernel: str) -> None:
-    case = head_case(1, m=m, dim=256, dtype=torch.bfloat16, weight_dtype=INT4)
+def test_head_of_4_bit_rows_is_two_kernels(m: int, dim: int, kernel: str) -> None:
+    case = head_case(1, m=m, dim=dim, dtype=torch.bfloat16, weight_dtype=INT4)
     operands, options = [t.cuda() for t in case.tensors()], there(case.options())
     assert enqueued(lambda: sparse_head(*operands, 9, **options)) == [kernel, "select"]
 

@@ -21,7 +21,7 @@
 // - Scaled codes as operand a: a code times a scale has 11 significant bits, bf16 has 8. Two bf16 for each
 //   would be exact, and double the multiplications, which are the limit at 64 rows of hidden.
 // - 16 bytes a lane: each lane would read its own group, and a multiplication would add over four scales.
-// - ldmatrix: one instead of four loads of codes, 3 of 76 instructions, with as many wavefronts.
+// - ldmatrix: one instead of four loads of codes, 3 of 81 instructions, with as many wavefronts.
 //
 // For 16 slots and 64 columns a warp runs 6 shared-memory loads, 44 instructions to decode, 4 to widen
 // scales, and for every 8 rows of hidden 4 multiplications and 8 multiply-adds.

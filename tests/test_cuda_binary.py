@@ -155,6 +155,30 @@ def test_e2m1_loop(arch: str, hidden: str, rows: int, ahead: int) -> None:
 
 
 @pytest.mark.parametrize("arch", READ)
+@pytest.mark.parametrize("hidden", ["bf16_t", "f16_t"])
+@pytest.mark.parametrize("tiles", [2, 4, 8])
+def test_int4_matrix_loop(arch: str, hidden: str, tiles: int) -> None:
+    """64 columns of 16 slots take 16 pairs, and a sum of 32 columns is scaled once."""
+    kernel = sass.kernels(arch)[f"project_mma_kernel<{hidden}, i4x2_t, {tiles}>"]
+    loop = sass.innermost(kernel, "HMMA")
+    matrix = [i for i in loop if i.startswith("HMMA.16816.F32")]
+    assert len(matrix) == 64, "128 registers of hidden are two an instruction"
+    assert all(("BF16" in i) == (hidden == "bf16_t") for i in matrix)
+    # The first of a group's two multiplications begins at zero, without clearing registers.
+    assert sum(i.endswith(", RZ") for i in matrix) == 32
+    chunks = 16 // tiles
+    assert sum(i.startswith("FFMA") for i in loop) == 32 * 4, "four a group and tile of hidden"
+    # One logical instruction and one subtraction for two codes; no code needs a conversion.
+    assert sum(i.startswith("HFMA2") for i in loop) == 16 * chunks
+    assert sum(i.startswith("LOP3") and "0xf000f" in i for i in loop) == 16 * chunks
+    assert not any(i.startswith(("I2F", "F2F", "LDL", "STL")) for i in loop)
+    # Scales come by asynchronous copies of 4 bytes, on every GPU.
+    copies = [i for i in loop if i.startswith("LDGSTS")]
+    assert any(".128" not in i for i in copies)
+    assert any(i.startswith("UBLKCP") for i in loop) == (arch != "sm_80")
+
+
+@pytest.mark.parametrize("arch", READ)
 def test_copy_loop(arch: str) -> None:
     kernel = sass.kernels(arch)["copy_rows_kernel<uint4, void>"]
     loop = sass.innermost(kernel, "LDG", "STG")

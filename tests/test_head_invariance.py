@@ -9,7 +9,7 @@ import pytest
 import torch
 from backends_under_test import COMPILED, CPU, TRITON, slow_interpreted
 from compare import EPS, assert_bitwise
-from generators import FLOATS, QUANTISED, HeadCase, head_case
+from generators import FLOATS, INT4, QUANTISED, HeadCase, head_case
 from torch import Tensor
 
 from microspec_kernels import sparse_head, sparse_logits
@@ -94,7 +94,7 @@ def test_a_row_does_not_know_its_batch(
 
 
 @pytest.mark.parametrize("packed", [slow_interpreted(False), True])
-@pytest.mark.parametrize(("dtype", "weight_dtype"), ROWS, ids=str)
+@pytest.mark.parametrize(("dtype", "weight_dtype"), [*ROWS, *((d, INT4) for d in FLOATS)], ids=str)
 def test_order_of_slots(
     dtype: torch.dtype, weight_dtype: torch.dtype, packed: bool, exact: bool
 ) -> None:

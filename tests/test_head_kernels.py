@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Shapes that reach each path through the CUDA kernels, on every backend.
 
-The path depends on the expected rows per group (multiply-adds up to 4, then tiles of 16, 32 and 64
-rows), on D (whole blocks of 64 bytes for the tensor cores, in one split or several), on alignment,
-and on K (keys in registers up to 4096, in shared memory, in global memory).
+The path depends on the expected rows per group (multiply-adds up to 4, except over 4-bit rows;
+then tiles of 16, 32 and 64 rows), on D (whole blocks of 64 bytes for the tensor cores, in one split
+or several), on alignment, and on K (keys in registers up to 4096, in shared memory, in global
+memory).
 """
 
 import pytest
 import torch
 from backends_under_test import COMPILED, SMALL, slow_interpreted
 from compare import assert_bitwise, exact_topk, ids_by_row
-from generators import HeadCase, head_case
+from generators import INT4, HeadCase, head_case
 from test_head_values import check_against_float64
 
 from microspec_kernels import sparse_head, sparse_logits
@@ -27,7 +28,7 @@ def test_numbers_of_rows(m: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-@pytest.mark.parametrize("weight_dtype", [None, torch.int8, torch.float8_e4m3fn])
+@pytest.mark.parametrize("weight_dtype", [None, torch.int8, torch.float8_e4m3fn, INT4])
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("m", [3, 10])
 def test_types(dtype: torch.dtype, weight_dtype: torch.dtype | None, packed: bool, m: int) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from backends_under_test import ALL, CPU
+from backends_under_test import ALL, CPU, CUDA, EMULATED, SMALL, TRITON
 from compare import assert_bitwise, assert_close, int4_columns
 from generators import FLOATS, INT4, HeadCase, head_case, head_cases, int4_rows
 from hypothesis import given
@@ -56,20 +56,87 @@ def test_numbers_of_rows(m: int, num_groups: int | None) -> None:
     check_against_float64(case, k=9)
 
 
-def test_every_code_in_every_column() -> None:
+@pytest.mark.parametrize("dim", [96, 128])  # tensor cores take multiples of 64
+def test_every_code_in_every_column(dim: int) -> None:
     """The even column of a byte is its low half; codes are two's complement."""
-    codes = (torch.arange(16)[:, None] + torch.arange(96)) % 16 - 8
+    codes = (torch.arange(16)[:, None] + torch.arange(dim)) % 16 - 8
     rows, ids = int4_rows(codes), torch.arange(16, dtype=torch.int32)
     assert_bitwise(int4_columns(rows), codes)
     assert_bitwise(reference.int4_columns(rows), codes.to(torch.int8))
     assert int4_rows(torch.tensor([[3, -2]])).tolist() == [[0xE3]]
-    scale = 2.0 ** torch.tensor([3.0, -2.0, 9.0]).expand(16, 3)
+    scale = 2.0 ** torch.tensor([3.0, -2.0, 9.0, -5.0][: dim // 32]).expand(16, -1)
     wanted = codes * scale.repeat_interleave(INT4_GROUP, 1)
     for dtype in FLOATS:
         z = sparse_logits(
-            torch.eye(96, dtype=dtype), rows, ids, weight_scale=scale.bfloat16().contiguous()
+            torch.eye(dim, dtype=dtype), rows, ids, weight_scale=scale.bfloat16().contiguous()
         )
         assert_bitwise(z + 0.0, wanted.T.contiguous() + 0.0)
+
+
+@pytest.mark.slow
+@pytest.mark.backends(*ALL, *SMALL)
+@pytest.mark.parametrize(
+    ("m", "dim"), [(10, 4160), (20, 2112), (40, 1088), (40, 4160), (5, 2880), (60, 576), (3, 64)]
+)
+def test_tiles_and_splits_of_tensor_cores(m: int, dim: int) -> None:
+    """Hidden exceeds a block's registers, or the last warps have fewer columns, or none."""
+    case = head_case(
+        dim, m=m, dim=dim, capacity=19, dtype=torch.bfloat16, weight_dtype=INT4, packed=m < 10
+    )
+    check_against_float64(case, k=4)
+
+
+@pytest.mark.slow
+@pytest.mark.backends(*ALL, *SMALL)
+@pytest.mark.parametrize("active", [200, 90, 3])
+def test_more_slots_than_the_ring_holds(active: int) -> None:
+    """Each place in shared memory is filled several times; some runs have no row."""
+    case = head_case(
+        active, m=6, dim=1024, vocab_size=300, capacity=200, active=active, dtype=torch.float16,
+        weight_dtype=INT4,
+    )  # fmt: skip
+    check_against_float64(case, k=10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dim", [128, 256])
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_each_column_and_group_counts(dtype: torch.dtype, dim: int) -> None:
+    """One row of hidden for each column, one slot for each group: a single term is left."""
+    groups = dim // INT4_GROUP
+    codes = torch.arange(dim) % 7 + 1
+    rows, ids = int4_rows(codes.expand(groups, dim)), torch.arange(groups, dtype=torch.int32)
+    scale = torch.diag(2.0 ** torch.arange(groups)).bfloat16()
+    for first in range(0, dim, 60):  # tiles of 64 rows
+        hidden = torch.eye(dim, dtype=dtype)[first : first + 60]
+        z = sparse_logits(hidden, rows, ids, weight_scale=scale)
+        wanted = codes[:, None] * scale.float().repeat_interleave(INT4_GROUP, 1).T
+        assert_bitwise(z, wanted[first : first + 60].contiguous())
+
+
+@pytest.mark.slow
+def test_scales_that_are_not_aligned_to_pairs() -> None:
+    """A view that begins at an odd scale."""
+    case = head_case(6, m=12, dim=192, dtype=torch.bfloat16, weight_dtype=INT4)
+    assert case.weight_scale is not None
+    memory = torch.full((case.weight_scale.numel() + 1,), math.nan).bfloat16()
+    memory[1:] = case.weight_scale.flatten()
+    check_against_float64(case.changed(weight_scale=memory[1:].view_as(case.weight_scale)), k=5)
+
+
+@pytest.mark.slow
+@pytest.mark.backends(*CPU, *(() if TRITON else EMULATED), *CUDA)
+@pytest.mark.parametrize("m", [2, 12, 40])
+def test_a_row_does_not_know_the_other_rows(m: int) -> None:
+    case = head_case(4, m=m, dim=448, capacity=53, dtype=torch.bfloat16, weight_dtype=INT4)
+    want = sparse_logits(*case.tensors(), **case.options())
+    assert_bitwise(sparse_logits(*case.tensors(), **case.options()), want)
+    for row in (0, m // 2, m - 1):
+        hidden = torch.full_like(case.hidden, math.nan)
+        hidden[row] = case.hidden[row]
+        alone = case.changed(hidden=hidden)
+        got = sparse_logits(*alone.tensors(), **alone.options())
+        assert_bitwise(got[row], want[row])
 
 
 @pytest.mark.slow

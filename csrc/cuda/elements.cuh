@@ -2,6 +2,8 @@
 // Conversions between 32-bit words and floats, for elements of rows and activations in registers.
 #pragma once
 
+#include <type_traits>
+
 #include "common/dtype.h"
 #include "ptx.cuh"
 
@@ -10,6 +12,16 @@ namespace microspec {
 // Elements in 16 bytes, the widest access.
 template <class Element>
 constexpr int kVector = 16 / static_cast<int>(sizeof(Element));
+
+template <class Element>
+constexpr bool kIsInt4 = std::is_same_v<Element, i4x2_t>;
+template <class Element>
+constexpr bool kIsE2m1 = std::is_same_v<Element, f4e2m1x2_t>;
+template <class Element>
+constexpr bool kIs4Bit = kIsInt4<Element> || kIsE2m1<Element>;
+// Columns of D in a stored element.
+template <class Element>
+constexpr int kColumns = kIs4Bit<Element> ? 2 : 1;
 
 // The elements of a 32-bit word: unpack widens them to floats, and pack rounds two floats to 16-bit elements.
 template <class Element>
@@ -79,7 +91,7 @@ struct Elements<i4x2_t> {
       const int place = 4 * (i % kInPlace);
       const uint32_t bits = i < kInPlace ? word : word >> (4 * kInPlace);
       const uint32_t power = (150u - place) << 23;  // the bits of 2^(23 - place)
-      const uint32_t sum = (bits & (0xfu << place)) ^ (power | 0x8u << place);
+      const uint32_t sum = ptx::and_xor(bits, 0xfu << place, power | 0x8u << place);
       values[i] = __uint_as_float(sum) - (__uint_as_float(power) + 8.0f);
     }
   }
@@ -110,6 +122,26 @@ MICROSPEC_DEVICE float float_of_e4m3(uint32_t byte) {
   const uint32_t magnitude = byte & 0x7fu;
   const uint32_t bits = magnitude == 0x7fu ? 0x7fc00000u : magnitude << 20;
   return __uint_as_float((byte & 0x80u) << 24 | bits) * 0x1p120f;
+}
+
+// Converts a word of eight i4 columns to pairs of 16-bit elements, exactly. Pair i has columns i and i + 4,
+// which are half a word apart, so one logical instruction takes both. As above, a code with a flipped sign
+// bit counts in ones beside a power of two, here 2^7 (bf16) or 2^10 (fp16). Without the subtraction the sums
+// would be of 2^7 + 8 + code, and their rounding errors 17 times as large.
+template <class Element>
+MICROSPEC_DEVICE void unpack_pairs(uint32_t word, uint32_t (&pairs)[4]) {
+  constexpr uint32_t kCodes = 0x000f000fu;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t bits = word >> 4 * i;
+    if constexpr (std::is_same_v<Element, bf16_t>) {
+      constexpr uint32_t kPower = 0x43004300u | 0x00080008u, kOne = 0x3f803f80u, kMinus136 = 0xc308c308u;
+      pairs[i] = ptx::fma_bf16x2(ptx::and_xor(bits, kCodes, kPower), kOne, kMinus136);
+    } else {
+      constexpr uint32_t kPower = 0x64006400u | 0x00080008u, kOne = 0x3c003c00u, kMinus1032 = 0xe408e408u;
+      pairs[i] = ptx::fma_f16x2(ptx::and_xor(bits, kCodes, kPower), kOne, kMinus1032);
+    }
+  }
 }
 
 // Unpacks 16 bytes to floats, one for each column.

@@ -57,9 +57,14 @@ MICROSPEC_DEVICE void mbarrier_wait(uint64_t* barrier, uint32_t parity) {
   } while (!done);
 }
 
-// ---- cp.async: each thread copies 16 aligned bytes from global to shared memory
+// ---- cp.async: each thread copies 16 or 4 aligned bytes from global to shared memory
 MICROSPEC_DEVICE void cp_async16(void* shared, const void* global) {
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(shared_address(shared)),
+               "l"(__cvta_generic_to_global(global))
+               : "memory");
+}
+MICROSPEC_DEVICE void cp_async4(void* shared, const void* global) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_address(shared)),
                "l"(__cvta_generic_to_global(global))
                : "memory");
 }
@@ -104,6 +109,25 @@ MICROSPEC_DEVICE void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint3
       "{%8, %9}, {%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// ---- Logic: (word & mask) ^ bits. nvcc makes two instructions of it if both are constants.
+MICROSPEC_DEVICE uint32_t and_xor(uint32_t word, uint32_t mask, uint32_t bits) {
+  uint32_t result;
+  asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(result) : "r"(word), "r"(mask), "r"(bits));
+  return result;
+}
+
+// ---- Arithmetic on pairs: a · b + c, each half rounded once
+MICROSPEC_DEVICE uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t d;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+  return d;
+}
+MICROSPEC_DEVICE uint32_t fma_f16x2(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t d;
+  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+  return d;
 }
 
 // ---- Conversions. A pair is one word, with the first element in the low half.

@@ -80,25 +80,23 @@ void AsyncCopies::wait(uint64_t* barrier, uint32_t parity, const Site& site) {
 
 // ---- Copies
 
-void AsyncCopies::add(void* shared, const void* global) {
+void AsyncCopies::add(void* shared, const void* global, uint32_t bytes) {
   auto& own = current->copies;
   {
     const races::Unseen unseen;
-    own.push_back({shared, global});
+    own.push_back({shared, global, bytes});
   }
-  if (settings.copies == Copies::eager) copy_as_kernel(shared, global, 16);
+  if (settings.copies == Copies::eager) copy_as_kernel(shared, global, bytes);
   // Some copies arrive at once. They arrive again with the rest, because a copy's target is undefined until
   // its arrival.
-  if (settings.copies == Copies::random && random().one_in(4)) copy_as_kernel(shared, global, 16);
+  if (settings.copies == Copies::random && random().one_in(4)) copy_as_kernel(shared, global, bytes);
 }
 
 void AsyncCopies::arrive_after_own(uint64_t* barrier, const Site& site) {
   Transfer transfer{{}, &at(barrier, site), current, site};
   {
     const races::Unseen unseen;
-    if (settings.copies != Copies::eager) {
-      for (const auto& [to, from] : current->copies) transfer.pieces.push_back({to, from, 16});
-    }
+    if (settings.copies != Copies::eager) transfer.pieces = current->copies;
     current->copies.clear();
   }
   start(std::move(transfer));

@@ -12,7 +12,13 @@ namespace microspec::emulation {
 
 struct Thread;
 
-// Copies `bytes` (a multiple of 16) as the kernel itself would, with instrumented reads and writes.
+struct Piece {
+  void* to;
+  const void* from;
+  uint32_t bytes;
+};
+
+// Copies `bytes` (a multiple of 4) as the kernel itself would, with instrumented reads and writes.
 void copy_as_kernel(void* to, const void* from, uint32_t bytes);
 
 // The state of an mbarrier, which hardware keeps in its 8 bytes.
@@ -37,8 +43,8 @@ class AsyncCopies {
   void arrive(uint64_t* barrier, uint32_t bytes, const Site& site);
   void wait(uint64_t* barrier, uint32_t parity, const Site& site);
 
-  // Copies 16 bytes, for the current thread.
-  void add(void* shared, const void* global);
+  // Copies 4 or 16 bytes, for the current thread.
+  void add(void* shared, const void* global, uint32_t bytes);
   // Arrives once everything that the current thread added is there.
   void arrive_after_own(uint64_t* barrier, const Site& site);
   void add_bulk(void* shared, const void* global, uint32_t bytes, uint64_t* barrier, const Site& site);
@@ -48,11 +54,6 @@ class AsyncCopies {
   void deliver_one();
 
  private:
-  struct Piece {
-    void* to;
-    const void* from;
-    uint32_t bytes;
-  };
   // Copies that end with one signal to a barrier: bytes, or an arrival.
   struct Transfer {
     std::vector<Piece> pieces;

@@ -5,9 +5,9 @@
 namespace microspec::emulation {
 
 void copy_as_kernel(void* to, const void* from, uint32_t bytes) {
-  auto* target = static_cast<uint64_t*>(to);
-  const auto* source = static_cast<const uint64_t*>(from);
-  for (uint32_t i = 0; i < bytes / sizeof(uint64_t); ++i) target[i] = source[i];
+  auto* target = static_cast<uint32_t*>(to);
+  const auto* source = static_cast<const uint32_t*>(from);
+  for (uint32_t i = 0; i < bytes / sizeof(uint32_t); ++i) target[i] = source[i];
 }
 
 }  // namespace microspec::emulation

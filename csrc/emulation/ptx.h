@@ -26,10 +26,12 @@ inline void check_mbarrier(const uint64_t* barrier, const Site& site) {
   }
 }
 
-inline void check_copy(const void* shared, const void* global, uint32_t bytes, const Site& site) {
-  emulation::check_aligned(shared, 16, "the target of an asynchronous copy", site);
-  emulation::check_aligned(global, 16, "the source of an asynchronous copy", site);
-  if (bytes == 0 || bytes % 16) {
+// The addresses and `bytes` must be multiples of `unit`.
+inline void check_copy(const void* shared, const void* global, uint32_t bytes, uint32_t unit,
+                       const Site& site) {
+  emulation::check_aligned(shared, unit, "the target of an asynchronous copy", site);
+  emulation::check_aligned(global, unit, "the source of an asynchronous copy", site);
+  if (bytes == 0 || bytes % unit) {
     emulation::fail(Kind::mbarrier, "an asynchronous copy of " + std::to_string(bytes) + " bytes", site);
   }
   if (!emulation::current->block->shared.contains(shared, bytes)) {
@@ -45,6 +47,15 @@ inline void mma(float* d, const uint32_t* a, const uint32_t* b, bool bf16, const
   emulation::MmaLane lane{d, a, b, bf16};
   const auto address = static_cast<uint64_t>(reinterpret_cast<uintptr_t>(&lane));
   emulation::warp_collective("mma", {emulation::WarpOp::mma, 0xffffffffu, address}, site);
+}
+
+template <class Widen, class Round>
+uint32_t fma_halves(uint32_t a, uint32_t b, uint32_t c, Widen widen, Round round) {
+  const auto half = [&](int shift) -> uint32_t {
+    const auto at = [&](uint32_t pair) { return widen(static_cast<uint16_t>(pair >> shift)); };
+    return uint32_t{round(fmaf(at(a), at(b), at(c)))} << shift;
+  };
+  return half(16) | half(0);
 }
 
 }  // namespace detail
@@ -65,8 +76,12 @@ MICROSPEC_DEVICE void mbarrier_wait(uint64_t* barrier, uint32_t parity, MICROSPE
 }
 
 MICROSPEC_DEVICE void cp_async16(void* shared, const void* global, MICROSPEC_SITE) {
-  detail::check_copy(shared, global, 16, site);
-  detail::copies().add(shared, global);
+  detail::check_copy(shared, global, 16, 16, site);
+  detail::copies().add(shared, global, 16);
+}
+MICROSPEC_DEVICE void cp_async4(void* shared, const void* global, MICROSPEC_SITE) {
+  detail::check_copy(shared, global, 4, 4, site);
+  detail::copies().add(shared, global, 4);
 }
 MICROSPEC_DEVICE void cp_async_arrive(uint64_t* barrier, MICROSPEC_SITE) {
   detail::check_mbarrier(barrier, site);
@@ -82,7 +97,7 @@ MICROSPEC_DEVICE void bulk_copy(void* shared, const void* global, uint32_t bytes
                                 MICROSPEC_SITE) {
   detail::require_arch(900, "a bulk copy", site);
   detail::check_mbarrier(barrier, site);
-  detail::check_copy(shared, global, bytes, site);
+  detail::check_copy(shared, global, bytes, 16, site);
   detail::copies().add_bulk(shared, global, bytes, barrier, site);
 }
 
@@ -92,6 +107,18 @@ MICROSPEC_DEVICE void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint
 }
 MICROSPEC_DEVICE void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], MICROSPEC_SITE) {
   detail::mma(d, a, b, false, site);
+}
+
+MICROSPEC_DEVICE uint32_t and_xor(uint32_t word, uint32_t mask, uint32_t bits) {
+  return (word & mask) ^ bits;
+}
+
+// Each half is rounded to a float on the way, which is exact for products of codes.
+MICROSPEC_DEVICE uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) {
+  return detail::fma_halves(a, b, c, emulation::float_of_bf16, emulation::bf16_of_float);
+}
+MICROSPEC_DEVICE uint32_t fma_f16x2(uint32_t a, uint32_t b, uint32_t c) {
+  return detail::fma_halves(a, b, c, emulation::float_of_f16, emulation::f16_of_float);
 }
 
 MICROSPEC_DEVICE float2 float2_of_f16x2(uint32_t pair) {

@@ -69,7 +69,7 @@ struct Thread {
   Site site;
   WarpRequest request;
   uint64_t result = 0;
-  std::vector<std::pair<void*, const void*>> copies;  // cp.async copies before the arrival that covers them
+  std::vector<Piece> copies;  // cp.async copies before the arrival that covers them
   // Helper contexts of races.cpp: the order of the last fence, and the order that atomics have read since.
   void* fenced = nullptr;
   void* observed = nullptr;

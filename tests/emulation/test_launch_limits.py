@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """No launch asks for more shared memory than its GPU has: K, N and D over every boundary."""
 
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -40,7 +41,7 @@ def gpu(request: pytest.FixtureRequest) -> Any:
     emulation.configure(dry=False)
 
 
-DTYPES = (np.int32, np.int64, np.float32, np.float16, np.uint16, np.int8, np.uint8)
+DTYPES = (np.int32, np.int64, np.float32, np.float16, np.uint16, np.int8, np.uint8, "V1")
 LONGEST = {dtype: np.zeros(1 << 20, dtype) for dtype in DTYPES}
 
 
@@ -63,11 +64,11 @@ def select(emulation: Any, capacity: int) -> None:
     emulation.sparse_head(*results, hidden, weight, row(np.int32, capacity), 4)
 
 
-def project(emulation: Any, dim: int, rows: int, dtype: Any, quantised: bool) -> None:
+def project(emulation: Any, dim: int, rows: int, dtype: Any, weight_dtype: Any) -> None:
     results = (np.zeros((rows, 1), np.float32), np.zeros((rows, 1), np.int64))
     hidden = np.broadcast_to(row(dtype, dim), (rows, dim))
-    weight = row(np.int8 if quantised else dtype, dim)[None]
-    scale = row(np.float32, 1) if quantised else None
+    weight = row(weight_dtype, dim // 2 if weight_dtype == "V1" else dim)[None]
+    scale = {np.int8: row(np.float32, 1), "V1": row(np.uint16, dim // 32)[None]}.get(weight_dtype)
     ids = row(np.int32, 8)
     emulation.sparse_head(
         *results, np.zeros(rows, np.float32), hidden, weight, ids, 1, weight_scale=scale
@@ -131,11 +132,14 @@ def test_quantising_gather_at_every_dim(gpu: Any, source: Any) -> None:
         assert not refused(lambda d, t=target: quantise(gpu, d, source, t), dims)
 
 
-@pytest.mark.parametrize("quantised", [False, True], ids=["bf16", "int8"])
-def test_projection_at_every_dim(gpu: Any, quantised: bool) -> None:
+@pytest.mark.parametrize(
+    ("rows_dtype", "step"), [(np.uint16, 1), (np.int8, 1), ("V1", 32)], ids=["bf16", "int8", "int4"]
+)
+def test_projection_at_every_dim(gpu: Any, rows_dtype: Any, step: int) -> None:
     for rows in (1, 3, 5, 16, 17, 33, 60, 256):
-        dims = [*range(1, 130), *range(128, 40_000, 64)]
-        assert not refused(lambda d, m=rows: project(gpu, d, m, np.uint16, quantised), dims), rows
+        dims = [*range(step, 130, step), *range(128, 40_000, 64)]
+        call = functools.partial(project, gpu, rows=rows, dtype=np.uint16, weight_dtype=rows_dtype)
+        assert not refused(call, dims), rows
 
 
 @pytest.fixture

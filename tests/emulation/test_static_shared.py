@@ -30,11 +30,12 @@ def call_head(emulation: Any, hidden: Any, rows: Any, m: int, dim: int, capacity
     emulation.sparse_logits(logits, np.zeros((m, dim), hidden), weight, ids, weight_scale=scale)
 
 
-def call_4bit_head(emulation: Any, rows: str, hidden: Any, m: int, gap: int) -> None:
+def call_4bit_head(emulation: Any, rows: str, hidden: Any, m: int, dim: int, gap: int) -> None:
     """Call with 4-bit rows, V1 or S1; a gap between them makes them unaligned."""
-    weight, scale = np.zeros((4, 32 + gap), rows)[:, :32], np.zeros((4, 2), np.uint16)
+    weight = np.zeros((4, dim // 2 + gap), rows)[:, : dim // 2]
+    scale = np.zeros((4, dim // 32), np.uint16)
     results = (np.zeros((m, 4), np.float32), np.zeros((m, 4), np.int64), np.zeros(m, np.float32))
-    hidden, ids = np.zeros((m, 64), hidden), np.zeros(8, np.int32)
+    hidden, ids = np.zeros((m, dim), hidden), np.zeros(8, np.int32)
     emulation.sparse_head(*results, hidden, weight, ids, 4, weight_scale=scale)
 
 
@@ -46,10 +47,11 @@ def call_4bit_gather(emulation: Any, rows: str, weight: Any, weight_scale: Any =
 
 
 def call_every_4bit_kernel(emulation: Any) -> None:
-    """Call those of int4, V1, and of e2m1, S1; a row has four bytes of scales either way."""
+    """Call those of int4, V1, and of e2m1, S1; a row has D / 16 bytes of scales either way."""
+    heads = [(1, 96, 0), (2, 96, 0), (2, 64, 1), (16, 64, 0), (32, 64, 0), (64, 64, 0)]
     for rows in ("V1", "S1"):
-        for hidden, (m, gap) in itertools.product(FLOATS, [(1, 0), (3, 0), (3, 1)]):
-            call_4bit_head(emulation, rows, hidden, m, gap)
+        for hidden, (m, dim, gap) in itertools.product(FLOATS, heads):
+            call_4bit_head(emulation, rows, hidden, m, dim, gap)
         for gap in (0, 4, 1):
             weight = np.zeros((2, 32 + gap), rows)[:, :32]
             call_4bit_gather(emulation, rows, weight, np.zeros((2, 2), np.uint16))

@@ -41,6 +41,16 @@ struct F16OfE4m3 {
 struct E4m3OfFloats {
   __device__ uint32_t operator()(const float2* v) const { return ptx::e4m3x2_of_floats(v->x, v->y); }
 };
+// Words a, b, c, not used.
+struct FmaBf16 {
+  __device__ uint32_t operator()(const uint4* v) const { return ptx::fma_bf16x2(v->x, v->y, v->z); }
+};
+struct FmaF16 {
+  __device__ uint32_t operator()(const uint4* v) const { return ptx::fma_f16x2(v->x, v->y, v->z); }
+};
+struct AndXor {
+  __device__ uint32_t operator()(const uint4* v) const { return ptx::and_xor(v->x, v->y, v->z); }
+};
 struct LoadOnce {
   __device__ uint4 operator()(const uint4* word) const { return ptx::load_once16(word); }
 };
@@ -77,13 +87,19 @@ MICROSPEC_DEVICE void make_barriers(uint64_t* barriers, int arrivals) {
 // third thread arrives without a copy; its word is then left out.
 MICROSPEC_DEVICE bool has_word(int phase, int thread) { return phase % 2 == 0 || thread % 3 != 0; }
 
+template <bool words>
 __global__ void cp_async_kernel(const uint4* source, uint4* target, int phases) {
   __shared__ uint64_t barriers[kPlaces];
   __shared__ __align__(128) uint4 places[kPlaces][kThreads];
   make_barriers(barriers, kThreads);
   const int me = threadIdx.x, other = (threadIdx.x + 37) % kThreads;
   const auto start = [&](int phase) {
-    if (has_word(phase, me)) ptx::cp_async16(places[phase % kPlaces] + me, source + phase * kThreads + me);
+    uint4* place = places[phase % kPlaces] + me;
+    const uint4* from = source + phase * kThreads + me;
+    if (has_word(phase, me) && !words) ptx::cp_async16(place, from);
+    for (int i = 0; has_word(phase, me) && words && i < 4; ++i) {
+      ptx::cp_async4(reinterpret_cast<uint32_t*>(place) + i, reinterpret_cast<const uint32_t*>(from) + i);
+    }
     ptx::cp_async_arrive(barriers + phase % kPlaces);
   };
   for (int phase = 0; phase < min(phases, kPlaces); ++phase) start(phase);
@@ -196,6 +212,15 @@ EXPORT f16_of_e4m3(const void* in, void* out, int64_t count, void* stream) {
 EXPORT e4m3_of_floats(const void* in, void* out, int64_t count, void* stream) {
   return map<float2, uint32_t>(in, out, count, stream, E4m3OfFloats{});
 }
+EXPORT fma_bf16(const void* in, void* out, int64_t count, void* stream) {
+  return map<uint4, uint32_t>(in, out, count, stream, FmaBf16{});
+}
+EXPORT fma_f16(const void* in, void* out, int64_t count, void* stream) {
+  return map<uint4, uint32_t>(in, out, count, stream, FmaF16{});
+}
+EXPORT and_xor(const void* in, void* out, int64_t count, void* stream) {
+  return map<uint4, uint32_t>(in, out, count, stream, AndXor{});
+}
 EXPORT load_once(const void* in, void* out, int64_t count, void* stream) {
   return map<uint4, uint4>(in, out, count, stream, LoadOnce{});
 }
@@ -206,8 +231,9 @@ EXPORT mma(const uint32_t* a, const uint32_t* b, float* d, int64_t count, int bf
   return cudaGetLastError();
 }
 
-EXPORT cp_async(const uint4* source, uint4* target, int phases, void* stream) {
-  cp_async_kernel<<<1, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(source, target, phases);
+EXPORT cp_async(const uint4* source, uint4* target, int phases, int words, void* stream) {
+  const auto kernel = words ? cp_async_kernel<true> : cp_async_kernel<false>;
+  kernel<<<1, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(source, target, phases);
   return cudaGetLastError();
 }
 EXPORT bulk(const unsigned char* source, unsigned char* target, const int* sizes, int phases, void* stream) {

@@ -113,6 +113,23 @@ def test_floats_to_e4m3(seed: int) -> None:
     assert_same(codes, formats.e4m3_codes(values), values)
 
 
+@pytest.mark.parametrize("name", ["bf16", "f16"])
+def test_fma_of_pairs(name: str) -> None:
+    """Results are exact: a · b + c of small integers."""
+    rng, count = np.random.default_rng(0), 4099
+    a, b, c = rng.integers(-8, 9, (3, count, 2)).astype(np.float32)
+    encode = formats.bf16_codes if name == "bf16" else formats.f16_codes
+    words = np.stack([formats.pairs(encode(x)) for x in (a, b, c, c)], axis=1)
+    got = converted(f"fma_{name}", words, count, np.uint32)
+    assert_same(got, formats.pairs(encode(a * b + c + 0.0)), got)
+
+
+def test_and_xor() -> None:
+    words = np.random.default_rng(0).integers(0, 2**32, (4099, 4), dtype=np.uint32)
+    got = converted("and_xor", words, 4099, np.uint32)
+    assert_same(got, words[:, 0] & words[:, 1] ^ words[:, 2], words[:, 0])
+
+
 def test_load_once16() -> None:
     words = np.random.default_rng(0).integers(0, 2**32, (4099, 4), dtype=np.uint32)
     got = converted("load_once", words, 4099, np.uint32, 4)
@@ -151,12 +168,13 @@ def test_mma(bf16: int) -> None:
     assert not len(bad), f"product, lane, element {bad[0]}: {len(bad)} of {got.size} differ"
 
 
+@pytest.mark.parametrize("words", [0, 1], ids=["16 bytes", "4 bytes"])
 @pytest.mark.parametrize("phases", [1, 2, 3, 4, 7, 50])
-def test_cp_async_and_its_arrivals(phases: int) -> None:
+def test_cp_async_and_its_arrivals(phases: int, words: int) -> None:
     rng = np.random.default_rng(phases)
     source = rng.integers(1, 2**32, (phases, THREADS, 4), dtype=np.uint32)
     out = torch.full((source.nbytes,), 0xA5, dtype=torch.uint8).cuda()
-    call("cp_async", on_device(source), out, phases)
+    call("cp_async", on_device(source), out, phases, words)
     want = source.copy()
     want[1::2, ::3] = 0xA5A5A5A5
     assert_same(out.cpu().numpy().view(np.uint32), want.reshape(-1), source.reshape(-1))

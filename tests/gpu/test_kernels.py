@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from generators import FLOATS, QUANTISED, gather_case, head_case, vocab_state
+from generators import FLOATS, INT4, QUANTISED, gather_case, head_case, vocab_state
 from torch import Tensor
 
 from microspec_kernels import gather_rows_, sparse_head, sparse_logits, vocab_update_
@@ -53,6 +53,16 @@ def test_head_is_two_kernels(dtype: torch.dtype, m: int, kernels: list[str]) -> 
         operands, options = [t.cuda() for t in case.tensors()], there(case.options())
         assert enqueued(lambda: sparse_head(*operands, 9, **options)) == [*kernels, "select"]  # noqa: B023
         assert enqueued(lambda: sparse_logits(*operands, **options)) == [*kernels, "finish_logits"]  # noqa: B023
+
+
+@pytest.mark.parametrize(
+    ("m", "dim", "kernel"),
+    [(1, 96, "project_simt"), (1, 256, "project_mma"), (60, 256, "project_mma")],
+)
+def test_head_of_4_bit_rows_is_two_kernels(m: int, dim: int, kernel: str) -> None:
+    case = head_case(1, m=m, dim=dim, dtype=torch.bfloat16, weight_dtype=INT4)
+    operands, options = [t.cuda() for t in case.tensors()], there(case.options())
+    assert enqueued(lambda: sparse_head(*operands, 9, **options)) == [kernel, "select"]
 
 
 def test_large_capacities_are_two_kernels() -> None:

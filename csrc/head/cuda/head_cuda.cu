@@ -24,9 +24,7 @@ Error make_plan(const HeadArgs& chunk, HeadPlan& plan) {
   if (const Error error = current_device(device)) return error;
   plan.rows = chunk.rows;
   plan.sms = device.sms;
-  // project_mma has no fragments of e2m1 rows.
-  const bool e2m1 = chunk.weight_type == DType::f4e2m1;
-  plan.mma = !e2m1 && fits_mma(chunk) && expected_rows(chunk) > kMaxSimtRows;
+  plan.mma = fits_mma(chunk) && expected_rows(chunk) > max_simt_rows(chunk.weight_type);
   if (plan.mma) {
     if (const Error error = plan_mma(chunk, plan.mma_plan)) return error;
   }

@@ -12,6 +12,7 @@ namespace microspec {
 struct MmaPlan {
   int splits;
   int warp_dim;   // elements of D a warp, a multiple of kChunk
+  int scales_at;  // of i4 rows: bytes from the start of a row in the ring to its scales
   int row_pitch;  // bytes
   int depth;      // runs in the ring
   size_t shared_bytes;

@@ -33,15 +33,20 @@ constexpr int kSimtRows = 4;
 #ifndef MICROSPEC_MAX_SIMT_ROWS
 #define MICROSPEC_MAX_SIMT_ROWS kSimtRows
 #endif
-constexpr int kMaxSimtRows = MICROSPEC_MAX_SIMT_ROWS;
+// Of 4-bit rows, tensor cores multiply any number. While 576 bytes of codes and scales arrive on an SM of an
+// H200, it issues 111 instructions. project_simt needs 191 for them at one row of hidden, because it converts
+// every code to fp32, and project_mma 81.
+constexpr int max_simt_rows(DType weight_type) {
+  return weight_type == DType::i4 ? 0 : MICROSPEC_MAX_SIMT_ROWS;
+}
 
 // The number of rows to expect in a group. A group with more rows is projected in several rounds.
 int64_t expected_rows(const HeadArgs& args);
 
 Error project_simt(const HeadArgs& args, const Partials& partials, const HeadPlan& plan, void* stream);
 
-// Whether project_mma supports the call: rows of 8 bits or more, fp16 or bf16 hidden, 16-byte aligned rows,
-// and D a multiple of 64 bytes of weights.
+// Whether project_mma supports the call: fp16 or bf16 hidden, 16-byte aligned rows, and D a multiple of 64
+// bytes of weights; for 4-bit rows of 64 columns, whose two scales must be 4-byte aligned.
 bool fits_mma(const HeadArgs& args);
 Error plan_mma(const HeadArgs& args, MmaPlan& plan);
 Error project_mma(const HeadArgs& args, const Partials& partials, const HeadPlan& plan, void* stream);

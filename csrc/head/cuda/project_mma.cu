@@ -16,50 +16,18 @@
 //                     | warp 0   | warp 1   | …       | warp 7   | warp 0   | …
 //                     | chunk | chunk | …
 //
-// Fragment layout. One mma multiplies 16 slots (m) by 8 rows of hidden (n) over 16 elements of D (k). Slots 0
-// to 7 come from the `low` run, slots 8 to 15 from the `high` run. Lane 4g + t (g = 0..7, t = 0..3) holds:
-//
-//     a: weights                        b: hidden                d: dot products
-//
-//       k =   2t,2t+1   2t+8,2t+9               row g              row =   2t   2t+1
-//              +------+------+                 +------+                  +------+------+
-//     slot g   | a[0] | a[2] |      k = 2t,+1  | b[0] |      slot g     | d[0] | d[1] |
-//              +------+------+                 +------+                  +------+------+
-//     slot g+8 | a[1] | a[3] |    k = 2t+8,+9  | b[1] |      slot g+8   | d[2] | d[3] |
-//              +------+------+                 +------+                  +------+------+
-//
-// An a[i] or b[i] is one 32-bit register with two elements; a d[i] is one fp32.
-//
-// Any mapping of k to elements of D gives the same sum, as long as weights and hidden use the same one. So
-// the four lanes of a quad read 64 consecutive bytes of a row (a chunk), 16 bytes a lane, and each
-// lane feeds its words to the multiplications in pairs:
-//
-//     64 bytes of a row, 16-bit elements (kChunk = 32):
-//
-//       element         0          8          16         24        31
-//                       |  t = 0   |  t = 1   |  t = 2   |  t = 3   |
-//
-//     The 16 bytes of lane t, two elements a word:
-//
-//                       |  word 0  |  word 1  |  word 2  |  word 3  |
-//       first mma: k =   2t,2t+1    2t+8,2t+9
-//       second mma: k =                        2t,2t+1    2t+8,2t+9
-//
-// With 8-bit elements kChunk is 64. The 16 bytes become eight words in hidden's type and feed four
-// multiplications. This needs one 16-byte load instead of four 4-byte loads, both for weights in shared
-// memory and for hidden in global memory, and no ldmatrix.
-//
 // Execution order: (1) ring.cuh copies runs of weights to shared memory, (2) load_hidden fills the registers,
-// (3) multiply, (4) store writes a warp's sums to shared memory, (5) store_tile adds the warps' sums and
+// (3) multiply, (4) store_dots writes a warp's sums to shared memory, (5) store_tile adds the warps' sums and
 // writes the partial dot products. project_mma_kernel runs these steps; plan_for sizes them on the host.
+// warp_tile.cuh has steps 2 to 4 and the layout of the fragments, warp_tile_int4.cuh those of 4-bit rows.
 //
 // Not yet measured on a GPU.
 #include "cuda/banks.cuh"
-#include "cuda/elements.cuh"
 #include "project.h"
 #include "ring.cuh"
-#include "rows.cuh"
 #include "segments.cuh"
+#include "warp_tile.cuh"
+#include "warp_tile_int4.cuh"
 
 namespace microspec {
 
@@ -67,38 +35,12 @@ namespace {
 
 // ---- Constants and shapes
 constexpr int kThreads = kRingWarps * kWarp;
-constexpr int kHiddenRegisters = 128;
 // The smallest number of splits of D, even if the registers could hold hidden with fewer.
 #ifndef MICROSPEC_MIN_SPLITS
 #define MICROSPEC_MIN_SPLITS 1
 #endif
-// kTile is the number of hidden rows in a tile (mma's n). kSlots is the number of slots (mma's m) in the sums
-// in shared memory. Their pitch has 4 floats of padding, which lets 32 lanes store to 32 banks (sum_index).
-constexpr int kTile = 8;
-constexpr int kSlots = 2 * kRun;
-constexpr int kSlotsPitch = kSlots + 4;
-
-// The elements of a chunk: what the four lanes of a quad read at once from a row. They make two (16-bit) or
-// four (8-bit) multiplications of sixteen.
-template <class Row>
-constexpr int kChunk = 4 * kVector<Row>;
-
-// The sizes of a warp's fragments and of the warps' sums.
-template <class Row, int kTiles>
-struct WarpShape {
-  static constexpr int kWidth = kTile * kTiles;  // rows of hidden
-  // A lane's words of hidden in each chunk of a row, two elements a word.
-  static constexpr int kWords = kVector<Row> / 2;
-  // Chunks of D that a warp's registers hold.
-  static constexpr int kChunksPerWarp = kHiddenRegisters / (kTiles * kWords);
-  static constexpr int kSums = kRingWarps * kWidth * kSlotsPitch;  // floats in shared memory
-};
 
 MICROSPEC_DEVICE int split_dim(const MmaPlan& plan) { return plan.warp_dim * kRingWarps; }
-
-// The place of a lane's first d register in the sums of a tile of hidden rows.
-constexpr int sum_index(int lane) { return lane % 4 * 2 * kSlotsPitch + lane / 4; }
-static_assert(wavefronts<1>(sum_index) == 1);
 
 // What a thread of store_tile adds: four slots of row m.
 struct SumQuad {
@@ -110,117 +52,6 @@ struct SumQuad {
   constexpr int place() const { return m * kSlotsPitch + quad * 4; }
 };
 static_assert(wavefronts<4>([](int lane) { return SumQuad(lane).place(); }) == 4);
-
-// ---- Instructions by hidden's type
-// Multiplies 16 slots by 8 rows of hidden over 16 elements, and adds to `sums`.
-template <class Hidden>
-MICROSPEC_DEVICE void multiply_add(float (&sums)[4], const uint32_t (&weights)[4],
-                                   const uint32_t (&hidden)[2]) {
-  if constexpr (std::is_same_v<Hidden, bf16_t>) {
-    ptx::mma_bf16(sums, weights, hidden);
-  } else {
-    ptx::mma_f16(sums, weights, hidden);
-  }
-}
-
-// Converts a lane's 16 bytes of a row to pairs in hidden's type. The conversion is exact, because e4m3 and
-// int8 have fewer significant bits than bf16 and fp16.
-template <class Hidden, class Row>
-MICROSPEC_DEVICE void as_pairs(const uint4& words, uint32_t (&pairs)[kVector<Row> / 2]) {
-  if constexpr (sizeof(Row) == 2) {
-    pairs[0] = words.x;
-    pairs[1] = words.y;
-    pairs[2] = words.z;
-    pairs[3] = words.w;
-  } else {
-    float values[kVector<Row>];
-    unpack16<Row>(words, values);
-#pragma unroll
-    for (int i = 0; i < kVector<Row> / 2; ++i) {
-      pairs[i] = Elements<Hidden>::pack(values[2 * i], values[2 * i + 1]);
-    }
-  }
-}
-
-// ---- Steps 2 to 4: one warp's elements of D, for sixteen slots and kWidth rows of hidden
-template <class Hidden, class Row, int kTiles>
-class WarpTile {
-  using S = WarpShape<Row, kTiles>;
-
- public:
-  // Takes elements [begin, begin + warp_dim) of D, and drops those at or above `end`.
-  MICROSPEC_DEVICE WarpTile(int64_t begin, int warp_dim, int64_t end)
-      : begin_(begin), offset_(warp_index() * warp_dim * static_cast<int>(sizeof(Row))) {
-    const int64_t dim = min(static_cast<int64_t>(warp_dim), end - begin);
-    chunks_ = dim > 0 ? static_cast<int>(dim) / kChunk<Row> : 0;
-  }
-
-  // Step 2: loads the b fragments into registers. Rows beyond the segment and elements beyond D are zero.
-  MICROSPEC_DEVICE void load_hidden(const HeadArgs& args, const Segment& segment) {
-#pragma unroll
-    for (int n = 0; n < kTiles; ++n) {
-      const int m = n * kTile + lane_index() / 4;
-      const bool is_row = m < segment.count;
-      const auto* row = static_cast<const Hidden*>(args.hidden) +
-                        (is_row ? segment.row(m) * args.hidden_row_stride : 0) + begin_ +
-                        lane_index() % 4 * kVector<Row>;
-#pragma unroll
-      for (int c = 0; c < S::kChunksPerWarp; ++c) {
-#pragma unroll
-        for (int w = 0; w < S::kWords; w += 4) {
-          uint4 words = make_uint4(0, 0, 0, 0);
-          if (is_row && c < chunks_) words = *reinterpret_cast<const uint4*>(row + c * kChunk<Row> + 2 * w);
-          hidden_[n][c][w] = words.x;
-          hidden_[n][c][w + 1] = words.y;
-          hidden_[n][c][w + 2] = words.z;
-          hidden_[n][c][w + 3] = words.w;
-        }
-      }
-    }
-  }
-
-  // Step 3: adds the products to `dots`. `low` and `high` are runs in shared memory: slots 0 to 7 and 8 to 15
-  // of the tile.
-  MICROSPEC_DEVICE void multiply(const unsigned char* low, const unsigned char* high, int row_pitch,
-                                 float (&dots)[kTiles][4]) const {
-    const int at = lane_index() / 4 * row_pitch + offset_ + lane_index() % 4 * 16;
-#pragma unroll
-    for (int c = 0; c < S::kChunksPerWarp; ++c) {
-      if (c >= chunks_) break;
-      constexpr int kBytes = kChunk<Row> * static_cast<int>(sizeof(Row));
-      uint32_t low_pairs[S::kWords], high_pairs[S::kWords];
-      as_pairs<Hidden, Row>(*reinterpret_cast<const uint4*>(low + at + c * kBytes), low_pairs);
-      as_pairs<Hidden, Row>(*reinterpret_cast<const uint4*>(high + at + c * kBytes), high_pairs);
-#pragma unroll
-      for (int w = 0; w < S::kWords; w += 2) {
-        const uint32_t weights[4] = {low_pairs[w], high_pairs[w], low_pairs[w + 1], high_pairs[w + 1]};
-#pragma unroll
-        for (int n = 0; n < kTiles; ++n) {
-          const uint32_t hidden[2] = {hidden_[n][c][w], hidden_[n][c][w + 1]};
-          multiply_add<Hidden>(dots[n], weights, hidden);
-        }
-      }
-    }
-  }
-
-  // Step 4: writes the d fragments to this warp's sums, [kWidth, kSlotsPitch].
-  MICROSPEC_DEVICE static void store(const float (&dots)[kTiles][4], float* sums) {
-#pragma unroll
-    for (int n = 0; n < kTiles; ++n) {
-      float* row = sums + n * kTile * kSlotsPitch + sum_index(lane_index());
-      row[0] = dots[n][0];
-      row[kSlotsPitch] = dots[n][1];
-      row[kRun] = dots[n][2];
-      row[kSlotsPitch + kRun] = dots[n][3];
-    }
-  }
-
- private:
-  int64_t begin_;
-  int offset_;  // bytes from the start of a row in shared memory to the warp's elements
-  int chunks_;
-  uint32_t hidden_[kTiles][S::kChunksPerWarp][S::kWords];
-};
 
 // ---- Step 5: add the warps' sums
 //
@@ -265,12 +96,13 @@ project_mma_kernel(HeadArgs args, Partials partials, MmaPlan plan) {
   if (segments.count() == 0) return;
 
   float* sums = reinterpret_cast<float*>(shared);
-  const int split_index = blockIdx.x % plan.splits, block_in_split = blockIdx.x / plan.splits;
+  const unsigned split_index = blockIdx.x % plan.splits;
+  const int block_in_split = blockIdx.x / plan.splits;
   const int blocks_per_split = gridDim.x / plan.splits;
-  const int64_t begin = static_cast<int64_t>(split_index) * split_dim(plan);
-  const Split split{begin, static_cast<int>(min(static_cast<int64_t>(split_dim(plan)), args.dim - begin))};
-  Ring<Row> ring(args, split, plan.depth, plan.row_pitch, full, shared + S::kSums * sizeof(float));
-  WarpTile<Hidden, Row, kTiles> tile(begin + warp_index() * plan.warp_dim, plan.warp_dim, args.dim);
+  const unsigned begin = split_index * split_dim(plan);
+  const Split split{begin, min(split_dim(plan), static_cast<int>(args.dim - begin))};
+  Ring<Row> ring(args, split, plan, full, shared + S::kSums * sizeof(float));
+  WarpTile<Hidden, Row, kTiles> tile(split, plan);
 
   const int run_count = static_cast<int>(ceil_div(args.capacity, int64_t{kRun}));
   const int segment_blocks = blocks_per_segment(segments.count(), blocks_per_split);
@@ -289,7 +121,7 @@ project_mma_kernel(HeadArgs args, Partials partials, MmaPlan plan) {
       float dots[kTiles][4] = {};
       tile.multiply(low, high, plan.row_pitch, dots);
       __syncthreads();  // all threads have read the previous tile's sums
-      tile.store(dots, sums + warp_index() * S::kWidth * kSlotsPitch);
+      store_dots(dots, sums + warp_index() * S::kWidth * kSlotsPitch);
       __syncthreads();  // this tile's sums are complete, and its two places in the ring are free
 #pragma unroll 1
       for (int next = i + plan.depth; next < min(i + plan.depth + 2, count); ++next) {
@@ -318,7 +150,9 @@ MmaPlan plan_for(const HeadArgs& args, int64_t room) {
     plan.warp_dim = static_cast<int>(ceil_div(args.dim, splits * unit) * kChunk<Row>);
     const int64_t split_dim = static_cast<int64_t>(plan.warp_dim) * kRingWarps;
     plan.splits = static_cast<int>(ceil_div(args.dim, split_dim));
-    plan.row_pitch = static_cast<int>(split_dim * sizeof(Row)) + kRowPad;
+    plan.scales_at = static_cast<int>(split_dim / kColumns<Row> * sizeof(Row));
+    const int64_t scale_bytes = kIsInt4<Row> ? split_dim / kScaleGroup * sizeof(bf16_t) : 0;
+    plan.row_pitch = plan.scales_at + static_cast<int>(scale_bytes) + kRowPad<Row>;
     const size_t run_bytes = static_cast<size_t>(kRun) * plan.row_pitch;
     plan.depth = static_cast<int>(std::min<size_t>(kMaxDepth, available / run_bytes));
     plan.shared_bytes = fixed + plan.depth * run_bytes;
@@ -352,6 +186,7 @@ Error with_kernel(const HeadArgs& args, F&& f) {
   switch (args.weight_type) {
     case DType::i8: return with_kernel<Hidden, int8_t>(args, f);
     case DType::f8e4m3: return with_kernel<Hidden, f8e4m3_t>(args, f);
+    case DType::i4: return with_kernel<Hidden, i4x2_t>(args, f);
     case DType::f16:
     case DType::bf16: return with_kernel<Hidden, Hidden>(args, f);
     default: return kInvalidValue;
@@ -366,9 +201,12 @@ Error with_kernel(const HeadArgs& args, F&& f) {
 }  // namespace
 
 bool fits_mma(const HeadArgs& args) {
-  if (args.weight_type == DType::i4) return false;
-  const int64_t chunk = 64 / element_size(args.weight_type);
-  return args.hidden_type != DType::f32 && args.dim > 0 && args.dim % chunk == 0 && aligned16(args);
+  if (args.weight_type == DType::f4e2m1) return false;  // no fragments of e2m1 rows
+  if (args.hidden_type == DType::f32 || !aligned16(args)) return false;
+  // A copy takes the scales of a chunk, two bf16. Rows of other types have no such scales.
+  if (reinterpret_cast<intptr_t>(args.group_scale) % (2 * sizeof(bf16_t)) != 0) return false;
+  const int64_t chunk = args.weight_type == DType::i4 ? kChunk<i4x2_t> : 64 / element_size(args.weight_type);
+  return args.dim > 0 && args.dim % chunk == 0;
 }
 
 Error plan_mma(const HeadArgs& args, MmaPlan& plan) {

@@ -44,15 +44,9 @@ constexpr int kMaxThreads = kMaxWarps * kWarp;
 // Slots between two barriers: one id for each lane.
 constexpr int kRound = kWarp;
 
-template <class Row>
-constexpr bool kIsInt4 = std::is_same_v<Row, i4x2_t>;
-template <class Row>
-constexpr bool kIsE2m1 = std::is_same_v<Row, f4e2m1x2_t>;
-template <class Row>
-constexpr bool kIs4Bit = kIsInt4<Row> || kIsE2m1<Row>;
 // Elements of D in 16 bytes of a row. Of i4 rows, that is one group, which has one scale; of e2m1 rows, two.
 template <class Row>
-constexpr int kLoadElements = kVector<Row> * (kIs4Bit<Row> ? 2 : 1);
+constexpr int kLoadElements = kVector<Row> * kColumns<Row>;
 static_assert(kLoadElements<i4x2_t> == kScaleGroup && kLoadElements<f4e2m1x2_t> == 2 * kE2m1Group);
 // 16-byte loads of one row by one lane. A second load of 8-bit elements would make 32 elements a lane, and
 // hidden would need too many registers.
@@ -121,9 +115,8 @@ class LaneLoader {
   template <class Element>
   MICROSPEC_DEVICE uint4 load16(const Element* source, int64_t at) const {
     if (at >= dim_) return make_uint4(0, 0, 0, 0);
-    constexpr int kColumns = kIs4Bit<Element> ? 2 : 1;  // of an element
-    if constexpr (kAligned) return ptx::load_once16(source + at / kColumns);
-    return load_elements(source + at / kColumns, (dim_ - at) / kColumns);
+    if constexpr (kAligned) return ptx::load_once16(source + at / kColumns<Element>);
+    return load_elements(source + at / kColumns<Element>, (dim_ - at) / kColumns<Element>);
   }
 
   int64_t dim_;

@@ -7,15 +7,20 @@
 // sm_90, all threads use cp.async of 16 bytes, one row a warp. Rows of empty slots are not copied. Old data
 // stays in their place and affects only results that nobody reads.
 //
+// The scales of i4 rows travel with their rows and arrive on the same barrier, so no multiplication waits for
+// a load of scales alone. They take cp.async of 4 bytes on every GPU: a slot's scales are D / 16 bytes, which
+// for D = 2880 is no multiple of the 16 that a bulk copy needs.
+//
 //     data:    place 0           place 1           …          place depth - 1
 //            +-----------------+-----------------+----------+-----------------+
 //            | run: kRun rows  | run             |          | run             |
 //            +-----------------+-----------------+----------+-----------------+
 //              ^ oldest_: take waits for it        ^ next_: start fills it
 //
-//     a row in a place:  | the split's elements | kRowPad bytes |  = row_pitch bytes
+//     a row in a place:  | the split's elements | scales of i4 | kRowPad bytes |  = row_pitch bytes
 #pragma once
 
+#include "cuda/elements.cuh"
 #include "cuda/ptx.cuh"
 #include "project.h"
 #include "rows.cuh"
@@ -32,12 +37,14 @@ constexpr int kMaxDepth = 32;  // runs in the ring
 static_assert(kRingWarps == kRun);
 
 // Padding after each row. The distance between rows is 64 bytes more than a multiple of 128, so eight lanes
-// that read 16 bytes each from two rows hit every bank once.
-constexpr int kRowPad = 64;
+// that read 16 bytes each from two rows hit every bank once. Of i4 rows, 32 lanes read 4 bytes each from
+// eight rows: the distance is an odd multiple of 16 bytes.
+template <class Row>
+constexpr int kRowPad = kIsInt4<Row> ? 16 : 64;
 
 // The elements of D that a block multiplies: [begin, begin + dim).
 struct Split {
-  int64_t begin;
+  unsigned begin;
   int dim;
 };
 
@@ -59,13 +66,14 @@ template <class Row>
 class Ring {
  public:
   // full is [depth] barriers, data is [depth, kRun, row_pitch]. Ends with a block barrier.
-  MICROSPEC_DEVICE Ring(const HeadArgs& args, const Split& split, int depth, int row_pitch, uint64_t* full,
+  MICROSPEC_DEVICE Ring(const HeadArgs& args, const Split& split, const MmaPlan& plan, uint64_t* full,
                         unsigned char* data)
-      : args_(args), split_(split), depth_(depth), row_pitch_(row_pitch), full_(full), data_(data) {
+      : args_(args), split_(split), plan_(plan), full_(full), data_(data) {
     if (threadIdx.x == 0) {
-      const int arrivals = bulk() ? 1 : kRingWarps * kWarp;
+      // One of the lane that announces the bytes, and one of each thread that uses cp.async.
+      const int arrivals = !bulk() ? kRingWarps * kWarp : kIsInt4<Row> ? 1 + kWarp : 1;
 #pragma unroll 1
-      for (int i = 0; i < depth; ++i) ptx::mbarrier_init(full + i, arrivals);
+      for (int i = 0; i < plan.depth; ++i) ptx::mbarrier_init(full + i, arrivals);
       ptx::mbarrier_init_fence();
     }
     __syncthreads();
@@ -75,36 +83,39 @@ class Ring {
   // the place before.
   MICROSPEC_DEVICE void start(int group, int run) {
     if (bulk()) {
-      // The warps take turns, so that the loads of the runs' ids overlap.
-      if (run_count_++ % kRingWarps == warp_index()) start_bulk(group, run);
+      // The warps take turns, by place, so that the loads of the runs' ids overlap.
+      if (next_.index % kRingWarps == warp_index()) start_bulk(group, run);
     } else {
       start_by_threads(group, run);
     }
-    next_.advance(depth_);
+    next_.advance(plan_.depth);
   }
 
   // Waits for the oldest run not yet taken and returns its first row in shared memory.
   MICROSPEC_DEVICE const unsigned char* take() {
     ptx::mbarrier_wait(full_ + oldest_.index, oldest_.parity);
     const unsigned char* run = place(oldest_.index);
-    oldest_.advance(depth_);
+    oldest_.advance(plan_.depth);
     return run;
   }
 
  private:
   MICROSPEC_DEVICE static bool bulk() { return MICROSPEC_BULK_COPIES && MICROSPEC_ARCH >= 900; }
   MICROSPEC_DEVICE unsigned char* place(int index) const {
-    return data_ + static_cast<int64_t>(index) * kRun * row_pitch_;
+    return data_ + static_cast<int64_t>(index) * kRun * plan_.row_pitch;
   }
   MICROSPEC_DEVICE int32_t id_of(int group, int slot) const {
     return slot < args_.capacity ? ids_of(args_, group)[slot] : -1;
   }
   MICROSPEC_DEVICE const Row* source(int group, int slot, int32_t id) const {
-    return row_of<Row>(args_, group, slot, id) + split_.begin;
+    return row_of<Row>(args_, group, slot, id) + split_.begin / kColumns<Row>;
+  }
+  MICROSPEC_DEVICE int row_bytes() const {
+    return split_.dim / kColumns<Row> * static_cast<int>(sizeof(Row));
   }
 
   MICROSPEC_DEVICE void start_bulk(int group, int run) {
-    const uint32_t bytes = split_.dim * sizeof(Row);
+    const uint32_t bytes = row_bytes();
     const int slot = run * kRun + lane_index();
     const int32_t id = lane_index() < kRun ? id_of(group, slot) : -1;
     const bool active = is_active(args_, id);
@@ -112,32 +123,48 @@ class Ring {
     if (lane_index() == 0) ptx::mbarrier_arrive_expect(full_ + next_.index, rows * bytes);
     __syncwarp();
     if (active) {
-      ptx::bulk_copy(place(next_.index) + lane_index() * row_pitch_, source(group, slot, id), bytes,
+      ptx::bulk_copy(place(next_.index) + lane_index() * plan_.row_pitch, source(group, slot, id), bytes,
                      full_ + next_.index);
+    }
+    if constexpr (kIsInt4<Row>) {
+#pragma unroll 1
+      for (int i = 0; i < kRun; ++i) start_scales(group, run, i, __shfl_sync(kAllLanes, id, i));
+      ptx::cp_async_arrive(full_ + next_.index);
     }
   }
 
   MICROSPEC_DEVICE void start_by_threads(int group, int run) {
-    const int bytes = split_.dim * static_cast<int>(sizeof(Row));
+    const int bytes = row_bytes();
     const int slot = run * kRun + warp_index();
     const int32_t id = id_of(group, slot);
     if (is_active(args_, id)) {
       const auto* row = reinterpret_cast<const unsigned char*>(source(group, slot, id));
-      unsigned char* target = place(next_.index) + warp_index() * row_pitch_;
+      unsigned char* target = place(next_.index) + warp_index() * plan_.row_pitch;
       for (int at = lane_index() * 16; at < bytes; at += kWarp * 16) ptx::cp_async16(target + at, row + at);
     }
+    if constexpr (kIsInt4<Row>) start_scales(group, run, warp_index(), id);
     ptx::cp_async_arrive(full_ + next_.index);
+  }
+
+  // A warp calls this for row i of a run. A copy takes the scales of two groups.
+  MICROSPEC_DEVICE void start_scales(int group, int run, int i, int32_t id) {
+    if (!is_active(args_, id)) return;
+    const bf16_t* scales = group_scales_of(args_, group, run * kRun + i, id) + split_.begin / kScaleGroup;
+    unsigned char* target = place(next_.index) + i * plan_.row_pitch + plan_.scales_at;
+    const int count = split_.dim / static_cast<int>(kScaleGroup);
+#pragma unroll 1
+    for (int at = lane_index() * 2; at < count; at += kWarp * 2) {
+      ptx::cp_async4(target + at * sizeof(bf16_t), scales + at);
+    }
   }
 
   const HeadArgs& args_;
   const Split split_;
-  const int depth_;
-  const int row_pitch_;
+  const MmaPlan& plan_;
   uint64_t* full_;
   unsigned char* data_;
   RingPlace next_;    // the place to fill next
   RingPlace oldest_;  // the place to take next
-  int run_count_ = 0;
 };
 
 }  // namespace microspec

@@ -10,16 +10,6 @@
 
 namespace microspec {
 
-// Up to kWidth rows of one group. Their slots are read once for all of them.
-struct Segment {
-  int group;
-  int count;
-  const int* rows;  // in shared memory; null: rows first, first + 1, …
-  int first;
-
-  MICROSPEC_DEVICE int row(int i) const { return rows ? rows[first + i] : first + i; }
-};
-
 // The rows of a call sorted by group, in shared memory. Only the device knows the groups, so every block
 // builds the table itself.
 struct SegmentTable {
@@ -31,6 +21,17 @@ struct SegmentTable {
   int count;
 };
 
+// Up to kWidth rows of one group. Their slots are read once for all of them.
+struct Segment {
+  const SegmentTable& table;
+  bool sorted;  // false: rows first, first + 1, …
+  int group;
+  int first;
+  int count;
+
+  MICROSPEC_DEVICE int row(int i) const { return sorted ? table.row[first + i] : first + i; }
+};
+
 // The segments of a call.
 class Segments {
  public:
@@ -40,12 +41,12 @@ class Segments {
     Segments segments;
     segments.width_ = kWidth;
     segments.total_rows_ = static_cast<int>(args.rows);
-    if (args.group_ids && !args.one_group) {
+    segments.table_ = table;
+    segments.sorted_ = args.group_ids && !args.one_group;
+    if (segments.sorted_) {
       sort(args, table, kWidth);
-      segments.table_ = table;
       segments.count_ = table->count;
     } else {
-      segments.table_ = nullptr;
       segments.group_ = group_of(args, 0);
       segments.count_ = segments.group_ < 0 ? 0 : ceil_div(segments.total_rows_, kWidth);
     }
@@ -55,12 +56,12 @@ class Segments {
   MICROSPEC_DEVICE int count() const { return count_; }
 
   MICROSPEC_DEVICE Segment operator[](int i) const {
-    if (!table_) {
+    if (!sorted_) {
       const int first = i * width_;
-      return {group_, min(width_, total_rows_ - first), nullptr, first};
+      return {*table_, false, group_, first, min(width_, total_rows_ - first)};
     }
     const int first = table_->first[i];
-    return {table_->sorted_group[first], table_->first[i + 1] - first, table_->row, first};
+    return {*table_, true, table_->sorted_group[first], first, table_->first[i + 1] - first};
   }
 
  private:
@@ -108,7 +109,8 @@ class Segments {
     __syncthreads();
   }
 
-  SegmentTable* table_;  // null: all rows are in group_
+  SegmentTable* table_;
+  bool sorted_;  // false: all rows are in group_, and the table is not used
   int group_;
   int count_;
   int width_;

@@ -61,10 +61,15 @@ def test_matrix_loop(arch: str, hidden: str, row: str, tiles: int) -> None:
     matrix = [i for i in loop if i.startswith("HMMA.16816.F32")]
     assert len(matrix) == 64, "128 registers of hidden are two an instruction"
     assert all(("BF16" in i) == (hidden == "bf16_t") for i in matrix)
-    # Two 16-byte loads feed each block of 4 or 8 multiplications.
+    # Two 16-byte loads feed each block of 4 or 8 multiplications. nvcc splits those of fp8 rows
+    # into words for some GPUs, and drops them for sm_80, which cannot convert fp8.
     blocks = 64 // (tiles * (2 if row == "same" else 4))
     wide = [i for i in loop if i.startswith("LDS.128") or i.startswith("LDS.U.128")]
-    assert len(wide) >= 2 * blocks
+    words = [i for i in loop if i.startswith("LDS ")]
+    if row != "f8e4m3_t":
+        assert len(wide) >= 2 * blocks
+    elif arch != "sm_80":
+        assert 4 * len(wide) + len(words) >= 8 * blocks
     if arch == "sm_80":
         copies = [i for i in loop if i.startswith("LDGSTS")]
         assert copies and all(".128" in i for i in copies)
@@ -165,7 +170,7 @@ def test_int4_matrix_loop(arch: str, hidden: str, tiles: int) -> None:
     assert len(matrix) == 64, "128 registers of hidden are two an instruction"
     assert all(("BF16" in i) == (hidden == "bf16_t") for i in matrix)
     # The first of a group's two multiplications begins at zero, without clearing registers.
-    assert sum(i.endswith(", RZ") for i in matrix) == 32
+    assert sum(i.rstrip().endswith(", RZ") for i in matrix) == 32
     chunks = 16 // tiles
     assert sum(i.startswith("FFMA") for i in loop) == 32 * 4, "four a group and tile of hidden"
     # One logical instruction and one subtraction for two codes; no code needs a conversion.

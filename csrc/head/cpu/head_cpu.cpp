@@ -174,20 +174,23 @@ class Head {
     const int64_t first = index * work.panel_rows;
     const int64_t count = std::min(work.panel_rows, work.count() - first);
     const int64_t hidden_count = static_cast<int64_t>(work.rows.size());
-    const int64_t* rows = work.rows.data();
-    // Keep local copies: the compiler would reread the members after each store of a float.
-    const int64_t capacity = args_.capacity;
-    const float logit_scale = args_.logit_scale, softcap = args_.softcap;
+    float scales[kMaxPanelRows], biases[kMaxPanelRows];
     for (int64_t r = 0; r < count; ++r) {
-      const int64_t i = first + r;
-      const float scale = work.scale ? work.scale[work.index[i]] : 1.0f;
-      const float bias = args_.bias ? bias_of(work.ids[i]) : 0.0f;
-      const float* row_dots = dots + r * hidden_count;
-      float* target = logits + column(work, i);
-      for (int64_t m = 0; m < hidden_count; ++m) {
-        float z = logit_scale * (row_dots[m] * scale + bias);
-        if (softcap > 0.0f) z = softcap * std::tanh(z / softcap);
-        target[rows[m] * capacity] = z;
+      scales[r] = work.scale ? work.scale[work.index[first + r]] : 1.0f;
+      biases[r] = args_.bias ? bias_of(work.ids[first + r]) : 0.0f;
+    }
+    // Keep local copies: the compiler would reread the members after each store of a float.
+    const float logit_scale = args_.logit_scale, softcap = args_.softcap;
+    // Write one row of logits after the other. Neighbours of a column are `capacity` floats apart, often a
+    // multiple of L1's 4 KB: a dozen of them would evict each other.
+    for (int64_t m = 0; m < hidden_count; ++m) {
+      float* target = logits + work.rows[m] * args_.capacity;
+      for (int64_t r = 0; r < count; ++r) {
+        target[column(work, first + r)] = logit_scale * (dots[r * hidden_count + m] * scales[r] + biases[r]);
+      }
+      for (int64_t r = 0; softcap > 0.0f && r < count; ++r) {
+        float& z = target[column(work, first + r)];
+        z = softcap * std::tanh(z / softcap);
       }
     }
   }

@@ -61,7 +61,7 @@ class Head {
       GroupWork& work = groups_[g];
       work.first_hidden = packed_rows;
       const int64_t rows = static_cast<int64_t>(work.rows.size());
-      packed_rows += kernel_.arrange ? kernel_.arranged_rows(rows) : rows;
+      packed_rows += kernel_.arranged_rows ? kernel_.arranged_rows(rows) : rows;
       if (work.rows.empty()) continue;
       list_occupied(work, args.active_ids + g * args.capacity);
       // Make at least four panels a thread, so that the threads finish at about the same time.

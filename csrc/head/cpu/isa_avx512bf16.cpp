@@ -49,8 +49,7 @@ constexpr int64_t kAhead = 128;
 static_assert(kHiddenPadding % kDepth == 0);
 
 // ---- Step 1: order the activations, once a call
-int64_t arranged_rows(int64_t count) { return count; }
-
+//
 // Copies to [line of 32 elements][activation][32], so that elements multiplied together are adjacent.
 void arrange(const void* hidden, int64_t count, int64_t stride, void* arranged) {
   const auto source = static_cast<const bf16_t*>(hidden);
@@ -249,7 +248,7 @@ void panel_kernel_bf16(const Panel& panel) {
 
 template <class Row>
 HeadKernel bf16_head() {
-  return {panel_kernel_bf16<Row>, DType::bf16, arrange, arranged_rows};
+  return {panel_kernel_bf16<Row>, DType::bf16, arrange, nullptr};
 }
 
 HeadKernel head(DType weight_type, DType hidden_type) {

@@ -33,7 +33,7 @@ struct HeadKernel {
   // The activations' type in the panel: bf16 if the instruction set multiplies bf16, else fp32.
   DType hidden_type;
   // If not null, copies activations [count, stride] into the order that the panel needs, in
-  // arranged_rows(count) * stride elements.
+  // arranged_rows(count) * stride elements, or count * stride if arranged_rows is null.
   void (*arrange)(const void* hidden, int64_t count, int64_t stride, void* arranged);
   int64_t (*arranged_rows)(int64_t count);
 };

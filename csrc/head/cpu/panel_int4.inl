@@ -206,8 +206,6 @@ void int4_panel_kernel(const Panel& panel) {
   for (; row < panel.row_count; ++row) int4_rows<Vec, 1>(panel, row);
 }
 
-inline int64_t int4_arranged_rows(int64_t count) { return count; }
-
 // Permutes each activation's columns, block by block, to the order of the unpacked codes.
 template <class Vec>
 void int4_arrange(const void* hidden, int64_t count, int64_t stride, void* arranged) {
@@ -223,5 +221,5 @@ void int4_arrange(const void* hidden, int64_t count, int64_t stride, void* arran
 
 template <class Vec>
 HeadKernel int4_head() {
-  return {int4_panel_kernel<Vec>, DType::f32, int4_arrange<Vec>, int4_arranged_rows};
+  return {int4_panel_kernel<Vec>, DType::f32, int4_arrange<Vec>, nullptr};
 }

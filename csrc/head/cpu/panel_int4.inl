@@ -140,26 +140,20 @@ inline void int4_tile(const Panel& panel, const Int4Rows& rows, int64_t first_hi
 
   int64_t d = 0;
   Int4Block<Vec> block[R];
-  // Accumulates the blocks up to `end`, and prefetches `source`, `ahead` bytes after the codes.
-  const auto accumulate_to = [&](int64_t end, const char* const(&source)[R], int64_t ahead)
-                                 __attribute__((always_inline)) {
-                                   for (; d + kBlock <= end; d += kBlock) {
-                                     const bool new_line = d / 2 % 64 == 0;
-                                     const int64_t line = d / 128;
-                                     // A line of scales serves eight of codes. The rows' turns come one by
-                                     // one: a burst of prefetches would hold up the codes.
-                                     if (new_line && line % 8 < R)
-                                       __builtin_prefetch(next_scales[line % 8] + line / 8 * 64);
+  for (; d + kBlock <= panel.dim; d += kBlock) {
 #pragma GCC unroll 16
-                                     for (int r = 0; r < R; ++r) {
-                                       if (new_line) __builtin_prefetch(source[r] + (d / 2 + ahead));
-                                       block[r] = Int4Block<Vec>::load(row[r], scales[r], d);
-                                     }
-                                     accumulate(block, d);
-                                   }
-                                 };
-  accumulate_to(panel.dim - 2 * kInt4Ahead, row, kInt4Ahead);
-  accumulate_to(panel.dim, next, kInt4Ahead - bytes);
+    for (int r = 0; r < R; ++r) {
+      if (d / 2 % 64 == 0) {  // a new line of codes
+        const int64_t line = d / 128, ahead = d / 2 + kInt4Ahead;
+        __builtin_prefetch(ahead < bytes ? row[r] + ahead : next[r] + (ahead - bytes));
+        // A line of scales serves eight of codes. The rows' turns come one by one: a burst of prefetches
+        // would hold up the codes.
+        if (line % 8 == r % 8) __builtin_prefetch(next_scales[r] + line / 8 * 64);
+      }
+      block[r] = Int4Block<Vec>::load(row[r], scales[r], d);
+    }
+    accumulate(block, d);
+  }
   if (d < panel.dim) {
     for (int r = 0; r < R; ++r) block[r] = Int4Block<Vec>::load_rest(row[r], scales[r], d, panel.dim - d);
     accumulate(block, d);

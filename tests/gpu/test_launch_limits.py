@@ -22,9 +22,9 @@ def sizes(unit: int, used: int = 0) -> list[int]:
 
 
 def test_select(rng: torch.Generator) -> None:
-    hidden = torch.randn(1, 16, generator=rng).cuda()
-    weight = torch.randn(VOCAB, 16, generator=rng).cuda()
-    ids = torch.randperm(VOCAB, generator=rng).int().cuda()
+    hidden = torch.randn(1, 16, generator=rng, device="cuda")
+    weight = torch.randn(VOCAB, 16, generator=rng, device="cuda")
+    ids = torch.randperm(VOCAB, generator=rng, device="cuda").int()
     for capacity in sizes(4):  # an order takes 4 bytes
         got = sparse_head(hidden, weight, ids[:capacity], 4)
         want = reference.sparse_head(hidden, weight, ids[:capacity], 4)
@@ -32,7 +32,7 @@ def test_select(rng: torch.Generator) -> None:
 
 
 def test_update(rng: torch.Generator) -> None:
-    tokens = torch.randint(0, VOCAB, (VOCAB,), generator=rng)
+    tokens = torch.randint(0, VOCAB, (VOCAB,), generator=rng, device="cuda")
     # 16384 slots reach the limit of 163 KB. At 227 KB all that the kernel keeps there fits.
     for capacity in (3500, 8192, 12000, 16384):
         # The last uses are 4 bytes a slot, the newcomers 8 bytes each.
@@ -41,15 +41,15 @@ def test_update(rng: torch.Generator) -> None:
             state = vocab_state(VOCAB, capacity)
             want = state.copy()
             on_device = [tensor.cuda() for tensor in state.tensors()]
-            vocab_update_(*on_device, tokens[:length].cuda())
-            vocab_update_(*want.tensors(), tokens[:length])  # on the CPU
+            vocab_update_(*on_device, tokens[:length])
+            vocab_update_(*want.tensors(), tokens[:length].cpu())
             assert_bitwise(on_device[0].cpu(), want.active_ids, f"K = {capacity}, N = {length}")
 
 
 def test_quantising_gather(rng: torch.Generator) -> None:
     ids = torch.tensor([1, 0], dtype=torch.int32).cuda()
     longest = max(sizes(4))
-    weight = torch.randn(2, longest, generator=rng).cuda()
+    weight = torch.randn(2, longest, generator=rng, device="cuda")
     for dim in sizes(4)[::16]:
         slab = torch.zeros(2, dim, dtype=torch.int8).cuda()
         slab_ids, scale = torch.full_like(ids, -1), torch.zeros(2).cuda()

@@ -88,7 +88,7 @@ test-wheel: wheel
 	cp -r tests pyproject.toml $(INSTALLED)
 	cd $(INSTALLED) && $(WHEEL_PYTHON)-torch/bin/pytest -n auto --maxprocesses 8 -m '$(QUICK)' \
 		$(addprefix tests/,$(WHEEL_TESTS))
-WHEEL_TESTS := test_head_*.py test_int4_*.py test_nvfp4_*.py test_gather.py test_vocab_update.py \
+WHEEL_TESTS := test_head_*.py test_4bit_*.py test_int4_*.py test_nvfp4_*.py test_gather.py test_vocab_update.py \
 	test_active_vocab.py test_weight_slab.py test_registration.py
 
 # The plugins inside vLLM and SGLang, installed as users install them, each in a separate environment

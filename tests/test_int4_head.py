@@ -8,29 +8,13 @@ import pytest
 import torch
 from backends_under_test import ALL, CPU, CUDA, EMULATED, SMALL, TRITON
 from compare import assert_bitwise, assert_close, int4_columns
-from generators import FLOATS, INT4, HeadCase, head_case, head_cases, int4_rows
-from hypothesis import given
-from hypothesis import strategies as st
-from test_head_values import check_against_float64, check_exact
+from generators import FLOATS, INT4, head_case, int4_rows
+from test_head_values import check_against_float64
 
 from microspec_kernels import reference, sparse_head, sparse_logits
-from microspec_kernels._checks import INT4_GROUP, MAX_TOP_K
+from microspec_kernels._checks import INT4_GROUP
 
 pytestmark = pytest.mark.backends(*ALL)
-
-
-@pytest.mark.slow
-@given(case=head_cases(rows=INT4, dim=400), k=st.integers(1, MAX_TOP_K))
-def test_any_call(case: HeadCase, k: int) -> None:
-    """Empty slots have codes of 7 and scales of NaN, as gaps between rows have."""
-    check_against_float64(case, k)
-
-
-@pytest.mark.slow
-@given(case=head_cases(exact=True, rows=INT4), k=st.integers(1, 60))
-def test_exact_arithmetic_gives_exact_ids(case: HeadCase, k: int) -> None:
-    """Small integers and scales of powers of two give ties everywhere and no rounding."""
-    check_exact(case, k)
 
 
 @pytest.mark.slow
@@ -43,17 +27,6 @@ def test_dims(dtype: torch.dtype, dim: int, m: int) -> None:
         head_case(dim, m=m, dim=dim, capacity=37, dtype=dtype, weight_dtype=INT4, packed=m == 3),
         k=10,
     )
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("m", [1, 2, 4, 5, 6, 11, 16, 17, 33, 65])
-@pytest.mark.parametrize("num_groups", [None, 3])
-def test_numbers_of_rows(m: int, num_groups: int | None) -> None:
-    case = head_case(
-        m, m=m, dim=256, capacity=75, num_groups=num_groups, dtype=torch.bfloat16,
-        weight_dtype=INT4, packed=True, bias=torch.float32, padding=True, softcap=30.0,
-    )  # fmt: skip
-    check_against_float64(case, k=9)
 
 
 @pytest.mark.parametrize("dim", [96, 128])  # tensor cores take multiples of 64
@@ -137,54 +110,6 @@ def test_a_row_does_not_know_the_other_rows(m: int) -> None:
         alone = case.changed(hidden=hidden)
         got = sparse_logits(*alone.tensors(), **alone.options())
         assert_bitwise(got[row], want[row])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_broken_scale_breaks_its_row_alone(value: float) -> None:
-    case = head_case(8, m=3, dim=160, dtype=torch.bfloat16, weight_dtype=INT4)
-    assert case.weight_scale is not None
-    want = sparse_logits(*case.tensors(), **case.options())
-    slot = int((case.active_ids >= 0).nonzero()[4])
-    scale = case.weight_scale.clone()
-    scale[int(case.active_ids[slot]), 4] = value
-    got = sparse_logits(*case.tensors(), **(case.options() | {"weight_scale": scale}))
-    others = torch.arange(len(case.active_ids)) != slot
-    assert not got[:, slot].isfinite().any()
-    assert_bitwise(got[:, others], want[:, others])
-
-
-@pytest.mark.slow
-def test_a_row_does_not_know_its_batch() -> None:
-    """Slots and M decide the tile of a row, but not its logit. Sums are exact for Triton's sake."""
-    case = head_case(
-        9, m=23, dim=416, vocab_size=99, capacity=90, active=90, exact=True,
-        dtype=torch.bfloat16, weight_dtype=INT4,
-    )  # fmt: skip
-    whole = sparse_logits(*case.tensors(), **case.options())
-    for first, last in [(0, 1), (1, 3), (3, 7), (5, 16), (22, 23)]:
-        part = case.changed(hidden=case.hidden[first:last])
-        assert_bitwise(sparse_logits(*part.tensors(), **part.options()), whole[first:last])
-    order = torch.randperm(90, generator=torch.Generator().manual_seed(0))
-    moved = case.changed(active_ids=case.active_ids[order])
-    assert_bitwise(sparse_logits(*moved.tensors(), **moved.options()), whole[:, order])
-
-
-@pytest.mark.slow
-@pytest.mark.backends(*CPU)
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_threads_and_batches_bit_for_bit(dtype: torch.dtype) -> None:
-    case = head_case(
-        10, m=13, dim=544, vocab_size=3000, capacity=1500, dtype=dtype, weight_dtype=INT4
-    )
-    torch.set_num_threads(1)
-    want = sparse_logits(*case.tensors(), **case.options())
-    for threads in (2, 3, 5):
-        torch.set_num_threads(threads)
-        assert_bitwise(sparse_logits(*case.tensors(), **case.options()), want)
-    for first, last in [(0, 1), (1, 6), (4, 13)]:
-        part = case.changed(hidden=case.hidden[first:last])
-        assert_bitwise(sparse_logits(*part.tensors(), **part.options()), want[first:last])
 
 
 @pytest.mark.slow

@@ -5,32 +5,17 @@ import pytest
 import torch
 from backends_under_test import ALL, CPU
 from compare import assert_bitwise, assert_close, e2m1_columns
-from generators import E2M1, FLOATS, HeadCase, e2m1_rows, head_case, head_cases, row_indexed
-from hypothesis import given
-from hypothesis import strategies as st
-from test_head_values import check_against_float64, check_exact
+from generators import E2M1, FLOATS, e2m1_rows, head_case, row_indexed
+from test_gather import moved
+from test_head_values import check_against_float64
 from torch import Tensor
 
 from microspec_kernels import ActiveVocab, SparseHead, reference, sparse_logits
-from microspec_kernels._checks import E2M1_GROUP, MAX_TOP_K
+from microspec_kernels._checks import E2M1_GROUP
 
 pytestmark = pytest.mark.backends(*ALL)
 
 VALUES = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
-
-
-@pytest.mark.slow
-@given(case=head_cases(rows=E2M1, dim=400), k=st.integers(1, MAX_TOP_K))
-def test_any_call(case: HeadCase, k: int) -> None:
-    """Empty slots have codes of 6 and scales of NaN, as gaps between rows have."""
-    check_against_float64(case, k)
-
-
-@pytest.mark.slow
-@given(case=head_cases(exact=True, rows=E2M1), k=st.integers(1, 60))
-def test_exact_arithmetic_gives_exact_ids(case: HeadCase, k: int) -> None:
-    """Small integers and scales of powers of two, subnormal ones among them."""
-    check_exact(case, k)
 
 
 @pytest.mark.slow
@@ -43,17 +28,6 @@ def test_dims(dtype: torch.dtype, dim: int, m: int) -> None:
         head_case(dim, m=m, dim=dim, capacity=37, dtype=dtype, weight_dtype=E2M1, packed=m == 3),
         k=10,
     )
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("m", [1, 2, 4, 5, 6, 11, 16, 17, 33, 65])
-@pytest.mark.parametrize("num_groups", [None, 3])
-def test_numbers_of_rows(m: int, num_groups: int | None) -> None:
-    case = head_case(
-        m, m=m, dim=272, capacity=75, num_groups=num_groups, dtype=torch.bfloat16,
-        weight_dtype=E2M1, packed=True, bias=torch.float32, padding=True, softcap=30.0,
-    )  # fmt: skip
-    check_against_float64(case, k=9)
 
 
 @pytest.mark.slow
@@ -121,72 +95,16 @@ def test_packed_equals_indexed(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.slow
-def test_a_broken_scale_breaks_its_row_alone() -> None:
-    case = head_case(8, m=3, dim=160, dtype=torch.bfloat16, weight_dtype=E2M1)
-    assert case.weight_scale is not None
-    want = sparse_logits(*case.tensors(), **case.options())
-    slot = int((case.active_ids >= 0).nonzero()[4])
-    scale = case.weight_scale.clone()
-    row_indexed(scale)[int(case.active_ids[slot]), 4] = 0x7F
-    got = sparse_logits(*case.tensors(), **(case.options() | {"weight_scale": scale}))
-    others = torch.arange(len(case.active_ids)) != slot
-    assert bool(got[:, slot].isnan().all())
-    assert_bitwise(got[:, others], want[:, others])
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("offset", [1, 2, 4, 8])
 @pytest.mark.parametrize("dim", [64, 80])
 def test_tables_that_start_anywhere(dim: int, offset: int) -> None:
     """Rows and scales may start at any byte."""
     case = head_case(6, m=3, dim=dim, dtype=torch.float16, weight_dtype=E2M1)
     assert case.weight_scale is not None
-    moved = case.changed(
-        weight=from_offset(case.weight, offset), weight_scale=from_offset(case.weight_scale, offset)
+    elsewhere = case.changed(
+        weight=moved(case.weight, offset), weight_scale=moved(case.weight_scale, offset)
     )
-    check_against_float64(moved, k=7)
-
-
-def from_offset(tensor: Tensor, offset: int) -> Tensor:
-    """Copy a tensor of bytes to an address that is ``offset`` past a multiple of 64."""
-    memory = torch.zeros(tensor.numel() + 128, dtype=torch.uint8)
-    start = -memory.data_ptr() % 64 + offset
-    copy = memory[start : start + tensor.numel()].view(tensor.dtype).view(tensor.shape)
-    row_indexed(copy).copy_(row_indexed(tensor))
-    return copy
-
-
-@pytest.mark.slow
-def test_a_row_does_not_know_its_batch() -> None:
-    """Slots and M decide the tile of a row, but not its logit. Sums are exact for Triton's sake."""
-    case = head_case(
-        9, m=23, dim=400, vocab_size=99, capacity=90, active=90, exact=True,
-        dtype=torch.bfloat16, weight_dtype=E2M1,
-    )  # fmt: skip
-    whole = sparse_logits(*case.tensors(), **case.options())
-    for first, last in [(0, 1), (1, 3), (3, 7), (5, 16), (22, 23)]:
-        part = case.changed(hidden=case.hidden[first:last])
-        assert_bitwise(sparse_logits(*part.tensors(), **part.options()), whole[first:last])
-    order = torch.randperm(90, generator=torch.Generator().manual_seed(0))
-    moved = case.changed(active_ids=case.active_ids[order])
-    assert_bitwise(sparse_logits(*moved.tensors(), **moved.options()), whole[:, order])
-
-
-@pytest.mark.slow
-@pytest.mark.backends(*CPU)
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_threads_and_batches_bit_for_bit(dtype: torch.dtype) -> None:
-    case = head_case(
-        10, m=13, dim=528, vocab_size=3000, capacity=1500, dtype=dtype, weight_dtype=E2M1
-    )
-    torch.set_num_threads(1)
-    want = sparse_logits(*case.tensors(), **case.options())
-    for threads in (2, 3, 5):
-        torch.set_num_threads(threads)
-        assert_bitwise(sparse_logits(*case.tensors(), **case.options()), want)
-    for first, last in [(0, 1), (1, 6), (4, 13)]:
-        part = case.changed(hidden=case.hidden[first:last])
-        assert_bitwise(sparse_logits(*part.tensors(), **part.options()), want[first:last])
+    check_against_float64(elsewhere, k=7)
 
 
 @pytest.mark.backends(*CPU, "reference")

@@ -81,13 +81,10 @@ class Attention(nn.Module):
         self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor, cache: KVCache
     ) -> Tensor:
         q, k, v = (
-            norm(project(x).unflatten(-1, (-1, self.head_dim))).transpose(1, 2)
-            for project, norm in (
-                (self.q_proj, self.q_norm),
-                (self.k_proj, self.k_norm),
-                (self.v_proj, nn.Identity()),
-            )
+            project(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for project in (self.q_proj, self.k_proj, self.v_proj)
         )
+        q, k = self.q_norm(q), self.k_norm(k)
         keys, values = cache.update(rotate(k, *rotation), v, self.index)
         # [B, heads, n, head_dim]. A group of query heads shares one key and value head.
         out = F.scaled_dot_product_attention(

@@ -10,7 +10,7 @@ from microspec_kernels.speculative.models.lm_head import differ_in_padding
 from microspec_kernels.speculative.models.target import CausalModel
 
 # Their layers are Llama's, with biases, norms of q and k, or windows where the checkpoint has them.
-MODEL_TYPES = ("llama", "mistral", "mixtral", "qwen2", "qwen3")
+LLAMA_LIKE = ("llama", "mistral", "mixtral", "qwen2", "qwen3")
 # Fields of other models that change a result, with the values that change nothing.
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "attention_multiplier": (),
@@ -52,8 +52,8 @@ def layer_config(
     not a Llama's, or a vocabulary that differs from the target's by more than padding rows.
     """
     model_type = fields.get("model_type") or "llama"
-    if model_type not in MODEL_TYPES:
-        expected = f"the layers of {', '.join(MODEL_TYPES)}"
+    if model_type not in LLAMA_LIKE:
+        expected = f"the layers of {', '.join(LLAMA_LIKE)}"
         raise ValueError(f"{what}: model_type: expected {expected}, got {model_type!r}")
     for field, neutral in UNSUPPORTED.items():
         if (value := fields.get(field)) is not None and value not in neutral:

@@ -4,6 +4,7 @@
 
 #include "gather/gather.h"
 #include "head/head.h"
+#include "vocab/learn.h"
 #include "vocab/vocab.h"
 
 // TORCH_BOX does not check the C++ types of scalars against the schema: a `float` would silently read 0, and
@@ -39,6 +40,13 @@ STABLE_TORCH_LIBRARY(microspec, m) {
   m.def(
       "vocab_update_(Tensor(a!) active_ids, Tensor(b!) slot_stamps, Tensor(c!) token_slots, "
       "Tensor(d!) clock, Tensor tokens, *, Tensor? token_groups=None) -> ()");
+  m.def(
+      "vocab_count_(Tensor(a!) text_counts, Tensor(b!) seen, Tensor tokens, *, Tensor? token_requests=None, "
+      "Tensor? request_lists=None, Tensor(c!)? total_counts=None) -> ()");
+  m.def(
+      "vocab_refill_(Tensor(a!) active_ids, Tensor(b!) slot_stamps, Tensor(c!) token_slots, "
+      "Tensor(d!) clock, Tensor text_counts, Tensor token_ranks, Tensor group_lists, *, "
+      "Tensor? total_counts=None, int pinned=0, bool reset=True) -> ()");
 }
 
 // Every function serves both devices, after the same checks.
@@ -46,7 +54,9 @@ STABLE_TORCH_LIBRARY(microspec, m) {
   m.impl("sparse_head", MICROSPEC_BOX(microspec::sparse_head));     \
   m.impl("sparse_logits", MICROSPEC_BOX(microspec::sparse_logits)); \
   m.impl("gather_rows_", MICROSPEC_BOX(microspec::gather_rows_));   \
-  m.impl("vocab_update_", MICROSPEC_BOX(microspec::vocab_update_))
+  m.impl("vocab_update_", MICROSPEC_BOX(microspec::vocab_update_)); \
+  m.impl("vocab_count_", MICROSPEC_BOX(microspec::vocab_count_));   \
+  m.impl("vocab_refill_", MICROSPEC_BOX(microspec::vocab_refill_))
 
 STABLE_TORCH_LIBRARY_IMPL(microspec, CPU, m) { MICROSPEC_IMPLEMENT(m); }
 

@@ -4,6 +4,7 @@
 #include "gather/gather_cuda.h"
 #include "head/cuda/head_cuda.h"
 #include "cuda/runtime.h"
+#include "vocab/learn_cuda.h"
 #include "vocab/vocab_cuda.h"
 
 namespace microspec {
@@ -29,5 +30,8 @@ int run_sparse_logits_cuda(const HeadArgs&, const HeadPlan&, float*, void*, void
 int run_gather_rows_cuda(const GatherArgs&, int64_t, void*) { return kNotSupported; }
 int vocab_cuda_workspace(const VocabArgs&, size_t*) { return kNotSupported; }
 int run_vocab_update_cuda(const VocabArgs&, void*, void*) { return kNotSupported; }
+int run_vocab_count_cuda(const CountArgs&, void*) { return kNotSupported; }
+size_t refill_cuda_workspace(const RefillArgs&) { return 0; }
+int run_vocab_refill_cuda(const RefillArgs&, void*, void*) { return kNotSupported; }
 
 }  // namespace microspec

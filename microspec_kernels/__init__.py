@@ -7,7 +7,14 @@ from .backends import backend
 from .coverage import Coverage
 from .engine import EngineHead, Settings
 from .head import SparseHead, SparseLMHead
-from .ops import gather_rows_, sparse_head, sparse_logits, vocab_update_
+from .ops import (
+    gather_rows_,
+    sparse_head,
+    sparse_logits,
+    vocab_count_,
+    vocab_refill_,
+    vocab_update_,
+)
 from .parallel import parallel_sparse_head
 from .slab import SlabView, WeightSlab
 from .vocab import ActiveVocab
@@ -28,5 +35,7 @@ __all__ = [
     "policy",
     "sparse_head",
     "sparse_logits",
+    "vocab_count_",
+    "vocab_refill_",
     "vocab_update_",
 ]

@@ -129,7 +129,72 @@ def _implementations(code: Callable[[], ModuleType]) -> dict[str, Callable[..., 
             active_ids, slot_stamps, token_slots, clock, tokens, token_groups=token_groups
         )
 
-    functions = (sparse_head, sparse_logits, gather_rows_, vocab_update_)
+    def vocab_count_(
+        text_counts: Tensor,
+        seen: Tensor,
+        tokens: Tensor,
+        *,
+        token_requests: Tensor | None = None,
+        request_lists: Tensor | None = None,
+        total_counts: Tensor | None = None,
+    ) -> None:
+        check = _checks.vocab_count(
+            text_counts, seen, tokens, token_requests, request_lists, total_counts
+        )
+        written = {"text_counts": text_counts, "seen": seen, "total_counts": total_counts}
+        read = {
+            "tokens": tokens,
+            "token_requests": token_requests,
+            "request_lists": request_lists,
+        }
+        check.disjoint(written, read)
+        note_writes(written)
+        code().vocab_count_(
+            text_counts,
+            seen,
+            tokens,
+            token_requests=token_requests,
+            request_lists=request_lists,
+            total_counts=total_counts,
+        )
+
+    def vocab_refill_(
+        active_ids: Tensor,
+        slot_stamps: Tensor,
+        token_slots: Tensor,
+        clock: Tensor,
+        text_counts: Tensor,
+        token_ranks: Tensor,
+        group_lists: Tensor,
+        *,
+        total_counts: Tensor | None = None,
+        pinned: int = 0,
+        reset: bool = True,
+    ) -> None:
+        state = {
+            "active_ids": active_ids,
+            "slot_stamps": slot_stamps,
+            "token_slots": token_slots,
+            "clock": clock,
+        }
+        read = {"text_counts": text_counts, "token_ranks": token_ranks, "group_lists": group_lists}
+        check = _checks.vocab_refill(**state, **read, total_counts=total_counts, pinned=pinned)
+        check.disjoint(state, {**read, "total_counts": total_counts})
+        if reads_ids(active_ids):
+            check.ids(group_lists, "group_lists", text_counts.size(0), "lists", "position")
+        note_writes(state)
+        code().vocab_refill_(
+            *state.values(), *read.values(), total_counts=total_counts, pinned=pinned, reset=reset
+        )
+
+    functions = (
+        sparse_head,
+        sparse_logits,
+        gather_rows_,
+        vocab_update_,
+        vocab_count_,
+        vocab_refill_,
+    )
     return {function.__name__: function for function in functions}
 
 

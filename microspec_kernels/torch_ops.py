@@ -9,9 +9,18 @@ hidden [M, D] only.
 
 import torch
 
-__all__ = ["gather_rows_", "sparse_head", "sparse_logits", "vocab_update_"]
+__all__ = [
+    "gather_rows_",
+    "sparse_head",
+    "sparse_logits",
+    "vocab_count_",
+    "vocab_refill_",
+    "vocab_update_",
+]
 
 sparse_head = torch.ops.microspec.sparse_head
 sparse_logits = torch.ops.microspec.sparse_logits
 gather_rows_ = torch.ops.microspec.gather_rows_
 vocab_update_ = torch.ops.microspec.vocab_update_
+vocab_count_ = torch.ops.microspec.vocab_count_
+vocab_refill_ = torch.ops.microspec.vocab_refill_

@@ -20,4 +20,13 @@ SCHEMAS = {
         "(Tensor(a!) active_ids, Tensor(b!) slot_stamps, Tensor(c!) token_slots, Tensor(d!) clock, "
         "Tensor tokens, *, Tensor? token_groups=None) -> ()"
     ),
+    "vocab_count_": (
+        "(Tensor(a!) text_counts, Tensor(b!) seen, Tensor tokens, *, Tensor? token_requests=None, "
+        "Tensor? request_lists=None, Tensor(c!)? total_counts=None) -> ()"
+    ),
+    "vocab_refill_": (
+        "(Tensor(a!) active_ids, Tensor(b!) slot_stamps, Tensor(c!) token_slots, Tensor(d!) clock, "
+        "Tensor text_counts, Tensor token_ranks, Tensor group_lists, *, Tensor? total_counts=None, "
+        "int pinned=0, bool reset=True) -> ()"
+    ),
 }

@@ -5,19 +5,17 @@
 #include <vector>
 
 #include "binding/check.h"
-#include "common/clones.h"
 #include "binding/device_call.h"
+#include "common/clones.h"
+#include "common/integers.h"
 #include "common/parallel.h"
 #include "vocab.h"
+#include "vocab/state.h"
 #include "vocab_cuda.h"
 
 namespace microspec {
 
 namespace {
-
-int64_t value_at(const void* data, bool is_long, int64_t i) {
-  return is_long ? static_cast<const int64_t*>(data)[i] : static_cast<const int32_t*>(data)[i];
-}
 
 // Whether all values are in [-1, limit). One vectorised sweep.
 MICROSPEC_CLONES bool all_below(const int32_t* values, int64_t count, int64_t limit) {
@@ -115,19 +113,8 @@ void vocab_update_(Tensor active_ids, Tensor slot_stamps, Tensor token_slots, Te
                    std::optional<Tensor> token_groups) {
   const Checker check("vocab_update_", active_ids);
   const DeviceCall call(check, active_ids, "active_ids");
-  const int64_t id_dims = active_ids.dim();
-  check.slots(active_ids);
-  const int64_t groups = id_dims == 2 ? active_ids.size(0) : 1;
-  const int64_t capacity = active_ids.size(id_dims - 1);
-  check.value(token_slots.dim() == 2, "token_slots", "shape [G, V]", shape_of(token_slots));
-  const int64_t vocab_size = token_slots.size(1);
-  check.dtype(active_ids, "active_ids", ScalarType::Int);
-  check.dtype(slot_stamps, "slot_stamps", ScalarType::Long);
-  check.dtype(token_slots, "token_slots", ScalarType::Int);
-  check.dtype(clock, "clock", ScalarType::Long);
-  check.shape(slot_stamps, "slot_stamps", {groups, capacity});
-  check.shape(token_slots, "token_slots", {groups, vocab_size});
-  check.shape(clock, "clock", {groups});
+  const auto [groups, capacity, vocab_size] =
+      check_state(check, call, active_ids, slot_stamps, token_slots, clock);
 
   VocabArgs args{};
   args.long_tokens = check.integer(tokens, "tokens");
@@ -140,6 +127,8 @@ void vocab_update_(Tensor active_ids, Tensor slot_stamps, Tensor token_slots, Te
     check.value(tokens.dim() == 2 && tokens.size(0) == groups, "tokens",
                 "shape [" + std::to_string(groups) + ", N]", shape_of(tokens));
   }
+  check.contiguous(tokens, "tokens");
+  check.on_device(tokens, "tokens");
   args.count = tokens.size(tokens.dim() - 1);
   if (ragged) {
     args.long_groups = check.integer(*token_groups, "token_groups");
@@ -151,12 +140,6 @@ void vocab_update_(Tensor active_ids, Tensor slot_stamps, Tensor token_slots, Te
                                                  {&slot_stamps, "slot_stamps"},
                                                  {&token_slots, "token_slots"},
                                                  {&clock, "clock"}};
-  for (const auto& [tensor, name] : state) {
-    check.contiguous(*tensor, name);
-    check.on_device(*tensor, name);
-  }
-  check.contiguous(tokens, "tokens");
-  check.on_device(tokens, "tokens");
   check.disjoint(state, {{&tokens, "tokens"}, {ragged ? &*token_groups : nullptr, "token_groups"}});
 
   args.active_ids = static_cast<int32_t*>(active_ids.data_ptr());
@@ -168,8 +151,6 @@ void vocab_update_(Tensor active_ids, Tensor slot_stamps, Tensor token_slots, Te
   args.groups = groups;
   args.capacity = capacity;
   args.vocab_size = vocab_size;
-  call.check_size(groups, "active_ids", "G");
-  call.check_size(capacity, "active_ids", "K");
   call.check_size(args.count, "tokens", "N");
 
   // Read and check everything before the first write.

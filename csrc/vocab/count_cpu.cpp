@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+// vocab_count_ on the CPU: a bit and a counter for each token, one token after the other.
+#include "common/integers.h"
+#include "vocab/learn.h"
+
+namespace microspec {
+
+namespace {
+
+// Adds one, wrapping around: a caller's counts may hold any number.
+void increment(int32_t& count) { count = static_cast<int32_t>(static_cast<uint32_t>(count) + 1); }
+
+}  // namespace
+
+void count_cpu(const CountArgs& args) {
+  const int64_t total = args.token_requests ? args.count : args.requests * args.count;
+  for (int64_t i = 0; i < total; ++i) {
+    const int64_t token = value_at(args.tokens, args.long_tokens, i);
+    if (token < 0 || token >= args.vocab_size) continue;
+    const int64_t request =
+        args.token_requests ? value_at(args.token_requests, args.long_requests, i) : i / args.count;
+    if (request < 0 || request >= args.requests) continue;
+    const int64_t list = args.request_lists ? value_at(args.request_lists, args.long_lists, request) : 0;
+    if (list < 0 || list >= args.lists) continue;
+    int32_t& word = args.seen[request * args.words + token / 32];
+    const auto bit = static_cast<int32_t>(uint32_t{1} << token % 32);
+    if (word & bit) continue;
+    word |= bit;
+    increment(args.text_counts[list * args.vocab_size + token]);
+    if (args.total_counts) increment(args.total_counts[token]);
+  }
+}
+
+}  // namespace microspec

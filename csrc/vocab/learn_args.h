@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+// CountArgs and RefillArgs are one call of vocab_count_ and of vocab_refill_ as raw pointers. Torch-free.
+#pragma once
+
+#include <cstdint>
+
+namespace microspec {
+
+// One checked call of vocab_count_.
+struct CountArgs {
+  int32_t* text_counts;        // [C, V]
+  int32_t* total_counts;       // [V], or null
+  int32_t* seen;               // [R, W]: bit t % 32 of word t / 32 stands for token t
+  const void* tokens;          // [R, N], or [N] beside token_requests; ids outside [0, V) are ignored
+  const void* token_requests;  // [N], or null; requests outside [0, R) are ignored
+  const void* request_lists;   // [R], or null: every request counts in list 0; others outside [0, C) do not
+  bool long_tokens;            // int64 rather than int32
+  bool long_requests;
+  bool long_lists;
+  int64_t requests;    // R
+  int64_t lists;       // C
+  int64_t vocab_size;  // V
+  int64_t words;       // W, ceil(V / 32)
+  int64_t count;       // N
+};
+
+// One checked call of vocab_refill_.
+struct RefillArgs {
+  int32_t* active_ids;          // [G, K], -1 is an empty slot
+  int64_t* slot_stamps;         // [G, K]
+  int32_t* token_slots;         // [G, V], -1 absent
+  int64_t* clock;               // [G]
+  const int32_t* text_counts;   // [C, V]
+  const int32_t* total_counts;  // [V], or null: all zero
+  const int32_t* token_ranks;   // [V], the lowest first
+  const void* group_lists;      // [G], the list of each group; outside [0, C): leave the group as it is
+  bool long_lists;              // int64 rather than int32
+  bool reset;                   // whether the slots that are not pinned begin anew too
+  int64_t groups;               // G
+  int64_t capacity;             // K
+  int64_t vocab_size;           // V
+  int64_t lists;                // C
+  int64_t pinned;               // tokens to pin, at most K
+};
+
+}  // namespace microspec

@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+// The vocab_count_ and vocab_refill_ ops: their checks.
+#include "binding/check.h"
+#include "binding/device_call.h"
+#include "common/integers.h"
+#include "vocab/learn.h"
+#include "vocab/learn_cuda.h"
+#include "vocab/state.h"
+
+namespace microspec {
+
+namespace {
+
+// Requires text_counts int32 [C, V] with C >= 1, and total_counts int32 [V].
+void check_counts(const Checker& check, const Tensor& text_counts,
+                  const std::optional<Tensor>& total_counts) {
+  check.value(text_counts.dim() == 2 && text_counts.size(0) > 0, "text_counts", "shape [C, V], C >= 1",
+              shape_of(text_counts));
+  check.dtype(text_counts, "text_counts", ScalarType::Int);
+  check.contiguous(text_counts, "text_counts");
+  check.on_device(text_counts, "text_counts");
+  if (!total_counts) return;
+  check.dtype(*total_counts, "total_counts", ScalarType::Int);
+  check.shape(*total_counts, "total_counts", {text_counts.size(1)});
+  check.contiguous(*total_counts, "total_counts");
+  check.on_device(*total_counts, "total_counts");
+}
+
+// Requires int32 or int64 [count]. Returns true for int64.
+bool check_numbers(const Checker& check, const Tensor& numbers, const char* argument, int64_t count) {
+  const bool is_long = check.integer(numbers, argument);
+  check.shape(numbers, argument, {count});
+  check.contiguous(numbers, argument);
+  check.on_device(numbers, argument);
+  return is_long;
+}
+
+Argument optional_argument(const std::optional<Tensor>& tensor, const char* name) {
+  return {tensor ? &*tensor : nullptr, name};
+}
+
+}  // namespace
+
+void vocab_count_(Tensor text_counts, Tensor seen, Tensor tokens, std::optional<Tensor> token_requests,
+                  std::optional<Tensor> request_lists, std::optional<Tensor> total_counts) {
+  const Checker check("vocab_count_", text_counts);
+  const DeviceCall call(check, text_counts, "text_counts");
+  check_counts(check, text_counts, total_counts);
+  CountArgs args{};
+  args.lists = text_counts.size(0);
+  args.vocab_size = text_counts.size(1);
+  args.words = (args.vocab_size + 31) / 32;
+  check.value(seen.dim() == 2 && seen.size(0) > 0 && seen.size(1) == args.words, "seen",
+              "shape [R, " + std::to_string(args.words) + "], R >= 1", shape_of(seen));
+  check.dtype(seen, "seen", ScalarType::Int);
+  check.contiguous(seen, "seen");
+  check.on_device(seen, "seen");
+  args.requests = seen.size(0);
+  args.long_tokens = check.integer(tokens, "tokens");
+  const bool ragged = token_requests.has_value();
+  if (ragged || tokens.dim() == 1) {
+    check.value(tokens.dim() == 1, "tokens", "shape [N] beside token_requests", shape_of(tokens));
+    check.value(ragged || args.requests == 1, "tokens", "shape [R, N], or [N] with token_requests, as R > 1",
+                shape_of(tokens));
+  } else {
+    check.value(tokens.dim() == 2 && tokens.size(0) == args.requests, "tokens",
+                "shape [" + std::to_string(args.requests) + ", N]", shape_of(tokens));
+  }
+  check.contiguous(tokens, "tokens");
+  check.on_device(tokens, "tokens");
+  args.count = tokens.size(tokens.dim() - 1);
+  if (ragged) {
+    args.long_requests = check_numbers(check, *token_requests, "token_requests", args.count);
+    args.token_requests = token_requests->data_ptr();
+  }
+  check.value(request_lists || args.lists == 1, "request_lists", "the list of each request, as C > 1",
+              "None");
+  if (request_lists) {
+    args.long_lists = check_numbers(check, *request_lists, "request_lists", args.requests);
+    args.request_lists = request_lists->data_ptr();
+  }
+  const std::initializer_list<Argument> written = {
+      {&text_counts, "text_counts"}, {&seen, "seen"}, optional_argument(total_counts, "total_counts")};
+  check.disjoint(written, {{&tokens, "tokens"},
+                           optional_argument(token_requests, "token_requests"),
+                           optional_argument(request_lists, "request_lists")});
+  call.check_size(args.requests, "seen", "R");
+  call.check_size(args.count, "tokens", "N");
+
+  args.text_counts = static_cast<int32_t*>(text_counts.data_ptr());
+  args.total_counts = total_counts ? static_cast<int32_t*>(total_counts->data_ptr()) : nullptr;
+  args.seen = static_cast<int32_t*>(seen.data_ptr());
+  args.tokens = tokens.data_ptr();
+  note_writes(written);
+  if (call.on_cuda()) {
+    call.check(run_vocab_count_cuda(args, call.stream()));
+  } else {
+    count_cpu(args);
+  }
+}
+
+void vocab_refill_(Tensor active_ids, Tensor slot_stamps, Tensor token_slots, Tensor clock,
+                   Tensor text_counts, Tensor token_ranks, Tensor group_lists,
+                   std::optional<Tensor> total_counts, int64_t pinned, bool reset) {
+  const Checker check("vocab_refill_", active_ids);
+  const DeviceCall call(check, active_ids, "active_ids");
+  const auto [groups, capacity, vocab_size] =
+      check_state(check, call, active_ids, slot_stamps, token_slots, clock);
+  check_counts(check, text_counts, total_counts);
+  check.shape(text_counts, "text_counts", {text_counts.size(0), vocab_size});
+  check.dtype(token_ranks, "token_ranks", ScalarType::Int);
+  check.shape(token_ranks, "token_ranks", {vocab_size});
+  check.contiguous(token_ranks, "token_ranks");
+  check.on_device(token_ranks, "token_ranks");
+  const bool long_lists = check_numbers(check, group_lists, "group_lists", groups);
+  check.value(pinned >= 0 && pinned <= capacity, "pinned", "0 to K = " + std::to_string(capacity), pinned);
+  const std::initializer_list<Argument> state = {{&active_ids, "active_ids"},
+                                                 {&slot_stamps, "slot_stamps"},
+                                                 {&token_slots, "token_slots"},
+                                                 {&clock, "clock"}};
+  check.disjoint(state, {{&text_counts, "text_counts"},
+                         {&token_ranks, "token_ranks"},
+                         {&group_lists, "group_lists"},
+                         optional_argument(total_counts, "total_counts")});
+
+  RefillArgs args{};
+  args.active_ids = static_cast<int32_t*>(active_ids.data_ptr());
+  args.slot_stamps = static_cast<int64_t*>(slot_stamps.data_ptr());
+  args.token_slots = static_cast<int32_t*>(token_slots.data_ptr());
+  args.clock = static_cast<int64_t*>(clock.data_ptr());
+  args.text_counts = static_cast<const int32_t*>(text_counts.data_ptr());
+  args.total_counts = total_counts ? static_cast<const int32_t*>(total_counts->data_ptr()) : nullptr;
+  args.token_ranks = static_cast<const int32_t*>(token_ranks.data_ptr());
+  args.group_lists = group_lists.data_ptr();
+  args.long_lists = long_lists;
+  args.reset = reset;
+  args.groups = groups;
+  args.capacity = capacity;
+  args.vocab_size = vocab_size;
+  args.lists = text_counts.size(0);
+  args.pinned = pinned;
+
+  const HostValues lists(call, group_lists);
+  for (int64_t g = 0; lists.known() && g < groups; ++g) {
+    const int64_t list = value_at(lists.data<void>(), long_lists, g);
+    if (list >= -1 && list < args.lists) continue;
+    check.fail("IndexError", "group_lists", "lists in [0, " + std::to_string(args.lists) + ") or -1", list,
+               " at position ", g);
+  }
+  note_writes(state);
+  if (call.on_cuda()) {
+    const Tensor workspace = call.workspace(refill_cuda_workspace(args));
+    call.check(run_vocab_refill_cuda(args, workspace.data_ptr(), call.stream()));
+  } else {
+    refill_cpu(args);
+  }
+}
+
+}  // namespace microspec

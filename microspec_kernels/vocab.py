@@ -10,7 +10,7 @@ from ._checks import EMPTY_STAMP, PINNED_STAMP, dtype_name
 from ._group_numbers import group_numbers
 from ._token_ids import token_ids
 from ._vocab_state import check_state
-from .ops import vocab_update_
+from .ops import vocab_refill_, vocab_update_
 
 
 class ActiveVocab:
@@ -156,6 +156,39 @@ class ActiveVocab:
         slots[tokens.long()] = torch.arange(len(tokens), dtype=torch.int32, device=self.device)
         self.ids[which], self.slot_stamps[which], self.token_slots[which] = ids, stamps, slots
         self.clock[which] = later
+
+    def refill(
+        self,
+        text_counts: Tensor,
+        token_ranks: Tensor,
+        group_lists: Tensor,
+        *,
+        total_counts: Tensor | None = None,
+        pinned: int = 0,
+        reset: bool = True,
+    ) -> None:
+        """Fill groups with the tokens that stood in the most texts. See :func:`~.ops.vocab_refill_`.
+
+        Args:
+            text_counts: int32 [C, V].
+            token_ranks: int32 [V].
+            group_lists: int32 or int64 [G], the list of each group; -1 leaves the group as it is.
+            total_counts: int32 [V].
+            pinned: number of tokens to pin, 0 to K.
+            reset: whether the slots that are not pinned begin anew too.
+
+        Raises:
+            ValueError, TypeError, IndexError: as :func:`~.ops.vocab_refill_`.
+        """
+        vocab_refill_(
+            *self._state().values(),
+            text_counts,
+            token_ranks,
+            group_lists,
+            total_counts=total_counts,
+            pinned=pinned,
+            reset=reset,
+        )
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return copies of the whole state.

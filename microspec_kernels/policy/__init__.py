@@ -23,7 +23,9 @@ engine's CUDA graph: :meth:`Policy.select` never reads a value back to the host.
 
 from .defaults import CAPACITY, TARGET_TOP_K
 from .frequent_tokens import count_frequent_tokens
+from .learned_lists import LearnedLists
 from .policy import Policy, PromptRows, Source, Stage, TargetPass
+from .prior import prior_of_tokenizer
 from .sources import (
     MICROSPEC,
     TEXT,
@@ -40,6 +42,7 @@ __all__ = [
     "MICROSPEC",
     "TARGET_TOP_K",
     "TEXT",
+    "LearnedLists",
     "Policy",
     "PromptRows",
     "Source",
@@ -49,6 +52,7 @@ __all__ = [
     "default",
     "draft_tree",
     "generated",
+    "prior_of_tokenizer",
     "prompt",
     "prompt_top_k",
     "target_top_k",

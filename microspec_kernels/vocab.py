@@ -167,7 +167,7 @@ class ActiveVocab:
         pinned: int = 0,
         reset: bool = True,
     ) -> None:
-        """Fill groups with the tokens that stood in the most texts. See :func:`~.ops.vocab_refill_`.
+        """Fill groups with the tokens of the most texts. See :func:`~.ops.vocab_refill_`.
 
         Args:
             text_counts: int32 [C, V].
@@ -181,7 +181,10 @@ class ActiveVocab:
             ValueError, TypeError, IndexError: as :func:`~.ops.vocab_refill_`.
         """
         vocab_refill_(
-            *self._state().values(),
+            self.ids,
+            self.slot_stamps,
+            self.token_slots,
+            self.clock,
             text_counts,
             token_ranks,
             group_lists,

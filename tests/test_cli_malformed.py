@@ -45,15 +45,15 @@ def test_a_trace(name, refused):
 
 @pytest.mark.parametrize("name", [*sorted(LISTS.keys() - SOUND_LISTS), "absent.npy", "folder"])
 def test_a_list_of_tokens(name, refused):
-    call = ("sound.npz", "--vocab-size", "50", "--frequent-tokens", name)
+    call = ("sound.npz", "--vocab-size", "50", "--prior", name)
     assert name in refused("replay", *call)
 
 
 @pytest.mark.parametrize("name", ["sound.npy", "sound.pt"])
-@pytest.mark.parametrize("option", [[], ["--pin", "2"], ["--pin", "2", "--no-fill"]])
+@pytest.mark.parametrize("option", ["", "--no-learn --pin 2", "--no-learn --pin 2 --no-fill"])
 def test_a_sound_list_and_trace_are_taken(name, option, files, monkeypatch, capsys):
     monkeypatch.chdir(files)
-    call = ["replay", "sound.npz", "--capacity", "20", "--frequent-tokens", name, *option]
+    call = ["replay", "sound.npz", "--capacity", "20", "--prior", name, *option.split()]
     assert main(call) == 0
     policy = capsys.readouterr().out
     assert ("pin2" in policy) == ("--pin" in option)
@@ -91,14 +91,22 @@ def test_a_tokenizer(name, refused):
         ("--vocab-size 2147483648", "--vocab-size"),
         ("--step 0", "--step"),
         ("--step 0.5", "--step"),
-        ("--pin -1 --frequent-tokens sound.npy", "--pin"),
-        ("--pin 0 --frequent-tokens sound.npy", "--pin"),
-        ("--pin 1.5 --frequent-tokens sound.npy", "--pin"),
-        ("--pin 4 --frequent-tokens sound.npy", "--pin"),
-        ("--pin 2 --capacity 1 --frequent-tokens sound.npy", "--pin"),
+        ("--no-learn --pin -1", "--pin"),
+        ("--no-learn --pin 0", "--pin"),
+        ("--no-learn --pin 1.5", "--pin"),
+        ("--no-learn --pin 4 --prior sound.npy", "--pin"),
+        ("--no-learn --pin 2 --capacity 1", "--pin"),
         ("--pin 2", "--pin"),
         ("--no-fill", "--no-fill"),
-        ("--no-fill --frequent-tokens sound.npy", "--frequent-tokens"),
+        ("--keep", "--keep"),
+        ("--lists 0", "--lists"),
+        ("--lists 2 --no-learn", "--lists"),
+        ("--shared 0", "--shared"),
+        ("--mix 0", "--mix"),
+        ("--mix x", "--mix"),
+        ("--prior absent", "absent"),
+        ("--prior sound.txt", "sound.txt"),
+        ("--prior folder", "folder"),
         ("--source tree", "--source"),
         ("--source prompt=0", "--source"),
         ("--source prompt=1.5", "--source"),
@@ -117,7 +125,7 @@ def test_a_tokenizer(name, refused):
         ("--json absent/out.json", "--json"),
         ("--json folder", "--json"),
         ("--cap 4", "--cap"),
-        ("--freq sound.npy", "--freq"),
+        ("--pri sound.npy", "--pri"),
         ("--nonsense", "--nonsense"),
     ],
 )
@@ -218,7 +226,7 @@ def test_an_option_of_info(words, named, refused):
 
 @pytest.mark.parametrize("name", ["sound.npz", "sound.npy", "sound.txt"])
 def test_a_file_without_permission(name, files, refused):
-    words = ["sound.npz", *(["--frequent-tokens", name] if name == "sound.npy" else [])]
+    words = ["sound.npz", *(["--prior", name] if name == "sound.npy" else [])]
     if name == "sound.txt":
         words = ["--text", name, "--tokenizer", "tokenizer.json"]
     refused("replay", "absent.npz", "--text", "absent", "--tokenizer", "absent")  # imports

@@ -115,9 +115,9 @@ def test_figures_are_those_of_the_definition(trace, tmp_path, step, pinned):
     frequent = [4, 1, 40, 2, 33, 0]
     np.save(path_of_list, np.array(frequent, dtype=np.int32))
     options = ["--capacity", str(CAPACITY), "--step", str(step), "--vocab-size", str(VOCAB)]
-    options += ["--json", str(file)]
+    options += ["--json", str(file), "--no-learn", "--no-fill"]
     if pinned:
-        options += ["--frequent-tokens", str(path_of_list), "--pin", str(pinned), "--no-fill"]
+        options += ["--prior", str(path_of_list), "--pin", str(pinned)]
     assert main(["replay", str(path), str(path), *options]) == 0
 
     first, second = json.loads(file.read_text())
@@ -138,7 +138,7 @@ def test_filled_and_kept(trace, tmp_path, frequent, pinned, keep):
     path_of_list, file = tmp_path / "frequent.npy", tmp_path / "out.json"
     np.save(path_of_list, np.array(frequent))
     options = ["--capacity", str(CAPACITY), "--step", str(STEP), "--vocab-size", str(VOCAB)]
-    options += ["--frequent-tokens", str(path_of_list)]
+    options += ["--no-learn", "--prior", str(path_of_list)]
     options += ["--pin", str(pinned)] if pinned else []
     options += ["--keep"] * keep
     assert main(["replay", str(path), *options, "--json", str(file)]) == 0
@@ -158,6 +158,7 @@ def test_sources_and_budgets(trace, tmp_path):
     path, tokens, generated, offsets = trace
     out = tmp_path / "out.json"
     options = ["--capacity", str(CAPACITY), "--step", str(STEP), "--json", str(out)]
+    options += ["--no-learn", "--no-fill"]
     sources = ["--source", "prompt=4", "--source", "generated=2"]
     assert main(["replay", str(path), *options, *sources]) == 0
 
@@ -176,16 +177,20 @@ def test_sources_and_budgets(trace, tmp_path):
 def test_table_capacities_and_default_vocab_size(trace, capsys):
     assert main(["replay", str(trace[0]), "--capacity", "4,9"]) == 0
     heading, *rows = capsys.readouterr().out.splitlines()
-    assert heading.split()[:3] == ["trace", "policy", "K"]
-    assert [row.split()[:3] for row in rows] == [["made", "prompt+generated", k] for k in "49"]
+    assert heading.split()[:5] == ["trace", "policy", "lists", "shared", "K"]
+    policy = "prompt+generated+filled"
+    assert [row.split()[:5] for row in rows] == [["made", policy, "8", "1", k] for k in "49"]
 
 
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (["--pin", "3", "--frequent-tokens", "TABLE"], "integers in 1 dimension"),
-        (["--no-fill"], "--no-fill: expected a --frequent-tokens"),
-        (["--pin", "3", "--frequent-tokens", "RANK"], "at most the 2 tokens of"),
+        (["--prior", "TABLE"], "integers in 1 dimension"),
+        (["--no-fill"], "--no-fill: expected --no-learn"),
+        (["--keep"], "--keep: expected --no-learn"),
+        (["--no-learn", "--lists", "2"], "--lists: expected --learn"),
+        (["--no-learn", "--pin", "3", "--prior", "RANK"], "at most the 2 tokens of"),
+        (["--no-learn", "--pin", "13", "--capacity", "12"], "the capacity of 12"),
     ],
 )
 def test_what_does_not_fit_is_refused(options, reason, trace, tmp_path, capsys):
@@ -203,10 +208,10 @@ def test_a_source_that_is_none_is_refused(source, trace, capsys):
     assert "--source" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("use", [[], ["--pin", "1", "--no-fill"]])
+@pytest.mark.parametrize("use", [[], ["--no-learn"], ["--no-learn", "--pin", "1", "--no-fill"]])
 def test_a_frequent_token_beyond_the_trace_widens_the_vocabulary(use, trace, tmp_path):
     np.save(tmp_path / "frequent.npy", np.array([VOCAB + 9]))
-    options = ["--frequent-tokens", str(tmp_path / "frequent.npy"), *use]
+    options = ["--prior", str(tmp_path / "frequent.npy"), *use]
     assert main(["replay", str(trace[0]), *options]) == 0
 
 
@@ -254,13 +259,82 @@ def test_fill_and_pin(trace, tmp_path):
     """The list fills the slots beside the pinned tokens, unless --no-fill forbids it."""
     frequent, out = tmp_path / "frequent.npy", tmp_path / "out.json"
     np.save(frequent, np.array([4, 1, 40, 2, 33, 0]))
-    call = ["replay", str(trace[0]), "--capacity", "12"]
+    call = ["replay", str(trace[0]), "--capacity", "12", "--no-learn"]
     results = {}
     for option in ("", "--pin=3", "--pin=3 --no-fill"):
-        options = [*call, "--frequent-tokens", str(frequent), *option.split()]
+        options = [*call, "--prior", str(frequent), *option.split()]
         assert main([*options, "--json", str(out)]) == 0
         (results[option],) = json.loads(out.read_text())
     assert [result["policy"] for result in results.values()] == [
         "prompt+generated+filled", "prompt+generated+filled+pin3", "prompt+generated+pin3",
     ]  # fmt: skip
     assert results[""]["coverage"] > results["--pin=3 --no-fill"]["coverage"]
+
+
+def counted_order(texts, prior):
+    """Order all tokens by the number of texts, then by the prior, then by id."""
+    place = {token: i for i, token in enumerate(prior)}
+    count = {token: sum(token in text for text in texts) for token in range(VOCAB)}
+    return sorted(range(VOCAB), key=lambda t: (-count[t], place.get(t, VOCAB), t))
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # means of no tokens after the 64th
+@pytest.mark.parametrize("prior", [[], [40, 2, 33]])
+def test_one_learned_list_is_a_count_of_the_texts_so_far(prior, trace, tmp_path):
+    """Every sequence is the definition's replay of it alone, begun with the counts so far."""
+    _, tokens, generated, offsets = trace
+    tokens = (tokens * 7 + 3) % VOCAB  # so that the frequent tokens are not the lowest ids
+    path = tmp_path / "permuted.npz"
+    np.savez(path, tokens=tokens, generated=generated, offsets=offsets)
+    file, options = tmp_path / "out.json", ["--lists", "1", "--capacity", str(CAPACITY)]
+    if prior:
+        np.save(tmp_path / "prior.npy", np.array(prior))
+        options += ["--prior", str(tmp_path / "prior.npy")]
+    options += ["--step", str(STEP), "--vocab-size", str(VOCAB), "--json", str(file)]
+    assert main(["replay", str(path), *options]) == 0
+    (result,) = json.loads(file.read_text())
+    texts, covered, count = [], 0.0, 0
+    for begin, end in pairwise(offsets):
+        if wrote := int(generated[begin:end].sum()):
+            frequent = tuple(counted_order(texts, prior))
+            alone = tokens[begin:end], generated[begin:end], [0, end - begin]
+            expected, _ = plain_replay(*alone, CAPACITY, STEP, frequent_tokens=frequent)
+            covered, count = covered + expected["coverage"] * wrote, count + wrote
+        texts.append(set(tokens[begin:end][generated[begin:end]].tolist()))
+    assert result["coverage"] == pytest.approx(covered / count)
+    assert (result["lists"], result["shared"], result["tokens"]) == (1, 1, count)
+    plain, _ = plain_replay(
+        tokens, generated, offsets, CAPACITY, STEP, frequent_tokens=range(VOCAB)
+    )
+    assert result["coverage"] != pytest.approx(plain["coverage"])
+
+
+def test_sequences_that_share_a_vocabulary_take_turns():
+    """Two at a time: B's first step finds what A's prompt and first step left."""
+    a, b, c = [1, 2, 3, 4, 3, 4], [5, 3, 4], [6, 5, 5]
+    tokens = torch.tensor([*a, *b, *c])
+    written = torch.tensor([False, False, *[True] * 4, False, True, True, False, True, True])
+    trace = replay.Trace("turns", tokens, written, [0, 6, 9, 12])
+    at = {"vocab_size": 9, "capacity": 4, "step": 2, "shared": 2}
+    result = replay.replay(trace, Policy(TEXT), **at)
+    # Turn 1: prompts {1, 2} and {5}. Turn 2: A's 3 4 are new, and known to B's 3 4, which end B.
+    # Turn 3: A's 3 4 again. C took B's place: its prompt is 6 and evicts the oldest, 2.
+    # Turn 4: C's 5 is still there.
+    assert result.coverage == pytest.approx((0 + 0 + 1 + 1 + 1 + 1 + 1 + 1) / 8)
+    alone = replay.replay(trace, Policy(TEXT), **(at | {"shared": 1}))
+    assert alone.coverage == pytest.approx(2 / 8)
+    with pytest.raises(ValueError, match="replay: shared: expected at least 1, got 0"):
+        replay.replay(trace, Policy(TEXT), **(at | {"shared": 0}))
+
+
+def test_a_mixed_stream_takes_sequences_evenly(trace, tmp_path):
+    file = tmp_path / "out.json"
+    assert main(["replay", str(trace[0]), str(trace[0]), "--mix", "2", "--json", str(file)]) == 0
+    (result,) = json.loads(file.read_text())
+    _, _, generated, offsets = trace
+    kept = [generated[offsets[i] : offsets[i + 1]].sum() for i in (0, 2)]  # of five, evenly
+    assert result["trace"] == "mixed" and result["tokens"] == 2 * sum(kept)
+    whole = replay.load_trace(trace[0])
+    first, again = replay.mixed([whole, whole], 5), replay.mixed([whole, whole], 5)
+    assert torch.equal(first.tokens, again.tokens)
+    assert not torch.equal(first.tokens, torch.cat((whole.tokens, whole.tokens)))

@@ -95,7 +95,7 @@ def test_on_the_command_line(
     text, out = tmp_path / "story.txt", tmp_path / "out.json"
     text.write_text("the cat The cat", encoding="utf-8")
     options = ["--tokenizer", str(tokenizer), "--prompt-tokens", "2", "--json", str(out)]
-    command = ["replay", "--text", str(text), *options]
+    command = ["replay", "--text", str(text), "--no-learn", "--no-fill", *options]
     assert main(command) == 0
     (figures,) = json.loads(out.read_text())
     assert (figures["coverage"], figures["policy"]) == (0.5, "prompt+generated")

@@ -7,9 +7,7 @@ trace. A trace's name reads suite-task__model.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bench.harness.corpus import rows as read_corpus
-from microspec_kernels.replay import Trace
+from microspec_kernels.replay import Trace, evenly, joined
 
 JUDGED = 84  # most sequences of a trace, evenly from its half; as many texts of others
 # The name of a suite in a trace, and its names in the corpus.
@@ -49,20 +47,6 @@ def halves(trace: Trace) -> Halves:
     judged = evenly(sequences[::2], JUDGED)
     counted = [tokens[written] for tokens, written in sequences[1::2]]
     return Halves(joined(trace.name, judged), counted)
-
-
-def joined(name: str, sequences: Sequence[tuple[Tensor, Tensor]]) -> Trace:
-    """Join sequences of tokens int64 [n] and flags bool [n] to one trace."""
-    tokens, written = zip(*sequences, strict=True)
-    offsets = [0, *accumulate(map(len, tokens))]
-    return Trace(name, torch.cat(tokens), torch.cat(written), offsets)
-
-
-def evenly(items: Sequence[Any], count: int) -> list[Any]:
-    """Return at most `count` items, evenly from all of them."""
-    if len(items) <= count:
-        return list(items)
-    return [items[i * len(items) // count] for i in range(count)]
 
 
 def others(name: str, traces: dict[str, Halves]) -> list[Tensor]:

@@ -11,7 +11,6 @@ committed policy.csv also has sources that were dropped, variants and successors
 """
 
 import argparse
-import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,9 +27,9 @@ from microspec_kernels import policy
 from microspec_kernels._token_ids import read_token_ids
 from microspec_kernels.cli.arguments import Parser
 from microspec_kernels.policy import TEXT, Policy
-from microspec_kernels.replay import Trace, load_tokenizer, load_trace, replay
+from microspec_kernels.replay import Trace, load_tokenizer, load_trace, mixed, replay
 
-from .data import JUDGED, Halves, halves, joined, load_corpus, others, unrelated
+from .data import JUDGED, Halves, halves, load_corpus, others, unrelated
 
 CAPACITIES = (512, 1024, 2048, CAPACITY, 8192)
 FLOORS = (1024, 2560)
@@ -110,11 +109,9 @@ class Study:
 
     def mixed(self) -> tuple[Trace, list[ReplayedPolicy]]:
         """Return the requests of all traces in random order, and policies for this stream."""
-        stream = [pair for trace in self.traces.values() for pair in trace.judged.sequences()]
-        random.Random(0).shuffle(stream)
         filled = ReplayedPolicy("filled", Policy(TEXT, self.public), "public")
         counted = Policy(TEXT, self.frequent_tokens(self.all_tasks()))
-        return joined("mixed", stream), [
+        return mixed([trace.judged for trace in self.traces.values()], JUDGED), [
             ReplayedPolicy("text", Policy(TEXT)),
             filled,
             replace(filled, name="filled, kept", keep=True),

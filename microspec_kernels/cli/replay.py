@@ -3,9 +3,9 @@
 
 A trace is an .npz with tokens, generated (1 = the model wrote the token, 0 = it was not) and
 offsets (sequence i is tokens[offsets[i]:offsets[i+1]]). A text is a file whose first
---prompt-tokens are the prompt, or a .jsonl with the fields prompt and response. Without --keep,
-every sequence begins with a new vocabulary. A step's tokens are checked against the vocabulary at
-the beginning of the step.
+--prompt-tokens are the prompt, or a .jsonl with the fields prompt and response. Every sequence
+begins with the tokens that stood in the most sequences before it. A step's tokens are checked
+against the vocabulary at the beginning of the step.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from microspec_kernels.replay import (
     load_text,
     load_tokenizer,
     load_trace,
+    mixed,
     plot,
     replay,
 )
@@ -34,6 +35,8 @@ from .table import table
 SHOWN = {
     "trace": "trace",
     "policy": "policy",
+    "lists": "lists",
+    "shared": "shared",
     "capacity": "K",
     "coverage": "coverage",
     "coverage_first64": "first64",
@@ -78,9 +81,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--step", type=positive, default=4, help="generated tokens per step (default 4)"
     )
     parser.add_argument(
+        "--shared",
+        type=positive,
+        default=1,
+        metavar="B",
+        help="let B sequences at a time share one vocabulary (default 1: each has its own)",
+    )
+    parser.add_argument(
+        "--mix",
+        type=positive,
+        metavar="N",
+        help="make one trace of at most N sequences of each file, evenly from all of them, in "
+        "random order",
+    )
+    parser.add_argument(
         "--keep",
         action="store_true",
-        help="keep the vocabulary from one sequence to the next",
+        help="with --no-learn: keep the vocabulary from one sequence to the next",
     )
     sources.add_arguments(parser)
     parser.add_argument(
@@ -109,11 +126,11 @@ def _replay(args: argparse.Namespace) -> list[Replay]:
     tqdm = require("tqdm", "replay").tqdm
     _check(args)
     capacities = args.capacity or [CAPACITY]
-    pinned, frequent = sources.load_frequent_tokens(args, min(capacities))
-    traces = _traces(args)
+    prior, traces = sources.load_prior(args), _traces(args)
     ids = [int(trace.tokens.max()) for trace in traces]
-    ids += [*pinned, *frequent]
+    ids += [] if prior is None else [int(prior.max())]
     vocab_size = args.vocab_size or max(ids) + 1
+    pinned, frequent = sources.start_tokens(args, prior, vocab_size, min(capacities))
     policy = Policy(sources.named_sources(args), frequent, pinned)
     return [
         replay(
@@ -123,6 +140,8 @@ def _replay(args: argparse.Namespace) -> list[Replay]:
             capacity=capacity,
             step=args.step,
             keep=args.keep,
+            lists=sources.num_lists(args),
+            shared=args.shared,
             progress=partial(
                 tqdm, desc=f"{trace.name} K={capacity}", unit="seq", disable=None, leave=False
             ),
@@ -150,6 +169,7 @@ def _check(args: argparse.Namespace) -> None:
         args,
         ("tokenizer", bool(args.text), "a --text"),
         ("prompt_tokens", plain, "a --text that is no .jsonl"),
+        ("keep", not args.learn, "--no-learn"),
     )
     sources.check(args)
 
@@ -163,4 +183,5 @@ def _traces(args: argparse.Namespace) -> list[Trace]:
         sources.check_ids(path, trace.tokens, args.vocab_size)
         if not trace.generated.any():
             raise ValueError(f"{path}: expected generated tokens, got {len(trace.tokens)} given")
-    return [trace for _, trace in traces]
+    loaded = [trace for _, trace in traces]
+    return loaded if args.mix is None else [mixed(loaded, args.mix)]

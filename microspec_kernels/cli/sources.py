@@ -5,13 +5,16 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
-from microspec_kernels.policy import TEXT, Source, generated, prompt
+from microspec_kernels._token_ids import read_token_ids
+from microspec_kernels.policy import NUM_LISTS, TEXT, Source, generated, prior_of_tokenizer, prompt
+from microspec_kernels.replay import load_tokenizer
 
-from . import frequent_tokens
-from .arguments import LARGEST_VOCAB, check_used, whole
+from .arguments import LARGEST_VOCAB, check_used, positive, whole
 
+IDS = "ids"
 SOURCES: dict[str, Callable[[int | None], Source]] = {"prompt": prompt, "generated": generated}
 
 
@@ -24,7 +27,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"a source of tokens, {' or '.join(SOURCES)}, with at most BUDGET tokens per pass; "
         "may be repeated, the newest tokens of a row last (default: both)",
     )
-    frequent_tokens.add_arguments(parser)
+    parser.add_argument(
+        "--prior",
+        default=IDS,
+        metavar="ids|TOKENIZER|FILE",
+        help="the order of tokens before anything is learned: of their ids (default), of a "
+        "tokenizer.json, or of a list, the most frequent first (.npy, .pt or .json)",
+    )
+    parser.add_argument(
+        "--learn",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="learn lists of frequent tokens from the sequences so far, and begin each sequence "
+        "with them (default); --no-learn begins each with the prior",
+    )
+    parser.add_argument(
+        "--lists",
+        type=positive,
+        metavar="N",
+        help=f"number of lists that --learn keeps; a prompt chooses one (default {NUM_LISTS})",
+    )
+    parser.add_argument(
+        "--pin", type=positive, metavar="N", help="never evict the N first tokens of the prior"
+    )
+    parser.add_argument(
+        "--no-fill",
+        action="store_true",
+        help="begin with the pinned tokens only, or empty without --pin",
+    )
 
 
 def check(args: argparse.Namespace) -> None:
@@ -35,9 +65,14 @@ def check(args: argparse.Namespace) -> None:
     """
     check_used(
         args,
-        *((name, args.frequent_tokens, "a --frequent-tokens") for name in ("pin", "no_fill")),
+        ("lists", args.learn, "--learn"),
+        *((name, not args.learn, "--no-learn") for name in ("pin", "no_fill")),
     )
-    frequent_tokens.check_filled(args)
+
+
+def num_lists(args: argparse.Namespace) -> int:
+    """Return the number of lists to learn, 0 for none."""
+    return (args.lists or NUM_LISTS) if args.learn else 0
 
 
 def check_ids(path: Path, ids: Tensor, vocab_size: int | None) -> None:
@@ -58,23 +93,45 @@ def named_sources(args: argparse.Namespace) -> tuple[Source, ...]:
     return tuple(SOURCES[name](budget) for name, budget in args.source or ()) or TEXT
 
 
-def load_frequent_tokens(args: argparse.Namespace, capacity: int) -> tuple[list[int], list[int]]:
+def load_prior(args: argparse.Namespace) -> Tensor | None:
+    """Read the file of --prior: int64 [n], n >= 1, distinct; None for the order of ids.
+
+    Raises:
+        OSError: the file does not exist or is not readable.
+        ValueError: the file is no tokenizer and no list of token ids, or an empty list.
+    """
+    if args.prior == IDS:
+        return None
+    path = Path(args.prior)
+    if path.name.endswith("tokenizer.json"):
+        tokens = prior_of_tokenizer(load_tokenizer(path))
+    else:
+        tokens = read_token_ids(path)
+    if not len(tokens):
+        raise ValueError(f"{path}: expected at least one token id, got none")
+    check_ids(path, tokens, args.vocab_size)
+    return tokens
+
+
+def start_tokens(
+    args: argparse.Namespace, prior: Tensor | None, vocab_size: int, capacity: int
+) -> tuple[Tensor, Tensor]:
     """Return the pinned tokens, and the frequent tokens that every sequence begins with.
 
     Args:
         args: the parsed arguments.
+        prior: from :func:`load_prior`.
+        vocab_size: V.
         capacity: the smallest capacity of the run.
 
     Raises:
-        OSError: the file of --frequent-tokens does not exist or is not readable.
-        ValueError: the file is not a list of token ids, or has too few for --pin.
+        ValueError: a --pin above the number of tokens, or above the capacity.
     """
-    tokens = frequent_tokens.read(args)
-    if tokens is None:
-        return [], []
-    check_ids(args.frequent_tokens, tokens, args.vocab_size)
-    frequent_tokens.check_pin(args, len(tokens), capacity)
-    return tokens[: args.pin or 0].tolist(), [] if args.no_fill else tokens.tolist()
+    tokens = torch.arange(vocab_size) if prior is None else prior
+    if args.pin is not None and args.pin > min(len(tokens), capacity):
+        expected = f"at most the {len(tokens)} tokens of --prior and the capacity of {capacity}"
+        raise ValueError(f"--pin: expected {expected}, got {args.pin}")
+    return tokens[: args.pin or 0], tokens[:0] if args.no_fill else tokens
 
 
 def _name_and_budget(text: str) -> tuple[str, int | None]:

@@ -21,9 +21,10 @@ The same policy runs in the speculative loop, over recorded traces (:mod:`..repl
 engine's CUDA graph: :meth:`Policy.select` never reads a value back to the host.
 """
 
-from .defaults import CAPACITY, TARGET_TOP_K
+from .defaults import CAPACITY, FLOOR_SHARE, NUM_LISTS, TARGET_TOP_K, TEXTS_PER_FLOOR
 from .frequent_tokens import count_frequent_tokens
 from .learned_lists import LearnedLists
+from .learned_vocab import LearnedVocab
 from .policy import Policy, PromptRows, Source, Stage, TargetPass
 from .prior import prior_of_tokenizer
 from .sources import (
@@ -39,10 +40,14 @@ from .sources import (
 
 __all__ = [
     "CAPACITY",
+    "FLOOR_SHARE",
     "MICROSPEC",
+    "NUM_LISTS",
     "TARGET_TOP_K",
     "TEXT",
+    "TEXTS_PER_FLOOR",
     "LearnedLists",
+    "LearnedVocab",
     "Policy",
     "PromptRows",
     "Source",

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .._group_numbers import group_numbers
 from ..ops import vocab_count_
 from ..vocab import ActiveVocab
 from .prior import token_ranks
@@ -132,21 +131,20 @@ class LearnedLists:
             total_counts=self.total_counts,
         )
 
-    def fill(self, vocab: ActiveVocab, groups: Tensor | Sequence[int] | None = None) -> None:
-        """Fill groups with the first tokens of their requests' lists; group i is of request i.
+    def fill(self, vocab: ActiveVocab, request: int) -> None:
+        """Fill a request's group with the first tokens of its list.
 
         Args:
             vocab: a vocabulary with a group for each request.
-            groups: see :meth:`ActiveVocab.reset`, which raises the same errors.
+            request: number of the request and of its group. Before its text began, its list is
+                the first.
 
         Raises:
             ValueError: a vocabulary of another size, or with another number of groups.
         """
         self._check(vocab, "fill", self.num_requests)
-        where = "LearnedLists: fill: groups"
-        which = group_numbers(where, groups, vocab.num_groups, vocab.device)
         lists = torch.full_like(self.request_lists, -1)
-        lists[which] = self.request_lists[which].clamp(min=0)
+        lists[request] = self.request_lists[request].clamp(min=0)
         vocab.refill(self.text_counts, self.token_ranks, lists, total_counts=self.total_counts)
 
     def pin(self, vocab: ActiveVocab, count: int, *, reset: bool = False) -> None:
@@ -226,7 +224,5 @@ class LearnedLists:
     def _check(self, vocab: ActiveVocab, method: str, num_groups: int) -> None:
         want, got = (self.vocab_size, num_groups), (vocab.vocab_size, vocab.num_groups)
         if got != want:
-            expected = f"{want[0]} tokens and {want[1]} groups"
-            raise ValueError(
-                f"LearnedLists: {method}: vocab: expected one of {expected}, got {got[0]} and {got[1]}"
-            )
+            where = f"LearnedLists: {method}: vocab"
+            raise ValueError(f"{where}: expected (V, G) = {want}, got {got}")

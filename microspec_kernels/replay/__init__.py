@@ -12,21 +12,24 @@ tokens (a prompt, a later turn) are not judged. They enter before the next step 
     from microspec_kernels.replay import load_trace, replay
 
     trace = load_trace(Path("chat.npz"))
-    result = replay(trace, Policy(TEXT, frequent_tokens=frequent_tokens), vocab_size=128256)
+    result = replay(trace, Policy(TEXT), vocab_size=128256, lists=8)
     result.coverage, result.mean_active
 """
 
 from .from_text import load_text, load_tokenizer
 from .plot import plot
 from .run import Replay, passes, replay
-from .trace import Trace, load_trace
+from .trace import Trace, evenly, joined, load_trace, mixed
 
 __all__ = [
     "Replay",
     "Trace",
+    "evenly",
+    "joined",
     "load_text",
     "load_tokenizer",
     "load_trace",
+    "mixed",
     "passes",
     "plot",
     "replay",

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Replay traces through a policy, and measure coverage, vocabulary size and changed rows."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..policy import CAPACITY, Policy, TargetPass
+from ..policy import CAPACITY, LearnedLists, LearnedVocab, Policy, TargetPass
 from ..vocab import ActiveVocab
 from .trace import Trace
 
@@ -26,6 +27,8 @@ class Replay:
         capacity: K, pinned tokens included.
         step: number of generated tokens per speculative step.
         keep: whether a sequence began with the vocabulary that the sequence before it left.
+        lists: number of learned lists; 0 if nothing was learned.
+        shared: number of sequences that ran at a time and shared one vocabulary.
         steps: number of steps.
         tokens: number of judged tokens.
         coverage: share of tokens that were active when their step began.
@@ -44,6 +47,8 @@ class Replay:
     capacity: int
     step: int
     keep: bool
+    lists: int
+    shared: int
     steps: int
     tokens: int
     coverage: float
@@ -95,34 +100,60 @@ def replay(
     capacity: int = CAPACITY,
     step: int = 4,
     keep: bool = False,
+    lists: int = 0,
+    shared: int = 1,
     progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
 ) -> Replay:
     """Run every sequence of a trace through an active vocabulary.
 
     Args:
         trace: the recorded sequences.
-        policy: the policy to measure.
+        policy: the policy to measure. Its frequent tokens are the learned lists' prior.
         vocab_size: V; every token of the trace must be below it.
         capacity: K, pinned tokens included.
         step: number of generated tokens per speculative step.
-        keep: begin each sequence with the vocabulary that the sequence before it left, like
-            requests that share a group. Otherwise reset the vocabulary for each sequence.
+        keep: begin each sequence with the vocabulary that the sequence before it left. Otherwise
+            reset the vocabulary for each sequence.
+        lists: number of lists that are learned from the sequences so far (:class:`~.LearnedVocab`);
+            0 learns nothing.
+        shared: number of sequences that run at a time, step by step in turn, and share one
+            vocabulary; the next sequence takes the place of one that ends. Above 1, the vocabulary
+            is never reset.
         progress: wraps the iterable of sequences, for a progress bar.
 
     Raises:
-        ValueError: step below 1; errors of :class:`~.ActiveVocab`.
+        ValueError: step or shared below 1, lists below 0; lists beside keep or pinned tokens;
+            errors of :class:`~.ActiveVocab`.
     """
-    if step < 1:
-        raise ValueError(f"replay: step: expected at least 1, got {step}")
+    for name, value, least in (("step", step, 1), ("lists", lists, 0), ("shared", shared, 1)):
+        if value < least:
+            raise ValueError(f"replay: {name}: expected at least {least}, got {value}")
+    if lists and (keep or len(policy.pinned)):
+        unused = "keep" if keep else "pinned tokens"
+        raise ValueError(f"replay: lists: expected 0 beside {unused}, got {lists}")
     vocab = ActiveVocab(
         vocab_size, capacity, pinned=policy.pinned, frequent_tokens=policy.frequent_tokens
     )
-    slab, sequences = vocab.ids.clone(), []
-    for tokens, written in progress(list(trace.sequences())):
-        if not keep:
+    learned = None
+    if lists:
+        of_texts = LearnedLists(
+            vocab_size, num_lists=lists, num_requests=shared, prior=policy.frequent_tokens
+        )
+        learned = LearnedVocab(vocab, of_texts)
+    slab = vocab.ids.clone()
+
+    def begin(request: int, tokens: Tensor, written: Tensor) -> "_Running":
+        if learned is not None:
+            prompt = tokens[: int(written.long().argmax())] if written.any() else tokens
+            learned.begin(request, prompt)
+        elif not keep and shared == 1:
             vocab.reset()
+        if shared == 1 and not keep:
             slab.copy_(vocab.ids)
-        sequences.append(_sequence(vocab, slab, policy, passes(tokens, written, step)))
+        count = None if learned is None else partial(_count, learned.lists, request)
+        return _sequence(vocab, slab, policy, passes(tokens, written, step), count)
+
+    sequences = _in_turn(progress(list(trace.sequences())), shared, begin)
     active = [sequence.active for sequence in sequences]
     sizes = [size for sequence in sequences for size in sequence.sizes]
     steps = max(1, len(sizes))
@@ -132,6 +163,8 @@ def replay(
         capacity=capacity,
         step=step,
         keep=keep,
+        lists=lists,
+        shared=shared,
         steps=len(sizes),
         tokens=sum(map(len, active)),
         coverage=_share(active),
@@ -169,13 +202,50 @@ class _Sequence:
         return self.active.unfold(0, RUN, 1).all(1)[within]
 
 
+# One sequence under way: it yields after every pass, and returns what was measured.
+_Running = Generator[None, None, _Sequence]
+
+
+def _in_turn(
+    sequences: Iterable[tuple[Tensor, Tensor]],
+    count: int,
+    begin: Callable[[int, Tensor, Tensor], _Running],
+) -> list[_Sequence]:
+    """Run `count` sequences at a time, one pass each in turn; return them in the order of trace."""
+    waiting = enumerate(sequences)
+    running: dict[int, tuple[int, _Running]] = {}
+    done: dict[int, _Sequence] = {}
+    while True:
+        for request in range(count):
+            if request not in running and (following := next(waiting, None)) is not None:
+                number, (tokens, written) = following
+                running[request] = number, begin(request, tokens, written)
+        if not running:
+            return [done[number] for number in sorted(done)]
+        for request, (number, sequence) in list(running.items()):
+            try:
+                next(sequence)
+            except StopIteration as end:
+                done[number] = end.value
+                del running[request]
+
+
+def _count(lists: LearnedLists, request: int, tokens: Tensor) -> None:
+    lists.count(tokens, token_requests=torch.full_like(tokens, request))
+
+
 def _sequence(
-    vocab: ActiveVocab, slab: Tensor, policy: Policy, target_passes: Iterable[TargetPass]
-) -> _Sequence:
+    vocab: ActiveVocab,
+    slab: Tensor,
+    policy: Policy,
+    target_passes: Iterable[TargetPass],
+    count: Callable[[Tensor], None] | None,
+) -> _Running:
     """Measure one sequence and update `vocab`.
 
     Args:
         slab: int32 [1, K], the ids whose rows a slab holds; updated in place.
+        count: learns the tokens of each step.
     """
     size, turn, gathered = int(vocab.size), 0, 0
     active: list[Tensor] = [torch.empty(0, dtype=torch.bool)]
@@ -191,9 +261,12 @@ def _sequence(
             sizes.append(size)
             active.append(vocab.contains(target_pass.chosen))
             turns += [turn] * len(target_pass.chosen)
+            if count is not None:
+                count(target_pass.chosen)
         else:
             turn += 1
         vocab.update(policy.select(target_pass))
+        yield
     return _Sequence(torch.cat(active), torch.tensor(turns), sizes, gathered)
 
 

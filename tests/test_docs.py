@@ -303,7 +303,7 @@ PUBLIC = ["microspec_kernels", "microspec_kernels.ops", "microspec_kernels.paral
 VERBS = re.compile(
     "Add|Append|Apply|Begin|Build|Check|Choose|Compute|Continue|Convert|Copy|Count|Do|Draft|Draw|Fill|Forget|"
     "Gather|Join|Learn|Let|List|Load|Make|Map|Mark|Merge|Move|Order|Parse|Pin|Read|Reset|Return|Run|"
-    "Select|Set|Take|Test|Yield"
+    "Select|Set|Take|Test|Write|Yield"
 )
 
 

@@ -23,6 +23,7 @@ engine's CUDA graph: :meth:`Policy.select` never reads a value back to the host.
 
 from .defaults import CAPACITY, FLOOR_SHARE, NUM_LISTS, TARGET_TOP_K, TEXTS_PER_FLOOR
 from .frequent_tokens import count_frequent_tokens
+from .learned_file import LearnedFile, tokenizer_fingerprint
 from .learned_lists import LearnedLists
 from .learned_vocab import LearnedVocab
 from .policy import Policy, PromptRows, Source, Stage, TargetPass
@@ -46,6 +47,7 @@ __all__ = [
     "TARGET_TOP_K",
     "TEXT",
     "TEXTS_PER_FLOOR",
+    "LearnedFile",
     "LearnedLists",
     "LearnedVocab",
     "Policy",
@@ -61,4 +63,5 @@ __all__ = [
     "prompt",
     "prompt_top_k",
     "target_top_k",
+    "tokenizer_fingerprint",
 ]

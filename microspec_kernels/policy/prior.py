@@ -73,6 +73,19 @@ def prior_of_tokenizer(tokenizer: Any) -> Tensor:
     return torch.tensor(ordered, dtype=torch.int64, device="cpu")
 
 
+def backend_of(tokenizer: Any) -> Any:
+    """Return the ``tokenizers.Tokenizer`` of a tokenizer.
+
+    Raises:
+        TypeError: a tokenizer of another kind.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    if not hasattr(backend, "get_added_tokens_decoder"):
+        got = type(tokenizer).__name__
+        raise TypeError(f"tokenizer: expected a tokenizers.Tokenizer, got {got}")
+    return backend
+
+
 def _is_word(token: str) -> bool:
     """Test for letters behind a space, which byte-level BPE writes Ġ and SentencePiece ▁."""
     return len(token) > 1 and token[0] in "Ġ▁ " and token[1].isalpha()

@@ -10,6 +10,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from microspec_kernels import ActiveVocab
+from microspec_kernels.cli.tokenizers import Tekken
 from microspec_kernels.policy import FLOOR_SHARE, LearnedLists, LearnedVocab, prior_of_tokenizer
 
 V = 60
@@ -209,6 +210,16 @@ def test_sentencepiece_bytes_come_last_and_its_line_break_does_not() -> None:
     assert len(prior) == len(tokens)
 
 
+def test_tekken_begins_with_text_and_not_with_control_tokens() -> None:
+    tokenizer = Tekken().tokenizer
+    prior = prior_of_tokenizer(tokenizer).tolist()
+    assert sorted(prior) == list(range(131072))
+    assert min(prior[:3000]) >= 1000 and set(prior[-1158:]) >= set(range(1000))
+    words = tokenizer.vocab()
+    assert prior.index(words.index(" the")) < prior.index(words.index("he")) < 100
+    assert prior.index(words.index("\n")) < 200 < 130_000 < prior.index(words.index("\x00"))
+
+
 def test_what_is_no_tokenizer_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"expected a tokenizers\.Tokenizer, got str"):
+    with pytest.raises(TypeError, match="Tokenizer or a Tekkenizer, got str"):
         prior_of_tokenizer("tokenizer.json")

@@ -21,15 +21,15 @@ class Tekken:
     def __init__(self) -> None:
         package = Path(require("mistral_common", "demo").__file__).parent
         tekken = require("mistral_common.tokens.tokenizers.tekken", "demo")
-        self._tokenizer = tekken.Tekkenizer.from_file(package / "data" / "tekken_240911.json")
+        self.tokenizer = tekken.Tekkenizer.from_file(package / "data" / "tekken_240911.json")
         self._specials = tekken.SpecialTokenPolicy.IGNORE
 
     def encode(self, prompt: str) -> list[int]:
-        text = self._tokenizer.encode(prompt, bos=False, eos=False)
+        text = self.tokenizer.encode(prompt, bos=False, eos=False)
         return [BOS, INST, *text, INST_END]
 
     def decode(self, tokens: list[int]) -> str:
-        return str(self._tokenizer.decode(tokens, special_token_policy=self._specials))
+        return str(self.tokenizer.decode(tokens, special_token_policy=self._specials))
 
 
 class HuggingFace:

@@ -16,7 +16,7 @@ from torch import Tensor
 from .._files import first_line, reading
 from .._optional import require
 from .learned_lists import LearnedLists
-from .prior import backend_of
+from .prior import tokens_of
 
 INTERVAL = 600.0
 """Seconds between two saves. A crash loses at most the texts of so long a time."""
@@ -30,7 +30,7 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     Args:
         tokenizer: see :func:`~.prior_of_tokenizer`, which raises the same error.
     """
-    tokens = sorted((number, token) for token, number in backend_of(tokenizer).get_vocab().items())
+    tokens, _ = tokens_of(tokenizer)
     return hashlib.sha256(repr(tokens).encode("utf-8", "surrogatepass")).hexdigest()
 
 

@@ -46,7 +46,8 @@ def prior_of_tokenizer(tokenizer: Any) -> Tensor:
     ASCII text, come last.
 
     Args:
-        tokenizer: a ``tokenizers.Tokenizer``, or one of ``transformers`` that is built on it.
+        tokenizer: a ``tokenizers.Tokenizer``, one of ``transformers`` that is built on it, or a
+            ``Tekkenizer`` of ``mistral_common``.
 
     Returns:
         int64 [n] on the CPU, distinct.
@@ -54,36 +55,38 @@ def prior_of_tokenizer(tokenizer: Any) -> Tensor:
     Raises:
         TypeError: a tokenizer of another kind.
     """
-    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
-    if not hasattr(backend, "get_added_tokens_decoder"):
-        got = type(tokenizer).__name__
-        raise TypeError(
-            f"prior_of_tokenizer: tokenizer: expected a tokenizers.Tokenizer, got {got}"
-        )
-    special = backend.get_added_tokens_decoder().keys()
-    by_id = sorted((number, token) for token, number in backend.get_vocab().items())
-    ordinary = [(n, t) for n, t in by_id if n not in special and not _is_odd_byte(t)]
+    tokens, last = tokens_of(tokenizer)
+    ordinary = [(number, text) for number, text in tokens if number not in last]
     places = [
-        (place / WORD_FACTOR if _is_word(token) else place, number)
-        for place, (number, token) in enumerate(ordinary)
+        (place / WORD_FACTOR if _is_word(text) else place, number)
+        for place, (number, text) in enumerate(ordinary)
     ]
     ordered = [number for _, number in sorted(places)]
-    kept = set(ordered)
-    ordered += [number for number, _ in by_id if number not in kept]
+    ordered += [number for number, _ in tokens if number in last]
     return torch.tensor(ordered, dtype=torch.int64, device="cpu")
 
 
-def backend_of(tokenizer: Any) -> Any:
-    """Return the ``tokenizers.Tokenizer`` of a tokenizer.
+def tokens_of(tokenizer: Any) -> tuple[list[tuple[int, str]], set[int]]:
+    """Return a tokenizer's tokens by id, and the ids of special tokens and of odd bytes.
+
+    Args:
+        tokenizer: see :func:`prior_of_tokenizer`.
 
     Raises:
         TypeError: a tokenizer of another kind.
     """
     backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
-    if not hasattr(backend, "get_added_tokens_decoder"):
-        got = type(tokenizer).__name__
-        raise TypeError(f"tokenizer: expected a tokenizers.Tokenizer, got {got}")
-    return backend
+    if hasattr(backend, "get_added_tokens_decoder"):
+        tokens = sorted((number, text) for text, number in backend.get_vocab().items())
+        odd = {number for number, text in tokens if _is_odd(_byte_of(text))}
+        return tokens, odd.union(backend.get_added_tokens_decoder())
+    if hasattr(backend, "num_special_tokens"):
+        tokens = list(enumerate(backend.vocab()))
+        special = set(range(backend.num_special_tokens))
+        first = len(special)  # the 256 bytes follow, then the merges
+        return tokens, special.union(first + byte for byte in range(256) if _is_odd(byte))
+    got = type(tokenizer).__name__
+    raise TypeError(f"tokenizer: expected a tokenizers.Tokenizer or a Tekkenizer, got {got}")
 
 
 def _is_word(token: str) -> bool:
@@ -91,15 +94,16 @@ def _is_word(token: str) -> bool:
     return len(token) > 1 and token[0] in "Ġ▁ " and token[1].isalpha()
 
 
-def _is_odd_byte(token: str) -> bool:
-    """Test for a single byte that is not printable ASCII, a space, a tab or a line break."""
-    if match := _BYTE.fullmatch(token):
-        byte = int(match[1], 16)
-    elif len(token) == 1 and token in _BYTE_OF_LETTER:
-        byte = _BYTE_OF_LETTER[token]
-    else:
-        return False
-    return not (32 <= byte < 127 or byte in b"\t\n\r")
+def _byte_of(text: str) -> int | None:
+    """Return the byte that a token stands for alone, in SentencePiece or byte-level BPE."""
+    if match := _BYTE.fullmatch(text):
+        return int(match[1], 16)
+    return _BYTE_OF_LETTER.get(text)
+
+
+def _is_odd(byte: int | None) -> bool:
+    """Test for a byte that is not printable ASCII, a space, a tab or a line break."""
+    return byte is not None and not (32 <= byte < 127 or byte in b"\t\n\r")
 
 
 def _byte_letters() -> dict[str, int]:

@@ -44,18 +44,24 @@ STABLE_TORCH_LIBRARY(microspec, m) {
       "vocab_count_(Tensor(a!) text_counts, Tensor(b!) seen, Tensor tokens, *, Tensor? token_requests=None, "
       "Tensor? request_lists=None, Tensor(c!)? total_counts=None) -> ()");
   m.def(
+      "vocab_observe_(Tensor(a!) active_ids, Tensor(b!) slot_stamps, Tensor(c!) token_slots, "
+      "Tensor(d!) clock, Tensor tokens, Tensor written, *, Tensor? token_groups=None, "
+      "Tensor? token_requests=None, Tensor(e!)? verdicts=None, Tensor(f!)? text_counts=None, "
+      "Tensor(g!)? seen=None, Tensor? request_lists=None, Tensor(h!)? total_counts=None) -> ()");
+  m.def(
       "vocab_refill_(Tensor(a!) active_ids, Tensor(b!) slot_stamps, Tensor(c!) token_slots, "
       "Tensor(d!) clock, Tensor text_counts, Tensor token_ranks, Tensor group_lists, *, "
       "Tensor? total_counts=None, int pinned=0, bool reset=True) -> ()");
 }
 
 // Every function serves both devices, after the same checks.
-#define MICROSPEC_IMPLEMENT(m)                                      \
-  m.impl("sparse_head", MICROSPEC_BOX(microspec::sparse_head));     \
-  m.impl("sparse_logits", MICROSPEC_BOX(microspec::sparse_logits)); \
-  m.impl("gather_rows_", MICROSPEC_BOX(microspec::gather_rows_));   \
-  m.impl("vocab_update_", MICROSPEC_BOX(microspec::vocab_update_)); \
-  m.impl("vocab_count_", MICROSPEC_BOX(microspec::vocab_count_));   \
+#define MICROSPEC_IMPLEMENT(m)                                        \
+  m.impl("sparse_head", MICROSPEC_BOX(microspec::sparse_head));       \
+  m.impl("sparse_logits", MICROSPEC_BOX(microspec::sparse_logits));   \
+  m.impl("gather_rows_", MICROSPEC_BOX(microspec::gather_rows_));     \
+  m.impl("vocab_update_", MICROSPEC_BOX(microspec::vocab_update_));   \
+  m.impl("vocab_count_", MICROSPEC_BOX(microspec::vocab_count_));     \
+  m.impl("vocab_observe_", MICROSPEC_BOX(microspec::vocab_observe_)); \
   m.impl("vocab_refill_", MICROSPEC_BOX(microspec::vocab_refill_))
 
 STABLE_TORCH_LIBRARY_IMPL(microspec, CPU, m) { MICROSPEC_IMPLEMENT(m); }

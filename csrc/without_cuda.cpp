@@ -31,6 +31,7 @@ int run_gather_rows_cuda(const GatherArgs&, int64_t, void*) { return kNotSupport
 int vocab_cuda_workspace(const VocabArgs&, size_t*) { return kNotSupported; }
 int run_vocab_update_cuda(const VocabArgs&, void*, void*) { return kNotSupported; }
 int run_vocab_count_cuda(const CountArgs&, void*) { return kNotSupported; }
+int run_vocab_judge_cuda(const JudgeArgs&, const CountArgs&, void*) { return kNotSupported; }
 size_t refill_cuda_workspace(const RefillArgs&) { return 0; }
 int run_vocab_refill_cuda(const RefillArgs&, void*, void*) { return kNotSupported; }
 

@@ -12,6 +12,7 @@ from .ops import (
     sparse_head,
     sparse_logits,
     vocab_count_,
+    vocab_observe_,
     vocab_refill_,
     vocab_update_,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "sparse_head",
     "sparse_logits",
     "vocab_count_",
+    "vocab_observe_",
     "vocab_refill_",
     "vocab_update_",
 ]

@@ -361,6 +361,22 @@ def _counts(check: Checker, text_counts: Tensor, total_counts: Tensor | None) ->
         check.on_device(total_counts, "total_counts")
 
 
+def _requests(
+    check: Checker, text_counts: Tensor, seen: Tensor, request_lists: Tensor | None
+) -> None:
+    """Check seen int32 [R, ceil(V / 32)], and request_lists [R] if there are several lists."""
+    words = (text_counts.size(1) + 31) // 32
+    fits = seen.dim() == 2 and seen.size(0) > 0 and seen.size(1) == words
+    check.value(fits, "seen", f"shape [R, {words}], R >= 1", list(seen.shape))
+    check.int32(seen, "seen")
+    check.contiguous(seen, "seen")
+    check.on_device(seen, "seen")
+    given = request_lists is not None or text_counts.size(0) == 1
+    check.value(given, "request_lists", "the list of each request, as C > 1", None)
+    if request_lists is not None:
+        _numbers(check, request_lists, "request_lists", seen.size(0))
+
+
 def vocab_count(
     text_counts: Tensor,
     seen: Tensor,
@@ -372,17 +388,65 @@ def vocab_count(
     """Check the arguments of vocab_count_."""
     check = Checker("vocab_count_", text_counts.device)
     _counts(check, text_counts, total_counts)
-    words = (text_counts.size(1) + 31) // 32
-    fits = seen.dim() == 2 and seen.size(0) > 0 and seen.size(1) == words
-    check.value(fits, "seen", f"shape [R, {words}], R >= 1", list(seen.shape))
-    check.int32(seen, "seen")
-    check.contiguous(seen, "seen")
-    check.on_device(seen, "seen")
+    _requests(check, text_counts, seen, request_lists)
     _tokens(check, tokens, "requests", seen.size(0), token_requests)
-    given = request_lists is not None or text_counts.size(0) == 1
-    check.value(given, "request_lists", "the list of each request, as C > 1", None)
-    if request_lists is not None:
-        _numbers(check, request_lists, "request_lists", seen.size(0))
+    return check
+
+
+def _beside_tokens(check: Checker, tensor: Tensor, argument: str, tokens: Tensor) -> None:
+    shape = list(tokens.shape)
+    got = list(tensor.shape)
+    check.value(got == shape, argument, f"shape {shape} as tokens", got)
+    check.contiguous(tensor, argument)
+    check.on_device(tensor, argument)
+
+
+def vocab_observe(
+    active_ids: Tensor,
+    slot_stamps: Tensor,
+    token_slots: Tensor,
+    clock: Tensor,
+    tokens: Tensor,
+    written: Tensor,
+    token_groups: Tensor | None,
+    token_requests: Tensor | None,
+    verdicts: Tensor | None,
+    text_counts: Tensor | None,
+    seen: Tensor | None,
+    request_lists: Tensor | None,
+    total_counts: Tensor | None,
+) -> Checker:
+    """Check the arguments of vocab_observe_, except the tokens' values."""
+    check = Checker("vocab_observe_", active_ids.device)
+    num_groups, _, vocab_size = vocab_state(check, active_ids, slot_stamps, token_slots, clock)
+    _tokens(check, tokens, "groups", num_groups, token_groups)
+    check.dtype(written, "written", [torch.bool], "bool")
+    _beside_tokens(check, written, "written", tokens)
+    if verdicts is not None:
+        check.int64(verdicts, "verdicts")
+        check.shape(verdicts, "verdicts", (2, num_groups))
+        check.contiguous(verdicts, "verdicts")
+        check.on_device(verdicts, "verdicts")
+    both = "text_counts and seen together, or neither"
+    if text_counts is None or seen is None:
+        got = "seen alone" if text_counts is None else "text_counts alone"
+        check.value(text_counts is None and seen is None, "seen", both, got)
+        counting = {
+            "token_requests": token_requests,
+            "request_lists": request_lists,
+            "total_counts": total_counts,
+        }
+        for name, tensor in counting.items():
+            check.value(tensor is None, name, "None without text_counts", "a tensor")
+        return check
+    _counts(check, text_counts, total_counts)
+    check.shape(text_counts, "text_counts", (text_counts.size(0), vocab_size))
+    _requests(check, text_counts, seen, request_lists)
+    given = token_requests is not None or seen.size(0) == num_groups
+    check.value(given, "token_requests", "the request of each token, as R is not G", None)
+    if token_requests is not None:
+        check.integer(token_requests, "token_requests")
+        _beside_tokens(check, token_requests, "token_requests", tokens)
     return check
 
 

@@ -103,6 +103,19 @@ def _implementations(code: Callable[[], ModuleType]) -> dict[str, Callable[..., 
             slab, slab_ids, weight, active_ids, slab_scale=slab_scale, weight_scale=weight_scale
         )
 
+    def check_tokens(
+        check: _checks.Checker,
+        active_ids: Tensor,
+        token_slots: Tensor,
+        tokens: Tensor,
+        token_groups: Tensor | None,
+    ) -> None:
+        if reads_ids(active_ids):
+            num_groups, vocab_size = token_slots.shape
+            check.ids(tokens, "tokens", vocab_size, "ids", "flat position")
+            if token_groups is not None:
+                check.ids(token_groups, "token_groups", num_groups, "groups", "position")
+
     def vocab_update_(
         active_ids: Tensor,
         slot_stamps: Tensor,
@@ -120,10 +133,7 @@ def _implementations(code: Callable[[], ModuleType]) -> dict[str, Callable[..., 
             "clock": clock,
         }
         check.disjoint(written, {"tokens": tokens, "token_groups": token_groups})
-        if reads_ids(active_ids):
-            check.ids(tokens, "tokens", token_slots.size(1), "ids", "flat position")
-            if token_groups is not None:
-                check.ids(token_groups, "token_groups", clock.size(0), "groups", "position")
+        check_tokens(check, active_ids, token_slots, tokens, token_groups)
         note_writes(written)
         code().vocab_update_(
             active_ids, slot_stamps, token_slots, clock, tokens, token_groups=token_groups
@@ -157,6 +167,39 @@ def _implementations(code: Callable[[], ModuleType]) -> dict[str, Callable[..., 
             request_lists=request_lists,
             total_counts=total_counts,
         )
+
+    def vocab_observe_(
+        active_ids: Tensor,
+        slot_stamps: Tensor,
+        token_slots: Tensor,
+        clock: Tensor,
+        tokens: Tensor,
+        written: Tensor,
+        *,
+        token_groups: Tensor | None = None,
+        token_requests: Tensor | None = None,
+        verdicts: Tensor | None = None,
+        text_counts: Tensor | None = None,
+        seen: Tensor | None = None,
+        request_lists: Tensor | None = None,
+        total_counts: Tensor | None = None,
+    ) -> None:
+        state = {
+            "active_ids": active_ids,
+            "slot_stamps": slot_stamps,
+            "token_slots": token_slots,
+            "clock": clock,
+        }
+        changed = {"verdicts": verdicts, "text_counts": text_counts, "seen": seen}
+        changed["total_counts"] = total_counts
+        owners = {"token_groups": token_groups, "token_requests": token_requests}
+        options: dict[str, Any] = {**owners, **changed, "request_lists": request_lists}
+        check = _checks.vocab_observe(*state.values(), tokens, written, **options)
+        read = {"tokens": tokens, "written": written, **owners, "request_lists": request_lists}
+        check.disjoint({**state, **changed}, read)
+        check_tokens(check, active_ids, token_slots, tokens, token_groups)
+        note_writes({**state, **changed})
+        code().vocab_observe_(*state.values(), tokens, written, **options)
 
     def vocab_refill_(
         active_ids: Tensor,
@@ -193,6 +236,7 @@ def _implementations(code: Callable[[], ModuleType]) -> dict[str, Callable[..., 
         gather_rows_,
         vocab_update_,
         vocab_count_,
+        vocab_observe_,
         vocab_refill_,
     )
     return {function.__name__: function for function in functions}

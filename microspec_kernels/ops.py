@@ -20,6 +20,7 @@ __all__ = [
     "sparse_head",
     "sparse_logits",
     "vocab_count_",
+    "vocab_observe_",
     "vocab_refill_",
     "vocab_update_",
 ]
@@ -320,6 +321,67 @@ def vocab_count_(
         _reraise(error)
 
 
+def vocab_observe_(
+    active_ids: Tensor,
+    slot_stamps: Tensor,
+    token_slots: Tensor,
+    clock: Tensor,
+    tokens: Tensor,
+    written: Tensor,
+    *,
+    token_groups: Tensor | None = None,
+    token_requests: Tensor | None = None,
+    verdicts: Tensor | None = None,
+    text_counts: Tensor | None = None,
+    seen: Tensor | None = None,
+    request_lists: Tensor | None = None,
+    total_counts: Tensor | None = None,
+) -> None:
+    """Take a step's tokens: judge and count those that the target wrote, and update with all.
+
+    The op does in turn what three calls would: it counts which written tokens are active now, then
+    :func:`vocab_count_` of the written tokens, then :func:`vocab_update_` of all tokens. On a GPU
+    it is two kernels.
+
+    Args:
+        active_ids, slot_stamps, token_slots, clock: the vocabulary, as :func:`vocab_update_` takes
+            it.
+        tokens: int32 or int64 [G, N], or [N] if G = 1 or with ``token_groups``; oldest first;
+            -1 is padding.
+        written: bool, shape of ``tokens``: whether the token continues a text. The others are
+            candidates, such as the target's likeliest tokens.
+        token_groups: int32 or int64 [N], the group of each token of a ragged batch.
+        token_requests: int32 or int64, shape of ``tokens``: the request of each token. Default: the
+            number of its group, if there are as many.
+        verdicts: int64 [2, G], written tokens that were active, and that were not; the op adds.
+        text_counts: int32 [C, V]; without it nothing is counted.
+        seen: int32 [R, ceil(V / 32)], required beside ``text_counts``.
+        request_lists: int32 or int64 [R]. Required if C > 1.
+        total_counts: int32 [V].
+
+    Raises:
+        ValueError, TypeError, IndexError: as :func:`sparse_head`. The op then writes nothing.
+    """
+    try:
+        torch.ops.microspec.vocab_observe_(
+            active_ids,
+            slot_stamps,
+            token_slots,
+            clock,
+            tokens,
+            written,
+            token_groups=token_groups,
+            token_requests=token_requests,
+            verdicts=verdicts,
+            text_counts=text_counts,
+            seen=seen,
+            request_lists=request_lists,
+            total_counts=total_counts,
+        )
+    except RuntimeError as error:
+        _reraise(error)
+
+
 def vocab_refill_(
     active_ids: Tensor,
     slot_stamps: Tensor,
@@ -399,7 +461,7 @@ def _refuse_lazy_views(op: str) -> Callable[..., None]:
 
 
 _lazy_views = torch.library.Library("microspec", "IMPL")
-for _op in ("gather_rows_", "vocab_update_", "vocab_count_", "vocab_refill_"):
+for _op in ("gather_rows_", "vocab_update_", "vocab_count_", "vocab_observe_", "vocab_refill_"):
     for _key in ("Negative", "Conjugate"):
         _lazy_views.impl(_op, _refuse_lazy_views(_op), _key)
 
@@ -471,6 +533,29 @@ def _(  # type: ignore[no-untyped-def]
     _checks.vocab_count(text_counts, seen, tokens, token_requests, request_lists, total_counts)
 
 
+@_fake("vocab_observe_")
+def _(  # type: ignore[no-untyped-def]
+    active_ids,
+    slot_stamps,
+    token_slots,
+    clock,
+    tokens,
+    written,
+    *,
+    token_groups=None,
+    token_requests=None,
+    verdicts=None,
+    text_counts=None,
+    seen=None,
+    request_lists=None,
+    total_counts=None,
+):
+    _checks.vocab_observe(
+        active_ids, slot_stamps, token_slots, clock, tokens, written, token_groups, token_requests,
+        verdicts, text_counts, seen, request_lists, total_counts,
+    )  # fmt: skip
+
+
 @_fake("vocab_refill_")
 def _(  # type: ignore[no-untyped-def]
     active_ids,
@@ -497,6 +582,7 @@ for _function in (
     gather_rows_,
     vocab_update_,
     vocab_count_,
+    vocab_observe_,
     vocab_refill_,
 ):
     getattr(torch.ops.microspec, _function.__name__).__doc__ = _function.__doc__  # for help()

@@ -6,6 +6,7 @@ The functions do not check their arguments (``_checks`` does). Shapes and dtypes
 """
 
 from collections import OrderedDict
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -340,6 +341,71 @@ def vocab_count_(
             total_counts[token] += 1
     words = (was_seen.view(num_requests, num_words, 32).long() << bits).sum(2)
     seen.copy_(words.where(words < 2**31, words - 2**32))
+
+
+def judge(
+    active_ids: Tensor,
+    token_slots: Tensor,
+    tokens: Tensor,
+    written: Tensor,
+    token_groups: Tensor | None,
+    verdicts: Tensor,
+) -> None:
+    """Add to verdicts [2, G] the written tokens that are active, and those that are not."""
+    ids, (num_groups, vocab_size) = by_group(active_ids), token_slots.shape
+    if token_groups is None:
+        token_groups = torch.arange(num_groups, device=tokens.device)
+        token_groups = token_groups.repeat_interleave(tokens.size(-1)).view(tokens.shape)
+    inside = written & (tokens >= 0) & (tokens < vocab_size)
+    inside &= (token_groups >= 0) & (token_groups < num_groups)
+    inside = inside.flatten()
+    token = tokens.flatten().where(inside, 0).long()
+    group = token_groups.flatten().where(inside, 0).long()
+    active = torch.zeros_like(inside)
+    if ids.size(1) and vocab_size:
+        slot = token_slots[group, token].long()
+        there = (slot >= 0) & (slot < ids.size(1))
+        active = there & (ids[group, slot.where(there, 0)] == token)
+    verdicts.index_add_(1, group, torch.stack((active & inside, ~active & inside)).long())
+
+
+def observing(count: Callable[..., None], update: Callable[..., None]) -> Callable[..., None]:
+    """Make vocab_observe_ of vocab_count_ and vocab_update_."""
+
+    def vocab_observe_(
+        active_ids: Tensor,
+        slot_stamps: Tensor,
+        token_slots: Tensor,
+        clock: Tensor,
+        tokens: Tensor,
+        written: Tensor,
+        *,
+        token_groups: Tensor | None = None,
+        token_requests: Tensor | None = None,
+        verdicts: Tensor | None = None,
+        text_counts: Tensor | None = None,
+        seen: Tensor | None = None,
+        request_lists: Tensor | None = None,
+        total_counts: Tensor | None = None,
+    ) -> None:
+        """Judge and count the written tokens, then update with all tokens, in place."""
+        if verdicts is not None:
+            judge(active_ids, token_slots, tokens, written, token_groups, verdicts)
+        if text_counts is not None:
+            chosen, requests = tokens.where(written, -1), token_groups
+            if token_requests is not None:
+                chosen, requests = chosen.flatten(), token_requests.flatten()
+            elif chosen.dim() == 1 and requests is None:
+                chosen = chosen[None]
+            options = {"request_lists": request_lists, "total_counts": total_counts}
+            count(text_counts, seen, chosen, token_requests=requests, **options)
+        state = active_ids, slot_stamps, token_slots, clock
+        update(*state, tokens, token_groups=token_groups)
+
+    return vocab_observe_
+
+
+vocab_observe_ = observing(vocab_count_, vocab_update_)
 
 
 def vocab_refill_(

@@ -14,6 +14,7 @@ __all__ = [
     "sparse_head",
     "sparse_logits",
     "vocab_count_",
+    "vocab_observe_",
     "vocab_refill_",
     "vocab_update_",
 ]
@@ -23,4 +24,5 @@ sparse_logits = torch.ops.microspec.sparse_logits
 gather_rows_ = torch.ops.microspec.gather_rows_
 vocab_update_ = torch.ops.microspec.vocab_update_
 vocab_count_ = torch.ops.microspec.vocab_count_
+vocab_observe_ = torch.ops.microspec.vocab_observe_
 vocab_refill_ = torch.ops.microspec.vocab_refill_

@@ -24,6 +24,12 @@ SCHEMAS = {
         "(Tensor(a!) text_counts, Tensor(b!) seen, Tensor tokens, *, Tensor? token_requests=None, "
         "Tensor? request_lists=None, Tensor(c!)? total_counts=None) -> ()"
     ),
+    "vocab_observe_": (
+        "(Tensor(a!) active_ids, Tensor(b!) slot_stamps, Tensor(c!) token_slots, Tensor(d!) clock, "
+        "Tensor tokens, Tensor written, *, Tensor? token_groups=None, Tensor? token_requests=None, "
+        "Tensor(e!)? verdicts=None, Tensor(f!)? text_counts=None, Tensor(g!)? seen=None, "
+        "Tensor? request_lists=None, Tensor(h!)? total_counts=None) -> ()"
+    ),
     "vocab_refill_": (
         "(Tensor(a!) active_ids, Tensor(b!) slot_stamps, Tensor(c!) token_slots, Tensor(d!) clock, "
         "Tensor text_counts, Tensor token_ranks, Tensor group_lists, *, Tensor? total_counts=None, "

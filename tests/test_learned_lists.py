@@ -216,7 +216,7 @@ def test_tekken_begins_with_text_and_not_with_control_tokens() -> None:
     assert sorted(prior) == list(range(131072))
     assert min(prior[:3000]) >= 1000 and set(prior[-1158:]) >= set(range(1000))
     words = tokenizer.vocab()
-    assert prior.index(words.index(" the")) < prior.index(words.index("he")) < 100
+    assert prior.index(words.index(" the")) < prior.index(words.index("he")) < 500
     assert prior.index(words.index("\n")) < 200 < 130_000 < prior.index(words.index("\x00"))
 
 

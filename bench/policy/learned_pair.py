@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from bench.harness import options, report
+from bench.harness import options as common
+from bench.harness import report
 from bench.harness.sizes import CAPACITY
 from bench.harness.tiny_pair import PROMPTS, load_pair, unseen_prompts
 from microspec_kernels import ActiveVocab
@@ -117,7 +118,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=report.RESULTS / "policy", metavar="DIR")
     args = parser.parse_args()
     count = args.requests or (2 * SETTLED if args.corpus else len(PROMPTS))
-    with options.checking(parser):
+    with common.checking(parser):
         prompts = unseen_prompts(args.corpus, Tekken(), count)
     target, draft, _ = load_pair()
     rows: list[dict[str, Any]] = []

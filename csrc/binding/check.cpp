@@ -173,17 +173,22 @@ void Checker::on_device(const Tensor& tensor, const char* argument) const {
 }
 
 void Checker::disjoint(std::initializer_list<Argument> written, std::initializer_list<Argument> read) const {
-  const auto check = [&](const Argument& argument, const Extent& extent, const Argument& other) {
-    const Extent against = extent_of(other);
-    if (extent.begin < against.end && against.begin < extent.end) {
-      fail("ValueError", argument.name, "memory of its own", "memory shared with ", other.name);
-    }
+  std::vector<Extent> extents;  // once for each argument: every one takes several calls of the ABI
+  extents.reserve(written.size() + read.size());
+  for (const auto arguments : {written, read}) {
+    for (const Argument& argument : arguments) extents.push_back(extent_of(argument));
+  }
+  const auto argument = [&](size_t i) -> const Argument& {
+    return i < written.size() ? written.begin()[i] : read.begin()[i - written.size()];
   };
-  for (const Argument* argument = written.begin(); argument != written.end(); ++argument) {
-    const Extent extent = extent_of(*argument);
-    for (const Argument* other = written.begin(); other != argument; ++other)
-      check(*argument, extent, *other);
-    for (const Argument& other : read) check(*argument, extent, other);
+  for (size_t i = 0; i < written.size(); ++i) {
+    for (size_t other = 0; other < extents.size(); ++other) {
+      if (other >= i && other < written.size()) continue;  // itself, or a pair that comes later
+      if (extents[i].begin < extents[other].end && extents[other].begin < extents[i].end) {
+        fail("ValueError", argument(i).name, "memory of its own", "memory shared with ",
+             argument(other).name);
+      }
+    }
   }
 }
 

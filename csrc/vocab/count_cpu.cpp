@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// vocab_count_ on the CPU: a bit and a counter for each token, one token after the other.
+// vocab_count_ on the CPU: a bit and a counter for each token, one token after the other. And the verdicts
+// of vocab_observe_.
 #include "common/integers.h"
+#include "vocab/args.h"
 #include "vocab/learn.h"
 
 namespace microspec {
@@ -16,7 +18,7 @@ void count_cpu(const CountArgs& args) {
   const int64_t total = args.token_requests ? args.count : args.requests * args.count;
   for (int64_t i = 0; i < total; ++i) {
     const int64_t token = value_at(args.tokens, args.long_tokens, i);
-    if (token < 0 || token >= args.vocab_size) continue;
+    if (token < 0 || token >= args.vocab_size || (args.written && !args.written[i])) continue;
     const int64_t request =
         args.token_requests ? value_at(args.token_requests, args.long_requests, i) : i / args.count;
     if (request < 0 || request >= args.requests) continue;
@@ -28,6 +30,21 @@ void count_cpu(const CountArgs& args) {
     word |= bit;
     increment(args.text_counts[list * args.vocab_size + token]);
     if (args.total_counts) increment(args.total_counts[token]);
+  }
+}
+
+void judge_cpu(const JudgeArgs& args, const CountArgs& tokens) {
+  const int64_t total = args.token_groups ? args.row : args.groups * args.row;
+  for (int64_t i = 0; i < total; ++i) {
+    const int64_t token = value_at(tokens.tokens, tokens.long_tokens, i);
+    if (token < 0 || token >= tokens.vocab_size || !tokens.written[i]) continue;
+    const int64_t group = args.token_groups ? value_at(args.token_groups, args.long_groups, i) : i / args.row;
+    if (group < 0 || group >= args.groups) continue;
+    const int32_t slot = args.token_slots[group * tokens.vocab_size + token];
+    const bool active =
+        slot >= 0 && slot < args.capacity && args.active_ids[group * args.capacity + slot] == token;
+    int64_t& verdict = args.verdicts[(active ? 0 : args.groups) + group];
+    verdict = wrapping_add(verdict, 1);
   }
 }
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // vocab_count_ counts in how many texts each token stood. vocab_refill_ fills vocabularies from these counts.
+// vocab_observe_ is a step of an engine: it judges and counts the text's new tokens, and updates.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -13,12 +14,21 @@ namespace microspec {
 
 // The calls on the CPU. Torch-free.
 void count_cpu(const CountArgs& args);
+void judge_cpu(const JudgeArgs& args, const CountArgs& tokens);
 void refill_cpu(const RefillArgs& args);
 
 void vocab_count_(torch::stable::Tensor text_counts, torch::stable::Tensor seen, torch::stable::Tensor tokens,
                   std::optional<torch::stable::Tensor> token_requests,
                   std::optional<torch::stable::Tensor> request_lists,
                   std::optional<torch::stable::Tensor> total_counts);
+
+void vocab_observe_(
+    torch::stable::Tensor active_ids, torch::stable::Tensor slot_stamps, torch::stable::Tensor token_slots,
+    torch::stable::Tensor clock, torch::stable::Tensor tokens, torch::stable::Tensor written,
+    std::optional<torch::stable::Tensor> token_groups, std::optional<torch::stable::Tensor> token_requests,
+    std::optional<torch::stable::Tensor> verdicts, std::optional<torch::stable::Tensor> text_counts,
+    std::optional<torch::stable::Tensor> seen, std::optional<torch::stable::Tensor> request_lists,
+    std::optional<torch::stable::Tensor> total_counts);
 
 void vocab_refill_(torch::stable::Tensor active_ids, torch::stable::Tensor slot_stamps,
                    torch::stable::Tensor token_slots, torch::stable::Tensor clock,

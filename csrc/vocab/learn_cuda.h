@@ -10,6 +10,8 @@
 namespace microspec {
 
 int run_vocab_count_cuda(const CountArgs& args, void* stream);
+// Judges and counts, with one kernel. Either part may be absent: no verdicts, no text_counts.
+int run_vocab_judge_cuda(const JudgeArgs& judge, const CountArgs& count, void* stream);
 
 // Returns the device memory, in bytes, that a refill needs besides its state.
 size_t refill_cuda_workspace(const RefillArgs& args);

@@ -9,53 +9,13 @@
 
 namespace microspec {
 
-namespace {
-
-// Requires text_counts int32 [C, V] with C >= 1, and total_counts int32 [V].
-void check_counts(const Checker& check, const Tensor& text_counts,
-                  const std::optional<Tensor>& total_counts) {
-  check.value(text_counts.dim() == 2 && text_counts.size(0) > 0, "text_counts", "shape [C, V], C >= 1",
-              shape_of(text_counts));
-  check.dtype(text_counts, "text_counts", ScalarType::Int);
-  check.contiguous(text_counts, "text_counts");
-  check.on_device(text_counts, "text_counts");
-  if (!total_counts) return;
-  check.dtype(*total_counts, "total_counts", ScalarType::Int);
-  check.shape(*total_counts, "total_counts", {text_counts.size(1)});
-  check.contiguous(*total_counts, "total_counts");
-  check.on_device(*total_counts, "total_counts");
-}
-
-// Requires int32 or int64 [count]. Returns true for int64.
-bool check_numbers(const Checker& check, const Tensor& numbers, const char* argument, int64_t count) {
-  const bool is_long = check.integer(numbers, argument);
-  check.shape(numbers, argument, {count});
-  check.contiguous(numbers, argument);
-  check.on_device(numbers, argument);
-  return is_long;
-}
-
-Argument optional_argument(const std::optional<Tensor>& tensor, const char* name) {
-  return {tensor ? &*tensor : nullptr, name};
-}
-
-}  // namespace
-
 void vocab_count_(Tensor text_counts, Tensor seen, Tensor tokens, std::optional<Tensor> token_requests,
                   std::optional<Tensor> request_lists, std::optional<Tensor> total_counts) {
   const Checker check("vocab_count_", text_counts);
   const DeviceCall call(check, text_counts, "text_counts");
-  check_counts(check, text_counts, total_counts);
   CountArgs args{};
-  args.lists = text_counts.size(0);
-  args.vocab_size = text_counts.size(1);
-  args.words = (args.vocab_size + 31) / 32;
-  check.value(seen.dim() == 2 && seen.size(0) > 0 && seen.size(1) == args.words, "seen",
-              "shape [R, " + std::to_string(args.words) + "], R >= 1", shape_of(seen));
-  check.dtype(seen, "seen", ScalarType::Int);
-  check.contiguous(seen, "seen");
-  check.on_device(seen, "seen");
-  args.requests = seen.size(0);
+  check_counts(check, text_counts, total_counts);
+  check_requests(check, call, text_counts, seen, request_lists, total_counts, args);
   args.long_tokens = check.integer(tokens, "tokens");
   const bool ragged = token_requests.has_value();
   if (ragged || tokens.dim() == 1) {
@@ -73,23 +33,13 @@ void vocab_count_(Tensor text_counts, Tensor seen, Tensor tokens, std::optional<
     args.long_requests = check_numbers(check, *token_requests, "token_requests", args.count);
     args.token_requests = token_requests->data_ptr();
   }
-  check.value(request_lists || args.lists == 1, "request_lists", "the list of each request, as C > 1",
-              "None");
-  if (request_lists) {
-    args.long_lists = check_numbers(check, *request_lists, "request_lists", args.requests);
-    args.request_lists = request_lists->data_ptr();
-  }
   const std::initializer_list<Argument> written = {
       {&text_counts, "text_counts"}, {&seen, "seen"}, optional_argument(total_counts, "total_counts")};
   check.disjoint(written, {{&tokens, "tokens"},
                            optional_argument(token_requests, "token_requests"),
                            optional_argument(request_lists, "request_lists")});
-  call.check_size(args.requests, "seen", "R");
   call.check_size(args.count, "tokens", "N");
 
-  args.text_counts = static_cast<int32_t*>(text_counts.data_ptr());
-  args.total_counts = total_counts ? static_cast<int32_t*>(total_counts->data_ptr()) : nullptr;
-  args.seen = static_cast<int32_t*>(seen.data_ptr());
   args.tokens = tokens.data_ptr();
   note_writes(written);
   if (call.on_cuda()) {

@@ -31,4 +31,50 @@ VocabSizes check_state(const Checker& check, const DeviceCall& call, const Tenso
   return {groups, capacity, vocab_size};
 }
 
+bool check_numbers(const Checker& check, const Tensor& numbers, const char* argument, int64_t count) {
+  const bool is_long = check.integer(numbers, argument);
+  check.shape(numbers, argument, {count});
+  check.contiguous(numbers, argument);
+  check.on_device(numbers, argument);
+  return is_long;
+}
+
+void check_counts(const Checker& check, const Tensor& text_counts,
+                  const std::optional<Tensor>& total_counts) {
+  check.value(text_counts.dim() == 2 && text_counts.size(0) > 0, "text_counts", "shape [C, V], C >= 1",
+              shape_of(text_counts));
+  check.dtype(text_counts, "text_counts", ScalarType::Int);
+  check.contiguous(text_counts, "text_counts");
+  check.on_device(text_counts, "text_counts");
+  if (!total_counts) return;
+  check.dtype(*total_counts, "total_counts", ScalarType::Int);
+  check.shape(*total_counts, "total_counts", {text_counts.size(1)});
+  check.contiguous(*total_counts, "total_counts");
+  check.on_device(*total_counts, "total_counts");
+}
+
+void check_requests(const Checker& check, const DeviceCall& call, const Tensor& text_counts,
+                    const Tensor& seen, const std::optional<Tensor>& request_lists,
+                    const std::optional<Tensor>& total_counts, CountArgs& args) {
+  args.lists = text_counts.size(0);
+  args.vocab_size = text_counts.size(1);
+  args.words = (args.vocab_size + 31) / 32;
+  check.value(seen.dim() == 2 && seen.size(0) > 0 && seen.size(1) == args.words, "seen",
+              "shape [R, " + std::to_string(args.words) + "], R >= 1", shape_of(seen));
+  check.dtype(seen, "seen", ScalarType::Int);
+  check.contiguous(seen, "seen");
+  check.on_device(seen, "seen");
+  args.requests = seen.size(0);
+  check.value(request_lists || args.lists == 1, "request_lists", "the list of each request, as C > 1",
+              "None");
+  if (request_lists) {
+    args.long_lists = check_numbers(check, *request_lists, "request_lists", args.requests);
+    args.request_lists = request_lists->data_ptr();
+  }
+  call.check_size(args.requests, "seen", "R");
+  args.text_counts = static_cast<int32_t*>(text_counts.data_ptr());
+  args.total_counts = total_counts ? static_cast<int32_t*>(total_counts->data_ptr()) : nullptr;
+  args.seen = static_cast<int32_t*>(seen.data_ptr());
+}
+
 }  // namespace microspec

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// The checks of a vocabulary's state, which vocab_update_ and vocab_refill_ share.
+// The checks that the ops of a vocabulary share.
 #pragma once
 
 #include <cstdint>
+#include <optional>
 
 #include "binding/check.h"
 #include "binding/device_call.h"
+#include "vocab/args.h"
+#include "vocab/learn_args.h"
 
 namespace microspec {
 
@@ -20,5 +23,33 @@ struct VocabSizes {
 // [G], contiguous and on one device.
 VocabSizes check_state(const Checker& check, const DeviceCall& call, const Tensor& active_ids,
                        const Tensor& slot_stamps, const Tensor& token_slots, const Tensor& clock);
+
+// Requires int32 or int64 [count], contiguous and on the device. Returns true for int64.
+bool check_numbers(const Checker& check, const Tensor& numbers, const char* argument, int64_t count);
+
+inline Argument optional_argument(const std::optional<Tensor>& tensor, const char* name) {
+  return {tensor ? &*tensor : nullptr, name};
+}
+
+// The checks of an update, except those that read values, and its call as raw pointers.
+VocabArgs checked_update(const Checker& check, const DeviceCall& call, const Tensor& active_ids,
+                         const Tensor& slot_stamps, const Tensor& token_slots, const Tensor& clock,
+                         const Tensor& tokens, const std::optional<Tensor>& token_groups);
+
+// Requires ids in [-1, V) and groups in [-1, G), where the host knows them.
+void check_token_values(const Checker& check, const DeviceCall& call, const VocabArgs& args,
+                        const Tensor& tokens, const std::optional<Tensor>& token_groups);
+
+// Runs a checked update on its device.
+void run_update(const DeviceCall& call, const VocabArgs& args);
+
+// Requires text_counts int32 [C, V] with C >= 1, and total_counts int32 [V].
+void check_counts(const Checker& check, const Tensor& text_counts, const std::optional<Tensor>& total_counts);
+
+// Requires seen int32 [R, ceil(V / 32)], and request_lists [R] if there are several lists. Sets what both say
+// in the call.
+void check_requests(const Checker& check, const DeviceCall& call, const Tensor& text_counts,
+                    const Tensor& seen, const std::optional<Tensor>& request_lists,
+                    const std::optional<Tensor>& total_counts, CountArgs& args);
 
 }  // namespace microspec

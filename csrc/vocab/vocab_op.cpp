@@ -109,10 +109,9 @@ void update_on_cuda(const DeviceCall& call, const VocabArgs& args) {
 
 }  // namespace
 
-void vocab_update_(Tensor active_ids, Tensor slot_stamps, Tensor token_slots, Tensor clock, Tensor tokens,
-                   std::optional<Tensor> token_groups) {
-  const Checker check("vocab_update_", active_ids);
-  const DeviceCall call(check, active_ids, "active_ids");
+VocabArgs checked_update(const Checker& check, const DeviceCall& call, const Tensor& active_ids,
+                         const Tensor& slot_stamps, const Tensor& token_slots, const Tensor& clock,
+                         const Tensor& tokens, const std::optional<Tensor>& token_groups) {
   const auto [groups, capacity, vocab_size] =
       check_state(check, call, active_ids, slot_stamps, token_slots, clock);
 
@@ -130,17 +129,8 @@ void vocab_update_(Tensor active_ids, Tensor slot_stamps, Tensor token_slots, Te
   check.contiguous(tokens, "tokens");
   check.on_device(tokens, "tokens");
   args.count = tokens.size(tokens.dim() - 1);
-  if (ragged) {
-    args.long_groups = check.integer(*token_groups, "token_groups");
-    check.shape(*token_groups, "token_groups", {args.count});
-    check.contiguous(*token_groups, "token_groups");
-    check.on_device(*token_groups, "token_groups");
-  }
-  const std::initializer_list<Argument> state = {{&active_ids, "active_ids"},
-                                                 {&slot_stamps, "slot_stamps"},
-                                                 {&token_slots, "token_slots"},
-                                                 {&clock, "clock"}};
-  check.disjoint(state, {{&tokens, "tokens"}, {ragged ? &*token_groups : nullptr, "token_groups"}});
+  if (ragged) args.long_groups = check_numbers(check, *token_groups, "token_groups", args.count);
+  call.check_size(args.count, "tokens", "N");
 
   args.active_ids = static_cast<int32_t*>(active_ids.data_ptr());
   args.slot_stamps = static_cast<int64_t*>(slot_stamps.data_ptr());
@@ -151,23 +141,42 @@ void vocab_update_(Tensor active_ids, Tensor slot_stamps, Tensor token_slots, Te
   args.groups = groups;
   args.capacity = capacity;
   args.vocab_size = vocab_size;
-  call.check_size(args.count, "tokens", "N");
+  return args;
+}
 
-  // Read and check everything before the first write.
+void check_token_values(const Checker& check, const DeviceCall& call, const VocabArgs& args,
+                        const Tensor& tokens, const std::optional<Tensor>& token_groups) {
   const HostValues token_values(call, tokens);
   std::optional<HostValues> group_values;
-  if (ragged) group_values.emplace(call, *token_groups);
-  if (token_values.known()) {
-    check_tokens(check, args, token_values.data<void>(), ragged ? group_values->data<void>() : nullptr);
-  }
-  note_writes(state);
+  if (token_groups) group_values.emplace(call, *token_groups);
+  if (!token_values.known()) return;
+  check_tokens(check, args, token_values.data<void>(), token_groups ? group_values->data<void>() : nullptr);
+}
+
+void run_update(const DeviceCall& call, const VocabArgs& args) {
   if (call.on_cuda()) {
     update_on_cuda(call, args);
-  } else if (ragged) {
+  } else if (args.token_groups) {
     update_ragged(args);
   } else {
     update_rows(args);
   }
+}
+
+void vocab_update_(Tensor active_ids, Tensor slot_stamps, Tensor token_slots, Tensor clock, Tensor tokens,
+                   std::optional<Tensor> token_groups) {
+  const Checker check("vocab_update_", active_ids);
+  const DeviceCall call(check, active_ids, "active_ids");
+  const VocabArgs args =
+      checked_update(check, call, active_ids, slot_stamps, token_slots, clock, tokens, token_groups);
+  const std::initializer_list<Argument> state = {{&active_ids, "active_ids"},
+                                                 {&slot_stamps, "slot_stamps"},
+                                                 {&token_slots, "token_slots"},
+                                                 {&clock, "clock"}};
+  check.disjoint(state, {{&tokens, "tokens"}, optional_argument(token_groups, "token_groups")});
+  check_token_values(check, call, args, tokens, token_groups);
+  note_writes(state);
+  run_update(call, args);
 }
 
 }  // namespace microspec

@@ -194,7 +194,9 @@ def _implementations(code: Callable[[], ModuleType]) -> dict[str, Callable[..., 
         changed["total_counts"] = total_counts
         owners = {"token_groups": token_groups, "token_requests": token_requests}
         options: dict[str, Any] = {**owners, **changed, "request_lists": request_lists}
-        check = _checks.vocab_observe(*state.values(), tokens, written, **options)
+        check = _checks.vocab_observe(
+            active_ids, slot_stamps, token_slots, clock, tokens, written, **options
+        )
         read = {"tokens": tokens, "written": written, **owners, "request_lists": request_lists}
         check.disjoint({**state, **changed}, read)
         check_tokens(check, active_ids, token_slots, tokens, token_groups)

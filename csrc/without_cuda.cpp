@@ -22,14 +22,14 @@ int cuda_compiled_arch(int*) { return kNotSupported; }
 int cuda_pinned_pointer(const void*, const void**) { return kNotSupported; }
 int cuda_copy_to_host(void*, const void*, size_t, void*, bool*) { return kNotSupported; }
 
-int plan_head_cuda(const HeadArgs&, HeadPlan*) { return kNotSupported; }
+int plan_head_cuda(const HeadArgs&, bool, HeadPlan*) { return kNotSupported; }
 int run_sparse_head_cuda(const HeadArgs&, const HeadPlan&, int64_t, float*, int64_t*, float*, void*, void*) {
   return kNotSupported;
 }
 int run_sparse_logits_cuda(const HeadArgs&, const HeadPlan&, float*, void*, void*) { return kNotSupported; }
 int run_gather_rows_cuda(const GatherArgs&, int64_t, void*) { return kNotSupported; }
-int vocab_cuda_workspace(const VocabArgs&, size_t*) { return kNotSupported; }
-int run_vocab_update_cuda(const VocabArgs&, void*, void*) { return kNotSupported; }
+int plan_vocab_cuda(const VocabArgs&, VocabPlan*) { return kNotSupported; }
+int run_vocab_update_cuda(const VocabArgs&, const VocabPlan&, void*, void*) { return kNotSupported; }
 int run_vocab_count_cuda(const CountArgs&, void*) { return kNotSupported; }
 int run_vocab_judge_cuda(const JudgeArgs&, const CountArgs&, void*) { return kNotSupported; }
 size_t refill_cuda_workspace(const RefillArgs&) { return 0; }

@@ -100,17 +100,23 @@ def class_name(thing: object) -> str:
     return f"{type(thing).__module__}.{type(thing).__qualname__}"
 
 
-def broken_rows(weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def broken_rows(
+    weight: Tensor, bias: Tensor | None = None, weight_scale: Tensor | None = None
+) -> Tensor:
     """Find the rows of weight [V, D] and bias [V] that hold NaN or infinity; wait for the device.
 
-    int8 and fp8 weights are not searched.
+    Of a quantised weight only the scales [V] or [V, n] are searched.
 
     Returns:
         int64 [n], row numbers, ascending.
     """
-    if weight.dtype not in FLOATS:
+    if weight_scale is not None:
+        finite = weight_scale.float().isfinite()  # there is none for fp8
+        finite = finite.all(1) if finite.dim() == 2 else finite
+    elif weight.dtype in FLOATS:
+        finite = weight.amin(1).isfinite() & weight.amax(1).isfinite()  # both propagate NaN
+    else:
         return torch.empty(0, dtype=torch.int64, device=weight.device)
-    finite = weight.amin(1).isfinite() & weight.amax(1).isfinite()  # both propagate NaN
     if bias is not None:
         finite &= bias.isfinite()
     return (~finite).nonzero()[:, 0]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from . import ops
 from ._linear import plain
 from ._shards import LocalVocab
-from .parallel import all_gather_topk, all_reduce_logits, check_shards
+from .parallel import all_gather_topk, all_reduce_ids, all_reduce_logits, check_shards
 from .slab import WeightSlab
 from .vocab import ActiveVocab
 
@@ -122,8 +122,11 @@ class _ActiveHead(nn.Module):
         """
         logits, operands = self.slot_logits(hidden, row_groups)
         ids, group_ids = operands["active_ids"], operands["group_ids"]
-        if self.process_group is not None:
-            ids, group_ids = self.vocab.ids, row_groups  # those of all ranks
+        if self.process_group is not None and self.slab is None:
+            ids = self.vocab.ids  # the same on all ranks
+        elif self.process_group is not None:
+            # Not the vocabulary's: the slab has the tokens of the last refresh.
+            ids = all_reduce_ids(ids, start=self.start, process_group=self.process_group)
         ids = ids.long()
         if group_ids is None:
             return logits, ids[0].expand_as(logits)

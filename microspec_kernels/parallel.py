@@ -29,6 +29,7 @@ from ._shards import check_ranges, check_start, local_ids, merged, packed
 __all__ = [
     "all_gather_rows",
     "all_gather_topk",
+    "all_reduce_ids",
     "all_reduce_logits",
     "local_ids",
     "parallel_sparse_head",
@@ -146,6 +147,24 @@ def all_reduce_logits(logits: Tensor, process_group: "dist.ProcessGroup | None" 
     bits = logits.view(torch.int32).sub_(_NEGATIVE_INFINITY)  # 0 where the row is another rank's
     dist.all_reduce(bits, group=process_group)
     return bits.add_(_NEGATIVE_INFINITY).view(torch.float32)
+
+
+def all_reduce_ids(
+    row_ids: Tensor, *, start: int, process_group: "dist.ProcessGroup | None" = None
+) -> Tensor:
+    """Merge the slots' tokens of all ranks. This is a collective.
+
+    Args:
+        row_ids: int32, any shape: the row of this rank's shard in each slot; -1 where this rank
+            does not hold the slot's row. At most one rank may hold it.
+        start, process_group: as for :func:`all_gather_topk`.
+
+    Returns:
+        int32, shape of row_ids: token ids; -1 where no rank holds the slot's row.
+    """
+    tokens = torch.where(row_ids >= 0, row_ids + start, -1)
+    dist.all_reduce(tokens, op=dist.ReduceOp.MAX, group=process_group)
+    return tokens
 
 
 def all_gather_rows(

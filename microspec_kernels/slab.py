@@ -194,7 +194,12 @@ class WeightSlab:
         if row_groups is None and len(self.rows) > 1:
             group_ids = self._front.clone() if keep and self.buffers > 1 else self._front
         elif row_groups is not None and self.buffers > 1:
-            group_ids = torch.where(row_groups >= 0, self._front[0] + row_groups, -1)
+            front = self._front[0]
+            if self.vocab.num_groups & (self.vocab.num_groups - 1) == 0:
+                # One kernel: front is 0 or G, a bit that no group below G has and that -1 has.
+                group_ids = row_groups | front
+            else:
+                group_ids = torch.where(row_groups >= 0, front + row_groups, -1)
         return SlabView(self.rows, self.ids, self.scale, group_ids)
 
     def invalidate(self) -> None:

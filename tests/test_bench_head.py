@@ -11,15 +11,17 @@ import torch
 from torch import Tensor
 
 import microspec_kernels as mk
-from bench.harness import cuda_graphs, models
+from bench.harness import cuda_graphs, models, supported
 from bench.harness.head_check import HeadArm, check, serving_backend, validate
-from bench.harness.inputs import id_sets, make_weight
+from bench.harness.inputs import id_sets, make_weight, quantise_nvfp4
 from bench.ops import head, head_peers, time_head
 from bench.ops.head_arms import arms_for
 from bench.ops.head_peers import PADDED, padded
 from bench.ops.time_head import GraphTiming
+from microspec_kernels import reference
+from microspec_kernels._checks import E2M1
 
-QUANTISED = (torch.int8, torch.float8_e4m3fn, torch.uint8)
+QUANTISED = (torch.int8, torch.float8_e4m3fn, torch.uint8, E2M1)
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +51,37 @@ def test_bytes_are_those_of_the_rows_and_their_scales(weight: Tensor) -> None:
     names = ("sparse_head indexed", "sparse_head packed", "NanoSpec")
     least = dict.fromkeys(names, k * dim * 2)
     least |= dict.fromkeys(("sparse_head packed fp8", "sparse_head packed int8"), k * (dim + 4))
+    least |= dict.fromkeys(
+        ("sparse_head packed int4", "sparse_head packed nvfp4"), k * dim * 9 // 16
+    )
     least["dense, eager"] = least["static 32k"] = vocab_size * dim * 2
     assert {name: every_arm[name].bytes for name in least} == least
+
+
+def test_nvfp4_rows_are_the_nearest() -> None:
+    """No code would come nearer than half a step of e2m1; the sign and the largest stay."""
+    rows = torch.randn(6, 64)
+    rows[0, :16] = 0
+    codes, scale = quantise_nvfp4(rows)
+    assert codes.dtype == E2M1 and scale.dtype == torch.float8_e4m3fn and scale.shape == (6, 4)
+    columns = reference.e2m1_columns(codes)
+    step = torch.where(columns.abs() >= 4, 2.0, torch.where(columns.abs() >= 2, 1.0, 0.5))
+    scales = scale.float().repeat_interleave(16, 1)
+    # A scale is rounded, so the largest value of a group may pass 6 by a sixteenth.
+    assert ((columns * scales - rows).abs() <= (0.5 * step + 0.375) * scales).all()
+    assert (columns * rows >= 0).all()
+
+
+def test_the_types_that_the_head_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The op decides, because a GPU may run code for an older one, which has no fp8."""
+    assert supported.quantised() == (torch.float8_e4m3fn, torch.int8)
+
+    def without_fp8(hidden: Tensor, rows: Tensor, *operands: Any, **options: Any) -> None:
+        if rows.dtype == torch.float8_e4m3fn:
+            raise ValueError("compiled for sm_80")
+
+    monkeypatch.setattr(supported, "sparse_head", without_fp8)
+    assert supported.quantised() == (torch.int8,)
 
 
 def test_static_is_a_part_of_a_large_vocabulary(

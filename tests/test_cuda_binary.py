@@ -61,15 +61,13 @@ def test_matrix_loop(arch: str, hidden: str, row: str, tiles: int) -> None:
     matrix = [i for i in loop if i.startswith("HMMA.16816.F32")]
     assert len(matrix) == 64, "128 registers of hidden are two an instruction"
     assert all(("BF16" in i) == (hidden == "bf16_t") for i in matrix)
-    # Two 16-byte loads feed each block of 4 or 8 multiplications. nvcc splits those of fp8 rows
-    # into words for some GPUs, and drops them for sm_80, which cannot convert fp8.
+    # Two 16-byte loads feed each block of 4 or 8 multiplications, and eight add the warps' sums. Loads
+    # of words would conflict: each lane's are 16 bytes apart. sm_80 cannot convert fp8, so nothing is
+    # loaded.
     blocks = 64 // (tiles * (2 if row == "same" else 4))
     wide = [i for i in loop if i.startswith("LDS.128") or i.startswith("LDS.U.128")]
-    words = [i for i in loop if i.startswith("LDS ")]
-    if row != "f8e4m3_t":
-        assert len(wide) >= 2 * blocks
-    elif arch != "sm_80":
-        assert 4 * len(wide) + len(words) >= 8 * blocks
+    assert len(wide) == (0 if (arch, row) == ("sm_80", "f8e4m3_t") else 2 * blocks) + 8
+    assert arch == "sm_80" or not [i for i in loop if i.startswith("LDS ")]
     if arch == "sm_80":
         copies = [i for i in loop if i.startswith("LDGSTS")]
         assert copies and all(".128" in i for i in copies)
@@ -184,12 +182,54 @@ def test_int4_matrix_loop(arch: str, hidden: str, tiles: int) -> None:
 
 
 @pytest.mark.parametrize("arch", READ)
+@pytest.mark.parametrize("hidden", ["bf16_t", "f16_t"])
+@pytest.mark.parametrize("tiles", [2, 4, 8])
+def test_e2m1_matrix_loop(arch: str, hidden: str, tiles: int) -> None:
+    """Codes become products with their scales, of which the multiplications are summed at once."""
+    kernel = sass.kernels(arch)[f"project_mma_kernel<{hidden}, f4e2m1x2_t, {tiles}>"]
+    loop = sass.innermost(kernel, "HMMA")
+    matrix = [i for i in loop if i.startswith("HMMA.16816.F32")]
+    assert len(matrix) == 64, "128 registers of hidden are two an instruction"
+    assert not any(i.startswith("FFMA") for i in loop), "no scaling of sums"
+    # Of 64 columns of 16 slots: a product for two codes, and one or two for two pairs of scales.
+    chunks = 16 // tiles
+    scales = 2 * (2 if hidden == "bf16_t" else 1)
+    assert sum(i.startswith(("HFMA2", "HMUL2")) for i in loop) == (16 + scales) * chunks
+    assert not any(i.startswith(("I2F", "F2F", "LDL", "STL")) for i in loop)
+
+
+@pytest.mark.parametrize("arch", READ)
 def test_copy_loop(arch: str) -> None:
     kernel = sass.kernels(arch)["copy_rows_kernel<uint4, void>"]
     loop = sass.innermost(kernel, "LDG", "STG")
     assert all(".128" in i for i in loop if i.startswith(("LDG", "STG")))
     # Four loads of a thread are in flight before the first store.
     assert [i[:3] for i in loop if i.startswith(("LDG", "STG"))][:4] == ["LDG"] * 4
+
+
+def accesses(kernel: sass.Kernel) -> list[str]:
+    """Return the opcodes of a kernel's accesses to global memory, in order."""
+    return [i.split()[0] for i in kernel.instructions if i.startswith(("LDG", "STG"))]
+
+
+@pytest.mark.parametrize("arch", READ)
+@pytest.mark.parametrize("scale", ["bf16_t", "f8e4m3_t"])
+def test_scales_of_4_bit_rows_are_in_flight_with_their_row(arch: str, scale: str) -> None:
+    order = accesses(sass.kernels(arch)[f"copy_rows_kernel<uint4, {scale}>"])
+    row = next(i for i, text in enumerate(order) if ".128" in text)
+    before = [text for text in order[:row] if text.endswith((".U16", ".U8"))]
+    assert len(before) == (1 if scale == "bf16_t" else 2), "loads of scales before the row's"
+    assert not any(text.startswith("STG") for text in order[: row + 4])
+
+
+@pytest.mark.parametrize("arch", READ)
+@pytest.mark.parametrize("source", ["bf16_t", "f16_t", "float"])
+def test_a_row_to_4_bits_waits_for_memory_once(arch: str, source: str) -> None:
+    """A thread's loads of 32 columns, or of 16 fp32 ones, precede its first store."""
+    order = accesses(sass.kernels(arch)[f"quantise_int4_kernel<{source}, true>"])
+    row = next(i for i, text in enumerate(order) if ".128" in text)
+    assert all(text.startswith("LDG") and ".128" in text for text in order[row : row + 4])
+    assert sum(".128" in text for text in order) == 4
 
 
 def before_the_wait(kernel: sass.Kernel) -> list[str]:

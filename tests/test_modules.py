@@ -89,6 +89,18 @@ def test_a_packed_call_is_one_op(buffers: int) -> None:
     assert dispatched.names == ["microspec::sparse_head"]
 
 
+@pytest.mark.parametrize(("num_groups", "kernels"), [(2, 1), (4, 1), (3, 4)])
+def test_two_buffers_with_several_groups(num_groups: int, kernels: int) -> None:
+    """Only the groups' numbers in the front buffer are computed, by one kernel for G = 2^n."""
+    vocab = ActiveVocab(V, K, num_groups=num_groups)
+    head = SparseHead(weight_of(torch.float32), vocab, mode="packed", buffers=2)
+    hidden, groups = hidden_of(6), torch.tensor([0, 1, -1, num_groups - 1, 0, -1])
+    with Dispatched() as dispatched:
+        head(hidden, 5, groups)
+    assert len(dispatched.names) == kernels + 1
+    assert dispatched.names[-1] == "microspec::sparse_head"
+
+
 def test_observe_ragged() -> None:
     indexed, packed = pair_of_heads(SparseHead, torch.float32, 2)
     tokens, groups = torch.tensor([5, 6, 7, 8]), torch.tensor([1, 0, -1, 1])

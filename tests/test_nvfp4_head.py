@@ -41,19 +41,21 @@ def test_the_largest_capacity() -> None:
     )  # fmt: skip
 
 
-def test_every_code_in_every_column() -> None:
+@pytest.mark.parametrize("dim", [96, 128])
+def test_every_code_in_every_column(dim: int) -> None:
     """The even column of a byte is its low half; a code's highest bit is its sign."""
-    codes = (torch.arange(16)[:, None] + torch.arange(96)) % 16
+    codes = (torch.arange(16)[:, None] + torch.arange(dim)) % 16
     rows, ids = e2m1_rows(codes), torch.arange(16, dtype=torch.int32)
     columns = torch.tensor([*VALUES, *(-value for value in VALUES)])[codes]
     assert_bitwise(e2m1_columns(rows), columns)
     assert_bitwise(reference.e2m1_columns(rows), columns)
     assert e2m1_rows(torch.tensor([[5, 14]])).view(torch.uint8).tolist() == [[0xE5]]
-    scale = 2.0 ** torch.tensor([3.0, -2.0, 8.0, -9.0, 0.0, -6.0]).expand(16, 6)
+    powers = torch.tensor([3.0, -2.0, 8.0, -9.0, 0.0, -6.0, 1.0, -8.0])
+    scale = 2.0 ** powers[: dim // E2M1_GROUP].expand(16, -1)
     wanted = columns * scale.repeat_interleave(E2M1_GROUP, 1)
     for dtype in FLOATS:
         z = sparse_logits(
-            torch.eye(96, dtype=dtype), rows, ids, weight_scale=scale.to(torch.float8_e4m3fn)
+            torch.eye(dim, dtype=dtype), rows, ids, weight_scale=scale.to(torch.float8_e4m3fn)
         )
         assert_bitwise(z + 0.0, wanted.T.contiguous() + 0.0)
 
@@ -65,17 +67,19 @@ def every_scale() -> Tensor:
 
 @pytest.mark.parametrize("group", [0, 3])
 @pytest.mark.parametrize("dim", [64, 80])
-def test_every_scale(group: int, dim: int) -> None:
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_every_scale(dtype: torch.dtype, group: int, dim: int) -> None:
     """A row's scale of one group is one of the 256; 80 columns end in a shorter block."""
     scale = torch.ones(256, dim // E2M1_GROUP).to(torch.float8_e4m3fn)
     row_indexed(scale)[:, group] = row_indexed(every_scale())
     codes = torch.full((256, dim), 3)
-    hidden = torch.zeros(2, dim)
-    hidden[:, E2M1_GROUP * group : E2M1_GROUP * (group + 1)] = torch.tensor([[1.0], [-0.25]])
+    hidden = torch.zeros(2, dim, dtype=dtype)
+    factors = torch.tensor([[1.0], [-0.25]])
+    hidden[:, E2M1_GROUP * group : E2M1_GROUP * (group + 1)] = factors.to(dtype)
     z = sparse_logits(
         hidden, e2m1_rows(codes), torch.arange(256, dtype=torch.int32), weight_scale=scale
     )
-    wanted = every_scale().float() * 1.5 * E2M1_GROUP * torch.tensor([[1.0], [-0.25]])
+    wanted = every_scale().float() * 1.5 * E2M1_GROUP * factors
     assert int(wanted.isnan().sum()) == 4
     assert_bitwise(z + 0.0, wanted + 0.0)
 

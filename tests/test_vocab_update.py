@@ -127,15 +127,10 @@ def test_a_late_clock_is_as_good_as_an_early_one(clock: int) -> None:
     assert_same_state(late, early)
 
 
-@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
-@pytest.mark.parametrize("capacity", [300, 9000])
-def test_a_long_ragged_batch(capacity: int, dtype: torch.dtype) -> None:
-    """One of three groups has most tokens; a vocabulary is full before the batch, or after it.
-
-    CUDA scans 8192 positions at once, and queues its group's for the tiles of 512.
-    """
+def long_ragged_batches(count: int, capacity: int, dtype: torch.dtype) -> None:
+    """Compare two updates by ragged batches of which one group of three has most tokens."""
     rng = torch.Generator().manual_seed(capacity)
-    count, vocab_size = 20_011, 12_000
+    vocab_size = 12_000
     groups = torch.tensor([0, 0, 0, 0, 0, 0, 0, 1, 2, -1])
     state = vocab_state(vocab_size, capacity, num_groups=3, pinned=(4, 7))
     caches = [Lru(capacity, (4, 7)) for _ in range(3)]
@@ -144,6 +139,24 @@ def test_a_long_ragged_batch(capacity: int, dtype: torch.dtype) -> None:
         drawn = groups[torch.randint(0, len(groups), (count,), generator=rng)].to(dtype)
         drawn[5000:5040] = torch.randint(-1, 3, (40,), generator=rng).to(dtype)
         step(state, caches, tokens, drawn)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("capacity", [300, 9000])
+def test_a_long_ragged_batch(capacity: int, dtype: torch.dtype) -> None:
+    """A vocabulary is full before the batch, or after it.
+
+    CUDA scans 8192 positions at once, and queues its group's for the tiles of 512. In emulation
+    the int64 groups are narrowed first, and the int32 ones are read as they are.
+    """
+    long_ragged_batches(20_011, capacity, dtype)
+
+
+@pytest.mark.backends(*EMULATED, *CUDA)
+@pytest.mark.parametrize(("count", "dtype"), [(9000, torch.int64), (30_011, torch.int32)])
+def test_a_ragged_batch_that_is_narrowed_or_not(count: int, dtype: torch.dtype) -> None:
+    """The other way round: int64 groups as they are, and narrowed int32 ones."""
+    long_ragged_batches(count, 300, dtype)
 
 
 def test_nothing_to_do() -> None:
@@ -347,7 +360,8 @@ def test_tokens_and_groups_out_of_range_are_padding_on_cuda(ragged: bool) -> Non
         drawn = strange[torch.randint(0, len(strange), values.shape, generator=rng)]
         return torch.where(where, drawn, values), values.masked_fill(where, -1)
 
-    for count in (30, 7, 600):
+    # The last count makes CUDA narrow the groups first, in emulation.
+    for count in (30, 7, 600, *[15_000] * ragged):
         shape = (count,) if ragged else (2, count)
         tokens, clean = spoilt(torch.randint(-1, V, shape, generator=rng))
         groups, clean_groups = spoilt(torch.randint(-1, 2, (count,), generator=rng))

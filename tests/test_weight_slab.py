@@ -173,19 +173,24 @@ def test_what_reads_or_writes_the_rows_waits_for_the_copying(
     assert len(seen) == 3 and all(ids.eq(7).all() for ids in seen), "before, not after"
 
 
-def test_group_ids_point_into_the_front_buffer() -> None:
-    vocab = ActiveVocab(V, K, num_groups=3)
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("num_groups", [1, 2, 3, 4, 6, 8])
+def test_group_ids_point_into_the_front_buffer(num_groups: int, dtype: torch.dtype) -> None:
+    vocab = ActiveVocab(V, K, num_groups=num_groups)
     slab = WeightSlab(WEIGHT, vocab, buffers=2)
+    groups = torch.tensor([num_groups - 1, -1, 0, *range(num_groups)], dtype=dtype)
     seen = set()
     for _ in range(3):
         slab.refresh()
-        view = slab.front(torch.tensor([2, -1, 0, 1], dtype=torch.int32))
+        view = slab.front(groups)
         base = int(view.group_ids[2])
-        assert view.group_ids.tolist() == [base + 2, -1, base, base + 1]
+        assert view.group_ids.tolist() == [g + base if g >= 0 else -1 for g in groups.tolist()]
         assert slab.front().group_ids.tolist() == [base]
+        assert slab.front(groups[0]).group_ids.shape == ()
         seen.add(base)
-    assert seen == {0, 3}
-    assert (view.rows.shape, view.ids.shape) == ((6, K, D), (6, K))
+    assert seen == {0, num_groups}
+    assert view.rows.shape == (2 * num_groups, K, D)
+    assert view.ids.shape == (2 * num_groups, K)
 
 
 def test_view_is_what_the_head_takes() -> None:

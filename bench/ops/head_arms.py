@@ -9,11 +9,11 @@ from torch import Tensor
 
 import microspec_kernels as mk
 from bench.harness.head_check import HeadArm
-from bench.harness.inputs import in_turn
+from bench.harness.inputs import in_turn, quantise_nvfp4
 from bench.harness.sizes import K_BEST
 from bench.harness.supported import DTYPE_NAMES
 from microspec_kernels import reference
-from microspec_kernels._checks import INT4
+from microspec_kernels._checks import E2M1, INT4
 
 from .head_peers import peers
 
@@ -36,6 +36,12 @@ def arms_for(
         **peers(weight, sets, slabs, hidden, softcap, compile_too),
     }
     return {name: arm for name, arm in arms.items() if any(text in name for text in only)}
+
+
+def quantise(slab: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    if dtype == INT4:
+        return reference.quantise_int4(slab)
+    return quantise_nvfp4(slab) if dtype == E2M1 else reference.quantise_rows(slab, dtype)
 
 
 def sparse_arms(
@@ -80,10 +86,7 @@ def sparse_arms(
         arms["Triton indexed"] = arm(None, backend="triton")
         arms["Triton packed"] = arm(slabs, backend="triton")
     for dtype in quantised:
-        pairs = [
-            reference.quantise_int4(slab) if dtype == INT4 else reference.quantise_rows(slab, dtype)
-            for slab in slabs
-        ]
+        pairs = [quantise(slab, dtype) for slab in slabs]
         packed, scales = [rows for rows, _ in pairs], [scale for _, scale in pairs]
         arms[f"sparse_head packed {DTYPE_NAMES[dtype]}"] = arm(packed, scales)
         if triton:

@@ -41,7 +41,7 @@ from bench.harness.inputs import id_sets, make_weight
 from bench.harness.models import Model
 from bench.harness.sizes import K_BEST
 from bench.harness.supported import quantised
-from microspec_kernels._checks import INT4
+from microspec_kernels._checks import E2M1, INT4
 from microspec_kernels.timing import Percentiles, time_arms
 
 from .head_arms import arms_for
@@ -67,7 +67,7 @@ class CallTiming:
         self.bandwidth = ReadBandwidth(weight)
 
     def quantised(self) -> Sequence[torch.dtype]:
-        return (torch.int8, INT4)
+        return (torch.int8, INT4, E2M1)
 
     def count_sets(self, bytes_of_a_call: int) -> int:
         return SETS
@@ -104,7 +104,7 @@ class GraphTiming:
         self.bandwidth = CopyBandwidth(device)
 
     def quantised(self) -> Sequence[torch.dtype]:
-        return (*quantised(), INT4)
+        return (*quantised(), INT4, E2M1)
 
     def count_sets(self, bytes_of_a_call: int) -> int:
         return max(FEW, sets_for_cold(bytes_of_a_call))

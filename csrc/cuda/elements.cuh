@@ -144,6 +144,48 @@ MICROSPEC_DEVICE void unpack_pairs(uint32_t word, uint32_t (&pairs)[4]) {
   }
 }
 
+// What is left to multiply sums of e2m1 codes times scales in pairs by.
+template <class Element>
+constexpr float kE2m1Left = std::is_same_v<Element, bf16_t> ? 0x1p8f : 0x1p7f;
+
+// Converts two e4m3, in the high bytes of the halves of a word whose low bytes are 0, to a pair of scales for
+// unpack_scaled_pairs, times 2^118 (bf16) or 2^7 (fp16). In the fields of either type e4m3 is its value but
+// for the bias, subnormals included. A NaN's seven bits are all set: adding one to them carries into the bit
+// above, and the exponent becomes that of a NaN.
+template <class Element>
+MICROSPEC_DEVICE uint32_t scales_of_e4m3x2(uint32_t high_bytes) {
+  const uint32_t signs = high_bytes & 0x80008000u;
+  if constexpr (std::is_same_v<Element, bf16_t>) {
+    constexpr uint32_t k2To120 = 0x7b807b80u, k2To118 = 0x7a807a80u;
+    const uint32_t magnitudes = high_bytes >> 4 & 0x07f007f0u;
+    const uint32_t nans = (magnitudes + 0x00100010u) & 0x08000800u;
+    const uint32_t scales = ptx::fma_bf16x2((magnitudes + 15 * nans) | signs, k2To120, 0);
+    return ptx::fma_bf16x2(scales, k2To118, 0);
+  } else {
+    constexpr uint32_t k2To15 = 0x78007800u;
+    const uint32_t magnitudes = high_bytes >> 1 & 0x3f803f80u;
+    const uint32_t nans = (magnitudes + 0x00800080u) & 0x40004000u;
+    return ptx::fma_f16x2(magnitudes | nans | signs, k2To15, 0);
+  }
+}
+
+// Converts a word of eight e2m1 columns to pairs as above, times the pair of scales. A code's magnitude in
+// the fields of a 16-bit type is its value times 2^-126 (bf16) or 2^-14 (fp16), subnormals included. Each
+// product is exact: it has six significant bits and is a multiple of 2^-18 (bf16) or 2^-17 (fp16).
+template <class Element>
+MICROSPEC_DEVICE void unpack_scaled_pairs(uint32_t word, uint32_t scales, uint32_t (&pairs)[4]) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t top = word << (12 - 4 * i);  // the codes in the highest bits of the halves
+    const uint32_t signs = top & 0x80008000u;
+    if constexpr (std::is_same_v<Element, bf16_t>) {
+      pairs[i] = ptx::fma_bf16x2((top >> 6 & 0x01c001c0u) | signs, scales, 0);
+    } else {
+      pairs[i] = ptx::fma_f16x2((top >> 3 & 0x0e000e00u) | signs, scales, 0);
+    }
+  }
+}
+
 // Unpacks 16 bytes to floats, one for each column.
 template <class Element>
 MICROSPEC_DEVICE void unpack16(const uint4& words, float* values) {

@@ -27,6 +27,16 @@ MICROSPEC_DEVICE uint4 load_once16(const void* global) {
   return v;
 }
 
+// Loads 16 aligned bytes of shared memory. nvcc may split an ordinary load of 16 bytes into words, as it does
+// where each half of a word goes to a conversion from e4m3. Each word is then a request of its own.
+MICROSPEC_DEVICE uint4 load_shared16(const void* shared) {
+  uint4 v;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "r"(shared_address(shared)));
+  return v;
+}
+
 // ---- Barriers in shared memory that asynchronous copies arrive on
 //
 // Initialises a barrier for `arrivals` arrivals a phase. mbarrier_init_fence and a block barrier must follow.

@@ -56,9 +56,9 @@ void run(const char* op, Call&& call) {
   check(error, op);
 }
 
-HeadPlan plan_of(const HeadArgs& args) {
+HeadPlan plan_of(const HeadArgs& args, bool selects) {
   HeadPlan plan;
-  check(plan_head_cuda(args, &plan), "plan_head_cuda");
+  check(plan_head_cuda(args, selects, &plan), "plan_head_cuda");
   return plan;
 }
 
@@ -68,7 +68,7 @@ void sparse_head(Array logits, Array token_ids, Array logsumexp, const Array& hi
                  double softcap) {
   const HeadArgs args =
       head_args(hidden, weight, active_ids, packed, group_ids, weight_scale, bias, logit_scale, softcap);
-  const HeadPlan plan = plan_of(args);
+  const HeadPlan plan = plan_of(args, /*selects=*/true);
   const Workspace workspace(plan.workspace_bytes());
   run("run_sparse_head_cuda", [&] {
     return run_sparse_head_cuda(args, plan, k, pointer<float>(logits), pointer<int64_t>(token_ids),
@@ -81,7 +81,7 @@ void sparse_logits(Array logits, const Array& hidden, const Array& weight, const
                    const OptionalArray& bias, double logit_scale, double softcap) {
   const HeadArgs args =
       head_args(hidden, weight, active_ids, packed, group_ids, weight_scale, bias, logit_scale, softcap);
-  const HeadPlan plan = plan_of(args);
+  const HeadPlan plan = plan_of(args, /*selects=*/false);
   const Workspace workspace(plan.workspace_bytes());
   run("run_sparse_logits_cuda",
       [&] { return run_sparse_logits_cuda(args, plan, pointer<float>(logits), workspace.get(), nullptr); });
@@ -124,10 +124,10 @@ void vocab_update(Array active_ids, Array slot_stamps, Array token_slots, Array 
   args.capacity = slot_stamps.shape(1);
   args.vocab_size = token_slots.shape(1);
   args.count = tokens.shape(tokens.ndim() - 1);
-  size_t bytes = 0;
-  check(vocab_cuda_workspace(args, &bytes), "vocab_cuda_workspace");
-  const Workspace workspace(bytes);
-  run("run_vocab_update_cuda", [&] { return run_vocab_update_cuda(args, workspace.get(), nullptr); });
+  VocabPlan plan;
+  check(plan_vocab_cuda(args, &plan), "plan_vocab_cuda");
+  const Workspace workspace(plan.workspace_bytes());
+  run("run_vocab_update_cuda", [&] { return run_vocab_update_cuda(args, plan, workspace.get(), nullptr); });
 }
 
 }  // namespace

@@ -64,6 +64,10 @@ MICROSPEC_DEVICE uint4 load_once16(const void* global, MICROSPEC_SITE) {
   return emulation::load(static_cast<const uint4*>(global), "a 16-byte load", site);
 }
 
+MICROSPEC_DEVICE uint4 load_shared16(const void* shared, MICROSPEC_SITE) {
+  return emulation::load(static_cast<const uint4*>(shared), "a 16-byte load", site);
+}
+
 MICROSPEC_DEVICE void mbarrier_init(uint64_t* barrier, int arrivals, MICROSPEC_SITE) {
   emulation::check_aligned(barrier, 8, "an mbarrier's address", site);
   detail::copies().init(barrier, arrivals, site);

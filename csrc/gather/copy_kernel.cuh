@@ -38,6 +38,8 @@ constexpr int kPass = 4;
 // Blocks on an SM. 96 KB of such rows are in flight, more than latency times bandwidth needs (about 40 KB on
 // an H100), in 42 registers a thread. 1536 threads are also the limit of sm_86 and sm_89.
 constexpr int kResident = 12;
+// Of kernels of 4-bit rows, which need a few registers more.
+constexpr int kResident4Bit = 10;
 
 // ---- Step 1: find the changed slots
 //
@@ -88,21 +90,57 @@ MICROSPEC_DEVICE uint4 load_word(const uint4* word) { return ptx::load_once16(wo
 MICROSPEC_DEVICE uint32_t load_word(const uint32_t* word) { return *word; }
 MICROSPEC_DEVICE uint8_t load_word(const uint8_t* word) { return *word; }
 
+// The copy of a row's scales of 4-bit columns. The first load is in flight together with the row's, so it adds
+// nothing to the chain: of 4096 columns, a thread has one scale (i4) or two (e2m1).
+template <class Scale>
+struct ScaleCopy {
+  static constexpr int kAhead = sizeof(Scale) == 1 ? 2 : 1;
+  const Scale* from;
+  Scale* to;
+  int groups;
+  Scale first[kAhead];
+
+  MICROSPEC_DEVICE ScaleCopy(const GatherArgs& args, int slot, int32_t id)
+      : groups(static_cast<int>(scale_bytes(args.dim) / sizeof(Scale))) {
+    from = static_cast<const Scale*>(args.weight_group_scale) + int64_t{id} * groups;
+    to = static_cast<Scale*>(args.slab_group_scale) + int64_t{slot} * groups;
+  }
+  MICROSPEC_DEVICE void fetch_first() {
+#pragma unroll
+    for (int a = 0; a < kAhead; ++a) {
+      const int i = a * kThreads + static_cast<int>(threadIdx.x);
+      if (i < groups) first[a] = from[i];
+    }
+  }
+  MICROSPEC_DEVICE void store() const {
+#pragma unroll
+    for (int a = 0; a < kAhead; ++a) {
+      const int i = a * kThreads + static_cast<int>(threadIdx.x);
+      if (i < groups) to[i] = first[a];
+    }
+#pragma unroll 1
+    for (int i = kAhead * kThreads + threadIdx.x; i < groups; i += kThreads) to[i] = from[i];
+  }
+};
+
+// Rows that are not of 4 bits have no such scales.
+template <>
+struct ScaleCopy<void> {
+  MICROSPEC_DEVICE ScaleCopy(const GatherArgs&, int, int32_t) {}
+  MICROSPEC_DEVICE void fetch_first() {}
+  MICROSPEC_DEVICE void store() const {}
+};
+
 // A row is `words` long. Rows are `weight_stride` words apart in the weight. Scale: the type of the scales of
 // 4-bit rows, which are copied too; void for other rows.
 template <class Word, class Scale>
-MICROSPEC_KERNEL(kThreads, std::is_void_v<Scale> ? kResident : kResident - 2)  // scales need a few registers
+MICROSPEC_KERNEL(kThreads, std::is_void_v<Scale> ? kResident : kResident4Bit)
 copy_rows_kernel(GatherArgs args, Deal deal, int words, int64_t weight_stride) {
   ptx::wait_for_earlier_kernels();
   ptx::let_next_kernel_start();
   for_each_changed(args, deal, [&](int slot, int32_t id) {
-    if constexpr (!std::is_void_v<Scale>) {
-      const int groups = static_cast<int>(scale_bytes(args.dim) / sizeof(Scale));
-      const Scale* const from = static_cast<const Scale*>(args.weight_group_scale) + int64_t{id} * groups;
-      Scale* const to = static_cast<Scale*>(args.slab_group_scale) + int64_t{slot} * groups;
-#pragma unroll 1
-      for (int i = threadIdx.x; i < groups; i += kThreads) to[i] = from[i];
-    }
+    ScaleCopy<Scale> scales(args, slot, id);
+    scales.fetch_first();
     const Word* const source = static_cast<const Word*>(args.weight) + id * weight_stride;
     Word* const target = static_cast<Word*>(args.slab) + int64_t{slot} * words;
 #pragma unroll 1  // two passes at once would mix loads and stores
@@ -120,6 +158,7 @@ copy_rows_kernel(GatherArgs args, Deal deal, int words, int64_t weight_stride) {
         if (i * kThreads < left) to[i * kThreads] = pass[i];
       }
     }
+    scales.store();
   });
 }
 

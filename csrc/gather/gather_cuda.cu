@@ -13,6 +13,7 @@ namespace microspec {
 namespace {
 
 using gather::kResident;
+using gather::kResident4Bit;
 using gather::kThreads;
 
 bool aligned(const GatherArgs& args, int64_t source_bytes, int64_t target_bytes) {
@@ -32,7 +33,8 @@ Launch grid(const Device& device, int slots, int64_t resident, size_t shared_byt
 template <class Word>
 Error copy(const Device& device, const GatherArgs& args, int slots, void* stream) {
   const int64_t size = element_size(args.weight_type), word = sizeof(Word);
-  const Launch how = grid(device, slots, kResident, 0, stream);
+  const bool scaled = is_4bit(args.slab_type);
+  const Launch how = grid(device, slots, scaled ? kResident4Bit : kResident, 0, stream);
   const auto kernel = args.slab_type == DType::i4       ? gather::copy_rows_kernel<Word, bf16_t>
                       : args.slab_type == DType::f4e2m1 ? gather::copy_rows_kernel<Word, f8e4m3_t>
                                                         : gather::copy_rows_kernel<Word, void>;
@@ -62,7 +64,7 @@ Error quantise(const Device& device, const GatherArgs& args, int slots, void* st
 
 template <class Source>
 Error quantise_int4(const Device& device, const GatherArgs& args, int slots, void* stream) {
-  const Launch how = grid(device, slots, kResident, 0, stream);
+  const Launch how = grid(device, slots, kResident4Bit, 0, stream);
   const auto kernel = aligned(args, 16, 4) ? gather::quantise_int4_kernel<Source, true>
                                            : gather::quantise_int4_kernel<Source, false>;
   return launch(kernel, how, args, gather::deal(slots, how.blocks));

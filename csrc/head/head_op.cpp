@@ -124,9 +124,9 @@ HeadArgs checked(const Checker& check, const DeviceCall& call, const Tensor& hid
   return args;
 }
 
-HeadPlan plan_on_cuda(const DeviceCall& call, const HeadArgs& args) {
+HeadPlan plan_on_cuda(const DeviceCall& call, const HeadArgs& args, bool selects) {
   HeadPlan plan;
-  call.check(plan_head_cuda(args, &plan));
+  call.check(plan_head_cuda(args, selects, &plan));
   return plan;
 }
 
@@ -148,7 +148,7 @@ std::tuple<Tensor, Tensor, Tensor> sparse_head(Tensor hidden, Tensor weight, Ten
   const auto ids = static_cast<int64_t*>(token_ids.data_ptr());
   const auto sums = static_cast<float*>(logsumexp.data_ptr());
   if (call.on_cuda()) {
-    const HeadPlan plan = plan_on_cuda(call, args);
+    const HeadPlan plan = plan_on_cuda(call, args, /*selects=*/true);
     const Tensor workspace = call.workspace(plan.workspace_bytes());
     call.check(run_sparse_head_cuda(args, plan, k, values, ids, sums, workspace.data_ptr(), call.stream()));
   } else {
@@ -167,7 +167,7 @@ Tensor sparse_logits(Tensor hidden, Tensor weight, Tensor active_ids, bool packe
   Tensor logits = call.empty({args.rows, args.capacity}, ScalarType::Float);
   const auto values = static_cast<float*>(logits.data_ptr());
   if (call.on_cuda()) {
-    const HeadPlan plan = plan_on_cuda(call, args);
+    const HeadPlan plan = plan_on_cuda(call, args, /*selects=*/false);
     const Tensor workspace = call.workspace(plan.workspace_bytes());
     call.check(run_sparse_logits_cuda(args, plan, values, workspace.data_ptr(), call.stream()));
   } else {

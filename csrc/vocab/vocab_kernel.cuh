@@ -68,7 +68,7 @@ MICROSPEC_DEVICE void place_newcomers(const AnySlots& slots, Bounds<typename Any
 // slots_per_thread is 0 if the slots' ages do not fit in registers, or the layout not in shared memory.
 template <int slots_per_thread>
 MICROSPEC_KERNEL(kThreads, 1)
-vocab_update_kernel(VocabArgs args, Layout layout, int32_t* workspace) {
+vocab_update_kernel(VocabArgs args, TokenGroups groups, Layout layout, int32_t* workspace) {
   MICROSPEC_SHARED(BlockState, block_storage, 1);
   MICROSPEC_DYNAMIC_SHARED(dynamic);
   ptx::wait_for_earlier_kernels();
@@ -83,7 +83,7 @@ vocab_update_kernel(VocabArgs args, Layout layout, int32_t* workspace) {
   const int64_t clock = args.clock[blockIdx.x];
   Slots<slots_per_thread> slots(group);
   slots.fetch();
-  Feed feed(args, block, last_use + layout.queue);
+  Feed feed(args, groups, block, last_use + layout.queue);
   int64_t position;
   feed.next(position);
   TokenAt newest;

@@ -101,10 +101,10 @@ void update_ragged(const VocabArgs& args) {
 }
 
 void update_on_cuda(const DeviceCall& call, const VocabArgs& args) {
-  size_t bytes = 0;
-  call.check(vocab_cuda_workspace(args, &bytes));
-  const Tensor workspace = call.workspace(bytes);
-  call.check(run_vocab_update_cuda(args, workspace.data_ptr(), call.stream()));
+  VocabPlan plan;
+  call.check(plan_vocab_cuda(args, &plan));
+  const Tensor workspace = call.workspace(plan.workspace_bytes());
+  call.check(run_vocab_update_cuda(args, plan, workspace.data_ptr(), call.stream()));
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 
 #include "cuda/block_select.cuh"
 #include "vocab/args.h"
+#include "vocab/vocab_cuda.h"
 
 namespace microspec::vocab {
 
@@ -29,14 +30,8 @@ constexpr int kScannedByThread = 16;
 constexpr int kScanned = kScannedByThread * kThreads;
 constexpr int kQueue = kScanned + kThreads;
 
-// The layout of the arrays that grow with the call, in dynamic shared memory or in a group's words of the
-// workspace. The last uses [K] begin at word 0. The newcomers [min(K, N)] follow, newest first; then, for a
-// ragged batch, the queue [kQueue] of its positions.
-struct Layout {
-  int64_t newcomers;  // their first word, even
-  int64_t queue;      // its first word
-  int64_t words;      // words in total
-};
+// The group in a narrow array (narrow_groups_kernel) of a token of no group.
+constexpr int kNoGroup = 0xffff;
 
 // A token to enter, and the position of its last occurrence in the call.
 struct Newcomer {

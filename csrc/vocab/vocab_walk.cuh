@@ -47,13 +47,13 @@ struct TokenAt {
 class Feed {
  public:
   // queue is [kQueue], for a ragged batch.
-  MICROSPEC_DEVICE Feed(const VocabArgs& args, BlockState& block, int32_t* queue)
-      : args_(args), block_(block), queue_(queue), left_(args.count) {}
+  MICROSPEC_DEVICE Feed(const VocabArgs& args, const TokenGroups& groups, BlockState& block, int32_t* queue)
+      : groups_(groups), block_(block), queue_(queue), left_(args.count) {}
 
   // Sets `position` to the thread's in the next tile, -1: none. Returns whether the tile has any. The whole
   // block calls this.
   MICROSPEC_DEVICE bool next(int64_t& position) {
-    if (!args_.token_groups) {
+    if (!groups_.data) {
       position = left_ - 1 - static_cast<int64_t>(threadIdx.x);
       const bool any = left_ > 0;
       left_ -= kThreads;
@@ -86,12 +86,15 @@ class Feed {
   // warp's positions are consecutive.
   MICROSPEC_DEVICE void scan() {
     const int newest = static_cast<int>(left_) - 1 - warp_index() * kScannedByThread * kWarp - lane_index();
-    const auto* shorts = static_cast<const uint32_t*>(args_.token_groups);
-    const auto* longs = static_cast<const uint2*>(args_.token_groups);
+    const auto* narrow = static_cast<const uint16_t*>(groups_.data);
+    const auto* shorts = static_cast<const uint32_t*>(groups_.data);
+    const auto* longs = static_cast<const uint2*>(groups_.data);
     const unsigned mine =
-        args_.long_groups
-            ? in_group(newest, [&](int i) { return longs[i].x == blockIdx.x && longs[i].y == 0; })
-            : in_group(newest, [&](int i) { return shorts[i] == blockIdx.x; });
+        groups_.bytes == 2   ? in_group(newest, [&](int i) { return narrow[i] == blockIdx.x; })
+        : groups_.bytes == 4 ? in_group(newest, [&](int i) { return shorts[i] == blockIdx.x; })
+                             : in_group(newest, [&](int i) {
+                                 return longs[i].x == blockIdx.x && longs[i].y == 0;
+                               });
     left_ -= kScanned;
     // The scans write to two arrays by turns, so that one barrier each suffices.
     unsigned* const counts = block_.scan_counts[turn_];
@@ -112,7 +115,7 @@ class Feed {
     queued_ += prefix.total;
   }
 
-  const VocabArgs& args_;
+  const TokenGroups& groups_;
   BlockState& block_;
   int32_t* queue_;
   int64_t left_;  // positions below this one are not dealt, or not scanned

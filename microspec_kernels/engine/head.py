@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from microspec_kernels._checks import FOUR_BIT
 from microspec_kernels._host_copy import HostCopy
 from microspec_kernels._linear import broken_rows, log_broken, plain
 from microspec_kernels.coverage import hits_and_misses
@@ -70,17 +71,20 @@ class EngineHead:
     All state lies at fixed addresses on the weight's device. Arguments and results are the target's
     token ids; the head maps them to rows of the draft's LM head internally, because an EAGLE-3
     draft may have fewer rows than the target has tokens. The constructor finds tokens whose rows
-    hold NaN or infinity, logs them and never proposes them.
+    (of quantised rows, whose scales) hold NaN or infinity, logs them and never proposes them.
 
     Args:
         weight: [R, D], the draft's LM head without the padding rows at the end of V; with
-            `shard`, the rows of this rank.
+            `shard`, the rows of this rank. bf16, fp16 or fp32; int8, float8_e4m3fn or 4-bit rows
+            (uint8 or float4_e2m1fn_x2 [R, D/2]) with `weight_scale`.
         settings: see :class:`Settings`.
         num_groups: number of vocabularies: 1 if all requests share one, else the most requests that
             may run at once. Plugins choose it by `Settings.vocabulary`.
         target_vocab_size: number of the target's tokens; default: the number of rows.
         row_tokens: int64 [R], the target's token of each row of the whole head; None: row i is
             token i.
+        weight_scale: fp32 [R] of a quantised weight; bf16 [R, D/32] or float8_e4m3fn [R, D/16] of
+            4-bit rows. Settings then name no slab_dtype, because quantised rows are only copied.
         bias: [R].
         logit_scale, softcap: see :func:`~microspec_kernels.sparse_head`.
         shard: this rank's part if ranks share the head. The constructor and the calls are then
@@ -90,7 +94,8 @@ class EngineHead:
         ValueError, TypeError, OSError: as :class:`SparseHead` (for example, the weight is not a
             plain tensor) and :meth:`Settings.read_frequent_tokens`.
         ValueError: the file of frequent tokens has no token with a row in the draft, or
-            target_top_k exceeds the number of the target's tokens.
+            target_top_k exceeds the number of the target's tokens, or weight_scale is not one of
+            R rows.
     """
 
     @torch.inference_mode(False)  # a tensor made in inference mode cannot be updated outside it
@@ -102,6 +107,7 @@ class EngineHead:
         num_groups: int = 1,
         target_vocab_size: int | None = None,
         row_tokens: Tensor | None = None,
+        weight_scale: Tensor | None = None,
         bias: Tensor | None = None,
         logit_scale: float = 1.0,
         softcap: float = 0.0,
@@ -109,7 +115,10 @@ class EngineHead:
     ) -> None:
         device = plain(weight, "EngineHead: weight").device
         lm_head_rows = weight.size(0) if shard is None else shard.total_rows
-        broken = broken_rows(weight, bias)
+        if weight_scale is not None and weight_scale.shape[:1] != weight.shape[:1]:
+            expected, got = f"shape [{weight.size(0)}, ...]", list(weight_scale.shape)
+            raise ValueError(f"EngineHead: weight_scale: expected {expected}, got {got}")
+        broken = broken_rows(weight, bias, weight_scale)
         if shard is not None:
             broken = all_gather_rows(
                 broken, lm_head_rows, start=shard.start, process_group=shard.process_group
@@ -140,6 +149,7 @@ class EngineHead:
             weight,
             self.vocab,
             mode=settings.mode,
+            weight_scale=weight_scale,
             slab_dtype=settings.slab_torch_dtype,
             # observe waits for the gather, so a second buffer would only add another gather.
             buffers=1 if settings.mode == "packed" else None,
@@ -161,8 +171,9 @@ class EngineHead:
     def __str__(self) -> str:
         """Describe the head in one line, for an engine's log."""
         settings, weight, count = self.settings, self._weight, self.vocab.num_groups
+        dim = weight.size(1) * (2 if weight.dtype in FOUR_BIT else 1)
         return (
-            f"LM head [{self.vocab.vocab_size}, {weight.size(1)}] "
+            f"LM head [{self.vocab.vocab_size}, {dim}] "
             f"{str(weight.dtype).removeprefix('torch.')}, K = {self.capacity}, "
             f"{count} vocabular{'y' if count == 1 else 'ies'}, "
             f"target's top-{settings.target_top_k}, "

@@ -62,21 +62,24 @@ def gather(emulation: Any, dtype: Any) -> list[Any]:
     return [slab, ids, *([] if scale is None else [scale])]
 
 
-def update(emulation: Any) -> list[Any]:
+def update(emulation: Any, *tokens: Any) -> list[Any]:
     state = [np.full((1, K), -1, np.int32), np.full((1, K), -1, np.int64)]
     state += [np.full((1, V), -1, np.int32), np.zeros(1, np.int64)]
-    emulation.vocab_update_(*state, IDS[None, :9])
+    emulation.vocab_update_(*state, *tokens[:1], token_groups=tokens[1] if tokens[1:] else None)
     return state
 
 
 CALLS = {
     "tensor cores": lambda e: head(e, HIDDEN, WEIGHT),
+    "tensor cores, int4": lambda e: head(e, HIDDEN, INT4_WEIGHT, weight_scale=INT4_SCALES),
+    "tensor cores, e2m1": lambda e: head(e, HIDDEN, E2M1_WEIGHT, weight_scale=E2M1_SCALES),
     "multiply-adds": lambda e: head(e, FEW, WEIGHT[:, :D].astype(np.float32)),
     "multiply-adds, int4": lambda e: head(e, FEW, INT4_WEIGHT, weight_scale=INT4_SCALES),
     "multiply-adds, e2m1": lambda e: head(e, FEW, E2M1_WEIGHT, weight_scale=E2M1_SCALES),
     "gather": lambda e: gather(e, np.uint16),
     "quantise": lambda e: gather(e, np.int8),
-    "update": update,
+    "update": lambda e: update(e, IDS[None, :9]),
+    "two kernels": lambda e: update(e, np.resize(IDS, 30_000), np.arange(30_000) % 3 - 1),
 }
 FP8_CALLS = {
     "tensor cores, fp8": lambda e: head(e, HIDDEN, CODES, weight_scale=SCALES),

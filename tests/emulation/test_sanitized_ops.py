@@ -71,14 +71,15 @@ def heads(
         yield from head(name, arch, 5, case, settings)
 
 
-def int4_heads(arch: int, settings: dict[str, Any]) -> Iterator[Call]:
+def four_bit_heads(arch: int, settings: dict[str, Any]) -> Iterator[Call]:
     """Yield heads over 4-bit rows for tensor cores: tiles of 16, 32 and 64 rows, and a gap."""
-    for number, (m, dim, packed) in enumerate([(3, 192, False), (20, 64, True), (33, 1088, False)]):
+    shapes = [(3, 192, False), (20, 64, True), (33, 1088, False)]
+    for rows, (number, (m, dim, packed)) in itertools.product((INT4, E2M1), enumerate(shapes)):
         case = head_case(
-            number, m=m, dim=dim, capacity=21, dtype=BF16, weight_dtype=INT4, packed=packed,
+            number, m=m, dim=dim, capacity=21, dtype=BF16, weight_dtype=rows, packed=packed,
             gap=32 * (number % 2),
         )  # fmt: skip
-        yield from head(f"int4, M {m}, D {dim}, {packed}", arch, 5, case, settings)
+        yield from head(f"{rows}, M {m}, D {dim}, {packed}", arch, 5, case, settings)
 
 
 def gathers(arch: int, settings: dict[str, Any]) -> Iterator[Call]:
@@ -111,6 +112,15 @@ def vocabs(arch: int, settings: dict[str, Any]) -> Iterator[Call]:
         arrays = [as_array(t) for t in (*state.tensors(), tokens)]
         name = f"vocab K {capacity}, N {n}, G {num_groups}, gap {gap}"
         yield Call(name, "_emulation", "vocab_update_", arrays, {}, device(arch, **settings))
+    # Ragged batches with groups that do not exist; the longer one narrows its groups first.
+    for n in (700, 15_000):
+        state = vocab_state(60, 40, num_groups=2)
+        tokens = torch.randint(-1, 60, (n,), generator=rng)
+        groups = torch.randint(-1, 3, (n,), generator=rng)
+        groups[::9] += 2**16
+        arrays = [as_array(t) for t in (*state.tensors(), tokens)]
+        options, on = {"token_groups": as_array(groups)}, device(arch, **settings)
+        yield Call(f"vocab ragged, N {n}", "_emulation", "vocab_update_", arrays, options, on)
 
 
 def nonsense(arch: int, settings: dict[str, Any]) -> Iterator[Call]:
@@ -181,7 +191,7 @@ def test_address_and_undefined(arch: int) -> None:
     shapes = [(1, 40, 30), (1, 256, 70), (2, 7, 33), (3, 128, 65), (6, 64, 40), (9, 192, 40)]
     shapes += [(10, 64, 20), (17, 320, 17), (4, 1, 3), (13, 33, 20), (40, 64, 9), (8, 512, 16)]
     settings = {"sms": 2}
-    calls = [*heads(arch, settings, shapes), *int4_heads(arch, settings)]
+    calls = [*heads(arch, settings, shapes), *four_bit_heads(arch, settings)]
     calls += [*gathers(arch, settings), *vocabs(arch, settings)]
     check("address", calls, order="shuffled", copies="late", resident_blocks=3)
 
@@ -198,6 +208,6 @@ def test_nonsense_stays_inside(arch: int) -> None:
 def test_races(arch: int) -> None:
     settings = {"sms": 2}
     shapes = [(1, 64, 20), (3, 40, 20), (9, 128, 20), (10, 64, 33), (20, 64, 9)]
-    calls = [*heads(arch, settings, shapes), *int4_heads(arch, settings)]
+    calls = [*heads(arch, settings, shapes), *four_bit_heads(arch, settings)]
     calls += [*gathers(arch, settings), *vocabs(arch, settings)]
     check("thread", calls, order="shuffled", copies="late", resident_blocks=4)

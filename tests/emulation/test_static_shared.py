@@ -82,6 +82,8 @@ def call_every_kernel(emulation: Any) -> None:
         state = [np.zeros((1, capacity), np.int32), np.zeros((1, capacity), np.int64)]
         state += [np.zeros((1, 4), np.int32), np.zeros(1, np.int64)]
         emulation.vocab_update_(*state, np.zeros((1, 1), np.int32))
+    large = np.zeros(30_000, np.int64)  # enough for narrow_groups_kernel
+    emulation.vocab_update_(*state, large, token_groups=large)
     call_every_4bit_kernel(emulation)
     emulation.configure(dry=False)
 

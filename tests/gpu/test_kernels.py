@@ -5,14 +5,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from generators import FLOATS, INT4, QUANTISED, gather_case, head_case, vocab_state
+from generators import E2M1, FLOATS, INT4, QUANTISED, gather_case, head_case, vocab_state
 from torch import Tensor
 
 from microspec_kernels import gather_rows_, sparse_head, sparse_logits, vocab_update_
 
 KERNELS = (
     *("project_simt", "project_mma", "select", "finish_logits"),
-    *("copy_rows", "quantise_rows", "vocab_update"),
+    *("copy_rows", "quantise_rows", "vocab_update", "narrow_groups"),
 )
 
 
@@ -60,9 +60,10 @@ def test_head_is_two_kernels(dtype: torch.dtype, m: int, kernels: list[str]) -> 
     [(1, 96, "project_simt"), (1, 256, "project_mma"), (60, 256, "project_mma")],
 )
 def test_head_of_4_bit_rows_is_two_kernels(m: int, dim: int, kernel: str) -> None:
-    case = head_case(1, m=m, dim=dim, dtype=torch.bfloat16, weight_dtype=INT4)
-    operands, options = [t.cuda() for t in case.tensors()], there(case.options())
-    assert enqueued(lambda: sparse_head(*operands, 9, **options)) == [kernel, "select"]
+    for rows in (INT4, E2M1):
+        case = head_case(1, m=m, dim=dim, dtype=torch.bfloat16, weight_dtype=rows)
+        operands, options = [t.cuda() for t in case.tensors()], there(case.options())
+        assert enqueued(lambda: sparse_head(*operands, 9, **options)) == [kernel, "select"]  # noqa: B023
 
 
 def test_large_capacities_are_two_kernels() -> None:
@@ -84,3 +85,12 @@ def test_update_is_one_kernel(capacity: int) -> None:
     state = [t.cuda() for t in vocab_state(50_000, capacity, num_groups=2).tensors()]
     tokens = torch.randint(50_000, (2, 300), device="cuda")
     assert enqueued(lambda: vocab_update_(*state, tokens)) == ["vocab_update"]
+
+
+@pytest.mark.parametrize(("count", "kernels"), [(300, []), (76_800, ["narrow_groups"])])
+def test_a_large_ragged_update_narrows_its_groups_first(count: int, kernels: list[str]) -> None:
+    state = [t.cuda() for t in vocab_state(1000, 64, num_groups=256).tensors()]
+    tokens = torch.randint(1000, (count,), device="cuda")
+    groups = torch.randint(256, (count,), device="cuda")
+    call = enqueued(lambda: vocab_update_(*state, tokens, token_groups=groups))
+    assert call == [*kernels, "vocab_update"]

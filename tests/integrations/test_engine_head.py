@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+from generators import head_case
 
-from microspec_kernels import SparseHead
+from microspec_kernels import SparseHead, sparse_head
+from microspec_kernels._checks import E2M1, INT4, QUANTISED
 from microspec_kernels.engine import EngineHead, EngineStats, Settings
 
 from .engine_reference import (
@@ -66,6 +68,29 @@ def test_every_step(options: dict[str, Any], num_groups: int, mapped: bool, tmp_
             wanted.check(head, hidden_of(rng, 5, torch.bfloat16), rows, f"begin at {step}")
     assert wanted.hits > 0 < wanted.misses and wanted.activated > 40
     assert [tensor.data_ptr() for tensor in state_of(head)] == addresses
+
+
+@BOTH
+@pytest.mark.parametrize("options", MODES[:2], ids=lambda o: "-".join(o.values()))
+@pytest.mark.parametrize("dtype", [*QUANTISED, INT4, E2M1], ids=str)
+def test_quantised_heads(options: dict[str, Any], dtype: torch.dtype) -> None:
+    """A head that came quantised drafts from its rows; one with a broken scale never does."""
+    case = head_case(
+        3, vocab_size=V, capacity=V, active=V, dim=64, m=6, dtype=torch.bfloat16, weight_dtype=dtype
+    )
+    scale = case.weight_scale.clone()
+    scale[7] = float("nan")
+    head = EngineHead(
+        case.weight, Settings(capacity=12, **options), weight_scale=scale, logit_scale=0.5
+    )
+    assert str(head).startswith(f"LM head [{V}, 64] ")
+    head.observe(torch.tensor([7, 3, 50, 21, 9]))
+    ids = torch.tensor([3, 50, 21, 9], dtype=torch.int32)
+    want = sparse_head(case.hidden, case.weight, ids, 5, weight_scale=scale, logit_scale=0.5)
+    for got, expected in zip(head.topk(case.hidden, 5), want, strict=True):
+        torch.testing.assert_close(got, expected)
+    with pytest.raises(ValueError, match=rf"^EngineHead: weight_scale: expected shape \[{V}, "):
+        EngineHead(case.weight, Settings(**options), weight_scale=scale[1:])
 
 
 @BOTH

@@ -18,7 +18,7 @@ constexpr int64_t kAlignment = 256;
 
 int64_t pitch_of(const HeadArgs& args) { return ceil_div<int64_t>(args.capacity, kRun) * kRun; }
 
-// Chooses the kernels of a chunk of rows, and lays out the workspace.
+// Chooses the kernels of a chunk of rows, and lays out the workspace. plan.selects is set.
 Error make_plan(const HeadArgs& chunk, HeadPlan& plan) {
   Device device;
   if (const Error error = current_device(device)) return error;
@@ -30,6 +30,7 @@ Error make_plan(const HeadArgs& chunk, HeadPlan& plan) {
   }
   const size_t bytes = plan.splits() * chunk.rows * pitch_of(chunk) * sizeof(float);
   plan.partials_bytes = ceil_div<size_t>(bytes, kAlignment) * kAlignment;
+  if (!plan.selects) return 0;
   return select_workspace(chunk.rows, chunk.capacity, plan.orders_bytes);
 }
 
@@ -75,8 +76,9 @@ int64_t expected_rows(const HeadArgs& args) {
   return std::min(args.rows, ceil_div(2 * args.rows, args.groups));
 }
 
-int plan_head_cuda(const HeadArgs& args, HeadPlan* plan) {
+int plan_head_cuda(const HeadArgs& args, bool selects, HeadPlan* plan) {
   *plan = HeadPlan{};
+  plan->selects = selects;
   if (args.rows == 0) return 0;
   // The first chunk needs the most memory: later chunks have no more rows, hence no more splits.
   return make_plan(rows_from(args, 0), *plan);

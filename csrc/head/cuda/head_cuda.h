@@ -12,8 +12,9 @@
 namespace microspec {
 
 // Sets *plan to the plan of a call, and with it to the bytes of device memory that the call needs besides its
-// results. Returns a cudaError_t, 0 for success, as the runners do.
-int plan_head_cuda(const HeadArgs& args, HeadPlan* plan);
+// results. `selects`: for run_sparse_head_cuda, else for run_sparse_logits_cuda. Returns a cudaError_t, 0 for
+// success, as the runners do.
+int plan_head_cuda(const HeadArgs& args, bool selects, HeadPlan* plan);
 
 // Computes the top k of each row. logits and token_ids are [M, k], logsumexp is [M].
 int run_sparse_head_cuda(const HeadArgs& args, const HeadPlan& plan, int64_t k, float* logits,

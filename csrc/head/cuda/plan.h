@@ -12,7 +12,7 @@ namespace microspec {
 struct MmaPlan {
   int splits;
   int warp_dim;   // elements of D a warp, a multiple of kChunk
-  int scales_at;  // of i4 rows: bytes from the start of a row in the ring to its scales
+  int scales_at;  // of 4-bit rows: bytes from the start of a row in the ring to its scales
   int row_pitch;  // bytes
   int depth;      // runs in the ring
   size_t shared_bytes;
@@ -21,6 +21,7 @@ struct MmaPlan {
 // A call of up to kMaxRows rows.
 struct HeadPlan {
   int64_t rows;  // that the plan is for
+  bool selects;  // sparse_head's, not sparse_logits'
   int sms;       // of the device
   bool mma;      // project_mma rather than project_simt
   MmaPlan mma_plan;

@@ -34,11 +34,9 @@ constexpr int kSimtRows = 4;
 #define MICROSPEC_MAX_SIMT_ROWS kSimtRows
 #endif
 // Of 4-bit rows, tensor cores multiply any number. While 576 bytes of codes and scales arrive on an SM of an
-// H200, it issues 111 instructions. project_simt needs 191 for them at one row of hidden, because it converts
-// every code to fp32, and project_mma 81.
-constexpr int max_simt_rows(DType weight_type) {
-  return weight_type == DType::i4 ? 0 : MICROSPEC_MAX_SIMT_ROWS;
-}
+// H200, it issues 111 instructions. project_simt needs 191 (i4) for them at one row of hidden, because it
+// converts every code to fp32, and project_mma 81.
+constexpr int max_simt_rows(DType weight_type) { return is_4bit(weight_type) ? 0 : MICROSPEC_MAX_SIMT_ROWS; }
 
 // The number of rows to expect in a group. A group with more rows is projected in several rounds.
 int64_t expected_rows(const HeadArgs& args);

@@ -19,7 +19,7 @@
 // Execution order: (1) ring.cuh copies runs of weights to shared memory, (2) load_hidden fills the registers,
 // (3) multiply, (4) store_dots writes a warp's sums to shared memory, (5) store_tile adds the warps' sums and
 // writes the partial dot products. project_mma_kernel runs these steps; plan_for sizes them on the host.
-// warp_tile.cuh has steps 2 to 4 and the layout of the fragments, warp_tile_int4.cuh those of 4-bit rows.
+// warp_tile.cuh has steps 2 to 4 and the layout of the fragments, warp_tile_4bit.cuh those of 4-bit rows.
 //
 // Not yet measured on a GPU.
 #include "cuda/banks.cuh"
@@ -27,7 +27,7 @@
 #include "ring.cuh"
 #include "segments.cuh"
 #include "warp_tile.cuh"
-#include "warp_tile_int4.cuh"
+#include "warp_tile_4bit.cuh"
 
 namespace microspec {
 
@@ -151,8 +151,8 @@ MmaPlan plan_for(const HeadArgs& args, int64_t room) {
     const int64_t split_dim = static_cast<int64_t>(plan.warp_dim) * kRingWarps;
     plan.splits = static_cast<int>(ceil_div(args.dim, split_dim));
     plan.scales_at = static_cast<int>(split_dim / kColumns<Row> * sizeof(Row));
-    const int64_t scale_bytes = kIsInt4<Row> ? split_dim / kScaleGroup * sizeof(bf16_t) : 0;
-    plan.row_pitch = plan.scales_at + static_cast<int>(scale_bytes) + kRowPad<Row>;
+    const int64_t scales = kIs4Bit<Row> ? scale_bytes(split_dim) : 0;
+    plan.row_pitch = plan.scales_at + static_cast<int>(scales) + kRowPad<Row>;
     const size_t run_bytes = static_cast<size_t>(kRun) * plan.row_pitch;
     plan.depth = static_cast<int>(std::min<size_t>(kMaxDepth, available / run_bytes));
     plan.shared_bytes = fixed + plan.depth * run_bytes;
@@ -187,6 +187,7 @@ Error with_kernel(const HeadArgs& args, F&& f) {
     case DType::i8: return with_kernel<Hidden, int8_t>(args, f);
     case DType::f8e4m3: return with_kernel<Hidden, f8e4m3_t>(args, f);
     case DType::i4: return with_kernel<Hidden, i4x2_t>(args, f);
+    case DType::f4e2m1: return with_kernel<Hidden, f4e2m1x2_t>(args, f);
     case DType::f16:
     case DType::bf16: return with_kernel<Hidden, Hidden>(args, f);
     default: return kInvalidValue;
@@ -201,11 +202,10 @@ Error with_kernel(const HeadArgs& args, F&& f) {
 }  // namespace
 
 bool fits_mma(const HeadArgs& args) {
-  if (args.weight_type == DType::f4e2m1) return false;  // no fragments of e2m1 rows
   if (args.hidden_type == DType::f32 || !aligned16(args)) return false;
-  // A copy takes the scales of a chunk, two bf16. Rows of other types have no such scales.
-  if (reinterpret_cast<intptr_t>(args.group_scale) % (2 * sizeof(bf16_t)) != 0) return false;
-  const int64_t chunk = args.weight_type == DType::i4 ? kChunk<i4x2_t> : 64 / element_size(args.weight_type);
+  // A copy takes the scales of a chunk, 4 bytes. Rows of other types have no such scales.
+  if (reinterpret_cast<intptr_t>(args.group_scale) % 4 != 0) return false;
+  const int64_t chunk = is_4bit(args.weight_type) ? kChunk<i4x2_t> : 64 / element_size(args.weight_type);
   return args.dim > 0 && args.dim % chunk == 0;
 }
 

@@ -28,6 +28,7 @@
 //
 // Not yet measured on a GPU.
 #include "cuda/elements.cuh"
+#include "cuda/warp_sums.cuh"
 #include "project.h"
 #include "rows.cuh"
 #include "segments.cuh"
@@ -124,27 +125,6 @@ class LaneLoader {
 };
 
 // ---- Step 2: multiply, and add over the lanes of a warp
-//
-// Returns the sum of values[lane / (32 / kCount)] over the warp. Takes kCount + 4 - log2(kCount) shuffles
-// instead of 5 kCount.
-template <int kCount>
-MICROSPEC_DEVICE float sums_over_warp(float (&values)[kCount]) {
-  int width = kWarp / 2;
-#pragma unroll
-  for (int half = kCount / 2; half > 0; half /= 2, width /= 2) {
-    const bool upper = lane_index() & width;
-#pragma unroll
-    for (int i = 0; i < half; ++i) {
-      const float sent = upper ? values[i] : values[i + half];
-      const float kept = upper ? values[i + half] : values[i];
-      values[i] = kept + __shfl_xor_sync(kAllLanes, sent, width);
-    }
-  }
-#pragma unroll
-  for (; width > 0; width /= 2) values[0] += __shfl_xor_sync(kAllLanes, values[0], width);
-  return values[0];
-}
-
 // Removes the lowest set bit and returns its index.
 MICROSPEC_DEVICE int take_lowest(unsigned& set) {
   const int lowest = __ffs(set) - 1;

@@ -7,7 +7,7 @@
 // sm_90, all threads use cp.async of 16 bytes, one row a warp. Rows of empty slots are not copied. Old data
 // stays in their place and affects only results that nobody reads.
 //
-// The scales of i4 rows travel with their rows and arrive on the same barrier, so no multiplication waits for
+// The scales of 4-bit rows travel with their rows and arrive on the same barrier, so no multiplication waits for
 // a load of scales alone. They take cp.async of 4 bytes on every GPU: a slot's scales are D / 16 bytes, which
 // for D = 2880 is no multiple of the 16 that a bulk copy needs.
 //
@@ -37,10 +37,10 @@ constexpr int kMaxDepth = 32;  // runs in the ring
 static_assert(kRingWarps == kRun);
 
 // Padding after each row. The distance between rows is 64 bytes more than a multiple of 128, so eight lanes
-// that read 16 bytes each from two rows hit every bank once. Of i4 rows, 32 lanes read 4 bytes each from
+// that read 16 bytes each from two rows hit every bank once. Of 4-bit rows, 32 lanes read 4 bytes each from
 // eight rows: the distance is an odd multiple of 16 bytes.
 template <class Row>
-constexpr int kRowPad = kIsInt4<Row> ? 16 : 64;
+constexpr int kRowPad = kIs4Bit<Row> ? 16 : 64;
 
 // The elements of D that a block multiplies: [begin, begin + dim).
 struct Split {
@@ -71,7 +71,7 @@ class Ring {
       : args_(args), split_(split), plan_(plan), full_(full), data_(data) {
     if (threadIdx.x == 0) {
       // One of the lane that announces the bytes, and one of each thread that uses cp.async.
-      const int arrivals = !bulk() ? kRingWarps * kWarp : kIsInt4<Row> ? 1 + kWarp : 1;
+      const int arrivals = !bulk() ? kRingWarps * kWarp : kIs4Bit<Row> ? 1 + kWarp : 1;
 #pragma unroll 1
       for (int i = 0; i < plan.depth; ++i) ptx::mbarrier_init(full + i, arrivals);
       ptx::mbarrier_init_fence();
@@ -126,7 +126,7 @@ class Ring {
       ptx::bulk_copy(place(next_.index) + lane_index() * plan_.row_pitch, source(group, slot, id), bytes,
                      full_ + next_.index);
     }
-    if constexpr (kIsInt4<Row>) {
+    if constexpr (kIs4Bit<Row>) {
 #pragma unroll 1
       for (int i = 0; i < kRun; ++i) start_scales(group, run, i, __shfl_sync(kAllLanes, id, i));
       ptx::cp_async_arrive(full_ + next_.index);
@@ -142,20 +142,19 @@ class Ring {
       unsigned char* target = place(next_.index) + warp_index() * plan_.row_pitch;
       for (int at = lane_index() * 16; at < bytes; at += kWarp * 16) ptx::cp_async16(target + at, row + at);
     }
-    if constexpr (kIsInt4<Row>) start_scales(group, run, warp_index(), id);
+    if constexpr (kIs4Bit<Row>) start_scales(group, run, warp_index(), id);
     ptx::cp_async_arrive(full_ + next_.index);
   }
 
-  // A warp calls this for row i of a run. A copy takes the scales of two groups.
+  // A warp calls this for row i of a run. A copy takes the scales of a chunk.
   MICROSPEC_DEVICE void start_scales(int group, int run, int i, int32_t id) {
     if (!is_active(args_, id)) return;
-    const bf16_t* scales = group_scales_of(args_, group, run * kRun + i, id) + split_.begin / kScaleGroup;
+    const auto* row = group_scales_of<unsigned char>(args_, group, run * kRun + i, id);
+    const unsigned char* scales = row + scale_bytes(split_.begin);
     unsigned char* target = place(next_.index) + i * plan_.row_pitch + plan_.scales_at;
-    const int count = split_.dim / static_cast<int>(kScaleGroup);
+    const int bytes = static_cast<int>(scale_bytes(split_.dim));
 #pragma unroll 1
-    for (int at = lane_index() * 2; at < count; at += kWarp * 2) {
-      ptx::cp_async4(target + at * sizeof(bf16_t), scales + at);
-    }
+    for (int at = lane_index() * 4; at < bytes; at += kWarp * 4) ptx::cp_async4(target + at, scales + at);
   }
 
   const HeadArgs& args_;

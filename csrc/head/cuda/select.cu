@@ -16,6 +16,7 @@
 // Not yet measured on a GPU.
 #include <algorithm>
 
+#include "cuda/warp_sums.cuh"
 #include "keys.cuh"
 #include "select.h"
 
@@ -42,12 +43,6 @@ struct Scratch {
   uint64_t chosen[kMaxTopK];
   int chosen_count;
 };
-
-MICROSPEC_DEVICE float sum_over_warp(float value) {
-#pragma unroll
-  for (int width = kWarp / 2; width > 0; width /= 2) value += __shfl_xor_sync(kAllLanes, value, width);
-  return value;
-}
 
 // The row's counts, the same in every thread.
 struct Counts {
@@ -102,12 +97,12 @@ MICROSPEC_DEVICE Counts count_row(const Keys& keys, int k, Scratch& scratch) {
 // Writes each warp's part of the sum of exponentials, to be read after the next barrier.
 template <class Keys>
 MICROSPEC_DEVICE void sum_exponentials(const Keys& keys, float largest, Scratch& scratch) {
-  float sum = 0.0f;
+  float sums[1] = {};
   keys.visit([&](uint32_t order) {
     const float term = expf(logit_of_order(order) - largest);
-    sum += order > kNanOrder ? term : 0.0f;
+    sums[0] += order > kNanOrder ? term : 0.0f;
   });
-  sum = sum_over_warp(sum);
+  const float sum = sums_over_warp(sums);
   if (lane_index() == 0) scratch.sums[warp_index()] = sum;
 }
 

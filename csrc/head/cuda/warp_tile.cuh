@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // WarpTile is one warp's part of project_mma. It holds the warp's elements of hidden in registers and
-// multiplies them by sixteen slots at a time. warp_tile_int4.cuh has the one for rows of 4 bits.
+// multiplies them by sixteen slots at a time. warp_tile_4bit.cuh has the one for rows of 4 bits.
 //
 // Fragment layout. One mma multiplies 16 slots (m) by 8 rows of hidden (n) over 16 elements of D (k). Slots 0
 // to 7 come from the `low` run, slots 8 to 15 from the `high` run. Lane 4g + t (g = 0..7, t = 0..3) holds:
@@ -55,9 +55,10 @@ constexpr int kSlots = 2 * kRun;
 constexpr int kSlotsPitch = kSlots + 4;
 
 // The elements of D in a chunk: what the four lanes of a quad read at once from a row. They make two (16-bit)
-// or four (8-bit) multiplications of sixteen. Of i4 rows, a chunk is the columns of two scales, also four.
+// or four (8-bit) multiplications of sixteen. Of 4-bit rows, a chunk has the columns of a word of scales, two
+// bf16 or four e4m3, also four multiplications.
 template <class Row>
-constexpr int kChunk = kIsInt4<Row> ? 2 * static_cast<int>(kScaleGroup) : 4 * kVector<Row>;
+constexpr int kChunk = kIs4Bit<Row> ? 2 * static_cast<int>(kScaleGroup) : 4 * kVector<Row>;
 
 // The sizes of a warp's fragments and of the warps' sums.
 template <class Row, int kTiles>
@@ -113,6 +114,17 @@ MICROSPEC_DEVICE int warp_chunks(int first, const Split& split, const MmaPlan& p
   return max(0, min(plan.warp_dim, split.dim - first)) / kChunk<Row>;
 }
 
+// Loads 16 bytes of hidden into four registers; zeros if `exists` is false.
+template <class Hidden>
+MICROSPEC_DEVICE void load_hidden16(const Hidden* source, bool exists, uint32_t* registers) {
+  uint4 words = make_uint4(0, 0, 0, 0);
+  if (exists) words = *reinterpret_cast<const uint4*>(source);
+  registers[0] = words.x;
+  registers[1] = words.y;
+  registers[2] = words.z;
+  registers[3] = words.w;
+}
+
 // Step 4: writes the d fragments to a warp's sums, [kWidth, kSlotsPitch].
 template <int kTiles>
 MICROSPEC_DEVICE void store_dots(const float (&dots)[kTiles][4], float* sums) {
@@ -148,12 +160,7 @@ class WarpTile {
       for (int c = 0; c < S::kChunksPerWarp; ++c) {
 #pragma unroll
         for (int w = 0; w < S::kWords; w += 4) {
-          uint4 words = make_uint4(0, 0, 0, 0);
-          if (is_row && c < chunks_) words = *reinterpret_cast<const uint4*>(row + c * kChunk<Row> + 2 * w);
-          hidden_[n][c][w] = words.x;
-          hidden_[n][c][w + 1] = words.y;
-          hidden_[n][c][w + 2] = words.z;
-          hidden_[n][c][w + 3] = words.w;
+          load_hidden16(row + c * kChunk<Row> + 2 * w, is_row && c < chunks_, hidden_[n][c] + w);
         }
       }
     }
@@ -170,8 +177,8 @@ class WarpTile {
       if (c >= chunks_) break;
       constexpr int kBytes = kChunk<Row> * static_cast<int>(sizeof(Row));
       uint32_t low_pairs[S::kWords], high_pairs[S::kWords];
-      as_pairs<Hidden, Row>(*reinterpret_cast<const uint4*>(low + at + c * kBytes), low_pairs);
-      as_pairs<Hidden, Row>(*reinterpret_cast<const uint4*>(high + at + c * kBytes), high_pairs);
+      as_pairs<Hidden, Row>(ptx::load_shared16(low + at + c * kBytes), low_pairs);
+      as_pairs<Hidden, Row>(ptx::load_shared16(high + at + c * kBytes), high_pairs);
 #pragma unroll
       for (int w = 0; w < S::kWords; w += 2) {
         const uint32_t weights[4] = {low_pairs[w], high_pairs[w], low_pairs[w + 1], high_pairs[w + 1]};

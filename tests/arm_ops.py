@@ -142,8 +142,7 @@ class Ops:
         self._driver = driver(processor, isa)
 
     def functions(self) -> dict[str, Any]:
-        names = ("sparse_head", "sparse_logits", "gather_rows_", "vocab_update_")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in SCHEMAS}
 
     def sparse_head(
         self, hidden: Tensor, weight: Tensor, active_ids: Tensor, k: int, **options: Any

@@ -19,6 +19,7 @@ import torch
 from build_with_cmake import ROOT, build_with_cmake
 from emulated_ops import SENTINEL, check_head
 from generators import row_indexed
+from schemas import SCHEMAS
 from torch import Tensor
 
 from microspec_kernels import _checks

@@ -19,6 +19,7 @@ import torch
 from build_with_cmake import ROOT, build_with_cmake
 from emulated_ops import SENTINEL, check_head
 from generators import row_indexed
+from schemas import SCHEMAS
 from torch import Tensor
 
 from microspec_kernels import _checks
@@ -142,8 +143,7 @@ class Ops:
         self._driver = driver(processor, isa)
 
     def functions(self) -> dict[str, Any]:
-        names = ("sparse_head", "sparse_logits", "gather_rows_", "vocab_update_")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in SCHEMAS}
 
     def sparse_head(
         self, hidden: Tensor, weight: Tensor, active_ids: Tensor, k: int, **options: Any

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from schemas import SCHEMAS
 from torch import Tensor
 
 import microspec_kernels
@@ -83,8 +84,7 @@ class Emulated(Backend):
         from emulated import load
 
         load().configure(seed=seed, **self.settings)
-        names = ("sparse_head", "sparse_logits", "gather_rows_", "vocab_update_")
-        with replaced({name: getattr(emulated_ops, name) for name in names}):
+        with replaced({name: getattr(emulated_ops, name) for name in SCHEMAS}):
             yield
 
 
@@ -148,8 +148,7 @@ class Interpreted(Backend):
         # the same memory, 12 GB in some tests.
         interpreter.GridExecutor._restore_args_dev = lambda *_: None
         interpreter._patch_builtin = patch_builtins
-        names = ("sparse_head", "sparse_logits", "gather_rows_", "vocab_update_")
-        with replaced({name: getattr(triton_kernels, name) for name in names}):
+        with replaced({name: getattr(triton_kernels, name) for name in SCHEMAS}):
             yield
 
 

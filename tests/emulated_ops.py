@@ -96,3 +96,41 @@ def vocab_update_(
     state = (active_ids, slot_stamps, token_slots, clock)
     _checks.vocab(*state, tokens, token_groups)
     call("vocab_update_", *state, tokens, token_groups=token_groups)
+
+
+def vocab_count_(
+    text_counts: Tensor,
+    seen: Tensor,
+    tokens: Tensor,
+    *,
+    token_requests: Tensor | None = None,
+    request_lists: Tensor | None = None,
+    total_counts: Tensor | None = None,
+) -> None:
+    options = {
+        "token_requests": token_requests,
+        "request_lists": request_lists,
+        "total_counts": total_counts,
+    }
+    _checks.vocab_count(text_counts, seen, tokens, *options.values())
+    call("vocab_count_", text_counts, seen, tokens, **options)
+
+
+def vocab_refill_(
+    active_ids: Tensor,
+    slot_stamps: Tensor,
+    token_slots: Tensor,
+    clock: Tensor,
+    text_counts: Tensor,
+    token_ranks: Tensor,
+    group_lists: Tensor,
+    *,
+    total_counts: Tensor | None = None,
+    pinned: int = 0,
+    reset: bool = True,
+) -> None:
+    state = (active_ids, slot_stamps, token_slots, clock)
+    read = (text_counts, token_ranks, group_lists)
+    _checks.vocab_refill(*state, *read, total_counts, pinned)
+    options = {"total_counts": total_counts, "pinned": pinned, "reset": reset}
+    call("vocab_refill_", *state, *read, **options)

@@ -38,6 +38,8 @@ POINTERS = {
     "bias": "*bf16", "logits": "*fp32", "token_ids": "*i64", "logsumexp": "*fp32",
     "slab_ids": "*i32", "slab_scale": "*fp32", "slot_stamps": "*i64", "token_slots": "*i32",
     "clock": "*i64", "tokens": "*i64", "token_groups": "*i64", "newcomers": "*i32",
+    "text_counts": "*i32", "total_counts": "*i32", "seen": "*i32", "token_ranks": "*i32",
+    "marks": "*i32", "token_requests": "*i64", "request_lists": "*i64", "group_lists": "*i64",
 }  # fmt: skip
 
 
@@ -242,3 +244,32 @@ def test_vocab(target: str, kernel: str, tmp_path: Path) -> None:
         check(binary, target, tmp_path, warps=8)
         if target == "gfx942":  # its barriers do not wait for other waves' writes to memory
             assert "debug_barrier" not in Path(vocab.__file__).read_text()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_count(target: str, tmp_path: Path) -> None:
+    count = module("vocab_count")
+    for given, integers in ((True, "*i64"), (False, "*i32")):
+        types = dict.fromkeys(("tokens", "token_requests", "request_lists"), integers)
+        binary = compiled(
+            count.count_kernel, target, types,
+            RAGGED=given, LISTED=given, TOTALS=given, BLOCK=count.BLOCK, num_warps=4,
+        )  # fmt: skip
+        check(binary, target, tmp_path, warps=4, blocks=4)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(
+    ("kernel", "warps"), [("select", 16), ("keep", 8), ("place", 8), ("stamp", 4)]
+)
+def test_refill(target: str, kernel: str, warps: int, tmp_path: Path) -> None:
+    refill = module("vocab_refill")
+    for flag, lists in ((True, "*i64"), (False, "*i32")):
+        constants = {"TOTALS": flag, "RESET": flag, "BLOCK": refill.BLOCK}
+        constants |= {"STAMPED": refill.STAMPED, "COMPARED": refill.COMPARED}
+        function = getattr(refill, f"{kernel}_kernel")
+        constants = {n: value for n, value in constants.items() if n in function.arg_names}
+        binary = compiled(function, target, {"group_lists": lists}, **constants, num_warps=warps)
+        check(binary, target, tmp_path, warps=warps)
+        if target == "gfx942":  # its barriers do not wait for other waves' writes to memory
+            assert "debug_barrier" not in Path(refill.__file__).read_text()

@@ -14,7 +14,13 @@ from backends_under_test import TRITON
 from compare import assert_bitwise, assert_close, assert_top_k, ids_by_row, logits_in, tolerance
 from generators import FLOATS, head_case, vocab_state
 
-from microspec_kernels import reference, sparse_head, sparse_logits, vocab_update_
+from microspec_kernels import (
+    reference,
+    sparse_head,
+    sparse_logits,
+    vocab_refill_,
+    vocab_update_,
+)
 from microspec_kernels._checks import MAX_TOP_K
 
 if not TRITON:
@@ -78,6 +84,26 @@ def test_vocabulary_of_several_tiles(
         groups = torch.randint(-1, 2, (count,), generator=rng) if ragged else None
         vocab_update_(*got.tensors(), tokens, token_groups=groups)
         reference.vocab_update_(*want.tensors(), tokens, token_groups=groups)
+        for one, other in zip(got.tensors(), want.tensors(), strict=True):
+            assert_bitwise(one, other)
+
+
+@pytest.mark.parametrize("clock", [0, 2**62])
+@pytest.mark.parametrize("ties", [False, True])
+def test_refill_of_several_tiles(ties: bool, clock: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for constant, size in (("BLOCK", 16), ("STAMPED", 4), ("COMPARED", 8)):
+        monkeypatch.setattr(module("vocab_refill"), constant, size)
+    rng = torch.Generator().manual_seed(1)
+    got = vocab_state(80, 33, num_groups=2, pinned=(5, 6), clock=clock)
+    want = got.copy()
+    counts = torch.randint(0, 3 if ties else 50, (2, 80), generator=rng).int()
+    ranks = torch.randint(0, 3, (80,), generator=rng) if ties else torch.randperm(80, generator=rng)
+    for pinned, reset in ((20, True), (25, False), (10, False), (33, False), (0, True)):
+        counts += torch.randint(0, 2, counts.shape, generator=rng).int()
+        arguments = (counts, ranks.int(), torch.tensor([1, 0]))
+        options = {"total_counts": counts.sum(0).int(), "pinned": pinned, "reset": reset}
+        vocab_refill_(*got.tensors(), *arguments, **options)
+        reference.vocab_refill_(*want.tensors(), *arguments, **options)
         for one, other in zip(got.tensors(), want.tensors(), strict=True):
             assert_bitwise(one, other)
 

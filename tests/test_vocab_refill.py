@@ -3,7 +3,7 @@
 
 import pytest
 import torch
-from backends_under_test import ALL, COMPILED
+from backends_under_test import ALL, COMPILED, slow_interpreted
 from compare import assert_bitwise
 from generators import PINNED, VocabState, vocab_state
 from hypothesis import given
@@ -141,7 +141,10 @@ def test_a_floor_that_moves_with_the_counts() -> None:
     refill(state, counts, ranks, lists)
 
 
-@pytest.mark.parametrize("capacity", [1000, 3072, 8192, 16385, 32768])
+@pytest.mark.parametrize(
+    "capacity",
+    [1000, 3072, slow_interpreted(8192), slow_interpreted(16385), slow_interpreted(32768)],
+)
 def test_large_vocabularies(capacity: int, backend: str) -> None:
     """Counts of a Zipfian stream: the K-th token has equals, and most tokens have no count."""
     vocab_size = 40_000 if backend == "cpu" else 34_000

@@ -14,6 +14,16 @@ from .common import INTERPRETED
 from .gather_rows import gather_rows_
 from .sparse_head import sparse_head
 from .sparse_logits import sparse_logits
+from .vocab_count import vocab_count_
+from .vocab_refill import vocab_refill_
 from .vocab_update import vocab_update_
 
-__all__ = ["INTERPRETED", "gather_rows_", "sparse_head", "sparse_logits", "vocab_update_"]
+__all__ = [
+    "INTERPRETED",
+    "gather_rows_",
+    "sparse_head",
+    "sparse_logits",
+    "vocab_count_",
+    "vocab_refill_",
+    "vocab_update_",
+]

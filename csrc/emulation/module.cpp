@@ -6,6 +6,7 @@
 #include "cuda/launch.cuh"
 #include "gather/gather_cuda.h"
 #include "head/cuda/head_cuda.h"
+#include "vocab/learn_cuda.h"
 #include "vocab/vocab_cuda.h"
 
 namespace microspec::emulation {
@@ -130,6 +131,49 @@ void vocab_update(Array active_ids, Array slot_stamps, Array token_slots, Array 
   run("run_vocab_update_cuda", [&] { return run_vocab_update_cuda(args, plan, workspace.get(), nullptr); });
 }
 
+void vocab_count(Array text_counts, Array seen, const Array& tokens, const OptionalArray& token_requests,
+                 const OptionalArray& request_lists, std::optional<Array> total_counts) {
+  CountArgs args{};
+  args.text_counts = pointer<int32_t>(text_counts);
+  args.total_counts = total_counts ? pointer<int32_t>(*total_counts) : nullptr;
+  args.seen = pointer<int32_t>(seen);
+  args.tokens = pointer<void>(tokens);
+  args.token_requests = pointer<void>(token_requests);
+  args.request_lists = pointer<void>(request_lists);
+  args.long_tokens = is_long(tokens);
+  args.long_requests = is_long(token_requests);
+  args.long_lists = is_long(request_lists);
+  args.requests = seen.shape(0);
+  args.lists = text_counts.shape(0);
+  args.vocab_size = text_counts.shape(1);
+  args.words = seen.shape(1);
+  args.count = tokens.shape(tokens.ndim() - 1);
+  run("run_vocab_count_cuda", [&] { return run_vocab_count_cuda(args, nullptr); });
+}
+
+void vocab_refill(Array active_ids, Array slot_stamps, Array token_slots, Array clock,
+                  const Array& text_counts, const Array& token_ranks, const Array& group_lists,
+                  const OptionalArray& total_counts, int64_t pinned, bool reset) {
+  RefillArgs args{};
+  args.active_ids = pointer<int32_t>(active_ids);
+  args.slot_stamps = pointer<int64_t>(slot_stamps);
+  args.token_slots = pointer<int32_t>(token_slots);
+  args.clock = pointer<int64_t>(clock);
+  args.text_counts = pointer<int32_t>(text_counts);
+  args.total_counts = pointer<int32_t>(total_counts);
+  args.token_ranks = pointer<int32_t>(token_ranks);
+  args.group_lists = pointer<void>(group_lists);
+  args.long_lists = is_long(group_lists);
+  args.reset = reset;
+  args.groups = clock.shape(0);
+  args.capacity = slot_stamps.shape(1);
+  args.vocab_size = token_slots.shape(1);
+  args.lists = text_counts.shape(0);
+  args.pinned = pinned;
+  const Workspace workspace(refill_cuda_workspace(args));
+  run("run_vocab_refill_cuda", [&] { return run_vocab_refill_cuda(args, workspace.get(), nullptr); });
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_emulation, module) {
@@ -156,6 +200,11 @@ PYBIND11_MODULE(_emulation, module) {
              py::kw_only(), arg("slab_scale") = none, arg("weight_scale") = none);
   module.def("vocab_update_", &vocab_update, arg("active_ids"), arg("slot_stamps"), arg("token_slots"),
              arg("clock"), arg("tokens"), py::kw_only(), arg("token_groups") = none);
+  module.def("vocab_count_", &vocab_count, arg("text_counts"), arg("seen"), arg("tokens"), py::kw_only(),
+             arg("token_requests") = none, arg("request_lists") = none, arg("total_counts") = none);
+  module.def("vocab_refill_", &vocab_refill, arg("active_ids"), arg("slot_stamps"), arg("token_slots"),
+             arg("clock"), arg("text_counts"), arg("token_ranks"), arg("group_lists"), py::kw_only(),
+             arg("total_counts") = none, arg("pinned") = 0, arg("reset") = true);
 }
 
 }  // namespace microspec::emulation

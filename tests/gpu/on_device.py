@@ -8,11 +8,10 @@ these tests) are the same on the device.
 from typing import Any
 
 import torch
+from schemas import SCHEMAS
 from torch import Tensor
 
 from microspec_kernels import backends
-
-OPS = ("sparse_head", "sparse_logits", "gather_rows_", "vocab_update_")
 
 
 class Moved:
@@ -64,4 +63,4 @@ def op_on_device(name: str, device: str = "cuda") -> Any:
 
 def functions() -> dict[str, Any]:
     assert backends.HAS_CUDA, "the library was built without nvcc: it has no CUDA kernels"
-    return {name: op_on_device(name) for name in OPS}
+    return {name: op_on_device(name) for name in SCHEMAS}

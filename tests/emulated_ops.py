@@ -116,6 +116,36 @@ def vocab_count_(
     call("vocab_count_", text_counts, seen, tokens, **options)
 
 
+def vocab_observe_(
+    active_ids: Tensor,
+    slot_stamps: Tensor,
+    token_slots: Tensor,
+    clock: Tensor,
+    tokens: Tensor,
+    written: Tensor,
+    *,
+    token_groups: Tensor | None = None,
+    token_requests: Tensor | None = None,
+    verdicts: Tensor | None = None,
+    text_counts: Tensor | None = None,
+    seen: Tensor | None = None,
+    request_lists: Tensor | None = None,
+    total_counts: Tensor | None = None,
+) -> None:
+    arguments = (active_ids, slot_stamps, token_slots, clock, tokens, written)
+    options = {
+        "token_groups": token_groups,
+        "token_requests": token_requests,
+        "verdicts": verdicts,
+        "text_counts": text_counts,
+        "seen": seen,
+        "request_lists": request_lists,
+        "total_counts": total_counts,
+    }
+    _checks.vocab_observe(*arguments, *options.values())
+    call("vocab_observe_", *arguments, **options)
+
+
 def vocab_refill_(
     active_ids: Tensor,
     slot_stamps: Tensor,

@@ -17,8 +17,8 @@ matplotlib.use("svg")
 
 from bench.harness.sizes import CAPACITY
 from bench.plots import policy as plots
+from bench.policy import learned, learned_pair, traces
 from bench.policy import pair as policy_pair
-from bench.policy import traces
 from bench.policy.data import evenly, halves, joined, load_corpus, others, unrelated
 from microspec_kernels import policy
 from microspec_kernels.replay import Trace
@@ -182,3 +182,50 @@ def test_the_pair_is_tried_with_every_policy_once() -> None:
             assert ("filled" in arm.name) == bool(len(arm.policy.frequent_tokens))
             assert ("floor" in arm.name) == bool(len(arm.policy.pinned))
     assert {arm.name for arm in drawn} < {arm.name for arm in greedy}
+
+
+def test_the_learned_study_replays_each_arm_once(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(learned, "CAPACITIES", (4,))
+    monkeypatch.setattr(learned, "SHARED", (2,))
+    trace = recorded("zero-gsm__Meta", 10)
+    np.savez(
+        tmp_path / "zero-gsm__Meta.npz",
+        tokens=trace.tokens.numpy(), generated=trace.generated.numpy(), offsets=trace.offsets,
+    )  # fmt: skip
+    np.save(tmp_path / "list.npy", np.array([1, 40]))
+    options = ["--frequent-tokens", str(tmp_path / "list.npy"), "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["learned", str(tmp_path / "zero-gsm__Meta.npz"), *options])
+    learned.main()
+    rows = {(row["arm"], row["shared"]): row for row in read_rows(tmp_path / "learned.csv")}
+    assert [lists for arm, lists in LISTS if rows[arm]["lists"] != lists] == []
+    # Of each sequence's tokens 1 and its own, three times each, a step of four knows: "1" if the
+    # vocabulary began with it, and both in the second step.
+    assert float(rows["empty, reset", "1"]["coverage"]) == pytest.approx(2 / 6)
+    assert float(rows["lowest ids, reset", "1"]["coverage"]) == pytest.approx(4 / 6)
+
+
+LISTS = [(("empty, reset", "1"), "0"), (("learned, 1", "1"), "1"), (("learned, 8", "1"), "8")]
+LISTS += [(("lowest ids, LRU", "2"), "0"), (("learned floor", "2"), "1")]
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.slow
+def test_the_pair_learns_while_it_decodes(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(learned_pair, "SETTLED", 1)
+    parts = {"first": slice(0, 1), "later": slice(1, None), "none": slice(9, None)}
+    monkeypatch.setattr(learned_pair, "PARTS", parts)
+    options = ["--requests", "2", "--new", "6", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["learned_pair", *options])
+    learned_pair.main()
+    rows = read_rows(tmp_path / "learned-pair.csv")
+    assert [(row["temperature"], row["requests"]) for row in rows] == [
+        ("0", "first"), ("0", "later"), ("1", "first"), ("1", "later"),
+    ]  # fmt: skip
+    assert all(row["same_texts"] == row["count"] == "1" for row in rows)
+    for row in rows:
+        ratio = float(row["tau"]) / float(row["tau_dense"])
+        assert float(row["tau_of_dense"]) == pytest.approx(ratio)

@@ -126,6 +126,9 @@ def test_a_shared_vocabulary_pins_what_most_texts_show() -> None:
     learned = LearnedVocab(vocab := ActiveVocab(V, 20), lists)
     floor = int(FLOOR_SHARE * 20)
     assert learned.shared and learned.floor == floor == 15
+    assert learned.of_prompt(torch.arange(9)).tolist() == [6, 7, 8]  # a sixth of 20, the newest
+    own = LearnedVocab(ActiveVocab(V, 20, num_groups=3), LearnedLists(V, num_requests=3))
+    assert not own.shared and len(own.of_prompt(torch.arange(9))) == 9
     assert by_recency(vocab, 0)[15:] == list(range(15, 20))  # of the ids' order
     totals = Counter()
     for number, (prompt, text) in enumerate(texts(24), 1):

@@ -10,6 +10,7 @@ cannot: inside one, an untuned kernel's first configuration serves, and the log 
 This package is imported only if Triton is installed; nothing else in the package needs it.
 """
 
+from ..reference import observing
 from .common import INTERPRETED
 from .gather_rows import gather_rows_
 from .sparse_head import sparse_head
@@ -18,12 +19,15 @@ from .vocab_count import vocab_count_
 from .vocab_refill import vocab_refill_
 from .vocab_update import vocab_update_
 
+vocab_observe_ = observing(vocab_count_, vocab_update_)
+
 __all__ = [
     "INTERPRETED",
     "gather_rows_",
     "sparse_head",
     "sparse_logits",
     "vocab_count_",
+    "vocab_observe_",
     "vocab_refill_",
     "vocab_update_",
 ]

@@ -110,8 +110,8 @@ void gather_rows(Array slab, Array slab_ids, const Array& weight, const Array& a
   run("run_gather_rows_cuda", [&] { return run_gather_rows_cuda(args, active_ids.size(), nullptr); });
 }
 
-void vocab_update(Array active_ids, Array slot_stamps, Array token_slots, Array clock, const Array& tokens,
-                  const OptionalArray& token_groups) {
+VocabArgs update_args(Array& active_ids, Array& slot_stamps, Array& token_slots, Array& clock,
+                      const Array& tokens, const OptionalArray& token_groups) {
   VocabArgs args{};
   args.active_ids = pointer<int32_t>(active_ids);
   args.slot_stamps = pointer<int64_t>(slot_stamps);
@@ -125,14 +125,24 @@ void vocab_update(Array active_ids, Array slot_stamps, Array token_slots, Array 
   args.capacity = slot_stamps.shape(1);
   args.vocab_size = token_slots.shape(1);
   args.count = tokens.shape(tokens.ndim() - 1);
+  return args;
+}
+
+void run_update(const VocabArgs& args) {
   VocabPlan plan;
   check(plan_vocab_cuda(args, &plan), "plan_vocab_cuda");
   const Workspace workspace(plan.workspace_bytes());
   run("run_vocab_update_cuda", [&] { return run_vocab_update_cuda(args, plan, workspace.get(), nullptr); });
 }
 
-void vocab_count(Array text_counts, Array seen, const Array& tokens, const OptionalArray& token_requests,
-                 const OptionalArray& request_lists, std::optional<Array> total_counts) {
+void vocab_update(Array active_ids, Array slot_stamps, Array token_slots, Array clock, const Array& tokens,
+                  const OptionalArray& token_groups) {
+  run_update(update_args(active_ids, slot_stamps, token_slots, clock, tokens, token_groups));
+}
+
+CountArgs count_args(Array& text_counts, Array& seen, const Array& tokens,
+                     const OptionalArray& token_requests, const OptionalArray& request_lists,
+                     std::optional<Array>& total_counts) {
   CountArgs args{};
   args.text_counts = pointer<int32_t>(text_counts);
   args.total_counts = total_counts ? pointer<int32_t>(*total_counts) : nullptr;
@@ -148,7 +158,41 @@ void vocab_count(Array text_counts, Array seen, const Array& tokens, const Optio
   args.vocab_size = text_counts.shape(1);
   args.words = seen.shape(1);
   args.count = tokens.shape(tokens.ndim() - 1);
+  return args;
+}
+
+void vocab_count(Array text_counts, Array seen, const Array& tokens, const OptionalArray& token_requests,
+                 const OptionalArray& request_lists, std::optional<Array> total_counts) {
+  const CountArgs args = count_args(text_counts, seen, tokens, token_requests, request_lists, total_counts);
   run("run_vocab_count_cuda", [&] { return run_vocab_count_cuda(args, nullptr); });
+}
+
+void vocab_observe(Array active_ids, Array slot_stamps, Array token_slots, Array clock, const Array& tokens,
+                   const Array& written, const OptionalArray& token_groups,
+                   const OptionalArray& token_requests, std::optional<Array> verdicts,
+                   std::optional<Array> text_counts, std::optional<Array> seen,
+                   const OptionalArray& request_lists, std::optional<Array> total_counts) {
+  const VocabArgs update = update_args(active_ids, slot_stamps, token_slots, clock, tokens, token_groups);
+  CountArgs count{};
+  const OptionalArray& requests = token_requests ? token_requests : token_groups;
+  if (text_counts) count = count_args(*text_counts, *seen, tokens, requests, request_lists, total_counts);
+  count.tokens = update.tokens;
+  count.long_tokens = update.long_tokens;
+  count.vocab_size = update.vocab_size;
+  count.written = pointer<bool>(written);
+  count.count = token_requests ? tokens.size() : update.count;
+  const JudgeArgs judge{verdicts ? pointer<int64_t>(*verdicts) : nullptr,
+                        update.active_ids,
+                        update.token_slots,
+                        update.token_groups,
+                        update.long_groups,
+                        update.groups,
+                        update.capacity,
+                        update.count};
+  if (verdicts || text_counts) {
+    run("run_vocab_judge_cuda", [&] { return run_vocab_judge_cuda(judge, count, nullptr); });
+  }
+  run_update(update);
 }
 
 void vocab_refill(Array active_ids, Array slot_stamps, Array token_slots, Array clock,
@@ -202,6 +246,10 @@ PYBIND11_MODULE(_emulation, module) {
              arg("clock"), arg("tokens"), py::kw_only(), arg("token_groups") = none);
   module.def("vocab_count_", &vocab_count, arg("text_counts"), arg("seen"), arg("tokens"), py::kw_only(),
              arg("token_requests") = none, arg("request_lists") = none, arg("total_counts") = none);
+  module.def("vocab_observe_", &vocab_observe, arg("active_ids"), arg("slot_stamps"), arg("token_slots"),
+             arg("clock"), arg("tokens"), arg("written"), py::kw_only(), arg("token_groups") = none,
+             arg("token_requests") = none, arg("verdicts") = none, arg("text_counts") = none,
+             arg("seen") = none, arg("request_lists") = none, arg("total_counts") = none);
   module.def("vocab_refill_", &vocab_refill, arg("active_ids"), arg("slot_stamps"), arg("token_slots"),
              arg("clock"), arg("text_counts"), arg("token_ranks"), arg("group_lists"), py::kw_only(),
              arg("total_counts") = none, arg("pinned") = 0, arg("reset") = true);

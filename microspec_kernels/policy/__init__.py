@@ -21,7 +21,14 @@ The same policy runs in the speculative loop, over recorded traces (:mod:`..repl
 engine's CUDA graph: :meth:`Policy.select` never reads a value back to the host.
 """
 
-from .defaults import CAPACITY, FLOOR_SHARE, NUM_LISTS, TARGET_TOP_K, TEXTS_PER_FLOOR
+from .defaults import (
+    CAPACITY,
+    FLOOR_SHARE,
+    NUM_LISTS,
+    PROMPT_SHARE,
+    TARGET_TOP_K,
+    TEXTS_PER_FLOOR,
+)
 from .frequent_tokens import count_frequent_tokens
 from .learned_file import LearnedFile, tokenizer_fingerprint
 from .learned_lists import LearnedLists
@@ -44,6 +51,7 @@ __all__ = [
     "FLOOR_SHARE",
     "MICROSPEC",
     "NUM_LISTS",
+    "PROMPT_SHARE",
     "TARGET_TOP_K",
     "TEXT",
     "TEXTS_PER_FLOOR",

@@ -18,3 +18,9 @@ FLOOR_SHARE = 0.75
 
 TEXTS_PER_FLOOR = 8
 """Number of requests after which the pinned tokens of a shared vocabulary are chosen anew."""
+
+PROMPT_SHARE = 1 / 6
+"""Share of a shared vocabulary that one prompt may take, its newest tokens.
+
+So a long prompt does not evict what the other requests use (docs/policy.md).
+"""

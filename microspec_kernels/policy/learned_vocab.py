@@ -4,7 +4,7 @@
 from torch import Tensor
 
 from ..vocab import ActiveVocab
-from .defaults import FLOOR_SHARE, TEXTS_PER_FLOOR
+from .defaults import FLOOR_SHARE, PROMPT_SHARE, TEXTS_PER_FLOOR
 from .learned_lists import LearnedLists
 
 
@@ -46,8 +46,21 @@ class LearnedVocab:
         """Number of pinned tokens of a shared vocabulary."""
         return int(FLOOR_SHARE * self.vocab.capacity)
 
+    def of_prompt(self, tokens: Tensor) -> Tensor:
+        """Return the tokens of a prompt that may enter the vocabulary.
+
+        Args:
+            tokens: int32 or int64 [n], the prompt's tokens, the newest last.
+
+        Returns:
+            All tokens, or the newest :data:`~.PROMPT_SHARE` · K of them if the vocabulary is
+            shared.
+        """
+        most = max(1, int(PROMPT_SHARE * self.vocab.capacity))
+        return tokens[-most:] if self.shared else tokens
+
     def begin(self, request: int, prompt: Tensor) -> None:
-        """Begin a request's text. Add its prompt to the vocabulary afterwards.
+        """Begin a request's text. Add :meth:`of_prompt` to the vocabulary afterwards.
 
         Args:
             request: number of the request, 0 to R - 1.

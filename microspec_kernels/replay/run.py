@@ -3,7 +3,6 @@
 
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -150,8 +149,8 @@ def replay(
             vocab.reset()
         if shared == 1 and not keep:
             slab.copy_(vocab.ids)
-        count = None if learned is None else partial(_count, learned.lists, request)
-        return _sequence(vocab, slab, policy, passes(tokens, written, step), count)
+        learn = None if learned is None else (learned, request)
+        return _sequence(vocab, slab, policy, passes(tokens, written, step), learn)
 
     sequences = _in_turn(progress(list(trace.sequences())), shared, begin)
     active = [sequence.active for sequence in sequences]
@@ -230,22 +229,18 @@ def _in_turn(
                 del running[request]
 
 
-def _count(lists: LearnedLists, request: int, tokens: Tensor) -> None:
-    lists.count(tokens, token_requests=torch.full_like(tokens, request))
-
-
 def _sequence(
     vocab: ActiveVocab,
     slab: Tensor,
     policy: Policy,
     target_passes: Iterable[TargetPass],
-    count: Callable[[Tensor], None] | None,
+    learn: tuple[LearnedVocab, int] | None,
 ) -> _Running:
     """Measure one sequence and update `vocab`.
 
     Args:
         slab: int32 [1, K], the ids whose rows a slab holds; updated in place.
-        count: learns the tokens of each step.
+        learn: what learns the tokens of each step, and the number of its request.
     """
     size, turn, gathered = int(vocab.size), 0, 0
     active: list[Tensor] = [torch.empty(0, dtype=torch.bool)]
@@ -261,11 +256,16 @@ def _sequence(
             sizes.append(size)
             active.append(vocab.contains(target_pass.chosen))
             turns += [turn] * len(target_pass.chosen)
-            if count is not None:
-                count(target_pass.chosen)
+            if learn is not None:
+                learned, request = learn
+                chosen = target_pass.chosen
+                learned.lists.count(chosen, token_requests=torch.full_like(chosen, request))
         else:
             turn += 1
-        vocab.update(policy.select(target_pass))
+        selected = policy.select(target_pass)
+        if learn is not None and target_pass.stage == "prompt":
+            selected = learn[0].of_prompt(selected)
+        vocab.update(selected)
         yield
     return _Sequence(torch.cat(active), torch.tensor(turns), sizes, gathered)
 

@@ -21,6 +21,8 @@ def test_the_arms_read_the_bytes_of_their_rows() -> None:
             ("bf16, K = 64", bf16),
             ("int4, K = 64", int4),
             ("int4, K = 256", 4 * int4),
+            ("nvfp4, K = 64", int4),
+            ("nvfp4, K = 256", 4 * int4),
         )
     ]
 

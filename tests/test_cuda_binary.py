@@ -61,12 +61,17 @@ def test_matrix_loop(arch: str, hidden: str, row: str, tiles: int) -> None:
     matrix = [i for i in loop if i.startswith("HMMA.16816.F32")]
     assert len(matrix) == 64, "128 registers of hidden are two an instruction"
     assert all(("BF16" in i) == (hidden == "bf16_t") for i in matrix)
-    # Two 16-byte loads feed each block of 4 or 8 multiplications, and eight add the warps' sums. Loads
-    # of words would conflict: each lane's are 16 bytes apart. sm_80 cannot convert fp8, so nothing is
-    # loaded.
+    # Two 16-byte loads feed each block of 4 or 8 multiplications. Loads of words would conflict:
+    # each lane's are 16 bytes apart. sm_80 cannot convert fp8, so nothing is loaded. Eight more add
+    # the warps' sums, in half of the warps before the multiplications and in the others after.
     blocks = 64 // (tiles * (2 if row == "same" else 4))
     wide = [i for i in loop if i.startswith("LDS.128") or i.startswith("LDS.U.128")]
-    assert len(wide) == (0 if (arch, row) == ("sm_80", "f8e4m3_t") else 2 * blocks) + 8
+    assert len(wide) == (0 if (arch, row) == ("sm_80", "f8e4m3_t") else 2 * blocks) + 16
+    first, last = loop.index(matrix[0]), len(loop) - 1 - loop[::-1].index(matrix[-1])
+    assert sum(i in wide for i in loop[:first]) >= 8 and sum(i in wide for i in loop[last:]) == 8
+    # The ids of the next runs are loaded ahead of the multiplications, and none after them.
+    assert any(i.startswith("LDG") for i in loop[:first])
+    assert not any(i.startswith("LDG.") for i in loop[last:])
     assert arch == "sm_80" or not [i for i in loop if i.startswith("LDS ")]
     if arch == "sm_80":
         copies = [i for i in loop if i.startswith("LDGSTS")]

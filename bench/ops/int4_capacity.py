@@ -3,9 +3,9 @@
 
     python -m bench.ops.int4_capacity [--quick] [--out DIR] [--num-tokens 1,10] [--rounds N]
 
-A call of sparse_head over a packed bf16 slab with K = 3072, and over 4-bit slabs with K = 3072 and
-12288, in turn, each over the next of a few slabs. The logits of the first call are checked against
-fp64 of the dequantised rows.
+A call of sparse_head over a packed bf16 slab with K = 3072, and over int4 and nvfp4 slabs with
+K = 3072 and 12288, in turn, each over the next of a few slabs. The logits of the first call are
+checked against fp64 of the dequantised rows.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 import microspec_kernels as mk
 from bench.harness import models, options, report
 from bench.harness.head_check import HeadArm, validate
-from bench.harness.inputs import id_sets, in_turn, make_weight
+from bench.harness.inputs import id_sets, in_turn, make_weight, quantise_nvfp4
 from bench.harness.sizes import CAPACITY, K_BEST, QUICK_CAPACITY, QUICK_ROUNDS, ROUNDS
 from microspec_kernels.cli.arguments import listed, positive
 from microspec_kernels.timing import time_arms
@@ -24,26 +24,21 @@ FACTOR = 4  # of K
 SETS = 4
 
 
-def slab_arm(weight: torch.Tensor, hidden: torch.Tensor, capacity: int, int4: bool) -> HeadArm:
-    """Return the op over SETS slabs of bf16 or of 4-bit rows."""
-    slabs = []
+def slab_arm(weight: torch.Tensor, hidden: torch.Tensor, capacity: int, rows: str) -> HeadArm:
+    """Return the op over SETS slabs of "bf16", "int4" or "nvfp4" rows."""
+    operands: list[dict[str, Any]] = []
     for ids in id_sets(len(weight), capacity, SETS):
         vocab = mk.ActiveVocab(len(weight), capacity, frequent_tokens=ids, device="cpu")
-        slab = mk.WeightSlab(weight, vocab, dtype="int4" if int4 else None, buffers=1)
+        slab = mk.WeightSlab(weight, vocab, dtype="int4" if rows == "int4" else None, buffers=1)
         slab.refresh()
-        slabs.append(slab)
-
-    def operands(i: int) -> dict[str, Any]:
-        slab = slabs[i]
-        scale = None if slab.scale is None else slab.scale[0]
-        return {"weight": slab.rows[0], "active_ids": slab.ids[0], "weight_scale": scale}
-
-    first = slabs[0]
-    size = first.rows.nbytes + (0 if first.scale is None else first.scale.nbytes)
+        packed, scale = slab.rows[0], None if slab.scale is None else slab.scale[0]
+        if rows == "nvfp4":  # no op quantises to it: a checkpoint has such rows
+            packed, scale = quantise_nvfp4(packed)
+        operands.append({"weight": packed, "active_ids": slab.ids[0], "weight_scale": scale})
     return HeadArm(
-        in_turn(lambda i: mk.sparse_head(hidden, k=K_BEST, packed=True, **operands(i)), SETS),
-        {**operands(0), "packed": True},
-        size,
+        in_turn(lambda i: mk.sparse_head(hidden, k=K_BEST, packed=True, **operands[i]), SETS),
+        {**operands[0], "packed": True},
+        packed.nbytes + (0 if scale is None else scale.nbytes),
     )
 
 
@@ -55,11 +50,9 @@ def measure(
     table = []
     for m in num_tokens:
         hidden = torch.randn(m, model.dim, dtype=torch.bfloat16)
-        shapes = [(capacity, False), (capacity, True), (FACTOR * capacity, True)]
-        arms = {
-            f"{'int4' if int4 else 'bf16'}, K = {k}": slab_arm(weight, hidden, k, int4)
-            for k, int4 in shapes
-        }
+        shapes = [(capacity, "bf16")]
+        shapes += [(k, rows) for rows in ("int4", "nvfp4") for k in (capacity, FACTOR * capacity)]
+        arms = {f"{rows}, K = {k}": slab_arm(weight, hidden, k, rows) for k, rows in shapes}
         validate(arms, hidden)
         times = time_arms({name: arm.call for name, arm in arms.items()}, rounds)
         base = next(iter(times.values()))

@@ -121,6 +121,13 @@ MICROSPEC_DEVICE void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint3
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+// Returns the value, and hides from the compiler where it comes from. So nothing that is computed from it
+// moves out of a loop, where it would take a register for as long as the loop runs.
+MICROSPEC_DEVICE int computed_here(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
 // ---- Logic: (word & mask) ^ bits. nvcc makes two instructions of it if both are constants.
 MICROSPEC_DEVICE uint32_t and_xor(uint32_t word, uint32_t mask, uint32_t bits) {
   uint32_t result;

@@ -113,6 +113,8 @@ MICROSPEC_DEVICE void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint3
   detail::mma(d, a, b, false, site);
 }
 
+MICROSPEC_DEVICE int computed_here(int value) { return value; }
+
 MICROSPEC_DEVICE uint32_t and_xor(uint32_t word, uint32_t mask, uint32_t bits) {
   return (word & mask) ^ bits;
 }

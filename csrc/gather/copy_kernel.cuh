@@ -90,8 +90,8 @@ MICROSPEC_DEVICE uint4 load_word(const uint4* word) { return ptx::load_once16(wo
 MICROSPEC_DEVICE uint32_t load_word(const uint32_t* word) { return *word; }
 MICROSPEC_DEVICE uint8_t load_word(const uint8_t* word) { return *word; }
 
-// The copy of a row's scales of 4-bit columns. The first load is in flight together with the row's, so it adds
-// nothing to the chain: of 4096 columns, a thread has one scale (i4) or two (e2m1).
+// The copy of a row's scales of 4-bit columns. The first loads are in flight together with the row's, so they
+// add nothing to the chain: of 4096 columns, a thread has one scale (i4) or two (e2m1).
 template <class Scale>
 struct ScaleCopy {
   static constexpr int kAhead = sizeof(Scale) == 1 ? 2 : 1;

@@ -43,7 +43,9 @@ struct Columns {
 // Words that a thread fetches before it quantises the first: 16 registers of columns. A row of 4096 columns
 // of 16 bits is one such pass, which waits for memory once.
 template <class Source, bool vector>
-constexpr int kWordsAhead = !vector ? 1 : sizeof(Source) == 4 ? 2 : 4;
+constexpr int kWordsAhead = !vector               ? 1
+                            : sizeof(Source) == 4 ? 2
+                                                  : 4;
 
 // Returns the bits of a group's scale, a bf16, from those of its largest magnitude.
 MICROSPEC_DEVICE uint32_t group_scale_bits(uint32_t amax) {

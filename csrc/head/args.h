@@ -16,7 +16,7 @@ struct HeadArgs {
   int64_t hidden_row_stride;
   const void* weight;  // [V, D], or [G, K, D] if packed, in weight_type; 4-bit rows have D / 2 elements
   int64_t weight_row_stride;
-  int64_t weight_group_stride;  // packed only
+  int64_t weight_group_stride;  // 0 unless packed
   const float* weight_scale;    // [V] or [G, K], null unless the rows are int8 or fp8
   const void* group_scale;    // of 4-bit rows, else null: bf16 [V, D / 32] or [G, K, D / 32] if the rows are
                               // i4, e4m3 [V, D / 16] or [G, K, D / 16] if they are f4e2m1

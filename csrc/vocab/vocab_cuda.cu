@@ -35,9 +35,7 @@ decltype(VocabPlan::kernel) kernel_for(int64_t capacity) {
 // Rounds up, so that the array that follows is aligned.
 size_t aligned(int64_t bytes) { return ceil_div<size_t>(bytes, 256) * 256; }
 
-int bytes_of_groups(const VocabArgs& args) {
-  return args.long_groups ? sizeof(int64_t) : sizeof(int32_t);
-}
+int bytes_of_groups(const VocabArgs& args) { return args.long_groups ? sizeof(int64_t) : sizeof(int32_t); }
 
 bool narrows(const VocabArgs& args) {
   if (!args.token_groups || args.groups > vocab::kNoGroup) return false;

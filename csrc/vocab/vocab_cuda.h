@@ -32,9 +32,9 @@ struct TokenGroups {
 struct VocabPlan {
   void (*kernel)(VocabArgs, vocab::TokenGroups, vocab::Layout, int32_t*);
   vocab::Layout layout;
-  bool in_shared;        // the layout is in shared memory; else at the start of the workspace, by group
-  size_t layout_bytes;   // of the workspace
-  size_t narrow_bytes;   // of the workspace, after them: 0 if token_groups are read as they are
+  bool in_shared;       // the layout is in shared memory; else at the start of the workspace, by group
+  size_t layout_bytes;  // of the workspace
+  size_t narrow_bytes;  // of the workspace, after them: 0 if token_groups are read as they are
 
   size_t workspace_bytes() const { return layout_bytes + narrow_bytes; }
 };

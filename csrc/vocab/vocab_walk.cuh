@@ -90,11 +90,10 @@ class Feed {
     const auto* shorts = static_cast<const uint32_t*>(groups_.data);
     const auto* longs = static_cast<const uint2*>(groups_.data);
     const unsigned mine =
-        groups_.bytes == 2   ? in_group(newest, [&](int i) { return narrow[i] == blockIdx.x; })
-        : groups_.bytes == 4 ? in_group(newest, [&](int i) { return shorts[i] == blockIdx.x; })
-                             : in_group(newest, [&](int i) {
-                                 return longs[i].x == blockIdx.x && longs[i].y == 0;
-                               });
+        groups_.bytes == 2 ? in_group(newest, [&](int i) { return narrow[i] == blockIdx.x; })
+        : groups_.bytes == 4
+            ? in_group(newest, [&](int i) { return shorts[i] == blockIdx.x; })
+            : in_group(newest, [&](int i) { return longs[i].x == blockIdx.x && longs[i].y == 0; });
     left_ -= kScanned;
     // The scans write to two arrays by turns, so that one barrier each suffices.
     unsigned* const counts = block_.scan_counts[turn_];

@@ -54,6 +54,14 @@ struct AndXor {
 struct LoadOnce {
   __device__ uint4 operator()(const uint4* word) const { return ptx::load_once16(word); }
 };
+struct LoadShared {
+  __device__ uint4 operator()(const uint4* word) const {
+    __shared__ uint4 words[kThreads];
+    words[threadIdx.x] = *word;
+    __threadfence_block();  // the compiler does not know that the load reads memory
+    return ptx::load_shared16(words + threadIdx.x);
+  }
+};
 
 // ---- One product per block of one warp, in the lane layout of ptx.cuh.
 template <bool bf16>
@@ -223,6 +231,9 @@ EXPORT and_xor(const void* in, void* out, int64_t count, void* stream) {
 }
 EXPORT load_once(const void* in, void* out, int64_t count, void* stream) {
   return map<uint4, uint4>(in, out, count, stream, LoadOnce{});
+}
+EXPORT load_shared(const void* in, void* out, int64_t count, void* stream) {
+  return map<uint4, uint4>(in, out, count, stream, LoadShared{});
 }
 
 EXPORT mma(const uint32_t* a, const uint32_t* b, float* d, int64_t count, int bf16, void* stream) {

@@ -124,15 +124,29 @@ def test_fma_of_pairs(name: str) -> None:
     assert_same(got, formats.pairs(encode(a * b + c + 0.0)), got)
 
 
+@pytest.mark.parametrize("name", ["bf16", "f16"])
+def test_products_with_subnormal_halves(name: str) -> None:
+    """e2m1 codes are subnormal in the fields of 16 bits; their products with a scale are exact."""
+    encode = formats.bf16_codes if name == "bf16" else formats.f16_codes
+    small, large = (2.0**-127, 2.0**118) if name == "bf16" else (2.0**-15, 2.0**7)
+    codes = np.array([0, 1, 2, 3, 4, 6, 8, 12], np.float32) * np.float32(small)
+    scales = np.arange(1, 16, dtype=np.float32) * np.float32(large)
+    a, b = (x.reshape(-1, 1).repeat(2, 1) for x in np.meshgrid(codes, scales))
+    words = [formats.pairs(encode(x)) for x in (a, b, np.zeros_like(a), np.zeros_like(a))]
+    got = converted(f"fma_{name}", np.stack(words, axis=1), len(a), np.uint32)
+    assert_same(got, formats.pairs(encode(a * b)), got)
+
+
 def test_and_xor() -> None:
     words = np.random.default_rng(0).integers(0, 2**32, (4099, 4), dtype=np.uint32)
     got = converted("and_xor", words, 4099, np.uint32)
     assert_same(got, words[:, 0] & words[:, 1] ^ words[:, 2], words[:, 0])
 
 
-def test_load_once16() -> None:
+@pytest.mark.parametrize("name", ["load_once", "load_shared"])
+def test_16_byte_loads(name: str) -> None:
     words = np.random.default_rng(0).integers(0, 2**32, (4099, 4), dtype=np.uint32)
-    got = converted("load_once", words, 4099, np.uint32, 4)
+    got = converted(name, words, 4099, np.uint32, 4)
     assert_same(got, words.reshape(-1), words.reshape(-1))
 
 

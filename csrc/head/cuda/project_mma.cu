@@ -18,8 +18,9 @@
 //
 // Execution order: (1) ring.cuh copies runs of weights to shared memory, (2) load_hidden fills the registers,
 // (3) multiply, (4) store_dots writes a warp's sums to shared memory, (5) store_tile adds the warps' sums and
-// writes the partial dot products. project_mma_kernel runs these steps; plan_for sizes them on the host.
-// warp_tile.cuh has steps 2 to 4 and the layout of the fragments, warp_tile_4bit.cuh those of 4-bit rows.
+// writes the partial dot products. Half of the warps do that before they multiply the next tile, the others
+// after it. project_mma_kernel runs these steps; plan_for sizes them on the host. warp_tile.cuh has steps 2
+// to 4 and the layout of the fragments, warp_tile_4bit.cuh those of 4-bit rows.
 //
 // Not yet measured on a GPU.
 #include "cuda/banks.cuh"
@@ -62,7 +63,7 @@ MICROSPEC_DEVICE void store_tile(const float* sums, const Segment& segment, int 
                                  int64_t row_base, const Partials& partials) {
   constexpr int kQuads = kSlots / 4;
   const int tiles = ceil_div(segment.count, kTile);
-  for (int o = threadIdx.x; o < tiles * kTile * kQuads; o += kThreads) {
+  for (int o = ptx::computed_here(threadIdx.x); o < tiles * kTile * kQuads; o += kThreads) {
     const SumQuad at(o);
     const int run = at.quad < kQuads / 2 ? low_run : high_run;
     if (run < 0 || at.m >= segment.count) continue;
@@ -82,7 +83,18 @@ MICROSPEC_DEVICE void store_tile(const float* sums, const Segment& segment, int 
   }
 }
 
-// ---- The kernel: steps 1 to 5 for each segment of rows that the block works on
+// ---- The kernel
+//
+// What a block needs only from one segment to the next. It lies in shared memory, because 64 rows of hidden
+// leave no registers for it.
+struct BlockWork {
+  int next;            // the block's next piece of work: a segment's index times segment_blocks, plus a part
+  int step;            // from one piece to the next
+  int segments;        // of the call
+  int segment_blocks;  // parts of a segment
+};
+
+// Steps 1 to 5 for each segment of rows that the block works on
 template <class Hidden, class Row, int kTiles>
 MICROSPEC_KERNEL(kThreads, 1)
 project_mma_kernel(HeadArgs args, Partials partials, MmaPlan plan) {
@@ -90,6 +102,7 @@ project_mma_kernel(HeadArgs args, Partials partials, MmaPlan plan) {
   MICROSPEC_DYNAMIC_SHARED(shared);
   MICROSPEC_SHARED(SegmentTable, table, 1);
   MICROSPEC_SHARED(uint64_t, full, kMaxDepth);
+  MICROSPEC_SHARED(BlockWork, work, 1);
   ptx::wait_for_earlier_kernels();
   ptx::let_next_kernel_start();
   const Segments segments = Segments::of<S::kWidth>(args, table);
@@ -97,39 +110,57 @@ project_mma_kernel(HeadArgs args, Partials partials, MmaPlan plan) {
 
   float* sums = reinterpret_cast<float*>(shared);
   const unsigned split_index = blockIdx.x % plan.splits;
-  const int block_in_split = blockIdx.x / plan.splits;
-  const int blocks_per_split = gridDim.x / plan.splits;
+  if (threadIdx.x == 0) {
+    const int blocks = gridDim.x / plan.splits;
+    *work = {static_cast<int>(blockIdx.x / plan.splits), blocks, segments.count(),
+             blocks_per_segment(segments.count(), blocks)};
+  }
   const unsigned begin = split_index * split_dim(plan);
   const Split split{begin, min(split_dim(plan), static_cast<int>(args.dim - begin))};
   Ring<Row> ring(args, split, plan, full, shared + S::kSums * sizeof(float));
   WarpTile<Hidden, Row, kTiles> tile(split, plan);
 
   const int run_count = static_cast<int>(ceil_div(args.capacity, int64_t{kRun}));
-  const int segment_blocks = blocks_per_segment(segments.count(), blocks_per_split);
-  for (int work = block_in_split; work < segments.count() * segment_blocks; work += blocks_per_split) {
-    const Segment segment = segments[work / segment_blocks];
-    const StridedRange runs{work % segment_blocks, segment_blocks, run_count};
+  while (true) {
+    const int segment_blocks = work->segment_blocks;
+    const int index = work->next / segment_blocks;
+    if (index >= work->segments) break;
+    const Segment segment = segments[index];
+    const StridedRange runs{work->next % segment_blocks, segment_blocks, run_count};
     const int count = runs.count();
     const int ahead = min(count, plan.depth);
 #pragma unroll 1
-    for (int i = 0; i < ahead; ++i) ring.start(segment.group, runs.at(i));
+    for (int i = 0; i < ahead; ++i) ring.start(segment.group, runs.at(i), i);
     tile.load_hidden(args, segment);
+    const auto store = [&](int i) {
+      store_tile<S::kWidth>(sums, segment, runs.at(i), i + 1 < count ? runs.at(i + 1) : -1,
+                            split_index * args.rows, partials);
+    };
     for (int i = 0; i < count; i += 2) {
-      const bool two = i + 1 < count;
+      // The ids of the runs to start below, so that no warp waits for them there.
+      const int after = i + plan.depth;
+      const int32_t ids = ring.load_ids(segment.group, after < count ? runs.at(after) : -1,
+                                        after + 1 < count ? runs.at(after + 1) : -1);
+      // A scheduler has two warps. One stores the tile before while the other multiplies this one.
+      const bool stores_first = warp_index() < kRingWarps / 2;
+      if (stores_first && i > 0) store(i - 2);
       const unsigned char* low = ring.take();
-      const unsigned char* high = two ? ring.take() : low;
+      const unsigned char* high = i + 1 < count ? ring.take() : low;
       float dots[kTiles][4] = {};
       tile.multiply(low, high, plan.row_pitch, dots);
-      __syncthreads();  // all threads have read the previous tile's sums
+      if (!stores_first && i > 0) store(i - 2);
+      __syncthreads();  // the sums of the tile before are read, and this tile's places in the ring are free
       store_dots(dots, sums + warp_index() * S::kWidth * kSlotsPitch);
-      __syncthreads();  // this tile's sums are complete, and its two places in the ring are free
 #pragma unroll 1
-      for (int next = i + plan.depth; next < min(i + plan.depth + 2, count); ++next) {
-        ring.start(segment.group, runs.at(next));
+      for (int next = after; next < min(after + 2, count); ++next) {
+        ring.start(segment.group, runs.at(next), next - i - 2, ids, next - after);
       }
-      store_tile<S::kWidth>(sums, segment, runs.at(i), two ? runs.at(i + 1) : -1, split_index * args.rows,
-                            partials);
+      __syncthreads();  // this tile's sums are complete
     }
+    if (count > 0) store((count - 1) / 2 * 2);
+    __syncthreads();  // all threads have read `work`
+    if (threadIdx.x == 0) work->next += work->step;
+    __syncthreads();
   }
 }
 

@@ -32,7 +32,7 @@ MICROSPEC_DEVICE int group_of(const HeadArgs& args, int64_t row) {
 template <class Row>
 MICROSPEC_DEVICE const Row* row_of(const HeadArgs& args, int group, int slot, int32_t id) {
   const int64_t index = args.packed ? slot : id;
-  return static_cast<const Row*>(args.weight) + group * (args.packed ? args.weight_group_stride : 0) +
+  return static_cast<const Row*>(args.weight) + group * args.weight_group_stride +
          index * args.weight_row_stride;
 }
 

@@ -38,7 +38,7 @@ class Segments {
   // The whole block calls this. It ends with a barrier if each row has its own group id.
   template <int kWidth>
   MICROSPEC_DEVICE static Segments of(const HeadArgs& args, SegmentTable* table) {
-    Segments segments;
+    Segments segments(args);
     segments.width_ = kWidth;
     segments.total_rows_ = static_cast<int>(args.rows);
     segments.table_ = table;
@@ -47,8 +47,7 @@ class Segments {
       sort(args, table, kWidth);
       segments.count_ = table->count;
     } else {
-      segments.group_ = group_of(args, 0);
-      segments.count_ = segments.group_ < 0 ? 0 : ceil_div(segments.total_rows_, kWidth);
+      segments.count_ = group_of(args, 0) < 0 ? 0 : ceil_div(segments.total_rows_, kWidth);
     }
     return segments;
   }
@@ -58,7 +57,8 @@ class Segments {
   MICROSPEC_DEVICE Segment operator[](int i) const {
     if (!sorted_) {
       const int first = i * width_;
-      return {*table_, false, group_, first, min(width_, total_rows_ - first)};
+      // Loaded again, from L1, so that it takes no register from one segment to the next.
+      return {*table_, false, group_of(args_, 0), first, min(width_, total_rows_ - first)};
     }
     const int first = table_->first[i];
     return {*table_, true, table_->sorted_group[first], first, table_->first[i + 1] - first};
@@ -109,9 +109,11 @@ class Segments {
     __syncthreads();
   }
 
+  MICROSPEC_DEVICE explicit Segments(const HeadArgs& args) : args_(args) {}
+
+  const HeadArgs& args_;
   SegmentTable* table_;
-  bool sorted_;  // false: all rows are in group_, and the table is not used
-  int group_;
+  bool sorted_;  // false: all rows are in one group, and the table is not used
   int count_;
   int width_;
   int total_rows_;

@@ -52,13 +52,13 @@ class FourBitTile {
 
   // Step 2: loads the b fragments into registers. Rows beyond the segment and elements beyond D are zero.
   MICROSPEC_DEVICE void load_hidden(const HeadArgs& args, const Segment& segment) {
+    const int begin = ptx::computed_here(first_) + split_.begin + lane_index() % 4 * 2 * kPairs;
 #pragma unroll
     for (int n = 0; n < kTiles; ++n) {
       const int m = n * kTile + lane_index() / 4;
       const bool is_row = m < segment.count;
       const auto* row = static_cast<const Hidden*>(args.hidden) +
-                        (is_row ? segment.row(m) * args.hidden_row_stride : 0) + split_.begin + first_ +
-                        lane_index() % 4 * 2 * kPairs;
+                        (is_row ? segment.row(m) * args.hidden_row_stride : 0) + begin;
 #pragma unroll
       for (int c = 0; c < S::kChunksPerWarp; ++c) {
 #pragma unroll

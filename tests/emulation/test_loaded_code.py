@@ -69,6 +69,21 @@ def update(emulation: Any) -> list[Any]:
     return state
 
 
+def count(emulation: Any) -> list[Any]:
+    tables = [np.zeros(shape, np.int32) for shape in ((2, V), (3, 2), (V,))]
+    lists = np.array([1, 0, 1])
+    tokens = np.tile(IDS[:9], (3, 1))
+    emulation.vocab_count_(*tables[:2], tokens, request_lists=lists, total_counts=tables[2])
+    return tables
+
+
+def refill(emulation: Any, reset: bool) -> list[Any]:
+    state = update(emulation)
+    counts, ranks = np.arange(2 * V, dtype=np.int32).reshape(2, V), np.arange(V, dtype=np.int32)
+    emulation.vocab_refill_(*state, counts, ranks, np.array([1]), pinned=5, reset=reset)
+    return state
+
+
 CALLS = {
     "tensor cores": lambda e: head(e, HIDDEN, WEIGHT),
     "multiply-adds": lambda e: head(e, FEW, WEIGHT[:, :D].astype(np.float32)),
@@ -77,6 +92,9 @@ CALLS = {
     "gather": lambda e: gather(e, np.uint16),
     "quantise": lambda e: gather(e, np.int8),
     "update": update,
+    "count": count,
+    "refill": lambda e: refill(e, True),
+    "refill of pinned tokens": lambda e: refill(e, False),
 }
 FP8_CALLS = {
     "tensor cores, fp8": lambda e: head(e, HIDDEN, CODES, weight_scale=SCALES),

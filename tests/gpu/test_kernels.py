@@ -2,17 +2,26 @@
 """Each op enqueues the expected kernels on the device, and nothing else."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 from generators import FLOATS, INT4, QUANTISED, gather_case, head_case, vocab_state
 from torch import Tensor
 
-from microspec_kernels import gather_rows_, sparse_head, sparse_logits, vocab_update_
+from microspec_kernels import (
+    gather_rows_,
+    sparse_head,
+    sparse_logits,
+    vocab_count_,
+    vocab_refill_,
+    vocab_update_,
+)
 
 KERNELS = (
     *("project_simt", "project_mma", "select", "finish_logits"),
     *("copy_rows", "quantise_rows", "vocab_update"),
+    *("vocab_count", "refill_stamps", "refill"),
 )
 
 
@@ -84,3 +93,16 @@ def test_update_is_one_kernel(capacity: int) -> None:
     state = [t.cuda() for t in vocab_state(50_000, capacity, num_groups=2).tensors()]
     tokens = torch.randint(50_000, (2, 300), device="cuda")
     assert enqueued(lambda: vocab_update_(*state, tokens)) == ["vocab_update"]
+
+
+def test_count_is_one_kernel_and_refill_one_or_two() -> None:
+    size = 50_000
+    state = [t.cuda() for t in vocab_state(size, 3072, num_groups=2).tensors()]
+    counts, seen = (torch.zeros(2, n, dtype=torch.int32).cuda() for n in (size, (size + 31) // 32))
+    tokens, lists = torch.randint(size, (2, 300), device="cuda"), torch.tensor([1, 0]).cuda()
+    ranks = torch.arange(size, dtype=torch.int32).cuda()
+    count = partial(vocab_count_, counts, seen, tokens, request_lists=lists)
+    assert enqueued(count) == ["vocab_count"]
+    refill = partial(vocab_refill_, *state, counts, ranks, lists, pinned=100)
+    assert enqueued(refill) == ["refill", "refill_stamps"]
+    assert enqueued(partial(refill, reset=False)) == ["refill"]

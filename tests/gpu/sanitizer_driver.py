@@ -171,6 +171,8 @@ def update_cases() -> Iterator[Case]:
     yield "vocab long prompt", update(3072, (20_000,))
     yield "vocab groups", update(200, (1, 50, 700), num_groups=9)
     yield "vocab ragged", update(200, (1, 50, 700), num_groups=9, ragged=True)
+    for capacity, vocab_size in ((1, 7), (40, 33), (600, 2000), (3072, 40_000)):
+        yield f"learn {capacity} slots of {vocab_size}", learn(capacity, vocab_size, num_groups=4)
 
 
 def every_case() -> list[Case]:

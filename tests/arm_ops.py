@@ -25,7 +25,7 @@ from torch import Tensor
 from microspec_kernels import _checks
 
 COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
-HEAD, GATHER, VOCAB = 0, 1, 2
+HEAD, GATHER, VOCAB, COUNT, REFILL = range(5)
 ENUM = re.search(r"enum class DType \{ (.*) \};", (ROOT / "csrc/common/dtype.h").read_text())
 assert ENUM is not None
 NUMBERS = {name: number for number, name in enumerate(ENUM[1].split(", "))}
@@ -232,3 +232,43 @@ class Ops:
             integers = [capacity, token_slots.size(1), stream.size(1)]
             written = [ids[g], slot_stamps[g], token_slots[g], clock[g : g + 1]]
             self._driver.call(VOCAB, integers, [], written, [stream[g]])
+
+    def vocab_count_(
+        self,
+        text_counts: Tensor,
+        seen: Tensor,
+        tokens: Tensor,
+        *,
+        token_requests: Tensor | None = None,
+        request_lists: Tensor | None = None,
+        total_counts: Tensor | None = None,
+    ) -> None:
+        written = [text_counts, seen, total_counts]
+        read = [tokens, token_requests, request_lists]
+        _checks.vocab_count(text_counts, seen, *read, total_counts)
+        integers = [int(t is not None and t.dtype == torch.int64) for t in read]
+        integers += [len(seen), *text_counts.shape, seen.size(1), tokens.size(-1)]
+        self._driver.call(COUNT, integers, [], written, read)
+
+    def vocab_refill_(
+        self,
+        active_ids: Tensor,
+        slot_stamps: Tensor,
+        token_slots: Tensor,
+        clock: Tensor,
+        text_counts: Tensor,
+        token_ranks: Tensor,
+        group_lists: Tensor,
+        *,
+        total_counts: Tensor | None = None,
+        pinned: int = 0,
+        reset: bool = True,
+    ) -> None:
+        state = [active_ids, slot_stamps, token_slots, clock]
+        read = [text_counts, token_ranks, group_lists]
+        check = _checks.vocab_refill(*state, *read, total_counts, pinned)
+        check.ids(group_lists, "group_lists", len(text_counts), "lists", "position")
+        integers = [int(group_lists.dtype == torch.int64), int(reset), len(token_slots)]
+        integers += [active_ids.size(-1), token_slots.size(1), len(text_counts), pinned]
+        read = [text_counts, total_counts, token_ranks, group_lists]
+        self._driver.call(REFILL, integers, [], state, read)

@@ -141,6 +141,36 @@ def ragged() -> Arguments:
     return {**vocab_call(2), "tokens": torch.arange(4), "token_groups": groups}
 
 
+def count_call(num_lists: int = 1, num_requests: int = 1) -> Arguments:
+    return {
+        "text_counts": zeros(num_lists, 50, dtype=I32), "seen": zeros(num_requests, 2, dtype=I32),
+        "tokens": torch.arange(4).repeat(num_requests, 1), "token_requests": None,
+        "request_lists": zeros(num_requests, dtype=I64), "total_counts": zeros(50, dtype=I32),
+    }  # fmt: skip
+
+
+def count_requests() -> Arguments:
+    return count_call(2, 3)
+
+
+def count_ragged() -> Arguments:
+    requests = torch.tensor([0, 2, -1, 1])
+    return {**count_requests(), "tokens": torch.arange(4), "token_requests": requests}
+
+
+def refill_call(num_groups: int = 1) -> Arguments:
+    return {
+        **vars(vocab_state(50, 6, num_groups=num_groups, pinned=(7,))),
+        "text_counts": torch.arange(100, dtype=I32).view(2, 50),
+        "token_ranks": torch.arange(50, dtype=I32), "group_lists": zeros(num_groups, dtype=I64),
+        "total_counts": zeros(50, dtype=I32), "pinned": 3, "reset": True,
+    }  # fmt: skip
+
+
+def refill_groups() -> Arguments:
+    return refill_call(2)
+
+
 def spread(tensor: Tensor) -> Tensor:
     """Return zeros of the same shape and dtype, with a gap after every element."""
     wide = tensor.new_zeros((*tensor.shape, 2))
@@ -336,10 +366,9 @@ def _gather_value_rows() -> list[Row]:
     ]  # fmt: skip
 
 
-def _vocab_rows() -> list[Row]:
+def _state_rows(v: Callable[[], Arguments], vg: Callable[[], Arguments]) -> list[Row]:
+    """Return wrong states, for one group and for two."""
     V, T = ValueError, TypeError
-    v, vg = vocab_call, vocab_groups
-    with_groups = "shape [G, N], or [N] with token_groups, as G > 1"
     return [
         ("no group", v, lambda a: {"active_ids": zeros(0, 6, dtype=I32)}, V, "active_ids", "shape [K] or [G, K], G >= 1", "[0, 6]"),
         ("ids 3-d", v, lambda a: {"active_ids": zeros(1, 1, 6, dtype=I32)}, V, "active_ids", "shape [K] or [G, K], G >= 1", "[1, 1, 6]"),
@@ -352,6 +381,19 @@ def _vocab_rows() -> list[Row]:
         ("stamps of another G", vg, lambda a: {"slot_stamps": zeros(1, 6, dtype=I64)}, V, "slot_stamps", "shape [2, 6]", "[1, 6]"),
         ("slots of another G", vg, lambda a: {"token_slots": zeros(3, 50, dtype=I32)}, V, "token_slots", "shape [2, 50]", "[3, 50]"),
         ("clock of another G", vg, lambda a: {"clock": zeros(1, dtype=I64)}, V, "clock", "shape [2]", "[1]"),
+        ("ids strided", v, lambda a: {"active_ids": spread(a["active_ids"])}, V, "active_ids", FLAT, "strides [12, 2]"),
+        ("stamps strided", v, lambda a: {"slot_stamps": spread(a["slot_stamps"])}, V, "slot_stamps", FLAT, "strides [12, 2]"),
+        ("slots strided", v, lambda a: {"token_slots": spread(a["token_slots"])}, V, "token_slots", FLAT, "strides [100, 2]"),
+        ("clock strided", vg, lambda a: {"clock": spread(a["clock"])}, V, "clock", FLAT, "strides [2]"),
+    ]  # fmt: skip
+
+
+def _vocab_rows() -> list[Row]:
+    V, T = ValueError, TypeError
+    v, vg = vocab_call, vocab_groups
+    with_groups = "shape [G, N], or [N] with token_groups, as G > 1"
+    return [
+        *_state_rows(v, vg),
         ("tokens float", v, lambda a: {"tokens": zeros(1, 4)}, T, "tokens", "int32 or int64", "float32"),
         ("tokens 2-d, ragged", ragged, lambda a: {"tokens": zeros(2, 4, dtype=I64)}, V, "tokens", "shape [N] beside token_groups", "[2, 4]"),
         ("tokens 1-d for groups", vg, lambda a: {"tokens": zeros(4, dtype=I64)}, V, "tokens", with_groups, "[4]"),
@@ -361,10 +403,6 @@ def _vocab_rows() -> list[Row]:
         ("token groups float", ragged, lambda a: {"token_groups": zeros(4)}, T, "token_groups", "int32 or int64", "float32"),
         ("token groups of another N", ragged, lambda a: {"token_groups": zeros(3, dtype=I64)}, V, "token_groups", "shape [4]", "[3]"),
         ("token groups strided", ragged, lambda a: {"token_groups": spread(a["token_groups"])}, V, "token_groups", FLAT, "strides [2]"),
-        ("ids strided", v, lambda a: {"active_ids": spread(a["active_ids"])}, V, "active_ids", FLAT, "strides [12, 2]"),
-        ("stamps strided", v, lambda a: {"slot_stamps": spread(a["slot_stamps"])}, V, "slot_stamps", FLAT, "strides [12, 2]"),
-        ("slots strided", v, lambda a: {"token_slots": spread(a["token_slots"])}, V, "token_slots", FLAT, "strides [100, 2]"),
-        ("clock strided", vg, lambda a: {"clock": spread(a["clock"])}, V, "clock", FLAT, "strides [2]"),
         ("tokens strided", v, lambda a: {"tokens": spread(a["tokens"])}, V, "tokens", FLAT, "strides [8, 2]"),
     ]  # fmt: skip
 
@@ -388,6 +426,90 @@ def _vocab_value_rows() -> list[Row]:
     ]  # fmt: skip
 
 
+def _count_rows() -> list[Row]:
+    V, T = ValueError, TypeError
+    c, cr, ragged = count_call, count_requests, count_ragged
+    with_requests = "shape [R, N], or [N] with token_requests, as R > 1"
+    return [
+        ("counts 1-d", c, lambda a: {"text_counts": zeros(50, dtype=I32)}, V, "text_counts", "shape [C, V], C >= 1", "[50]"),
+        ("no list", c, lambda a: {"text_counts": zeros(0, 50, dtype=I32)}, V, "text_counts", "shape [C, V], C >= 1", "[0, 50]"),
+        ("counts int64", c, lambda a: {"text_counts": zeros(1, 50, dtype=I64)}, T, "text_counts", "int32", "int64"),
+        ("counts strided", c, lambda a: {"text_counts": spread(a["text_counts"])}, V, "text_counts", FLAT, "strides [100, 2]"),
+        ("total int64", c, lambda a: {"total_counts": zeros(50, dtype=I64)}, T, "total_counts", "int32", "int64"),
+        ("total of another V", c, lambda a: {"total_counts": zeros(49, dtype=I32)}, V, "total_counts", "shape [50]", "[49]"),
+        ("total strided", c, lambda a: {"total_counts": spread(a["total_counts"])}, V, "total_counts", FLAT, "strides [2]"),
+        ("seen 1-d", c, lambda a: {"seen": zeros(2, dtype=I32)}, V, "seen", "shape [R, 2], R >= 1", "[2]"),
+        ("no request", c, lambda a: {"seen": zeros(0, 2, dtype=I32)}, V, "seen", "shape [R, 2], R >= 1", "[0, 2]"),
+        ("seen of another V", c, lambda a: {"seen": zeros(1, 3, dtype=I32)}, V, "seen", "shape [R, 2], R >= 1", "[1, 3]"),
+        ("seen int64", c, lambda a: {"seen": zeros(1, 2, dtype=I64)}, T, "seen", "int32", "int64"),
+        ("seen strided", c, lambda a: {"seen": spread(a["seen"])}, V, "seen", FLAT, "strides [4, 2]"),
+        ("tokens float", c, lambda a: {"tokens": zeros(1, 4)}, T, "tokens", "int32 or int64", "float32"),
+        ("tokens 2-d, ragged", ragged, lambda a: {"tokens": zeros(3, 4, dtype=I64)}, V, "tokens", "shape [N] beside token_requests", "[3, 4]"),
+        ("tokens 1-d for requests", cr, lambda a: {"tokens": zeros(4, dtype=I64)}, V, "tokens", with_requests, "[4]"),
+        ("tokens of another R", cr, lambda a: {"tokens": zeros(2, 4, dtype=I64)}, V, "tokens", "shape [3, N]", "[2, 4]"),
+        ("tokens 0-d", c, lambda a: {"tokens": zeros(dtype=I64)}, V, "tokens", "shape [1, N]", "[]"),
+        ("tokens strided", c, lambda a: {"tokens": spread(a["tokens"])}, V, "tokens", FLAT, "strides [8, 2]"),
+        ("token requests float", ragged, lambda a: {"token_requests": zeros(4)}, T, "token_requests", "int32 or int64", "float32"),
+        ("token requests of another N", ragged, lambda a: {"token_requests": zeros(3, dtype=I64)}, V, "token_requests", "shape [4]", "[3]"),
+        ("token requests strided", ragged, lambda a: {"token_requests": spread(a["token_requests"])}, V, "token_requests", FLAT, "strides [2]"),
+        ("no lists", cr, lambda a: {"request_lists": None}, V, "request_lists", "the list of each request, as C > 1", "None"),
+        ("lists float", cr, lambda a: {"request_lists": zeros(3)}, T, "request_lists", "int32 or int64", "float32"),
+        ("lists of another R", cr, lambda a: {"request_lists": zeros(2, dtype=I64)}, V, "request_lists", "shape [3]", "[2]"),
+        ("lists strided", cr, lambda a: {"request_lists": spread(a["request_lists"])}, V, "request_lists", FLAT, "strides [2]"),
+    ]  # fmt: skip
+
+
+def _count_value_rows() -> list[Row]:
+    V = ValueError
+    return [
+        ("one table for both counts", count_call, lambda a: {"total_counts": a["text_counts"][0]}, V, "total_counts", OWN, "memory shared with text_counts"),
+        ("seen in the counts", count_call, lambda a: {"seen": a["text_counts"][:, 3:5]}, V, "seen", OWN, "memory shared with text_counts"),
+        ("tokens are the counts", count_call, lambda a: {"tokens": a["text_counts"]}, V, "text_counts", OWN, "memory shared with tokens"),
+        ("lists are seen", count_call, lambda a: {"request_lists": a["seen"][0, :1]}, V, "seen", OWN, "memory shared with request_lists"),
+        ("requests are the total", count_ragged, lambda a: {"token_requests": a["total_counts"][:4]}, V, "total_counts", OWN, "memory shared with token_requests"),
+    ]  # fmt: skip
+
+
+def _refill_rows() -> list[Row]:
+    V, T = ValueError, TypeError
+    r, rg = refill_call, refill_groups
+    return [
+        *_state_rows(r, rg),
+        ("counts 1-d", r, lambda a: {"text_counts": zeros(50, dtype=I32)}, V, "text_counts", "shape [C, V], C >= 1", "[50]"),
+        ("no list", r, lambda a: {"text_counts": zeros(0, 50, dtype=I32)}, V, "text_counts", "shape [C, V], C >= 1", "[0, 50]"),
+        ("counts int64", r, lambda a: {"text_counts": zeros(2, 50, dtype=I64)}, T, "text_counts", "int32", "int64"),
+        ("counts strided", r, lambda a: {"text_counts": spread(a["text_counts"])}, V, "text_counts", FLAT, "strides [100, 2]"),
+        ("counts of another V", r, lambda a: {"text_counts": zeros(2, 49, dtype=I32), "total_counts": None}, V, "text_counts", "shape [2, 50]", "[2, 49]"),
+        ("total int64", r, lambda a: {"total_counts": zeros(50, dtype=I64)}, T, "total_counts", "int32", "int64"),
+        ("total of another V", r, lambda a: {"total_counts": zeros(49, dtype=I32)}, V, "total_counts", "shape [50]", "[49]"),
+        ("total strided", r, lambda a: {"total_counts": spread(a["total_counts"])}, V, "total_counts", FLAT, "strides [2]"),
+        ("ranks int64", r, lambda a: {"token_ranks": a["token_ranks"].long()}, T, "token_ranks", "int32", "int64"),
+        ("ranks of another V", r, lambda a: {"token_ranks": zeros(51, dtype=I32)}, V, "token_ranks", "shape [50]", "[51]"),
+        ("ranks strided", r, lambda a: {"token_ranks": spread(a["token_ranks"])}, V, "token_ranks", FLAT, "strides [2]"),
+        ("lists float", rg, lambda a: {"group_lists": zeros(2)}, T, "group_lists", "int32 or int64", "float32"),
+        ("lists of another G", rg, lambda a: {"group_lists": zeros(3, dtype=I64)}, V, "group_lists", "shape [2]", "[3]"),
+        ("lists strided", rg, lambda a: {"group_lists": spread(a["group_lists"])}, V, "group_lists", FLAT, "strides [2]"),
+        ("pinned -1", r, lambda a: {"pinned": -1}, V, "pinned", "0 to K = 6", "-1"),
+        ("pinned beyond K", r, lambda a: {"pinned": 7}, V, "pinned", "0 to K = 6", "7"),
+        ("pinned beyond 2^33", r, lambda a: {"pinned": 2**33 + 1}, V, "pinned", "0 to K = 6", "8589934593"),
+    ]  # fmt: skip
+
+
+def _refill_value_rows() -> list[Row]:
+    lists, V = "lists in [0, 2) or -1", ValueError
+    bad = with_value
+    return [
+        ("list C", refill_groups, lambda a: {"group_lists": bad(a["group_lists"], 1, 2)}, IndexError, "group_lists", lists, "2 at position 1"),
+        ("list -2, int32", refill_groups, lambda a: {"group_lists": bad(a["group_lists"], 1, -2).int()}, IndexError, "group_lists", lists, "-2 at position 1"),
+        ("list beyond 2^33", refill_call, lambda a: {"group_lists": bad(a["group_lists"], 0, 2**33 + 1)}, IndexError, "group_lists", lists, "8589934593 at position 0"),
+        ("ids in the slots", refill_groups, lambda a: {"active_ids": a["token_slots"].flatten()[2:14].view(2, 6)}, V, "token_slots", OWN, "memory shared with active_ids"),
+        ("counts are the slots", refill_groups, lambda a: {"text_counts": a["token_slots"]}, V, "token_slots", OWN, "memory shared with text_counts"),
+        ("ranks are the slots", refill_call, lambda a: {"token_ranks": a["token_slots"][0]}, V, "token_slots", OWN, "memory shared with token_ranks"),
+        ("total is the slots", refill_call, lambda a: {"total_counts": a["token_slots"][0]}, V, "token_slots", OWN, "memory shared with total_counts"),
+        ("lists are the clock", refill_groups, lambda a: {"group_lists": a["clock"]}, V, "clock", OWN, "memory shared with group_lists"),
+    ]  # fmt: skip
+
+
 def _with_k(good: Callable[[], Arguments]) -> Callable[[], Arguments]:
     return lambda: {**good(), "k": 4}
 
@@ -401,6 +523,8 @@ def _table() -> list[BadCall]:
     for op, shapes, values in (
         ("gather_rows_", _gather_rows(), _gather_value_rows()),
         ("vocab_update_", _vocab_rows(), _vocab_value_rows()),
+        ("vocab_count_", _count_rows(), _count_value_rows()),
+        ("vocab_refill_", _refill_rows(), _refill_value_rows()),
     ):
         calls += [BadCall(op, *row) for row in shapes]
         calls += [BadCall(op, *row, values=True) for row in values]
@@ -417,4 +541,9 @@ ON_ONE_DEVICE: list[tuple[str, Callable[[], Arguments], tuple[str, ...]]] = [
      ("weight", "slab_ids", "active_ids", "slab_scale", "weight_scale")),
     ("vocab_update_", ragged,
      ("slot_stamps", "token_slots", "clock", "tokens", "token_groups")),
+    ("vocab_count_", count_ragged,
+     ("seen", "tokens", "token_requests", "request_lists", "total_counts")),
+    ("vocab_refill_", refill_call,
+     ("slot_stamps", "token_slots", "clock", "text_counts", "token_ranks", "group_lists",
+      "total_counts")),
 ]  # fmt: skip

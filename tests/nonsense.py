@@ -5,7 +5,9 @@ This module imports nothing of the package, because a process with another build
 it too.
 """
 
+import math
 from dataclasses import astuple, dataclass
+from typing import Any
 
 import torch
 from hypothesis import strategies as st
@@ -52,6 +54,50 @@ def states(draw: st.DrawFn) -> State:
         array((groups, vocab_size), slots, torch.int32),
         clock,
     )
+
+
+def integers(draw: st.DrawFn, shape: tuple[int, ...]) -> Tensor:
+    """Draw int32, among them nonsense."""
+    count = math.prod(shape)
+    values = st.sampled_from((*INT32, 2, 3, 40))
+    return torch.tensor(
+        draw(st.lists(values, min_size=count, max_size=count)), dtype=torch.int32
+    ).view(shape)
+
+
+@st.composite
+def refills(draw: st.DrawFn) -> tuple[State, list[Tensor], dict[str, Any]]:
+    """Yield a state, nonsense counts and ranks, lists in [-1, C), and options of vocab_refill_."""
+    state = draw(states())
+    groups, capacity, vocab_size = state.sizes
+    lists = draw(st.integers(1, 2))
+    of_groups = draw(st.lists(st.integers(-1, lists - 1), min_size=groups, max_size=groups))
+    tensors = [integers(draw, (lists, vocab_size)), integers(draw, (vocab_size,))]
+    return (
+        state,
+        [*tensors, torch.tensor(of_groups)],
+        {
+            "total_counts": integers(draw, (vocab_size,)) if draw(st.booleans()) else None,
+            "pinned": draw(st.integers(0, capacity)),
+            "reset": draw(st.booleans()),
+        },
+    )
+
+
+@st.composite
+def counts(draw: st.DrawFn) -> tuple[list[Tensor], Tensor, dict[str, Tensor]]:
+    """Yield nonsense tables of vocab_count_, tokens, and requests and lists that may not exist."""
+    lists, requests, vocab_size = (draw(st.integers(1, n)) for n in (2, 3, 70))
+    tables = [
+        integers(draw, shape)
+        for shape in ((lists, vocab_size), (requests, (vocab_size + 31) // 32), (vocab_size,))
+    ]
+    values = st.sampled_from((*INT64, 2**32, 2**32 + 1, 31, 32, vocab_size - 1, vocab_size))
+    tokens, owners, of_requests = (
+        torch.tensor(draw(st.lists(values, min_size=n, max_size=n)), dtype=torch.int64)
+        for n in (20, 20, requests)
+    )
+    return tables, tokens, {"token_requests": owners, "request_lists": of_requests}
 
 
 @st.composite

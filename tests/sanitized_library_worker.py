@@ -7,10 +7,11 @@ separate allocation, so that no byte of a tensor lies behind its last element.
 
 import itertools
 import sys
+from typing import Any
 
 import torch
 from hypothesis import given, settings
-from nonsense import State, calls
+from nonsense import State, calls, counts, refills
 from torch import Tensor
 
 
@@ -23,6 +24,22 @@ def update(call: tuple[State, list[Tensor]]) -> None:
         torch.ops.microspec.vocab_update_(*tensors, tokens)
         flat, groups = tokens.flatten(), torch.arange(tokens.numel()) % (len(tokens) + 1) - 1
         torch.ops.microspec.vocab_update_(*tensors, flat, token_groups=groups)
+
+
+@settings(max_examples=500, deadline=None, derandomize=True, database=None)
+@given(call=refills())
+def refill(call: tuple[State, list[Tensor], dict[str, Any]]) -> None:
+    state, read, options = call
+    torch.ops.microspec.vocab_refill_(*state.tensors(), *read, **options)
+
+
+@settings(max_examples=500, deadline=None, derandomize=True, database=None)
+@given(call=counts())
+def count(call: tuple[list[Tensor], Tensor, dict[str, Tensor]]) -> None:
+    (text_counts, seen, total_counts), tokens, options = call
+    torch.ops.microspec.vocab_count_(
+        text_counts, seen, tokens, **options, total_counts=total_counts
+    )
 
 
 def gather_and_project(
@@ -52,6 +69,8 @@ def gather_and_project(
 def main() -> None:
     torch.ops.load_library(sys.argv[1])
     update()
+    refill()
+    count()
     floats = (torch.float32, torch.bfloat16, torch.float16)
     for m, dim, capacity, dtype in itertools.product((0, 1, 7), (0, 1, 33), (0, 1, 19), floats):
         gather_and_project(m, dim, capacity, 1 if dim == 33 else 40, dtype)

@@ -3,13 +3,13 @@
 
 import pytest
 import torch
+from schemas import SCHEMAS
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import microspec_kernels
 from microspec_kernels import _library, backends
 
-OPS = ("sparse_head", "sparse_logits", "gather_rows_", "vocab_update_")
 built_with_nvcc = pytest.mark.skipif(
     not backends.HAS_CUDA, reason="the library was built without nvcc"
 )
@@ -22,19 +22,19 @@ def served_by(op: str, key: str) -> str:
     return line
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", SCHEMAS)
 def test_library_serves_the_cpu(op: str) -> None:
     assert "registration.cpp" in served_by(op, "CPU")
 
 
 @built_with_nvcc
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", SCHEMAS)
 def test_library_serves_gpus_if_it_can(op: str) -> None:
     assert "registration.cpp" in served_by(op, "CUDA")
 
 
 @pytest.mark.parametrize("key", ["CPU", "CUDA"])
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", SCHEMAS)
 def test_reference_serves_both_and_leaves_no_trace(op: str, key: str) -> None:
     before = served_by(op, key)
     microspec_kernels.backend("reference")
@@ -80,6 +80,12 @@ def test_fakes_say_shape_dtype_and_device(device: str) -> None:
         assert torch.ops.microspec.gather_rows_(slab, ids.clone(), weight, ids) is None
         tokens = on(device, 2, 7, dtype=torch.int64)
         assert torch.ops.microspec.vocab_update_(*vocab_on(device), tokens) is None
+        counts, ranks, seen = (
+            on(device, *shape, dtype=torch.int32) for shape in ((1, 20), (20,), (2, 1))
+        )
+        assert torch.ops.microspec.vocab_count_(counts, seen, tokens) is None
+        lists = on(device, 2, dtype=torch.int64)
+        assert torch.ops.microspec.vocab_refill_(*vocab_on(device), counts, ranks, lists) is None
 
 
 def test_fakes_know_that_devices_differ() -> None:

@@ -16,6 +16,8 @@ from microspec_kernels import (
     gather_rows_,
     sparse_head,
     sparse_logits,
+    vocab_count_,
+    vocab_refill_,
     vocab_update_,
 )
 
@@ -79,12 +81,18 @@ def test_in_place_ops_count_as_writes(backend: str) -> None:
     state = vocab_state(20, 5)
     case = gather_case(0, slab_dtype=torch.int8)
     assert case.slab_scale is not None
-    written = (*state.tensors(), case.slab, case.slab_ids, case.slab_scale)
-    read = tokens, *_ = (torch.tensor([3, 4]), case.weight, case.active_ids)
+    counts, seen, total = (torch.zeros(shape, dtype=torch.int32) for shape in ((1, 20), (1, 1), 20))
+    written = (*state.tensors(), case.slab, case.slab_ids, case.slab_scale, counts, seen, total)
+    ranks, lists = torch.arange(20, dtype=torch.int32), torch.tensor([0])
+    read = tokens, *_ = (torch.tensor([3, 4]), case.weight, case.active_ids, ranks, lists)
     for _ in range(2):
         before = [t._version for t in written], [t._version for t in read]
         vocab_update_(*state.tensors(), tokens)
         gather_rows_(**case.arguments())
+        vocab_count_(counts, seen, tokens, total_counts=total)
+        counted = counts._version, total._version
+        vocab_refill_(*state.tensors(), counts, ranks, lists, total_counts=total)
+        assert counted == (counts._version, total._version), "a refill reads them"
         assert all(t._version > v for t, v in zip(written, before[0], strict=True))
         assert [t._version for t in read] == before[1]
 

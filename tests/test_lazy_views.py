@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from bad_calls import count_ragged, refill_call
 from generators import gather_case, head_case, vocab_state
 from torch import Tensor
 
@@ -35,15 +36,17 @@ def test_heads_read_what_the_view_stands_for(name: str, backend: str) -> None:
 
 GATHER = ("gather_rows_", gather_case(0).arguments())
 UPDATE = ("vocab_update_", {**vars(vocab_state(20, 5)), "tokens": torch.tensor([3, 4, 3])})
+COUNT = ("vocab_count_", count_ragged())
+REFILL = ("vocab_refill_", refill_call())
 
 
 @pytest.mark.parametrize(
     "op, arguments, name",
     [
         (op, arguments, name)
-        for op, arguments in (GATHER, UPDATE)
+        for op, arguments in (GATHER, UPDATE, COUNT, REFILL)
         for name in arguments
-        if arguments[name] is not None
+        if isinstance(arguments[name], Tensor)
     ],
 )
 def test_in_place_ops_refuse_it(op: str, arguments: dict[str, Any], name: str) -> None:

@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vocab_update_ on states that no update leaves touches nothing outside its tensors.
+"""The ops on states that no call leaves touch nothing outside their tensors.
 
 This file watches the memory around each tensor, which shows writes. test_sanitized_library.py and
 tests/emulation see reads, too.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 from backends_under_test import ALL, CPU
 from hypothesis import given
-from nonsense import PINNED, State, calls
+from nonsense import PINNED, State, calls, counts, refills
 from torch import Tensor
 
-from microspec_kernels import vocab_update_
+from microspec_kernels import vocab_count_, vocab_refill_, vocab_update_
 from microspec_kernels._checks import PINNED_STAMP
 
 MARGIN = 64  # elements
@@ -48,6 +49,43 @@ def test_nothing_around_the_state_is_written(
             # The reference assumes valid arguments, and PyTorch checks its indices.
             assert backend == "reference"
         assert all(one.whole() for one in guarded)
+
+
+@pytest.mark.backends(*ALL)
+@given(call=refills())
+def test_a_refill_writes_nothing_around_the_state(
+    call: tuple[State, Sequence[Tensor], dict[str, Any]],
+) -> None:
+    """It makes the groups that it resets valid again, but for tokens that no slot holds."""
+    state, read, options = call
+    guarded = [Guarded(tensor) for tensor in state.tensors()]
+    vocab_refill_(*(one.tensor for one in guarded), *read, **options)
+    assert all(one.whole() for one in guarded)
+    groups, capacity, vocab_size = state.sizes
+    ids, stamps, slots, _ = (one.tensor for one in guarded)
+    for group in range(groups):
+        if int(read[2][group]) < 0 or not options["reset"]:
+            continue
+        held = ids[group][ids[group] >= 0].tolist()
+        assert len(held) == len(set(held)) == min(capacity, vocab_size)
+        assert all(int(ids[group, slots[group, token]]) == token for token in held)
+        pinned = min(options["pinned"], vocab_size)
+        assert int((stamps[group] == PINNED).sum()) == pinned
+        ordinary = stamps[group][(stamps[group] != PINNED) & (ids[group] >= 0)]
+        assert ordinary.sort().values.tolist() == list(range(len(held) - pinned))
+
+
+@pytest.mark.backends(*ALL)
+@given(call=counts())
+def test_a_count_writes_nothing_around_the_tables(
+    call: tuple[Sequence[Tensor], Tensor, dict[str, Tensor]],
+) -> None:
+    tables, tokens, options = call
+    text_counts, seen, total_counts = guarded = [Guarded(table) for table in tables]
+    vocab_count_(
+        text_counts.tensor, seen.tensor, tokens, **options, total_counts=total_counts.tensor
+    )
+    assert all(one.whole() for one in guarded)
 
 
 @pytest.mark.backends(*CPU)

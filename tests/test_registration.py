@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from bad_calls import count_ragged, count_requests, refill_groups
 from compare import assert_bitwise
 from generators import E2M1, INT4, QUANTISED, gather_case, head_case, row_indexed, vocab_state
 from schemas import SCHEMAS
@@ -36,6 +37,24 @@ def vocab_arguments(num_groups: int, ragged: bool) -> tuple[tuple[Any, ...], dic
     if ragged:
         return (*tensors, torch.arange(8)), {"token_groups": torch.arange(8) % num_groups}
     return (*tensors, torch.arange(8, dtype=torch.int32).repeat(num_groups, 1)), {}
+
+
+def learn_calls() -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
+    """Return calls of vocab_count_ and vocab_refill_ with every argument."""
+    return [
+        in_order("vocab_count_", count_requests()),
+        in_order("vocab_count_", count_ragged()),
+        in_order("vocab_refill_", refill_groups()),
+        in_order("vocab_refill_", {**refill_groups(), "reset": False}),
+    ]
+
+
+def in_order(name: str, arguments: dict[str, Any]) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+    """Split arguments by name into positional ones and keywords."""
+    schema = getattr(torch.ops.microspec, name).default._schema
+    positional = [a.name for a in schema.arguments if not a.kwarg_only]
+    keywords = {n: value for n, value in arguments.items() if n not in positional}
+    return name, tuple(arguments[n] for n in positional), keywords
 
 
 def opcheck(name: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
@@ -118,6 +137,11 @@ def test_compiled_calls_of_e2m1_rows(compiler: str) -> None:
 def test_opcheck_vocab(num_groups: int, ragged: bool) -> None:
     arguments, keywords = vocab_arguments(num_groups, ragged)
     opcheck("vocab_update_", arguments, keywords)
+
+
+@pytest.mark.parametrize("call", learn_calls(), ids=lambda call: call[0])
+def test_opcheck_learn(call: tuple[str, tuple[Any, ...], dict[str, Any]]) -> None:
+    opcheck(*call)
 
 
 @pytest.mark.parametrize("options", HEADS, ids=str)

@@ -88,17 +88,16 @@ def test_vocabulary_of_several_tiles(
             assert_bitwise(one, other)
 
 
-@pytest.mark.parametrize("clock", [0, 2**62])
 @pytest.mark.parametrize("ties", [False, True])
-def test_refill_of_several_tiles(ties: bool, clock: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refill_of_several_tiles(ties: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     for constant, size in (("BLOCK", 16), ("STAMPED", 4), ("COMPARED", 8)):
         monkeypatch.setattr(module("vocab_refill"), constant, size)
     rng = torch.Generator().manual_seed(1)
-    got = vocab_state(80, 33, num_groups=2, pinned=(5, 6), clock=clock)
+    got = vocab_state(50, 33, num_groups=2, pinned=(5, 6), clock=2**62)
     want = got.copy()
-    counts = torch.randint(0, 3 if ties else 50, (2, 80), generator=rng).int()
-    ranks = torch.randint(0, 3, (80,), generator=rng) if ties else torch.randperm(80, generator=rng)
-    for pinned, reset in ((20, True), (25, False), (10, False), (33, False), (0, True)):
+    counts = torch.randint(0, 3 if ties else 50, (2, 50), generator=rng).int()
+    ranks = torch.randint(0, 3, (50,), generator=rng) if ties else torch.randperm(50, generator=rng)
+    for pinned, reset in ((20, True), (25, False), (10, False)):
         counts += torch.randint(0, 2, counts.shape, generator=rng).int()
         arguments = (counts, ranks.int(), torch.tensor([1, 0]))
         options = {"total_counts": counts.sum(0).int(), "pinned": pinned, "reset": reset}

@@ -56,6 +56,7 @@ void vocab_refill_(Tensor active_ids, Tensor slot_stamps, Tensor token_slots, Te
   const DeviceCall call(check, active_ids, "active_ids");
   const auto [groups, capacity, vocab_size] =
       check_state(check, call, active_ids, slot_stamps, token_slots, clock);
+  call.check_size(vocab_size, "token_slots", "V");
   check_counts(check, text_counts, total_counts);
   check.shape(text_counts, "text_counts", {text_counts.size(0), vocab_size});
   check.dtype(token_ranks, "token_ranks", ScalarType::Int);

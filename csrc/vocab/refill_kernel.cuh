@@ -3,8 +3,8 @@
 //
 // refill_kernel, one block a group:
 //   1. Find the place of the n-th token in the order (refill_select.cuh). One sweep over the list's counts
-//      tells its count, and mostly ends there once as many tokens have counts. Before, as all counts are
-//      equal, one sweep over the totals and two over the ranks follow.
+//      tells its count. Mostly other tokens have the same count: one sweep over their totals and two over
+//      their ranks follow, unless all tokens of a bin are wanted.
 //   2. Sweep once more and mark the wanted tokens in a bitmap [V]. The slots then take their tokens out of
 //      it: what is left are the newcomers, and a prefix sum over the words lists them by id.
 //   3. Without reset: tokens that lose their pin take the stamps from 0 on, and all others move up.
@@ -16,8 +16,8 @@
 //
 // Bytes: a sweep reads 4 V (12 V where counts are tied). At V = 262144 an SM reads 1 MiB in about 12 us at
 // 64 bytes a clock, and its 4 schedulers issue the 10 instructions of a token and sweep in about the same
-// time. So expected, not measured on a GPU: two sweeps and the steps over slots 35 us where counts decide,
-// six sweeps 150 us at the very first refill, with K = 3072. refill_stamps_kernel takes 8 instructions a
+// time. So expected, not measured on a GPU, with K = 3072: 50 to 90 us, of which the steps over slots take
+// ten; 150 us at the very first refill, as all tokens are tied. refill_stamps_kernel takes 8 instructions a
 // compare: 5 us at K = 3072, 0.25 ms at K = 32768. A refill runs at a request's begin on a side stream, not
 // in a step.
 #pragma once

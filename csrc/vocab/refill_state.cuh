@@ -25,8 +25,9 @@ struct BlockState {
   unsigned digit, before, count;  // of the bin that a pass chose
 };
 
-// A place in the order of tokens: the larger comes first. All zero is the place of no token.
-struct Place {
+// A place in the order of tokens: the larger comes first. All zero is the place of no token. One load is 16
+// bytes.
+struct alignas(16) Place {
   uint64_t counts;  // the list's count, then the total
   uint64_t last;    // ~(rank, id)
 

@@ -20,6 +20,7 @@
 #include "gather/gather.h"
 #include "head/args.h"
 #include "head/cpu/kernels.h"
+#include "vocab/learn.h"
 #include "vocab/vocab.h"
 
 // The parts of torch that common/parallel.h uses, with two threads.
@@ -202,6 +203,58 @@ void serve_vocab() {
   clock.send();
 }
 
+void serve_count() {
+  CountArgs args{};
+  args.long_tokens = receive_integer();
+  args.long_requests = receive_integer();
+  args.long_lists = receive_integer();
+  args.requests = receive_integer();
+  args.lists = receive_integer();
+  args.vocab_size = receive_integer();
+  args.words = receive_integer();
+  args.count = receive_integer();
+  const Array text_counts(Array::kWritten), seen(Array::kWritten), total_counts(Array::kWritten);
+  const Array tokens(Array::kRead), token_requests(Array::kRead), request_lists(Array::kRead);
+  args.text_counts = text_counts.as<int32_t>();
+  args.total_counts = total_counts.as<int32_t>();
+  args.seen = seen.as<int32_t>();
+  args.tokens = tokens.as<void>();
+  args.token_requests = token_requests.as<void>();
+  args.request_lists = request_lists.as<void>();
+  count_cpu(args);
+  text_counts.send();
+  seen.send();
+  total_counts.send();
+}
+
+void serve_refill() {
+  RefillArgs args{};
+  args.long_lists = receive_integer();
+  args.reset = receive_integer();
+  args.groups = receive_integer();
+  args.capacity = receive_integer();
+  args.vocab_size = receive_integer();
+  args.lists = receive_integer();
+  args.pinned = receive_integer();
+  const Array active_ids(Array::kWritten), slot_stamps(Array::kWritten), token_slots(Array::kWritten);
+  const Array clock(Array::kWritten);
+  const Array text_counts(Array::kRead), total_counts(Array::kRead), token_ranks(Array::kRead);
+  const Array group_lists(Array::kRead);
+  args.active_ids = active_ids.as<int32_t>();
+  args.slot_stamps = slot_stamps.as<int64_t>();
+  args.token_slots = token_slots.as<int32_t>();
+  args.clock = clock.as<int64_t>();
+  args.text_counts = text_counts.as<int32_t>();
+  args.total_counts = total_counts.as<int32_t>();
+  args.token_ranks = token_ranks.as<int32_t>();
+  args.group_lists = group_lists.as<void>();
+  refill_cpu(args);
+  active_ids.send();
+  slot_stamps.send();
+  token_slots.send();
+  clock.send();
+}
+
 }  // namespace
 }  // namespace microspec
 
@@ -215,7 +268,9 @@ int main(int argc, char** argv) {
       switch (op) {
         case 0: microspec::serve_head(); break;
         case 1: microspec::serve_gather(); break;
-        default: microspec::serve_vocab();
+        case 2: microspec::serve_vocab(); break;
+        case 3: microspec::serve_count(); break;
+        default: microspec::serve_refill();
       }
       std::fflush(stdout);
     }

@@ -58,6 +58,20 @@ def update(emulation: Any, capacity: int, tokens: int, ragged: bool = False) -> 
     )
 
 
+def refill(emulation: Any, capacity: int, groups: int = 1) -> None:
+    shape = (groups, capacity)
+    state = (np.broadcast_to(row(dtype, capacity), shape) for dtype in (np.int32, np.int64))
+    counts, clock = row(np.int32, 8), row(np.int64, groups)
+    emulation.vocab_refill_(
+        *map(np.copy, state), np.zeros((groups, 8), np.int32), clock, counts[None], counts, clock
+    )
+
+
+def count(emulation: Any, tokens: int) -> None:
+    counts, seen = row(np.int32, 8)[None], row(np.int32, 1)[None]
+    emulation.vocab_count_(counts, seen, row(np.int32, tokens)[None])
+
+
 def select(emulation: Any, capacity: int) -> None:
     results = (np.zeros((1, 4), np.float32), np.zeros((1, 4), np.int64), np.zeros(1, np.float32))
     hidden, weight = np.zeros((1, 8), np.float32), np.zeros((4, 8), np.float32)
@@ -105,6 +119,13 @@ def test_update_at_every_length(gpu: Any) -> None:
     for capacity in (3500, 4096, 8192, 12000, 16384):
         lengths = range(1, 2 * capacity)
         assert not refused(lambda n, k=capacity: update(gpu, k, n), lengths), capacity
+
+
+def test_refill_and_count(gpu: Any) -> None:
+    """Neither has arrays in shared memory that grow with the call."""
+    assert not refused(lambda k: refill(gpu, k), [0, 1, 31, 32, 33, 1024, MOST, 1 << 20])
+    assert not refused(lambda g: refill(gpu, 70, groups=g), [2, 3, 100, 4096])
+    assert not refused(lambda n: count(gpu, n), [0, 1, 255, 256, 257, 1 << 20])
 
 
 def most_shared(emulation: Any) -> int:

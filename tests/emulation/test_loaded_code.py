@@ -69,6 +69,21 @@ def update(emulation: Any, *tokens: Any) -> list[Any]:
     return state
 
 
+def count(emulation: Any) -> list[Any]:
+    tables = [np.zeros(shape, np.int32) for shape in ((2, V), (3, 2), (V,))]
+    lists = np.array([1, 0, 1])
+    tokens = np.tile(IDS[:9], (3, 1))
+    emulation.vocab_count_(*tables[:2], tokens, request_lists=lists, total_counts=tables[2])
+    return tables
+
+
+def refill(emulation: Any, reset: bool) -> list[Any]:
+    state = update(emulation, IDS[None, :9])
+    counts, ranks = np.arange(2 * V, dtype=np.int32).reshape(2, V), np.arange(V, dtype=np.int32)
+    emulation.vocab_refill_(*state, counts, ranks, np.array([1]), pinned=5, reset=reset)
+    return state
+
+
 CALLS = {
     "tensor cores": lambda e: head(e, HIDDEN, WEIGHT),
     "tensor cores, int4": lambda e: head(e, HIDDEN, INT4_WEIGHT, weight_scale=INT4_SCALES),
@@ -80,6 +95,9 @@ CALLS = {
     "quantise": lambda e: gather(e, np.int8),
     "update": lambda e: update(e, IDS[None, :9]),
     "two kernels": lambda e: update(e, np.resize(IDS, 30_000), np.arange(30_000) % 3 - 1),
+    "count": count,
+    "refill": lambda e: refill(e, True),
+    "refill of pinned tokens": lambda e: refill(e, False),
 }
 FP8_CALLS = {
     "tensor cores, fp8": lambda e: head(e, HIDDEN, CODES, weight_scale=SCALES),

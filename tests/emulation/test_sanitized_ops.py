@@ -123,6 +123,33 @@ def vocabs(arch: int, settings: dict[str, Any]) -> Iterator[Call]:
         yield Call(f"vocab ragged, N {n}", "_emulation", "vocab_update_", arrays, options, on)
 
 
+def learned(arch: int, settings: dict[str, Any]) -> Iterator[Call]:
+    """Yield counts, and refills whose last token is decided by each level of the order."""
+    rng = torch.Generator().manual_seed(1)
+    on = device(arch, **settings)
+    for number, (capacity, size, ties) in enumerate(
+        [(5, 9, 2), (40, 90, 50), (40, 90, 1), (33, 3000, 2), (70, 65, 9)]
+    ):
+        counts = torch.randint(0, ties, (2, size), generator=rng).int()
+        ranks = torch.randperm(size, generator=rng).int() // (1 + number % 2)
+        seen = torch.zeros(3, (size + 31) // 32, dtype=torch.int32)
+        tokens = torch.randint(-2, size + 2, (3, 40), generator=rng)
+        options = {"request_lists": np.array([1, 0, 2]), "total_counts": counts[0].numpy().copy()}
+        arrays = [as_array(t) for t in (counts, seen, tokens)]
+        yield Call(f"count V {size}", "_emulation", "vocab_count_", arrays, options, on)
+        for pinned, reset in ((capacity // 2, True), (0, True), (capacity // 3, False)):
+            state = vocab_state(
+                size, capacity, num_groups=2, pinned=tuple(range(0, min(capacity, size), 3))
+            )
+            before = torch.randint(-1, size, (2, capacity // 2), generator=rng)
+            reference.vocab_update_(*state.tensors(), before)
+            arrays = [as_array(t) for t in (*state.tensors(), counts, ranks, torch.tensor([1, 0]))]
+            options = {"total_counts": counts.sum(0).int().numpy()} if number % 3 else {}
+            options |= {"pinned": pinned, "reset": reset}
+            name = f"refill {number}: K {capacity}, V {size}, ties {ties}, {pinned}, {reset}"
+            yield Call(name, "_emulation", "vocab_refill_", arrays, options, on)
+
+
 def nonsense(arch: int, settings: dict[str, Any]) -> Iterator[Call]:
     """Yield states that no update leaves, with invalid tokens, which a device does not check."""
     rng = random.Random(0)
@@ -150,7 +177,27 @@ def nonsense(arch: int, settings: dict[str, Any]) -> Iterator[Call]:
             for choices, shape, dtype in values.values()
         ]
         name = f"nonsense {number}: K {capacity}, V {size}, {[a.shape for a in arrays]}"
-        yield Call(name, "_emulation", "vocab_update_", arrays, {}, device(arch, **settings))
+        on = device(arch, **settings)
+        yield Call(name, "_emulation", "vocab_update_", arrays, {}, on)
+        tables = [
+            np.array(rng.choices((*INT32, 5), k=math.prod(shape)), np.int32).reshape(shape)
+            for shape in ((2, size), (3, (size + 31) // 32), (size,), (size,))
+        ]
+        options = {
+            "token_requests": np.array(rng.choices((*INT64, 0, 1, 2), k=60)),
+            "request_lists": np.array(rng.choices((*INT64, 0, 1), k=3)),
+            "total_counts": tables[3],
+        }
+        tokens = np.array(rng.choices((*ids, 2**32), k=60))
+        yield Call(
+            f"count, {name}", "_emulation", "vocab_count_", [*tables[:2], tokens], options, on
+        )  # fmt: skip
+        read = [tables[0], tables[2], np.array(rng.choices((*INT64, 0, 1), k=num_groups))]
+        options = {"pinned": rng.randint(0, capacity), "reset": number % 2 == 0}
+        options |= {"total_counts": tables[3]} if number % 3 else {}
+        yield Call(
+            f"refill, {name}", "_emulation", "vocab_refill_", [*arrays[:4], *read], options, on
+        )  # fmt: skip
 
 
 def plain_results(calls: list[Call]) -> list[list[Any]]:
@@ -192,7 +239,7 @@ def test_address_and_undefined(arch: int) -> None:
     shapes += [(10, 64, 20), (17, 320, 17), (4, 1, 3), (13, 33, 20), (40, 64, 9), (8, 512, 16)]
     settings = {"sms": 2}
     calls = [*heads(arch, settings, shapes), *four_bit_heads(arch, settings)]
-    calls += [*gathers(arch, settings), *vocabs(arch, settings)]
+    calls += [*gathers(arch, settings), *vocabs(arch, settings), *learned(arch, settings)]
     check("address", calls, order="shuffled", copies="late", resident_blocks=3)
 
 
@@ -209,5 +256,5 @@ def test_races(arch: int) -> None:
     settings = {"sms": 2}
     shapes = [(1, 64, 20), (3, 40, 20), (9, 128, 20), (10, 64, 33), (20, 64, 9)]
     calls = [*heads(arch, settings, shapes), *four_bit_heads(arch, settings)]
-    calls += [*gathers(arch, settings), *vocabs(arch, settings)]
+    calls += [*gathers(arch, settings), *vocabs(arch, settings), *learned(arch, settings)]
     check("thread", calls, order="shuffled", copies="late", resident_blocks=4)

@@ -84,6 +84,11 @@ def call_every_kernel(emulation: Any) -> None:
         emulation.vocab_update_(*state, np.zeros((1, 1), np.int32))
     large = np.zeros(30_000, np.int64)  # enough for narrow_groups_kernel
     emulation.vocab_update_(*state, large, token_groups=large)
+    state = [np.zeros((1, 8), np.int32), np.zeros((1, 8), np.int64)]
+    state += [np.zeros((1, 4), np.int32), np.zeros(1, np.int64)]
+    counts, seen = np.zeros((1, 4), np.int32), np.zeros((1, 1), np.int32)
+    emulation.vocab_count_(counts, seen, np.zeros((1, 3), np.int32))
+    emulation.vocab_refill_(*state, counts, counts[0].copy(), np.zeros(1, np.int64))
     call_every_4bit_kernel(emulation)
     emulation.configure(dry=False)
 

@@ -15,6 +15,11 @@ ARGUMENTS = {
     "sparse_logits": ("hidden", "weight", "active_ids"),
     "gather_rows_": ("slab", "slab_ids", "weight", "active_ids"),
     "vocab_update_": ("active_ids", "slot_stamps", "token_slots", "clock", "tokens"),
+    "vocab_count_": ("text_counts", "seen", "tokens"),
+    "vocab_refill_": (
+        *("active_ids", "slot_stamps", "token_slots", "clock"),
+        *("text_counts", "token_ranks", "group_lists"),
+    ),
 }
 ANY = 2**31 - 1  # of a slab's slot: its id is a name only
 
@@ -53,6 +58,13 @@ def _check(name: str, given: dict[str, Any]) -> None:
     elif name == "vocab_update_":
         tensors = [given[n] for n in ARGUMENTS[name]]
         _checks.vocab(*tensors, given.get("token_groups"))
+    elif name == "vocab_count_":
+        tensors = [given[n] for n in ARGUMENTS[name]]
+        options = ("token_requests", "request_lists", "total_counts")
+        _checks.vocab_count(*tensors, *(given.get(n) for n in options))
+    elif name == "vocab_refill_":
+        tensors = [given[n] for n in ARGUMENTS[name]]
+        _checks.vocab_refill(*tensors, given.get("total_counts"), given.get("pinned", 0))
     else:
         _checks.head(
             name, given["hidden"], given["weight"], given["active_ids"], given.get("packed", False),
@@ -65,6 +77,10 @@ def _bounds(name: str, given: dict[str, Any]) -> dict[str, int]:
     """Return the number of valid values of each argument that holds ids or groups."""
     if name == "vocab_update_":
         return {"tokens": given["token_slots"].size(1), "token_groups": len(given["clock"])}
+    if name == "vocab_count_":
+        return {}  # ignores them itself
+    if name == "vocab_refill_":
+        return {"group_lists": given["text_counts"].size(0)}
     if name == "gather_rows_":
         return {"active_ids": given["weight"].size(0)}
     groups = torch.atleast_2d(given["active_ids"]).size(0)

@@ -93,6 +93,35 @@ def update(
     return run
 
 
+def learn(capacity: int, vocab_size: int, num_groups: int = 1) -> Callable[[str], None]:
+    """Count some tokens, then refill, begin anew with other counts, and move the floor."""
+
+    def run(device: str) -> None:
+        rng = torch.Generator().manual_seed(capacity)
+        want = vocab_state(vocab_size, capacity, num_groups=num_groups, pinned=(1,), clock=2**33)
+        words = (vocab_size + 31) // 32
+        shapes = ((2, vocab_size), (num_groups, words), (vocab_size,))
+        tables = [torch.zeros(shape, dtype=torch.int32) for shape in shapes]
+        ranks = torch.randperm(vocab_size, generator=rng).int()
+        lists = torch.arange(num_groups) % 3  # list 2 does not exist
+        cpu = (*want.tensors(), *tables, ranks, lists)
+        gpu = [tensor.to(device) for tensor in cpu]
+        for pinned, reset in ((capacity // 2, True), (capacity // 3, False), (0, True)):
+            tokens = torch.randint(-2, vocab_size + 2, (num_groups, 700), generator=rng)
+            for tensors in (cpu, gpu):
+                *state, counts, seen, total, ranks, lists = tensors
+                there = tokens.to(ranks.device)
+                mk.vocab_count_(counts, seen, there, request_lists=lists, total_counts=total)
+                lists = lists.where(lists < 2, -1)
+                mk.vocab_refill_(
+                    *state, counts, ranks, lists, total_counts=total, pinned=pinned, reset=reset
+                )
+            for one, other in zip(gpu, cpu, strict=True):
+                assert torch.equal(one.cpu(), other)
+
+    return run
+
+
 def short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
@@ -142,6 +171,8 @@ def update_cases() -> Iterator[Case]:
     yield "vocab long prompt", update(3072, (20_000,))
     yield "vocab groups", update(200, (1, 50, 700), num_groups=9)
     yield "vocab ragged", update(200, (1, 50, 700), num_groups=9, ragged=True)
+    for capacity, vocab_size in ((1, 7), (40, 33), (600, 2000), (3072, 40_000)):
+        yield f"learn {capacity} slots of {vocab_size}", learn(capacity, vocab_size, num_groups=4)
 
 
 def every_case() -> list[Case]:

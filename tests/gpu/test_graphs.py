@@ -1,13 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """One captured graph serves every step: 10,000 replays, each compared with the reference."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
+from generators import vocab_state
 from torch import Tensor
 
-from microspec_kernels import ActiveVocab, SparseHead, WeightSlab, sparse_head
+from microspec_kernels import (
+    ActiveVocab,
+    SparseHead,
+    WeightSlab,
+    sparse_head,
+    vocab_count_,
+    vocab_refill_,
+    vocab_update_,
+)
 
 from .cases import MODELS, real_case, results
 from .lockstep import BEST, CAPACITY, PINNED, ROWS, VOCAB_SIZE, Lockstep
@@ -110,6 +119,40 @@ def test_the_head_reads_the_front_while_the_back_is_refreshed() -> None:
         lockstep.check_vocab(index, vocab)
         lockstep.check_head(index, active_ids, static.results)
     assert lockstep.evictions > STEPS
+
+
+def test_count_update_refill() -> None:
+    """Every op that learns in one graph; the list and the floor change from replay to replay."""
+    rng = torch.Generator().manual_seed(3)
+    size, groups, capacity, pinned = 5000, 4, 64, 40
+    want = vocab_state(size, capacity, num_groups=groups)
+    counts, seen = torch.zeros(2, size).int(), torch.zeros(groups, (size + 31) // 32).int()
+    total, ranks = torch.zeros(size).int(), torch.randperm(size, generator=rng).int()
+    lists = torch.zeros(groups, dtype=torch.int64)
+    here = (*want.tensors(), counts, seen, total, ranks, lists)
+    there = [t.cuda() for t in here]
+    tokens = torch.zeros(groups, 50, dtype=torch.int64, device="cuda")
+
+    def step(tensors: Sequence[Tensor], tokens: Tensor) -> None:
+        *state, counts, seen, total, ranks, lists = tensors
+        vocab_count_(counts, seen, tokens, request_lists=lists, total_counts=total)
+        vocab_update_(*state, tokens)
+        options = {"total_counts": total, "pinned": pinned, "reset": False}
+        vocab_refill_(*state, counts, ranks, lists, **options)
+
+    before = [t.clone() for t in there]
+    replay = captured(lambda: step(there, tokens))
+    for tensor, start in zip(there, before, strict=True):
+        tensor.copy_(start)
+    for _ in range(300):
+        now = (torch.rand(groups, 50, generator=rng) ** 3 * size).long()
+        lists.copy_(torch.randint(-1, 2, (groups,), generator=rng))
+        for target, value in ((tokens, now), (there[-1], lists)):
+            target.copy_(value)
+        replay()
+        step(here, now)
+        for got, wanted in zip(there, here, strict=True):
+            assert torch.equal(got.cpu(), wanted)
 
 
 def test_a_replay_does_what_the_call_did() -> None:

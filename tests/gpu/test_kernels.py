@@ -2,17 +2,26 @@
 """Each op enqueues the expected kernels on the device, and nothing else."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 from generators import E2M1, FLOATS, INT4, QUANTISED, gather_case, head_case, vocab_state
 from torch import Tensor
 
-from microspec_kernels import gather_rows_, sparse_head, sparse_logits, vocab_update_
+from microspec_kernels import (
+    gather_rows_,
+    sparse_head,
+    sparse_logits,
+    vocab_count_,
+    vocab_refill_,
+    vocab_update_,
+)
 
 KERNELS = (
     *("project_simt", "project_mma", "select", "finish_logits"),
     *("copy_rows", "quantise_rows", "vocab_update", "narrow_groups"),
+    *("vocab_count", "refill_stamps", "refill"),
 )
 
 
@@ -94,3 +103,16 @@ def test_a_large_ragged_update_narrows_its_groups_first(count: int, kernels: lis
     groups = torch.randint(256, (count,), device="cuda")
     call = enqueued(lambda: vocab_update_(*state, tokens, token_groups=groups))
     assert call == [*kernels, "vocab_update"]
+
+
+def test_count_is_one_kernel_and_refill_one_or_two() -> None:
+    size = 50_000
+    state = [t.cuda() for t in vocab_state(size, 3072, num_groups=2).tensors()]
+    counts, seen = (torch.zeros(2, n, dtype=torch.int32).cuda() for n in (size, (size + 31) // 32))
+    tokens, lists = torch.randint(size, (2, 300), device="cuda"), torch.tensor([1, 0]).cuda()
+    ranks = torch.arange(size, dtype=torch.int32).cuda()
+    count = partial(vocab_count_, counts, seen, tokens, request_lists=lists)
+    assert enqueued(count) == ["vocab_count"]
+    refill = partial(vocab_refill_, *state, counts, ranks, lists, pinned=100)
+    assert enqueued(refill) == ["refill", "refill_stamps"]
+    assert enqueued(partial(refill, reset=False)) == ["refill"]

@@ -4,10 +4,17 @@
 import pytest
 import torch
 from compare import assert_bitwise
-from generators import QUANTISED, integers, poison, row_indexed
+from generators import PINNED, QUANTISED, integers, poison, row_indexed, vocab_state
 from torch import Tensor
 
-from microspec_kernels import gather_rows_, sparse_head, sparse_logits, vocab_update_
+from microspec_kernels import (
+    gather_rows_,
+    sparse_head,
+    sparse_logits,
+    vocab_count_,
+    vocab_refill_,
+    vocab_update_,
+)
 
 DIM, VOCAB_SIZE = 4096, 2**20 + 70_000
 # Tokens past 2^31 and 2^32 elements, on both sides of 2^31 bytes, and at the ends.
@@ -126,6 +133,24 @@ def test_hidden_and_results_beyond_2_to_31_elements() -> None:
     one = exact(hidden[:100], weight).repeat(1, capacity // 1000)
     for first in (0, m // 2, m - 100):
         assert_bitwise(z[first : first + 100], one, f"rows from {first}")
+
+
+def test_counts_beyond_2_to_31_entries() -> None:
+    """The last list's counts lie behind 2^31 others, the last request's bits behind 2^26 words."""
+    need(14)
+    lists, size = 17, TOKEN_SLOTS
+    counts = torch.zeros(lists, size, dtype=torch.int32, device="cuda")
+    seen = torch.zeros(lists, size // 32, dtype=torch.int32, device="cuda")
+    tokens = torch.tensor([size - 1, 5, size - 1, 64], device="cuda").repeat(lists, 1)
+    vocab_count_(counts, seen, tokens, request_lists=torch.arange(lists, device="cuda"))
+    for which in (0, 1, lists - 1):
+        assert counts[which, tokens[0]].tolist() == [1] * 4
+        assert int(counts[which].sum()) == 3
+    ranks = torch.arange(size, dtype=torch.int32, device="cuda")
+    state = [t.cuda() for t in vocab_state(size, 4).tensors()]
+    vocab_refill_(*state, counts, ranks, torch.tensor([lists - 1], device="cuda"), pinned=1)
+    assert state[0].tolist() == [[0, 5, 64, size - 1]]
+    assert state[1].tolist() == [[0, PINNED, 2, 1]]
 
 
 def test_token_slots_beyond_2_to_31_entries() -> None:

@@ -6,7 +6,14 @@ from typing import Any
 import pytest
 import torch
 from generators import gather_case
-from test_registration import GATHERS, HEADS, head_arguments, opcheck, vocab_arguments
+from test_registration import (
+    GATHERS,
+    HEADS,
+    head_arguments,
+    learn_calls,
+    opcheck,
+    vocab_arguments,
+)
 from torch import Tensor
 
 from microspec_kernels import sparse_head
@@ -38,6 +45,11 @@ def test_gather(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize(("num_groups", "ragged"), [(1, False), (3, False), (3, True)])
 def test_vocab(num_groups: int, ragged: bool) -> None:
     check("vocab_update_", *vocab_arguments(num_groups, ragged))
+
+
+@pytest.mark.parametrize("call", learn_calls(), ids=lambda call: call[0])
+def test_learn(call: tuple[str, tuple[Any, ...], dict[str, Any]]) -> None:
+    check(*call)
 
 
 def test_compiled_in_one_graph() -> None:

@@ -18,6 +18,8 @@ from microspec_kernels import (
     gather_rows_,
     sparse_head,
     sparse_logits,
+    vocab_count_,
+    vocab_refill_,
     vocab_update_,
 )
 
@@ -107,6 +109,21 @@ def test_bad_tokens_of_the_update_are_padding() -> None:
             assert_bitwise(got, want)
 
 
+def test_a_group_of_a_bad_list_stays_as_it_is() -> None:
+    """And requests of bad lists are not counted; some have a good list in their low 32 bits."""
+    bad = torch.tensor([2, -2, 2**32, 2**40 + 1, -(2**63)])
+    state = vocab_state(90, 8, num_groups=5, pinned=(1, 2))
+    got = [tensor.cuda() for tensor in state.tensors()]
+    counts, ranks = torch.ones(2, 90).int().cuda(), torch.arange(90).int().cuda()
+    seen, tokens = torch.zeros(5, 3).int().cuda(), torch.arange(90).repeat(5, 1).cuda()
+    for reset in (True, False):
+        vocab_refill_(*got, counts, ranks, bad.cuda(), pinned=3, reset=reset)
+    vocab_count_(counts, seen, tokens, request_lists=bad.cuda())
+    for one, other in zip(got, state.tensors(), strict=True):
+        assert_bitwise(one.cpu(), other)
+    assert bool((counts == 1).all()) and not seen.any()
+
+
 MESSAGES = """
 import torch
 import microspec_kernels as mk
@@ -138,6 +155,9 @@ calls = {
         *map(to, state.tensors()), to(ids(1, 2, 2**40, 4, dtype=torch.int64).view(2, 2))),
     "token_groups": lambda to: mk.vocab_update_(
         *map(to, state.tensors()), to(ids(1, 2)), token_groups=to(ids(0, 2))),
+    "group_lists": lambda to: mk.vocab_refill_(
+        *map(to, state.tensors()), to(ids(*range(18)).view(2, 9)), to(ids(*range(9))),
+        to(ids(1, 2))),
 }
 for name, call in calls.items():
     on_cpu, on_gpu = message(call, "cpu"), message(call, "cuda")
@@ -153,7 +173,7 @@ def test_validation_raises_what_the_cpu_does() -> None:
         [sys.executable, "-c", MESSAGES], capture_output=True, text=True, env=environment
     )
     assert result.returncode == 0, result.stderr[-2000:]
-    assert result.stdout == "same 7\n"
+    assert result.stdout == "same 8\n"
 
 
 @pytest.mark.parametrize("slab_dtype", [torch.bfloat16, torch.int8, torch.float8_e4m3fn], ids=str)

@@ -60,11 +60,16 @@ def test_the_tree_is_the_loops(weight: Tensor, layer: DraftLayer) -> None:
         features[: len(hidden)] = hidden
         return head.best(features, len(hidden))
 
-    def step(level_tokens: Tensor, above: Tensor, seen: Tensor, cache: Any) -> Tensor:
+    def step(
+        level_tokens: Tensor, above: Tensor, positions: Tensor, seen: Tensor, cache: Any
+    ) -> Tensor:
         level = next(levels)
+        assert positions.tolist() == [[level]]
         mask = torch.full((level_tokens.size(1), SHAPE.drafted), -torch.inf)
         mask[:, : SHAPE.accepted] = 0
-        mask[:, SHAPE.accepted :][:, : seen.size(2)].masked_fill_(seen[0], 0)
+        # `grow` has the newest level first, and no text in this cache; the layer has it last.
+        seen = seen[0].unflatten(1, (-1, K_BEST)).flip(1).flatten(1)
+        mask[:, SHAPE.accepted :][:, : seen.size(1)].masked_fill_(seen, 0)
         out = torch.zeros(level_tokens.size(1), TOY.dim).bfloat16()
         first = SHAPE.accepted + level * K_BEST
         layer(level_tokens[0], above[0], first, SHAPE.accepted + level, mask, out)
@@ -72,7 +77,11 @@ def test_the_tree_is_the_loops(weight: Tensor, layer: DraftLayer) -> None:
 
     text = torch.zeros(SHAPE.accepted, TOY.dim).bfloat16()
     layer(draft.text, draft.text_features, 0, 0, draft.text_mask, text)
-    cache: Any = SimpleNamespace(lengths=[0], keep=lambda prefix_lengths, kept: None)
+    cache: Any = SimpleNamespace(
+        ahead=lambda count: torch.arange(count)[None],
+        mask=lambda: torch.zeros(1, 1, 0, dtype=torch.bool),
+        drop=lambda: None,
+    )
     tree = grow(
         draft.root,
         text[-1:],

@@ -135,8 +135,9 @@ def measure(args: argparse.Namespace, kinds: dict[str, list[Tensor]]) -> options
             # At least two groups: texts that follow each other would share a single one.
             for num_groups in (1, max(size, 2)):
                 batch = Batch(
-                    target, draft, capacity=CAPACITY, policy=policies[begins], num_groups=num_groups
-                )
+                    target, draft, capacity=CAPACITY, policy=policies[begins],
+                    num_groups=num_groups, timed=True,
+                )  # fmt: skip
                 done = run(batch, prompts, size, new)
                 rows.append(
                     {

@@ -142,6 +142,7 @@ def main() -> None:
                 frequent_tokens=frequent_tokens,
                 policy=Policy(MICROSPEC) if arm == "MicroSpec" else None,
                 sampling=sampling,
+                timed=True,
                 **shape,
             )
         if index:

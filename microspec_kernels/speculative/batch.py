@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The reference speculative loop: one draft and one target continue a batch of texts."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from microspec_kernels.policy import CAPACITY, Policy, default
 
-from .chain import Chain, chain_uniforms, sample_chain
+from .chain import Chain, chain_uniforms, no_uniforms, sample_chain
 from .checks import (
     check_counts,
     check_head,
@@ -21,15 +22,32 @@ from .checks import (
     checked_prompt,
     fitted,
 )
+from .graphs import Graphs, HostRead
 from .heads import Head, HeadName, make_head
 from .models.draft import Draft, ModelDraft
 from .models.target import CausalModel
 from .observer import Observer
 from .request import Request
-from .sampling import Sampling, choose, uniforms_at
+from .sampling import BROKEN, Sampling, checked, choose, uniforms_at
 from .stats import Clock, Stats
+from .texts import Texts
 from .tree import Tree, TreeShape, grow, of_rows
-from .verify import Verified, follow, verify_chain
+from .verify import Verified, accept, follow, verify_chain
+
+
+class Decoded(NamedTuple):
+    """A verified draft of each text, on the device.
+
+    `features` [B, n, F]: the target's at each node. `top_tokens` int64 [B, n, t]: its likeliest
+    tokens after each node. `report` int64 [B, 2 m + 1], for the host: the new tokens, -1 behind
+    them, whether the draft could propose each, and how many tokens it could propose.
+    """
+
+    tree: Tree
+    verified: Verified
+    features: Tensor
+    top_tokens: Tensor
+    report: Tensor
 
 
 class Batch:
@@ -69,6 +87,13 @@ class Batch:
     chain: draft a chain of `depth` tokens instead of a tree, drawn from the draft's distribution
         under `sampling` (arXiv 2211.17192). Texts that share an active vocabulary then need
         distinct seeds.
+    timed: measure each part of a step (`Stats.seconds`); no graph is captured then.
+    capture: on a GPU, replay a step as CUDA graphs, one pair for each number of texts and room of
+        the caches. A target whose passes no graph can capture runs eagerly (see
+        `CausalModel.capturable`). A `Head` object of the caller must not wait for the device.
+
+    A step waits for the device once, for the new tokens; what the vocabulary and the draft learn
+    from them is enqueued before.
 
     Raises TypeError or ValueError for any other value, naming the argument.
     """
@@ -89,6 +114,8 @@ class Batch:
         num_groups: int = 1,
         sampling: Sampling | None = None,
         chain: bool = False,
+        timed: bool = False,
+        capture: bool = True,
     ) -> None:
         self.target = target if isinstance(target, CausalModel) else CausalModel(target)
         draft = draft if hasattr(draft, "extend") else ModelDraft(draft)
@@ -116,14 +143,14 @@ class Batch:
         self._observer = Observer(head, self.policy)
         self.requests: list[Request] = []
         self.seconds: dict[str, float] = {}
-        self._clock = Clock(self.target.device, self.seconds)
-        # For each text: the caches hold what the models have read; `_newest` is the token they have
-        # not read yet; `_features` are the draft's features for it.
-        self._cache, self._draft_cache = self.target.new_cache(), self.draft.new_cache()
-        for cache in (self._cache, self._draft_cache):
-            cache.select([])
-        self._newest = torch.empty(0, dtype=torch.int64, device=self.target.device)
-        self._features = torch.empty(0)
+        device = self.target.device
+        self._clock = Clock(device, self.seconds, timed)
+        capturable = self.target.capturable and getattr(self.draft, "capturable", True)
+        self._graphs = Graphs(capture and capturable and device.type == "cuda" and not timed)
+        nodes = max(depth, 1 if chain else tree_size) + 1
+        self._texts = Texts(
+            self.target.new_cache(), self.draft.new_cache(), (nodes, depth * tree_width + 1)
+        )
 
     @property
     def free_groups(self) -> list[int]:
@@ -158,36 +185,38 @@ class Batch:
             and self.head.num_groups == 1
         ):
             check_seed(seed, [request.seed for request in self.requests])
-        stats = Stats(seconds=self.seconds)
-        request = Request(max_new_tokens, self.target.eos, seed, self.free_groups[0], stats)
-        with self._clock("total"):
-            if not request.done:
-                self._begin(request, prompt)
+        begin, stats = time.perf_counter(), Stats(seconds=self.seconds)
+        group = self.free_groups[0]
+        request = Request(max_new_tokens, self.target.eos, seed, group, stats, len(prompt))
+        if not request.done:
+            self._begin(request, prompt)
+        self._count_total(begin)
         return request
 
     def _begin(self, request: Request, prompt: Tensor) -> None:
         clock, target, draft = self._clock, self.target, self.draft
         cache, draft_cache = target.new_cache(), draft.new_cache()
+        seed = (request.seed ^ 2**63) - 2**63  # the same 64 bits, as int64
         with clock("prefill"):
             hidden, features = target.prefill(prompt, cache, draft.feature_layers)
             logits = target.logits(hidden[-1:])
-            position = torch.tensor([len(prompt)], device=target.device)
-            first = choose(logits, uniforms_at(self._seeds([request]), position), self.sampling)
+            uniforms = uniforms_at(seed, cache.ends) if self.sampling.temperature else None
+            first = choose(logits, uniforms, self.sampling)
             top_tokens = self._observer.target_top_k_of_prompt(target, hidden, logits)
-            request.take(first.tolist())
+            request.take(checked(first.tolist()))
         if request.done:
             return
         with clock("vocabulary"):
             self._observer.begin(request, prompt, top_tokens, first)
         with clock("draft_layer"):
             text = torch.cat((prompt, first))[None]
-            feature = draft.extend(text, features[None], [text.shape[1]], draft_cache)
-        self._cache.append(cache)
-        self._draft_cache.append(draft_cache)
-        self._newest = torch.cat((self._newest, first))
-        # Feature width depends on the draft, so the first request defines it.
-        others = [self._features] if self.requests else []
-        self._features = torch.cat((*others, feature))
+            count = torch.full_like(first, text.shape[1])
+            feature = draft.extend(text, features[None], count, draft_cache)
+        request.row = len(self.requests)
+        longest = len(prompt) + request.max_new_tokens + self.shape.depth + 1
+        values = first, request.group, seed, feature
+        if self._texts.put(request.row, longest, (cache, draft_cache), values):
+            self._graphs.forget()
         self.requests.append(request)
 
     @torch.no_grad()
@@ -195,86 +224,122 @@ class Batch:
         """Draft and verify one tree for each text. Returns the requests that ended and left."""
         if not self.requests:
             return []
-        clock, target, draft = self._clock, self.target, self.draft
-        with clock("total"):
-            text_groups = torch.tensor([r.group for r in self.requests], device=target.device)
-            seeds = self._seeds(self.requests)
-            prefix_lengths = list(self._cache.lengths)
-            positions = torch.tensor(prefix_lengths, device=target.device)
-            tree = self._draft(text_groups, seeds, positions)
-            with clock("verify"):
-                nodes = tree.tokens.clamp(min=0)
-                hidden, features = target.forward(
-                    nodes, tree.ancestor_mask, self._cache, draft.feature_layers
-                )
-                logits = target.logits(hidden)
-                verified = self._verify(tree, logits, seeds, positions)
-                top_tokens = self._observer.target_top_k(logits, "step")
-                counts: list[int] = verified.counts.tolist()
-                paths = zip(verified.paths.tolist(), counts, strict=True)
-                self._cache.keep(prefix_lengths, [path[:count] for path, count in paths])
-            with clock("vocabulary"):
-                self._emit(verified.tokens, counts, text_groups)
-                self._observer.step(self.requests, tree, top_tokens, verified)
-            left = [request for request in self.requests if request.done]
-            with clock("draft_layer"):
-                self._go_on(verified, counts, features)
+        begin, texts = time.perf_counter(), self._texts
+        texts.set(len(self.requests), 1 + max(request.read for request in self.requests))
+        shape = texts.cache.rows, texts.cache.room
+        decoded = self._graphs.run(("decode", shape), self._decode)
+        report = HostRead(decoded.report)
+        self._graphs.run(("learn", shape), lambda: self._learn(decoded))
+        self._emit(report.wait())
+        left = [request for request in self.requests if request.done]
+        for request in left:
+            self._leave(request)
+        self._count_total(begin)
         return left
 
-    def _draft(self, text_groups: Tensor, seeds: Tensor, positions: Tensor) -> Tree:
-        shared = self._newest, self._features, text_groups, self.draft, self._draft_cache, self.head
-        if not self.chain:
-            return grow(*shared, self.shape, self._clock)
-        uniforms = chain_uniforms(seeds, positions, self.shape.depth).draft
-        return sample_chain(*shared, self.sampling, uniforms, self._clock)
+    def _decode(self) -> Decoded:
+        """Draft and verify; keep the accepted tokens in the target's cache."""
+        target, cache, clock = self.target, self._texts.cache, self._clock
+        roots = cache.ends[:, None]
+        uniforms = self._uniforms()
+        tree = self._draft(uniforms)
+        with clock("verify"):
+            positions = tree.ancestor_mask.sum(2) + (roots - 1)
+            hidden, features = target.forward(
+                tree.tokens.clamp(min=0),
+                positions,
+                cache.mask(tree.ancestor_mask),
+                cache,
+                self.draft.feature_layers,
+            )
+            logits = target.logits(hidden)
+            verified = self._verify(tree, logits, uniforms)
+            top_tokens = self._observer.target_top_k(logits, "step")
+            cache.keep(verified.paths, verified.counts)
+        with clock("vocabulary"):
+            groups, tokens = self._texts.groups[: cache.rows], verified.tokens
+            hits = self.head.contains(tokens.flatten(), groups[:, None].expand_as(tokens).flatten())
+            active = self.head.active()[groups]
+            report = torch.cat((tokens, hits.view_as(tokens), active[:, None]), dim=1)
+        return Decoded(tree, verified, features, top_tokens, report)
 
-    def _verify(self, tree: Tree, logits: Tensor, seeds: Tensor, positions: Tensor) -> Verified:
-        """Verify trees whose roots stand at `positions` [B], by the target's logits [B, n, V]."""
-        if isinstance(tree, Chain):
-            uniforms = chain_uniforms(seeds, positions, self.shape.depth)
-            p = self.sampling.probabilities(logits)
-            drafted = tree.tokens[:, 1:]
-            return verify_chain(p, tree.draft_probs, drafted, uniforms.accept, uniforms.final)
-        depths = tree.ancestor_mask.sum(-1)
+    def _learn(self, decoded: Decoded) -> None:
+        """Let the vocabulary and the draft learn from the verified tokens."""
+        tree, verified, features, top_tokens, _ = decoded
+        texts, rows = self._texts, self._texts.cache.rows
+        with self._clock("vocabulary"):
+            self._observer.step(texts.groups[:rows], tree, top_tokens, verified)
+        with self._clock("draft_layer"):
+            last = (verified.counts - 1)[:, None]
+            texts.newest[:rows] = verified.tokens.gather(1, last)[:, 0]
+            read = of_rows(features, verified.paths)
+            texts.features[:rows] = self.draft.extend(
+                verified.tokens, read, verified.counts, texts.draft_cache
+            )
+        self.head.wait()
 
-        def choice(texts: Tensor, nodes: Tensor) -> Tensor:
-            uniforms = uniforms_at(seeds[texts], positions[texts] + depths[texts, nodes])
-            return choose(logits[texts, nodes], uniforms, self.sampling)
+    def _uniforms(self) -> Any:
+        """Return random numbers for a step: `ChainUniforms`, or fp64 [B, depth + 1] for a tree.
 
-        return follow(tree, choice)
-
-    def _seeds(self, requests: list[Request]) -> Tensor:
-        """Return the requests' unsigned seeds as int64 [B] with the same 64 bits."""
-        bits = [(request.seed ^ 2**63) - 2**63 for request in requests]
-        return torch.tensor(bits, device=self.target.device)
-
-    def _emit(self, new: Tensor, counts: list[int], text_groups: Tensor) -> None:
-        """Append the first `counts` [B] of the tokens new [B, m] to the texts; update the stats."""
-        token_groups = text_groups.repeat_interleave(new.shape[1])
-        hits = self.head.contains(new.flatten(), token_groups).view_as(new).tolist()
-        active = self.head.active().tolist()
-        for text, request in enumerate(self.requests):
-            emitted = request.take(new[text, : counts[text]].tolist())
-            request.stats.acceptance_lengths.append(emitted)
-            request.stats.active_sizes.append(active[request.group])
-            request.stats.covered += sum(hits[text][:emitted])
-
-    def _go_on(self, verified: Verified, counts: list[int], features: Tensor) -> None:
-        """Remove ended texts; let the draft read the new tokens [B, m] of the others.
-
-        `counts` [B]: number of new tokens of each text. `features` [B, n, F]: the target's, for
-        each node.
+        Greedy choices need none: a tree gets None, a chain zeros.
         """
-        going = [text for text, request in enumerate(self.requests) if not request.done]
-        if len(going) < len(self.requests):
-            self._cache.select(going)
-            self._draft_cache.select(going)
-            self.requests = [self.requests[text] for text in going]
-        self._newest = verified.tokens[going, verified.counts[going] - 1]
-        if not going:
-            return
-        new = verified.tokens.clamp(min=0)[going]
-        read = of_rows(features, verified.paths.clamp(min=0))[going]
-        self._features = self.draft.extend(
-            new, read, [counts[text] for text in going], self._draft_cache
-        )
+        texts, depth = self._texts, self.shape.depth
+        seeds, roots = texts.seeds[: texts.cache.rows], texts.cache.ends
+        if self.chain:
+            drawn = self.sampling.temperature > 0
+            return chain_uniforms(seeds, roots, depth) if drawn else no_uniforms(roots, depth)
+        if self.sampling.temperature == 0:
+            return None
+        following = torch.arange(1, depth + 2, device=roots.device)
+        return uniforms_at(seeds[:, None], roots[:, None] + following)
+
+    def _draft(self, uniforms: Any) -> Tree:
+        texts, rows = self._texts, self._texts.cache.rows
+        shared = (
+            texts.newest[:rows], texts.features[:rows], texts.groups[:rows],
+            self.draft, texts.draft_cache, self.head,
+        )  # fmt: skip
+        if self.chain:
+            return sample_chain(*shared, self.sampling, uniforms.draft, self._clock)
+        return grow(*shared, self.shape, self._clock)
+
+    def _verify(self, tree: Tree, logits: Tensor, uniforms: Any) -> Verified:
+        """Verify trees by the target's logits [B, n, V] after each node."""
+        depth, greedy = self.shape.depth, self.sampling.temperature == 0
+        if isinstance(tree, Chain):
+            p, drafted = self.sampling.shares(logits), tree.tokens[:, 1:]
+            verified = verify_chain(p, tree.draft_probs, drafted, uniforms.accept, uniforms.final)
+            if greedy:
+                return verified
+            undefined = ~logits.amax(-1).isfinite() & (verified.tokens != -1)
+            return verified._replace(tokens=verified.tokens.masked_fill(undefined, BROKEN))
+        if greedy:
+            return accept(tree, logits.argmax(-1), depth)
+        rows = torch.arange(len(logits), device=logits.device)
+
+        def choice(nodes: Tensor, depths: Tensor) -> Tensor:
+            return choose(logits[rows, nodes], uniforms[rows, depths], self.sampling)
+
+        return follow(tree, choice, depth)
+
+    def _emit(self, report: list[list[int]]) -> None:
+        """Append the new tokens to the texts, and count them; `report`: see `Decoded`."""
+        for request in self.requests:
+            *figures, active = report[request.row]
+            width = len(figures) // 2
+            new = [token for token in figures[:width] if token != -1]
+            emitted = request.take(checked(new))
+            request.stats.acceptance_lengths.append(emitted)
+            request.stats.active_sizes.append(active)
+            request.stats.covered += sum(figures[width : width + emitted])
+
+    def _leave(self, request: Request) -> None:
+        """Remove a text; the text of the last row takes its row."""
+        last = next(one for one in self.requests if one.row == len(self.requests) - 1)
+        if last is not request:
+            self._texts.move(last.row, request.row)
+            last.row = request.row
+        self.requests.remove(request)
+
+    def _count_total(self, begin: float) -> None:
+        self.seconds["total"] = self.seconds.get("total", 0.0) + time.perf_counter() - begin

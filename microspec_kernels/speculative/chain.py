@@ -56,6 +56,12 @@ def chain_uniforms(seeds: Tensor, positions: Tensor, depth: int) -> ChainUniform
     )
 
 
+def no_uniforms(roots: Tensor, depth: int) -> ChainUniforms:
+    """Return zeros in place of `chain_uniforms` for roots int64 [B]; greedy choices ignore them."""
+    zeros = torch.zeros(len(roots), depth + 1, dtype=torch.float64, device=roots.device)
+    return ChainUniforms(zeros[:, :-1], zeros[:, :-1], zeros)
+
+
 def sample_chain(
     roots: Tensor,
     features: Tensor,
@@ -72,7 +78,8 @@ def sample_chain(
     Each level draws one token among those that the head knows. For the other arguments see
     `tree.grow`.
     """
-    prefix_lengths = list(cache.lengths)
+    positions, mask = cache.ahead(uniforms.shape[1]), cache.mask()
+    itself = torch.ones(len(roots), 1, 1, dtype=torch.bool, device=roots.device)
     tokens, draft_probs = [roots], []
     depth = uniforms.shape[1]
     for level in range(depth):
@@ -88,17 +95,16 @@ def sample_chain(
             if level == depth - 1:
                 break
         with clock("draft_layer"):
-            ancestor_mask = torch.ones(1, 1, level + 1, dtype=torch.bool, device=roots.device)
-            read = tokens[-1].clamp(min=0)[:, None]
-            features = draft.step(read, features[:, None], ancestor_mask, cache)[:, 0]
-    cache.keep(prefix_lengths, [[]] * len(prefix_lengths))
+            mask = torch.cat((itself, mask), dim=2)
+            read = tokens[-1][:, None], features[:, None], positions[:, level : level + 1], mask
+            features = draft.step(*read, cache)[:, 0]
+    cache.drop()
     with clock("tree"):
         chain = torch.stack(tokens, dim=1)
-        sizes: list[int] = (chain >= 0).sum(1).tolist()
         nodes = torch.arange(depth + 1, device=chain.device)
         ancestor_mask = (nodes <= nodes[:, None]).expand(len(chain), -1, -1)
         parents = (nodes - 1).clamp(min=0).expand_as(chain)
-        return Chain(chain, parents, ancestor_mask, sizes, torch.stack(draft_probs, dim=1))
+        return Chain(chain, parents, ancestor_mask, torch.stack(draft_probs, dim=1))
 
 
 def propose(
@@ -111,7 +117,7 @@ def propose(
     zero.
     """
     usable = logits.amax(-1).isfinite()
-    shares = sampling.probabilities(logits.where(usable[:, None], 0))
+    shares = sampling.shares(logits.where(usable[:, None], 0))
     tokens = ids.gather(1, draw(shares, uniforms)[:, None])[:, 0].where(usable, -1)
     distribution = shares.new_zeros(len(ids), vocab_size)
     # Add instead of writing: an entry without a token adds a zero to token 0.

@@ -35,7 +35,8 @@ class Head(Protocol):
 
         Returns log-probabilities fp32 [M, <= k], falling, and token ids int64 of the same shape.
         The probabilities are relative to the tokens that this head knows. If a row has fewer than k
-        tokens, the result is narrower or the rest is (-inf, -1).
+        tokens, the result is narrower or the rest is (-inf, -1). Its shape depends on the shape of
+        the arguments only, and a row's tokens are distinct.
         """
         ...
 
@@ -50,6 +51,10 @@ class Head(Protocol):
     def observe(self, tokens: Tensor, token_groups: Tensor) -> None:
         """Learn tokens int64 [N], each in its group int64 [N], newest last; -1 is ignored."""
         ...
+
+    def wait(self) -> None:
+        """Let the current stream wait for what `observe` does on other streams."""
+        return
 
     def contains(self, tokens: Tensor, token_groups: Tensor) -> Tensor:
         """Return which tokens int64 [N] it can propose now in their groups int64 [N]: bool [N]."""
@@ -71,7 +76,7 @@ class Dense(Head):
     num_groups = 1
 
     def __init__(self, lm_head: LMHead) -> None:
-        self.lm_head = lm_head.sound()
+        self.lm_head = lm_head.sound().prepared()
 
     def topk(self, hidden: Tensor, k: int, row_groups: Tensor) -> tuple[Tensor, Tensor]:
         logits, tokens = self.logits(hidden, row_groups)
@@ -123,7 +128,7 @@ class Sparse(Head):
         mode: Literal["indexed", "packed"] = "indexed",
         slab_dtype: torch.dtype | Literal["int4"] | None = None,
     ) -> None:
-        self.lm_head = lm_head = lm_head.sound()
+        self.lm_head = lm_head = lm_head.sound().prepared()
         self.vocab = vocab
         self.num_groups = vocab.num_groups
         self.head = SparseHead(
@@ -137,19 +142,28 @@ class Sparse(Head):
         )
 
     def topk(self, hidden: Tensor, k: int, row_groups: Tensor) -> tuple[Tensor, Tensor]:
-        logits, rows, logsumexp = self.head(hidden, k, row_groups if self.num_groups > 1 else None)
+        logits, rows, logsumexp = self.head(hidden, k, self._groups(row_groups))
         return logits - logsumexp[:, None], self.lm_head.to_tokens(rows)
 
     def logits(self, hidden: Tensor, row_groups: Tensor) -> tuple[Tensor, Tensor]:
-        logits, rows = self.head.logits(hidden, row_groups if self.num_groups > 1 else None)
+        logits, rows = self.head.logits(hidden, self._groups(row_groups))
         return logits, self.lm_head.to_tokens(rows)
 
     def observe(self, tokens: Tensor, token_groups: Tensor) -> None:
         rows = self.lm_head.to_rows(tokens)
-        self.head.observe(rows, token_groups=token_groups if self.num_groups > 1 else None)
+        self.head.observe(rows, token_groups=self._groups(token_groups))
+
+    def wait(self) -> None:
+        if self.head.slab is not None:
+            self.head.slab.wait()
 
     def contains(self, tokens: Tensor, token_groups: Tensor) -> Tensor:
-        return self.vocab.contains(self.lm_head.to_rows(tokens), token_groups=token_groups)
+        groups = self._groups(token_groups)
+        return self.vocab.contains(self.lm_head.to_rows(tokens), token_groups=groups)
+
+    def _groups(self, groups: Tensor) -> Tensor | None:
+        """Return groups as the ops take them: none for a single vocabulary."""
+        return groups.contiguous() if self.num_groups > 1 else None
 
     def active(self) -> Tensor:
         return self.vocab.size

@@ -43,6 +43,8 @@ class Observer:
     def target_top_k(self, logits: Tensor, stage: Stage) -> Tensor:
         """Return the target's t likeliest tokens that the policy wants, int64 [.., t]."""
         count = self.policy.target_top_k(stage) if self.head.follows else 0
+        if count == 0:
+            return torch.empty(*logits.shape[:-1], 0, dtype=torch.int64, device=logits.device)
         return logits.topk(min(count, logits.shape[-1])).indices
 
     def begin(self, request: Request, prompt: Tensor, top_tokens: Tensor, first: Tensor) -> None:
@@ -51,27 +53,21 @@ class Observer:
             self.head.reset(request.group)
         chosen = torch.full_like(prompt, -1)
         chosen[-1:] = first
-        self._tell([request], [TargetPass("prompt", prompt, top_tokens, chosen)])
+        self._tell(
+            [TargetPass("prompt", prompt, top_tokens, chosen)], first.new_tensor([request.group])
+        )
 
-    def step(
-        self, requests: Sequence[Request], tree: Tree, top_tokens: Tensor, verified: Verified
-    ) -> None:
-        """Observe the verified trees of the texts; top_tokens int64 [B, n, t] follow each node."""
-        batch, behind = tree.tokens.shape  # index of a path's padding
-        chosen = tree.tokens.new_full((batch, behind + 1), -1)
-        paths = verified.paths.where(verified.paths >= 0, behind)
-        chosen.scatter_(1, paths, verified.tokens)
-        passes = [
-            TargetPass("step", *(part[text, :size] for part in (tree.tokens, top_tokens, chosen)))
-            for text, size in enumerate(tree.sizes)
-        ]
-        self._tell(requests, passes)
+    def step(self, text_groups: Tensor, tree: Tree, top_tokens: Tensor, verified: Verified) -> None:
+        """Observe the verified trees of the texts; top_tokens int64 [B, n, t] follow each node.
 
-    def _tell(self, requests: Sequence[Request], passes: Sequence[TargetPass]) -> None:
+        text_groups: int64 [B], each text's vocabulary in the head.
+        """
+        top_tokens = top_tokens.masked_fill((tree.tokens < 0)[:, :, None], -1)
+        parts = zip(tree.tokens, top_tokens, verified.chosen, strict=True)
+        self._tell([TargetPass("step", *part) for part in parts], text_groups)
+
+    def _tell(self, passes: Sequence[TargetPass], text_groups: Tensor) -> None:
         if self.head.follows:
-            tokens = [self.policy.select(one) for one in passes]
-            token_groups = [
-                torch.full_like(selected, request.group)
-                for selected, request in zip(tokens, requests, strict=True)
-            ]
-            self.head.observe(torch.cat(tokens), torch.cat(token_groups))
+            tokens = torch.stack([self.policy.select(one) for one in passes])
+            token_groups = text_groups[:, None].expand_as(tokens)
+            self.head.observe(tokens.flatten(), token_groups.flatten())

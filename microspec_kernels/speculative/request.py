@@ -14,7 +14,8 @@ class Request:
     """A text that a `Batch` continues.
 
     `tokens`: the new tokens so far. `seed`: seed of the random numbers that draw them. `group`: the
-    text's vocabulary in the head. `stats.seconds` covers the whole batch.
+    text's vocabulary in the head. `stats.seconds` covers the whole batch. `row`: the text's row in
+    the batch's tensors. `prompt_length`: number of tokens before the new ones.
     """
 
     max_new_tokens: int
@@ -22,7 +23,14 @@ class Request:
     seed: int
     group: int
     stats: Stats
+    prompt_length: int = 0
+    row: int = 0
     tokens: list[int] = field(default_factory=list)
+
+    @property
+    def read(self) -> int:
+        """Number of tokens that the target has read: all but the newest."""
+        return self.prompt_length + len(self.tokens) - 1
 
     @property
     def done(self) -> bool:

@@ -5,11 +5,13 @@ Drafting therefore cannot change the text.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+BROKEN = -2
 WORD = 0xFFFFFFFF
 # Rotations of Threefry-2x32-20, and the start value of its third key word.
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
@@ -66,15 +68,20 @@ class Sampling:
         Raises ValueError: with a temperature above 0, the largest logit of a row is NaN or
         infinite.
         """
+        largest = logits.amax(-1)
+        if self.temperature and not bool(largest.isfinite().all()):
+            raise not_finite(largest[~largest.isfinite()][0].item())
+        return self.shares(logits)
+
+    def shares(self, logits: Tensor) -> Tensor:
+        """Return `probabilities` without its check, which waits for the device.
+
+        The result is undefined in rows whose largest logit is not finite.
+        """
         if self.temperature == 0:
             certain = torch.zeros(logits.shape, dtype=torch.float64, device=logits.device)
             return certain.scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
         largest = logits.amax(-1, keepdim=True).double()
-        if not bool(largest.isfinite().all()):
-            raise ValueError(
-                "Sampling: logits: expected a finite largest logit in every row, "
-                f"got {largest[~largest.isfinite()][0].item()}"
-            )
         # Subtract first: the difference cannot overflow, however low the temperature is.
         scores = (logits.double() - largest) / self.temperature
         if 0 < self.top_k < scores.shape[-1]:
@@ -87,14 +94,31 @@ class Sampling:
         return scores.softmax(-1)
 
 
-def choose(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> Tensor:
+def not_finite(got: object) -> ValueError:
+    """Return the error for a row whose largest logit is not finite, at a temperature above 0."""
+    return ValueError(f"Sampling: logits: expected a finite largest logit in every row, got {got}")
+
+
+def choose(logits: Tensor, uniforms: Tensor | None, sampling: Sampling) -> Tensor:
     """Choose the next token of each row: logits [..., V], uniforms fp64 [...] in [0, 1).
 
-    Returns int64 [...]. See `Sampling.probabilities`, also for its errors, and `race`.
+    A greedy choice needs no uniforms.
+
+    Returns int64 [...]. See `race`. Nothing waits for the device: at a temperature above 0, a row
+    whose largest logit is not finite gives BROKEN.
     """
     if sampling.temperature == 0:
         return logits.argmax(-1)
-    return race(sampling.probabilities(logits), uniforms)
+    assert uniforms is not None
+    drawn = race(sampling.shares(logits), uniforms)
+    return drawn.where(logits.amax(-1).isfinite(), BROKEN)
+
+
+def checked(tokens: Sequence[int]) -> Sequence[int]:
+    """Return tokens that `choose` gave, on the host. Raises ValueError if one of them is BROKEN."""
+    if BROKEN in tokens:
+        raise not_finite("NaN or infinity")
+    return tokens
 
 
 def race(probabilities: Tensor, uniforms: Tensor) -> Tensor:

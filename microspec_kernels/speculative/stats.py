@@ -19,10 +19,11 @@ class Stats:
     `acceptance_lengths`: tokens that each verification produced, bonus included.
     `active_sizes`: tokens the draft could propose at each step.
     `covered`: how many of the produced tokens the draft could propose.
-    `seconds`: time of each part: `prefill` (target), `draft_layer`, `head`, `vocabulary` (observing
-        tokens, counting coverage), `tree` (choosing its nodes), `verify` (target, its logits, walk,
-        cache) and `total`, which includes the other parts and the loop between them. On a GPU the
-        clock synchronises the device at both ends of each part, so each part is timed separately.
+    `seconds`: `total`, from joining on; on a GPU each step ends with a read, so it is the device's
+        time, too. In a batch that is `timed` also each part's time: `prefill` (target),
+        `draft_layer`, `head`, `vocabulary` (observing tokens, counting coverage), `tree` (choosing
+        its nodes) and `verify` (target, its logits, walk, cache). On a GPU the clock then
+        synchronises the device at both ends of each part, and no graph is captured.
     """
 
     acceptance_lengths: list[int] = field(default_factory=list)
@@ -94,14 +95,18 @@ class Generation:
 
 
 class Clock:
-    """A clock that adds the time of each named part to `seconds`."""
+    """A clock that adds the time of each named part to `seconds`, if it is `on`."""
 
-    def __init__(self, device: torch.device, seconds: dict[str, float]) -> None:
+    def __init__(self, device: torch.device, seconds: dict[str, float], on: bool) -> None:
         self._device = device
         self._seconds = seconds
+        self._on = on
 
     @contextmanager
     def __call__(self, part: str) -> Iterator[None]:
+        if not self._on:
+            yield
+            return
         start = self._now()
         yield
         self._seconds[part] = self._seconds.get(part, 0.0) + self._now() - start

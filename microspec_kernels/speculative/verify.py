@@ -13,26 +13,46 @@ from .tree import Tree
 
 
 class Verified(NamedTuple):
-    """The accepted part of B drafts, and the tokens that continue the texts.
+    """The accepted part of B drafts of n nodes, and the tokens that continue the texts.
 
-    `paths` int64 [B, m]: the accepted nodes from the root (node 0) on, then -1.
+    `paths` int64 [B, m]: the accepted nodes from the root (node 0) on, then 0.
     `tokens` int64 [B, m]: the token after each accepted node, then -1: the accepted tokens and the
         bonus.
+    `chosen` int64 [B, n]: the same tokens at their nodes; -1 at nodes that are not accepted.
     `counts` int64 [B]: number of these tokens, at least 1.
     """
 
     paths: Tensor
     tokens: Tensor
+    chosen: Tensor
     counts: Tensor
 
 
-def follow(tree: Tree, choose: Callable[[Tensor, Tensor], Tensor]) -> Verified:
+def accept(tree: Tree, chosen: Tensor, depth: int) -> Verified:
+    """Accept the nodes of trees whose tokens, and whose ancestors' tokens, the target chose.
+
+    chosen: int64 [B, n], the target's token after each node; any other than a token's id after
+        nodes that are not accepted.
+    depth: the trees' depth. At most one path of a tree is accepted, because siblings differ.
+    """
+    wrong = tree.tokens != chosen.gather(1, tree.parents)
+    wrong[:, 0] = False
+    off = (tree.ancestor_mask & wrong[:, None]).any(2)
+    # A parent comes before its children: the accepted nodes, in order, are the path.
+    behind, paths = (part[:, : depth + 1] for part in off.sort(dim=1, stable=True))
+    tokens = chosen.gather(1, paths).masked_fill(behind, -1)
+    counts = (~behind).sum(1)
+    return Verified(paths.masked_fill(behind, 0), tokens, chosen.masked_fill(off, -1), counts)
+
+
+def follow(tree: Tree, choose: Callable[[Tensor, Tensor], Tensor], depth: int) -> Verified:
     """Walk down the trees by the target's choices, as long as they are in the tree.
 
-    tree: drafts of B texts.
-    choose: takes text indices int64 [a] and one node of each, int64 [a]; returns the target's
-        tokens int64 [a] after these nodes. `follow` asks only for tokens that it emits, because
-        drawing one takes a softmax, and maybe a sort, over V.
+    tree: drafts of B texts, of at most `depth` levels.
+    choose: takes one node of each text, int64 [B], and the nodes' depths int64 [B]; returns the
+        target's tokens int64 [B] after these nodes. `follow` asks only at nodes whose token it
+        emits, because drawing one takes a softmax, and maybe a sort, over V. At a text's last node
+        it may ask again.
 
     Lossless, because the choice at a node is drawn from the target's distribution after the text
     that ends there, with the random number of its position (`sampling.uniforms_at`), which the
@@ -40,21 +60,18 @@ def follow(tree: Tree, choose: Callable[[Tensor, Tensor], Tensor]) -> Verified:
     seed, and the tree only decides how much of it one pass yields. The numbers of different
     positions are independent and uniform, so the text has the target's distribution.
     """
-    batch = len(tree.tokens)
-    texts = torch.arange(batch, device=tree.tokens.device)
-    nodes = torch.zeros_like(texts)
-    paths: list[Tensor] = []
-    tokens: list[Tensor] = []
-    while len(texts):
-        chosen = choose(texts, nodes)
-        for columns, column in ((paths, nodes), (tokens, chosen)):
-            columns.append(column.new_full((batch,), -1).index_copy_(0, texts, column))
-        children = (tree.parents[texts] == nodes[:, None]) & (tree.tokens[texts] == chosen[:, None])
+    nodes = torch.zeros_like(tree.tokens[:, 0])
+    depths, chosen = nodes, torch.full_like(tree.tokens, -1)
+    for _ in range(depth + 1):
+        token = choose(nodes, depths)[:, None]
+        chosen = chosen.scatter(1, nodes[:, None], token)
+        children = (tree.parents == nodes[:, None]) & (tree.tokens == token)
         children[:, 0] = False  # the root is its own parent but not a child
-        going = children.any(1)
-        texts, nodes = texts[going], children.int().argmax(1)[going]
-    path = torch.stack(paths, dim=1)
-    return Verified(path, torch.stack(tokens, dim=1), (path >= 0).sum(1))
+        found, child = children.max(1)
+        nodes, depths = torch.where(found, child, nodes), depths + found
+        if found.device.type == "cpu" and not bool(found.any()):
+            break  # all further turns would ask again; on a GPU this would wait for the device
+    return accept(tree, chosen, depth)
 
 
 def verify_chain(p: Tensor, q: Tensor, drafted: Tensor, accept: Tensor, final: Tensor) -> Verified:
@@ -87,7 +104,8 @@ def verify_chain(p: Tensor, q: Tensor, drafted: Tensor, accept: Tensor, final: T
     tokens[row, count] = draw(rest, final[row, count])
     nodes = torch.arange(tokens.shape[1], device=p.device).expand_as(tokens)
     behind = nodes > count[:, None]
-    return Verified(nodes.masked_fill(behind, -1), tokens.masked_fill(behind, -1), count + 1)
+    tokens = tokens.masked_fill(behind, -1)
+    return Verified(nodes.masked_fill(behind, 0), tokens, tokens, count + 1)
 
 
 def accepted(p: Tensor, q: Tensor, uniforms: Tensor) -> Tensor:

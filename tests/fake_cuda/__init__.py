@@ -17,8 +17,9 @@ every call of PyTorch, passes the marks on, and refuses what a GPU would refuse 
   a call may load a kernel, compile, tune or allocate a workspace, which a capture does not allow;
 - under ``torch.cuda.set_sync_debug_mode("error")``: whatever waits for the device.
 
-A graph is the list of the calls in its capture (graphs.py). A replay makes them again and writes
-over the same results; the Python code between them does not run again, as on a GPU.
+A graph is the list of the calls in its capture (graphs.py). What they wrote over is restored when
+the capture ends, because a GPU only records them. A replay makes them again and writes over the
+same results; the Python code between them does not run again, as on a GPU.
 
 The package's ops are served by its CPU kernels, with the rules of its CUDA kernels (ops.py):
 tensors of two devices are refused, and ids out of range count as empty. ``torch.compile`` returns

@@ -66,6 +66,8 @@ class FakeCuda(TorchFunctionMode):
         check_generator(options.get("generator"), result_there)
         held = {storage._cdata for t in given if (storage := storage_of(t)) is not None}
         served = SERVED.get(str(function), function) if any(there) else function
+        if device.capture is not None:
+            device.capture.keep_what_is_written(function, given, options)
         result = served(*arguments, **options)
         results = tensors_in(result)
         for tensor in results:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .memory import FakeCudaError
+from .memory import FakeCudaError, storage_of
 from .streams import Stream, StreamContext, device
 
 Call = tuple[Callable[..., Any], Sequence[Any], dict[str, Any], list[Tensor]]
@@ -34,12 +34,23 @@ class Capture:
         self.origin = origin
         self.done: dict[Stream, dict[Stream, int]] = {origin: {}}
         self.calls: list[Call] = []
+        self._written: dict[int, tuple[Any, Any]] = {}  # storages, and what was in them before
 
     def join(self, stream: Stream, done: dict[Stream, int]) -> None:
         """Let what follows on the stream come after ``done``; the stream belongs to the capture."""
         own = self.done.setdefault(stream, {})
         for other, number in done.items():
             own[other] = max(number, own.get(other, 0))
+
+    def keep_what_is_written(self, function: Any, given: list[Tensor], named: Any) -> None:
+        """Remember the arguments of a call that may write to them."""
+        name = getattr(function, "__name__", "").partition(".")[0]
+        written = name.startswith(("__i", "__set")) or (name[-1:] == "_" != name[-2:-1])
+        for tensor in given if written or "out" in named else ():
+            storage = storage_of(tensor)
+            if storage is not None and storage._cdata not in self._written:
+                with torch._C.DisableTorchFunction():
+                    self._written[storage._cdata] = storage, storage.clone()
 
     def add(self, call: Call) -> None:
         if device.current not in self.done:
@@ -53,6 +64,8 @@ class Capture:
         for stream, done in self.done.items():
             if done.get(stream, 0) > waited_for.get(stream, 0):
                 raise FakeCudaError("cudaErrorStreamCaptureUnjoined: a stream was not joined")
+        for storage, before in self._written.values():
+            storage.copy_(before)
         return self.calls
 
 

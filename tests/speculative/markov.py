@@ -5,7 +5,6 @@ Their distributions have closed forms. The parts of the loop speculate many inde
 once, without the loop's models.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 from microspec_kernels import ActiveVocab
 from microspec_kernels.speculative import Dense, Head, LMHead, Sampling, Sparse, Static, chain
 from microspec_kernels.speculative import verify as rules
+from microspec_kernels.speculative.models.cache import KVCache
 from microspec_kernels.speculative.sampling import choose, uniforms_at
 from microspec_kernels.speculative.stats import Clock
 from microspec_kernels.speculative.tree import Tree, TreeShape, grow
@@ -41,16 +41,10 @@ class MarkovDraft:
     def head_input(self, features: Tensor) -> Tensor:
         return features
 
-    def step(self, tokens: Tensor, parents: Tensor, ancestor_mask: Tensor, cache: Any) -> Tensor:
-        return GUESSES[tokens]
-
-
-@dataclass
-class NoCache:
-    lengths: list[int]
-
-    def keep(self, prefix_lengths: Any, nodes: Any) -> None:
-        """Do nothing: the draft stores no entries."""
+    def step(
+        self, tokens: Tensor, parents: Tensor, positions: Tensor, mask: Tensor, cache: KVCache
+    ) -> Tensor:
+        return GUESSES[tokens.clamp(min=0)]
 
 
 def make_head(name: str, texts: int) -> Head:
@@ -118,8 +112,15 @@ def one_step(
     newest: Tensor,
     positions: Tensor,
 ) -> tuple[Tree, Any]:
-    clock = Clock(torch.device("cpu"), {})
-    drafted_by = (newest, GUESSES[newest], groups, MarkovDraft(), NoCache([0] * len(seeds)), head)
+    clock = Clock(torch.device("cpu"), {}, on=False)
+    drafted_by = (
+        newest,
+        GUESSES[newest],
+        groups,
+        MarkovDraft(),
+        KVCache(1, seeds.device, len(seeds)),
+        head,
+    )
     if kind == "chain":
         uniforms = chain.chain_uniforms(seeds, positions, SHAPE.depth)
         drafted = chain.sample_chain(*drafted_by, sampling, uniforms.draft, clock)
@@ -129,10 +130,10 @@ def one_step(
             p, drafted.draft_probs, tokens, uniforms.accept, uniforms.final
         )
     tree = grow(*drafted_by, SHAPE, clock)
-    depths = tree.ancestor_mask.sum(-1)
+    texts = torch.arange(len(seeds))
 
-    def choice(texts: Tensor, nodes: Tensor) -> Tensor:
-        uniforms = uniforms_at(seeds[texts], positions[texts] + depths[texts, nodes])
+    def choice(nodes: Tensor, depths: Tensor) -> Tensor:
+        uniforms = uniforms_at(seeds, positions + 1 + depths)
         return choose(LOGITS[tree.tokens[texts, nodes]], uniforms, sampling)
 
-    return tree, rules.follow(tree, choice)
+    return tree, rules.follow(tree, choice, SHAPE.depth)

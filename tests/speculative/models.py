@@ -119,8 +119,9 @@ class Scrambled:
     def extend(self, tokens: Tensor, hidden: Tensor, counts: Any, cache: Any) -> Tensor:
         return torch.full_like(hidden[:, -1], self.value)
 
-    def step(self, tokens: Tensor, parents: Tensor, ancestor_mask: Tensor, cache: Any) -> Tensor:
-        cache.advance(tokens.shape[1])
+    def step(
+        self, tokens: Tensor, parents: Tensor, positions: Tensor, mask: Tensor, cache: Any
+    ) -> Tensor:
         return torch.full_like(parents, self.value)
 
 

@@ -85,8 +85,9 @@ class Witness:
         def noted(roots: Tensor, features: Tensor, *rest: Any) -> Any:
             tree = grow(roots, features, *rest)
             sets = self.batch.head.active_sets()  # type: ignore[attr-defined]
-            for text, request in enumerate(self.batch.requests):
-                size = tree.sizes[text]
+            for request in self.batch.requests:
+                text = request.row
+                size = int(tree.sizes[text])
                 exact = (
                     tree.tokens[text, :size].tolist(),
                     tree.parents[text, :size].tolist(),
@@ -125,12 +126,14 @@ def test_neighbours_change_nothing(drafts: str, monkeypatch: pytest.MonkeyPatch)
     together = batch()
 
     def break_the_second(there: dict[Request, Text]) -> None:
-        for stored in (together._cache, together._draft_cache):
+        texts = together._texts
+        texts.set(len(there), 1 + max(request.read for request in there))
+        for stored in texts.caches:
             poison(stored)
-        broken = [i for i, request in enumerate(there) if request.group == 1]
-        assert together._draft_cache._entries is not None
-        together._draft_cache._entries[:, :, broken] = torch.nan
-        together._features[broken] = torch.nan
+        broken = [request.row for request in there if request.group == 1]
+        assert texts.draft_cache._entries is not None
+        texts.draft_cache._entries[:, :, broken] = torch.nan
+        texts.features[broken] = torch.nan
 
     requests = witness.run(together, texts, before=break_the_second)
     assert [request.group for request in requests] == [0, 1, 2, 3]

@@ -77,7 +77,7 @@ def test_packed_rows_of_every_group_in_two_buffers() -> None:
 def test_each_texts_figures_are_its_own() -> None:
     target, draft = pair()
     spy = Spy(CausalModel(draft).lm_head, 40, num_groups=3)
-    batch = Batch(target, draft, head=spy, policy=Policy(MICROSPEC), **SHAPE)
+    batch = Batch(target, draft, head=spy, policy=Policy(MICROSPEC), timed=True, **SHAPE)
     expected: dict[Request, tuple[list[int], list[set[int]]]] = {}
 
     def note(there: dict[Request, Text]) -> None:

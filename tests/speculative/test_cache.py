@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from microspec_kernels.speculative import CausalModel
-from microspec_kernels.speculative.models.cache import KVCache, causal, visible
+from microspec_kernels.speculative.models.cache import KVCache, room_for
 
 from .models import KINDS, VOCAB, prompt, tiny
 
@@ -19,6 +19,7 @@ from .models import KINDS, VOCAB, prompt, tiny
 PARENTS = (0, 0, 0, 1, 2, 3, 3)
 PATHS = ([0, 1, 3, 6], [0, 2, 4], [0])
 LENGTHS = (11, 5, 17)
+CPU = torch.device("cpu")
 
 
 def ancestor_mask_of(parents: tuple[int, ...]) -> Tensor:
@@ -31,24 +32,36 @@ def ancestor_mask_of(parents: tuple[int, ...]) -> Tensor:
 def entries(cache: KVCache, text: int = 0) -> Tensor:
     """Return the kept entries of one text, [layers, 2, heads, length, head_dim]."""
     assert cache._entries is not None
-    return cache._entries[:, :, text, :, : cache.lengths[text]]
+    begin = cache._pending_room
+    return cache._entries[:, :, text, :, begin : begin + int(cache.lengths[text])]
 
 
 def poison(cache: KVCache) -> None:
-    """Fill the memory behind every text's end with NaN."""
+    """Fill all memory that no pass may read with NaN: other rows, and columns outside its room."""
     assert cache._entries is not None
-    for text, length in enumerate(cache.lengths):
-        cache._entries[:, :, text, :, length:] = torch.nan
+    begin = cache._pending_room
+    cache._entries[:, :, cache.rows :] = torch.nan
+    cache._entries[..., : begin - cache.pending, :] = torch.nan
+    cache._entries[..., begin + cache.room :, :] = torch.nan
 
 
-def prefilled(target: CausalModel, texts: Sequence[Tensor]) -> KVCache:
+def prefilled(target: CausalModel, texts: Sequence[Tensor], more: int = 8) -> KVCache:
+    """Return a cache of these texts, with room for `more` entries of each."""
     cache = target.new_cache()
-    cache.select([])
-    for text in texts:
+    for row, text in enumerate(texts):
         alone = target.new_cache()
         target.prefill(text, alone)
-        cache.append(alone)
+        cache.reserve(row + 1, room_for(len(text) + more), 1, alone)
+        cache.put(row, alone)
+    cache.rows, cache.longest = len(texts), max(map(len, texts))
     return cache
+
+
+def padded(paths: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+    """Return paths [B, m], padded by zeros, and their lengths [B]."""
+    longest = max(map(len, paths))
+    rows = [path + [0] * (longest - len(path)) for path in paths]
+    return torch.tensor(rows), torch.tensor([len(path) for path in paths])
 
 
 @torch.inference_mode()
@@ -62,23 +75,25 @@ def test_keeping_a_path_equals_computing_it(kind: str, attention: str) -> None:
     cache = prefilled(target, texts)
     before = [entries(cache, text).clone() for text in range(3)]
     poison(cache)
-    hidden = target.forward(nodes, ancestor_mask_of(PARENTS).expand(3, -1, -1), cache)[0]
-    cache.keep(LENGTHS, PATHS)
-    assert cache.lengths == [15, 8, 18]
+    tree = ancestor_mask_of(PARENTS)
+    positions = cache.ends[:, None] + tree.sum(1) - 1
+    hidden = target.forward(nodes, positions, cache.mask(tree[None]), cache)[0]
+    cache.keep(*padded(PATHS))
+    assert cache.ends.tolist() == [15, 8, 18] and cache.pending == 0
     poison(cache)
     next_token = torch.tensor([7])
-    one = causal(1, next_token.device)
-    after = target.forward(next_token.expand(3, 1), one, cache)[0]
+    read = next_token.expand(3, 1), cache.ahead(1), cache.causal(1)
+    after = target.forward(*read, cache)[0]
 
     for text, path in enumerate(PATHS):
         fresh = target.new_cache()
         whole = torch.cat((texts[text], nodes[text, path]))
         expected = target.prefill(whole, fresh)[0][LENGTHS[text] :]
         torch.testing.assert_close(hidden[text, path], expected, rtol=1e-4, atol=1e-4)
-        last = target.forward(next_token[None], one, fresh)[0]
-        torch.testing.assert_close(after[text], last[0], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(entries(cache, text), entries(fresh), rtol=1e-4, atol=1e-4)
         assert torch.equal(entries(cache, text)[..., : LENGTHS[text], :], before[text])
+        last = target.forward(next_token[None], fresh.ahead(1), fresh.causal(1), fresh)[0]
+        torch.testing.assert_close(after[text], last[0], rtol=1e-4, atol=1e-4)
 
 
 @torch.inference_mode()
@@ -91,8 +106,11 @@ def test_padding_behind_a_shorter_piece_of_text(kind: str) -> None:
     counts = [6, 2, 4]
     cache = prefilled(target, texts)
     poison(cache)
-    hidden = target.forward(pieces, causal(6, pieces.device), cache, counts=counts)[0]
-    assert cache.lengths == [length + count for length, count in zip(LENGTHS, counts, strict=True)]
+    hidden = target.forward(pieces, cache.ahead(6), cache.causal(6), cache)[0]
+    cache.keep_all(torch.tensor(counts))
+    assert cache.ends.tolist() == [
+        length + count for length, count in zip(LENGTHS, counts, strict=True)
+    ]
     for text, count in enumerate(counts):
         fresh = target.new_cache()
         alone = target.prefill(torch.cat((texts[text], pieces[text, :count])), fresh)[0][-count:]
@@ -107,73 +125,91 @@ def numbered(begins: Sequence[int], count: int, layer: int) -> Tensor:
     return numbers[:, None, :, None].expand(-1, 3, -1, 2)
 
 
+def read(cache: KVCache, begins: Sequence[int], count: int, texts: int = 0) -> None:
+    """Let both layers write numbered entries, plus `texts` times 1e4; check what they get back."""
+    pending, room = cache.pending, cache.room
+    for layer in range(2):
+        new = numbered(begins, count, layer) + texts * 1e4
+        for got, sign in zip(cache.update(new, -new, layer), (1, -1), strict=True):
+            assert got.shape == (len(begins), 3, count + pending + room, 2)
+            assert torch.equal(got[:, :, :count], sign * new)
+            for text, begin in enumerate(begins):
+                expected = sign * (numbered([0] * len(begins), begin, layer)[text] + texts * 1e4)
+                assert torch.equal(got[text, :, count + pending :][:, :begin], expected)
+    cache.advance(cache.ahead(count))
+
+
 @settings(max_examples=50, deadline=None)
 @given(
     firsts=st.lists(st.integers(1, 300), min_size=1, max_size=3),
     added=st.integers(1, 300),
-    kept=st.lists(st.sets(st.integers(0, 299)), min_size=3, max_size=3),
-    order=st.permutations(range(3)),
-    going=st.integers(0, 3),
+    kept=st.lists(st.sets(st.integers(0, 299), min_size=1), min_size=3, max_size=3),
+    moved=st.tuples(st.integers(0, 2), st.integers(0, 2)),
 )
 def test_keep_moves_only_the_kept(
-    firsts: list[int], added: int, kept: list[set[int]], order: list[int], going: int
+    firsts: list[int], added: int, kept: list[set[int]], moved: tuple[int, int]
 ) -> None:
-    """Numbered entries stay the same through growth, moves and leaves."""
+    """Numbered entries stay the same through growth, passes that are dropped, keeps and moves."""
     batch = len(firsts)
-    nodes = [sorted(node for node in each if node < added) for each in kept[:batch]]
-    cache = KVCache(2, batch)
-    for begins, count in (([0] * batch, max(firsts)), (firsts, added)):
-        for layer in range(2):
-            new = numbered(begins, count, layer)
-            keys, values = cache.update(new, -new, layer)
-            for text, begin in enumerate(begins):
-                expected = numbered([0] * batch, begin + count, layer)[text]
-                assert torch.equal(keys[text, :, : begin + count], expected)
-                assert torch.equal(values[text, :, : begin + count], -expected)
-                assert keys.shape[2] == values.shape[2] == max(begins) + count
-                assert not keys[text, :, begin + count :].any()
-                assert not values[text, :, begin + count :].any()
-        cache.advance(firsts if begins[0] == 0 else count)
-        poison(cache)
-    assert cache.get_seq_length() == max(firsts) + added
+    nodes = [sorted({node % added for node in each}) for each in kept[:batch]]
+    cache = KVCache(2, CPU, batch)
+    read(cache, [0] * batch, max(firsts))
+    cache.keep_all(torch.tensor(firsts))
     assert cache._entries is not None
+    cache._entries[..., : cache._pending_room, :] = torch.nan
+    cache.reserve(batch, max(firsts) + 2 * added, 2 * added)
+    read(cache, firsts, added)
+    read(cache, firsts, added)
+    cache.drop()
+    read(cache, firsts, added)
     store = cache._entries.data_ptr()
-    cache.keep(firsts, nodes)
+    paths, counts = padded(nodes)
+    cache.keep(paths, counts)
     assert cache._entries.data_ptr() == store, "the cache was copied"
-    texts = [text for text in order if text < batch][:going]
-    cache.select(texts)
-    assert cache.lengths == [firsts[text] + len(nodes[text]) for text in texts]
-    for place, text in enumerate(texts):
+    lengths = [first + len(path) for first, path in zip(firsts, nodes, strict=True)]
+    assert cache.lengths.tolist() == lengths and cache.longest >= max(lengths)
+    source, row = (text % batch for text in moved)
+    cache.move(source, row)
+    for place in range(batch):
+        text = source if place == row else place
         numbers = list(range(firsts[text])) + [firsts[text] + node for node in nodes[text]]
         for layer in range(2):
             expected = numbered([0] * batch, firsts[text] + added, layer)[text][:, numbers]
             assert torch.equal(entries(cache, place)[layer, 0], expected)
             assert torch.equal(entries(cache, place)[layer, 1], -expected)
+    assert bool(cache._entries[..., cache._pending_room :, :].isfinite().all())
 
 
 @settings(max_examples=50, deadline=None)
-@given(lengths=st.lists(st.integers(1, 600), max_size=4), leaving=st.integers(0, 4))
-def test_append_takes_in_texts_of_any_length(lengths: list[int], leaving: int) -> None:
-    """Texts join one after the other, while some of the first leave."""
-    cache = KVCache(2, 0)
-    texts: list[tuple[int, int]] = []
-    for index, length in enumerate(lengths):
-        if index == leaving:
-            cache.select(range(1, len(texts)))
-            del texts[:1]
-        alone = KVCache(2)
+@given(lengths=st.lists(st.integers(1, 600), min_size=1, max_size=9))
+def test_texts_of_any_length_take_rows_without_copies_of_the_others(lengths: list[int]) -> None:
+    cache = KVCache(2, CPU)
+    copied = 0
+    for row, length in enumerate(lengths):
+        alone = KVCache(2, CPU)
+        read(alone, [0], length, texts=row)
+        alone.keep_all()
+        if cache.reserve(row + 1, room_for(max(lengths)), 4, alone):
+            copied += row
+        store = cache._entries
+        assert store is not None
+        store[:, :, row] = torch.nan  # what a text of before has left
+        cache.put(row, alone)
+        assert cache._entries is store
+        assert bool(store[:, :, row].isfinite().all())
+    assert copied < 2 * len(lengths), "a joining text copies all others"
+    assert cache.lengths.tolist()[: len(lengths)] == lengths
+    for row, length in enumerate(lengths):
         for layer in range(2):
-            new = numbered([0], length, layer) + index
-            alone.update(new, -new, layer)
-        alone.advance(length)
-        cache.append(alone)
-        texts.append((index, length))
-    assert cache.lengths == [length for _, length in texts]
-    for place, (index, length) in enumerate(texts):
-        for layer in range(2):
-            expected = numbered([0], length, layer)[0] + index
-            assert torch.equal(entries(cache, place)[layer, 0], expected)
-            assert torch.equal(entries(cache, place)[layer, 1], -expected)
+            expected = numbered([0] * (row + 1), length, layer)[row]
+            assert torch.equal(entries(cache, row)[layer, 0], expected)
+
+
+def test_few_rooms_for_many_lengths() -> None:
+    rooms = [room_for(length) for length in range(1, 20_000)]
+    assert rooms == sorted(rooms) and len(set(rooms)) < 30
+    for length, room in enumerate(rooms, start=1):
+        assert length <= room <= length + max(255, length // 4)
 
 
 @settings(max_examples=100, deadline=None)
@@ -183,8 +219,11 @@ def test_append_takes_in_texts_of_any_length(lengths: list[int], leaving: int) -
     count=st.integers(1, 10),
     window=st.none() | st.integers(1, 14),
 )
-def test_visible(data: st.DataObject, lengths: list[int], count: int, window: int | None) -> None:
-    """Compare positions and windows with a node-by-node computation; only the last rows are new."""
+def test_masks(data: st.DataObject, lengths: list[int], count: int, window: int | None) -> None:
+    """Compare masks and windows of a forest with a node-by-node computation.
+
+    The first nodes are pending, of an earlier pass; only the last ones are new.
+    """
     forests: list[list[int | None]] = []
     for _ in lengths:
         drawn = [data.draw(st.none() | st.integers(0, node)) for node in range(count - 1)]
@@ -198,30 +237,38 @@ def test_visible(data: st.DataObject, lengths: list[int], count: int, window: in
             position.append(committed if parent is None else position[parent] + 1)
         ancestor_masks.append(ancestor_mask)
         positions.append(position)
-    new = data.draw(st.integers(1, count))
-    mask, found = visible(
-        torch.stack(ancestor_masks)[:, -new:], [length + count - new for length in lengths], window
+    old = count - data.draw(st.integers(1, count))
+    cache = KVCache(1, CPU, len(lengths))
+    cache.lengths += torch.tensor(lengths)
+    cache.longest = max(lengths)
+    if old:
+        cache.advance(torch.tensor(positions)[:, :old])
+    seen = torch.stack(ancestor_masks)[:, old:]
+    # The newest pass comes first.
+    mask = torch.cat(
+        (seen[..., old:], seen[..., :old], cache.mask().expand(-1, count - old, -1)), 2
     )
-    assert found.tolist() == [position[-new:] for position in positions]
-    columns = max(lengths) + count
-    assert mask.shape == (len(lengths), new, columns)
+    if old == 0:
+        assert torch.equal(mask, cache.mask(seen))
+    if window is not None:
+        mask = cache.within(mask, torch.tensor(positions)[:, old:], window)
+    assert mask.shape == (len(lengths), count - old, count + cache.room)
     for text, committed in enumerate(lengths):
         position = positions[text]
-        for row, node in enumerate(range(count - new, count)):
+        for row, node in enumerate(range(old, count)):
             reach = -1 if window is None else position[node] - window
+            order = [*range(old, count), *range(old)]
             expected = [
-                key > reach if key < committed else
-                key < committed + count
-                and bool(ancestor_masks[text][node, key - committed])
-                and position[key - committed] > reach
-                for key in range(columns)
-            ]  # fmt: skip
+                bool(ancestor_masks[text][node, other]) and position[other] > reach
+                for other in order
+            ]
+            expected += [reach < key < committed for key in range(cache.room)]
             assert mask[text, row].tolist() == expected
 
 
 def test_one_ancestor_mask_serves_all_texts() -> None:
-    several = visible(causal(4, torch.device("cpu")).expand(3, -1, -1), [2, 0, 5], 3)
-    for got, expected in zip(
-        visible(causal(4, torch.device("cpu")), [2, 0, 5], 3), several, strict=True
-    ):
-        assert torch.equal(got, expected)
+    cache = KVCache(1, CPU, 3)
+    cache.lengths += torch.tensor([2, 0, 5])
+    chain = torch.ones(1, 4, 4, dtype=torch.bool).tril()
+    assert torch.equal(cache.mask(chain), cache.mask(chain.expand(3, -1, -1)))
+    assert torch.equal(cache.causal(4), cache.mask(chain))

@@ -15,30 +15,31 @@ from microspec_kernels.speculative.stats import Clock
 
 from .markov import GUESSES, HEADS, VOCAB, MarkovDraft, make_head
 
-CLOCK = Clock(torch.device("cpu"), {})
+CLOCK = Clock(torch.device("cpu"), {}, on=False)
 
 
 class Remembering(MarkovDraft):
     """Check the ancestor mask and count the cache entries."""
 
     def step(
-        self, tokens: Tensor, parents: Tensor, ancestor_mask: Tensor, cache: KVCache
+        self, tokens: Tensor, parents: Tensor, positions: Tensor, mask: Tensor, cache: KVCache
     ) -> Tensor:
-        assert ancestor_mask.shape[1:] == (1, cache.lengths[0] - 5 + 1) and bool(
-            ancestor_mask.all()
-        )
-        cache.advance(1)
-        return super().step(tokens, parents, ancestor_mask, cache)
+        read = cache.pending + 1
+        assert positions.tolist() == [[5 + cache.pending]] * len(tokens)
+        assert mask.shape[1:] == (1, read + cache.room)
+        assert bool(mask[:, :, : read + 5].all()) and not bool(mask[:, :, read + 5 :].any())
+        cache.advance(positions)
+        return super().step(tokens, parents, positions, mask, cache)
 
 
 class Stumbling(Remembering):
     """Return NaN features for the first text at the first step."""
 
     def step(
-        self, tokens: Tensor, parents: Tensor, ancestor_mask: Tensor, cache: KVCache
+        self, tokens: Tensor, parents: Tensor, positions: Tensor, mask: Tensor, cache: KVCache
     ) -> Tensor:
-        features = super().step(tokens, parents, ancestor_mask, cache)
-        if cache.lengths[0] == 6:
+        features = super().step(tokens, parents, positions, mask, cache)
+        if cache.pending == 1:
             features[0] = torch.nan
         return features
 
@@ -49,8 +50,9 @@ def sampled(
     newest = torch.tensor(roots)
     seeds = torch.arange(len(roots)) + 5
     uniforms = chain_uniforms(seeds, torch.full_like(seeds, 30), depth).draft
-    cache = KVCache(1, batch=len(roots))
-    cache.advance(5)
+    cache = KVCache(1, newest.device, len(roots))
+    cache.lengths += 5
+    cache.longest = 5
     groups = torch.arange(len(roots)) % head.num_groups
     chain = sample_chain(
         newest,
@@ -63,7 +65,7 @@ def sampled(
         uniforms,
         CLOCK,
     )
-    assert cache.lengths == [5] * len(roots), "the draft's guesses stay in its cache"
+    assert cache.lengths.tolist() == [5] * len(roots) and cache.pending == 0
     return chain, uniforms
 
 
@@ -75,7 +77,7 @@ def test_every_level_is_drawn_from_the_heads_distribution(
 ) -> None:
     head = make_head(name, 4)
     chain, uniforms = sampled(head, [3, 0, 3, 7], depth, sampling)
-    assert chain.tokens.shape == (4, depth + 1) and chain.sizes == [depth + 1] * 4
+    assert chain.tokens.shape == (4, depth + 1) and chain.sizes.tolist() == [depth + 1] * 4
     assert chain.parents.tolist() == [[0, *range(depth)]] * 4
     assert torch.equal(chain.ancestor_mask, torch.ones(4, depth + 1, depth + 1).tril().bool())
     proposable = torch.stack(
@@ -98,7 +100,7 @@ def test_a_head_without_tokens_drafts_none() -> None:
     head = make_head("sparse", 2)
     head.vocab.reset([1])
     chain, _ = sampled(head, [3, 3], 3, Sampling(1.0))
-    assert chain.sizes == [4, 1]
+    assert chain.sizes.tolist() == [4, 1]
     assert chain.tokens[1].tolist() == [3, -1, -1, -1]
     assert bool((chain.draft_probs[1, 0] == 0).all()) and bool(
         (chain.draft_probs[0].sum(-1) > 0.99).all()
@@ -107,7 +109,7 @@ def test_a_head_without_tokens_drafts_none() -> None:
 
 def test_a_chain_that_has_ended_stays_so() -> None:
     chain, _ = sampled(make_head("dense", 2), [3, 3], 3, Sampling(1.0), Stumbling())
-    assert chain.sizes == [2, 4]
+    assert chain.sizes.tolist() == [2, 4]
     assert chain.tokens[0, 2:].tolist() == [-1, -1]
     assert chain.draft_probs.sum(-1).round(decimals=6).tolist() == [[1, 0, 0], [1, 1, 1]]
 

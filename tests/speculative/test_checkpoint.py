@@ -51,7 +51,7 @@ def save_draft(
 def feature(draft: Any) -> Tensor:
     with torch.inference_mode():
         hidden = torch.linspace(-1, 1, 8 * SIZE).view(8, SIZE)
-        out: Tensor = draft.extend(prompt(9), hidden[None], [9], draft.new_cache())
+        out: Tensor = draft.extend(prompt(9), hidden[None], torch.tensor([9]), draft.new_cache())
         return out
 
 

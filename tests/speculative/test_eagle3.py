@@ -85,19 +85,19 @@ def test_features_and_logits_equal_the_formula(
     logits = plain.logits(expected)
 
     cache = draft.new_cache()
-    draft.extend(text[:, :6], read[None, :5], [6], cache)
-    feature = draft.extend(text[:, 6:9], read[None, 5:8], [3], cache)
+    draft.extend(text[:, :6], read[None, :5], torch.tensor([6]), cache)
+    feature = draft.extend(text[:, 6:9], read[None, 5:8], torch.tensor([3]), cache)
     close(feature, expected[7:8])
     close(draft.lm_head.logits(draft.head_input(feature)), logits[7:8])
 
     node = torch.tensor([[3]])
-    below = draft.step(node, feature[None], torch.ones(1, 1, 1, dtype=torch.bool), cache)
+    below = draft.step(node, feature[None], cache.ahead(1), cache.causal(1), cache)
     path = torch.cat((text[0, 1:9], node[0]))
     inputs = torch.cat((plain.fused(hidden_states)[:8], expected[7:8]))
     close(below[0], plain.features(path, inputs)[-1:])
 
-    cache.keep([8], [[]])
-    close(draft.extend(text[:, 9:], read[None, 8:11], [3], cache), expected[-1:])
+    cache.drop()
+    close(draft.extend(text[:, 9:], read[None, 8:11], torch.tensor([3]), cache), expected[-1:])
     assert hidden.shape == (12, SIZE)
 
 
@@ -143,16 +143,16 @@ def test_later_layers_are_llamas(target: CausalModel) -> None:
     assert "layers.1.input_layernorm.weight" in names and "layers.1.hidden_norm.weight" not in names
     text, read = prompt(9), torch.randn(1, 8, 3 * SIZE)
     parts, whole = draft.new_cache(), draft.new_cache()
-    draft.extend(text[:, :4], read[:, :3], [4], parts)
-    feature = draft.extend(text[:, 4:], read[:, 3:], [5], parts)
-    close(feature, draft.extend(text, read, [9], whole))
+    draft.extend(text[:, :4], read[:, :3], torch.tensor([4]), parts)
+    feature = draft.extend(text[:, 4:], read[:, 3:], torch.tensor([5]), parts)
+    close(feature, draft.extend(text, read, torch.tensor([9]), whole))
     for name, weight in draft.layers[1].named_parameters():
         if name.endswith(("o_proj.weight", "down_proj.weight")):
             weight.zero_()
     alone = Eagle3Draft(eagle_config(), target)
     alone.load_state_dict({k: v for k, v in draft.state_dict().items() if "layers.1" not in k})
-    passed = draft.extend(text, read, [9], draft.new_cache())
-    assert torch.equal(passed, alone.extend(text, read, [9], alone.new_cache()))
+    passed = draft.extend(text, read, torch.tensor([9]), draft.new_cache())
+    assert torch.equal(passed, alone.extend(text, read, torch.tensor([9]), alone.new_cache()))
     assert not torch.equal(passed, feature)
 
 

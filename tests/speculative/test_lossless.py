@@ -174,8 +174,13 @@ def rechoose(
     """Replace the target's choices by `change(tree, texts, nodes, chosen)`."""
     right = rules.follow
 
-    def follow(tree: Any, choose: Callable[[Tensor, Tensor], Tensor]) -> rules.Verified:
-        return right(tree, lambda texts, nodes: change(tree, texts, nodes, choose(texts, nodes)))
+    def follow(tree: Any, choose: Callable[[Tensor, Tensor], Tensor], depth: int) -> Any:
+        texts = torch.arange(len(tree.tokens))
+        return right(
+            tree,
+            lambda nodes, depths: change(tree, texts, nodes, choose(nodes, depths)),
+            depth,
+        )
 
     patch.setattr(rules, "follow", follow)
 

@@ -149,16 +149,16 @@ def test_a_perfect_draft_is_right_until_a_token_it_has_no_row_for(head: Any) -> 
 @pytest.mark.parametrize("head", ["dense", "sparse"])
 def test_a_chain_is_drawn_from_the_rows_there_are(head: Any) -> None:
     model, text, _ = example("llama")
-    draft, cache = ModelDraft(model), KVCache(2)
+    draft, cache = ModelDraft(model), KVCache(2, text.device)
     draft.lm_head = draft.lm_head.only(OWN)
     drafting_head = make_head(
         head, draft.lm_head, VOCAB, None, Policy((), frequent_tokens=OWN), "indexed"
     )
     roots, groups = text[0, -1:], torch.zeros(1, dtype=torch.int64)
-    feature = draft.extend(text, text[:, :0], [text.shape[1]], cache)
+    feature = draft.extend(text, text[:, :0], torch.tensor([text.shape[1]]), cache)
     chain = sample_chain(
         roots, feature, groups, draft, cache, drafting_head, Sampling(1.0), torch.rand(1,
-        3).double(), Clock(roots.device, {}),
+        3).double(), Clock(roots.device, {}, on=False),
     )  # fmt: skip
     assert set(chain.tokens[0, 1:].tolist()) <= set(OWN.tolist())
     distribution = model(text).logits[0, -1, OWN].double().softmax(0)

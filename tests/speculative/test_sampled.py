@@ -180,13 +180,22 @@ def copied(batch: Batch, only: Request) -> list[Request]:
     The result is as if each copy had joined with the same prompt, which would take minutes.
     """
     batch.requests = [
-        replace(only, seed=seed, group=seed % batch.head.num_groups, stats=Stats(), tokens=[])
+        replace(
+            only, seed=seed, group=seed % batch.head.num_groups, stats=Stats(), tokens=[],
+            prompt_length=only.prompt_length + 1, row=seed,
+        )
         for seed in range(COPIES)
-    ]
-    for kept in (batch._cache, batch._draft_cache):
-        kept.select([0] * COPIES)
-    batch._newest = batch._newest.repeat(COPIES)
-    batch._features = batch._features.repeat(COPIES, 1)
+    ]  # fmt: skip
+    texts = batch._texts
+    for kept in texts.caches:
+        kept.reserve(COPIES, 0)
+        kept.lengths[:] = int(kept.lengths[0])
+        assert kept._entries is not None
+        kept._entries[:] = kept._entries[:, :, :1].clone()
+    texts.newest = texts.newest.repeat(COPIES)
+    texts.features = texts.features.repeat(COPIES, 1)
+    texts.seeds = torch.arange(COPIES)
+    texts.groups = texts.seeds % batch.head.num_groups
     groups = torch.arange(batch.head.num_groups)
     batch.head.observe(torch.full_like(groups, 5), groups)
     return list(batch.requests)

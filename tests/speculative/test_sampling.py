@@ -13,7 +13,9 @@ from torch import Tensor
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from microspec_kernels.speculative.sampling import (
+    BROKEN,
     Sampling,
+    checked,
     choose,
     draw,
     race,
@@ -126,7 +128,12 @@ def test_logits_that_are_no_distribution_are_refused(value: float) -> None:
     logits = torch.zeros(3, 5)
     logits[1, 2] = value
     with pytest.raises(ValueError, match=f"Sampling: logits: .*finite.* got {value}"):
-        choose(logits, torch.zeros(3, dtype=torch.float64), Sampling(1.0))
+        Sampling(1.0).probabilities(logits)
+    drawn = choose(logits, torch.zeros(3, dtype=torch.float64), Sampling(1.0)).tolist()
+    assert drawn[1] == BROKEN and min(drawn[0], drawn[2]) >= 0
+    assert checked([drawn[0]]) == [drawn[0]]
+    with pytest.raises(ValueError, match="finite largest logit"):
+        checked(drawn)
     with pytest.raises(ValueError, match="got -inf"):
         Sampling(1.0).probabilities(torch.full((4,), -math.inf))
 

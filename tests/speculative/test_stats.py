@@ -19,8 +19,9 @@ PARTS = {"prefill", "draft_layer", "head", "vocabulary", "tree", "verify"}
 def test_counts_and_times_add_up(head: Any) -> None:
     model, text, truth = example("llama")
     result = generate(
-        model, noisy(model), text, len(truth), head=head, capacity=90, frequent_tokens=FREQUENT
-    )
+        model, noisy(model), text, len(truth), head=head, capacity=90, frequent_tokens=FREQUENT,
+        timed=True,
+    )  # fmt: skip
     stats, lengths = result.stats, result.acceptance_lengths
     assert 1 + sum(lengths) == len(truth)
     assert stats.steps == len(lengths) == len(stats.active_sizes)

@@ -11,7 +11,6 @@ import torch
 import transformers
 
 from microspec_kernels.speculative import CausalModel, generate, load_target
-from microspec_kernels.speculative.models.cache import causal
 from microspec_kernels.speculative.models.supported import (
     MIXED,
     MODEL_TYPES,
@@ -74,8 +73,7 @@ def test_the_lm_head_gives_the_models_logits(kind: str, tied: bool) -> None:
     target, text = CausalModel(model), prompt(24)
     with torch.no_grad():
         expected = model(text).logits
-        ancestor_mask = causal(24, text.device)
-        hidden, _ = target.forward(text, ancestor_mask, target.new_cache())
+        hidden = target.prefill(text[0], target.new_cache())[0][None]
         logits = target.logits(hidden)
         torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
         some = torch.tensor([7, 3, 150])

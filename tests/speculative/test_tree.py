@@ -31,27 +31,33 @@ class PathDraft:
         self.mix = torch.randn(SIZE, SIZE, generator=random)
         self.lm_head = LMHead(sharpness * torch.randn(vocab, SIZE, generator=random))
         self.first = torch.randn(batch, SIZE, generator=random)
-        self.read = torch.empty(batch, 0, dtype=torch.int64)
+        self.levels: list[Tensor] = []
         self.steps = 0
 
     def new_cache(self) -> KVCache:
-        return KVCache(1, len(self.first))
+        return KVCache(1, torch.device("cpu"), len(self.first))
 
     def head_input(self, features: Tensor) -> Tensor:
         return features
 
-    def extend(self, tokens: Tensor, hidden: Tensor, counts: list[int], cache: KVCache) -> Tensor:
+    def extend(self, tokens: Tensor, hidden: Tensor, counts: Tensor, cache: KVCache) -> Tensor:
         return self.first
 
     def step(
-        self, tokens: Tensor, parents: Tensor, ancestor_mask: Tensor, cache: KVCache
+        self, tokens: Tensor, parents: Tensor, positions: Tensor, mask: Tensor, cache: KVCache
     ) -> Tensor:
+        tokens = tokens.clamp(min=0)
+        assert torch.equal(positions, cache.ends[:, None] + self.steps)
         self.steps += 1
-        self.read = torch.cat((self.read, tokens), dim=1)
-        cache.advance(tokens.shape[1])
+        self.levels.insert(0, tokens)
+        cache.advance(positions.expand_as(tokens))
         features = torch.tanh(parents @ self.mix + self.embedding[tokens])
-        for text, read in enumerate(self.read):
-            for feature, seen in zip(features[text], ancestor_mask[text], strict=True):
+        # The newest level is first, a path's first token last; the text comes behind all.
+        newest_first = torch.cat(self.levels, dim=1).flip(1)
+        for text, read in enumerate(newest_first):
+            of_tree, of_text = mask[text].split((len(read), cache.room), dim=1)
+            assert torch.equal(of_text.sum(1), cache.ends[text].expand(len(of_text)))
+            for feature, seen in zip(features[text], of_tree.flip(1), strict=True):
                 expected = self.feature(text, tuple(read[seen].tolist()))
                 assert torch.allclose(feature, expected, atol=1e-5)
         return features
@@ -95,9 +101,8 @@ def paths(tree: Tree, text: int = 0) -> list[Path]:
 
 def check_shape(tree: Tree) -> None:
     """Check that parents come first, the ancestor mask follows them, and padding is last."""
-    assert tree.tokens.shape[1] == max(tree.sizes)
     for size, tokens, parents, ancestor_mask in zip(
-        tree.sizes, tree.tokens, tree.parents.tolist(), tree.ancestor_mask, strict=True
+        tree.sizes.tolist(), tree.tokens, tree.parents.tolist(), tree.ancestor_mask, strict=True
     ):
         assert (tokens[:size] >= 0).all() and (tokens[size:] == -1).all()
         assert parents[0] == 0
@@ -113,7 +118,7 @@ def check_shape(tree: Tree) -> None:
 
 
 def clock() -> Clock:
-    return Clock(torch.device("cpu"), {})
+    return Clock(torch.device("cpu"), {}, on=False)
 
 
 @settings(max_examples=50, deadline=None)
@@ -132,14 +137,15 @@ def test_grow_equals_brute_force(
     draft = PathDraft(vocab, seed, sharpness, batch)
     cache = draft.new_cache()
     lengths = [3 + 2 * text for text in range(batch)]
-    cache.advance(lengths)
+    cache.lengths += torch.tensor(lengths)
+    cache.longest = max(lengths)
     shape = TreeShape(depth, tree_width, size)
     roots = ROOT + torch.arange(batch)
     groups = torch.zeros_like(roots)
     tree = grow(roots, draft.first, groups, draft, cache, Dense(draft.lm_head), shape, clock())
     check_shape(tree)
     assert torch.equal(tree.tokens[:, 0], roots)
-    assert cache.lengths == lengths, "the draft's guesses stay in its cache"
+    assert cache.lengths.tolist() == lengths and cache.pending == 0, "a guess stays in the cache"
     assert draft.steps == depth - 1, "the last level's features have no use"
     for text in range(batch):
         found = paths(tree, text)[1:]
@@ -187,32 +193,32 @@ NONE = ([NOTHING] * 4, [-1] * 4)
 def test_padding_never_enters_the_tree() -> None:
     tree = grow_with(Answers(TWO), TreeShape(4, 4, 50))
     # At most four nodes per level expand, with two children each: 2 + 4 + 8 + 8.
-    assert tree.sizes == [1 + 22]
-    assert set(tree.tokens[0, 1:].tolist()) == {3, 7}
+    assert tree.sizes.tolist() == [1 + 22] and tree.tokens.shape == (1, 1 + 50)
+    assert set(tree.tokens[0, 1:23].tolist()) == {3, 7}
 
 
 def test_trees_of_several_sizes_side_by_side() -> None:
     """A text with a smaller tree gets padding, and equals the same text alone."""
     shape = TreeShape(4, 4, 50)
     tree = grow_with(Answers(TWO, NONE, ONE), shape)
-    assert tree.sizes == [23, 1, 5]
+    assert tree.sizes.tolist() == [23, 1, 5]
     for text, answer in enumerate((TWO, NONE, ONE)):
         alone = grow_with(Answers(answer), shape)
-        size = tree.sizes[text]
-        assert torch.equal(tree.tokens[text, :size], alone.tokens[0])
-        assert torch.equal(tree.parents[text, :size], alone.parents[0])
-        assert torch.equal(tree.ancestor_mask[text, :size, :size], alone.ancestor_mask[0])
+        assert torch.equal(tree.tokens[text], alone.tokens[0])
+        assert torch.equal(tree.parents[text], alone.parents[0])
+        assert torch.equal(tree.ancestor_mask[text], alone.ancestor_mask[0])
 
 
 @pytest.mark.parametrize(
-    ("log_prob", "token"), [(-torch.inf, 3), (torch.nan, 3), (-0.5, -1)], ids=str
+    ("log_prob", "token"), [(-torch.inf, 3), (torch.nan, 3), (-torch.inf, -1)], ids=str
 )
 def test_what_is_no_token_or_has_no_probability_is_no_node(log_prob: float, token: int) -> None:
     answer = ([log_prob] * 4, [token] * 4)
     tree = grow_with(Answers(answer), TreeShape(4, 2, 50))
-    assert tree.tokens.tolist() == [[ROOT]]
-    assert tree.ancestor_mask.tolist() == [[[True]]]
-    assert grow_with(Answers(answer, ONE), TreeShape(4, 2, 50)).sizes == [1, 5]
+    padding = tree.tokens.shape[1] - 1
+    assert tree.tokens.tolist() == [[ROOT] + [-1] * padding]
+    both = grow_with(Answers(answer, ONE), TreeShape(4, 2, 50))
+    assert both.sizes.tolist() == [1, 5]
 
 
 def test_one_certain_token_makes_a_chain() -> None:
@@ -242,10 +248,12 @@ def test_best_nodes_are_the_best_and_a_tree(data: st.DataObject, count: int, siz
             path_scores.append(path_scores[parent] + step)
         parents.append(parents_of_text)
         scores.append(path_scores)
-    tokens = torch.arange(100, 101 + count).repeat(2, 1)
+    tokens = torch.tensor([*range(100, 101 + count), -1]).repeat(2, 1)
     tree = best_nodes(
-        tokens, torch.tensor(parents), torch.tensor(scores), TreeShape(count, 1, size)
-    )
+        tokens, torch.tensor([[*part, 0] for part in parents]), torch.tensor(scores),
+        TreeShape(count, 1, size),
+    )  # fmt: skip
+    assert tree.tokens.shape == (2, 1 + min(count, size)), "the number of nodes is fixed"
     check_shape(tree)
     for text in range(2):
         chosen = [token - 100 for token in tree.tokens[text, : tree.sizes[text]].tolist()]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from microspec_kernels.speculative.sampling import draw
 from microspec_kernels.speculative.tree import Tree
-from microspec_kernels.speculative.verify import accepted, follow, residual, verify_chain
+from microspec_kernels.speculative.verify import accept, accepted, follow, residual, verify_chain
 
 # Any node may have the root's token; no node has OTHER.
 ROOT, TOKENS, OTHER = 9, range(14), 30
@@ -31,18 +31,23 @@ def test_follow_walks_as_far_as_the_choices_are_nodes(
     trees: list[tuple[list[int], list[int]]], data: st.DataObject
 ) -> None:
     width = max(len(parents) for parents, _ in trees)
-    sizes = [len(parents) for parents, _ in trees]
     parents = torch.tensor([p + [0] * (width - len(p)) for p, _ in trees])
     tokens = torch.tensor([t + [-1] * (width - len(t)) for _, t in trees])
     choice = st.sampled_from([*TOKENS, OTHER])
     choices = torch.tensor([[data.draw(choice) for _ in range(width)] for _ in trees])
     asked: list[tuple[int, int]] = []
 
-    def choose(texts: Tensor, nodes: Tensor) -> Tensor:
-        asked.extend(zip(texts.tolist(), nodes.tolist(), strict=True))
+    def choose(nodes: Tensor, depths: Tensor) -> Tensor:
+        asked.extend(enumerate(nodes.tolist()))
+        assert (depths + 1).tolist() == tree.ancestor_mask[texts, nodes].sum(1).tolist()
         return choices[texts, nodes]
 
-    found = follow(Tree(tokens, parents, torch.empty(0), sizes), choose)
+    texts, depth = torch.arange(len(trees)), 12
+    tree = Tree(tokens, parents, ancestors(parents))
+    found = follow(tree, choose, depth)
+    at_once = accept(tree, choices, depth)
+    for one, other in zip(found, at_once, strict=True):
+        assert torch.equal(one, other), "all choices at once give another path"
     on_paths = []
     for text, (own_parents, own_tokens) in enumerate(trees):
         edges = enumerate(zip(own_parents[1:], own_tokens[1:], strict=True), start=1)
@@ -50,12 +55,23 @@ def test_follow_walks_as_far_as_the_choices_are_nodes(
         path = [0]
         while (node := child.get((path[-1], int(choices[text, path[-1]])))) is not None:
             path.append(node)
-        pads = [-1] * (found.paths.shape[1] - len(path))
-        assert found.paths[text].tolist() == path + pads
-        assert found.tokens[text].tolist() == choices[text, path].tolist() + pads
+        pads = found.paths.shape[1] - len(path)
+        assert found.paths[text].tolist() == path + [0] * pads
+        assert found.tokens[text].tolist() == choices[text, path].tolist() + [-1] * pads
+        expected = [int(choices[text, node]) if node in path else -1 for node in range(width)]
+        assert found.chosen[text].tolist() == expected
         assert int(found.counts[text]) == len(path)
         on_paths += [(text, node) for node in path]
-    assert sorted(asked) == on_paths, "a token was chosen that is not emitted, or twice"
+    assert set(asked) == set(on_paths), "a token was chosen that is not emitted"
+
+
+def ancestors(parents: Tensor) -> Tensor:
+    """Return the ancestor mask [B, n, n] of trees with these parents [B, n]."""
+    mask = torch.eye(parents.shape[1], dtype=torch.bool).repeat(len(parents), 1, 1)
+    for text, row in enumerate(parents.tolist()):
+        for node, parent in enumerate(row):
+            mask[text, node] |= mask[text, parent]
+    return mask
 
 
 def distributions(*shape: int, seed: int) -> Tensor:
@@ -102,7 +118,8 @@ def test_chains_row_by_row(batch: int, depth: int, vocab: int, seed: int, alike:
         count = len(expected)
         pads = [-1] * (depth + 1 - count)
         assert found.tokens[row].tolist() == expected + pads
-        assert found.paths[row].tolist() == list(range(count)) + pads
+        assert found.paths[row].tolist() == list(range(count)) + [0] * len(pads)
+        assert torch.equal(found.chosen, found.tokens), "a chain's path is its first nodes"
         assert int(found.counts[row]) == count
         assert all(p[row, at, token] > 0 for at, token in enumerate(expected))
 

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The KV cache of a batch of texts; it takes in whole trees and keeps their accepted paths."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,134 +9,199 @@ from torch import Tensor
 SMALLEST_ROOM = 256
 
 
+def room_for(length: int) -> int:
+    """Return a text's length rounded up, by at most a quarter, so that few rooms differ."""
+    step = max(SMALLEST_ROOM, 1 << max(0, length.bit_length() - 3))
+    return max(1, -(-length // step)) * step
+
+
 class KVCache:
-    """Keys and values of every layer in one tensor `[layers, 2, B, heads, room, head_dim]`.
+    """Keys and values of every layer in one tensor of fixed room; the lengths are on the device.
 
-    A forward pass appends entries layer by layer (`update`, the method that Hugging Face's
-    attention calls) and then moves the ends (`advance`). Verification appends whole trees. `keep`
-    then moves the accepted entries to the front and drops the others, so no pass copies older
-    entries. The room doubles when it runs out.
+    The tensor is `[layers, 2, rows, heads, pending + room, head_dim]`. A text begins at column
+    `pending`. A forward pass writes its new entries before it, layer by layer (`update`, the method
+    that Hugging Face's attention calls), and `advance` makes them pending; the next pass writes
+    before these. So a pass attends to one range of columns: [newest pass .. first pass | text].
+    `keep` moves accepted entries of a pass behind the text, in one gather and one scatter; `drop`
+    forgets what is pending. No shape depends on a value on the device.
 
-    `lengths`: number of entries of each of the B texts.
+    Masked entries are multiplied by 0, and NaN would survive that. So the columns behind a text
+    hold zeros, or entries that the text could have had.
+
+    rows: number of texts; they are the first of the tensor's rows.
+    longest: an upper bound of their lengths that the host knows.
+    lengths: int64 [allocated rows], number of entries of each text.
     """
 
-    def __init__(self, layers: int, batch: int = 1) -> None:
-        self.lengths = [0] * batch
+    def __init__(self, layers: int, device: torch.device, rows: int = 1) -> None:
+        self.rows = rows
+        self.longest = 0
+        self.lengths = torch.zeros(rows, dtype=torch.int64, device=device)
         self._layers = layers
         self._entries: Tensor | None = None
+        self._pending_room = 0
+        self._pending: list[Tensor] = []  # positions [B, n] of each pass, the newest first
+        self._columns = torch.arange(SMALLEST_ROOM, device=device)
+
+    @property
+    def room(self) -> int:
+        """Number of columns of each text that a pass attends to."""
+        return room_for(self.longest)
+
+    @property
+    def pending(self) -> int:
+        """Number of pending entries of each text."""
+        return sum(positions.shape[1] for positions in self._pending)
+
+    @property
+    def ends(self) -> Tensor:
+        """Number of entries of each text, int64 [B]."""
+        return self.lengths[: self.rows]
+
+    def ahead(self, count: int) -> Tensor:
+        """Return the positions of `count` tokens that follow each text, int64 [B, count]."""
+        return self.ends[:, None] + self._numbers(count)
+
+    def mask(self, ancestor_mask: Tensor | None = None) -> Tensor:
+        """Return the columns that the entries of a pass see, bool [B, n, n + room].
+
+        ancestor_mask: bool [B, n, n], or [1, n, n] for all texts: the entries of the pass that each
+            one sees, itself included. None: return the part of the text only, [B, 1, room].
+        """
+        text = (self._numbers(self.room) < self.ends[:, None])[:, None]
+        if ancestor_mask is None:
+            return text
+        new = ancestor_mask.expand(self.rows, -1, -1)
+        return torch.cat((new, text.expand(-1, new.shape[1], -1)), dim=2)
+
+    def causal(self, count: int) -> Tensor:
+        """Return the `mask` of a pass of `count` tokens in a row."""
+        numbers = self._numbers(count)
+        return self.mask((numbers <= numbers[:, None])[None])
+
+    def within(self, mask: Tensor, positions: Tensor, window: int) -> Tensor:
+        """Return the `mask` [B, n, columns] of a pass at `positions` [B, n], cut to a window.
+
+        An entry sees entries whose positions are less than `window` before its own.
+        """
+        text = self._numbers(self.room).expand(self.rows, -1)
+        columns = torch.cat((positions, *self._pending, text), dim=1)
+        return mask & (columns[:, None] > positions[:, :, None] - window)
 
     def update(
         self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
-        """Write one layer's new entries `[B, heads, n, head_dim]` after the end of each text.
+        """Write one layer's new entries `[B, heads, n, head_dim]` before the pending ones.
 
-        Returns that layer's keys and values `[B, heads, longest + n, head_dim]`, as views. Shorter
-        texts have zeros after their entries.
+        Returns that layer's keys and values `[B, heads, n + pending + room, head_dim]`, as views.
         """
-        count, longest = keys.shape[-2], max(self.lengths)
-        end = longest + count
-        if self._entries is None or end > self._entries.shape[-2]:
-            self._make_room(keys, max(2 * longest, end, SMALLEST_ROOM))
+        new = keys.shape[-2]
+        pending = new + self.pending
+        self.reserve(self.rows, self.room, pending, keys)
         assert self._entries is not None
-        for stored, new in zip(self._entries[layer], (keys, values), strict=True):
-            if min(self.lengths) == longest:
-                stored[..., longest:end, :] = new
-            else:
-                for text, begin in enumerate(self.lengths):
-                    stored[text, :, begin : begin + count] = new[text]
-                    # Masked entries are still multiplied by zero, and NaN would survive that.
-                    stored[text, :, begin + count : end] = 0
-        stored_keys, stored_values = self._entries[layer]
-        return stored_keys[..., :end, :], stored_values[..., :end, :]
+        columns = slice(self._pending_room - pending, self._pending_room + self.room)
+        stored_keys, stored_values = self._entries[layer, :, : self.rows, :, columns].unbind()
+        stored_keys[..., :new, :] = keys
+        stored_values[..., :new, :] = values
+        return stored_keys, stored_values
 
-    def advance(self, counts: int | Sequence[int]) -> None:
-        """Add the first entries that every layer wrote after each text's end to the text.
+    def advance(self, positions: Tensor) -> None:
+        """Make the entries that every layer has written pending; `positions` [B, n] are theirs."""
+        self._pending.insert(0, positions)
 
-        `counts`: number of entries, one for all texts or one for each.
+    def drop(self) -> None:
+        """Forget the pending entries."""
+        self._pending.clear()
+
+    def keep(self, paths: Tensor, counts: Tensor) -> None:
+        """Append entries of the one pending pass to each text, and forget the others.
+
+        paths: int64 [B, m], entries of the pass, the ones to keep first.
+        counts: int64 [B], how many of them to keep.
         """
-        counts = [counts] * len(self.lengths) if isinstance(counts, int) else counts
-        self.lengths = [old + new for old, new in zip(self.lengths, counts, strict=True)]
-
-    def keep(self, prefix_lengths: Sequence[int], nodes: Sequence[Sequence[int]]) -> None:
-        """Keep each text's prefix, then the entries of its nodes, which follow the prefix.
-
-        A text's `nodes` are ascending, so an entry only moves towards the front.
-        """
-        self.lengths = []
-        for text, (prefix, kept) in enumerate(zip(prefix_lengths, nodes, strict=True)):
-            length = prefix + len(kept)
-            if self._entries is not None and list(kept) != list(range(len(kept))):
-                entries = self._entries[:, :, text]
-                source = torch.tensor(kept, device=entries.device) + prefix
-                # Indexing copies before the assignment writes, so source and destination may
-                # overlap.
-                entries[..., prefix:length, :] = entries[..., source, :]
-            self.lengths.append(length)
-
-    def append(self, other: "KVCache") -> None:
-        """Append the texts of `other`, a cache of the same model, to the batch."""
-        if other._entries is not None:
-            like = other._entries[0, 0]
-            room = max(cache._room() for cache in (self, other))
-            for cache in (self, other):
-                cache._make_room(like, room)
-            assert self._entries is not None
-            self._entries = torch.cat((self._entries, other._entries), dim=2)
-        self.lengths = self.lengths + other.lengths
-
-    def select(self, texts: Sequence[int]) -> None:
-        """Keep these of the B texts, in this order."""
+        kept = paths.shape[1]
+        self.longest += kept
         if self._entries is not None:
-            self._entries = self._entries[:, :, list(texts)]
-        self.lengths = [self.lengths[text] for text in texts]
+            self.reserve(self.rows, self.longest)
+            entries = self._entries[:, :, : self.rows]
+            shape = (*entries.shape[:4], kept, entries.shape[5])
+            paths = paths + (self._pending_room - self.pending)
+            ends = self.ends[:, None] + self._numbers(self._pending_room + kept)[-kept:]
+            source, destination = (part[:, None, :, None].expand(shape) for part in (paths, ends))
+            entries.scatter_(4, destination, entries.gather(4, source))
+        self.ends.add_(counts)
+        self.drop()
+
+    def keep_all(self, counts: Tensor | None = None) -> None:
+        """Append the entries of the one pending pass to each text: the first `counts`, or all."""
+        (positions,) = self._pending
+        paths = self._numbers(positions.shape[1]).expand(self.rows, -1)
+        self.keep(paths, torch.full_like(self.ends, paths.shape[1]) if counts is None else counts)
+
+    def put(self, row: int, other: "KVCache") -> None:
+        """Copy the one text of `other`, a cache of the same model, to a row that is reserved.
+
+        `other.longest` is that text's length.
+        """
+        self.lengths[row] = other.lengths[0]
+        if other._entries is not None:
+            assert self._entries is not None
+            text = other._entries[:, :, 0, :, other._pending_room :][..., : other.longest, :]
+            self._entries[:, :, row] = 0
+            stored = self._entries[:, :, row, :, self._pending_room :]
+            stored[..., : other.longest, :] = text
+
+    def move(self, source: int, row: int) -> None:
+        """Copy a text to another row."""
+        self.lengths[row] = self.lengths[source]
+        if self._entries is not None:
+            self._entries[:, :, row] = self._entries[:, :, source]
+
+    def reserve(
+        self, rows: int, room: int, pending: int = 0, like: "Tensor | KVCache | None" = None
+    ) -> bool:
+        """Make room for texts, their columns and pending entries; keep what is there.
+
+        Each of the three at least doubles if it grows, so copies are few. `like`: entries
+        `[.., heads, n, head_dim]`, or a cache of the same model; needed before there are any.
+
+        Returns whether tensors were replaced.
+        """
+        old, sizes = self._entries, self._sizes()
+        wanted = tuple(
+            size if size >= needed else max(needed, 2 * size)
+            for size, needed in zip(sizes, (rows, room, pending), strict=True)
+        )
+        self._numbers(wanted[1] + wanted[2])
+        more = wanted[0] - len(self.lengths)
+        if more > 0:
+            self.lengths = torch.cat((self.lengths, self.lengths.new_zeros(more)))
+        like = like._entries if isinstance(like, KVCache) else like
+        like = like if old is None else old
+        if like is None or wanted == sizes:
+            return more > 0
+        rows, room, pending = wanted
+        heads, head_dim = like.shape[-3], like.shape[-1]
+        grown = like.new_zeros(self._layers, 2, rows, heads, pending + room, head_dim)
+        if old is not None:
+            columns = grown[:, :, : sizes[0], :, pending - sizes[2] :]
+            columns[..., : old.shape[4], :] = old
+        self._entries, self._pending_room = grown, pending
+        return True
 
     def get_seq_length(self, layer: int = 0) -> int:
-        """Return the number of entries; Hugging Face's models call this name."""
-        return max(self.lengths)
+        """Return a bound of the number of entries; Hugging Face's models call this name."""
+        return self.longest
 
-    def _room(self) -> int:
-        return 0 if self._entries is None else self._entries.shape[-2]
+    def _sizes(self) -> tuple[int, int, int]:
+        """Return the allocated rows, columns of a text, and pending columns."""
+        if self._entries is None:
+            return 0, 0, 0
+        _, _, rows, _, columns, _ = self._entries.shape
+        return rows, columns - self._pending_room, self._pending_room
 
-    def _make_room(self, like: Tensor, room: int) -> None:
-        """Resize to `room` entries a text, with heads as in `like` `[.., heads, n, head_dim]`."""
-        if room == self._room():
-            return
-        heads, _, head_dim = like.shape[-3:]
-        grown = like.new_empty(self._layers, 2, len(self.lengths), heads, room, head_dim)
-        if self._entries is not None:
-            longest = max(self.lengths, default=0)
-            grown[..., :longest, :] = self._entries[..., :longest, :]
-        self._entries = grown
-
-
-def causal(count: int, device: torch.device) -> Tensor:
-    """Return the ancestor mask (see `visible`) of `count` tokens in a row: [1, count, count]."""
-    return torch.ones(1, count, count, dtype=torch.bool, device=device).tril_()
-
-
-def visible(
-    ancestor_mask: Tensor, lengths: Sequence[int], window: int | None = None
-) -> tuple[Tensor, Tensor]:
-    """Return the attention mask and the positions of new entries.
-
-    ancestor_mask: bool [B, n, m], or [1, n, m] for all texts. It marks which of a text's
-        last m entries, the n new ones included, are ancestors of each new entry or the entry
-        itself. Every earlier entry is an ancestor of all.
-    lengths: number of entries of each text without the new ones.
-    window: length of the sliding window; None: no window.
-
-    Returns the mask bool [B, n, longest + n] and the positions int64 [B, n]. An entry sees exactly
-    the text that leads to it, so its position is the number of entries it sees minus 1. Within a
-    sliding window it sees the last `window` of them.
-    """
-    _, new, described = ancestor_mask.shape
-    ancestor_mask = ancestor_mask.expand(len(lengths), -1, -1)
-    begin = torch.tensor(lengths, device=ancestor_mask.device)[:, None] + new - described
-    column = torch.arange(max(lengths) + new, device=ancestor_mask.device) - begin
-    of_mask = column.clamp(0, described - 1)[:, None].expand(-1, new, -1)
-    inside = ((column >= 0) & (column < described))[:, None]
-    mask = (column < 0)[:, None] | (inside & ancestor_mask.gather(2, of_mask))
-    positions = begin - 1 + ancestor_mask.sum(-1)
-    if window is not None and mask.shape[-1] > window:
-        mask &= mask.flip(-1).cumsum(-1).flip(-1) <= window
-    return mask, positions
+    def _numbers(self, count: int) -> Tensor:
+        """Return 0, 1, .., count - 1."""
+        if count > len(self._columns):
+            self._columns = torch.arange(room_for(count), device=self._columns.device)
+        return self._columns[:count]

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from microspec_kernels._optional import require
 
-from .cache import KVCache, visible
-from .draft import Draft, newest, pieces
-from .layers import Layer, through
+from .cache import KVCache
+from .draft import Draft, extend
+from .layers import Layer, signed, through
 from .lm_head import LMHead
 from .target import CausalModel
 
@@ -47,6 +47,7 @@ class Eagle(nn.Module, Draft, ABC):
         # A plain tensor, so that it is not part of this module's state.
         self.embedding = target.embedding if embedding is None else embedding
         self.vocab_size = len(self.embedding)
+        self._tables: dict[int, Tensor] = {}
 
     def prepare(self, config: Any, target: CausalModel) -> None:
         """Move all parameters to the target's device and dtype, and make the rotary embedding."""
@@ -56,48 +57,55 @@ class Eagle(nn.Module, Draft, ABC):
         self.rotary = llama.LlamaRotaryEmbedding(config).to(target.device)
 
     def new_cache(self) -> KVCache:
-        return KVCache(len(self.layers))
+        return KVCache(len(self.layers), self.embedding.device)
 
     def head_input(self, features: Tensor) -> Tensor:
         return features
 
-    def extend(
-        self, tokens: Tensor, hidden: Tensor, counts: Sequence[int], cache: KVCache
-    ) -> Tensor:
+    def extend(self, tokens: Tensor, hidden: Tensor, counts: Tensor, cache: KVCache) -> Tensor:
         # The first token of a text has no feature before it, so it is skipped.
-        skipped = tokens.shape[1] - hidden.shape[1]
-        counts = [count - skipped for count in counts]
-        read = [
-            self._read(piece, self.fuse(features), ancestor_mask, cache, piece_counts)
-            for ancestor_mask, piece_counts, (piece, features) in pieces(
-                counts, tokens[:, skipped:], hidden
-            )
-        ]
-        return newest(read, counts)
+        if skipped := tokens.shape[1] - hidden.shape[1]:
+            tokens, counts = tokens[:, skipped:], counts - skipped
+        return extend(self._read_text, cache, counts, tokens, hidden)
 
     def step(
-        self, tokens: Tensor, parents: Tensor, ancestor_mask: Tensor, cache: KVCache
+        self, tokens: Tensor, parents: Tensor, positions: Tensor, mask: Tensor, cache: KVCache
     ) -> Tensor:
-        return self._read(tokens, parents, ancestor_mask, cache, tokens.shape[1])
+        return self._read(positions, mask, cache, tokens, parents)
+
+    def _read_text(
+        self, positions: Tensor, mask: Tensor, cache: KVCache, tokens: Tensor, hidden: Tensor
+    ) -> Tensor:
+        return self._read(positions, mask, cache, tokens, self.fuse(hidden))
 
     def _read(
-        self,
-        tokens: Tensor,
-        features: Tensor,
-        ancestor_mask: Tensor,
-        cache: KVCache,
-        counts: int | Sequence[int],
+        self, positions: Tensor, mask: Tensor, cache: KVCache, tokens: Tensor, features: Tensor
     ) -> Tensor:
         seen = {
-            window: visible(ancestor_mask, cache.lengths, window) for window in set(self.windows)
+            window: mask[:, None]
+            if window is None
+            else cache.within(mask, positions.expand_as(tokens), window)[:, None]
+            for window in set(self.windows)
         }
-        masks = [seen[window][0][:, None] for window in self.windows]
-        _, positions = seen[self.windows[0]]
-        embedded = F.embedding(tokens.clamp(max=self.vocab_size - 1), self.embedding)
-        rotation = self.rotary(embedded, positions)
-        out = self.run(embedded, features, rotation, masks, cache)
-        cache.advance(counts)
+        masks = [seen[window] for window in self.windows]
+        embedded = F.embedding(tokens.clamp(0, self.vocab_size - 1), self.embedding)
+        reach = cache.room + cache.pending + tokens.shape[1]
+        cos, sin = self._rotations(reach)[positions].unbind(2)
+        out = self.run(embedded, features, (cos, sin), masks, cache)
+        cache.advance(positions.expand_as(tokens))
         return out
+
+    def _rotations(self, length: int) -> Tensor:
+        """Return cos and sin of the positions in [0, length): [>= length, 2, head_dim].
+
+        A captured graph may read any table that it has seen, so none is freed. Their sizes double.
+        """
+        size = 1 << (length - 1).bit_length()
+        if size not in self._tables:
+            positions = torch.arange(size, device=self.embedding.device)[None]
+            parts = self.rotary(self.embedding, positions)
+            self._tables[size] = signed(torch.stack(parts, dim=-2)[0])
+        return self._tables[size]
 
     def fuse(self, features: Tensor) -> Tensor:
         """Map the target's features [B, n, F] to the draft's features [B, n, D]."""

@@ -112,7 +112,16 @@ class MLP(nn.Module):
         return out
 
 
+def signed(rotations: Tensor) -> Tensor:
+    """Negate the first half of each sin, as `rotate` takes it: rotations [.., 2, head_dim]."""
+    rotations[..., 1, : rotations.shape[-1] // 2].neg_()
+    return rotations
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate x [B, heads, n, head_dim] by cos, sin [B, n, head_dim]; the halves are paired."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos[:, None] + torch.cat((-second, first), dim=-1) * sin[:, None]
+    """Rotate x [B, heads, n, head_dim] by cos and `signed` sin, both [B, n or 1, head_dim].
+
+    Column i is paired with column i + head_dim / 2.
+    """
+    swapped = x.roll(x.shape[-1] // 2, dims=-1)
+    return torch.addcmul(x * cos[:, None], swapped, sin[:, None])

@@ -98,6 +98,12 @@ class LMHead:
         token_rows = F.pad(self._all_rows, (0, size - self.vocab_size), value=-1)
         return replace(self, token_rows=token_rows)
 
+    def prepared(self) -> "LMHead":
+        """Return the head itself, after it has computed all that waits for the device."""
+        len(self.ids)
+        len(self._unused)
+        return self
+
     def sound(self) -> "LMHead":
         """Return the head without the tokens whose rows hold NaN or infinity; log them once.
 

@@ -21,6 +21,7 @@ MIXED = (
     "ministral", "exaone4", "gpt_oss",
 )  # fmt: skip
 MODEL_TYPES = FULL + WINDOWED + MIXED
+WITH_EXPERTS = ("granitemoe", "glm4_moe", "mixtral", "qwen3_moe", "qwen2_moe", "gpt_oss")
 # Before transformers 5 these take only transformers' own caches.
 SINCE_TRANSFORMERS_5 = ("granitemoe", "qwen2_moe", "gpt_oss")
 

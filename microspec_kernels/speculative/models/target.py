@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from microspec_kernels._linear import embedding_rows, linear_rows
 from microspec_kernels._optional import require
 
-from .cache import KVCache, causal, visible
+from .cache import KVCache
 from .generation_rules import dropped_rules
 from .lm_head import LMHead, scaled
-from .supported import FULL, MIXED, supported
+from .supported import FULL, MIXED, WITH_EXPERTS, supported
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +39,8 @@ class CausalModel:
         hidden_size, vocab_size, device, dtype: the model's.
         num_embeddings: number of tokens it can read.
         eos: the end-of-text ids of its generation config.
+        capturable: whether a CUDA graph can capture a pass: no rotary embedding that depends on the
+            text's length, and no experts, whose tokens transformers may count on the host.
         longest: number of positions within which a tree does not change the rotary embedding; None:
             no limit.
         embedding, lm_head: lent to drafts.
@@ -72,6 +74,7 @@ class CausalModel:
         windowed = config.model_type not in FULL
         self._window: int | None = getattr(config, "sliding_window", None) if windowed else None
         self.longest = _longest(config)
+        self.capturable = self.longest is None and config.model_type not in WITH_EXPERTS
         generation = getattr(model, "generation_config", None)
         eos = getattr(generation, "eos_token_id", None)
         self.eos: frozenset[int] = frozenset([eos] if isinstance(eos, int) else eos or ())
@@ -113,7 +116,7 @@ class CausalModel:
 
     def new_cache(self) -> KVCache:
         """Return an empty cache for one text."""
-        return KVCache(self.config.num_hidden_layers)
+        return KVCache(self.config.num_hidden_layers, self.device)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return logits [.., V] of normed hidden states [.., D], by calling the LM head."""
@@ -122,39 +125,39 @@ class CausalModel:
     def prefill(
         self, tokens: Tensor, cache: KVCache, feature_layers: Sequence[int] = ()
     ) -> tuple[Tensor, Tensor]:
-        """Append consecutive tokens int64 [n] to one text.
+        """Append consecutive tokens int64 [n] to the one text of a cache.
 
         Returns the two results of `forward` without the batch dimension, [n, D] and [n, F].
         """
-        pieces = [
-            self.forward(piece[None], causal(len(piece), piece.device), cache, feature_layers)
-            for piece in torch.split(tokens, CHUNK)
-        ]
-        hidden, features = (torch.cat(parts, dim=1)[0] for parts in zip(*pieces, strict=True))
+        read = []
+        for piece in torch.split(tokens, CHUNK):
+            positions, mask = cache.ahead(len(piece)), cache.causal(len(piece))
+            read.append(self.forward(piece[None], positions, mask, cache, feature_layers))
+            cache.keep_all()
+        hidden, features = (torch.cat(parts, dim=1)[0] for parts in zip(*read, strict=True))
         return hidden, features
 
     def forward(
         self,
         tokens: Tensor,
-        ancestor_mask: Tensor,
+        positions: Tensor,
+        mask: Tensor,
         cache: KVCache,
         feature_layers: Sequence[int] = (),
-        counts: Sequence[int] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Append tokens int64 [B, n] with their `ancestor_mask` [B, n, m] (see `visible`).
+        """Read tokens int64 [B, n]; their entries stay pending in the cache.
 
-        `feature_layers`: layers whose inputs the draft reads. `counts` [B]: how many of its n
-        tokens each text keeps, the rest being padding; None: all. The entries stay in the cache
-        until the caller's `cache.keep`.
+        `positions` int64 [B, n]: of the tokens in their texts. `mask` bool [B, n, columns]: the
+        columns of the cache that each token sees (see `KVCache.mask`). `feature_layers`: layers
+        whose inputs the draft reads.
 
         Returns the hidden states after the final norm, [B, n, D], and the features that a draft
         reads, [B, n, F]: the inputs of `feature_layers` concatenated, or without `feature_layers`
         the same hidden states.
         """
-        mask, positions = visible(ancestor_mask, cache.lengths)
         masks: Any = self._for_attention(mask)
         if self._window is not None:
-            within = self._for_attention(visible(ancestor_mask, cache.lengths, self._window)[0])
+            within = self._for_attention(cache.within(mask, positions, self._window))
             both = {"full_attention": masks, "sliding_attention": within}
             masks = both if self.config.model_type in MIXED else within
         out = self._decoder(
@@ -165,7 +168,7 @@ class CausalModel:
             output_hidden_states=bool(feature_layers),
             **{self._cache_argument: cache},
         )
-        cache.advance(tokens.shape[1] if counts is None else counts)
+        cache.advance(positions)
         hidden: Tensor = out.last_hidden_state
         if not feature_layers:
             return hidden, hidden

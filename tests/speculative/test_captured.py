@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loop on a GPU: steps that are replayed graphs write the texts of the plain loop.
+
+tests/fake_cuda stands for the GPU. Its graphs replay the calls of a capture, and it refuses in a
+capture, or at any time where a step may not wait, what a GPU would refuse.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import fake_cuda
+import pytest
+import torch
+from fake_cuda.graphs import CUDAGraph
+from fake_cuda.streams import Event
+
+from microspec_kernels.speculative import Batch, CausalModel, ModelDraft, Request, Sampling
+
+from .models import VOCAB, eagle, example, noisy, tiny
+from .schedule import SHAPE, Text, figures, run
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real GPU")
+
+FREQUENT = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(7))
+# They join one after the other, leave at different steps, and the later ones take their rows.
+TEXTS = [
+    Text(9, 12),
+    Text(21, 7, seed=3),
+    Text(4, 12, joins=1, seed=1),
+    Text(14, 9, joins=4, seed=2),
+]
+
+
+class Device:
+    """A pretended GPU: the steps that ran on it, their replays of graphs and their waits."""
+
+    def __init__(self) -> None:
+        self.steps = self.replays = self.waits = 0
+
+
+@contextmanager
+def pretended(monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
+    """Pretend a GPU; a step that waits for it other than by an event is an error."""
+    device, replay, step = Device(), CUDAGraph.replay, Batch.step
+
+    def counted_replay(graph: Any) -> None:
+        device.replays += 1
+        replay(graph)
+
+    def counted_wait(event: Event) -> None:
+        device.waits += 1
+
+    def strict_step(batch: Batch) -> list[Request]:
+        device.steps += bool(batch.requests)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return step(batch)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    with fake_cuda.installed(), monkeypatch.context() as patch:
+        patch.setattr(CUDAGraph, "replay", counted_replay)
+        patch.setattr(Event, "synchronize", counted_wait)
+        patch.setattr(Batch, "step", strict_step)
+        yield device
+
+
+def written(device: str, model: Any, draft: Any = None, **options: Any) -> list[Request]:
+    """Continue TEXTS; without a draft model, an EAGLE draft drafts."""
+    model, draft = copy.deepcopy(model).to(device), copy.deepcopy(draft)
+    target = CausalModel(model)
+    draft = eagle(target) if draft is None else ModelDraft(draft.to(device))
+    return run(Batch(target, draft, frequent_tokens=FREQUENT, **{**SHAPE, **options}), TEXTS)
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "dense": {"head": "dense"},
+    "static": {"head": "static", "capacity": 90},
+    "shared": {"capacity": 40},
+    "one a text": {"capacity": 40, "num_groups": 2},
+    "packed": {"capacity": 40, "num_groups": 2, "mode": "packed"},
+    "drawn": {"capacity": 40, "sampling": Sampling(1.5)},
+    "drawn, warped": {"capacity": 40, "sampling": Sampling(0.9, top_p=0.9, top_k=20)},
+    "chain": {"capacity": 40, "chain": True},
+    "drawn chain": {"capacity": 40, "chain": True, "sampling": Sampling(1.5)},
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("drafts", ["model", "eagle"])
+def test_replayed_steps_write_the_same_texts(
+    drafts: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = example("llama")[0]
+    arguments = (model, noisy(model)) if drafts == "model" else (model,)
+    expected = written("cpu", *arguments, **CASES[name])
+    with pretended(monkeypatch) as device:
+        requests = written("cuda", *arguments, **CASES[name])
+    assert [figures(one) for one in requests] == [figures(one) for one in expected]
+    # The first step with each number of texts only warms up.
+    assert 0 < device.replays <= 2 * device.steps
+    assert device.waits == device.steps
+
+
+WINDOWS: dict[str, dict[str, Any]] = {
+    "qwen2": {"sliding_window": 9, "use_sliding_window": True, "max_window_layers": 1},
+    "gemma3_text": {"sliding_window": 9},
+}
+
+
+@pytest.mark.parametrize("kind", WINDOWS)
+def test_windows_are_captured(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny(kind, **WINDOWS[kind])
+    expected = written("cpu", model, noisy(model, 0.01), head="dense")
+    with pretended(monkeypatch) as device:
+        requests = written("cuda", model, noisy(model, 0.01), head="dense")
+    assert [one.tokens for one in requests] == [one.tokens for one in expected]
+    assert device.replays > 0
+
+
+@pytest.mark.parametrize("options", [{"timed": True}, {"capture": False}], ids=str)
+def test_graphs_can_be_turned_off(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = example("llama")[0]
+    expected = written("cpu", model)
+    with pretended(monkeypatch) as device:
+        if "timed" in options:  # the clock waits
+            monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: None)
+        requests = written("cuda", model, **options)
+    assert [figures(one) for one in requests] == [figures(one) for one in expected]
+    assert device.replays == 0
+
+
+def test_what_no_graph_can_capture_is_known() -> None:
+    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
+    assert CausalModel(example("llama")[0]).capturable
+    assert not CausalModel(tiny("mixtral")).capturable
+    assert not CausalModel(tiny("llama", rope_parameters=rope)).capturable

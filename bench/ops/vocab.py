@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What does vocab_update_, which keeps the active vocabulary up to date, cost in a step?
+"""What do the ops that keep the active vocabulary up to date cost, in a step and for a request?
 
 python -m bench.ops.vocab [--quick] [--device cpu|cuda] [--out DIR]
 """
@@ -19,11 +19,15 @@ from bench.harness.cuda_graphs import Replay, capture, time_replays
 from bench.harness.inputs import id_sets
 from bench.harness.sizes import CAPACITY, QUICK_SHORT_ROUNDS, ROUNDS, SHORT_ROUNDS
 from microspec_kernels import reference
+from microspec_kernels.policy import LearnedLists
 from microspec_kernels.timing import time_arms
 
 VOCAB_SIZE = models.MODELS[models.DEFAULT].vocab_size
 TOKENS = 300  # of a step
 LONG = (10**5, 10**6)  # tokens of a long batch
+WRITTEN = 5  # tokens of a step that continue its text
+LARGEST_VOCAB = 262144  # of today's models; a refill sweeps over it
+TEXTS, TEXT_TOKENS = 200, 600  # that were counted before a refill
 
 
 def on_cpu(quick: bool) -> list[dict[str, Any]]:
@@ -47,10 +51,56 @@ def on_cpu(quick: bool) -> list[dict[str, Any]]:
         check_update(flooded, tokens)
     check_update(vocab, next(fresh))
     check_update(vocab, active)
+    arms |= observing(next(fresh))
     rounds = QUICK_SHORT_ROUNDS if quick else SHORT_ROUNDS
     times = time_arms(arms, rounds) | time_arms(long, rounds)
     shape = {"V": VOCAB_SIZE, "K": CAPACITY}
-    return [{**shape, "arm": name, **time.in_us()} for name, time in times.items()]
+    rows = [{**shape, "arm": name, **time.in_us()} for name, time in times.items()]
+    shape["V"] = LARGEST_VOCAB
+    times = time_arms(refills(), rounds)
+    return rows + [{**shape, "arm": name, **time.in_us()} for name, time in times.items()]
+
+
+def observing(tokens: Tensor) -> dict[str, Callable[[], object]]:
+    """Return a step's calls through torch.ops, alone and with verdicts and counts."""
+    ops = torch.ops.microspec
+    vocab, lists = mk.ActiveVocab(VOCAB_SIZE, CAPACITY), LearnedLists(VOCAB_SIZE)
+    lists.begin(0, tokens)
+    state = vocab.ids, vocab.slot_stamps, vocab.token_slots, vocab.clock
+    tokens = tokens[None]
+    written = torch.arange(tokens.size(1))[None] >= tokens.size(1) - WRITTEN
+    verdicts = torch.zeros(2, 1, dtype=torch.int64)
+    counts = {
+        "text_counts": lists.text_counts,
+        "seen": torch.zeros(1, (VOCAB_SIZE + 31) // 32, dtype=torch.int32),
+        "request_lists": lists.request_lists,
+        "total_counts": lists.total_counts,
+    }
+    observe = partial(ops.vocab_observe_, *state, tokens, written)
+    count = partial(ops.vocab_count_, tokens=tokens[:, -WRITTEN:].contiguous(), **counts)
+    return {
+        f"torch.ops: update of {TOKENS} active tokens": partial(ops.vocab_update_, *state, tokens),
+        "torch.ops: observe, no verdicts, no counts": observe,
+        "torch.ops: observe, verdicts": partial(observe, verdicts=verdicts),
+        "torch.ops: observe, verdicts and counts": partial(observe, verdicts=verdicts, **counts),
+        f"torch.ops: count of {WRITTEN} tokens": count,
+    }
+
+
+def refills() -> dict[str, Callable[[], object]]:
+    """Return refills of a group whose list has counted many texts, few or none."""
+    arms: dict[str, Callable[[], object]] = {}
+    for texts in (0, 3, TEXTS):
+        lists = LearnedLists(LARGEST_VOCAB)
+        for text in range(texts):  # Zipfian, and half of the tokens never occur
+            tokens = (torch.rand(TEXT_TOKENS) ** 3 * LARGEST_VOCAB / 2).long()
+            lists.begin(0, tokens[:50])
+            lists.request_lists.fill_(0 if texts == TEXTS else text)
+            lists.count(tokens)
+        vocab = mk.ActiveVocab(LARGEST_VOCAB, CAPACITY)
+        lists.request_lists.zero_()
+        arms[f"fill a group, {texts} texts counted"] = partial(lists.fill, vocab, 0)
+    return arms
 
 
 def check_update(vocab: mk.ActiveVocab, tokens: Tensor) -> None:

@@ -6,15 +6,19 @@
 
 The requests follow one another, greedily and at temperature 1. The vocabulary begins in the order
 of the tokenizer, has K = 3072 and learns from every text. learned-pair.csv compares τ with the
-dense head's on the same requests: the first five, all before the 20th, and those from it on.
+dense head's on the same requests: the first five, all before the 20th, and those from it on. It
+gives two coverages: the share of the text's tokens that were active, and of those among them that
+the dense head's drafts got accepted, the only ones that τ can lose.
 """
 
 import argparse
+from itertools import compress
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from bench.harness import options as common
@@ -37,16 +41,33 @@ PARTS = {
 }
 
 
+class Recorded(Sparse):
+    """A sparse head that keeps what the loop asks it about the tokens of each step."""
+
+    def __init__(self, lm_head: Any, vocab: ActiveVocab) -> None:
+        super().__init__(lm_head, vocab)
+        self.active_tokens: list[bool] = []
+
+    def contains(self, tokens: Tensor, token_groups: Tensor) -> Tensor:
+        active = super().contains(tokens, token_groups)
+        self.active_tokens += active[tokens >= 0].tolist()
+        return active
+
+
 def learned_texts(
     target: Any, draft: Any, prompts: list[list[int]], new: int, temperature: float
-) -> list[Generation]:
-    """Continue the prompts one after the other; each begins with what the texts before showed."""
+) -> tuple[list[Generation], list[list[bool]]]:
+    """Continue the prompts one after the other; each begins with what the texts before showed.
+
+    Returns:
+        The texts, and whether each of their tokens after the first was active.
+    """
     prior = prior_of_tokenizer(Tekken().tokenizer)
     rows = draft.lm_head.to_rows(draft.lm_head.with_rows(prior))
     vocab = ActiveVocab(len(draft.lm_head.weight), CAPACITY)
     learned = LearnedVocab(vocab, LearnedLists(vocab.vocab_size, prior=rows))
-    head = Sparse(draft.lm_head, vocab)
-    texts = []
+    head = Recorded(draft.lm_head, vocab)
+    texts, active = [], []
     for seed, ids in enumerate(tqdm(prompts, desc=f"learned, temperature {temperature}")):
         learned.begin(0, draft.lm_head.to_rows(torch.tensor(ids)))
         sampling = Sampling(temperature, seed=seed)
@@ -61,7 +82,9 @@ def learned_texts(
         )
         learned.lists.count(draft.lm_head.to_rows(text.tokens))
         texts.append(text)
-    return texts
+        active.append(head.active_tokens[: len(text.tokens) - 1])
+        head.active_tokens = []
+    return texts, active
 
 
 def dense_texts(
@@ -80,11 +103,23 @@ def tau(texts: list[Generation]) -> float:
     return fmean(length for text in texts for length in text.stats.acceptance_lengths)
 
 
+def accepted_tokens(lengths: list[int]) -> list[bool]:
+    """Tell which tokens after the first were drafted: all of a step but its last."""
+    return [token + 1 < length for length in lengths for token in range(length)]
+
+
 def rows_of(
-    temperature: float, learned: list[Generation], dense: list[Generation]
+    temperature: float,
+    learned: list[Generation],
+    active: list[list[bool]],
+    dense: list[Generation],
 ) -> list[dict[str, Any]]:
     """Make one line of figures for each part of the requests."""
     rows = []
+    of_accepted = [
+        list(compress(hits, accepted_tokens(text.stats.acceptance_lengths)))
+        for hits, text in zip(active, dense, strict=True)
+    ]
     for name, part in PARTS.items():
         if not (ours := learned[part]):
             continue
@@ -98,6 +133,7 @@ def rows_of(
                 "tau": tau(ours),
                 "tau_of_dense": tau(ours) / tau(theirs),
                 "coverage": coverage_of([text.stats for text in ours]),
+                "coverage_of_accepted": fmean(hit for hits in of_accepted[part] for hit in hits),
                 "same_texts": sum(
                     torch.equal(a.tokens, b.tokens) for a, b in zip(ours, theirs, strict=True)
                 ),
@@ -124,7 +160,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for temperature in (0.0, 1.0):
         arms = target, draft, prompts, args.new, temperature
-        rows += rows_of(temperature, learned_texts(*arms), dense_texts(*arms))
+        rows += rows_of(temperature, *learned_texts(*arms), dense_texts(*arms))
         report.write_csv(args.out / "learned-pair.csv", rows)
     print(report.table(rows))
 

@@ -26,6 +26,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers import models as tokenizer_models
 
 pytest.importorskip("transformers")
 
@@ -139,6 +141,19 @@ def texts() -> dict[str, Any]:
     }
 
 
+def learned() -> dict[str, Any]:
+    words = {word: number for number, word in enumerate(("the", " a", "of"))}
+    return {
+        "vocab_size": VOCAB,
+        "tokenizer": Tokenizer(tokenizer_models.WordLevel(words, "the")),
+        "lm_head": torch.empty(VOCAB, 8),
+        "request": 0,
+        "prompt_tokens": prompt(9)[0],
+        "accepted": torch.arange(3),
+        "requests": torch.zeros(3, dtype=torch.int64),
+    }
+
+
 def attached() -> dict[str, Any]:
     weight = torch.randn(VOCAB, 32)
     draft = SimpleNamespace(lm_head=SimpleNamespace(weight=weight))
@@ -163,6 +178,7 @@ STANDINS: dict[str, Callable[[], dict[str, Any]]] = {
     "CUDAGraph()": captured,
     "load_draft(": decoding,
     "sparse_assistant(": generate,
+    "LearnedLists(": learned,
     "frequent_tokens": texts,
     "float4_e2m1fn_x2": nvfp4,
     "pytest.mark": lambda: {"pytest": pytest, "COMPILED": COMPILED},

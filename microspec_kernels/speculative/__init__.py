@@ -5,7 +5,7 @@
 
     target = load_target("path/or/hub-name")
     draft = load_draft("path/or/hub-name", target)
-    result = generate(target, draft, input_ids, 256, head="sparse")
+    result = generate(target, draft, input_ids, 256, head="sparse", timed=True)
     result.tokens, result.stats.tau, result.stats.seconds["head"]
 
 Models come from `transformers`: `pip install 'microspec-kernels[speculative]'`.

@@ -23,7 +23,7 @@ namespace microspec {
 namespace vocab_count {
 
 constexpr int kThreads = 256;
-// Blocks of 256 threads that fill an SM of any architecture. A longer batch walks over the grid.
+// Blocks that fill an SM of 1536 threads. A longer batch walks over the grid.
 constexpr int kResident = 6;
 
 MICROSPEC_DEVICE int64_t integer_at(const void* data, bool is_long, int64_t i) {

@@ -89,7 +89,8 @@ test-wheel: wheel
 	cd $(INSTALLED) && $(WHEEL_PYTHON)-torch/bin/pytest -n auto --maxprocesses 8 -m '$(QUICK)' \
 		$(addprefix tests/,$(WHEEL_TESTS))
 WHEEL_TESTS := test_head_*.py test_4bit_*.py test_int4_*.py test_nvfp4_*.py test_gather.py \
-	test_vocab_count.py test_vocab_refill.py test_vocab_update.py test_active_vocab.py test_weight_slab.py test_registration.py
+	test_vocab_count.py test_vocab_observe.py test_vocab_refill.py test_vocab_update.py test_active_vocab.py \
+	test_weight_slab.py test_registration.py
 
 # The plugins inside vLLM and SGLang, installed as users install them, each in a separate environment
 # (gigabytes of downloads; no GPU needed). No other target runs this, and CI does not either.

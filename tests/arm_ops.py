@@ -22,7 +22,7 @@ from generators import row_indexed
 from schemas import SCHEMAS
 from torch import Tensor
 
-from microspec_kernels import _checks
+from microspec_kernels import _checks, reference
 
 COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 HEAD, GATHER, VOCAB, COUNT, REFILL = range(5)
@@ -249,6 +249,37 @@ class Ops:
         integers = [int(t is not None and t.dtype == torch.int64) for t in read]
         integers += [len(seen), *text_counts.shape, seen.size(1), tokens.size(-1)]
         self._driver.call(COUNT, integers, [], written, read)
+
+    def vocab_observe_(
+        self,
+        active_ids: Tensor,
+        slot_stamps: Tensor,
+        token_slots: Tensor,
+        clock: Tensor,
+        tokens: Tensor,
+        written: Tensor,
+        *,
+        token_groups: Tensor | None = None,
+        token_requests: Tensor | None = None,
+        verdicts: Tensor | None = None,
+        text_counts: Tensor | None = None,
+        seen: Tensor | None = None,
+        request_lists: Tensor | None = None,
+        total_counts: Tensor | None = None,
+    ) -> None:
+        state = (active_ids, slot_stamps, token_slots, clock)
+        options = {
+            "token_groups": token_groups,
+            "token_requests": token_requests,
+            "verdicts": verdicts,
+            "text_counts": text_counts,
+            "seen": seen,
+            "request_lists": request_lists,
+            "total_counts": total_counts,
+        }
+        _checks.vocab_observe(*state, tokens, written, *options.values())
+        observe = reference.observing(self.vocab_count_, self.vocab_update_)
+        observe(*state, tokens, written, **options)
 
     def vocab_refill_(
         self,

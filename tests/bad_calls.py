@@ -141,12 +141,16 @@ def ragged() -> Arguments:
     return {**vocab_call(2), "tokens": torch.arange(4), "token_groups": groups}
 
 
-def count_call(num_lists: int = 1, num_requests: int = 1) -> Arguments:
+def count_tables(num_lists: int, num_requests: int) -> Arguments:
     return {
         "text_counts": zeros(num_lists, 50, dtype=I32), "seen": zeros(num_requests, 2, dtype=I32),
-        "tokens": torch.arange(4).repeat(num_requests, 1), "token_requests": None,
         "request_lists": zeros(num_requests, dtype=I64), "total_counts": zeros(50, dtype=I32),
     }  # fmt: skip
+
+
+def count_call(num_lists: int = 1, num_requests: int = 1) -> Arguments:
+    tokens = torch.arange(4).repeat(num_requests, 1)
+    return {**count_tables(num_lists, num_requests), "tokens": tokens, "token_requests": None}
 
 
 def count_requests() -> Arguments:
@@ -156,6 +160,36 @@ def count_requests() -> Arguments:
 def count_ragged() -> Arguments:
     requests = torch.tensor([0, 2, -1, 1])
     return {**count_requests(), "tokens": torch.arange(4), "token_requests": requests}
+
+
+def observe_call(num_groups: int = 1) -> Arguments:
+    """Return a call whose requests are the groups."""
+    return {
+        **vocab_call(num_groups), "written": torch.tensor([[True, False, True, True]] * num_groups),
+        **count_tables(1, num_groups), "token_requests": None,
+        "verdicts": zeros(2, num_groups, dtype=I64),
+    }  # fmt: skip
+
+
+def observe_groups() -> Arguments:
+    return observe_call(2)
+
+
+def observe_requests() -> Arguments:
+    """Return a call of two groups whose tokens are those of three requests in two lists."""
+    requests = torch.tensor([[0, 2, -1, 1], [1, 1, 3, 0]])
+    return {**observe_groups(), **count_tables(2, 3), "token_requests": requests}
+
+
+def observe_ragged() -> Arguments:
+    requests, written = torch.tensor([0, 2, -1, 1]), torch.tensor([True, False, True, True])
+    return {**observe_requests(), **ragged(), "written": written, "token_requests": requests}
+
+
+def judge_call() -> Arguments:
+    """Return a call that counts nothing."""
+    counting = ("text_counts", "seen", "request_lists", "total_counts")
+    return {**observe_groups(), **dict.fromkeys(counting)}
 
 
 def refill_call(num_groups: int = 1) -> Arguments:
@@ -388,9 +422,11 @@ def _state_rows(v: Callable[[], Arguments], vg: Callable[[], Arguments]) -> list
     ]  # fmt: skip
 
 
-def _vocab_rows() -> list[Row]:
+def _update_rows(
+    v: Callable[[], Arguments], vg: Callable[[], Arguments], ragged: Callable[[], Arguments]
+) -> list[Row]:
+    """Return wrong states, tokens and groups, for one group, for two, and for a ragged batch."""
     V, T = ValueError, TypeError
-    v, vg = vocab_call, vocab_groups
     with_groups = "shape [G, N], or [N] with token_groups, as G > 1"
     return [
         *_state_rows(v, vg),
@@ -407,17 +443,25 @@ def _vocab_rows() -> list[Row]:
     ]  # fmt: skip
 
 
-def _vocab_value_rows() -> list[Row]:
+def _token_value_rows(
+    v: Callable[[], Arguments], vg: Callable[[], Arguments], ragged: Callable[[], Arguments]
+) -> list[Row]:
     ids, groups = "ids in [0, 50) or -1", "groups in [0, 2) or -1"
     bad = with_value
     return [
-        ("token V", vocab_call, lambda a: {"tokens": bad(a["tokens"], 3, 50)}, IndexError, "tokens", ids, "50 at flat position 3"),
-        ("token -2, int32", vocab_groups, lambda a: {"tokens": bad(a["tokens"], 6, -2).int()}, IndexError, "tokens", ids, "-2 at flat position 6"),
-        ("token beyond 2^33", vocab_call, lambda a: {"tokens": bad(a["tokens"], 3, 2**33 + 1)}, IndexError, "tokens", ids, "8589934593 at flat position 3"),
+        ("token V", v, lambda a: {"tokens": bad(a["tokens"], 3, 50)}, IndexError, "tokens", ids, "50 at flat position 3"),
+        ("token -2, int32", vg, lambda a: {"tokens": bad(a["tokens"], 6, -2).int()}, IndexError, "tokens", ids, "-2 at flat position 6"),
+        ("token beyond 2^33", v, lambda a: {"tokens": bad(a["tokens"], 3, 2**33 + 1)}, IndexError, "tokens", ids, "8589934593 at flat position 3"),
         ("token V of an ignored group", ragged, lambda a: {"tokens": bad(a["tokens"], 2, 50)}, IndexError, "tokens", ids, "50 at flat position 2"),
         ("group G", ragged, lambda a: {"token_groups": bad(a["token_groups"], 3, 2)}, IndexError, "token_groups", groups, "2 at position 3"),
         ("group -2, int32", ragged, lambda a: {"token_groups": bad(a["token_groups"], 3, -2).int()}, IndexError, "token_groups", groups, "-2 at position 3"),
         ("group beyond 2^33", ragged, lambda a: {"token_groups": bad(a["token_groups"], 3, 2**33 + 1)}, IndexError, "token_groups", groups, "8589934593 at position 3"),
+    ]  # fmt: skip
+
+
+def _vocab_value_rows() -> list[Row]:
+    return [
+        *_token_value_rows(vocab_call, vocab_groups, ragged),
         ("ids are the tokens", vocab_groups, lambda a: {"tokens": a["active_ids"]}, ValueError, "active_ids", OWN, "memory shared with tokens"),
         ("stamps are the tokens", vocab_groups, lambda a: {"tokens": a["slot_stamps"]}, ValueError, "slot_stamps", OWN, "memory shared with tokens"),
         ("slots are the groups", ragged, lambda a: {"token_groups": a["token_slots"][0, 3:7]}, ValueError, "token_slots", OWN, "memory shared with token_groups"),
@@ -426,10 +470,9 @@ def _vocab_value_rows() -> list[Row]:
     ]  # fmt: skip
 
 
-def _count_rows() -> list[Row]:
+def _table_rows(c: Callable[[], Arguments], cr: Callable[[], Arguments]) -> list[Row]:
+    """Return wrong counts, for one request and list, and for three requests in two lists."""
     V, T = ValueError, TypeError
-    c, cr, ragged = count_call, count_requests, count_ragged
-    with_requests = "shape [R, N], or [N] with token_requests, as R > 1"
     return [
         ("counts 1-d", c, lambda a: {"text_counts": zeros(50, dtype=I32)}, V, "text_counts", "shape [C, V], C >= 1", "[50]"),
         ("no list", c, lambda a: {"text_counts": zeros(0, 50, dtype=I32)}, V, "text_counts", "shape [C, V], C >= 1", "[0, 50]"),
@@ -443,6 +486,19 @@ def _count_rows() -> list[Row]:
         ("seen of another V", c, lambda a: {"seen": zeros(1, 3, dtype=I32)}, V, "seen", "shape [R, 2], R >= 1", "[1, 3]"),
         ("seen int64", c, lambda a: {"seen": zeros(1, 2, dtype=I64)}, T, "seen", "int32", "int64"),
         ("seen strided", c, lambda a: {"seen": spread(a["seen"])}, V, "seen", FLAT, "strides [4, 2]"),
+        ("no lists", cr, lambda a: {"request_lists": None}, V, "request_lists", "the list of each request, as C > 1", "None"),
+        ("lists float", cr, lambda a: {"request_lists": zeros(3)}, T, "request_lists", "int32 or int64", "float32"),
+        ("lists of another R", cr, lambda a: {"request_lists": zeros(2, dtype=I64)}, V, "request_lists", "shape [3]", "[2]"),
+        ("lists strided", cr, lambda a: {"request_lists": spread(a["request_lists"])}, V, "request_lists", FLAT, "strides [2]"),
+    ]  # fmt: skip
+
+
+def _count_rows() -> list[Row]:
+    V, T = ValueError, TypeError
+    c, cr, ragged = count_call, count_requests, count_ragged
+    with_requests = "shape [R, N], or [N] with token_requests, as R > 1"
+    return [
+        *_table_rows(c, cr),
         ("tokens float", c, lambda a: {"tokens": zeros(1, 4)}, T, "tokens", "int32 or int64", "float32"),
         ("tokens 2-d, ragged", ragged, lambda a: {"tokens": zeros(3, 4, dtype=I64)}, V, "tokens", "shape [N] beside token_requests", "[3, 4]"),
         ("tokens 1-d for requests", cr, lambda a: {"tokens": zeros(4, dtype=I64)}, V, "tokens", with_requests, "[4]"),
@@ -452,10 +508,6 @@ def _count_rows() -> list[Row]:
         ("token requests float", ragged, lambda a: {"token_requests": zeros(4)}, T, "token_requests", "int32 or int64", "float32"),
         ("token requests of another N", ragged, lambda a: {"token_requests": zeros(3, dtype=I64)}, V, "token_requests", "shape [4]", "[3]"),
         ("token requests strided", ragged, lambda a: {"token_requests": spread(a["token_requests"])}, V, "token_requests", FLAT, "strides [2]"),
-        ("no lists", cr, lambda a: {"request_lists": None}, V, "request_lists", "the list of each request, as C > 1", "None"),
-        ("lists float", cr, lambda a: {"request_lists": zeros(3)}, T, "request_lists", "int32 or int64", "float32"),
-        ("lists of another R", cr, lambda a: {"request_lists": zeros(2, dtype=I64)}, V, "request_lists", "shape [3]", "[2]"),
-        ("lists strided", cr, lambda a: {"request_lists": spread(a["request_lists"])}, V, "request_lists", FLAT, "strides [2]"),
     ]  # fmt: skip
 
 
@@ -467,6 +519,62 @@ def _count_value_rows() -> list[Row]:
         ("tokens are the counts", count_call, lambda a: {"tokens": a["text_counts"]}, V, "text_counts", OWN, "memory shared with tokens"),
         ("lists are seen", count_call, lambda a: {"request_lists": a["seen"][0, :1]}, V, "seen", OWN, "memory shared with request_lists"),
         ("requests are the total", count_ragged, lambda a: {"token_requests": a["total_counts"][:4]}, V, "total_counts", OWN, "memory shared with token_requests"),
+    ]  # fmt: skip
+
+
+def _observe_rows() -> list[Row]:
+    V, T = ValueError, TypeError
+    o, og, more, ragged = observe_call, observe_groups, observe_requests, observe_ragged
+    requests, none = "the request of each token, as R is not G", "None without text_counts"
+    both = "text_counts and seen together, or neither"
+    return [
+        *_update_rows(o, og, ragged),
+        ("written int32", o, lambda a: {"written": a["written"].int()}, T, "written", "bool", "int32"),
+        ("written uint8", o, lambda a: {"written": a["written"].view(U8)}, T, "written", "bool", "uint8"),
+        ("written of another N", o, lambda a: {"written": a["written"][:, :3].contiguous()}, V, "written", "shape [1, 4] as tokens", "[1, 3]"),
+        ("written of another G", og, lambda a: {"written": a["written"][:1]}, V, "written", "shape [2, 4] as tokens", "[1, 4]"),
+        ("written flat", og, lambda a: {"written": a["written"].flatten()}, V, "written", "shape [2, 4] as tokens", "[8]"),
+        ("written 2-d, ragged", ragged, lambda a: {"written": a["written"][None]}, V, "written", "shape [4] as tokens", "[1, 4]"),
+        ("written strided", og, lambda a: {"written": spread(a["written"])}, V, "written", FLAT, "strides [8, 2]"),
+        ("verdicts int32", o, lambda a: {"verdicts": a["verdicts"].int()}, T, "verdicts", "int64", "int32"),
+        ("verdicts of another G", og, lambda a: {"verdicts": zeros(2, 3, dtype=I64)}, V, "verdicts", "shape [2, 2]", "[2, 3]"),
+        ("verdicts 1-d", o, lambda a: {"verdicts": zeros(2, dtype=I64)}, V, "verdicts", "shape [2, 1]", "[2]"),
+        ("verdicts strided", og, lambda a: {"verdicts": spread(a["verdicts"])}, V, "verdicts", FLAT, "strides [4, 2]"),
+        ("verdicts by group", og, lambda a: {"verdicts": a["verdicts"].T}, V, "verdicts", FLAT, "strides [1, 2]"),
+        ("seen without counts", judge_call, lambda a: {"seen": zeros(2, 2, dtype=I32)}, V, "seen", both, "seen alone"),
+        ("counts without seen", o, lambda a: {"seen": None}, V, "seen", both, "text_counts alone"),
+        ("requests without counts", judge_call, lambda a: {"token_requests": a["tokens"]}, V, "token_requests", none, "a tensor"),
+        ("lists without counts", judge_call, lambda a: {"request_lists": zeros(2, dtype=I64)}, V, "request_lists", none, "a tensor"),
+        ("total without counts", judge_call, lambda a: {"total_counts": zeros(50, dtype=I32)}, V, "total_counts", none, "a tensor"),
+        *_table_rows(o, more),
+        ("counts of another V", o, lambda a: {"text_counts": zeros(1, 40, dtype=I32), "total_counts": None}, V, "text_counts", "shape [1, 50]", "[1, 40]"),
+        ("more requests than groups", more, lambda a: {"token_requests": None}, V, "token_requests", requests, "None"),
+        ("fewer requests than groups", og, lambda a: {"seen": zeros(1, 2, dtype=I32), "request_lists": None}, V, "token_requests", requests, "None"),
+        ("more requests than groups, ragged", ragged, lambda a: {"token_requests": None}, V, "token_requests", requests, "None"),
+        ("token requests float", more, lambda a: {"token_requests": zeros(2, 4)}, T, "token_requests", "int32 or int64", "float32"),
+        ("token requests of another N", more, lambda a: {"token_requests": zeros(2, 3, dtype=I64)}, V, "token_requests", "shape [2, 4] as tokens", "[2, 3]"),
+        ("token requests flat", more, lambda a: {"token_requests": a["token_requests"].flatten()}, V, "token_requests", "shape [2, 4] as tokens", "[8]"),
+        ("token requests 2-d, ragged", ragged, lambda a: {"token_requests": a["token_requests"][None]}, V, "token_requests", "shape [4] as tokens", "[1, 4]"),
+        ("token requests strided", more, lambda a: {"token_requests": spread(a["token_requests"])}, V, "token_requests", FLAT, "strides [8, 2]"),
+    ]  # fmt: skip
+
+
+def _observe_value_rows() -> list[Row]:
+    V = ValueError
+    o, og, ragged = observe_call, observe_groups, observe_ragged
+    return [
+        *_token_value_rows(o, og, ragged),
+        ("token V that is not written", og, lambda a: {"tokens": with_value(a["tokens"], 5, 50)}, IndexError, "tokens", "ids in [0, 50) or -1", "50 at flat position 5"),
+        ("ids in the slots", og, lambda a: {"active_ids": a["token_slots"].flatten()[2:14].view(2, 6)}, V, "token_slots", OWN, "memory shared with active_ids"),
+        ("verdicts among the stamps", o, lambda a: {"verdicts": a["slot_stamps"].view(6, 1)[2:4]}, V, "verdicts", OWN, "memory shared with slot_stamps"),
+        ("counts are the slots", o, lambda a: {"text_counts": a["token_slots"]}, V, "text_counts", OWN, "memory shared with token_slots"),
+        ("seen in the counts", o, lambda a: {"seen": a["text_counts"][:, 3:5]}, V, "seen", OWN, "memory shared with text_counts"),
+        ("one table for both counts", o, lambda a: {"total_counts": a["text_counts"][0]}, V, "total_counts", OWN, "memory shared with text_counts"),
+        ("tokens are the stamps", o, lambda a: {"tokens": a["slot_stamps"][:, 1:5]}, V, "slot_stamps", OWN, "memory shared with tokens"),
+        ("written in the counts", o, lambda a: {"written": a["text_counts"].view(torch.bool)[:, :4]}, V, "text_counts", OWN, "memory shared with written"),
+        ("groups are the slots", ragged, lambda a: {"token_groups": a["token_slots"][0, 3:7]}, V, "token_slots", OWN, "memory shared with token_groups"),
+        ("requests are the total", ragged, lambda a: {"token_requests": a["total_counts"][:4]}, V, "total_counts", OWN, "memory shared with token_requests"),
+        ("lists are seen", o, lambda a: {"request_lists": a["seen"][0, :1]}, V, "seen", OWN, "memory shared with request_lists"),
     ]  # fmt: skip
 
 
@@ -522,8 +630,9 @@ def _table() -> list[BadCall]:
         calls.append(BadCall("sparse_head", name, _with_k(good), *rest, values=values))
     for op, shapes, values in (
         ("gather_rows_", _gather_rows(), _gather_value_rows()),
-        ("vocab_update_", _vocab_rows(), _vocab_value_rows()),
+        ("vocab_update_", _update_rows(vocab_call, vocab_groups, ragged), _vocab_value_rows()),
         ("vocab_count_", _count_rows(), _count_value_rows()),
+        ("vocab_observe_", _observe_rows(), _observe_value_rows()),
         ("vocab_refill_", _refill_rows(), _refill_value_rows()),
     ):
         calls += [BadCall(op, *row) for row in shapes]
@@ -543,6 +652,9 @@ ON_ONE_DEVICE: list[tuple[str, Callable[[], Arguments], tuple[str, ...]]] = [
      ("slot_stamps", "token_slots", "clock", "tokens", "token_groups")),
     ("vocab_count_", count_ragged,
      ("seen", "tokens", "token_requests", "request_lists", "total_counts")),
+    ("vocab_observe_", observe_ragged,
+     ("slot_stamps", "token_slots", "clock", "tokens", "written", "token_groups", "token_requests",
+      "verdicts", "text_counts", "seen", "request_lists", "total_counts")),
     ("vocab_refill_", refill_call,
      ("slot_stamps", "token_slots", "clock", "text_counts", "token_ranks", "group_lists",
       "total_counts")),

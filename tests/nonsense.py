@@ -101,6 +101,43 @@ def counts(draw: st.DrawFn) -> tuple[list[Tensor], Tensor, dict[str, Tensor]]:
 
 
 @st.composite
+def observed(draw: st.DrawFn) -> tuple[State, list[Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """Yield calls of vocab_observe_: a state, tokens and written, tables, and the tokens' owners.
+
+    Tokens and groups are valid, because the CPU op checks them. Requests and lists may not exist.
+    """
+    state = draw(states())
+    groups, _, vocab_size = state.sizes
+    lists, requests, count = (
+        draw(st.integers(1, 2)),
+        draw(st.integers(1, 3)),
+        draw(st.integers(0, 30)),
+    )
+    ragged = draw(st.booleans())
+    total = count if ragged else groups * count
+    shape = (count,) if ragged else (groups, count)
+
+    def several(values: st.SearchStrategy[Any], size: int) -> Tensor:
+        return torch.tensor(draw(st.lists(values, min_size=size, max_size=size)))
+
+    tokens = several(st.integers(-1, vocab_size - 1), total).long().view(shape)
+    written = several(st.booleans(), total).bool().view(shape)
+    tables = {
+        "verdicts": several(st.sampled_from((*INT64, PINNED)), 2 * groups).long().view(2, groups),
+        "text_counts": integers(draw, (lists, vocab_size)),
+        "seen": integers(draw, (requests, (vocab_size + 31) // 32)),
+        "total_counts": integers(draw, (vocab_size,)),
+    }
+    owners = {
+        "token_requests": several(st.sampled_from((*INT64, 2, 2**32)), total).long().view(shape),
+        "request_lists": several(st.sampled_from((*INT64, 2**32)), requests).long(),
+    }
+    if ragged:
+        owners["token_groups"] = several(st.integers(-1, groups - 1), total).long()
+    return state, [tokens, written], tables, owners
+
+
+@st.composite
 def calls(draw: st.DrawFn) -> tuple[State, list[Tensor]]:
     """Yield a state, and successive batches of ids in [-1, V)."""
     state = draw(states())

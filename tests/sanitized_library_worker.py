@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from hypothesis import given, settings
-from nonsense import State, calls, counts, refills
+from nonsense import State, calls, counts, observed, refills
 from torch import Tensor
 
 
@@ -40,6 +40,13 @@ def count(call: tuple[list[Tensor], Tensor, dict[str, Tensor]]) -> None:
     torch.ops.microspec.vocab_count_(
         text_counts, seen, tokens, **options, total_counts=total_counts
     )
+
+
+@settings(max_examples=500, deadline=None, derandomize=True, database=None)
+@given(call=observed())
+def observe(call: tuple[State, list[Tensor], dict[str, Tensor], dict[str, Tensor]]) -> None:
+    state, step, tables, owners = call
+    torch.ops.microspec.vocab_observe_(*state.tensors(), *step, **owners, **tables)
 
 
 def gather_and_project(
@@ -71,6 +78,7 @@ def main() -> None:
     update()
     refill()
     count()
+    observe()
     floats = (torch.float32, torch.bfloat16, torch.float16)
     for m, dim, capacity, dtype in itertools.product((0, 1, 7), (0, 1, 33), (0, 1, 19), floats):
         gather_and_project(m, dim, capacity, 1 if dim == 33 else 40, dtype)

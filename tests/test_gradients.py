@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from bad_calls import judge_call, observe_requests
 from generators import gather_case, vocab_state
 from torch import Tensor, nn
 
@@ -17,6 +18,7 @@ from microspec_kernels import (
     sparse_head,
     sparse_logits,
     vocab_count_,
+    vocab_observe_,
     vocab_refill_,
     vocab_update_,
 )
@@ -95,6 +97,20 @@ def test_in_place_ops_count_as_writes(backend: str) -> None:
         assert counted == (counts._version, total._version), "a refill reads them"
         assert all(t._version > v for t, v in zip(written, before[0], strict=True))
         assert [t._version for t in read] == before[1]
+
+
+@pytest.mark.parametrize("counting", [False, True])
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_observing_writes_what_it_was_given(backend: str, counting: bool) -> None:
+    microspec_kernels.backend(backend)
+    arguments = observe_requests() if counting else judge_call()
+    tensors = {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
+    before = {name: tensor._version for name, tensor in tensors.items()}
+    vocab_observe_(**arguments)
+    state = {"active_ids", "slot_stamps", "token_slots", "clock", "verdicts"}
+    written = state | ({"text_counts", "seen", "total_counts"} if counting else set())
+    risen = {name for name, tensor in tensors.items() if tensor._version > before[name]}
+    assert risen == written
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])

@@ -12,10 +12,10 @@ import pytest
 import torch
 from backends_under_test import ALL, CPU
 from hypothesis import given
-from nonsense import PINNED, State, calls, counts, refills
+from nonsense import PINNED, State, calls, counts, observed, refills
 from torch import Tensor
 
-from microspec_kernels import vocab_count_, vocab_refill_, vocab_update_
+from microspec_kernels import reference, vocab_count_, vocab_observe_, vocab_refill_, vocab_update_
 from microspec_kernels._checks import PINNED_STAMP
 
 MARGIN = 64  # elements
@@ -86,6 +86,31 @@ def test_a_count_writes_nothing_around_the_tables(
         text_counts.tensor, seen.tensor, tokens, **options, total_counts=total_counts.tensor
     )
     assert all(one.whole() for one in guarded)
+
+
+@pytest.mark.backends(*ALL)
+@given(call=observed())
+def test_a_step_writes_nothing_around_its_tensors(
+    call: tuple[State, Sequence[Tensor], dict[str, Tensor], dict[str, Tensor]], backend: str
+) -> None:
+    """Its verdicts and counts are those of the nonsense state, before the update."""
+    state, step, tables, owners = call
+    want = {name: table.clone() for name, table in tables.items()}
+    judge_and_count = reference.observing(reference.vocab_count_, lambda *_, **__: None)
+    judge_and_count(*state.tensors(), *step, **owners, **want)
+    before = [tensor.clone() for tensor in (*step, *owners.values())]
+    guarded = [Guarded(tensor) for tensor in state.tensors()]
+    guarded_tables = {name: Guarded(table) for name, table in tables.items()}
+    written = {name: one.tensor for name, one in guarded_tables.items()}
+    try:
+        vocab_observe_(*(one.tensor for one in guarded), *step, **owners, **written)
+    except (IndexError, KeyError, ValueError, RuntimeError):
+        assert backend == "reference", "its update assumes a valid state"
+    assert all(one.whole() for one in (*guarded, *guarded_tables.values()))
+    for name, table in want.items():
+        assert torch.equal(written[name], table), name
+    for tensor, value in zip((*step, *owners.values()), before, strict=True):
+        assert torch.equal(tensor, value)
 
 
 @pytest.mark.backends(*CPU)

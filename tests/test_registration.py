@@ -9,7 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from bad_calls import count_ragged, count_requests, refill_groups
+from bad_calls import (
+    count_ragged,
+    count_requests,
+    judge_call,
+    observe_groups,
+    observe_ragged,
+    observe_requests,
+    refill_groups,
+)
 from compare import assert_bitwise
 from generators import E2M1, INT4, QUANTISED, gather_case, head_case, row_indexed, vocab_state
 from schemas import SCHEMAS
@@ -40,10 +48,14 @@ def vocab_arguments(num_groups: int, ragged: bool) -> tuple[tuple[Any, ...], dic
 
 
 def learn_calls() -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
-    """Return calls of vocab_count_ and vocab_refill_ with every argument."""
+    """Return calls of vocab_count_, vocab_observe_ and vocab_refill_ with every argument."""
     return [
         in_order("vocab_count_", count_requests()),
         in_order("vocab_count_", count_ragged()),
+        in_order("vocab_observe_", observe_groups()),
+        in_order("vocab_observe_", observe_requests()),
+        in_order("vocab_observe_", observe_ragged()),
+        in_order("vocab_observe_", judge_call()),
         in_order("vocab_refill_", refill_groups()),
         in_order("vocab_refill_", {**refill_groups(), "reset": False}),
     ]

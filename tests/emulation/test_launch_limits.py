@@ -72,6 +72,13 @@ def count(emulation: Any, tokens: int) -> None:
     emulation.vocab_count_(counts, seen, row(np.int32, tokens)[None])
 
 
+def observe(emulation: Any, tokens: int) -> None:
+    state = (row(np.int32, 70)[None], row(np.int64, 70)[None], row(np.int32, 8)[None])
+    written = row(np.int8, tokens)[None].view(bool)
+    batch, verdicts = row(np.int32, tokens)[None], row(np.int64, 2)[:, None]
+    emulation.vocab_observe_(*state, row(np.int64, 1), batch, written, verdicts=verdicts)
+
+
 def select(emulation: Any, capacity: int) -> None:
     results = (np.zeros((1, 4), np.float32), np.zeros((1, 4), np.int64), np.zeros(1, np.float32))
     hidden, weight = np.zeros((1, 8), np.float32), np.zeros((4, 8), np.float32)
@@ -121,11 +128,13 @@ def test_update_at_every_length(gpu: Any) -> None:
         assert not refused(lambda n, k=capacity: update(gpu, k, n), lengths), capacity
 
 
-def test_refill_and_count(gpu: Any) -> None:
-    """Neither has arrays in shared memory that grow with the call."""
+def test_refill_count_and_observe(gpu: Any) -> None:
+    """Only the update of a step has arrays in shared memory that grow with the call."""
     assert not refused(lambda k: refill(gpu, k), [0, 1, 31, 32, 33, 1024, MOST, 1 << 20])
     assert not refused(lambda g: refill(gpu, 70, groups=g), [2, 3, 100, 4096])
-    assert not refused(lambda n: count(gpu, n), [0, 1, 255, 256, 257, 1 << 20])
+    lengths = [0, 1, 255, 256, 257, 1 << 20]
+    assert not refused(lambda n: count(gpu, n), lengths)
+    assert not refused(lambda n: observe(gpu, n), lengths)
 
 
 def most_shared(emulation: Any) -> int:

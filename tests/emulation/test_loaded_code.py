@@ -77,6 +77,18 @@ def count(emulation: Any) -> list[Any]:
     return tables
 
 
+def observe(emulation: Any) -> list[Any]:
+    state = update(emulation, IDS[None, :9])
+    tables = [np.zeros(shape, np.int32) for shape in ((2, V), (3, 2), (V,))]
+    verdicts, tokens = np.zeros((2, 1), np.int64), IDS[None, 5:20]
+    emulation.vocab_observe_(
+        *state, tokens, tokens % 2 == 0, token_requests=tokens % 4, verdicts=verdicts,
+        text_counts=tables[0], seen=tables[1], request_lists=np.array([1, 0, 1]),
+        total_counts=tables[2],
+    )  # fmt: skip
+    return [*state, verdicts, *tables]
+
+
 def refill(emulation: Any, reset: bool) -> list[Any]:
     state = update(emulation, IDS[None, :9])
     counts, ranks = np.arange(2 * V, dtype=np.int32).reshape(2, V), np.arange(V, dtype=np.int32)
@@ -96,6 +108,7 @@ CALLS = {
     "update": lambda e: update(e, IDS[None, :9]),
     "two kernels": lambda e: update(e, np.resize(IDS, 30_000), np.arange(30_000) % 3 - 1),
     "count": count,
+    "observe": observe,
     "refill": lambda e: refill(e, True),
     "refill of pinned tokens": lambda e: refill(e, False),
 }

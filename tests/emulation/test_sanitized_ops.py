@@ -150,6 +150,33 @@ def learned(arch: int, settings: dict[str, Any]) -> Iterator[Call]:
             yield Call(name, "_emulation", "vocab_refill_", arrays, options, on)
 
 
+def observed(arch: int, settings: dict[str, Any]) -> Iterator[Call]:
+    """Yield steps whose requests are groups, and ragged steps of other requests; two blocks."""
+    rng = torch.Generator().manual_seed(2)
+    for number, (capacity, n, num_groups) in enumerate([(5, 9, 2), (40, 700, 1), (13, 60, 3)]):
+        size, ragged = 2 * capacity + 10, number > 0
+        state = vocab_state(size, capacity, num_groups=num_groups, pinned=(3, 4))
+        before = torch.randint(-1, size, (num_groups, capacity), generator=rng)
+        reference.vocab_update_(*state.tensors(), before)
+        requests = 4 if ragged else num_groups
+        tokens = torch.randint(-1, size, (n,) if ragged else (num_groups, n), generator=rng)
+        written = torch.rand(tokens.shape, generator=rng) < 0.6
+        options = {
+            "verdicts": torch.zeros(2, num_groups, dtype=torch.int64),
+            "text_counts": torch.zeros(2, size, dtype=torch.int32),
+            "seen": torch.zeros(requests, (size + 31) // 32, dtype=torch.int32),
+            "request_lists": torch.arange(requests) % 2,
+            "total_counts": torch.zeros(size, dtype=torch.int32),
+        }
+        if ragged:
+            options["token_groups"] = torch.randint(-1, num_groups + 1, (n,), generator=rng)
+            options["token_requests"] = torch.randint(-1, requests + 1, (n,), generator=rng)
+        arrays = [as_array(t) for t in (*state.tensors(), tokens, written)]
+        options = {name: as_array(tensor) for name, tensor in options.items()}
+        name, on = f"observe K {capacity}, N {n}, G {num_groups}", device(arch, **settings)
+        yield Call(name, "_emulation", "vocab_observe_", arrays, options, on)
+
+
 def nonsense(arch: int, settings: dict[str, Any]) -> Iterator[Call]:
     """Yield states that no update leaves, with invalid tokens, which a device does not check."""
     rng = random.Random(0)
@@ -192,6 +219,17 @@ def nonsense(arch: int, settings: dict[str, Any]) -> Iterator[Call]:
         yield Call(
             f"count, {name}", "_emulation", "vocab_count_", [*tables[:2], tokens], options, on
         )  # fmt: skip
+        requests = np.array(rng.choices((*INT64, 0, 1, 2), k=arrays[4].size))
+        written = np.array(rng.choices((True, False), k=arrays[4].size))
+        options = {
+            **options,
+            "token_requests": requests.reshape(arrays[4].shape),
+            "verdicts": np.array(rng.choices(INT64, k=2 * num_groups)).reshape(2, -1),
+            "text_counts": tables[0],
+            "seen": tables[1],
+        }
+        step = [*arrays, written.reshape(arrays[4].shape)]
+        yield Call(f"observe, {name}", "_emulation", "vocab_observe_", step, options, on)
         read = [tables[0], tables[2], np.array(rng.choices((*INT64, 0, 1), k=num_groups))]
         options = {"pinned": rng.randint(0, capacity), "reset": number % 2 == 0}
         options |= {"total_counts": tables[3]} if number % 3 else {}
@@ -240,6 +278,7 @@ def test_address_and_undefined(arch: int) -> None:
     settings = {"sms": 2}
     calls = [*heads(arch, settings, shapes), *four_bit_heads(arch, settings)]
     calls += [*gathers(arch, settings), *vocabs(arch, settings), *learned(arch, settings)]
+    calls += observed(arch, settings)
     check("address", calls, order="shuffled", copies="late", resident_blocks=3)
 
 
@@ -257,4 +296,5 @@ def test_races(arch: int) -> None:
     shapes = [(1, 64, 20), (3, 40, 20), (9, 128, 20), (10, 64, 33), (20, 64, 9)]
     calls = [*heads(arch, settings, shapes), *four_bit_heads(arch, settings)]
     calls += [*gathers(arch, settings), *vocabs(arch, settings), *learned(arch, settings)]
+    calls += observed(arch, settings)
     check("thread", calls, order="shuffled", copies="late", resident_blocks=4)

@@ -94,7 +94,7 @@ def update(
 
 
 def learn(capacity: int, vocab_size: int, num_groups: int = 1) -> Callable[[str], None]:
-    """Count some tokens, then refill, begin anew with other counts, and move the floor."""
+    """Observe and count, then refill, begin anew with other counts, and move the floor."""
 
     def run(device: str) -> None:
         rng = torch.Generator().manual_seed(capacity)
@@ -104,14 +104,19 @@ def learn(capacity: int, vocab_size: int, num_groups: int = 1) -> Callable[[str]
         tables = [torch.zeros(shape, dtype=torch.int32) for shape in shapes]
         ranks = torch.randperm(vocab_size, generator=rng).int()
         lists = torch.arange(num_groups) % 3  # list 2 does not exist
-        cpu = (*want.tensors(), *tables, ranks, lists)
+        verdicts = torch.zeros(2, num_groups, dtype=torch.int64)
+        cpu = (*want.tensors(), *tables, ranks, lists, verdicts)
         gpu = [tensor.to(device) for tensor in cpu]
         for pinned, reset in ((capacity // 2, True), (capacity // 3, False), (0, True)):
             tokens = torch.randint(-2, vocab_size + 2, (num_groups, 700), generator=rng)
             for tensors in (cpu, gpu):
-                *state, counts, seen, total, ranks, lists = tensors
+                *state, counts, seen, total, ranks, lists, verdicts = tensors
                 there = tokens.to(ranks.device)
-                mk.vocab_count_(counts, seen, there, request_lists=lists, total_counts=total)
+                step = there[:, :300].clamp(-1, vocab_size - 1)
+                learned = {"text_counts": counts, "seen": seen, "verdicts": verdicts}
+                options = {"request_lists": lists, "total_counts": total}
+                mk.vocab_observe_(*state, step, step % 3 > 0, **learned, **options)
+                mk.vocab_count_(counts, seen, there, **options)
                 lists = lists.where(lists < 2, -1)
                 mk.vocab_refill_(
                     *state, counts, ranks, lists, total_counts=total, pinned=pinned, reset=reset

@@ -14,6 +14,7 @@ from microspec_kernels import (
     WeightSlab,
     sparse_head,
     vocab_count_,
+    vocab_observe_,
     vocab_refill_,
     vocab_update_,
 )
@@ -121,7 +122,7 @@ def test_the_head_reads_the_front_while_the_back_is_refreshed() -> None:
     assert lockstep.evictions > STEPS
 
 
-def test_count_update_refill() -> None:
+def test_count_observe_update_refill() -> None:
     """Every op that learns in one graph; the list and the floor change from replay to replay."""
     rng = torch.Generator().manual_seed(3)
     size, groups, capacity, pinned = 5000, 4, 64, 40
@@ -129,30 +130,35 @@ def test_count_update_refill() -> None:
     counts, seen = torch.zeros(2, size).int(), torch.zeros(groups, (size + 31) // 32).int()
     total, ranks = torch.zeros(size).int(), torch.randperm(size, generator=rng).int()
     lists = torch.zeros(groups, dtype=torch.int64)
-    here = (*want.tensors(), counts, seen, total, ranks, lists)
+    verdicts = torch.zeros(2, groups, dtype=torch.int64)
+    here = (*want.tensors(), counts, seen, total, ranks, lists, verdicts)
     there = [t.cuda() for t in here]
-    tokens = torch.zeros(groups, 50, dtype=torch.int64, device="cuda")
+    prompt, tokens = (torch.zeros(groups, n, dtype=torch.int64, device="cuda") for n in (50, 20))
 
-    def step(tensors: Sequence[Tensor], tokens: Tensor) -> None:
-        *state, counts, seen, total, ranks, lists = tensors
-        vocab_count_(counts, seen, tokens, request_lists=lists, total_counts=total)
-        vocab_update_(*state, tokens)
+    def step(tensors: Sequence[Tensor], prompt: Tensor, tokens: Tensor) -> None:
+        *state, counts, seen, total, ranks, lists, verdicts = tensors
+        learned = {"request_lists": lists, "total_counts": total}
+        vocab_count_(counts, seen, prompt, **learned)
+        vocab_update_(*state, prompt)
+        learned |= {"text_counts": counts, "seen": seen, "verdicts": verdicts}
+        vocab_observe_(*state, tokens, tokens % 3 > 0, **learned)
         options = {"total_counts": total, "pinned": pinned, "reset": False}
         vocab_refill_(*state, counts, ranks, lists, **options)
 
     before = [t.clone() for t in there]
-    replay = captured(lambda: step(there, tokens))
+    replay = captured(lambda: step(there, prompt, tokens))
     for tensor, start in zip(there, before, strict=True):
         tensor.copy_(start)
     for _ in range(300):
-        now = (torch.rand(groups, 50, generator=rng) ** 3 * size).long()
+        now = [(torch.rand(groups, n, generator=rng) ** 3 * size).long() for n in (50, 20)]
         lists.copy_(torch.randint(-1, 2, (groups,), generator=rng))
-        for target, value in ((tokens, now), (there[-1], lists)):
+        for target, value in zip((prompt, tokens, there[-2]), (*now, lists), strict=True):
             target.copy_(value)
         replay()
-        step(here, now)
+        step(here, *now)
         for got, wanted in zip(there, here, strict=True):
             assert torch.equal(got.cpu(), wanted)
+    assert bool((verdicts > 0).all()), "tokens of both verdicts in every group"
 
 
 def test_a_replay_does_what_the_call_did() -> None:

@@ -14,6 +14,7 @@ from microspec_kernels import (
     sparse_head,
     sparse_logits,
     vocab_count_,
+    vocab_observe_,
     vocab_refill_,
     vocab_update_,
 )
@@ -105,7 +106,7 @@ def test_a_large_ragged_update_narrows_its_groups_first(count: int, kernels: lis
     assert call == [*kernels, "vocab_update"]
 
 
-def test_count_is_one_kernel_and_refill_one_or_two() -> None:
+def test_count_is_one_kernel_observe_two_and_refill_one_or_two() -> None:
     size = 50_000
     state = [t.cuda() for t in vocab_state(size, 3072, num_groups=2).tensors()]
     counts, seen = (torch.zeros(2, n, dtype=torch.int32).cuda() for n in (size, (size + 31) // 32))
@@ -113,6 +114,12 @@ def test_count_is_one_kernel_and_refill_one_or_two() -> None:
     ranks = torch.arange(size, dtype=torch.int32).cuda()
     count = partial(vocab_count_, counts, seen, tokens, request_lists=lists)
     assert enqueued(count) == ["vocab_count"]
+    written, verdicts = torch.ones_like(tokens, dtype=torch.bool), torch.zeros(2, 2).long().cuda()
+    step = partial(vocab_observe_, *state, tokens, written)
+    counting = {"text_counts": counts, "seen": seen, "request_lists": lists}
+    for options in (counting, {"verdicts": verdicts}, {"verdicts": verdicts, **counting}):
+        assert enqueued(partial(step, **options)) == ["vocab_count", "vocab_update"]
+    assert enqueued(step) == ["vocab_update"]
     refill = partial(vocab_refill_, *state, counts, ranks, lists, pinned=100)
     assert enqueued(refill) == ["refill", "refill_stamps"]
     assert enqueued(partial(refill, reset=False)) == ["refill"]

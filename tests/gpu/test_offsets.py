@@ -12,6 +12,7 @@ from microspec_kernels import (
     sparse_head,
     sparse_logits,
     vocab_count_,
+    vocab_observe_,
     vocab_refill_,
     vocab_update_,
 )
@@ -165,6 +166,12 @@ def test_token_slots_beyond_2_to_31_entries() -> None:
     vocab_update_(ids, stamps, slots, clock, tokens)
     want = [[5, 9], [size - 2, 5], [size - 1, 8]]
     assert ids.tolist() == [want[group % 3] for group in range(groups)]
+    verdicts = torch.zeros(2, groups, dtype=torch.int64, device="cuda")
+    written = torch.tensor([[True, False, True]], device="cuda").repeat(groups, 1)
+    vocab_observe_(ids, stamps, slots, clock, tokens, written, verdicts=verdicts)
+    assert verdicts.tolist() == [[1] * groups, [1] * groups], (
+        "the first is gone, the last is active"
+    )
     for group in (0, 1, groups - 2, groups - 1):
         assert slots[group, tokens[group]].tolist() == [-1, 0, 1]
         assert int((slots[group] >= 0).sum()) == 2

@@ -7,7 +7,14 @@ from compare import assert_bitwise
 from generators import FLOATS, QUANTISED, row_indexed, vocab_state
 from torch import Tensor
 
-from microspec_kernels import gather_rows_, reference, vocab_count_, vocab_refill_, vocab_update_
+from microspec_kernels import (
+    gather_rows_,
+    reference,
+    vocab_count_,
+    vocab_observe_,
+    vocab_refill_,
+    vocab_update_,
+)
 from microspec_kernels._checks import MAX_TOP_K
 
 from .cases import MODELS, Model, check_head, expected, first_rows, normal, random_ids, real_case
@@ -181,25 +188,31 @@ def test_vocab_update_of_a_ragged_batch(rng: torch.Generator) -> None:
 @pytest.mark.parametrize("num_groups", [1, 5])
 @pytest.mark.parametrize("capacity", [1, 1000, 3072, 16384, 32768])
 @pytest.mark.parametrize("name", MODELS)
-def test_count_and_refill(name: str, capacity: int, num_groups: int, rng: torch.Generator) -> None:
+def test_count_observe_and_refill(
+    name: str, capacity: int, num_groups: int, rng: torch.Generator
+) -> None:
     """From no counts at all to those of many texts; the CPU op's results bit for bit."""
     vocab_size, pinned = MODELS[name].vocab_size, 3 * capacity // 4
     state = vocab_state(vocab_size, capacity, num_groups=num_groups, pinned=(1,), clock=2**40)
     shapes = ((2, vocab_size), (num_groups, (vocab_size + 31) // 32), (vocab_size,))
     tables = [torch.zeros(shape, dtype=torch.int32) for shape in shapes]
     ranks = torch.randperm(vocab_size, generator=torch.Generator().manual_seed(1)).int()
-    want = [*state.tensors(), *tables, ranks, torch.arange(num_groups) % 2]
+    verdicts = torch.zeros(2, num_groups, dtype=torch.int64)
+    want = [*state.tensors(), *tables, ranks, torch.arange(num_groups) % 2, verdicts]
     got = [tensor.cuda() for tensor in want]
     for step in range(5):
         draws = torch.rand(num_groups, 20_000, generator=rng, device="cuda")
         tokens = (draws**4 * vocab_size).long()
         for tensors in (got, want):
-            *vocab, counts, seen, total, ranks, lists = tensors
+            *vocab, counts, seen, total, ranks, lists, verdicts = tensors
             options = {"total_counts": total if step != 1 else None, "pinned": pinned}
             vocab_refill_(*vocab, counts, ranks, lists, **options, reset=step % 2 == 0)
             there = tokens.to(ranks.device)
             vocab_count_(counts, seen, there, request_lists=lists, total_counts=total)
-            vocab_update_(*vocab, there[:, :300].contiguous())
+            seen.zero_()
+            learned = {"text_counts": counts, "seen": seen, "request_lists": lists}
+            there = there[:, :300].contiguous()
+            vocab_observe_(*vocab, there, there % 2 == 0, verdicts=verdicts, **learned)
             seen.zero_()
         for one, other in zip(got, want, strict=True):
             assert_bitwise(one.cpu(), other)

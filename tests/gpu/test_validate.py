@@ -19,6 +19,7 @@ from microspec_kernels import (
     sparse_head,
     sparse_logits,
     vocab_count_,
+    vocab_observe_,
     vocab_refill_,
     vocab_update_,
 )
@@ -109,6 +110,32 @@ def test_bad_tokens_of_the_update_are_padding() -> None:
             assert_bitwise(got, want)
 
 
+def test_bad_tokens_and_groups_of_a_step_are_ignored() -> None:
+    """They are neither judged nor counted; some have good ones in their low 32 bits."""
+    rng = torch.Generator().manual_seed(1)
+    tokens, groups = (torch.randint(-1, n, (400,), generator=rng) for n in (90, 3))
+    requests, written = torch.randint(-1, 5, (400,), generator=rng), tokens % 2 == 0
+    bad = torch.tensor([90, -2, 2**31 - 1, 2**32 + 5, 2**40, -(2**40), 2**32 - 1, -(2**63)])
+    bad = bad[torch.arange(400) % 8]
+    spoilt_step = [torch.where(t < 0, bad, t) for t in (tokens, groups, requests)]
+    results = []
+    for there, owners, texts in ((tokens, groups, requests), spoilt_step):
+        state = [t.cuda() for t in vocab_state(90, 8, num_groups=3, pinned=(1, 2)).tensors()]
+        tables = {
+            "verdicts": torch.zeros(2, 3, dtype=torch.int64).cuda(),
+            "text_counts": torch.zeros(1, 90, dtype=torch.int32).cuda(),
+            "seen": torch.zeros(5, 3, dtype=torch.int32).cuda(),
+        }
+        step = [there.cuda(), written.cuda()]
+        owned = {"token_groups": owners.cuda(), "token_requests": texts.cuda()}
+        for _ in range(2):
+            vocab_observe_(*state, *step, **owned, **tables)
+        results.append((*state, *tables.values()))
+    for got, want in zip(*results, strict=True):
+        assert_bitwise(got, want)
+    assert bool((results[0][4] > 0).all()) and bool(results[0][5].any())
+
+
 def test_a_group_of_a_bad_list_stays_as_it_is() -> None:
     """And requests of bad lists are not counted; some have a good list in their low 32 bits."""
     bad = torch.tensor([2, -2, 2**32, 2**40 + 1, -(2**63)])
@@ -155,6 +182,11 @@ calls = {
         *map(to, state.tensors()), to(ids(1, 2, 2**40, 4, dtype=torch.int64).view(2, 2))),
     "token_groups": lambda to: mk.vocab_update_(
         *map(to, state.tensors()), to(ids(1, 2)), token_groups=to(ids(0, 2))),
+    "observed tokens": lambda to: mk.vocab_observe_(
+        *map(to, state.tensors()), to(ids(1, 2, 9, 4).view(2, 2)), to(torch.ones(2, 2).bool())),
+    "observed groups": lambda to: mk.vocab_observe_(
+        *map(to, state.tensors()), to(ids(1, 2)), to(torch.ones(2).bool()),
+        token_groups=to(ids(0, -2))),
     "group_lists": lambda to: mk.vocab_refill_(
         *map(to, state.tensors()), to(ids(*range(18)).view(2, 9)), to(ids(*range(9))),
         to(ids(1, 2))),
@@ -173,7 +205,7 @@ def test_validation_raises_what_the_cpu_does() -> None:
         [sys.executable, "-c", MESSAGES], capture_output=True, text=True, env=environment
     )
     assert result.returncode == 0, result.stderr[-2000:]
-    assert result.stdout == "same 8\n"
+    assert result.stdout == "same 10\n"
 
 
 @pytest.mark.parametrize("slab_dtype", [torch.bfloat16, torch.int8, torch.float8_e4m3fn], ids=str)

@@ -314,7 +314,7 @@ class Batch:
             undefined = ~logits.amax(-1).isfinite() & (verified.tokens != -1)
             return verified._replace(tokens=verified.tokens.masked_fill(undefined, BROKEN))
         if greedy:
-            return accept(tree, logits.argmax(-1), depth)
+            return accept(tree, choose(logits, None, self.sampling), depth)
         rows = torch.arange(len(logits), device=logits.device)
 
         def choice(nodes: Tensor, depths: Tensor) -> Tensor:

@@ -208,6 +208,7 @@ class Batch:
             return
         with clock("vocabulary"):
             self._observer.begin(request, prompt, top_tokens, first)
+            self.head.wait()  # a graph does not wait for what was enqueued outside of it
         with clock("draft_layer"):
             text = torch.cat((prompt, first))[None]
             count = torch.full_like(first, text.shape[1])

@@ -57,6 +57,14 @@ def test_compare_runs_every_head_to_the_same_text(pair, tmp_path, capsys):
     assert 0 < rows["sparse"]["active"] <= 64
     out = capsys.readouterr().out
     assert data["text"] in out and "every output equals the target's own" in out
+    heading, *lines = out.partition("where the time goes\n\n")[2].split("\n\n")[0].splitlines()
+    assert " ".join(heading.split()) == (
+        "head prefill draft layer draft head tree verify vocabulary between"
+    )
+    assert [line.split()[0] for line in lines] == ["dense", "static", "sparse"]
+    for line in lines:
+        shares = [float(share.removesuffix("%")) for share in line.split()[1:]]
+        assert abs(sum(shares) - 100) < 0.5 and min(shares) >= 0 and shares[4] > 0
 
 
 def test_a_difference_is_said(pair, tmp_path, monkeypatch, capsys):

@@ -138,6 +138,21 @@ def test_what_waits_for_the_device(call: Callable[[Tensor], object]) -> None:
     assert not torch.cuda.is_current_stream_capturing()
 
 
+def test_a_capture_runs_nothing_and_each_replay_once() -> None:
+    x, made = there(3), there(2)
+
+    def call() -> None:
+        x.add_(1)
+        x[:1] = 7
+        torch.mul(made, 2, out=made)
+
+    with capture(call) as graph:
+        call()
+    assert (x.tolist(), made.tolist()) == ([7, 3, 4], [2, 4])
+    graph.replay()
+    assert (x.tolist(), made.tolist()) == ([7, 4, 5], [4, 8])
+
+
 def test_what_does_not_wait() -> None:
     x, pinned, free = there(3), torch.arange(3).pin_memory(), torch.empty(3, dtype=torch.int64)
 

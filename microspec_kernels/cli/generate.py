@@ -62,6 +62,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         for head, result in runs.items()
     ]
     print(table(rows))
+    if args.compare:
+        shares = [_shares(head, timed[head].stats.seconds) for head in heads if head != "none"]
+        print(f"\nwhere the time goes\n\n{table(shares)}")
     if args.compare and target_tokens is not None:
         same = all(row["identical"] == "yes" for row in rows)
         print("\nevery output " + ("equals" if same else "DOES NOT EQUAL") + " the target's own")
@@ -144,6 +147,17 @@ def _generate(
         chain=args.chain,
         timed=timed,
     )
+
+
+def _shares(head: str, seconds: dict[str, float]) -> dict[str, Any]:
+    """Make one line of the shares of the parts in the total time of a timed run."""
+    parts = {
+        "prefill": "prefill", "draft layer": "draft_layer", "draft head": "head", "tree": "tree",
+        "verify": "verify", "vocabulary": "vocabulary",
+    }  # fmt: skip
+    shares = {name: seconds[part] / seconds["total"] for name, part in parts.items()}
+    shares["between"] = 1 - sum(shares.values())
+    return {"head": head, **{name: f"{share:.1%}" for name, share in shares.items()}}
 
 
 def _row(

@@ -208,6 +208,7 @@ class Batch:
             return
         with clock("vocabulary"):
             self._observer.begin(request, prompt, top_tokens, first)
+            self.head.wait()  # a graph does not wait for what was enqueued outside of it
         with clock("draft_layer"):
             text = torch.cat((prompt, first))[None]
             count = torch.full_like(first, text.shape[1])
@@ -314,7 +315,7 @@ class Batch:
             undefined = ~logits.amax(-1).isfinite() & (verified.tokens != -1)
             return verified._replace(tokens=verified.tokens.masked_fill(undefined, BROKEN))
         if greedy:
-            return accept(tree, logits.argmax(-1), depth)
+            return accept(tree, choose(logits, None, self.sampling), depth)
         rows = torch.arange(len(logits), device=logits.device)
 
         def choice(nodes: Tensor, depths: Tensor) -> Tensor:

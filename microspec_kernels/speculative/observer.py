@@ -10,6 +10,7 @@ from microspec_kernels.policy import Policy, Stage, TargetPass
 
 from .heads import Head
 from .models.target import CHUNK, CausalModel
+from .ranking import likeliest
 from .request import Request
 from .tree import Tree
 from .verify import Verified
@@ -45,7 +46,7 @@ class Observer:
         count = self.policy.target_top_k(stage) if self.head.follows else 0
         if count == 0:
             return torch.empty(*logits.shape[:-1], 0, dtype=torch.int64, device=logits.device)
-        return logits.topk(min(count, logits.shape[-1])).indices
+        return likeliest(logits, min(count, logits.shape[-1]))
 
     def begin(self, request: Request, prompt: Tensor, top_tokens: Tensor, first: Tensor) -> None:
         """Begin a text with a prompt int64 [P] and the first token int64 [1] after it."""

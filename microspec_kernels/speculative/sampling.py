@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .ranking import likeliest
+
 BROKEN = -2
 WORD = 0xFFFFFFFF
 # Rotations of Threefry-2x32-20, and the start value of its third key word.
@@ -108,7 +110,7 @@ def choose(logits: Tensor, uniforms: Tensor | None, sampling: Sampling) -> Tenso
     whose largest logit is not finite gives BROKEN.
     """
     if sampling.temperature == 0:
-        return logits.argmax(-1)
+        return likeliest(logits, 1)[..., 0]
     assert uniforms is not None
     drawn = race(sampling.shares(logits), uniforms)
     return drawn.where(logits.amax(-1).isfinite(), BROKEN)

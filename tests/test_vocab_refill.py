@@ -122,6 +122,22 @@ def test_random_refills(case: dict[str, object]) -> None:
     refill(**case)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("level", ["count", "total", "rank", "id"])
+def test_each_level_of_the_order_decides(level: str) -> None:
+    """All tokens are equal on the levels before, and the last one that enters has none equal."""
+    vocab_size, capacity = 70, 20
+    by_id, equal = torch.arange(vocab_size, dtype=torch.int32), torch.ones(vocab_size).int()
+    counts = (by_id * 7 % 64 if level == "count" else equal)[None]
+    totals = by_id * 3 % 71 if level == "total" else equal
+    ranks = equal if level == "id" else by_id * 11 % 73
+    state, lists = vocab_state(vocab_size, capacity, pinned=(9,)), torch.tensor([0])
+    # Few of many empty slots are taken, then some of them and of the least recently used.
+    refill(state, counts, ranks, lists, totals, pinned=5, reset=False)
+    vocab_update_(*state.tensors(), torch.arange(30, 40))
+    refill(state, counts, ranks, lists, totals, pinned=17, reset=False)
+    refill(state, counts, ranks, lists, totals, pinned=5)
+
+
 def test_a_floor_that_moves_with_the_counts() -> None:
     """Between updates the floor is set anew: pinned tokens come and go, and all else stays LRU."""
     rng = torch.Generator().manual_seed(7)

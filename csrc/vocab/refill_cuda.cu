@@ -5,6 +5,7 @@
 #include "cuda/runtime.h"
 #include "vocab/learn_cuda.h"
 #include "vocab/refill_kernel.cuh"
+#include "vocab/refill_stamps_kernel.cuh"
 
 namespace microspec {
 

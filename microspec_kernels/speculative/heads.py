@@ -36,7 +36,7 @@ class Head(Protocol):
         Returns log-probabilities fp32 [M, <= k], falling, and token ids int64 of the same shape.
         The probabilities are relative to the tokens that this head knows. If a row has fewer than k
         tokens, the result is narrower or the rest is (-inf, -1). Its shape depends on the shape of
-        the arguments only, and a row's tokens are distinct.
+        the arguments only.
         """
         ...
 

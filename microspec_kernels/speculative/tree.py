@@ -86,11 +86,11 @@ def grow(
             )
         with clock("tree"):
             answers = tokens.shape[1]
-            scores = path_scores[:, :, None] + log_probs.view(*path_scores.shape, answers)
+            scores = path_scores[:, :, None] + log_probs.reshape(*path_scores.shape, answers)
             # Rounding must not raise a path's score, or a node would outrank its parent.
             scores = scores.minimum(path_scores[:, :, None]).flatten(1)
             scores = scores.nan_to_num(nan=-torch.inf, neginf=-torch.inf)
-            tokens = tokens.view_as(scores)
+            tokens = tokens.reshape(scores.shape)
             pool_tokens.append(tokens)
             pool_scores.append(scores)
             if level == shape.depth - 1:

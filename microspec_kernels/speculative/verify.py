@@ -33,13 +33,16 @@ def accept(tree: Tree, chosen: Tensor, depth: int) -> Verified:
 
     chosen: int64 [B, n], the target's token after each node; any other than a token's id after
         nodes that are not accepted.
-    depth: the trees' depth. At most one path of a tree is accepted, because siblings differ.
+    depth: the trees' depth.
     """
     wrong = tree.tokens != chosen.gather(1, tree.parents)
     wrong[:, 0] = False
     off = (tree.ancestor_mask & wrong[:, None]).any(2)
     # A parent comes before its children: the accepted nodes, in order, are the path.
     behind, paths = (part[:, : depth + 1] for part in off.sort(dim=1, stable=True))
+    # A head that names a token twice makes two such paths. Only nodes below the one before count.
+    behind[:, 1:] |= tree.parents.gather(1, paths[:, 1:]) != paths[:, :-1]
+    behind = behind.cummax(1).values
     tokens = chosen.gather(1, paths).masked_fill(behind, -1)
     counts = (~behind).sum(1)
     return Verified(paths.masked_fill(behind, 0), tokens, chosen.masked_fill(off, -1), counts)

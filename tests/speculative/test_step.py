@@ -85,7 +85,7 @@ def batch_of_one(**options: Any) -> Batch:
 
 @pytest.mark.parametrize(
     ("options", "outside", "with_draft"),
-    [({}, 150, 345), ({"depth": 3, "tree_width": 2, "tree_size": 6}, 115, 210)],
+    [({}, 155, 350), ({"depth": 3, "tree_width": 2, "tree_size": 6}, 119, 214)],
     ids=["depth6", "depth3"],
 )
 def test_a_greedy_step_makes_few_operator_calls_and_one_read(

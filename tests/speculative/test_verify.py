@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Accepted tokens of trees and of chains, against the rules written row by row."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from microspec_kernels.speculative import CausalModel, Dense, ModelDraft, Sampling, generate
 from microspec_kernels.speculative.sampling import draw
 from microspec_kernels.speculative.tree import Tree
 from microspec_kernels.speculative.verify import accept, accepted, follow, residual, verify_chain
+
+from .models import prompt, tiny
 
 # Any node may have the root's token; no node has OTHER.
 ROOT, TOKENS, OTHER = 9, range(14), 30
@@ -138,3 +142,23 @@ def test_the_residual_of_equal_distributions_is_the_targets() -> None:
     q = torch.tensor([[0.2, 0.8], [0.5, 0.5], [0.0, 0.0]])
     expected = torch.tensor([[0.2, 0.8], [0.0, 0.3], [0.2, 0.8]])
     torch.testing.assert_close(residual(p, q), expected)
+
+
+class Twice(Dense):
+    """A head that names every candidate twice, as a user's own head might."""
+
+    def topk(self, hidden: Tensor, k: int, row_groups: Tensor) -> tuple[Tensor, Tensor]:
+        log_probs, tokens = super().topk(hidden, k, row_groups)
+        return log_probs.repeat_interleave(2, 1)[:, :k], tokens.repeat_interleave(2, 1)[:, :k]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_twins_of_a_node_do_not_change_the_text(temperature: float) -> None:
+    """Both are what the target chose, but one path is accepted."""
+    target, text = CausalModel(tiny()), prompt(12)
+    draft = ModelDraft(tiny())
+    options = {"sampling": Sampling(temperature, seed=3), "depth": 4, "tree_width": 4}
+    plain = generate(target, draft, text, 40, head="dense", **options)
+    twins = generate(target, draft, text, 40, head=Twice(draft.lm_head), **options)
+    assert twins.tokens.tolist() == plain.tokens.tolist()
+    assert max(twins.stats.acceptance_lengths) == 2  # a path ends at its first twin

@@ -32,7 +32,7 @@ def test_every_subcommand_explains_itself(capsys):
     [
         (["replay", "absent.npz"], "absent.npz"),
         (["replay", __file__], "expected an .npz"),
-        (["replay", "absent.npz", "--pin", "4"], "--frequent-tokens"),
+        (["replay", "absent.npz", "--pin", "4"], "--no-learn"),
         (["generate", "--prompt", "x"], "--target"),
         (["generate", "--prompt", "x", "--pair", "absent"], "no folder absent"),
         (["generate", "--prompt", "x", "--target", "absent"], "--draft"),

@@ -213,6 +213,18 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def test_only_drafted_tokens_of_the_dense_head_count() -> None:
+    """A step's last token was not drafted; the first request's second step drafted one."""
+    learned_texts, dense = (
+        [Generation(torch.arange(1 + sum(n)), n, Stats(n, [5] * len(n), 1)) for n in lengths]
+        for lengths in (([2, 3], [1]), ([3, 2], [1]))
+    )
+    active = [[True, False, False, True, False], [False]]
+    (row,) = learned_pair.rows_of(0.0, learned_texts, active, dense)[:1]
+    assert row["coverage_of_accepted"] == pytest.approx(2 / 3)  # tokens 0, 1 and 3
+    assert (row["tau"], row["tau_dense"], row["count"]) == (2, 2, 2)
+
+
 @pytest.mark.slow
 def test_the_pair_learns_while_it_decodes(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(learned_pair, "SETTLED", 1)

@@ -148,6 +148,8 @@ def test_bad_arguments_are_refused() -> None:
     lists = LearnedLists(V, num_requests=2)
     with pytest.raises(IndexError, match="begin: request: expected 0 to 1, got 2"):
         lists.begin(2, torch.tensor([1]))
+    with pytest.raises(IndexError, match="fill: request: expected 0 to 1, got -1"):
+        lists.fill(ActiveVocab(V, 8, num_groups=2), -1)
     with pytest.raises(TypeError, match="tokens: expected int32 or int64, got float32"):
         lists.begin(0, torch.tensor([1.0]))
     with pytest.raises(ValueError, match="num_lists: expected at least 1, got 0"):

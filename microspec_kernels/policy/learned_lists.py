@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..ops import vocab_count_
 from ..vocab import ActiveVocab
+from .defaults import NUM_LISTS
 from .prior import token_ranks
 
 # α, the weight in texts of what all prompts have in common against a list's own prompts. 4 was as
@@ -54,7 +55,7 @@ class LearnedLists:
         self,
         vocab_size: int,
         *,
-        num_lists: int = 8,
+        num_lists: int = NUM_LISTS,
         num_requests: int = 1,
         prior: Tensor | Sequence[int] = (),
         device: torch.device | str = "cpu",
@@ -94,9 +95,7 @@ class LearnedLists:
             IndexError: a number outside [0, R).
             ValueError, TypeError: a prompt of another shape, dtype or device.
         """
-        if not 0 <= request < self.num_requests:
-            expected = f"0 to {self.num_requests - 1}"
-            raise IndexError(f"LearnedLists: begin: request: expected {expected}, got {request}")
+        self._check_request("begin", request)
         self._seen[request] = 0
         chosen = self.num_texts.new_zeros(1)
         if self.num_lists > 1:
@@ -141,8 +140,10 @@ class LearnedLists:
 
         Raises:
             ValueError: a vocabulary of another size, or with another number of groups.
+            IndexError: a number outside [0, R).
         """
         self._check(vocab, "fill", self.num_requests)
+        self._check_request("fill", request)
         lists = torch.full_like(self.request_lists, -1)
         lists[request] = self.request_lists[request].clamp(min=0)
         vocab.refill(self.text_counts, self.token_ranks, lists, total_counts=self.total_counts)
@@ -220,6 +221,11 @@ class LearnedLists:
             "prompt_counts": self.prompt_counts,
             "num_texts": self.num_texts,
         }
+
+    def _check_request(self, method: str, request: int) -> None:
+        if not 0 <= request < self.num_requests:
+            where, most = f"LearnedLists: {method}: request", self.num_requests - 1
+            raise IndexError(f"{where}: expected 0 to {most}, got {request}")
 
     def _check(self, vocab: ActiveVocab, method: str, num_groups: int) -> None:
         want, got = (self.vocab_size, num_groups), (vocab.vocab_size, vocab.num_groups)

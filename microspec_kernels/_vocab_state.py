@@ -34,7 +34,11 @@ def check_state(state: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> None
     _check_range("token_slots", slots, -1, capacity)
     _check_range("clock", clock, 0, LARGEST_CLOCK + 1)
     active, pinned = ids >= 0, stamps == PINNED_STAMP
-    _refuse("slot_stamps", f"{EMPTY_STAMP} at empty slots", stamps, ~active & (stamps != -1))
+    closed = ~active & pinned
+    wrong = ~active & ~closed & (stamps != EMPTY_STAMP)
+    _refuse("slot_stamps", f"{EMPTY_STAMP} at empty slots, or 2^63 - 1 if closed", stamps, wrong)
+    wrong = closed[:, :-1] & ~closed[:, 1:]
+    _refuse("slot_stamps", "no open slot behind a closed one", stamps[:, :-1], wrong)
     wrong = active & ~pinned & ((stamps < 0) | (stamps >= clock[:, None]))
     _refuse("slot_stamps", "stamps in [0, clock), or 2^63 - 1 where pinned", stamps, wrong)
     _check_distinct("ids", ids, active)

@@ -407,6 +407,8 @@ def vocab_refill_(
     change: the first ``pinned`` tokens become pinned, those not active take the slots of the least
     recently used, and tokens that lose their pin become the least recently used.
 
+    An empty slot with a pinned one's stamp is closed and stays as it is: K means the others.
+
     Args:
         active_ids: int32 [K] or [G, K]; -1 marks an empty slot.
         slot_stamps: int64 [G, K], time of last use.

@@ -281,7 +281,7 @@ def _update_group(
     base = int(clock)
     pinned = {t for t, s in zip(slot_ids, slot_stamps, strict=True) if s == PINNED_STAMP}
     before = {t: slot for slot, t in enumerate(slot_ids) if t >= 0}
-    room = len(slot_ids) - len(pinned)
+    room = len(slot_ids) - slot_stamps.count(PINNED_STAMP)
     by_age = sorted((slot_stamps[slot], t) for t, slot in before.items() if t not in pinned)
     recency = OrderedDict((t, stamp) for stamp, t in by_age)
     for position, token in enumerate(stream):
@@ -295,7 +295,7 @@ def _update_group(
 
     gone = [t for t in before if t not in recency and t not in pinned]
     newcomers = [t for t in recency if t not in before]
-    empty = [slot for slot, t in enumerate(slot_ids) if t < 0]
+    empty = [slot for slot, t in enumerate(slot_ids) if t < 0 and slot_stamps[slot] < 0]
     # No token is evicted while a slot is empty: if `gone` is not empty, this takes all of `empty`.
     free = sorted(empty[: len(newcomers) - len(gone)] + [before[t] for t in gone])
     for token in gone:
@@ -425,7 +425,8 @@ def vocab_refill_(
 
     Tokens are in the order of (count in the list, the largest first; total count, the largest
     first; rank, the smallest first; id). Negative counts and ranks count as 0. A token that stays
-    keeps its slot. New tokens take the free slots, both in ascending order.
+    keeps its slot. New tokens take the free slots, both in ascending order. A slot that is pinned
+    without a token is closed: it stays as it is.
     """
     ids = by_group(active_ids)
     totals = torch.zeros_like(token_ranks) if total_counts is None else total_counts
@@ -436,7 +437,9 @@ def vocab_refill_(
         order = token_ranks.clamp(min=0).argsort(stable=True)
         for counts in (totals, text_counts[which]):
             order = order[counts.clamp(min=0)[order].argsort(descending=True, stable=True)]
-        wanted = order[: ids.size(1) if reset else pinned].tolist()
+        closed = (ids[group] < 0) & (slot_stamps[group] == PINNED_STAMP)
+        open_slots = ids.size(1) - int(closed.sum())
+        wanted = order[: open_slots if reset else min(pinned, open_slots)].tolist()
         state = ids[group], slot_stamps[group], token_slots[group], clock[group]
         _refill_group(*state, wanted, pinned, reset)
 
@@ -452,6 +455,7 @@ def _refill_group(
 ) -> None:
     held = {t: s for s, t in enumerate(ids.tolist()) if 0 <= t < len(slots) and slots[t] == s}
     kept = {held[token] for token in wanted if token in held}
+    kept |= {s for s, t in enumerate(ids.tolist()) if t < 0 and stamps[s] == PINNED_STAMP}
     others = [slot for slot in range(len(ids)) if slot not in kept]
     newcomers = sorted(token for token in wanted if token not in held)
     if not reset:

@@ -33,7 +33,8 @@ class ActiveVocab:
 
     Attributes:
         ids: int32 [G, K], the token in each slot; -1 where empty. A token keeps its slot.
-        slot_stamps: int64 [G, K], time of last use; -1 at an empty slot, 2^63 - 1 at a pinned one.
+        slot_stamps: int64 [G, K], time of last use; -1 at an empty slot, 2^63 - 1 at a pinned or
+            closed one (see :meth:`set_limit`).
         token_slots: int32 [G, V], the slot of each token; -1 where absent.
         clock: int64 [G], positions seen so far.
         pinned: int32 [n], the pinned tokens.
@@ -78,6 +79,7 @@ class ActiveVocab:
         self.slot_stamps = torch.empty(num_groups, capacity, dtype=torch.int64, device=device)
         self.token_slots = torch.empty(num_groups, vocab_size, dtype=torch.int32, device=device)
         self.clock = torch.empty(num_groups, dtype=torch.int64, device=device)
+        self.slot_stamps.fill_(EMPTY_STAMP)
         self.reset()
 
     @property
@@ -89,6 +91,43 @@ class ActiveVocab:
     def size(self) -> Tensor:
         """Number of active tokens, int32 [G]."""
         return (self.ids >= 0).sum(1, dtype=torch.int32)
+
+    @property
+    def limit(self) -> Tensor:
+        """Number of slots that may hold a token, int64 [G]: K, or what :meth:`set_limit` set."""
+        return (~self._closed()).sum(1)
+
+    def set_limit(self, limit: int, groups: Tensor | Sequence[int] | None = None) -> None:
+        """Close the slots from ``limit`` on, and open those before it; waits for nothing.
+
+        Closed slots stay empty until a later call opens them, so the number of active tokens can
+        change under a captured graph. Tokens in slots that close leave: set a limit before
+        :meth:`reset` or :meth:`refill`, which then use open slots alone.
+
+        Args:
+            limit: number of open slots, 1 to K and at least the number of :attr:`pinned` tokens.
+            groups: see :meth:`reset`, which raises the same errors.
+
+        Raises:
+            ValueError: a limit out of range.
+        """
+        least = max(1, len(self.pinned))
+        if not least <= limit <= self.capacity:
+            expected, where = f"{least} to {self.capacity}", "ActiveVocab: set_limit: limit"
+            raise ValueError(f"{where}: expected {expected}, got {limit}")
+        where = "ActiveVocab: set_limit: groups"
+        which = group_numbers(where, groups, self.num_groups, self.device)
+        stamps, slots = self.slot_stamps[which], self.token_slots[which]
+        stamps = stamps.where(~self._closed()[which], EMPTY_STAMP)
+        stamps[:, limit:] = PINNED_STAMP
+        ids = self.ids[which]
+        ids[:, limit:] = -1
+        self.ids[which], self.slot_stamps[which] = ids, stamps
+        self.token_slots[which] = slots.where(slots < limit, -1)
+
+    def _closed(self) -> Tensor:
+        """Return which slots are closed: bool [G, K], those that are pinned without a token."""
+        return (self.ids < 0) & (self.slot_stamps == PINNED_STAMP)
 
     def update(self, tokens: Tensor, *, token_groups: Tensor | None = None) -> None:
         """Add tokens, or refresh those already active. See :func:`~.ops.vocab_update_`.
@@ -154,7 +193,11 @@ class ActiveVocab:
         stamps[first : len(tokens)] = torch.arange(later, device=self.device).flip(0)
         slots = torch.full((self.vocab_size,), -1, dtype=torch.int32, device=self.device)
         slots[tokens.long()] = torch.arange(len(tokens), dtype=torch.int32, device=self.device)
-        self.ids[which], self.slot_stamps[which], self.token_slots[which] = ids, stamps, slots
+        closed = self._closed()[which]
+        limit = (~closed).sum(1, keepdim=True)
+        self.ids[which] = ids.where(~closed, -1)
+        self.slot_stamps[which] = stamps.where(~closed, PINNED_STAMP)
+        self.token_slots[which] = slots.where(slots < limit, -1)
         self.clock[which] = later
 
     def refill(
@@ -174,7 +217,7 @@ class ActiveVocab:
             token_ranks: int32 [V].
             group_lists: int32 or int64 [G], the list of each group; -1 leaves the group as it is.
             total_counts: int32 [V].
-            pinned: number of tokens to pin, 0 to K.
+            pinned: number of tokens to pin, 0 to K; open slots limit it.
             reset: whether the slots that are not pinned begin anew too.
 
         Raises:

@@ -329,12 +329,14 @@ def vocab_state(
     *,
     num_groups: int = 1,
     pinned: tuple[int, ...] = (),
+    closed: int = 0,
     clock: int = 0,
 ) -> VocabState:
-    """Make a vocabulary with ``pinned`` in its last slots; all other slots are free."""
+    """Make a vocabulary with ``pinned`` in its last slots and its first slots closed."""
     ids = torch.full((num_groups, capacity), -1, dtype=torch.int32)
     stamps = torch.full((num_groups, capacity), -1, dtype=torch.int64)
     slots = torch.full((num_groups, vocab_size), -1, dtype=torch.int32)
+    stamps[:, :closed] = PINNED
     for slot, token in enumerate(pinned, start=capacity - len(pinned)):
         ids[:, slot], stamps[:, slot], slots[:, token] = token, PINNED, slot
     return VocabState(ids, stamps, slots, torch.full((num_groups,), clock, dtype=torch.int64))

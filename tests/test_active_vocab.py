@@ -88,6 +88,69 @@ def test_begins_as_if_it_had_seen_the_initial_tokens(
         assert_bitwise(tensor, fresh[name], name)
 
 
+@given(
+    limits=st.lists(st.tuples(st.integers(2, 9), st.booleans()), min_size=1, max_size=4),
+    frequent_tokens=st.lists(st.integers(0, 19), unique=True),
+    seed=st.integers(0, 999),
+)
+def test_a_limit_closes_and_opens_slots(
+    limits: list[tuple[int, bool]], frequent_tokens: list[int], seed: int
+) -> None:
+    """Group 1 has the limits and is an LRU over the open slots; group 0 stays as it was."""
+    pinned = [11, 2]
+    vocab = ActiveVocab(20, 9, num_groups=2, pinned=pinned, frequent_tokens=frequent_tokens)
+    rng = torch.Generator().manual_seed(seed)
+    groups = torch.ones(12, dtype=torch.int64)
+    whole, fits = vocab.ids[0].clone(), vocab.frequent_tokens.tolist()
+    for limit, reset in limits:
+        before = state_of(vocab)
+        stays = [
+            (stamp, token)
+            for stamp, token in zip(
+                before.slot_stamps[1, :limit], before.active_ids[1, :limit], strict=True
+            )
+            if token >= 0 and stamp != PINNED
+        ]
+        vocab.set_limit(limit, [1])
+        if reset:
+            vocab.reset([1])
+        cache = Lru(9, pinned, 9 - limit)
+        kept = fits[limit - 2 - 1 :: -1] if limit > 2 else []
+        cache.see(kept if reset else [int(token) for _, token in sorted(stays)])
+        assert_holds(state_of(vocab), 1, cache)
+        tokens = torch.randint(0, 20, (12,), generator=rng)
+        vocab.update(tokens, token_groups=groups)
+        cache.see(tokens.tolist())
+        assert_holds(state_of(vocab), 1, cache)
+        assert vocab.limit.tolist() == [9, limit]
+        assert torch.equal(vocab.ids[0], whole)
+        copy = ActiveVocab(20, 9, num_groups=2)
+        copy.load_state_dict(vocab.state_dict())
+        assert torch.equal(copy.limit, vocab.limit)
+
+
+def test_a_refill_uses_the_open_slots() -> None:
+    vocab = ActiveVocab(20, 9)
+    vocab.set_limit(4)
+    counts, ranks = torch.zeros(1, 20, dtype=torch.int32), torch.arange(20, dtype=torch.int32)
+    vocab.refill(counts, ranks, torch.tensor([0]))
+    assert vocab.ids.tolist() == [[0, 1, 2, 3, -1, -1, -1, -1, -1]]
+    vocab.set_limit(6)
+    vocab.refill(counts, ranks, torch.tensor([0]), pinned=9, reset=False)
+    assert vocab.ids.tolist() == [[0, 1, 2, 3, 4, 5, -1, -1, -1]]
+    vocab.set_limit(9)
+    vocab.refill(counts, ranks, torch.tensor([0]))
+    assert vocab.ids.tolist() == [list(range(9))]
+
+
+@pytest.mark.parametrize("limit", [1, 10, 0, -1])
+def test_a_limit_out_of_range(limit: int) -> None:
+    vocab = ActiveVocab(20, 9, pinned=[3, 4])
+    with pytest.raises(ValueError, match=f"set_limit: limit: expected 2 to 9, got {limit}"):
+        vocab.set_limit(limit)
+    assert vocab.limit.tolist() == [9]
+
+
 def test_types_and_shapes() -> None:
     vocab = ActiveVocab(100, 4, num_groups=2)
     for tensor, dtype, shape in [

@@ -29,8 +29,10 @@ def recency(state: VocabState, group: int) -> list[int]:
     return [token for stamp, token in sorted(pairs) if token >= 0 and stamp != PINNED]
 
 
-def pinned_slots(state: VocabState, group: int) -> list[int]:
-    return (state.slot_stamps[group] == PINNED).nonzero().flatten().tolist()
+def pinned_slots(state: VocabState, group: int, closed: bool = False) -> list[int]:
+    is_closed = state.active_ids[group] < 0
+    pinned = (state.slot_stamps[group] == PINNED) & (is_closed == closed)
+    return pinned.nonzero().flatten().tolist()
 
 
 def refill(
@@ -60,9 +62,11 @@ def refill(
             for got, was in zip(state.tensors(), before.tensors(), strict=True):
                 assert torch.equal(got[group], was[group])
             continue
-        first = order(counts[chosen], totals, ranks)[:capacity]
+        closed = pinned_slots(before, group, closed=True)
+        assert pinned_slots(state, group, closed=True) == closed
+        first = order(counts[chosen], totals, ranks)[: capacity - len(closed)]
         old = recency(before, group)
-        lru = Lru(capacity, first[:pinned])
+        lru = Lru(capacity, first[:pinned], len(closed))
         if reset:
             lru.see(reversed(first[pinned:]))
         else:
@@ -105,7 +109,10 @@ def cases(draw: st.DrawFn) -> dict[str, object]:
         )
     start = draw(st.sampled_from((0, 10**12 - 7, 2**62 - 500)))
     pinned = tuple(range(min(draw(st.integers(0, capacity)), vocab_size)))
-    state = vocab_state(vocab_size, capacity, num_groups=num_groups, pinned=pinned, clock=start)
+    closed = draw(st.sampled_from((0, 0, (capacity - len(pinned)) // 2, capacity - len(pinned))))
+    state = vocab_state(
+        vocab_size, capacity, num_groups=num_groups, pinned=pinned, closed=closed, clock=start
+    )
     tokens = torch.randint(-1, vocab_size, (num_groups, 30), generator=rng)
     vocab_update_(*state.tensors(), tokens[:, : draw(st.integers(0, 30))].contiguous())
     lists = torch.randint(-1, num_lists, (num_groups,), generator=rng)

@@ -48,7 +48,6 @@ def test_the_state_that_the_rows_below_change() -> None:
         ("slot_stamps", (0, 1), -1, "stamps in [0, clock), or 2^63 - 1", "-1 in group 0"),
         ("slot_stamps", (0, 1), 2, "distinct values", "2 in group 0"),
         ("slot_stamps", (1, 3), 2, "-1 at empty slots", "2 in group 1"),
-        ("slot_stamps", (1, 3), PINNED, "-1 at empty slots", f"{PINNED} in group 1"),
     ],
 )
 def test_an_inconsistent_state(
@@ -63,6 +62,17 @@ def test_an_inconsistent_state(
     assert str(raised.value).endswith(f", got {got}")
     for key, tensor in vocab.state_dict().items():
         assert_bitwise(tensor, before[key], key)
+
+
+def test_closed_slots_are_the_last() -> None:
+    state, vocab = ActiveVocab(20, 4).state_dict(), ActiveVocab(20, 4)
+    state["slot_stamps"][0, 2:] = PINNED
+    vocab.load_state_dict(state)
+    assert vocab.limit.tolist() == [2]
+    state["slot_stamps"][0, 3] = -1
+    with pytest.raises(ValueError, match="expected no open slot behind a closed one, got 9"):
+        vocab.load_state_dict(state)
+    assert vocab.limit.tolist() == [2]
 
 
 @pytest.mark.parametrize(

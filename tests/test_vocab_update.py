@@ -55,6 +55,7 @@ def streams(draw: st.DrawFn) -> tuple[VocabState, list[Lru], list[tuple[Tensor, 
     # The edges: all slots pinned, one slot free, and none pinned.
     count = draw(st.sampled_from(sorted({0, capacity // 2, max(0, capacity - 1), capacity})))
     pinned = tuple(range(5, 5 + count))
+    closed = draw(st.sampled_from((0, 0, (capacity - count) // 2, capacity - count)))
     start = draw(st.sampled_from((0, 0, 10**12 - 7, 2**62)))
     rng = torch.Generator().manual_seed(draw(st.integers(0, 2**20)))
     spread = draw(st.sampled_from((3, V // 2, V)))  # few tokens repeat, many evict
@@ -69,8 +70,10 @@ def streams(draw: st.DrawFn) -> tuple[VocabState, list[Lru], list[tuple[Tensor, 
         if token_groups is not None and draw(st.booleans()):
             token_groups = token_groups.int()
         calls.append((tokens, token_groups))
-    state = vocab_state(V, capacity, num_groups=num_groups, pinned=pinned, clock=start)
-    return state, [Lru(capacity, pinned) for _ in range(num_groups)], calls
+    state = vocab_state(
+        V, capacity, num_groups=num_groups, pinned=pinned, closed=closed, clock=start
+    )
+    return state, [Lru(capacity, pinned, closed) for _ in range(num_groups)], calls
 
 
 @pytest.mark.backends(*ALL)

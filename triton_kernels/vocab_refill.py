@@ -29,7 +29,7 @@ BLOCK, STAMPED, COMPARED = (16384, 256, 2048) if INTERPRETED else (2048, 32, 128
 LARGEST = tl.constexpr(2**31 - 1)
 PINNED = tl.constexpr(PINNED_STAMP)
 EMPTY = tl.constexpr(EMPTY_STAMP)
-LAST_WORDS = 5  # of a group's newcomers: their number, then the last wanted token's four levels
+LAST_WORDS = 6  # of a group's newcomers: their number, that of wanted tokens, the last one's levels
 
 
 @triton.jit
@@ -107,23 +107,32 @@ def _last_value(
 @triton.jit
 def _last_place(last):
     """Return the place of the last wanted token, of LAST_WORDS."""
-    count = (tl.load(last + 1).to(tl.int64) << 32) + tl.load(last + 2)
-    return count, (tl.load(last + 3).to(tl.int64) << 32) + tl.load(last + 4)
+    count = (tl.load(last + 2).to(tl.int64) << 32) + tl.load(last + 3)
+    return count, (tl.load(last + 4).to(tl.int64) << 32) + tl.load(last + 5)
+
+
+@triton.jit
+def _is_closed(active_ids, slot_stamps, slot, there):
+    """Return which slots take no token: those that are pinned without one."""
+    token = tl.load(active_ids + slot, mask=there, other=0)
+    stamp = tl.load(slot_stamps + slot, mask=there, other=0)
+    return there & (token < 0) & (stamp == PINNED)
 
 
 @triton.jit(do_not_specialize=["capacity", "vocab_size", "lists", "wanted"])
 def select_kernel(
     active_ids,  # int32 [G, K]
+    slot_stamps,  # int64 [G, K]
     token_slots,  # int32 [G, V]
     text_counts,  # int32 [C, V]
     total_counts,  # int32 [V], when TOTALS
     token_ranks,  # int32 [V]
     group_lists,  # [G]
-    newcomers,  # int32 [G, K + 5]: tokens by id; then LAST_WORDS
+    newcomers,  # int32 [G, K + 6]: tokens by id; then LAST_WORDS
     capacity,
     vocab_size,
     lists,
-    wanted,  # tokens that the group shall have, or have pinned
+    wanted,  # tokens that a group without closed slots shall have, or have pinned
     TOTALS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -131,9 +140,16 @@ def select_kernel(
     which = tl.load(group_lists + group).to(tl.int64)
     if (which >= 0) & (which < lists):
         active_ids += group * capacity
+        slot_stamps += group * capacity
         token_slots += group * vocab_size
-        newcomers += group * (capacity + 5)
+        newcomers += group * (capacity + 6)
         counts = text_counts + which * vocab_size
+        is_open = capacity
+        for first in range(0, capacity, BLOCK):
+            slot = first + tl.arange(0, BLOCK)
+            closed = _is_closed(active_ids, slot_stamps, slot, slot < capacity)
+            is_open -= tl.sum(closed.to(tl.int32), 0)
+        wanted = tl.minimum(wanted, is_open)
         last_count, left = _last_value(
             counts, total_counts, token_ranks, vocab_size, 0, 0, 0, wanted, 0, TOTALS, BLOCK
         )
@@ -165,13 +181,14 @@ def select_kernel(
             found += tl.sum(new.to(tl.int32), 0)
         last = newcomers + capacity
         tl.store(last, found)
-        tl.store(last + 1, last_count)
-        tl.store(last + 2, last_total)
-        tl.store(last + 3, last_rank)
-        tl.store(last + 4, last_token)
+        tl.store(last + 1, wanted)
+        tl.store(last + 2, last_count)
+        tl.store(last + 3, last_total)
+        tl.store(last + 4, last_rank)
+        tl.store(last + 5, last_token)
 
 
-@triton.jit(do_not_specialize=["capacity", "vocab_size", "lists", "wanted"])
+@triton.jit(do_not_specialize=["capacity", "vocab_size", "lists"])
 def keep_kernel(
     active_ids,  # int32 [G, K]
     slot_stamps,  # int64 [G, K]
@@ -181,12 +198,11 @@ def keep_kernel(
     total_counts,  # int32 [V], when TOTALS
     token_ranks,  # int32 [V]
     group_lists,  # [G]
-    newcomers,  # int32 [G, K + 5]
-    marks,  # int32 [G, K]: 0; 1: the slot and token_slots agree on its token; 2: it is kept, too
+    newcomers,  # int32 [G, K + 6]
+    marks,  # int32 [G, K]: 0; 1: the slot and token_slots agree on its token; 2: kept, or closed
     capacity,
     vocab_size,
     lists,
-    wanted,
     TOTALS: tl.constexpr,
     RESET: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -199,9 +215,9 @@ def keep_kernel(
         token_slots += group * vocab_size
         marks += group * capacity
         counts = text_counts + which * vocab_size
-        last = newcomers + group * (capacity + 5) + capacity
+        last = newcomers + group * (capacity + 6) + capacity
         last_count, last_rest = _last_place(last)
-        wantable = tl.where(wanted > 0, vocab_size, 0)  # any token, or none
+        wantable = tl.where(tl.load(last + 1) > 0, vocab_size, 0)  # any token, or none
         base = tl.load(clock + group)
         lost = base * 0  # tokens that lose their pin
         for first in range(0, capacity, BLOCK):
@@ -213,8 +229,11 @@ def keep_kernel(
             count, rest = _places(counts, total_counts, token_ranks, token, held, TOTALS)
             kept = _comes_before(last_count, last_rest, count, rest) == 0
             kept = held & (token < wantable) & kept
-            tl.store(marks + slot, held.to(tl.int32) + kept.to(tl.int32), mask=there)
+            closed = _is_closed(active_ids, slot_stamps, slot, there)
+            mark = tl.where(kept | closed, 2, held.to(tl.int32))
+            tl.store(marks + slot, mark, mask=there)
             if not RESET:
+                kept = kept | closed
                 stamp = tl.load(slot_stamps + slot, mask=there, other=0)
                 lost += tl.sum((there & (kept == 0) & (stamp == PINNED)).to(tl.int64), 0)
         if not RESET:
@@ -276,19 +295,18 @@ def _last_freed(stamps, marks, capacity, wanted, BLOCK: tl.constexpr):
     return low, below
 
 
-@triton.jit(do_not_specialize=["capacity", "vocab_size", "lists", "wanted", "pinned"])
+@triton.jit(do_not_specialize=["capacity", "vocab_size", "lists", "pinned"])
 def place_kernel(
     active_ids,  # int32 [G, K]
     slot_stamps,  # int64 [G, K]
     token_slots,  # int32 [G, V]
     clock,  # int64 [G]
     group_lists,  # [G]
-    newcomers,  # int32 [G, K + 5]
+    newcomers,  # int32 [G, K + 6]
     marks,  # int32 [G, K]
     capacity,
     vocab_size,
     lists,
-    wanted,
     pinned,
     RESET: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -299,7 +317,7 @@ def place_kernel(
         active_ids += group * capacity
         slot_stamps += group * capacity
         token_slots += group * vocab_size
-        newcomers += group * (capacity + 5)
+        newcomers += group * (capacity + 6)
         marks += group * capacity
         found = tl.load(newcomers + capacity)
         limit = PINNED
@@ -331,10 +349,11 @@ def place_kernel(
             tl.store(slot_stamps + slot, EMPTY if RESET else PINNED, mask=free)
             placed += tl.sum(free.to(tl.int32), 0)
         if RESET:
+            wanted = tl.load(newcomers + capacity + 1)
             tl.store(clock + group, tl.maximum(wanted - pinned, 0).to(tl.int64))
 
 
-@triton.jit(do_not_specialize=["capacity", "vocab_size", "lists", "wanted", "pinned"])
+@triton.jit(do_not_specialize=["capacity", "vocab_size", "lists", "pinned"])
 def stamp_kernel(
     active_ids,  # int32 [G, K]
     slot_stamps,  # int64 [G, K]
@@ -342,10 +361,10 @@ def stamp_kernel(
     total_counts,  # int32 [V], when TOTALS
     token_ranks,  # int32 [V]
     group_lists,  # [G]
+    newcomers,  # int32 [G, K + 6]
     capacity,
     vocab_size,
     lists,
-    wanted,
     pinned,
     TOTALS: tl.constexpr,
     STAMPED: tl.constexpr,
@@ -369,6 +388,7 @@ def stamp_kernel(
             more, last = _places(counts, total_counts, token_ranks, other, other >= 0, TOTALS)
             before = _comes_before(more[None, :], last[None, :], count[:, None], rest[:, None])
             position += tl.sum(before.to(tl.int32), 1)
+        wanted = tl.load(newcomers + group * (capacity + 6) + capacity + 1)
         stamp = tl.where(position < pinned, PINNED, (wanted - 1 - position).to(tl.int64))
         tl.store(slot_stamps + slot, stamp, mask=there)
 
@@ -395,11 +415,11 @@ def vocab_refill_(
     totals = total_counts is not None
     order = (text_counts, total_counts if totals else token_ranks, token_ranks, group_lists)
     state = (active_ids, slot_stamps, token_slots, clock)
-    sizes = (capacity, vocab_size, lists, wanted)
+    sizes = (capacity, vocab_size, lists)
     options = {"BLOCK": BLOCK, "num_warps": 8}
     with on_device_of(active_ids):
         select_kernel[(num_groups,)](
-            active_ids, token_slots, *order, newcomers, *sizes,
+            active_ids, slot_stamps, token_slots, *order, newcomers, *sizes, wanted,
             TOTALS=totals, BLOCK=BLOCK, num_warps=16,
         )  # fmt: skip
         keep_kernel[(num_groups,)](
@@ -410,6 +430,6 @@ def vocab_refill_(
         )
         if reset and capacity:
             stamp_kernel[(num_groups * triton.cdiv(capacity, STAMPED),)](
-                active_ids, slot_stamps, *order, *sizes, pinned,
+                active_ids, slot_stamps, *order, newcomers, *sizes, pinned,
                 TOTALS=totals, STAMPED=STAMPED, COMPARED=COMPARED, num_warps=4,
             )  # fmt: skip

@@ -8,7 +8,7 @@
 namespace microspec {
 
 // A pinned slot has the largest stamp, an empty slot the smallest. So the n slots for n newcomers are always
-// the n smallest by (stamp, slot).
+// the n smallest by (stamp, slot). A pinned slot without a token is closed: it stays empty.
 constexpr int64_t kPinnedStamp = std::numeric_limits<int64_t>::max();
 constexpr int64_t kEmptyStamp = -1;
 

@@ -2,6 +2,7 @@
 // The two kernels of vocab_refill_; refill_stamps_kernel.cuh has the second.
 //
 // refill_kernel, one block a group:
+//   0. Count the closed slots, which stay as they are: n is at most the number of the others.
 //   1. Find the place of the n-th token in the order (refill_select.cuh). One sweep over the list's counts
 //      tells its count. Mostly other tokens have the same count: one sweep over their totals and two over
 //      their ranks follow, unless all tokens of a bin are wanted.
@@ -53,6 +54,15 @@ MICROSPEC_DEVICE unsigned each_member(const Bitmap& bitmap, BlockState& block, F
   return prefix.total;
 }
 
+// ---- Step 0
+//
+// Returns the number of closed slots. The whole block calls this.
+MICROSPEC_DEVICE unsigned count_closed(const Group& group, BlockState& block) {
+  unsigned closed = 0;
+  group.each_slot([&](int slot) { closed += slot < group.capacity && group.is_closed(slot); });
+  return sum_of_threads(closed, block).total;
+}
+
 // ---- Step 2
 //
 // Marks the wanted tokens. A barrier must follow.
@@ -64,13 +74,13 @@ MICROSPEC_DEVICE void mark_wanted(const Group& group, const Order& order, const 
               });
 }
 
-// Takes the tokens that have a slot out of the wanted ones, and keeps their slots. A slot and token_slots
-// must agree that the slot holds its token. A barrier must follow.
+// Takes the tokens that have a slot out of the wanted ones, and keeps their slots and the closed ones. A slot
+// and token_slots must agree that the slot holds its token. A barrier must follow.
 MICROSPEC_DEVICE void keep_slots(const Group& group) {
   group.each_slot([&](int slot) {
     const int32_t token = slot < group.capacity ? group.active_ids[slot] : kNone;
     const bool is_held = token >= 0 && token < group.vocab_size && group.token_slots[token] == slot;
-    bool is_kept = false;
+    bool is_kept = slot < group.capacity && group.is_closed(slot);
     if (is_held) {
       const unsigned bit = 1u << token % kWarp;
       is_kept = atomicAnd(&group.wanted.words[token / kWarp], ~bit) & bit;
@@ -145,7 +155,11 @@ MICROSPEC_KERNEL(kThreads, 1) refill_kernel(RefillArgs args, Layout layout, uint
   const Group group(args, layout, workspace, blockIdx.x);
   const Order order(args, list);
   const bool reset = args.reset;
-  const auto count = static_cast<unsigned>(min(args.vocab_size, reset ? args.capacity : args.pinned));
+  const unsigned closed = count_closed(group, block);
+  const int64_t most = min(args.vocab_size, reset ? args.capacity : args.pinned);
+  const auto count = static_cast<unsigned>(min(most, args.capacity - closed));
+  if (threadIdx.x == 0) *group.count = count;
+  __syncthreads();
 
   mark_wanted(group, order, last_wanted(order, count, block));
   __syncthreads();
@@ -159,7 +173,7 @@ MICROSPEC_KERNEL(kThreads, 1) refill_kernel(RefillArgs args, Layout layout, uint
     __syncthreads();
     if (newcomers == 0) return;
   }
-  mark_free(group, reset, count - newcomers, newcomers, block);
+  mark_free(group, reset, closed + count - newcomers, newcomers, block);
   __syncthreads();
   place_newcomers(group, reset, newcomers, block);
   if (!reset) return;

@@ -49,7 +49,7 @@ refill_stamps_kernel(RefillArgs args, Layout layout, uint32_t* workspace, int bl
   if (warp_index() > 0 || mine.last == 0) return;
   int64_t position = 0;
   for (int warp = 0; warp < kStampWarps; ++warp) position += counts[warp * kWarp + lane_index()];
-  const int64_t count = min(args.vocab_size, args.capacity);
+  const int64_t count = *group.count;
   group.slot_stamps[slot] = position < args.pinned ? kPinnedStamp : count - 1 - position;
 }
 

@@ -48,9 +48,10 @@ MICROSPEC_DEVICE Place place_of(uint32_t count, uint32_t total, uint32_t rank, u
 // its words.
 struct Layout {
   int64_t newcomers;   // tokens [K], by id
-  int64_t held, kept;  // bitmaps of slots, [ceil(K / 32)]
+  int64_t held, kept;  // bitmaps of slots, [ceil(K / 32)]; closed slots are kept
   int64_t chosen;      // bitmap of slots with its second array, first of unpinned slots, then of free ones
   int64_t wanted;      // bitmap of tokens [ceil(V / 32)] with its second array
+  int64_t count;       // one word: the number of wanted tokens
   int64_t words;       // words in total
 };
 
@@ -62,8 +63,8 @@ inline Layout layout_of(const RefillArgs& args) {
   layout.kept = layout.held + slot_words;
   layout.chosen = layout.kept + slot_words;
   layout.wanted = layout.chosen + 2 * slot_words;
-  const int64_t end = layout.wanted + 2 * ceil_div<int64_t>(args.vocab_size, kWarp);
-  layout.words = ceil_div<int64_t>(end, 4) * 4;
+  layout.count = layout.wanted + 2 * ceil_div<int64_t>(args.vocab_size, kWarp);
+  layout.words = ceil_div<int64_t>(layout.count + 1, 4) * 4;
   return layout;
 }
 
@@ -91,6 +92,7 @@ struct Group {
   Place* places;
   int32_t* newcomers;
   Bitmap held, kept, chosen, wanted;
+  uint32_t* count;
   int capacity;
   int vocab_size;
 
@@ -108,6 +110,12 @@ struct Group {
     kept = {mine + layout.kept, capacity};
     chosen = {mine + layout.chosen, capacity};
     wanted = {mine + layout.wanted, vocab_size};
+    count = mine + layout.count;
+  }
+
+  // Whether a slot below K takes no token (vocab/args.h).
+  MICROSPEC_DEVICE bool is_closed(int slot) const {
+    return active_ids[slot] < 0 && slot_stamps[slot] == kPinnedStamp;
   }
 
   // Calls f(slot) for each of this thread's slots. All lanes of a warp call it together, and a slot may lie

@@ -42,6 +42,7 @@ class LearnedLists:
         prompt_counts: int32 [C, V], for each list the number of prompts with each token.
         num_texts: int64 [C], number of texts that began in each list.
         request_lists: int64 [R], the list of each request; -1 before its text begins.
+        seen: int32 [R, ceil(V / 32)], a bit for each token that a request's text has shown.
         token_ranks: int32 [V], each token's place in the prior's order.
 
     Raises:
@@ -81,7 +82,7 @@ class LearnedLists:
         self._prompt_totals = zeros(vocab_size) if several else None
         self.num_texts = zeros(num_lists, dtype=torch.int64)
         self.request_lists = torch.full_like(zeros(num_requests), -1, dtype=torch.int64)
-        self._seen = zeros(num_requests, words)
+        self.seen = zeros(num_requests, words)
         self._seen_in_prompt = zeros(1, words)
 
     def begin(self, request: int, prompt: Tensor) -> None:
@@ -96,7 +97,7 @@ class LearnedLists:
             ValueError, TypeError: a prompt of another shape, dtype or device.
         """
         self._check_request("begin", request)
-        self._seen[request] = 0
+        self.seen[request] = 0
         chosen = self.num_texts.new_zeros(1)
         if self.num_lists > 1:
             chosen = self._likest(prompt)
@@ -123,7 +124,7 @@ class LearnedLists:
         """
         vocab_count_(
             self.text_counts,
-            self._seen,
+            self.seen,
             tokens,
             token_requests=token_requests,
             request_lists=self.request_lists,

@@ -4,6 +4,8 @@
 from torch import Tensor
 
 from ..vocab import ActiveVocab
+from .auto_capacity import AutoCapacity
+from .capacity import StepCosts
 from .defaults import FLOOR_SHARE, PROMPT_SHARE, TEXTS_PER_FLOOR
 from .learned_lists import LearnedLists
 
@@ -19,17 +21,31 @@ class LearnedVocab:
     Args:
         vocab: the active vocabulary, with one group or with a group for each request.
         lists: the learned lists. Their number of requests is that of texts that run at a time.
+        costs: what a step reads; K is then chosen by it (:attr:`auto`), up to the slots of
+            ``vocab``, and changes when a request begins. None: K is the number of slots.
+
+    Attributes:
+        auto: chooses K; None without costs.
 
     Raises:
         ValueError: another number of groups, or another vocabulary size.
     """
 
-    def __init__(self, vocab: ActiveVocab, lists: LearnedLists) -> None:
+    def __init__(
+        self, vocab: ActiveVocab, lists: LearnedLists, costs: StepCosts | None = None
+    ) -> None:
         self.vocab, self.lists = vocab, lists
         self._begun = 0
+        self._limits = [vocab.capacity] * vocab.num_groups  # of each group, as the host knows it
+        self.auto: AutoCapacity | None = None
         if vocab.num_groups not in (1, lists.num_requests):
             expected = f"1 group or {lists.num_requests}, one for each request"
             raise ValueError(f"LearnedVocab: vocab: expected {expected}, got {vocab.num_groups}")
+        if costs is not None:
+            groups, largest = vocab.num_groups, vocab.capacity
+            self.auto = AutoCapacity(costs, lists, num_groups=groups, largest=largest)
+            for group in range(groups):
+                self._set_limit(group)
         if self.shared:
             lists.pin(vocab, self.floor, reset=True)
         else:
@@ -44,7 +60,7 @@ class LearnedVocab:
     @property
     def floor(self) -> int:
         """Number of pinned tokens of a shared vocabulary."""
-        return int(FLOOR_SHARE * self.vocab.capacity)
+        return int(FLOOR_SHARE * self._limits[0])
 
     def of_prompt(self, tokens: Tensor) -> Tensor:
         """Return the tokens of a prompt that may enter the vocabulary.
@@ -56,7 +72,7 @@ class LearnedVocab:
             All tokens, or the newest :data:`~.PROMPT_SHARE` · K of them if the vocabulary is
             shared.
         """
-        most = max(1, int(PROMPT_SHARE * self.vocab.capacity))
+        most = max(1, int(PROMPT_SHARE * self._limits[0]))
         return tokens[-most:] if self.shared else tokens
 
     def begin(self, request: int, prompt: Tensor) -> None:
@@ -69,9 +85,21 @@ class LearnedVocab:
         Raises:
             IndexError, ValueError, TypeError: as :meth:`LearnedLists.begin`.
         """
+        if self.auto is not None:
+            self.auto.begin(request, prompt)
         self.lists.begin(request, prompt)
         self._begun += 1
+        changed = self._set_limit(0 if self.shared else request)
         if not self.shared:
             self.lists.fill(self.vocab, request)
-        elif self._begun % TEXTS_PER_FLOOR == 0:
+        elif changed or self._begun % TEXTS_PER_FLOOR == 0:
             self.lists.pin(self.vocab, self.floor)
+
+    def _set_limit(self, group: int) -> bool:
+        """Set a group's K, and return whether it changed."""
+        limit = self._limits[group] if self.auto is None else self.auto.limit
+        changed = limit != self._limits[group]
+        if changed:
+            self.vocab.set_limit(limit, [group])
+            self._limits[group] = limit
+        return changed

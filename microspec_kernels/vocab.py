@@ -98,10 +98,10 @@ class ActiveVocab:
         return (~self._closed()).sum(1)
 
     def set_limit(self, limit: int, groups: Tensor | Sequence[int] | None = None) -> None:
-        """Close the slots from ``limit`` on, and open those before it; waits for nothing.
+        """Set the number of open slots: the first ``limit`` open, the others close.
 
         Closed slots stay empty until a later call opens them, so the number of active tokens can
-        change under a captured graph. Tokens in slots that close leave: set a limit before
+        change under a captured graph. The call waits for nothing. Tokens in slots that close leave: set a limit before
         :meth:`reset` or :meth:`refill`, which then use open slots alone.
 
         Args:

@@ -9,12 +9,26 @@ from typing import Any
 
 from microspec_kernels.device import cpu_name
 
-from .arguments import check_used
+from .arguments import check_used, positive
 from .shapes import SHAPES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--advise", metavar="MODEL", help=f"the model, one of {', '.join(SHAPES)}")
+    parser.add_argument(
+        "--advise",
+        metavar="MODEL",
+        help="say how many active tokens a model's bytes are worth: its folder, config.json or "
+        f"name on the hub, or one of {', '.join(SHAPES)}; figures that were measured follow",
+    )
+    parser.add_argument(
+        "--target", metavar="MODEL", help="the target, if --advise names a draft model"
+    )
+    parser.add_argument(
+        "--drafts", type=positive, metavar="N", help="drafted tokens of a step (default: 5)"
+    )
+    parser.add_argument(
+        "--requests", type=positive, metavar="N", help="requests that run at a time (default: 1)"
+    )
     parser.add_argument(
         "--results",
         type=Path,
@@ -29,6 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     check_used(
         args,
+        ("target", args.advise is not None, "--advise MODEL"),
+        ("drafts", args.advise is not None, "--advise MODEL"),
+        ("requests", args.advise is not None, "--advise MODEL"),
         ("run", args.advise is not None, "--advise MODEL"),
         ("results", args.advise is not None, "--advise MODEL"),
         ("results", not args.run, "--advise MODEL without --run"),

@@ -21,6 +21,7 @@ The same policy runs in the speculative loop, over recorded traces (:mod:`..repl
 engine's CUDA graph: :meth:`Policy.select` never reads a value back to the host.
 """
 
+from .capacity import Choice, StepCosts, choose_capacity, explain
 from .defaults import (
     CAPACITY,
     FLOOR_SHARE,
@@ -55,6 +56,7 @@ __all__ = [
     "TARGET_TOP_K",
     "TEXT",
     "TEXTS_PER_FLOOR",
+    "Choice",
     "LearnedFile",
     "LearnedLists",
     "LearnedVocab",
@@ -62,10 +64,13 @@ __all__ = [
     "PromptRows",
     "Source",
     "Stage",
+    "StepCosts",
     "TargetPass",
+    "choose_capacity",
     "count_frequent_tokens",
     "default",
     "draft_tree",
+    "explain",
     "generated",
     "prior_of_tokenizer",
     "prompt",

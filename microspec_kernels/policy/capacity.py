@@ -7,6 +7,7 @@ cancels out: every part of a step is counted in bytes, or in the bytes that the 
 while it computes.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -22,8 +23,8 @@ ACCEPTANCE = 0.8
 # (docs/policy.md).
 COSTLY_MISSES = 0.5
 # A learned list misses 0.153 of the tokens of broad traffic (chat, code, agents, several languages)
-# at K = 3072, 0.097 at 8192 and 0.062 at 16384: a power law.
-MISSES_AT, MISSES, MISSES_POWER = 3072, 0.153, 0.5
+# at K = 3072, 0.097 at 8192 and 0.062 at 16384: one over the root of K.
+MISSES_AT, MISSES = 3072, 0.153
 # Each of the requests that share a vocabulary takes about as many slots: misses at K = 3072 grow by
 # 0.24 of them with 8 requests and by 0.56 with 32, and by 0.11 at K = 16384 with 32.
 SLOTS_PER_REQUEST = 54
@@ -98,13 +99,16 @@ def expected_misses(capacity: int, num_requests: int = 1) -> float:
         num_requests: requests that share the vocabulary.
     """
     crowded = 1 + SLOTS_PER_REQUEST * (num_requests - 1) / capacity
-    return min(1.0, MISSES * (MISSES_AT / capacity) ** MISSES_POWER * crowded)
+    return min(1.0, MISSES * math.sqrt(MISSES_AT / capacity) * crowded)
 
 
 def tokens_per_pass(misses: float, num_drafts: int) -> float:
     """Return τ of a chain of drafts: each is accepted if all before it were."""
     accepted = ACCEPTANCE * (1 - COSTLY_MISSES * misses)
-    return sum(accepted**length for length in range(num_drafts + 1))
+    tokens = 1.0
+    for _ in range(num_drafts):
+        tokens = 1 + accepted * tokens
+    return tokens
 
 
 def choose_capacity(
@@ -142,7 +146,7 @@ def judge_capacity(costs: StepCosts, capacity: int, missed: float) -> Choice:
 
 
 def explain(costs: StepCosts, choice: Choice, *, measured: bool = False) -> str:
-    """Say in one sentence what a choice costs and gives.
+    """Return a sentence that says what a choice costs and gives.
 
     Args:
         costs: what a step reads.

@@ -101,8 +101,8 @@ class ActiveVocab:
         """Set the number of open slots: the first ``limit`` open, the others close.
 
         Closed slots stay empty until a later call opens them, so the number of active tokens can
-        change under a captured graph. The call waits for nothing. Tokens in slots that close leave: set a limit before
-        :meth:`reset` or :meth:`refill`, which then use open slots alone.
+        change under a captured graph. The call waits for nothing. Tokens in slots that close leave:
+        set a limit before :meth:`reset` or :meth:`refill`, which then use open slots alone.
 
         Args:
             limit: number of open slots, 1 to K and at least the number of :attr:`pinned` tokens.

@@ -224,8 +224,10 @@ DType Checker::row_dtype(const Tensor& tensor, const char* argument, ScalarType 
 
 void Checker::group_dim(DType rows, int64_t dim, const char* argument) const {
   const int64_t group = scale_group(rows);
-  value(dim % group == 0, argument,
-        "D a multiple of " + std::to_string(group) + " for " + name_of_4bit(rows) + " rows", dim);
+  const auto expected = [&] {
+    return "D a multiple of " + std::to_string(group) + " for " + name_of_4bit(rows) + " rows";
+  };
+  value(dim % group == 0, argument, expected, dim);
 }
 
 RowScale Checker::row_scale(const std::optional<Tensor>& scale, const char* argument, DType rows,

@@ -12,6 +12,7 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 #include "common/dtype.h"
 
@@ -51,21 +52,24 @@ class Checker {
 
   const char* op() const { return op_; }
 
-  template <class... Got>
-  [[noreturn]] void fail(const char* kind, const char* argument, const std::string& expected,
+  template <class Expected, class... Got>
+  [[noreturn]] void fail(const char* kind, const char* argument, const Expected& expected,
                          const Got&... got) const {
     std::ostringstream message;
-    message << kind << ": microspec::" << op_ << ": " << argument << ": expected " << expected << ", got ";
-    (message << ... << got);
+    message << kind << ": microspec::" << op_ << ": " << argument << ": expected " << told(expected)
+            << ", got ";
+    (message << ... << told(got));
     throw std::runtime_error(message.str());
   }
 
-  template <class... Got>
-  void value(bool ok, const char* argument, const std::string& expected, const Got&... got) const {
+  // Building a message takes longer than most checks, so `expected` and `got` are only told if the check
+  // fails: a function is called then, and a tensor stands for its shape.
+  template <class Expected, class... Got>
+  void value(bool ok, const char* argument, const Expected& expected, const Got&... got) const {
     if (!ok) fail("ValueError", argument, expected, got...);
   }
-  template <class... Got>
-  void type(bool ok, const char* argument, const std::string& expected, const Got&... got) const {
+  template <class Expected, class... Got>
+  void type(bool ok, const char* argument, const Expected& expected, const Got&... got) const {
     if (!ok) fail("TypeError", argument, expected, got...);
   }
 
@@ -96,6 +100,16 @@ class Checker {
                      std::initializer_list<int64_t> shape, int64_t dim) const;
 
  private:
+  template <class Told>
+  static decltype(auto) told(const Told& value) {
+    if constexpr (std::is_invocable_v<const Told&>) {
+      return value();
+    } else if constexpr (std::is_same_v<Told, Tensor>) {
+      return shape_of(value);
+    } else {
+      return (value);
+    }
+  }
   void shape(const Tensor& tensor, const char* argument, const int64_t* expected, size_t count) const;
 
   const char* op_;

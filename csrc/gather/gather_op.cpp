@@ -17,7 +17,7 @@ void gather_rows_(Tensor slab, Tensor slab_ids, Tensor weight, Tensor active_ids
   const DeviceCall call(check, slab, "slab");
   const int64_t id_dims = active_ids.dim();
   check.slots(active_ids);
-  check.value(weight.dim() == 2, "weight", "shape [V, D]", shape_of(weight));
+  check.value(weight.dim() == 2, "weight", "shape [V, D]", weight);
   const int64_t groups = id_dims == 2 ? active_ids.size(0) : 1;
   const int64_t capacity = active_ids.size(id_dims - 1);
   check.dtype(active_ids, "active_ids", ScalarType::Int);

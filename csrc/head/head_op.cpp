@@ -37,7 +37,7 @@ HeadArgs checked(const Checker& check, const DeviceCall& call, const Tensor& hid
                  const std::optional<Tensor>& weight_scale, const std::optional<Tensor>& bias,
                  double logit_scale, double softcap) {
   const int64_t id_dims = active_ids.dim();
-  check.value(hidden.dim() == 2, "hidden", "shape [M, D]", shape_of(hidden));
+  check.value(hidden.dim() == 2, "hidden", "shape [M, D]", hidden);
   check.slots(active_ids);
   check.dtype(active_ids, "active_ids", ScalarType::Int);
 
@@ -65,8 +65,9 @@ HeadArgs checked(const Checker& check, const DeviceCall& call, const Tensor& hid
   };
   RowScale scale;
   if (!packed) {
-    check.value(weight.dim() == 2 && weight.size(1) == columns, "weight",
-                "shape [V, " + std::to_string(columns) + "]", shape_of(weight));
+    check.value(
+        weight.dim() == 2 && weight.size(1) == columns, "weight",
+        [&] { return "shape [V, " + std::to_string(columns) + "]"; }, weight);
     args.vocab_size = weight.size(0);
     scale = scale_of({args.vocab_size});
   } else if (id_dims == 1) {
@@ -79,25 +80,27 @@ HeadArgs checked(const Checker& check, const DeviceCall& call, const Tensor& hid
   args.weight_scale = scale.by_row;
   args.group_scale = scale.by_group;
 
-  check.value(args.groups == 1 || group_ids || args.rows == 0, "group_ids",
-              "a group per row, as G = " + std::to_string(args.groups), "None");
+  check.value(
+      args.groups == 1 || group_ids || args.rows == 0, "group_ids",
+      [&] { return "a group per row, as G = " + std::to_string(args.groups); }, "None");
   if (group_ids) {
     args.long_group_ids = check.integer(*group_ids, "group_ids");
     args.one_group = group_ids->dim() == 1 && group_ids->size(0) == 1;
-    check.value(args.one_group || (group_ids->dim() == 1 && group_ids->size(0) == args.rows), "group_ids",
-                "shape [" + std::to_string(args.rows) + "] or [1]", shape_of(*group_ids));
+    check.value(
+        args.one_group || (group_ids->dim() == 1 && group_ids->size(0) == args.rows), "group_ids",
+        [&] { return "shape [" + std::to_string(args.rows) + "] or [1]"; }, *group_ids);
     check.contiguous(*group_ids, "group_ids");
     check.on_device(*group_ids, "group_ids");
     args.group_ids = group_ids->data_ptr();
   }
   if (bias) {
-    const std::string hidden_name = dtype_name(dtype_of(hidden));
-    const auto bias_dtype = dtype_of(*bias);
-    check.type(bias_dtype == dtype_of(hidden) || bias_dtype == ScalarType::Float, "bias",
-               args.hidden_type == DType::f32 ? hidden_name : hidden_name + " or float32",
-               dtype_name(bias_dtype));
+    const auto hidden_dtype = dtype_of(hidden), bias_dtype = dtype_of(*bias);
+    check.type(
+        bias_dtype == hidden_dtype || bias_dtype == ScalarType::Float, "bias",
+        [&] { return dtype_name(hidden_dtype) + (args.hidden_type == DType::f32 ? "" : " or float32"); },
+        [&] { return dtype_name(bias_dtype); });
     args.bias_type = check.float_dtype(*bias, "bias");
-    check.value(bias->dim() == 1, "bias", "shape [V]", shape_of(*bias));
+    check.value(bias->dim() == 1, "bias", "shape [V]", *bias);
     if (!packed) check.shape(*bias, "bias", {args.vocab_size});
     check.contiguous(*bias, "bias");
     check.on_device(*bias, "bias");
@@ -137,7 +140,7 @@ std::tuple<Tensor, Tensor, Tensor> sparse_head(Tensor hidden, Tensor weight, Ten
                                                std::optional<Tensor> weight_scale, std::optional<Tensor> bias,
                                                double logit_scale, double softcap) {
   const Checker check("sparse_head", hidden);
-  check.value(1 <= k && k <= kMaxTopK, "k", "1 <= k <= " + std::to_string(kMaxTopK), k);
+  check.value(1 <= k && k <= kMaxTopK, "k", [&] { return "1 <= k <= " + std::to_string(kMaxTopK); }, k);
   const DeviceCall call(check, hidden, "hidden");
   const HeadArgs args = checked(check, call, hidden, weight, active_ids, packed, group_ids, weight_scale,
                                 bias, logit_scale, softcap);

@@ -19,12 +19,13 @@ void vocab_count_(Tensor text_counts, Tensor seen, Tensor tokens, std::optional<
   args.long_tokens = check.integer(tokens, "tokens");
   const bool ragged = token_requests.has_value();
   if (ragged || tokens.dim() == 1) {
-    check.value(tokens.dim() == 1, "tokens", "shape [N] beside token_requests", shape_of(tokens));
+    check.value(tokens.dim() == 1, "tokens", "shape [N] beside token_requests", tokens);
     check.value(ragged || args.requests == 1, "tokens", "shape [R, N], or [N] with token_requests, as R > 1",
-                shape_of(tokens));
+                tokens);
   } else {
-    check.value(tokens.dim() == 2 && tokens.size(0) == args.requests, "tokens",
-                "shape [" + std::to_string(args.requests) + ", N]", shape_of(tokens));
+    check.value(
+        tokens.dim() == 2 && tokens.size(0) == args.requests, "tokens",
+        [&] { return "shape [" + std::to_string(args.requests) + ", N]"; }, tokens);
   }
   check.contiguous(tokens, "tokens");
   check.on_device(tokens, "tokens");
@@ -64,7 +65,9 @@ void vocab_refill_(Tensor active_ids, Tensor slot_stamps, Tensor token_slots, Te
   check.contiguous(token_ranks, "token_ranks");
   check.on_device(token_ranks, "token_ranks");
   const bool long_lists = check_numbers(check, group_lists, "group_lists", groups);
-  check.value(pinned >= 0 && pinned <= capacity, "pinned", "0 to K = " + std::to_string(capacity), pinned);
+  check.value(
+      pinned >= 0 && pinned <= capacity, "pinned", [&] { return "0 to K = " + std::to_string(capacity); },
+      pinned);
   const std::initializer_list<Argument> state = {{&active_ids, "active_ids"},
                                                  {&slot_stamps, "slot_stamps"},
                                                  {&token_slots, "token_slots"},

@@ -15,7 +15,7 @@ void check_beside_tokens(const Checker& check, const Tensor& tensor, const char*
                          const Tensor& tokens) {
   bool same = tensor.dim() == tokens.dim();
   for (int64_t d = 0; same && d < tokens.dim(); ++d) same = tensor.size(d) == tokens.size(d);
-  check.value(same, argument, "shape " + shape_of(tokens) + " as tokens", shape_of(tensor));
+  check.value(same, argument, [&] { return "shape " + shape_of(tokens) + " as tokens"; }, tensor);
   check.contiguous(tensor, argument);
   check.on_device(tensor, argument);
 }

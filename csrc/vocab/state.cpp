@@ -9,7 +9,7 @@ VocabSizes check_state(const Checker& check, const DeviceCall& call, const Tenso
   check.slots(active_ids);
   const int64_t groups = id_dims == 2 ? active_ids.size(0) : 1;
   const int64_t capacity = active_ids.size(id_dims - 1);
-  check.value(token_slots.dim() == 2, "token_slots", "shape [G, V]", shape_of(token_slots));
+  check.value(token_slots.dim() == 2, "token_slots", "shape [G, V]", token_slots);
   const int64_t vocab_size = token_slots.size(1);
   check.dtype(active_ids, "active_ids", ScalarType::Int);
   check.dtype(slot_stamps, "slot_stamps", ScalarType::Long);
@@ -42,7 +42,7 @@ bool check_numbers(const Checker& check, const Tensor& numbers, const char* argu
 void check_counts(const Checker& check, const Tensor& text_counts,
                   const std::optional<Tensor>& total_counts) {
   check.value(text_counts.dim() == 2 && text_counts.size(0) > 0, "text_counts", "shape [C, V], C >= 1",
-              shape_of(text_counts));
+              text_counts);
   check.dtype(text_counts, "text_counts", ScalarType::Int);
   check.contiguous(text_counts, "text_counts");
   check.on_device(text_counts, "text_counts");
@@ -59,8 +59,9 @@ void check_requests(const Checker& check, const DeviceCall& call, const Tensor& 
   args.lists = text_counts.size(0);
   args.vocab_size = text_counts.size(1);
   args.words = (args.vocab_size + 31) / 32;
-  check.value(seen.dim() == 2 && seen.size(0) > 0 && seen.size(1) == args.words, "seen",
-              "shape [R, " + std::to_string(args.words) + "], R >= 1", shape_of(seen));
+  check.value(
+      seen.dim() == 2 && seen.size(0) > 0 && seen.size(1) == args.words, "seen",
+      [&] { return "shape [R, " + std::to_string(args.words) + "], R >= 1"; }, seen);
   check.dtype(seen, "seen", ScalarType::Int);
   check.contiguous(seen, "seen");
   check.on_device(seen, "seen");

@@ -46,8 +46,7 @@ int64_t eviction_threshold(const int64_t* stamps, int64_t count, int64_t wanted,
 
 VocabUpdate::VocabUpdate(const VocabGroup& group) : group_(group), base_(*group.clock) {
   *group.clock = wrapping_add(base_, group.clock_advance);
-  const int64_t* const stamps = group.slot_stamps;
-  room_ = group.capacity - std::count(stamps, stamps + group.capacity, kPinnedStamp);
+  room_ = count_at_most(group.slot_stamps, group.capacity, kPinnedStamp - 1);
   newcomers_.reserve(std::min(room_, group.clock_advance));
 }
 

@@ -119,12 +119,12 @@ VocabArgs checked_update(const Checker& check, const DeviceCall& call, const Ten
   args.long_tokens = check.integer(tokens, "tokens");
   const bool ragged = token_groups.has_value();
   if (ragged || tokens.dim() == 1) {
-    check.value(tokens.dim() == 1, "tokens", "shape [N] beside token_groups", shape_of(tokens));
-    check.value(ragged || groups == 1, "tokens", "shape [G, N], or [N] with token_groups, as G > 1",
-                shape_of(tokens));
+    check.value(tokens.dim() == 1, "tokens", "shape [N] beside token_groups", tokens);
+    check.value(ragged || groups == 1, "tokens", "shape [G, N], or [N] with token_groups, as G > 1", tokens);
   } else {
-    check.value(tokens.dim() == 2 && tokens.size(0) == groups, "tokens",
-                "shape [" + std::to_string(groups) + ", N]", shape_of(tokens));
+    check.value(
+        tokens.dim() == 2 && tokens.size(0) == groups, "tokens",
+        [&] { return "shape [" + std::to_string(groups) + ", N]"; }, tokens);
   }
   check.contiguous(tokens, "tokens");
   check.on_device(tokens, "tokens");

@@ -14,6 +14,7 @@ Models come from `transformers`: `pip install 'microspec-kernels[speculative]'`.
 from .batch import Batch
 from .checkpoints.load import load_draft, load_target
 from .heads import Dense, Head, Sparse, Static
+from .learning import learned_lists
 from .loop import generate
 from .models.draft import Draft, ModelDraft
 from .models.eagle import EagleDraft
@@ -41,6 +42,7 @@ __all__ = [
     "Static",
     "Stats",
     "generate",
+    "learned_lists",
     "load_draft",
     "load_target",
 ]

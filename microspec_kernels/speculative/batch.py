@@ -4,17 +4,19 @@
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import count
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from microspec_kernels.policy import CAPACITY, Policy, default
+from microspec_kernels.policy import CAPACITY, LearnedLists, Policy, default
 
 from .chain import Chain, chain_uniforms, no_uniforms, sample_chain
 from .checks import (
     check_counts,
     check_head,
+    check_learn,
     check_length,
     check_room,
     check_seed,
@@ -23,7 +25,8 @@ from .checks import (
     fitted,
 )
 from .graphs import Graphs, HostRead
-from .heads import Head, HeadName, make_head
+from .heads import Head, HeadName, Sparse, make_head
+from .learning import Learning, lists_of
 from .models.draft import Draft, ModelDraft
 from .models.target import CausalModel
 from .observer import Observer
@@ -78,15 +81,23 @@ class Batch:
     tree_width: number of nodes that a level extends, and of candidates for each.
     tree_size: number of nodes that the target verifies.
     frequent_tokens: integers [S], distinct token ids, the most frequent first.
-    policy: decides which tokens enter the active vocabulary and which are never evicted; None:
-        `policy.default(frequent_tokens)`.
+    learn: whether the sparse head called "sparse" learns which tokens a text begins with: those
+        that stood in the most texts before it, then `frequent_tokens`, then the others by id (see
+        `LearnedVocab`). A text counts when it ends. The lists are the batch's own, or the caller's
+        (see `learned_lists`), and outlast it then. False: every text begins with `frequent_tokens`
+        only, or empty.
+    policy: decides which tokens enter the active vocabulary and, unless it learns, which are never
+        evicted; None: `policy.default(frequent_tokens)`, where all ids stand for no
+        `frequent_tokens` if it learns. The policy's own frequent tokens replace the others.
     mode: "indexed": the sparse head reads rows of the whole weight; "packed": it copies them into a
         slab.
     num_groups: number of active vocabularies, one for each running text; 1: all texts share one.
+        A shared one that learns is filled for each text as long as they run one at a time, and has
+        a floor of the most frequent tokens once two have run together.
     sampling: how tokens are drawn; None: greedy.
     chain: draft a chain of `depth` tokens instead of a tree, drawn from the draft's distribution
-        under `sampling` (arXiv 2211.17192). Texts that share an active vocabulary then need
-        distinct seeds.
+        under `sampling` (arXiv 2211.17192). Texts that share an active vocabulary or learned lists
+        then need distinct seeds, also those of earlier batches.
     timed: measure each part of a step (`Stats.seconds`); no graph is captured then.
     capture: on a GPU, replay a step as CUDA graphs, one pair for each number of texts and room of
         the caches. A target whose passes no graph can capture runs eagerly (see
@@ -109,6 +120,7 @@ class Batch:
         tree_size: int = 60,
         capacity: int = CAPACITY,
         frequent_tokens: Tensor | Sequence[int] | None = None,
+        learn: bool | LearnedLists = True,
         policy: Policy | None = None,
         mode: Literal["indexed", "packed"] = "indexed",
         num_groups: int = 1,
@@ -129,7 +141,12 @@ class Batch:
         self.draft: Draft = fitted(draft, self.target)
         if frequent_tokens is not None:
             frequent_tokens = checked_frequent_tokens(frequent_tokens, self.target)
-        self.policy = policy or default(() if frequent_tokens is None else frequent_tokens)
+        learns = bool(learn) and head == "sparse"
+        check_learn(learn, learns, policy)
+        if policy is None:
+            every = torch.arange(self.target.vocab_size) if learns else ()
+            policy = default(every if frequent_tokens is None else frequent_tokens)
+        self.policy = policy
         self.shape = TreeShape(depth, tree_width, tree_size)
         self.sampling = sampling or Sampling()
         self.chain = chain
@@ -140,7 +157,13 @@ class Batch:
         else:
             check_head(head, self.target)
         self.head = head
-        self._observer = Observer(head, self.policy)
+        learning = None
+        if learns and isinstance(head, Sparse):
+            own = isinstance(learn, bool)
+            lists = lists_of(self.draft.lm_head, policy.frequent_tokens) if own else learn
+            learning = Learning(head, lists)
+        self._observer = Observer(head, policy, learning)
+        self._ended_seeds: list[int] = []
         self.requests: list[Request] = []
         self.seconds: dict[str, float] = {}
         device = self.target.device
@@ -178,16 +201,13 @@ class Batch:
         check_length(self.target, len(prompt) + max_new_tokens + self.shape.depth)
         check_room(self.free_groups, self.head.num_groups)
         seed = self.sampling.seed if seed is None else replace(self.sampling, seed=seed).seed
-        if (
-            self.chain
-            and self.sampling.temperature
-            and self.head.follows
-            and self.head.num_groups == 1
-        ):
-            check_seed(seed, [request.seed for request in self.requests])
+        if self.chain and self.sampling.temperature:
+            check_seed(seed, self._seeds_that_taught)
         begin, stats = time.perf_counter(), Stats(seconds=self.seconds)
         group = self.free_groups[0]
-        request = Request(max_new_tokens, self.target.eos, seed, group, stats, len(prompt))
+        numbers = {request.number for request in self.requests}
+        number = next(number for number in count() if number not in numbers)
+        request = Request(max_new_tokens, self.target.eos, seed, group, stats, len(prompt), number)
         if not request.done:
             self._begin(request, prompt)
         self._count_total(begin)
@@ -211,14 +231,21 @@ class Batch:
             self.head.wait()  # a graph does not wait for what was enqueued outside of it
         with clock("draft_layer"):
             text = torch.cat((prompt, first))[None]
-            count = torch.full_like(first, text.shape[1])
-            feature = draft.extend(text, features[None], count, draft_cache)
+            length = torch.full_like(first, text.shape[1])
+            feature = draft.extend(text, features[None], length, draft_cache)
         request.row = len(self.requests)
         longest = len(prompt) + request.max_new_tokens + self.shape.depth + 1
         values = first, request.group, seed, feature
         if self._texts.put(request.row, longest, (cache, draft_cache), values):
             self._graphs.forget()
         self.requests.append(request)
+
+    @property
+    def _seeds_that_taught(self) -> list[int]:
+        """Seeds of texts whose tokens change what is drafted in a text that begins now."""
+        shared = self.head.follows and self.head.num_groups == 1
+        ended = self._ended_seeds if shared or self._observer.learning is not None else []
+        return ended + [request.seed for request in self.requests if shared]
 
     @torch.no_grad()
     def step(self) -> list[Request]:
@@ -245,7 +272,7 @@ class Batch:
         uniforms = self._uniforms()
         tree = self._draft(uniforms)
         with clock("verify"):
-            positions = tree.ancestor_mask.sum(2) + (roots - 1)
+            positions = tree.ancestor_mask[:, :, 1:].sum(2) + roots
             hidden, features = target.forward(
                 tree.tokens.clamp(min=0),
                 positions,
@@ -332,10 +359,13 @@ class Batch:
             emitted = request.take(checked(new))
             request.stats.acceptance_lengths.append(emitted)
             request.stats.active_sizes.append(active)
-            request.stats.covered += sum(figures[width : width + emitted])
+            request.stats.covered += map(bool, figures[width : width + emitted])
 
     def _leave(self, request: Request) -> None:
-        """Remove a text; the text of the last row takes its row."""
+        """Remove a text, which may be learned; the text of the last row takes its row."""
+        self._ended_seeds.append(request.seed)
+        with self._clock("vocabulary"):
+            self._observer.end(request)
         last = next(one for one in self.requests if one.row == len(self.requests) - 1)
         if last is not request:
             self._texts.move(last.row, request.row)

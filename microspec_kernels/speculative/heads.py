@@ -194,8 +194,8 @@ def make_head(
     lm_head = lm_head.sound()
     if name == "dense":
         return Dense(lm_head)
-    size, device = len(lm_head.weight), lm_head.weight.device
-    capacity = min(capacity, size)
+    device = lm_head.weight.device
+    capacity = min(capacity, max(1, len(lm_head.rows)))
     if name == "static":
         if frequent_tokens is None:
             raise ValueError(
@@ -221,7 +221,7 @@ def make_head(
         for name, ids in (("pinned", policy.pinned), ("frequent_tokens", policy.frequent_tokens))
     )
     vocab = ActiveVocab(
-        size,
+        len(lm_head.weight),
         capacity,
         num_groups=num_groups,
         pinned=pinned,

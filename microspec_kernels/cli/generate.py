@@ -9,6 +9,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from microspec_kernels._optional import require
@@ -39,8 +40,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     input_ids = torch.tensor(prompt, device=target.device)
     start = _start(args, prior, target, draft, tokenizer)
 
-    def generated(head: str, new: int, timed: bool) -> Any:
-        return _generate(args, head, target, draft, input_ids, start, new=new, timed=timed)
+    def generated(head: str, new: int, timed: bool, timeline: Any = None) -> Any:
+        options = {"new": new, "timed": timed, "timeline": timeline}
+        return _generate(args, head, target, draft, input_ids, start, **options)
 
     # Warm up each head with a short run: the first calls pay for caches and allocations.
     for head in heads if args.compare else []:
@@ -49,6 +51,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     on_cpu = target.device.type == "cpu"
     runs = {head: generated(head, args.max_new_tokens, on_cpu) for head in heads}
     timed = runs if on_cpu else {head: generated(head, args.max_new_tokens, True) for head in heads}
+    if args.timeline is not None:
+        _draw(args, heads[-1], target.device, generated)
     if start.file is not None:
         start.file.save()
     # A chain's text has the target's distribution, but equals the target's text only if greedy.
@@ -159,6 +163,7 @@ def _generate(
     start: _Start,
     new: int,
     timed: bool,
+    timeline: Any,
 ) -> Any:
     """Generate `new` tokens with the head of that name; "none" is the target alone."""
     from microspec_kernels.speculative import Sampling, generate
@@ -179,13 +184,29 @@ def _generate(
         tree_width=args.tree_width,
         tree_size=args.tree_size,
         capacity=args.static_capacity if head == "static" else args.capacity,
+        mode=args.mode,
         frequent_tokens=start.frequent_tokens,
         learn=head == "sparse" and start.learn,
         policy=start.policy,
         sampling=sampling,
         chain=args.chain,
         timed=timed,
+        timeline=timeline,
     )
+
+
+def _draw(args: argparse.Namespace, head: str, device: Any, generated: Callable[..., Any]) -> None:
+    """Draw the median step of one more run with a head."""
+    from microspec_kernels.speculative import Timeline
+
+    from . import timeline
+
+    clock = Timeline(device)
+    lengths = generated(head, args.max_new_tokens, False, clock).stats.acceptance_lengths
+    if lengths:
+        step, count = timeline.median_step(clock.steps(), lengths), max(1, len(lengths) - 1)
+        name = Path(args.target).name
+        timeline.draw(step, count, f"a step of {name}, {head} head", args.timeline)
 
 
 def _shares(head: str, seconds: dict[str, float]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from .arguments import DTYPES, check_used, output, positive, real, usable_device
 from .checkpoints import check_folder
 
 HEADS = ("none", "dense", "static", "sparse")
+MODES = ("indexed", "packed")
 # Argparse has no defaults for options that only some calls use: check_used needs to know whether
 # an option was set.
 DEFAULTS: dict[str, Any] = {
@@ -25,6 +26,7 @@ DEFAULTS: dict[str, Any] = {
     "top_p": 1.0,
     "sampled_top_k": 0,
     "seed": 0,
+    "mode": "indexed",
 }
 
 
@@ -81,6 +83,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="keep in this file what --learn learns, and continue from it if it exists",
     )
+    add("mode", "how the sparse head reads rows: in place, or packed", choices=MODES)
+    parser.add_argument(
+        "--timeline",
+        type=output(".svg", ".png", ".pdf"),
+        metavar="FILE.svg",
+        help="draw the parts of the median step of the last head, from one more run",
+    )
     parser.add_argument("--dtype", choices=DTYPES, help="default: that of the checkpoint")
     parser.add_argument("--device", help="default: the GPU if there is one")
 
@@ -125,12 +134,13 @@ def _check_used(args: argparse.Namespace) -> None:
         ("draft", drafts, a_draft),
         ("depth", drafts, a_draft),
         ("chain", drafts, a_draft),
+        ("timeline", drafts, a_draft),
         ("tree_width", drafts and not args.chain, a_tree),
         ("tree_size", drafts and not args.chain, a_tree),
         ("capacity", sparse, "--head sparse or --compare"),
         *(
             (name, sparse, "--head sparse or --compare")
-            for name in ("pin", "no_fill", "lists", "learned")
+            for name in ("pin", "no_fill", "lists", "learned", "mode")
         ),
         ("learned", args.learn, "--learn"),
         ("static_capacity", static, "--head static or --compare"),

@@ -24,6 +24,7 @@ from .models.target import CausalModel
 from .request import Request
 from .sampling import Sampling
 from .stats import Generation, Stats
+from .timeline import Timeline
 
 __all__ = [
     "Batch",
@@ -41,6 +42,7 @@ __all__ = [
     "Sparse",
     "Static",
     "Stats",
+    "Timeline",
     "generate",
     "learned_lists",
     "load_draft",

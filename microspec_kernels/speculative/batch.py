@@ -34,6 +34,7 @@ from .request import Request
 from .sampling import BROKEN, Sampling, checked, choose, uniforms_at
 from .stats import Clock, Stats
 from .texts import Texts
+from .timeline import Timeline
 from .tree import Tree, TreeShape, grow, of_rows
 from .verify import Verified, accept, follow, verify_chain
 
@@ -99,6 +100,8 @@ class Batch:
         under `sampling` (arXiv 2211.17192). Texts that share an active vocabulary or learned lists
         then need distinct seeds, also those of earlier batches.
     timed: measure each part of a step (`Stats.seconds`); no graph is captured then.
+    timeline: a clock that notes when each part of each step ran; no graph is captured then, and
+        `Stats.seconds` has only the total.
     capture: on a GPU, replay a step as CUDA graphs, one pair for each number of texts and room of
         the caches. A target whose passes no graph can capture runs eagerly (see
         `CausalModel.capturable`). A `Head` object of the caller must not wait for the device.
@@ -127,6 +130,7 @@ class Batch:
         sampling: Sampling | None = None,
         chain: bool = False,
         timed: bool = False,
+        timeline: Timeline | None = None,
         capture: bool = True,
     ) -> None:
         self.target = target if isinstance(target, CausalModel) else CausalModel(target)
@@ -159,17 +163,20 @@ class Batch:
         self.head = head
         learning = None
         if learns and isinstance(head, Sparse):
-            own = isinstance(learn, bool)
-            lists = lists_of(self.draft.lm_head, policy.frequent_tokens) if own else learn
-            learning = Learning(head, lists)
+            if isinstance(learn, bool):
+                learn = lists_of(self.draft.lm_head, policy.frequent_tokens)
+            learning = Learning(head, learn)
         self._observer = Observer(head, policy, learning)
         self._ended_seeds: list[int] = []
         self.requests: list[Request] = []
         self.seconds: dict[str, float] = {}
         device = self.target.device
-        self._clock = Clock(device, self.seconds, timed)
+        self._clock = timeline or Clock(device, self.seconds, timed)
+        if isinstance(head, Sparse):
+            head.clock = timeline
         capturable = self.target.capturable and getattr(self.draft, "capturable", True)
-        self._graphs = Graphs(capture and capturable and device.type == "cuda" and not timed)
+        capture = capture and capturable and not timed and timeline is None
+        self._graphs = Graphs(capture and device.type == "cuda")
         nodes = max(depth, 1 if chain else tree_size) + 1
         self._texts = Texts(
             self.target.new_cache(), self.draft.new_cache(), (nodes, depth * tree_width + 1)
@@ -253,12 +260,13 @@ class Batch:
         if not self.requests:
             return []
         begin, texts = time.perf_counter(), self._texts
-        texts.set(len(self.requests), 1 + max(request.read for request in self.requests))
-        shape = texts.cache.rows, texts.cache.room
-        decoded = self._graphs.run(("decode", shape), self._decode)
-        report = HostRead(decoded.report)
-        self._graphs.run(("learn", shape), lambda: self._learn(decoded))
-        self._emit(report.wait())
+        with self._clock.step():
+            texts.set(len(self.requests), 1 + max(request.read for request in self.requests))
+            shape = texts.cache.rows, texts.cache.room
+            decoded = self._graphs.run(("decode", shape), self._decode)
+            report = HostRead(decoded.report)
+            self._graphs.run(("learn", shape), lambda: self._learn(decoded))
+            self._emit(report.wait())
         left = [request for request in self.requests if request.done]
         for request in left:
             self._leave(request)

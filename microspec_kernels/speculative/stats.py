@@ -5,9 +5,10 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from statistics import fmean
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -125,8 +126,12 @@ class Clock:
         self._seconds = seconds
         self._on = on
 
+    def step(self) -> AbstractContextManager[None]:
+        """Return the context of a step. See `Timeline`."""
+        return nullcontext()
+
     @contextmanager
-    def __call__(self, part: str) -> Iterator[None]:
+    def __call__(self, part: str, stream: Any = None) -> Iterator[None]:
         if not self._on:
             yield
             return

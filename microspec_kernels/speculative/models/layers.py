@@ -93,7 +93,8 @@ def add_linear(x: Tensor, read: Tensor, linear: nn.Linear) -> Tensor:
     """Return x + linear(read), both [B, n, ..]; without a bias in one call."""
     if linear.bias is not None:
         return x + linear(read)
-    return torch.addmm(x.flatten(0, 1), read.flatten(0, 1), linear.weight.t()).view_as(x)
+    weight: Tensor = linear.weight
+    return torch.addmm(x.flatten(0, 1), read.flatten(0, 1), weight.t()).view_as(x)
 
 
 class Attention(nn.Module):

@@ -99,7 +99,13 @@ class Coverage:
         """The same share, with older tokens weighted less (`half_life`); fp32 [G]."""
         return self._fading[0] / self._fading[1]
 
-    def count(self, tokens: Tensor, *, token_groups: Tensor | None = None) -> None:
+    def count(
+        self,
+        tokens: Tensor,
+        *,
+        token_groups: Tensor | None = None,
+        counted: Tensor | None = None,
+    ) -> None:
         """Count which of the text's next tokens are in the vocabulary now.
 
         Call this before :meth:`ActiveVocab.update` adds the tokens.
@@ -108,11 +114,14 @@ class Coverage:
             tokens: int32 or int64 [G, N], or [N] if G = 1 or with ``token_groups``. An id outside
                 [0, V) is ignored.
             token_groups: int32 or int64 [N], the group of each token; -1 ignores the token.
+            counted: bool, shape of ``tokens``: which tokens count. Default: those in [0, V). Where
+                a dense head's draft is known, give the tokens that it got accepted: then the share
+                is of the only tokens whose absence costs acceptance length.
 
         Raises:
             TypeError: ``tokens`` or ``token_groups`` of another dtype.
         """
-        flags = hits_and_misses(self.vocab, tokens, token_groups=token_groups)
+        flags = hits_and_misses(self.vocab, tokens, token_groups=token_groups, counted=counted)
         num_groups = self.vocab.num_groups
         if token_groups is None:
             hits, misses = flags.view(2, num_groups, -1).sum(2)

@@ -152,6 +152,11 @@ class WeightSlab:
         self._first = vocab.num_groups * torch.arange(buffers, device=device)[:, None, None]
         self._side_stream = _SideStream(device, stream)
 
+    @property
+    def stream(self) -> torch.cuda.Stream | None:
+        """The stream of :meth:`refresh`; None on a CPU."""
+        return self._side_stream.stream
+
     def refresh(self) -> None:
         """Copy the vocabulary's changed rows into the back buffer, and make it the front."""
         # Clone now: the vocabulary may change before the side stream has copied the rows.

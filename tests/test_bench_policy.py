@@ -160,7 +160,7 @@ def test_a_whole_run(tmp_path: Path, monkeypatch, capsys) -> None:
 def test_the_pair_s_figures_are_over_all_texts() -> None:
     """There are two texts; the second loops from its fifth token on."""
     generations = [
-        Generation(torch.arange(1 + sum(lengths)), lengths, Stats(lengths, sizes, covered))
+        Generation(torch.arange(1 + sum(lengths)), lengths, Stats(lengths, sizes, [True] * covered))
         for lengths, sizes, covered in (([2, 4], [10, 20], 5), ([3, 3, 6], [10, 30, 30], 9))
     ]
     arm = policy_pair.DecodedPolicy("text", policy.Policy(policy.TEXT), 40)
@@ -211,18 +211,6 @@ LISTS += [(("lowest ids, LRU", "2"), "0"), (("learned floor", "2"), "1")]
 def read_rows(path: Path) -> list[dict[str, str]]:
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
-
-
-def test_only_drafted_tokens_of_the_dense_head_count() -> None:
-    """A step's last token was not drafted; the first request's second step drafted one."""
-    learned_texts, dense = (
-        [Generation(torch.arange(1 + sum(n)), n, Stats(n, [5] * len(n), 1)) for n in lengths]
-        for lengths in (([2, 3], [1]), ([3, 2], [1]))
-    )
-    active = [[True, False, False, True, False], [False]]
-    (row,) = learned_pair.rows_of(0.0, learned_texts, active, dense)[:1]
-    assert row["coverage_of_accepted"] == pytest.approx(2 / 3)  # tokens 0, 1 and 3
-    assert (row["tau"], row["tau_dense"], row["count"]) == (2, 2, 2)
 
 
 @pytest.mark.slow

@@ -34,7 +34,7 @@ def test_where_the_final_loop_begins(tokens: list[int], before: int) -> None:
 
 def generation(lengths: list[int], active: list[int], covered: int, **seconds: float) -> Generation:
     tokens = torch.arange(1 + sum(lengths))
-    return Generation(tokens, lengths, Stats(lengths, active, covered, seconds))
+    return Generation(tokens, lengths, Stats(lengths, active, [True] * covered, seconds))
 
 
 def test_the_figures_of_two_texts() -> None:
@@ -107,8 +107,8 @@ def test_only_steps_of_a_full_batch_count() -> None:
 def test_the_figures_of_a_batch() -> None:
     texts = [([2, 4], [10, 20], 5), ([3], [40], 3)]
     requests: list[Any] = [
-        SimpleNamespace(stats=Stats(*fields), tokens=[number])
-        for number, fields in enumerate(texts)
+        SimpleNamespace(stats=Stats(lengths, sizes, [True] * covered), tokens=[number])
+        for number, (lengths, sizes, covered) in enumerate(texts)
     ]
     done = batches.Run(requests, [100, 200], [4, 8], [0.006, 0.012, 0.6], [0.001, 0.002, 0.2])
     assert batches.row(done, [[0], [7]], depth=6, row_bytes=1000) == {

@@ -7,14 +7,21 @@ import pytest
 import small_pair
 import torch
 import transformers
+from safetensors.torch import load_file
 from small_pair import VOCAB
+from tokenizers import Tokenizer, models
 
 from microspec_kernels.cli import main, tokenizers
 from microspec_kernels.speculative import alone as baseline
+from microspec_kernels.speculative import heads
+
+static = heads.Static
 
 
 class Letters:
     """A tokenizer with one token per character; any token decodes to a letter."""
+
+    tokenizer = None  # of no kind that tells its tokens
 
     def encode(self, prompt: str) -> list[int]:
         return [ord(letter) for letter in prompt]
@@ -114,7 +121,7 @@ def test_one_head(pair, tmp_path):
 def test_what_the_vocabulary_begins_with(pair, tmp_path):
     """The frequent tokens fill 64 slots of a larger vocabulary, unless --no-fill forbids it."""
     whole, beside, pinned, empty = (
-        run(pair, tmp_path, "--head", "sparse", "--max-new-tokens", "2", *options)
+        run(pair, tmp_path, "--head", "sparse", "--no-learn", "--max-new-tokens", "2", *options)
         for options in ((), ("--pin", "5"), ("--pin", "5", "--no-fill"), ("--no-fill",))
     )
     assert whole["stats"]["sparse"]["active_mean"] == 64
@@ -122,3 +129,36 @@ def test_what_the_vocabulary_begins_with(pair, tmp_path):
     assert 5 <= pinned["stats"]["sparse"]["active_mean"] < 64
     assert 0 < empty["stats"]["sparse"]["active_mean"] < pinned["stats"]["sparse"]["active_mean"]
     assert whole["tokens"] == beside["tokens"] == pinned["tokens"] == empty["tokens"]
+
+
+def test_what_was_learned_lasts(pair, tmp_path):
+    """Of all runs of --compare one counts, and none begins with what another one taught."""
+    file, options = tmp_path / "learned.safetensors", ["--prior", "ids", "--capacity", "40"]
+    options += ["--learned", str(file), "--lists", "2"]
+    first = run(pair, tmp_path, "--compare", *options)
+    counts = load_file(file)["text_counts"]
+    assert counts.shape == (2, VOCAB)
+    written = sorted(set(first["tokens"]["sparse"]))
+    assert counts.sum(0).nonzero().flatten().tolist() == written and counts.max() == 1
+    again = run(pair, tmp_path, "--head", "sparse", *options)
+    assert load_file(file)["text_counts"].sum(0)[written].tolist() == [2] * len(written)
+    assert first["stats"]["sparse"]["coverage"] < again["stats"]["sparse"]["coverage"]
+    assert first["tokens"]["sparse"] == again["tokens"]["sparse"]
+
+
+def test_the_tokenizer_s_order_is_the_prior(pair, tmp_path, monkeypatch):
+    """Where neither --pair nor --prior has a list, the tokens of the tokenizer lead."""
+    known = Tokenizer(models.WordLevel({f"w{i}": 150 + i for i in range(40)}, unk_token="w0"))
+    monkeypatch.setattr(Letters, "tokenizer", known)
+    parts = ["--target", str(pair / "target"), "--draft", str(pair / "draft")]
+    options = ["--prompt", "hello", "--max-new-tokens", "8", "--head", "static"]
+    for prior, most in ((None, range(150, 190)), ("ids", range(40))):
+        file = tmp_path / "out.json"
+        call = ["generate", *parts, *options, *([] if prior is None else ["--prior", prior])]
+        seen = []
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                heads, "Static", lambda head, ids, seen=seen: seen.append(ids) or static(head, ids)
+            )
+            assert main([*call, "--static-capacity", "40", "--json", str(file)]) == 0
+        assert seen[0].tolist() == list(most)

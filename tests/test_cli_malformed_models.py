@@ -20,6 +20,8 @@ Damage = Callable[[Path], object]
 
 
 class Letters:
+    tokenizer = None  # of no kind that tells its tokens
+
     def encode(self, prompt: str) -> list[int]:
         return [ord(letter) for letter in prompt]
 
@@ -100,8 +102,20 @@ PAIR = ["--prompt", "hello", "--pair", "."]
         ("--pin -5", "--pin"),
         ("--pin 0", "--pin"),
         ("--pin 1.5", "--pin"),
-        ("--pin 151", "--pin"),
-        ("--pin 20 --capacity 10", "--pin"),
+        ("--pin 5", "--no-learn"),
+        ("--no-fill", "--no-learn"),
+        ("--no-learn --pin 151", "--pin"),
+        ("--no-learn --pin 20 --capacity 10", "--pin"),
+        ("--lists 0", "--lists"),
+        ("--timeline step.txt", "--timeline"),
+        ("--timeline absent/step.svg", "--timeline"),
+        ("--head none --timeline step.svg", "--timeline"),
+        ("--head dense --mode packed", "--mode"),
+        ("--lists 2 --no-learn", "--learn"),
+        ("--learned learned.safetensors --no-learn", "--learn"),
+        ("--learned absent/learned.safetensors", "--learned"),
+        ("--prior absent", "absent"),
+        ("--prior absent/tokenizer.json", "absent/tokenizer.json"),
         ("--json absent/out.json", "--json"),
         ("--json folder", "--json"),
         ("--max 4", "--max"),
@@ -117,7 +131,7 @@ PAIR = ["--prompt", "hello", "--pair", "."]
         ("--draft folder", "--draft"),
         ("--tokenizer absent", "--tokenizer"),
         ("--tokenizer file", "--tokenizer"),
-        ("--target target --draft draft --tokenizer draft --frequent-tokens sound.npy", "--pair"),
+        ("--target target --draft draft --tokenizer draft --prior sound.npy", "--pair"),
         ("--compare --head sparse", "--head"),
         ("--head none --draft draft", "--draft"),
         ("--head none --depth 3", "--depth"),
@@ -127,15 +141,17 @@ PAIR = ["--prompt", "hello", "--pair", "."]
         ("--head none --capacity 64", "--capacity"),
         ("--head none --pin 5", "--pin"),
         ("--head none --no-fill", "--no-fill"),
-        ("--head none --frequent-tokens sound.npy", "--frequent-tokens"),
+        ("--head none --prior sound.npy", "--prior"),
+        ("--head none --lists 2", "--lists"),
+        ("--head dense --learned learned.safetensors", "--learned"),
         ("--head dense --capacity 64", "--capacity"),
         ("--head dense --pin 5", "--pin"),
         ("--head static --no-fill", "--no-fill"),
-        ("--head dense --frequent-tokens sound.npy", "--frequent-tokens"),
+        ("--head dense --prior sound.npy", "--prior"),
         ("--head dense --static-capacity 64", "--static-capacity"),
         ("--head sparse --static-capacity 64", "--static-capacity"),
         ("--head static --capacity 64", "--capacity"),
-        ("--no-fill --frequent-tokens sound.npy", "--frequent-tokens"),
+        ("--no-learn --no-fill --prior sound.npy", "--prior"),
         ("--chain --tree-width 4", "--tree-width"),
         ("--chain --tree-size 4", "--tree-size"),
         ("--top-p 0.5", "--top-p"),
@@ -155,10 +171,6 @@ def test_an_option_before_anything_is_loaded(words, named, refused):
         ("--prompt x", "--target"),
         ("--prompt x --target target", "--draft"),
         ("--prompt x --target target --compare", "--draft"),
-        ("--prompt x --target target --draft draft --head static", "--frequent-tokens"),
-        ("--prompt x --target target --draft draft --pin 5", "--frequent-tokens"),
-        ("--prompt x --target target --draft draft --no-fill", "--frequent-tokens"),
-        ("--prompt x --target target --draft draft --compare --static-capacity 5", "--frequent"),
         ("--prompt caf\udce9 --pair .", "--prompt"),
     ],
 )
@@ -171,17 +183,23 @@ def test_a_call_that_lacks_something(words, named, refused):
     "name", [*sorted(LISTS.keys() - {"sound.npy", "sound.pt", "beyond.npy", "large.npy"}), "folder"]
 )
 def test_a_list_of_tokens(name, refused):
-    assert name in refused(*PAIR, "--frequent-tokens", name)
+    assert name in refused(*PAIR, "--prior", name)
 
 
 def test_ids_beyond_the_target(refused):
     beyond = npy([3, small_pair.VOCAB])
     Path("beyond-target.npy").write_bytes(beyond)
-    line = refused(*PAIR, "--frequent-tokens", "beyond-target.npy")
+    line = refused(*PAIR, "--prior", "beyond-target.npy")
     assert "beyond-target.npy" in line and str(small_pair.VOCAB) in line
     assert "--tokenizer" in refused("--prompt", "h\u00e9llo", "--pair", ".", "--head", "none")
     assert "--prompt" in refused("--prompt", "", "--pair", ".", "--head", "none")
-    assert "--capacity" in refused(*PAIR, "--capacity", str(small_pair.VOCAB + 1))
+    for option in (["--capacity"], ["--head", "static", "--prior", "ids", "--static-capacity"]):
+        assert option[-1] in refused(*PAIR, *option, str(small_pair.VOCAB + 1))
+
+
+def test_a_file_of_learned_lists(refused):
+    Path("torn.safetensors").write_bytes(b"\xff" * 64)
+    assert "torn.safetensors" in refused(*PAIR, "--learned", "torn.safetensors")
 
 
 def rewrite(name: str, content: bytes) -> Damage:

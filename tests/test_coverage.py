@@ -80,6 +80,17 @@ def test_counts_are_those_of_the_definition(num_groups: int, half_life: float, s
     assert coverage.share.isnan().all() and coverage.recent.isnan().all()
 
 
+def test_only_the_tokens_count_that_a_dense_draft_got_accepted() -> None:
+    vocab = ActiveVocab(VOCAB, 4, num_groups=2)
+    vocab.update(torch.tensor([[3, 5], [7, 9]]))
+    coverage, tokens = Coverage(vocab), torch.tensor([[3, 4, 5], [3, 9, -1]])
+    coverage.count(tokens, counted=torch.tensor([[True, True, False], [False, True, False]]))
+    assert (coverage.hits.tolist(), coverage.misses.tolist()) == ([1, 1], [1, 0])
+    groups = torch.tensor([0, 1, -1])
+    coverage.count(groups + 4, token_groups=groups, counted=torch.tensor([True, False, True]))
+    assert (coverage.hits.tolist(), coverage.misses.tolist()) == ([1, 1], [2, 0])
+
+
 def test_a_token_counts_half_after_the_half_life() -> None:
     vocab = ActiveVocab(VOCAB, 5, pinned=[1])
     coverage = Coverage(vocab, half_life=4)

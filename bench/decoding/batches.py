@@ -136,7 +136,7 @@ def measure(args: argparse.Namespace, kinds: dict[str, list[Tensor]]) -> options
             for num_groups in (1, max(size, 2)):
                 batch = Batch(
                     target, draft, capacity=CAPACITY, policy=policies[begins],
-                    num_groups=num_groups, timed=True,
+                    learn=False, num_groups=num_groups, timed=True,
                 )  # fmt: skip
                 done = run(batch, prompts, size, new)
                 rows.append(

@@ -140,6 +140,7 @@ def main() -> None:
                 head=head,
                 capacity=capacity,
                 frequent_tokens=frequent_tokens,
+                learn=False,
                 policy=Policy(MICROSPEC) if arm == "MicroSpec" else None,
                 sampling=sampling,
                 timed=True,

@@ -12,26 +12,22 @@ the dense head's drafts got accepted, the only ones that τ can lose.
 """
 
 import argparse
-from itertools import compress
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from bench.harness import options as common
 from bench.harness import report
 from bench.harness.sizes import CAPACITY
 from bench.harness.tiny_pair import PROMPTS, load_pair, unseen_prompts
-from microspec_kernels import ActiveVocab
 from microspec_kernels.cli.arguments import Parser, positive
 from microspec_kernels.cli.tokenizers import Tekken
-from microspec_kernels.policy import LearnedLists, LearnedVocab, default, prior_of_tokenizer
-from microspec_kernels.speculative import Generation, Sampling, generate
-from microspec_kernels.speculative.heads import Sparse
-from microspec_kernels.speculative.stats import coverage_of
+from microspec_kernels.policy import default, prior_of_tokenizer
+from microspec_kernels.speculative import Generation, Sampling, generate, learned_lists
+from microspec_kernels.speculative.stats import coverage_of, coverage_of_accepted
 
 SETTLED = 20  # requests that suffice to find the frequent tokens of such texts
 PARTS = {
@@ -41,50 +37,19 @@ PARTS = {
 }
 
 
-class Recorded(Sparse):
-    """A sparse head that keeps what the loop asks it about the tokens of each step."""
-
-    def __init__(self, lm_head: Any, vocab: ActiveVocab) -> None:
-        super().__init__(lm_head, vocab)
-        self.active_tokens: list[bool] = []
-
-    def contains(self, tokens: Tensor, token_groups: Tensor) -> Tensor:
-        active = super().contains(tokens, token_groups)
-        self.active_tokens += active[tokens >= 0].tolist()
-        return active
-
-
 def learned_texts(
     target: Any, draft: Any, prompts: list[list[int]], new: int, temperature: float
-) -> tuple[list[Generation], list[list[bool]]]:
-    """Continue the prompts one after the other; each begins with what the texts before showed.
-
-    Returns:
-        The texts, and whether each of their tokens after the first was active.
-    """
+) -> list[Generation]:
+    """Continue the prompts one after the other; each begins with what the texts before showed."""
     prior = prior_of_tokenizer(Tekken().tokenizer)
-    rows = draft.lm_head.to_rows(draft.lm_head.with_rows(prior))
-    vocab = ActiveVocab(len(draft.lm_head.weight), CAPACITY)
-    learned = LearnedVocab(vocab, LearnedLists(vocab.vocab_size, prior=rows))
-    head = Recorded(draft.lm_head, vocab)
-    texts, active = [], []
-    for seed, ids in enumerate(tqdm(prompts, desc=f"learned, temperature {temperature}")):
-        learned.begin(0, draft.lm_head.to_rows(torch.tensor(ids)))
-        sampling = Sampling(temperature, seed=seed)
-        text = generate(
-            target,
-            draft,
-            torch.tensor(ids),
-            new,
-            head=head,
-            policy=default(rows),
-            sampling=sampling,
+    lists = learned_lists(target, draft, prior)
+    return [
+        generate(
+            target, draft, torch.tensor(ids), new, learn=lists, policy=default(prior),
+            capacity=CAPACITY, sampling=Sampling(temperature, seed=seed),
         )
-        learned.lists.count(draft.lm_head.to_rows(text.tokens))
-        texts.append(text)
-        active.append(head.active_tokens[: len(text.tokens) - 1])
-        head.active_tokens = []
-    return texts, active
+        for seed, ids in enumerate(tqdm(prompts, desc=f"learned, temperature {temperature}"))
+    ]  # fmt: skip
 
 
 def dense_texts(
@@ -103,23 +68,13 @@ def tau(texts: list[Generation]) -> float:
     return fmean(length for text in texts for length in text.stats.acceptance_lengths)
 
 
-def accepted_tokens(lengths: list[int]) -> list[bool]:
-    """Tell which tokens after the first were drafted: all of a step but its last."""
-    return [token + 1 < length for length in lengths for token in range(length)]
-
-
 def rows_of(
     temperature: float,
     learned: list[Generation],
-    active: list[list[bool]],
     dense: list[Generation],
 ) -> list[dict[str, Any]]:
     """Make one line of figures for each part of the requests."""
     rows = []
-    of_accepted = [
-        list(compress(hits, accepted_tokens(text.stats.acceptance_lengths)))
-        for hits, text in zip(active, dense, strict=True)
-    ]
     for name, part in PARTS.items():
         if not (ours := learned[part]):
             continue
@@ -133,7 +88,9 @@ def rows_of(
                 "tau": tau(ours),
                 "tau_of_dense": tau(ours) / tau(theirs),
                 "coverage": coverage_of([text.stats for text in ours]),
-                "coverage_of_accepted": fmean(hit for hits in of_accepted[part] for hit in hits),
+                "coverage_of_accepted": coverage_of_accepted(
+                    [text.stats for text in ours], [text.stats for text in theirs]
+                ),
                 "same_texts": sum(
                     torch.equal(a.tokens, b.tokens) for a, b in zip(ours, theirs, strict=True)
                 ),
@@ -160,7 +117,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for temperature in (0.0, 1.0):
         arms = target, draft, prompts, args.new, temperature
-        rows += rows_of(temperature, *learned_texts(*arms), dense_texts(*arms))
+        rows += rows_of(temperature, learned_texts(*arms), dense_texts(*arms))
         report.write_csv(args.out / "learned-pair.csv", rows)
     print(report.table(rows))
 

@@ -123,6 +123,7 @@ def main() -> None:
                     args.new,
                     sampling=Sampling(temperature, seed=seed),
                     capacity=arm.capacity,
+                    learn=False,
                     **head,
                 )
                 for seed, ids in enumerate(prompts)

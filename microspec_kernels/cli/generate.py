@@ -7,12 +7,15 @@ with the target's output.
 
 import argparse
 import sys
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from microspec_kernels._optional import require
 
-from .generate_options import HEADS, add_arguments, check
+from . import sources
+from .generate_options import HEADS, add_arguments, check, check_count
 from .table import table
 
 __all__ = ["add_arguments", "run"]
@@ -25,25 +28,21 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     from .tokenizers import load_tokenizer
 
-    device, frequent_tokens = check(args)
+    device, prior = check(args)
     _quiet()
-    heads = (
-        [h for h in HEADS if h != "static" or frequent_tokens is not None]
-        if args.compare
-        else [args.head]
-    )
+    heads = HEADS if args.compare else (args.head,)
     dtype = None if args.dtype is None else getattr(torch, args.dtype)
     tokenizer = load_tokenizer(args.tokenizer or args.target)
     prompt = tokenizer.encode(args.prompt)
     target = load_target(args.target, dtype=dtype, device=device)
-    _check_ids(args, prompt, frequent_tokens, target.vocab_size)
-    draft = None if heads == ["none"] else load_draft(args.draft, target)
+    prior = _checked_ids(args, prompt, prior, tokenizer, target.vocab_size)
+    draft = None if args.head == "none" else load_draft(args.draft, target)
     input_ids = torch.tensor(prompt, device=target.device)
-    policy = _policy(args, frequent_tokens)
+    start = _start(args, prior, target, draft, tokenizer)
 
-    def generated(head: str, new: int, timed: bool) -> Any:
-        options = input_ids, frequent_tokens, policy
-        return _generate(args, head, target, draft, *options, new=new, timed=timed)
+    def generated(head: str, new: int, timed: bool, timeline: Any = None) -> Any:
+        options = {"new": new, "timed": timed, "timeline": timeline}
+        return _generate(args, head, target, draft, input_ids, start, **options)
 
     # Warm up each head with a short run: the first calls pay for caches and allocations.
     for head in heads if args.compare else []:
@@ -52,6 +51,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     on_cpu = target.device.type == "cpu"
     runs = {head: generated(head, args.max_new_tokens, on_cpu) for head in heads}
     timed = runs if on_cpu else {head: generated(head, args.max_new_tokens, True) for head in heads}
+    if args.timeline is not None:
+        _draw(args, heads[-1], target.device, generated)
+    if start.file is not None:
+        start.file.save()
     # A chain's text has the target's distribution, but equals the target's text only if greedy.
     comparable = "none" in runs and not (args.chain and args.temperature)
     target_tokens = runs["none"].tokens.tolist() if comparable else None
@@ -84,33 +87,71 @@ def _quiet() -> None:
         logging.disable_progress_bar()
 
 
-def _check_ids(
-    args: argparse.Namespace, prompt: list[int], frequent_tokens: Any, vocab_size: int
-) -> None:
-    """Check that all ids and the sparse head's capacity fit the target's vocabulary.
+def _checked_ids(
+    args: argparse.Namespace, prompt: list[int], prior: Any, tokenizer: Any, vocab_size: int
+) -> Any:
+    """Check all ids and the options against the target's vocabulary. Returns the prior, int64 [n].
 
     Raises:
-        ValueError: an empty prompt, an id outside the vocabulary, or a --capacity above its size.
+        ValueError: an empty prompt, an id outside the vocabulary, or an option above its size.
     """
+    import torch
+
+    from microspec_kernels.policy import prior_of_tokenizer
+
     if not prompt:
         raise ValueError("--prompt: expected at least one token, got none")
+    whose = "target's vocabulary"
     of_tokenizer = f"--tokenizer {args.tokenizer or args.target}"
-    listed = [] if frequent_tokens is None else frequent_tokens.tolist()
-    for name, ids in ((of_tokenizer, prompt), (args.frequent_tokens, listed)):
-        if ids and max(ids) >= vocab_size:
-            expected = f"ids below {vocab_size}, the target's vocabulary"
-            raise ValueError(f"{name}: expected {expected}, got {max(ids)}")
+    sources.check_ids(of_tokenizer, torch.tensor(prompt), vocab_size, whose)
+    if prior is None and (args.prior == sources.IDS or args.head == "none"):
+        prior = torch.arange(vocab_size)
+    elif prior is None:
+        prior = _told(prior_of_tokenizer, tokenizer)
+        prior = torch.arange(vocab_size) if prior is None else prior[prior < vocab_size]
+    sources.check_ids(args.prior or of_tokenizer, prior, vocab_size, whose)
     if args.given_capacity and args.capacity > vocab_size:
         expected = f"at most the {vocab_size} tokens of the target's vocabulary"
         raise ValueError(f"--capacity: expected {expected}, got {args.capacity}")
+    check_count(args, len(prior))
+    return prior
 
 
-def _policy(args: argparse.Namespace, frequent_tokens: Any) -> Any:
-    """Make the default policy, with the pinned tokens of --pin and empty slots with --no-fill."""
-    from microspec_kernels.policy import default
+def _told(function: Callable[[Any], Any], tokenizer: Any) -> Any:
+    """Call a function of a tokenizer's tokens; None if it is of a kind that does not tell them."""
+    try:
+        return function(tokenizer.tokenizer)
+    except TypeError:
+        return None
 
-    tokens = () if frequent_tokens is None else frequent_tokens
-    return replace(default(() if args.no_fill else tokens), pinned=tokens[: args.pin or 0])
+
+class _Start(NamedTuple):
+    """What the draft's vocabulary begins with.
+
+    `frequent_tokens` int64 [n], the order before anything is learned. `policy`: of the sparse head.
+    `learn`: the lists, or False. `file`: what keeps them. `state`: of the lists before this call.
+    """
+
+    frequent_tokens: Any
+    policy: Any
+    learn: Any
+    file: Any
+    state: Any
+
+
+def _start(args: argparse.Namespace, prior: Any, target: Any, draft: Any, tokenizer: Any) -> _Start:
+    from microspec_kernels.policy import LearnedFile, default, tokenizer_fingerprint
+    from microspec_kernels.speculative import learned_lists
+
+    pinned, frequent_tokens = sources.start_tokens(args, prior)
+    policy = replace(default(frequent_tokens), pinned=pinned)
+    if not args.learn or draft is None:
+        return _Start(prior, policy, False, None, None)
+    lists, file = learned_lists(target, draft, prior, num_lists=sources.num_lists(args)), None
+    if args.learned is not None:
+        fingerprint = _told(tokenizer_fingerprint, tokenizer) or ""
+        file = LearnedFile(lists, args.learned, tokenizer=fingerprint)
+    return _Start(prior, policy, lists, file, lists.state_dict())
 
 
 def _generate(
@@ -119,10 +160,10 @@ def _generate(
     target: Any,
     draft: Any,
     input_ids: Any,
-    frequent_tokens: Any,
-    policy: Any,
+    start: _Start,
     new: int,
     timed: bool,
+    timeline: Any,
 ) -> Any:
     """Generate `new` tokens with the head of that name; "none" is the target alone."""
     from microspec_kernels.speculative import Sampling, generate
@@ -131,6 +172,8 @@ def _generate(
     sampling = Sampling(args.temperature, args.top_p, args.sampled_top_k, args.seed)
     if head == "none":
         return target_alone(target, input_ids, new, sampling)
+    if start.learn:  # no run learns from another one of the same call
+        start.learn.load_state_dict(start.state)
     return generate(
         target,
         draft,
@@ -141,12 +184,29 @@ def _generate(
         tree_width=args.tree_width,
         tree_size=args.tree_size,
         capacity=args.static_capacity if head == "static" else args.capacity,
-        frequent_tokens=frequent_tokens,
-        policy=policy,
+        mode=args.mode,
+        frequent_tokens=start.frequent_tokens,
+        learn=head == "sparse" and start.learn,
+        policy=start.policy,
         sampling=sampling,
         chain=args.chain,
         timed=timed,
+        timeline=timeline,
     )
+
+
+def _draw(args: argparse.Namespace, head: str, device: Any, generated: Callable[..., Any]) -> None:
+    """Draw the median step of one more run with a head."""
+    from microspec_kernels.speculative import Timeline
+
+    from . import timeline
+
+    clock = Timeline(device)
+    lengths = generated(head, args.max_new_tokens, False, clock).stats.acceptance_lengths
+    if lengths:
+        step, count = timeline.median_step(clock.steps(), lengths), max(1, len(lengths) - 1)
+        name = Path(args.target).name
+        timeline.draw(step, count, f"a step of {name}, {head} head", args.timeline)
 
 
 def _shares(head: str, seconds: dict[str, float]) -> dict[str, Any]:

@@ -8,11 +8,12 @@ from typing import Any
 from microspec_kernels._checks import MAX_TOP_K
 from microspec_kernels.policy import CAPACITY
 
-from . import frequent_tokens
-from .arguments import DTYPES, check_used, positive, real, usable_device, whole
+from . import sources
+from .arguments import DTYPES, check_used, output, positive, real, usable_device, whole
 from .checkpoints import check_folder
 
 HEADS = ("none", "dense", "static", "sparse")
+MODES = ("indexed", "packed")
 # Argparse has no defaults for options that only some calls use: check_used needs to know whether
 # an option was set.
 DEFAULTS: dict[str, Any] = {
@@ -25,6 +26,7 @@ DEFAULTS: dict[str, Any] = {
     "top_p": 1.0,
     "sampled_top_k": 0,
     "seed": 0,
+    "mode": "indexed",
 }
 
 
@@ -50,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compare", action="store_true", help="run every head")
     parser.add_argument("--max-new-tokens", type=positive, default=128, help="(default 128)")
     add("capacity", "K, tokens that the sparse head can propose at a time", type=positive)
-    add("static-capacity", "tokens that the static head can propose", type=positive)
+    add("static-capacity", "first tokens of the prior that the static head proposes", type=positive)
     add("depth", "levels of the draft's tree, or tokens of its chain", type=positive)
     add(
         "tree-width",
@@ -74,7 +76,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="draft a chain of --depth drawn tokens instead of a tree: the text differs, its "
         "distribution is the target's",
     )
-    frequent_tokens.add_arguments(parser)
+    sources.add_arguments(parser, prior="the list of --pair, else of the tokenizer")
+    parser.add_argument(
+        "--learned",
+        type=output(),
+        metavar="FILE",
+        help="keep in this file what --learn learns, and continue from it if it exists",
+    )
+    add("mode", "how the sparse head reads rows: in place, or packed", choices=MODES)
+    parser.add_argument(
+        "--timeline",
+        type=output(".svg", ".png", ".pdf"),
+        metavar="FILE.svg",
+        help="draw the parts of the median step of the last head, from one more run",
+    )
     parser.add_argument("--dtype", choices=DTYPES, help="default: that of the checkpoint")
     parser.add_argument("--device", help="default: the GPU if there is one")
 
@@ -83,7 +98,8 @@ def check(args: argparse.Namespace) -> tuple[Any, Any]:
     """Check the options as far as possible without a model; fill in defaults and the pair's parts.
 
     Returns:
-        The torch.device, and the token ids of --frequent-tokens, int64 [n], or None.
+        The torch.device, and the token ids of --prior, int64 [n]; None for an order of ids or of
+        the tokenizer.
 
     Raises:
         OSError, ValueError: a wrong option or file. The message names it.
@@ -91,12 +107,14 @@ def check(args: argparse.Namespace) -> tuple[Any, Any]:
     device = usable_device(args.device)
     _check_used(args)
     _fill_from_pair(args)
-    tokens = frequent_tokens.read(args)
-    _check_count(args, 0 if tokens is None else len(tokens))
+    tokens = sources.load_prior(args.prior)
     args.given_capacity = args.capacity is not None
+    args.given_static_capacity = args.static_capacity is not None
     for name, default in DEFAULTS.items():
         if getattr(args, name) is None:
             setattr(args, name, default)
+    if tokens is not None:
+        check_count(args, len(tokens))
     check_folder("--target", args.target)
     if args.compare or args.head != "none":
         check_folder("--draft", args.draft)
@@ -116,30 +134,35 @@ def _check_used(args: argparse.Namespace) -> None:
         ("draft", drafts, a_draft),
         ("depth", drafts, a_draft),
         ("chain", drafts, a_draft),
+        ("timeline", drafts, a_draft),
         ("tree_width", drafts and not args.chain, a_tree),
         ("tree_size", drafts and not args.chain, a_tree),
         ("capacity", sparse, "--head sparse or --compare"),
-        ("pin", sparse, "--head sparse or --compare"),
-        ("no_fill", sparse, "--head sparse or --compare"),
+        *(
+            (name, sparse, "--head sparse or --compare")
+            for name in ("pin", "no_fill", "lists", "learned", "mode")
+        ),
+        ("learned", args.learn, "--learn"),
         ("static_capacity", static, "--head static or --compare"),
-        ("frequent_tokens", static or sparse, "--head sparse, static or --compare"),
+        ("prior", static or sparse, "--head sparse, static or --compare"),
         ("top_p", args.temperature > 0, "a --temperature above 0"),
         ("sampled_top_k", args.temperature > 0, "a --temperature above 0"),
         ("seed", args.temperature > 0, "a --temperature above 0"),
     )
-    if not static:
-        frequent_tokens.check_filled(args)
+    sources.check(args)
+    used = static or args.pin is not None or not args.no_fill
+    check_used(args, ("prior", used, "a --pin beside --no-fill"))
 
 
 def _fill_from_pair(args: argparse.Namespace) -> None:
     if args.pair is not None:
         if not args.pair.is_dir():
             raise FileNotFoundError(f"--pair: no folder {args.pair}")
-        parts = (args.target, args.draft, args.frequent_tokens, args.tokenizer)
+        parts = (args.target, args.draft, args.prior, args.tokenizer)
         check_used(args, ("pair", None in parts, "a part that no other option names"))
         args.target = args.target or str(args.pair / "target")
         args.draft = args.draft or str(args.pair / "draft")
-        args.frequent_tokens = args.frequent_tokens or args.pair / "frequent_tokens.npy"
+        args.prior = args.prior or str(args.pair / "frequent_tokens.npy")
         args.tokenizer = args.tokenizer or "tekken"
     if not args.target:
         raise ValueError("--target: expected a model here or in a --pair, got none")
@@ -147,20 +170,15 @@ def _fill_from_pair(args: argparse.Namespace) -> None:
         raise ValueError("--draft: expected one, or --head none for the target alone, got none")
 
 
-def _check_count(args: argparse.Namespace, count: int) -> None:
-    """Check that options that need --frequent-tokens have it, and that its `count` is enough."""
-    capacity = args.capacity or DEFAULTS["capacity"]
-    needs = {
-        "--head static": args.head == "static",
-        "--pin": args.pin is not None,
-        "--no-fill": args.no_fill,
-        "--static-capacity": args.static_capacity is not None,
-    }
-    for name in (name for name, needed in needs.items() if needed and not count):
-        raise ValueError(f"{name}: expected a --frequent-tokens, got none")
-    frequent_tokens.check_pin(args, count, capacity)
-    if args.static_capacity is not None and args.static_capacity > count:
-        expected = f"at most the {count} tokens of {args.frequent_tokens}"
+def check_count(args: argparse.Namespace, count: int) -> None:
+    """Check --pin and --static-capacity against the `count` tokens of --prior.
+
+    Raises:
+        ValueError: an option above it.
+    """
+    sources.check_pin(args, count, args.capacity)
+    if args.given_static_capacity and args.static_capacity > count:
+        expected = f"at most the {count} tokens of --prior"
         raise ValueError(f"--static-capacity: expected {expected}, got {args.static_capacity}")
 
 

@@ -99,6 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="with --no-learn: keep the vocabulary from one sequence to the next",
     )
+    sources.add_source(parser)
     sources.add_arguments(parser)
     parser.add_argument(
         "--plot",
@@ -126,11 +127,15 @@ def _replay(args: argparse.Namespace) -> list[Replay]:
     tqdm = require("tqdm", "replay").tqdm
     _check(args)
     capacities = args.capacity or [CAPACITY]
-    prior, traces = sources.load_prior(args), _traces(args)
+    prior, traces = sources.load_prior(args.prior), _traces(args)
+    if prior is not None:
+        sources.check_ids(args.prior, prior, args.vocab_size)
     ids = [int(trace.tokens.max()) for trace in traces]
     ids += [] if prior is None else [int(prior.max())]
     vocab_size = args.vocab_size or max(ids) + 1
-    pinned, frequent = sources.start_tokens(args, prior, vocab_size, min(capacities))
+    prior = torch.arange(vocab_size) if prior is None else prior
+    sources.check_pin(args, len(prior), min(capacities))
+    pinned, frequent = sources.start_tokens(args, prior)
     policy = Policy(sources.named_sources(args), frequent, pinned)
     return [
         replay(

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Make the parts of a vocabulary policy from the options of `replay`."""
+"""Make the parts of a vocabulary policy from the options of `replay` and `generate`."""
 
 import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from microspec_kernels._token_ids import read_token_ids
@@ -18,7 +17,7 @@ IDS = "ids"
 SOURCES: dict[str, Callable[[int | None], Source]] = {"prompt": prompt, "generated": generated}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--source",
         action="append",
@@ -27,19 +26,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"a source of tokens, {' or '.join(SOURCES)}, with at most BUDGET tokens per pass; "
         "may be repeated, the newest tokens of a row last (default: both)",
     )
+
+
+def add_arguments(parser: argparse.ArgumentParser, prior: str = "of their ids") -> None:
+    """Add the options of what a vocabulary begins with; `prior` describes the default order."""
     parser.add_argument(
         "--prior",
-        default=IDS,
         metavar="ids|TOKENIZER|FILE",
-        help="the order of tokens before anything is learned: of their ids (default), of a "
-        "tokenizer.json, or of a list, the most frequent first (.npy, .pt or .json)",
+        help="the order of tokens before anything is learned: `ids`, a tokenizer.json, or a list "
+        f"of ids, the most frequent first (.npy, .pt or .json) (default: {prior})",
     )
     parser.add_argument(
         "--learn",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="learn lists of frequent tokens from the sequences so far, and begin each sequence "
-        "with them (default); --no-learn begins each with the prior",
+        help="learn lists of frequent tokens from the texts so far, and begin each text with them "
+        "(default); --no-learn begins each with the prior",
     )
     parser.add_argument(
         "--lists",
@@ -75,16 +77,18 @@ def num_lists(args: argparse.Namespace) -> int:
     return (args.lists or NUM_LISTS) if args.learn else 0
 
 
-def check_ids(path: Path, ids: Tensor, vocab_size: int | None) -> None:
+def check_ids(
+    path: str | Path, ids: Tensor, vocab_size: int | None, whose: str = "--vocab-size"
+) -> None:
     """Check an upper bound on the ids of a file, which are at least -1.
 
     Raises:
-        ValueError: an id that is not below --vocab-size, or without one, below LARGEST_VOCAB.
+        ValueError: an id that is not below the size, or without one, below LARGEST_VOCAB.
     """
     size = vocab_size or LARGEST_VOCAB
     outside = ids[ids >= size]
     if len(outside):
-        expected = f"ids below {size}" + (", the --vocab-size" if vocab_size else "")
+        expected = f"ids below {size}" + (f", the {whose}" if vocab_size else "")
         raise ValueError(f"{path}: expected {expected}, got {int(outside[0])}")
 
 
@@ -93,45 +97,39 @@ def named_sources(args: argparse.Namespace) -> tuple[Source, ...]:
     return tuple(SOURCES[name](budget) for name, budget in args.source or ()) or TEXT
 
 
-def load_prior(args: argparse.Namespace) -> Tensor | None:
+def load_prior(prior: str | None) -> Tensor | None:
     """Read the file of --prior: int64 [n], n >= 1, distinct; None for the order of ids.
 
     Raises:
         OSError: the file does not exist or is not readable.
         ValueError: the file is no tokenizer and no list of token ids, or an empty list.
     """
-    if args.prior == IDS:
+    if prior in (None, IDS):
         return None
-    path = Path(args.prior)
+    path = Path(prior)
     if path.name.endswith("tokenizer.json"):
         tokens = prior_of_tokenizer(load_tokenizer(path))
     else:
         tokens = read_token_ids(path)
     if not len(tokens):
         raise ValueError(f"{path}: expected at least one token id, got none")
-    check_ids(path, tokens, args.vocab_size)
     return tokens
 
 
-def start_tokens(
-    args: argparse.Namespace, prior: Tensor | None, vocab_size: int, capacity: int
-) -> tuple[Tensor, Tensor]:
-    """Return the pinned tokens, and the frequent tokens that every sequence begins with.
-
-    Args:
-        args: the parsed arguments.
-        prior: from :func:`load_prior`.
-        vocab_size: V.
-        capacity: the smallest capacity of the run.
+def check_pin(args: argparse.Namespace, count: int, capacity: int) -> None:
+    """Check --pin against the number of tokens of --prior and the smallest capacity.
 
     Raises:
-        ValueError: a --pin above the number of tokens, or above the capacity.
+        ValueError: a --pin above one of them.
     """
-    tokens = torch.arange(vocab_size) if prior is None else prior
-    if args.pin is not None and args.pin > min(len(tokens), capacity):
-        expected = f"at most the {len(tokens)} tokens of --prior and the capacity of {capacity}"
+    if args.pin is not None and args.pin > min(count, capacity):
+        expected = f"at most the {count} tokens of --prior and the capacity of {capacity}"
         raise ValueError(f"--pin: expected {expected}, got {args.pin}")
-    return tokens[: args.pin or 0], tokens[:0] if args.no_fill else tokens
+
+
+def start_tokens(args: argparse.Namespace, prior: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the pinned tokens, and the frequent tokens that every text begins with."""
+    return prior[: args.pin or 0], prior[:0] if args.no_fill else prior
 
 
 def _name_and_budget(text: str) -> tuple[str, int | None]:

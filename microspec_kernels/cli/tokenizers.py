@@ -2,7 +2,7 @@
 """Convert text to tokens and back with Mistral's Tekken or a checkpoint's tokenizer."""
 
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from microspec_kernels._files import reading
 from microspec_kernels._optional import require
@@ -11,6 +11,10 @@ BOS, INST, INST_END = 1, 3, 4  # Tekken's <s>, [INST] and [/INST]
 
 
 class Tokenizer(Protocol):
+    """A tokenizer of texts; `tokenizer` is the library's own object."""
+
+    tokenizer: Any
+
     def encode(self, prompt: str) -> list[int]: ...
     def decode(self, tokens: list[int]) -> str: ...
 
@@ -38,20 +42,20 @@ class HuggingFace:
     def __init__(self, name: str) -> None:
         self._name, transformers = name, require("transformers", "speculative")
         with reading(name, "a tokenizer"):
-            self._tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+            self.tokenizer = transformers.AutoTokenizer.from_pretrained(name)
 
     def encode(self, prompt: str) -> list[int]:
-        if self._tokenizer.chat_template is None:
-            return list(self._tokenizer.encode(prompt))
+        if self.tokenizer.chat_template is None:
+            return list(self.tokenizer.encode(prompt))
         message = [{"role": "user", "content": prompt}]
         with reading(self._name, "a chat template that takes one message of a user"):
-            text = self._tokenizer.apply_chat_template(
+            text = self.tokenizer.apply_chat_template(
                 message, tokenize=False, add_generation_prompt=True
             )
-        return list(self._tokenizer.encode(text, add_special_tokens=False))
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
 
     def decode(self, tokens: list[int]) -> str:
-        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
 
 
 def load_tokenizer(name: str) -> Tokenizer:

@@ -4,6 +4,7 @@
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops import vocab_count_
@@ -84,6 +85,20 @@ class LearnedLists:
         self.request_lists = torch.full_like(zeros(num_requests), -1, dtype=torch.int64)
         self.seen = zeros(num_requests, words)
         self._seen_in_prompt = zeros(1, words)
+
+    @torch.inference_mode(False)
+    def reserve(self, num_requests: int) -> None:
+        """Make room for as many texts that run at a time. It replaces tensors if it has less.
+
+        Args:
+            num_requests: the new R, unless R is larger.
+        """
+        more = num_requests - self.num_requests
+        if more <= 0:
+            return
+        self.num_requests = num_requests
+        self.request_lists = F.pad(self.request_lists, (0, more), value=-1)
+        self._seen = F.pad(self._seen, (0, 0, 0, more))
 
     def begin(self, request: int, prompt: Tensor) -> None:
         """Begin a request's text, and choose its list.

@@ -62,6 +62,23 @@ class LearnedVocab:
         """Number of pinned tokens of a shared vocabulary."""
         return int(FLOOR_SHARE * self._limits[0])
 
+    def reserve(self, num_requests: int) -> None:
+        """Make room for as many texts that run at a time. A single group becomes shared.
+
+        Args:
+            num_requests: see :meth:`LearnedLists.reserve`.
+
+        Raises:
+            ValueError: more requests than groups, if there are several.
+        """
+        if 1 < self.vocab.num_groups < num_requests:
+            expected = f"at most {self.vocab.num_groups}, one for each group"
+            raise ValueError(f"LearnedVocab: num_requests: expected {expected}, got {num_requests}")
+        shared = self.shared
+        self.lists.reserve(num_requests)
+        if self.shared and not shared:
+            self.lists.pin(self.vocab, self.floor)
+
     def of_prompt(self, tokens: Tensor) -> Tensor:
         """Return the tokens of a prompt that may enter the vocabulary.
 

@@ -14,6 +14,7 @@ Models come from `transformers`: `pip install 'microspec-kernels[speculative]'`.
 from .batch import Batch
 from .checkpoints.load import load_draft, load_target
 from .heads import Dense, Head, Sparse, Static
+from .learning import learned_lists
 from .loop import generate
 from .models.draft import Draft, ModelDraft
 from .models.eagle import EagleDraft
@@ -23,6 +24,7 @@ from .models.target import CausalModel
 from .request import Request
 from .sampling import Sampling
 from .stats import Generation, Stats
+from .timeline import Timeline
 
 __all__ = [
     "Batch",
@@ -40,7 +42,9 @@ __all__ = [
     "Sparse",
     "Static",
     "Stats",
+    "Timeline",
     "generate",
+    "learned_lists",
     "load_draft",
     "load_target",
 ]

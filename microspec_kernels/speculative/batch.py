@@ -4,17 +4,19 @@
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import count
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from microspec_kernels.policy import CAPACITY, Policy, default
+from microspec_kernels.policy import CAPACITY, LearnedLists, Policy, default
 
 from .chain import Chain, chain_uniforms, no_uniforms, sample_chain
 from .checks import (
     check_counts,
     check_head,
+    check_learn,
     check_length,
     check_room,
     check_seed,
@@ -23,7 +25,8 @@ from .checks import (
     fitted,
 )
 from .graphs import Graphs, HostRead
-from .heads import Head, HeadName, make_head
+from .heads import Head, HeadName, Sparse, make_head
+from .learning import Learning, lists_of
 from .models.draft import Draft, ModelDraft
 from .models.target import CausalModel
 from .observer import Observer
@@ -31,6 +34,7 @@ from .request import Request
 from .sampling import BROKEN, Sampling, checked, choose, uniforms_at
 from .stats import Clock, Stats
 from .texts import Texts
+from .timeline import Timeline
 from .tree import Tree, TreeShape, grow, of_rows
 from .verify import Verified, accept, follow, verify_chain
 
@@ -78,16 +82,26 @@ class Batch:
     tree_width: number of nodes that a level extends, and of candidates for each.
     tree_size: number of nodes that the target verifies.
     frequent_tokens: integers [S], distinct token ids, the most frequent first.
-    policy: decides which tokens enter the active vocabulary and which are never evicted; None:
-        `policy.default(frequent_tokens)`.
+    learn: whether the sparse head called "sparse" learns which tokens a text begins with: those
+        that stood in the most texts before it, then `frequent_tokens`, then the others by id (see
+        `LearnedVocab`). A text counts when it ends. The lists are the batch's own, or the caller's
+        (see `learned_lists`), and outlast it then. False: every text begins with `frequent_tokens`
+        only, or empty.
+    policy: decides which tokens enter the active vocabulary and, unless it learns, which are never
+        evicted; None: `policy.default(frequent_tokens)`, where all ids stand for no
+        `frequent_tokens` if it learns. The policy's own frequent tokens replace the others.
     mode: "indexed": the sparse head reads rows of the whole weight; "packed": it copies them into a
         slab.
     num_groups: number of active vocabularies, one for each running text; 1: all texts share one.
+        A shared one that learns is filled for each text as long as they run one at a time, and has
+        a floor of the most frequent tokens once two have run together.
     sampling: how tokens are drawn; None: greedy.
     chain: draft a chain of `depth` tokens instead of a tree, drawn from the draft's distribution
-        under `sampling` (arXiv 2211.17192). Texts that share an active vocabulary then need
-        distinct seeds.
+        under `sampling` (arXiv 2211.17192). Texts that share an active vocabulary or learned lists
+        then need distinct seeds, also those of earlier batches.
     timed: measure each part of a step (`Stats.seconds`); no graph is captured then.
+    timeline: a clock that notes when each part of each step ran; no graph is captured then, and
+        `Stats.seconds` has only the total.
     capture: on a GPU, replay a step as CUDA graphs, one pair for each number of texts and room of
         the caches. A target whose passes no graph can capture runs eagerly (see
         `CausalModel.capturable`). A `Head` object of the caller must not wait for the device.
@@ -109,12 +123,14 @@ class Batch:
         tree_size: int = 60,
         capacity: int = CAPACITY,
         frequent_tokens: Tensor | Sequence[int] | None = None,
+        learn: bool | LearnedLists = True,
         policy: Policy | None = None,
         mode: Literal["indexed", "packed"] = "indexed",
         num_groups: int = 1,
         sampling: Sampling | None = None,
         chain: bool = False,
         timed: bool = False,
+        timeline: Timeline | None = None,
         capture: bool = True,
     ) -> None:
         self.target = target if isinstance(target, CausalModel) else CausalModel(target)
@@ -129,7 +145,12 @@ class Batch:
         self.draft: Draft = fitted(draft, self.target)
         if frequent_tokens is not None:
             frequent_tokens = checked_frequent_tokens(frequent_tokens, self.target)
-        self.policy = policy or default(() if frequent_tokens is None else frequent_tokens)
+        learns = bool(learn) and head == "sparse"
+        check_learn(learn, learns, policy)
+        if policy is None:
+            every = torch.arange(self.target.vocab_size) if learns else ()
+            policy = default(every if frequent_tokens is None else frequent_tokens)
+        self.policy = policy
         self.shape = TreeShape(depth, tree_width, tree_size)
         self.sampling = sampling or Sampling()
         self.chain = chain
@@ -140,13 +161,22 @@ class Batch:
         else:
             check_head(head, self.target)
         self.head = head
-        self._observer = Observer(head, self.policy)
+        learning = None
+        if learns and isinstance(head, Sparse):
+            if isinstance(learn, bool):
+                learn = lists_of(self.draft.lm_head, policy.frequent_tokens)
+            learning = Learning(head, learn)
+        self._observer = Observer(head, policy, learning)
+        self._ended_seeds: list[int] = []
         self.requests: list[Request] = []
         self.seconds: dict[str, float] = {}
         device = self.target.device
-        self._clock = Clock(device, self.seconds, timed)
+        self._clock = timeline or Clock(device, self.seconds, timed)
+        if isinstance(head, Sparse):
+            head.clock = timeline
         capturable = self.target.capturable and getattr(self.draft, "capturable", True)
-        self._graphs = Graphs(capture and capturable and device.type == "cuda" and not timed)
+        capture = capture and capturable and not timed and timeline is None
+        self._graphs = Graphs(capture and device.type == "cuda")
         nodes = max(depth, 1 if chain else tree_size) + 1
         self._texts = Texts(
             self.target.new_cache(), self.draft.new_cache(), (nodes, depth * tree_width + 1)
@@ -178,16 +208,13 @@ class Batch:
         check_length(self.target, len(prompt) + max_new_tokens + self.shape.depth)
         check_room(self.free_groups, self.head.num_groups)
         seed = self.sampling.seed if seed is None else replace(self.sampling, seed=seed).seed
-        if (
-            self.chain
-            and self.sampling.temperature
-            and self.head.follows
-            and self.head.num_groups == 1
-        ):
-            check_seed(seed, [request.seed for request in self.requests])
+        if self.chain and self.sampling.temperature:
+            check_seed(seed, self._seeds_that_taught)
         begin, stats = time.perf_counter(), Stats(seconds=self.seconds)
         group = self.free_groups[0]
-        request = Request(max_new_tokens, self.target.eos, seed, group, stats, len(prompt))
+        numbers = {request.number for request in self.requests}
+        number = next(number for number in count() if number not in numbers)
+        request = Request(max_new_tokens, self.target.eos, seed, group, stats, len(prompt), number)
         if not request.done:
             self._begin(request, prompt)
         self._count_total(begin)
@@ -211,8 +238,8 @@ class Batch:
             self.head.wait()  # a graph does not wait for what was enqueued outside of it
         with clock("draft_layer"):
             text = torch.cat((prompt, first))[None]
-            count = torch.full_like(first, text.shape[1])
-            feature = draft.extend(text, features[None], count, draft_cache)
+            length = torch.full_like(first, text.shape[1])
+            feature = draft.extend(text, features[None], length, draft_cache)
         request.row = len(self.requests)
         longest = len(prompt) + request.max_new_tokens + self.shape.depth + 1
         values = first, request.group, seed, feature
@@ -220,18 +247,26 @@ class Batch:
             self._graphs.forget()
         self.requests.append(request)
 
+    @property
+    def _seeds_that_taught(self) -> list[int]:
+        """Seeds of texts whose tokens change what is drafted in a text that begins now."""
+        shared = self.head.follows and self.head.num_groups == 1
+        ended = self._ended_seeds if shared or self._observer.learning is not None else []
+        return ended + [request.seed for request in self.requests if shared]
+
     @torch.no_grad()
     def step(self) -> list[Request]:
         """Draft and verify one tree for each text. Returns the requests that ended and left."""
         if not self.requests:
             return []
         begin, texts = time.perf_counter(), self._texts
-        texts.set(len(self.requests), 1 + max(request.read for request in self.requests))
-        shape = texts.cache.rows, texts.cache.room
-        decoded = self._graphs.run(("decode", shape), self._decode)
-        report = HostRead(decoded.report)
-        self._graphs.run(("learn", shape), lambda: self._learn(decoded))
-        self._emit(report.wait())
+        with self._clock.step():
+            texts.set(len(self.requests), 1 + max(request.read for request in self.requests))
+            shape = texts.cache.rows, texts.cache.room
+            decoded = self._graphs.run(("decode", shape), self._decode)
+            report = HostRead(decoded.report)
+            self._graphs.run(("learn", shape), lambda: self._learn(decoded))
+            self._emit(report.wait())
         left = [request for request in self.requests if request.done]
         for request in left:
             self._leave(request)
@@ -245,7 +280,7 @@ class Batch:
         uniforms = self._uniforms()
         tree = self._draft(uniforms)
         with clock("verify"):
-            positions = tree.ancestor_mask.sum(2) + (roots - 1)
+            positions = tree.ancestor_mask[:, :, 1:].sum(2) + roots
             hidden, features = target.forward(
                 tree.tokens.clamp(min=0),
                 positions,
@@ -332,10 +367,13 @@ class Batch:
             emitted = request.take(checked(new))
             request.stats.acceptance_lengths.append(emitted)
             request.stats.active_sizes.append(active)
-            request.stats.covered += sum(figures[width : width + emitted])
+            request.stats.covered += map(bool, figures[width : width + emitted])
 
     def _leave(self, request: Request) -> None:
-        """Remove a text; the text of the last row takes its row."""
+        """Remove a text, which may be learned; the text of the last row takes its row."""
+        self._ended_seeds.append(request.seed)
+        with self._clock("vocabulary"):
+            self._observer.end(request)
         last = next(one for one in self.requests if one.row == len(self.requests) - 1)
         if last is not request:
             self._texts.move(last.row, request.row)

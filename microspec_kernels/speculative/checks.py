@@ -10,6 +10,7 @@ from torch import Tensor
 
 from microspec_kernels._checks import MAX_TOP_K
 from microspec_kernels._token_ids import token_ids
+from microspec_kernels.policy import LearnedLists, Policy
 
 from .heads import Head
 from .models.draft import Draft
@@ -115,6 +116,17 @@ def check_head(head: Head, target: CausalModel) -> None:
         )
 
 
+def check_learn(learn: bool | LearnedLists, learns: bool, policy: Policy | None) -> None:
+    """Raise ValueError for lists that no head learns, or pinned tokens beside learning."""
+    if not (learns or isinstance(learn, bool)):
+        raise ValueError("generate: learn: expected head='sparse' beside lists, got another head")
+    if learns and policy is not None and len(policy.pinned):
+        raise ValueError(
+            f"generate: learn: expected False beside the {len(policy.pinned)} pinned tokens of a "
+            "policy"
+        )
+
+
 def check_length(target: CausalModel, length: int) -> None:
     """Raise ValueError if a text of `length` tokens exceeds the target's `longest`."""
     if target.longest is not None and length > target.longest:
@@ -134,12 +146,12 @@ def check_room(free: Sequence[int], num_groups: int) -> None:
 
 
 def check_seed(seed: int, others: Sequence[int]) -> None:
-    """Raise ValueError if another text with the same shared vocabulary has this seed.
+    """Raise ValueError if another text that the vocabulary has learned from has this seed.
 
     The numbers that draw a text's chains must not have changed the vocabulary before.
     """
     if seed in others:
         raise ValueError(
-            "generate: seed: expected one each for sampled chains that share a vocabulary, "
-            f"got {seed} again"
+            "generate: seed: expected one each for sampled chains that share a vocabulary or "
+            f"learned lists, got {seed} again"
         )

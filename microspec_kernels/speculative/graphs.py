@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Graphs`: run functions of fixed shapes, and replay them as CUDA graphs."""
+"""Run functions of fixed shapes, replay them as CUDA graphs, and copy from and to the host."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -43,6 +43,13 @@ class Graphs:
     def forget(self) -> None:
         """Drop all graphs: tensors that they read or write were replaced."""
         self._graphs.clear()
+
+
+def to_device(values: Sequence[int], device: torch.device) -> Tensor:
+    """Return values as int64 [n] on a device. The host does not wait for a GPU."""
+    pinned = device.type == "cuda"
+    tensor = torch.tensor(values, dtype=torch.int64, device="cpu", pin_memory=pinned)
+    return tensor.to(device, non_blocking=True)
 
 
 class HostRead:

@@ -2,6 +2,7 @@
 """Three heads that rank the draft's next tokens: over all of V, a fixed part, or an active part."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Literal, Protocol
 
 import torch
@@ -13,6 +14,7 @@ from microspec_kernels.policy import Policy
 from microspec_kernels.vocab import ActiveVocab
 
 from .models.lm_head import LMHead
+from .stats import Clock
 
 HeadName = Literal["dense", "static", "sparse"]
 
@@ -120,6 +122,7 @@ class Sparse(Head):
     """
 
     follows = True
+    clock: Clock | None = None  # measures the slab's copies alone
 
     def __init__(
         self,
@@ -150,8 +153,12 @@ class Sparse(Head):
         return logits, self.lm_head.to_tokens(rows)
 
     def observe(self, tokens: Tensor, token_groups: Tensor) -> None:
-        rows = self.lm_head.to_rows(tokens)
-        self.head.observe(rows, token_groups=self._groups(token_groups))
+        rows, slab = self.lm_head.to_rows(tokens), self.head.slab
+        self.vocab.update(rows, token_groups=self._groups(token_groups))
+        if slab is None:
+            return
+        with nullcontext() if self.clock is None else self.clock("gather", slab.stream):
+            slab.refresh()
 
     def wait(self) -> None:
         if self.head.slab is not None:
@@ -194,8 +201,8 @@ def make_head(
     lm_head = lm_head.sound()
     if name == "dense":
         return Dense(lm_head)
-    size, device = len(lm_head.weight), lm_head.weight.device
-    capacity = min(capacity, size)
+    device = lm_head.weight.device
+    capacity = min(capacity, max(1, len(lm_head.rows)))
     if name == "static":
         if frequent_tokens is None:
             raise ValueError(
@@ -221,7 +228,7 @@ def make_head(
         for name, ids in (("pinned", policy.pinned), ("frequent_tokens", policy.frequent_tokens))
     )
     vocab = ActiveVocab(
-        size,
+        len(lm_head.weight),
         capacity,
         num_groups=num_groups,
         pinned=pinned,

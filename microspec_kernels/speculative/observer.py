@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Feed the policy's tokens from each pass of the target to the draft's head."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from microspec_kernels.policy import Policy, Stage, TargetPass
 
 from .heads import Head
+from .learning import Learning
 from .models.target import CHUNK, CausalModel
 from .ranking import likeliest
 from .request import Request
@@ -20,11 +19,13 @@ class Observer:
     """The link from the target's passes to a head: it observes the tokens that the policy selects.
 
     For a head that does not follow the text (`Head.follows`), it selects and computes nothing.
+    `learning`: what fills the head's vocabulary when a text begins; None: what the head resets to.
     """
 
-    def __init__(self, head: Head, policy: Policy) -> None:
+    def __init__(self, head: Head, policy: Policy, learning: Learning | None = None) -> None:
         self.head = head
         self.policy = policy
+        self.learning = learning
 
     def target_top_k_of_prompt(self, target: CausalModel, hidden: Tensor, last: Tensor) -> Tensor:
         """Return the target's likeliest tokens after each token of a prompt, int64 [P, t].
@@ -50,25 +51,33 @@ class Observer:
 
     def begin(self, request: Request, prompt: Tensor, top_tokens: Tensor, first: Tensor) -> None:
         """Begin a text with a prompt int64 [P] and the first token int64 [1] after it."""
-        if self.head.num_groups > 1:
+        if self.learning is not None:
+            self.learning.begin(request.number, prompt)
+        elif self.head.num_groups > 1:
             self.head.reset(request.group)
         chosen = torch.full_like(prompt, -1)
         chosen[-1:] = first
-        self._tell(
-            [TargetPass("prompt", prompt, top_tokens, chosen)], first.new_tensor([request.group])
-        )
+        if not self.head.follows:
+            return
+        tokens = self.policy.select(TargetPass("prompt", prompt, top_tokens, chosen))
+        if self.learning is not None:
+            tokens = self.learning.of_prompt(tokens)
+        self.head.observe(tokens, torch.full_like(tokens, request.group))
+
+    def end(self, request: Request) -> None:
+        """Count the text of a request that ended."""
+        if self.learning is not None:
+            self.learning.end(request.number, request.tokens)
 
     def step(self, text_groups: Tensor, tree: Tree, top_tokens: Tensor, verified: Verified) -> None:
         """Observe the verified trees of the texts; top_tokens int64 [B, n, t] follow each node.
 
         text_groups: int64 [B], each text's vocabulary in the head.
         """
+        if not self.head.follows:
+            return
         top_tokens = top_tokens.masked_fill((tree.tokens < 0)[:, :, None], -1)
         parts = zip(tree.tokens, top_tokens, verified.chosen, strict=True)
-        self._tell([TargetPass("step", *part) for part in parts], text_groups)
-
-    def _tell(self, passes: Sequence[TargetPass], text_groups: Tensor) -> None:
-        if self.head.follows:
-            tokens = torch.stack([self.policy.select(one) for one in passes])
-            token_groups = text_groups[:, None].expand_as(tokens)
-            self.head.observe(tokens.flatten(), token_groups.flatten())
+        tokens = torch.stack([self.policy.select(TargetPass("step", *part)) for part in parts])
+        token_groups = text_groups[:, None].expand_as(tokens)
+        self.head.observe(tokens.flatten(), token_groups.flatten())

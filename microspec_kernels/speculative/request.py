@@ -14,8 +14,9 @@ class Request:
     """A text that a `Batch` continues.
 
     `tokens`: the new tokens so far. `seed`: seed of the random numbers that draw them. `group`: the
-    text's vocabulary in the head. `stats.seconds` covers the whole batch. `row`: the text's row in
-    the batch's tensors. `prompt_length`: number of tokens before the new ones.
+    text's vocabulary in the head. `stats.seconds` covers the whole batch. `number`: distinct among
+    the running texts, and the smallest at the start. `row`: the text's row in the batch's tensors.
+    `prompt_length`: number of tokens before the new ones.
     """
 
     max_new_tokens: int
@@ -24,6 +25,7 @@ class Request:
     group: int
     stats: Stats
     prompt_length: int = 0
+    number: int = 0
     row: int = 0
     tokens: list[int] = field(default_factory=list)
 

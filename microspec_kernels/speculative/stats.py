@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Statistics of one generation: counts, seconds, and how many drafted tokens were accepted."""
 
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from statistics import fmean
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +20,7 @@ class Stats:
 
     `acceptance_lengths`: tokens that each verification produced, bonus included.
     `active_sizes`: tokens the draft could propose at each step.
-    `covered`: how many of the produced tokens the draft could propose.
+    `covered`: whether the draft could propose each of the produced tokens.
     `seconds`: `total`, from joining on; on a GPU each step ends with a read, so it is the device's
         time, too. In a batch that is `timed` also each part's time: `prefill` (target),
         `draft_layer`, `head`, `vocabulary` (observing tokens, counting coverage), `tree` (choosing
@@ -28,7 +30,7 @@ class Stats:
 
     acceptance_lengths: list[int] = field(default_factory=list)
     active_sizes: list[int] = field(default_factory=list)
-    covered: int = 0
+    covered: list[bool] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -77,7 +79,29 @@ class Stats:
 def coverage_of(texts: Sequence[Stats]) -> float:
     """Return the share of all texts' produced tokens that were active when drafted; 0 if none."""
     produced = sum(sum(text.acceptance_lengths) for text in texts)
-    return sum(text.covered for text in texts) / max(1, produced)
+    return sum(sum(text.covered) for text in texts) / max(1, produced)
+
+
+def coverage_of_accepted(texts: Sequence[Stats], dense: Sequence[Stats]) -> float:
+    """Return which share of the tokens that a dense head got accepted were active; NaN if none.
+
+    These are the only tokens whose absence costs acceptance length.
+
+    texts, dense: the same texts by a sparse head and by a dense one. A dense head got all tokens of
+        a step accepted but the last, which is the target's.
+    """
+    active = [
+        hit
+        for text, by_dense in zip(texts, dense, strict=True)
+        for hit, accepted in zip(text.covered, _accepted(by_dense), strict=True)
+        if accepted
+    ]
+    return fmean(active) if active else math.nan
+
+
+def _accepted(text: Stats) -> list[bool]:
+    """Tell of each token after the first whether it was drafted."""
+    return [place + 1 < length for length in text.acceptance_lengths for place in range(length)]
 
 
 @dataclass
@@ -102,8 +126,12 @@ class Clock:
         self._seconds = seconds
         self._on = on
 
+    def step(self) -> AbstractContextManager[None]:
+        """Return the context of a step. See `Timeline`."""
+        return nullcontext()
+
     @contextmanager
-    def __call__(self, part: str) -> Iterator[None]:
+    def __call__(self, part: str, stream: Any = None) -> Iterator[None]:
         if not self._on:
             yield
             return

@@ -36,12 +36,11 @@ def accept(tree: Tree, chosen: Tensor, depth: int) -> Verified:
     depth: the trees' depth.
     """
     wrong = tree.tokens != chosen.gather(1, tree.parents)
-    wrong[:, 0] = False
-    off = (tree.ancestor_mask & wrong[:, None]).any(2)
+    off = (tree.ancestor_mask & wrong[:, None])[:, :, 1:].any(2)  # the root is never wrong
     # A parent comes before its children: the accepted nodes, in order, are the path.
     behind, paths = (part[:, : depth + 1] for part in off.sort(dim=1, stable=True))
     # A head that names a token twice makes two such paths. Only nodes below the one before count.
-    behind[:, 1:] |= tree.parents.gather(1, paths[:, 1:]) != paths[:, :-1]
+    behind[:, 1:].logical_or_(tree.parents.gather(1, paths[:, 1:]) != paths[:, :-1])
     behind = behind.cummax(1).values
     tokens = chosen.gather(1, paths).masked_fill(behind, -1)
     counts = (~behind).sum(1)

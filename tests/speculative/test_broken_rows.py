@@ -35,7 +35,7 @@ def broken(model: Any, value: float, tokens: list[int] = BROKEN) -> Any:
 
 @pytest.mark.parametrize("chain", [False, True], ids=["tree", "chain"])
 @pytest.mark.parametrize("mode", ["indexed", "packed"])
-@pytest.mark.parametrize("head", ["dense", "static", "sparse"])
+@pytest.mark.parametrize("head", ["dense", "static", "sparse", "learned"])
 @pytest.mark.parametrize("value", VALUES)
 def test_a_draft_loses_its_broken_tokens_only(
     value: str, head: Any, mode: Any, chain: bool, caplog: pytest.LogCaptureFixture
@@ -44,10 +44,11 @@ def test_a_draft_loses_its_broken_tokens_only(
     model, text, truth = example("llama")
     assert not set(BROKEN) & set(truth.tolist())
     draft = broken(model, VALUES[value])
+    learn, head = head == "learned", "sparse" if head == "learned" else head
     result = generate(
         model, draft, text, 31, head=head, mode=mode, capacity=VOCAB, frequent_tokens=EVERY,
-        policy=Policy(TEXT, frequent_tokens=EVERY, pinned=BROKEN), depth=5, tree_width=3 if not
-        chain else 1, chain=chain,
+        learn=learn, policy=Policy(TEXT, EVERY, () if learn else BROKEN), depth=5,
+        tree_width=3 if not chain else 1, chain=chain,
     )  # fmt: skip
     assert result.tokens.tolist() == truth[:31].tolist()
     assert result.acceptance_lengths == [6] * 5

@@ -8,6 +8,7 @@ capture, or at any time where a step may not wait, what a GPU would refuse.
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import fake_cuda
@@ -16,7 +17,14 @@ import torch
 from fake_cuda.graphs import CUDAGraph
 from fake_cuda.streams import Event
 
-from microspec_kernels.speculative import Batch, CausalModel, ModelDraft, Request, Sampling
+from microspec_kernels.speculative import (
+    Batch,
+    CausalModel,
+    ModelDraft,
+    Request,
+    Sampling,
+    Timeline,
+)
 
 from .models import VOCAB, eagle, example, noisy, tiny
 from .schedule import SHAPE, Text, figures, run
@@ -118,6 +126,26 @@ def test_windows_are_captured(kind: str, monkeypatch: pytest.MonkeyPatch) -> Non
         requests = written("cuda", model, noisy(model, 0.01), head="dense")
     assert [one.tokens for one in requests] == [one.tokens for one in expected]
     assert device.replays > 0
+
+
+def test_a_timeline_has_the_gather_on_its_own_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock waits for the device only when it is asked."""
+    model, options = example("llama")[0], {**CASES["packed"], "capture": False}
+    expected = written("cpu", model, **options)
+    with pretended(monkeypatch):
+        clock = Timeline(torch.device("cuda", 0))
+        requests = written("cuda", model, **options, timeline=clock)
+        torch.cuda.set_sync_debug_mode("default")
+        steps = clock.steps()
+    assert [figures(one) for one in requests] == [figures(one) for one in expected]
+    assert len(steps) > 5
+    for length, spans in steps:
+        assert all(0 <= span.start <= span.end <= length for span in spans)
+        lanes = {span.part: span.stream for span in spans}
+        assert lanes.pop("gather") == "side stream" and set(lanes.values()) == {"main stream"}
+        assert lanes.keys() == {"head", "tree", "draft_layer", "verify", "vocabulary"}
+        main = [span for span in spans if span.stream == "main stream"]
+        assert all(one.end <= other.start for one, other in pairwise(main))
 
 
 @pytest.mark.parametrize("options", [{"timed": True}, {"capture": False}], ids=str)

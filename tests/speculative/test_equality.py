@@ -118,8 +118,8 @@ def test_equals_transformers_under_any_settings(
     depth, tree_width, size = shape
     result = generate(
         model, noisy(model), text, count, head="sparse", depth=depth, tree_width=tree_width,
-        tree_size=size, capacity=capacity, mode=mode, policy=Policy(tuple(sources),
-        FREQUENT[:frequent], FREQUENT[: min(pinned, capacity)]),
+        tree_size=size, capacity=capacity, mode=mode, learn=pinned == 0, policy=Policy(
+        tuple(sources), FREQUENT[:frequent], FREQUENT[: min(pinned, capacity)]),
     )  # fmt: skip
     assert result.tokens.tolist() == truth
 

@@ -12,13 +12,17 @@ import torch
 import transformers
 
 from microspec_kernels._checks import MAX_TOP_K
-from microspec_kernels.policy import MICROSPEC, Policy
+from microspec_kernels.policy import MICROSPEC, LearnedLists, Policy
 from microspec_kernels.speculative import Batch, CausalModel, ModelDraft, generate, load_target
 
-from .models import VOCAB, example, prompt, tiny
+from .models import VOCAB, example, noisy, prompt, tiny
 
 MODEL = example("llama")[0]
 FREQUENT = torch.arange(VOCAB)
+LISTS = {size: LearnedLists(size) for size in (50, VOCAB)}
+BROKEN = noisy(MODEL)
+with torch.no_grad():
+    BROKEN.lm_head.weight[7] = torch.nan
 
 
 @pytest.mark.parametrize(
@@ -44,8 +48,22 @@ FREQUENT = torch.arange(VOCAB)
         pytest.param(
             ValueError,
             "pinned: expected at most capacity = 8 tokens, got 9",
-            {"capacity": 8, "policy": Policy(MICROSPEC, pinned=FREQUENT[:9])},
+            {"capacity": 8, "learn": False, "policy": Policy(MICROSPEC, pinned=FREQUENT[:9])},
             id="pinned",  # a policy's own text contains addresses, which differ between processes
+        ),
+        pytest.param(
+            ValueError,
+            "learn: expected False beside the 9 pinned tokens",
+            {"policy": Policy(MICROSPEC, pinned=FREQUENT[:9])},
+            id="learned and pinned",
+        ),
+        *(
+            pytest.param(ValueError, message, changes, id=message)
+            for message, changes in (
+                ("learn: expected head='sparse'", {"head": "dense", "learn": LISTS[50]}),
+                (r"expected \(V, G\) = \(50, 1\), got \(199, 1\)", {"learn": LISTS[50]}),
+                ("learn: expected the lists of", {"learn": LISTS[VOCAB], "draft": BROKEN}),
+            )
         ),
         (ValueError, "frequent_tokens: head='static'", {"head": "static"}),
         (TypeError, "frequent_tokens: .*got str", {"frequent_tokens": ["a"]}),

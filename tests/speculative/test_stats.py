@@ -2,12 +2,14 @@
 """The figures that a generation reports about itself."""
 
 import json
+import math
 from typing import Any
 
 import pytest
 import torch
 
 from microspec_kernels.speculative import Stats, generate
+from microspec_kernels.speculative.stats import coverage_of, coverage_of_accepted
 
 from .models import VOCAB, example, noisy
 
@@ -46,6 +48,16 @@ def test_nothing_drafted_divides_by_nothing() -> None:
     stats = Stats()
     assert (stats.steps, stats.tau, stats.coverage, stats.histogram) == (0, 0.0, 0.0, {})
     assert (stats.active_mean, stats.active_max) == (0.0, 0)
+
+
+def test_only_the_tokens_that_a_dense_head_got_accepted_count() -> None:
+    """A step's last token was not drafted; the first text's second step drafted one."""
+    active = [[True, False, False, True, False], [False]]
+    texts = [Stats([2, 3], covered=active[0]), Stats([1], covered=active[1])]
+    dense = [Stats([3, 2]), Stats([1])]
+    assert coverage_of_accepted(texts, dense) == pytest.approx(2 / 3)  # tokens 0, 1 and 3
+    assert coverage_of(texts) == pytest.approx(2 / 6)
+    assert math.isnan(coverage_of_accepted(texts[1:], dense[1:]))
 
 
 def test_the_bar_shows_when_asked_for(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Layers of EAGLE drafts: Llama's layer on the loop's cache."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -36,8 +36,8 @@ class Layer(nn.Module):
         mask: Tensor,
         cache: KVCache,
     ) -> Tensor:
-        x = residual + self.self_attn(inputs, rotation, mask, cache)
-        after: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        x: Tensor = self.self_attn(residual, inputs, rotation, mask, cache)
+        after: Tensor = self.mlp(x, self.post_attention_layernorm(x))
         return after
 
 
@@ -54,6 +54,49 @@ def through(
     return x
 
 
+class Joined:
+    """Linear layers that read the same input, as one product.
+
+    The rows of their weights become views of one tensor. If something has replaced them since, such
+    as a cast or a deep copy, the next call joins them again. Hooks on the layers do not run.
+    """
+
+    def __init__(self, *parts: nn.Linear) -> None:
+        self._parts = parts
+        self._places: list[int] = []
+        self._rows: Tensor
+        self._bias: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the results of all layers, concatenated: [.., sum of their sizes]."""
+        if self._places != self._current_places():
+            self._rows = joined([part.weight for part in self._parts])
+            biased = self._parts[0].bias is not None
+            self._bias = joined([part.bias for part in self._parts]) if biased else None
+            self._places = self._current_places()
+        return F.linear(x, self._rows, self._bias)
+
+    def _current_places(self) -> list[int]:
+        tensors = [tensor for part in self._parts for tensor in (part.weight, part.bias)]
+        return [tensor.data_ptr() for tensor in tensors if tensor is not None]
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """Concatenate tensors by rows, and make them views of the result."""
+    whole = torch.cat([part.detach() for part in parts])
+    for part, rows in zip(parts, whole.split([len(part) for part in parts]), strict=True):
+        part.data = rows
+    return whole
+
+
+def add_linear(x: Tensor, read: Tensor, linear: nn.Linear) -> Tensor:
+    """Return x + linear(read), both [B, n, ..]; without a bias in one call."""
+    if linear.bias is not None:
+        return x + linear(read)
+    weight: Tensor = linear.weight
+    return torch.addmm(x.flatten(0, 1), read.flatten(0, 1), weight.t()).view_as(x)
+
+
 class Attention(nn.Module):
     """Grouped-query attention over the cache, under a mask; `qk_norm` as in Qwen3."""
 
@@ -68,30 +111,38 @@ class Attention(nn.Module):
         qkv = getattr(config, "qkv_bias", every)
         self.index = index
         self.head_dim = dim
+        self.heads, self.groups = heads, groups
         self.q_proj = nn.Linear(width * size, heads * dim, bias=qkv)
         self.k_proj = nn.Linear(width * size, groups * dim, bias=qkv)
         self.v_proj = nn.Linear(width * size, groups * dim, bias=qkv)
         self.o_proj = nn.Linear(heads * dim, size, bias=every)
-        normed = getattr(config, "qk_norm", False)
+        self._qkv = Joined(self.q_proj, self.k_proj, self.v_proj)
+        self.normed = getattr(config, "qk_norm", False)
         self.q_norm, self.k_norm = (
-            nn.RMSNorm(dim, config.rms_norm_eps) if normed else nn.Identity() for _ in range(2)
+            nn.RMSNorm(dim, config.rms_norm_eps) if self.normed else nn.Identity() for _ in range(2)
         )
 
     def forward(
-        self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor, cache: KVCache
+        self,
+        residual: Tensor,
+        x: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        mask: Tensor,
+        cache: KVCache,
     ) -> Tensor:
-        q, k, v = (
-            project(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            for project in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        q, k = self.q_norm(q), self.k_norm(k)
-        keys, values = cache.update(rotate(k, *rotation), v, self.index)
+        """Return the residual [B, n, D] plus the attention of x."""
         # [B, heads, n, head_dim]. A group of query heads shares one key and value head.
+        qkv = self._qkv(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        qk, v = qkv.split((self.heads + self.groups, self.groups), dim=1)
+        if self.normed:
+            q, k = qk.split((self.heads, self.groups), dim=1)
+            qk = torch.cat((self.q_norm(q), self.k_norm(k)), dim=1)
+        q, k = rotate(qk, *rotation).split((self.heads, self.groups), dim=1)
+        keys, values = cache.update(k, v, self.index)
         out = F.scaled_dot_product_attention(
-            rotate(q, *rotation), keys, values, mask, enable_gqa=q.shape[1] != k.shape[1]
+            q, keys, values, mask, enable_gqa=self.heads != self.groups
         )
-        projected: Tensor = self.o_proj(out.transpose(1, 2).flatten(-2))
-        return projected
+        return add_linear(residual, out.transpose(1, 2).flatten(-2), self.o_proj)
 
 
 class MLP(nn.Module):
@@ -104,12 +155,14 @@ class MLP(nn.Module):
         self.gate_proj = nn.Linear(size, inner, bias=bias)
         self.up_proj = nn.Linear(size, inner, bias=bias)
         self.down_proj = nn.Linear(inner, size, bias=bias)
+        self._gate_and_up = Joined(self.gate_proj, self.up_proj)
         activations = require("transformers.activations", "speculative")
         self.activation = activations.ACT2FN[config.hidden_act]
 
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
-        return out
+    def forward(self, residual: Tensor, x: Tensor) -> Tensor:
+        """Return the residual [B, n, D] plus the feed-forward part of x."""
+        gate, up = self._gate_and_up(x).chunk(2, dim=-1)
+        return add_linear(residual, self.activation(gate) * up, self.down_proj)
 
 
 def signed(rotations: Tensor) -> Tensor:

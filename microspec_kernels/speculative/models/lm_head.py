@@ -56,6 +56,11 @@ class LMHead:
         ids[self.token_rows[tokens]] = tokens
         return ids
 
+    @property
+    def rows(self) -> Tensor:
+        """The rows that have a token, int64 [<= R]."""
+        return (self.ids >= 0).nonzero()[:, 0]
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Return logits [.., R] of hidden [.., D], in its dtype; -inf for a row without a token."""
         z = scaled(F.linear(hidden, self.weight, self.bias), self.scale, self.softcap)

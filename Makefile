@@ -146,6 +146,7 @@ bench: build
 bench-gpu: build
 	$(BIN)/python -m bench.run --device cuda
 	$(BIN)/python -m bench.decoding.engine_overhead --device cuda
+	$(BIN)/python -m bench.e2e
 
 # Compare variants of the CUDA head (on an H100 or H200; needs nvcc).
 bench-variants: build

@@ -5,6 +5,7 @@ bench.run         How much does the package save on this machine? Runs the main 
 bench.ops         How fast is each op, and what do other ways to do the same job take?
 bench.draft       What does a faster head save in a whole draft step?
 bench.decoding    What does it save from prompt to text, in batches and inside an engine?
+bench.e2e         How many tokens a second does each head give, target included, at real shapes?
 bench.policy      Which tokens should be active?
 bench.tuning      Which variant of the CUDA head, and which mode of the head, is the fastest?
 bench.plots       What do the measured figures look like?

@@ -180,6 +180,7 @@ def test_the_quarter_hour(sanitizer: Path, tmp_path: Path) -> None:
         **{"micro": ("head.csv",), "draft": ("draft_step.csv",), "in-situ": ("head.csv",)},
         **{"draft-full": ("draft_step.csv", "draft_timeline.csv"), "engine": ("engine.csv",)},
         "l2": ("l2.csv",),
+        "e2e": ("e2e_shapes.csv",),
     }
     for stage, files in figures.items():
         assert all(lines(results / stage / name) for name in files)

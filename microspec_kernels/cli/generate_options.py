@@ -37,7 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument("--prompt", required=True, type=_text, help="the text to continue")
     parser.add_argument("--target", help="folder or hub name of a causal LM")
-    parser.add_argument("--draft", help="folder or hub name of an EAGLE draft or a small LM")
+    parser.add_argument(
+        "--draft",
+        help="folder or hub name of an EAGLE draft, a target with an MTP module, or a small LM",
+    )
     parser.add_argument(
         "--pair",
         type=Path,

@@ -20,6 +20,7 @@ from .models.draft import Draft, ModelDraft
 from .models.eagle import EagleDraft
 from .models.eagle3 import Eagle3Draft
 from .models.lm_head import LMHead
+from .models.mtp import MtpDraft
 from .models.target import CausalModel
 from .request import Request
 from .sampling import Sampling
@@ -37,6 +38,7 @@ __all__ = [
     "Head",
     "LMHead",
     "ModelDraft",
+    "MtpDraft",
     "Request",
     "Sampling",
     "Sparse",

@@ -97,6 +97,9 @@ STAGES = {
         quick=("--num-tokens", "1", "--only", "sparse_head packed int8"))),
     "draft": Stage(90, "how long does a whole draft take?", benchmark(
         "bench.draft.step", *LLAMA, "--context", "1024", "--quick")),
+    "e2e": Stage(60, "how many tokens a second, target included?", benchmark(
+        "bench.e2e", "--pairs", "Llama-3.1-8B", "--context", "1024", "--texts", "1", "--rounds",
+        "15", "--plain", quick=("--arms", "dense,packed", "--rounds", "1"))),
     "memcheck": Stage(75, "does a kernel touch memory that is not its own?", sanitizer("memcheck")),
     "racecheck": Stage(75, "does a kernel race in shared memory?", sanitizer("racecheck")),
     "graphs": Stage(80, "does one graph serve 10,000 steps?", tests(

@@ -16,6 +16,11 @@ from microspec_kernels.speculative import CausalModel, EagleDraft, LMHead, Spars
 KINDS = ("llama", "mistral", "qwen2", "qwen3")
 VOCAB = 199
 SIZE = 32
+# Latent attention: all heads share one key and value, and none of these widths is another's.
+LATENT: dict[str, Any] = {
+    "num_key_value_heads": 4, "kv_lora_rank": 20, "q_lora_rank": 16, "qk_nope_head_dim": 6,
+    "v_head_dim": 12, "qk_rope_head_dim": 8,
+}  # fmt: skip
 
 
 def tiny(kind: str = "llama", seed: int = 1, **changes: Any) -> Any:
@@ -25,6 +30,7 @@ def tiny(kind: str = "llama", seed: int = 1, **changes: Any) -> Any:
         "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
         "max_position_embeddings": 512, "initializer_range": 0.5,
         "bos_token_id": None, "eos_token_id": None, "pad_token_id": None,
+        **(LATENT if kind in ("deepseek_v3", "glm4_moe_lite") else {}),
         **changes,
     }  # fmt: skip
     config = type(transformers.AutoConfig.for_model(kind))(**settings)

@@ -209,12 +209,15 @@ OTHERS: list[tuple[str, dict[str, Any], list[str]]] = [
     ("Hydra heads", {"hydra_num_heads": 4}, []),
     ("an MLP speculator", {"architectures": ["MLPSpeculatorPreTrainedModel"]}, []),
     ("an MLP speculator", {"model_type": "mlp_speculator"}, []),
-    ("a multi-token-prediction module .by 'deepseek_mtp'", {
+    ("another multi-token-prediction module .by 'deepseek_mtp'", {
         "architectures": ["DeepSeekMTPModel"], "model_type": "deepseek_mtp",
     }, []),
-    ("a multi-token-prediction module", {"architectures": ["DeepseekV3ForCausalLMNextN"]}, []),
-    ("a multi-token-prediction module", {}, ["model.layers.61.eh_proj.weight"]),
-    ("a multi-token-prediction module", {}, ["mtp.fc.weight"]),
+    ("another multi-token-prediction module", {
+        "architectures": ["DeepseekV3ForCausalLMNextN"],
+    }, []),
+    ("another multi-token-prediction module", {}, ["model.mtp_block.0.input_layernorm.weight"]),
+    ("another multi-token-prediction module", {}, ["layers.0.eh_proj.weight"]),
+    (r"config.json: missing fields \['hidden_size'", {}, ["model.layers.61.eh_proj.weight"]),
     ("DFlash", {"architectures": ["DFlashDraftModel"], "speculators_model_type": "dflash"}, []),
     ("EAGLE for parallel drafting", {"speculators_model_type": "peagle"}, []),
     ("EAGLE for parallel drafting", {}, ["mask_hidden"]),

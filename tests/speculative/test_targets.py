@@ -47,7 +47,8 @@ KNOWN = [  # by this version of transformers
 ]
 EXPERTS = {
     "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2,
-    "moe_intermediate_size": 24, "shared_expert_intermediate_size": 24,
+    "moe_intermediate_size": 24, "shared_expert_intermediate_size": 24, "n_group": 2,
+    "topk_group": 1, "first_k_dense_replace": 1,
 }  # fmt: skip
 SLIDING = {"use_sliding_window": True, "max_window_layers": 1}  # Qwen's fields
 FREQUENT = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(7))

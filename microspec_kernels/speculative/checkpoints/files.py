@@ -34,17 +34,31 @@ def config_in(folder: Path) -> dict[str, Any]:
     return read_json(folder / "config.json")
 
 
-def tensors_in(folder: Path) -> dict[str, Tensor]:
-    """Read all tensors of `weight_files`, on the CPU.
+def names_in(folder: Path) -> list[str]:
+    """Return the names of all tensors of `weight_files`. Of safetensors only headers are read.
+
+    Raises the errors of `weight_files`.
+    """
+    files, index = weight_files(folder)
+    if index:
+        return list(index)
+    return [name for file in files for name in _names(file)]
+
+
+def tensors_in(folder: Path, prefix: str = "") -> dict[str, Tensor]:
+    """Read the tensors of `weight_files` whose names begin with `prefix`, on the CPU.
 
     Raises the errors of `weight_files`. ValueError: two files have the same tensor, or a file lacks
     a tensor that the index assigns to it.
     """
     files, index = weight_files(folder)
+    index = {name: file for name, file in index.items() if name.startswith(prefix)}
     state: dict[str, Tensor] = {}
     origin: dict[str, str] = {}
     for file in files:
-        tensors = _load(file)
+        if prefix and index and file.name not in index.values():
+            continue
+        tensors = _load(file, prefix)
         if twice := sorted(state.keys() & tensors.keys()):
             raise ValueError(
                 f"{folder}: {twice[0]}: expected in one file, got it in {origin[twice[0]]} and "
@@ -116,17 +130,30 @@ def _all_there(folder: Path, names: set[str], who: str) -> list[Path]:
     return [folder / name for name in sorted(names)]
 
 
-def _load(file: Path) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor]
+def _load(file: Path, prefix: str) -> dict[str, Tensor]:
+    """Read the tensors of a file whose names begin with `prefix`."""
     if file.suffix == ".safetensors":
-        with reading(file, "a safetensors file"):
-            tensors = require("safetensors.torch", "speculative").load_file(file)
-    else:
-        tensors = read_pt(file, "a .bin of named tensors")
-        if not isinstance(tensors, dict):
-            got = type(tensors).__name__
-            raise ValueError(f"{file}: expected a .bin of named tensors, got {got}")
-    return tensors
+        with _opened(file) as tensors:
+            names = [name for name in tensors.keys() if name.startswith(prefix)]  # noqa: SIM118
+            return {name: tensors.get_tensor(name) for name in names}
+    tensors = read_pt(file, "a .bin of named tensors")
+    if not isinstance(tensors, dict):
+        got = type(tensors).__name__
+        raise ValueError(f"{file}: expected a .bin of named tensors, got {got}")
+    return {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _names(file: Path) -> list[str]:
+    if file.suffix != ".safetensors":
+        return list(_load(file, ""))
+    with _opened(file) as tensors:
+        return list(tensors.keys())
+
+
+def _opened(file: Path) -> Any:
+    """Open safetensors: an object with `keys`, `get_tensor` and `get_slice`."""
+    with reading(file, "a safetensors file"):
+        return require("safetensors", "speculative").safe_open(file, framework="pt")
 
 
 def has_int8_rows(folder: Path) -> bool:
@@ -137,9 +164,7 @@ def has_int8_rows(folder: Path) -> bool:
     for file in weight_files(folder)[0]:
         if file.suffix != ".safetensors":
             continue
-        with reading(file, "a safetensors file"):
-            tensors = require("safetensors", "speculative").safe_open(file, framework="pt")
-        with tensors:
+        with _opened(file) as tensors:
             names = set(tensors.keys())
             for name in names:
                 if tensors.get_slice(name).get_dtype() == "I8" and f"{name}_scale" in names:

@@ -24,7 +24,7 @@ OTHERS = {
     "Medusa heads": r"[Mm]edusa",
     "Hydra heads": r"[Hh]ydra",
     "an MLP speculator": r"mlp_speculator|MLPSpeculator",
-    "a multi-token-prediction module": r"mtp|MTP|NextN|\beh_proj\b",
+    "another multi-token-prediction module": r"mtp|MTP|NextN|\beh_proj\b",
     "DFlash": r"[Dd][Ff]lash",
     "EAGLE for parallel drafting": r"mask_hidden|peagle|PEagle",
 }
@@ -38,8 +38,8 @@ def refuse_others(config: Mapping[str, Any], names: Iterable[str], what: str) ->
         found = next((word for word in told if word and re.search(mark, word)), None)
         if found is not None:
             raise ValueError(
-                f"{what}: expected an EAGLE-1, -2 or -3 draft or a causal LM, got {method} "
-                f"(by {found!r})"
+                f"{what}: expected an EAGLE-1, -2 or -3 draft, an MTP module named as DeepSeek's, "
+                f"Qwen's or MiMo's, or a causal LM, got {method} (by {found!r})"
             )
     if kind not in (None, "eagle3"):
         raise ValueError(

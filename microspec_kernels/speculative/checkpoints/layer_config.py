@@ -7,7 +7,7 @@ from typing import Any
 from microspec_kernels._files import reading
 from microspec_kernels._optional import require
 from microspec_kernels.speculative.models.lm_head import differ_in_padding
-from microspec_kernels.speculative.models.target import CausalModel
+from microspec_kernels.speculative.models.target import LENGTH_DEPENDENT_ROPE, CausalModel
 
 # Their layers are Llama's, with biases, norms of q and k, or windows where the checkpoint has them.
 LLAMA_LIKE = ("llama", "mistral", "mixtral", "qwen2", "qwen3")
@@ -61,6 +61,7 @@ def layer_config(
                 f"{what}: {field}: expected none, because these layers have no such step, "
                 f"got {value!r}"
             )
+    check_rope(fields, what)
     with reading(f"{what}: config.json", "a Llama's config"):
         kept = {field: fields[field] for field in fields.keys() - {"model_type", "layer_types"}}
         config = require("transformers", "speculative").LlamaConfig.from_dict(
@@ -73,6 +74,23 @@ def layer_config(
             f"{config.vocab_size}"
         )
     return config
+
+
+def check_rope(fields: Mapping[str, Any], what: str) -> None:
+    """Raise ValueError for a rotary embedding that depends on the text's length.
+
+    A draft rotates by tables that are longer than the text.
+    """
+    for name in ("rope_parameters", "rope_scaling"):
+        rope = fields.get(name) or {}
+        # There may be one for each kind of layer.
+        for one in [rope, *(value for value in rope.values() if isinstance(value, dict))]:
+            kind = one.get("rope_type", one.get("type"))
+            if kind in LENGTH_DEPENDENT_ROPE:
+                raise ValueError(
+                    f"{what}: {name}: expected a rope_type that does not depend on the text's "
+                    f"length, got {kind!r}"
+                )
 
 
 def set_by_tensors(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, bool]:

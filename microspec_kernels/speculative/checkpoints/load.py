@@ -14,9 +14,10 @@ from microspec_kernels.speculative.models.draft import ModelDraft
 from microspec_kernels.speculative.models.eagle import EagleDraft
 from microspec_kernels.speculative.models.eagle3 import Eagle3Draft
 from microspec_kernels.speculative.models.lm_head import LMHead
+from microspec_kernels.speculative.models.mtp import MtpDraft
 from microspec_kernels.speculative.models.target import CausalModel
 
-from .files import config_in, dequantised, fill, folder_of, has_int8_rows, tensors_in
+from .files import config_in, dequantised, fill, folder_of, has_int8_rows, names_in, tensors_in
 from .formats import (
     EMBEDDING,
     HEAD,
@@ -26,6 +27,7 @@ from .formats import (
     refuse_others,
 )
 from .layer_config import layer_config
+from .mtp import mtp_draft, mtp_layout
 
 
 def load_target(
@@ -67,11 +69,13 @@ def load_target(
 
 def load_draft(
     path: str | Path, target: CausalModel | Any
-) -> EagleDraft | Eagle3Draft | ModelDraft:
+) -> EagleDraft | Eagle3Draft | MtpDraft | ModelDraft:
     """Load a draft for `target`, on its device and in its dtype, from a folder or the hub.
 
     Supported are EAGLE-1/2 (and HASS, which has the same tensors) and EAGLE-3 as the official code,
-    SpecForge or `speculators` write it. A checkpoint of neither kind, without `fc.weight`, is
+    SpecForge or `speculators` write it. In the target's own folder it is the multi-token-prediction
+    module, with the names of DeepSeek, Qwen or MiMo (see `mtp.LAYOUTS`); only the module's tensors
+    are read. A checkpoint of none of these kinds, without `fc.weight`, is
     loaded as a causal LM with the target's vocabulary. The prefix `model.` and rotary buffers,
     which some exporters add, are removed. The draft's own `embed_tokens.weight` and
     `lm_head.weight`, if present, replace the target's.
@@ -87,6 +91,15 @@ def load_draft(
     target = target if isinstance(target, CausalModel) else CausalModel(target)
     folder, what = folder_of(path), f"load_draft: {path}"
     config = config_in(folder)
+    try:
+        module = mtp_layout(names_in(folder), what)
+    except FileNotFoundError:
+        refuse_others(config, (), what)
+        raise
+    if module:
+        layout, prefix = module
+        state = dequantised(tensors_in(folder, prefix))
+        return mtp_draft(config, state, layout, prefix, target, what)
     refuse_others(config, (), what)
     state = {
         name.removeprefix("model."): tensor

@@ -6,6 +6,7 @@ from .draft import Draft, ModelDraft
 from .eagle import EagleDraft
 from .eagle3 import Eagle3Draft
 from .lm_head import LMHead
+from .mtp import MtpDraft
 from .target import CausalModel
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     "KVCache",
     "LMHead",
     "ModelDraft",
+    "MtpDraft",
 ]

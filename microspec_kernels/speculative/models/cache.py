@@ -93,7 +93,8 @@ class KVCache:
     ) -> tuple[Tensor, Tensor]:
         """Write one layer's new entries `[B, heads, n, head_dim]` before the pending ones.
 
-        Returns that layer's keys and values `[B, heads, n + pending + room, head_dim]`, as views.
+        Values may be narrower than keys. Returns that layer's keys and values
+        `[B, heads, n + pending + room, head_dim]`, as views.
         """
         new = keys.shape[-2]
         pending = new + self.pending
@@ -101,6 +102,8 @@ class KVCache:
         assert self._entries is not None
         columns = slice(self._pending_room - pending, self._pending_room + self.room)
         stored_keys, stored_values = self._entries[layer, :, : self.rows, :, columns].unbind()
+        # Latent attention has two parts of different widths.
+        stored_values = stored_values[..., : values.shape[-1]]
         stored_keys[..., :new, :] = keys
         stored_values[..., :new, :] = values
         return stored_keys, stored_values

@@ -103,9 +103,12 @@ class Eagle(nn.Module, Draft, ABC):
         size = 1 << (length - 1).bit_length()
         if size not in self._tables:
             positions = torch.arange(size, device=self.embedding.device)[None]
-            parts = self.rotary(self.embedding, positions)
-            self._tables[size] = signed(torch.stack(parts, dim=-2)[0])
+            self._tables[size] = self.rotations(positions)
         return self._tables[size]
+
+    def rotations(self, positions: Tensor) -> Tensor:
+        """Return cos and sin of positions int64 [1, n], as the layers take them: [n, 2, dim]."""
+        return signed(torch.stack(self.rotary(self.embedding, positions), dim=-2)[0])
 
     def fuse(self, features: Tensor) -> Tensor:
         """Map the target's features [B, n, F] to the draft's features [B, n, D]."""

@@ -11,17 +11,21 @@ from microspec_kernels._optional import require
 # No layer has a window, whatever the config says.
 FULL = (
     "llama", "gemma", "granite", "granitemoe", "cohere", "olmo", "olmo2", "glm", "glm4", "glm4_moe",
-    "phi", "seed_oss", "arcee", "helium", "ernie4_5", "hunyuan_v1_dense", "apertus",
+    "deepseek_v3", "glm4_moe_lite", "phi", "seed_oss", "arcee", "helium", "ernie4_5",
+    "hunyuan_v1_dense", "apertus",
 )  # fmt: skip
 # Every layer has the config's window, if there is one.
 WINDOWED = ("mistral", "mixtral", "qwen3_moe", "phi3", "starcoder2")
 # Some layers have it: two masks.
 MIXED = (
     "qwen2", "qwen2_moe", "qwen3", "gemma2", "gemma3_text", "cohere2", "olmo3", "smollm3",
-    "ministral", "exaone4", "gpt_oss",
+    "ministral", "exaone4", "gpt_oss", "mellum",
 )  # fmt: skip
 MODEL_TYPES = FULL + WINDOWED + MIXED
-WITH_EXPERTS = ("granitemoe", "glm4_moe", "mixtral", "qwen3_moe", "qwen2_moe", "gpt_oss")
+WITH_EXPERTS = (
+    "granitemoe", "glm4_moe", "mixtral", "qwen3_moe", "qwen2_moe", "gpt_oss", "deepseek_v3",
+    "glm4_moe_lite", "mellum",
+)  # fmt: skip
 # Before transformers 5 these take only transformers' own caches.
 SINCE_TRANSFORMERS_5 = ("granitemoe", "qwen2_moe", "gpt_oss")
 

@@ -30,11 +30,15 @@ class LearnedVocab:
         if vocab.num_groups not in (1, lists.num_requests):
             expected = f"1 group or {lists.num_requests}, one for each request"
             raise ValueError(f"LearnedVocab: vocab: expected {expected}, got {vocab.num_groups}")
+        self.refill()
+
+    def refill(self) -> None:
+        """Fill every group anew, as the constructor does."""
         if self.shared:
-            lists.pin(vocab, self.floor, reset=True)
+            self.lists.pin(self.vocab, self.floor, reset=True)
         else:
-            for request in range(lists.num_requests):
-                lists.fill(vocab, request)
+            for request in range(self.lists.num_requests):
+                self.lists.fill(self.vocab, request)
 
     @property
     def shared(self) -> bool:

@@ -5,8 +5,8 @@ SGLang chooses indices in a row of logits and maps them to tokens by the worker'
 Here the LM head returns K logits, one for each slot, and the first K entries of `hot_token_id` are
 the tokens in the slots.
 SGLang maps the choices of draft-extend only when the request drafts next, and the slots may hold
-other tokens by then. So :meth:`ActiveDraft.keep` replaces each of these choices at once by the index
-K + token. From index K on, `hot_token_id` maps K + token to the token itself.
+other tokens by then. So :meth:`ActiveDraft.keep` replaces each of these choices at once by the
+index K + token. From index K on, `hot_token_id` maps K + token to the token itself.
 """
 
 import logging

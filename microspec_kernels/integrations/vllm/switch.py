@@ -9,7 +9,6 @@ from typing import Any
 from microspec_kernels.engine import SWITCH, Settings
 from microspec_kernels.integrations.hooks import UnsupportedError
 
-
 _ATTRIBUTE = "microspec_settings"
 
 

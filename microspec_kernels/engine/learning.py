@@ -124,13 +124,15 @@ def tokens_of(
     """Return the prior of a head, and a fingerprint of its tokens.
 
     Args:
-        prior: the target's token ids, the most frequent first.
+        prior: the target's token ids, the most frequent first; unused if nothing is learned.
         tokenizer: the target's tokenizer; its order is the prior if there is no other.
 
     Raises:
         OSError, ValueError: as :meth:`Settings.read_frequent_tokens`.
         TypeError: as :func:`prior_of_tokenizer`.
     """
+    if not settings.learn:
+        prior = tokenizer = None
     fingerprint = "" if tokenizer is None else tokenizer_fingerprint(tokenizer)
     if settings.frequent_tokens_file is not None:
         prior = settings.read_frequent_tokens(token_map.target_vocab_size)

@@ -6,8 +6,8 @@
 A step has B requests with five drafted tokens each. Observing is eager. It takes the target's
 likeliest token (by `argmax` or by `max`) or its three likeliest from the logits [6 B, V], and gives
 them and the written tokens to an `EngineHead` that learns; for each request NEW of them are not
-active. The step calls the head five times with B rows of hidden, on a GPU in a graph. Logits and activations are the same in
-every call. Writes engine.csv.
+active. The step calls the head five times with B rows of hidden, on a GPU in a graph. Logits and
+activations are the same in every call. Writes engine.csv.
 """
 
 import itertools

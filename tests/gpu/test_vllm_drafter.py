@@ -61,7 +61,7 @@ def test_captured_drafts_follow_what_is_observed(vocabulary: Any, mode: Any) -> 
 
 
 def step_of(rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return two rows of logits and of tokens for every slot, the tokens' numbers, and the slots."""
+    """Return two rows of logits and two tokens for every slot, their numbers, and the slots."""
     return (
         torch.rand(2 * SLOTS, V, generator=rng),
         torch.randint(0, V, (SLOTS, 2), generator=rng),

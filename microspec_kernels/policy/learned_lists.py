@@ -121,7 +121,14 @@ class LearnedLists:
         Raises:
             ValueError, TypeError: as :func:`~.vocab_count_`.
         """
-        vocab_count_(tokens=tokens, token_requests=token_requests, **self.operands())
+        vocab_count_(
+            self.text_counts,
+            self._seen,
+            tokens,
+            token_requests=token_requests,
+            request_lists=self.request_lists,
+            total_counts=self.total_counts,
+        )
 
     def operands(self) -> dict[str, Tensor | None]:
         """Return what :func:`~.vocab_observe_` takes to count as :meth:`count` does."""

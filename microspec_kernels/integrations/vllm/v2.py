@@ -111,7 +111,8 @@ def _observe_verification(original: Original, arguments: Mapping[str, Any]) -> A
     drafter = drafter_of(speculator)
     kept = vars(speculator).pop(_SAMPLED, None)
     if drafter is not None and kept is not None:
-        drafter.guard.run(lambda: _observe(drafter, *kept, num_sampled), lambda: None)
+        batch, sampled = kept
+        drafter.guard.run(lambda: _observe(drafter, batch, sampled, num_sampled), lambda: None)
     return original()
 
 

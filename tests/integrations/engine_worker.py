@@ -79,6 +79,32 @@ def check(
         assert head.stats() == whole.stats(), where
 
 
+def check_file(rank: int, ranks: int, path: str) -> None:
+    """One rank writes the file, and all begin with it."""
+    part = slice(ROWS * rank // ranks, ROWS * (rank + 1) // ranks)
+    settings = Settings(capacity=12, target_top_k=0, learned_file=path)
+
+    def head() -> EngineHead:
+        return EngineHead(
+            weight_of(torch.float32, rows=ROWS)[part],
+            settings,
+            num_groups=2,
+            target_vocab_size=V,
+            row_tokens=ROW_TOKENS,
+            shard=every(ROWS, part.start),
+        )
+
+    first = head()
+    first.begin([1], [ROW_TOKENS[:3]])
+    first.observe(ROW_TOKENS[-12:], torch.ones(12, dtype=torch.int64))
+    assert first.learning is not None
+    assert (first.learning._file is not None) == (rank == 0)
+    if first.learning._file is not None:
+        first.learning._file.save()
+    dist.barrier()
+    assert set(head().slot_tokens()[0].tolist()) == set(ROW_TOKENS[-12:].tolist())
+
+
 def run(rank: int, ranks: int, store: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -95,6 +121,7 @@ def run(rank: int, ranks: int, store: str) -> None:
             {"mode": "packed", "slab_dtype": "int8"},
         ):
             check(rank, layout, groups, options)
+    check_file(rank, ranks, f"{store}.safetensors")
     shard = every(ROWS + 1, ROWS * rank // ranks)
     local_weight = weight_of(torch.float32, rows=ROWS)[shard.start : ROWS * (rank + 1) // ranks]
     message = f"expected shards that have each row of [0, {ROWS + 1}) once, got [0, "

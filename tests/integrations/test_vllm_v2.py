@@ -214,6 +214,30 @@ def test_verified_drafts(make: Any) -> None:
     assert (stats["hits"], stats["misses"]) == (1, 2)
 
 
+def test_the_output_copy_does_not_wait_for_what_is_observed(make: Any) -> None:
+    """The copy begins between the runner's two calls."""
+    runner = make(capacity=12)
+    join(runner, request("a", 1, [5]))
+    _, num_sampled, num_rejected = runner.sample(best(4), batch({1: [5]}, [1]))
+    assert active(runner) == {5}
+    runner.speculator.observe_verification(None, num_sampled, num_rejected)
+    assert active(runner) == {4, 5}
+    runner.speculator.observe_verification(None, num_sampled, num_rejected)  # of no step
+
+
+def test_learns_from_what_each_request_wrote(make: Any) -> None:
+    runner = make(capacity=12, learn=True, target_top_k=0)
+    join(runner, request("a", 1, [5]), request("b", 3, [6]))
+    runner.rejection_sampler.tokens = torch.tensor([[9, 9, 22], [8, 9, 22]])
+    runner.rejection_sampler.num_sampled = torch.tensor([2, 2])
+    for _ in range(2):
+        runner.sample_tokens(best(9, 9, 12, 8, 9, 9), batch({1: [9, 9, 9], 3: [9, 9, 9]}, [3, 3]))
+    drafter = drafter_of(runner)
+    assert drafter is not None and drafter.head.learning is not None
+    counts = drafter.head.learning.lists.text_counts[0]
+    assert {int(token): int(counts[token]) for token in counts.nonzero()} == {8: 1, 9: 2}
+
+
 def test_a_slot_begins_anew(make: Any) -> None:
     """It is also reset if its previous request returns after preemption."""
     runner = make(vocabulary="request", capacity=12)

@@ -86,16 +86,14 @@ with torch.inference_mode():
     head = EngineHead(target.lm_head.weight, settings)
     draft = CapturedDraft(model, head, len(prompt) + args.max_new_tokens + 2 * DRAFTS)
     text, passes = prompt, 0
-    head.observe(prompt)
+    head.begin([0], [prompt])
     while len(text) < len(prompt) + args.max_new_tokens:
         tokens = draft(text)
         logits = target(torch.cat((text, tokens))[None]).logits[0, len(text) - 1 :]
-        best, likeliest = logits.argmax(-1), head.top_target_tokens(logits).flatten()
+        best, likeliest = logits.argmax(-1), head.top_target_tokens(logits)
         right = int((tokens == best[:-1]).long().cumprod(0).sum())
         accepted, passes = best[: right + 1], passes + 1
-        head.count_coverage(accepted)
-        # Between two replays, on the same stream.
-        head.observe(torch.cat((tokens, likeliest, accepted)))
+        head.observe(accepted, candidates=likeliest)  # between two replays, on the same stream
         text = torch.cat((text, accepted))
     alone = target.generate(prompt[None], max_new_tokens=args.max_new_tokens, do_sample=False)[0]
 

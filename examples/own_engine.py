@@ -46,15 +46,14 @@ def drafted(text: Tensor) -> Tensor:
 with torch.inference_mode():
     prompt = torch.tensor(tokenizer.encode(args.prompt))
     text, passes = prompt, 0
-    head.observe(prompt)
+    head.begin([0], [prompt])
     while len(text) < len(prompt) + args.max_new_tokens:
         tokens = drafted(text)
         logits = target(torch.cat((text, tokens))[None]).logits[0, len(text) - 1 :]
-        best, likeliest = logits.argmax(-1), head.top_target_tokens(logits).flatten()
+        best, likeliest = logits.argmax(-1), head.top_target_tokens(logits)
         right = int((tokens == best[:-1]).long().cumprod(0).sum())
         accepted, passes = best[: right + 1], passes + 1
-        head.count_coverage(accepted)  # for the coverage, before the vocabulary learns them
-        head.observe(torch.cat((tokens, likeliest, accepted)))  # between two replays, eagerly
+        head.observe(accepted, candidates=likeliest)  # between two replays, eagerly
         text = torch.cat((text, accepted))
     alone = target.generate(prompt[None], max_new_tokens=args.max_new_tokens, do_sample=False)[0]
 

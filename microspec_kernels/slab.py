@@ -170,6 +170,17 @@ class WeightSlab:
             self._gather(torch.where(self._first == back, ids, held).view_as(self.ids))
             self._front.copy_(back)
 
+    def refresh_now(self) -> None:
+        """Copy the changed rows on the current stream, with one kernel. Needs one buffer.
+
+        Raises:
+            ValueError: the slab has two buffers.
+        """
+        if self.buffers != 1:
+            raise ValueError(f"WeightSlab: refresh_now: buffers: expected 1, got {self.buffers}")
+        self.wait()
+        self._gather(self.vocab.ids)
+
     def _gather(self, wanted: Tensor) -> None:
         gather_rows_(
             self.rows,

@@ -157,7 +157,8 @@ def learned() -> dict[str, Any]:
 def attached() -> dict[str, Any]:
     weight = torch.randn(VOCAB, 32)
     draft = SimpleNamespace(lm_head=SimpleNamespace(weight=weight))
-    return {"draft": draft, "tokens": torch.arange(5), "hidden": weight[:2]}
+    tokens = torch.arange(5)
+    return {"draft": draft, "prompt": tokens, "accepted": tokens, "hidden": weight[:2]}
 
 
 def nvfp4() -> dict[str, Any]:

@@ -105,7 +105,7 @@ def test_modules(shape: tuple[int, ...], mode: Any, num_groups: int) -> None:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_engine_head(shape: tuple[int, ...]) -> None:
     weight, ids = weight_and_ids(1)
-    head = EngineHead(weight, Settings(capacity=K))
+    head = EngineHead(weight, Settings(capacity=K, learn=False))
     head.observe(ids[0])
     hidden = hidden_of(shape)
     flat = hidden.reshape(math.prod(shape), D)

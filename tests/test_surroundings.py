@@ -61,7 +61,8 @@ def use(objects: dict[str, Any]) -> dict[str, Tensor]:
     view = slab.front(groups)
     objects["head"].observe(TOKENS)
     engine.observe(TOKENS[0])
-    engine.count_coverage(TOKENS[0])
+    engine.begin([0], [TOKENS[0].cpu()])
+    engine.observe(TOKENS[:1], lengths=TOKENS[0, :1], candidates=TOKENS[1])
     results = {
         "rows": view.rows, "ids": view.ids, "scale": view.scale, "groups": view.group_ids,
         "share": coverage.share, "recent": coverage.recent,

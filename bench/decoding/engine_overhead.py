@@ -5,9 +5,9 @@
 
 A step has B requests with five drafted tokens each. Observing is eager. It takes the target's
 likeliest token (by `argmax` or by `max`) or its three likeliest from the logits [6 B, V], and gives
-the step's tokens to `EngineHead`; for each request NEW of them are not active. The step calls the
-head five times with B rows of hidden, on a GPU in a graph. Logits and activations are the same in
-every call. Writes engine.csv.
+them and the written tokens to an `EngineHead` that learns; for each request NEW of them are not
+active. The step calls the head five times with B rows of hidden, on a GPU in a graph. Logits and
+activations are the same in every call. Writes engine.csv.
 """
 
 import itertools
@@ -48,28 +48,28 @@ def make_head(weight: Tensor, requests: int, capacity: int, **settings: Any) -> 
     """Make a head with full vocabularies of random tokens, for all requests or one each."""
     chosen = Settings(capacity=capacity, **settings)
     num_groups = requests if chosen.vocabulary == "request" else 1
-    head = EngineHead(weight, chosen, num_groups=num_groups)
+    head = EngineHead(weight, chosen, num_groups=num_groups, num_requests=requests)
+    empty = torch.empty(0, dtype=torch.int64)
+    head.begin(range(requests), [empty] * requests)
     for group in range(num_groups):
         tokens = torch.randperm(len(weight), device=weight.device)[:capacity]
-        head.observe(tokens, None if num_groups == 1 else torch.full_like(tokens, group))
+        head.admit(tokens, None if num_groups == 1 else torch.full_like(tokens, group))
     return head
 
 
 class Observing:
-    """Calls `count_coverage` and `observe` with the tokens of another step each time.
+    """Calls `observe` with the tokens of another step each time.
 
-    A step's tokens are those that the target was run over, its `best` likeliest after each of them,
-    and those that it took.
+    A step's tokens are the target's `best` likeliest at each of its rows, and those that it took.
     """
 
     def __init__(self, head: EngineHead, requests: int, best: int) -> None:
         rows, device = requests * (DRAFTS + 1), head.vocab.device
         vocab_size, num_groups = head.vocab.vocab_size, head.vocab.num_groups
-        of_row = torch.arange(requests, device=device).repeat_interleave(DRAFTS + 1) % num_groups
-        self.head, self.rows, self.token_groups = head, rows, None
-        which = of_row.repeat(best + 2)
-        if num_groups > 1:
-            self.token_groups = which
+        of_row = torch.arange(requests, device=device).repeat_interleave(DRAFTS + 1)
+        self.head, self.rows = head, rows
+        self.token_requests = of_row.repeat(best + 1)
+        which = self.token_requests % num_groups
         self.sets = []
         for _ in range(SETS):
             slots = torch.randint(head.capacity, (len(which),), device=device)
@@ -78,28 +78,21 @@ class Observing:
             tokens[new] = torch.randint(vocab_size, (len(new),), device=device)
             self.sets.append(tokens)
         self.turn = itertools.cycle(self.sets)
-        self.calls, self.activated_before = 0, activated(head)
 
     def __call__(self) -> None:
-        tokens, token_groups = next(self.turn), self.token_groups
-        taken = None if token_groups is None else token_groups[-self.rows :]
-        self.head.count_coverage(tokens[-self.rows :], taken)
-        self.head.observe(tokens, token_groups)
-        self.calls += 1
+        tokens = next(self.turn)
+        self.head.observe(
+            tokens[-self.rows :], self.token_requests, candidates=tokens[: -self.rows]
+        )
 
-    def rows_activated(self) -> float:
-        """Return the number of rows that became active per call."""
-        return (activated(self.head) - self.activated_before) / self.calls
-
-
-def activated(head: EngineHead) -> int:
-    """Return the number of rows that became active since the start; wait for the device."""
-    head.stats()
-    if head.vocab.device.type == "cuda":
-        torch.cuda.synchronize()
-    stats = head.stats()
-    assert stats is not None
-    return stats.rows_activated
+    def rows_entered(self) -> float:
+        """Return the number of rows that become active per call, as the mean of SETS more calls."""
+        entered = 0
+        for _ in range(SETS):
+            before = self.head.vocab.ids.clone()
+            self()
+            entered += int((self.head.vocab.ids != before).sum())
+        return entered / SETS
 
 
 def check(head: EngineHead, logits: Tensor, hidden: Tensor, row_groups: Tensor | None) -> None:
@@ -179,7 +172,7 @@ def measure(device: str, quick: bool) -> options.Rows:
                     "model": model.name, "V": model.vocab_size, "D": model.dim,
                     "capacity": capacity, "requests": requests, "drafts": DRAFTS,
                     "vocabulary": vocabulary, "arm": name, "times_a_step": arm.times_a_step,
-                    "rows_entered": arm.call.rows_activated() if observes else "",
+                    "rows_entered": arm.call.rows_entered() if observes else "",
                     **times[vocabulary, name].in_us(),
                 }
             )  # fmt: skip

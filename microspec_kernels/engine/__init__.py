@@ -4,14 +4,17 @@
     from microspec_kernels import EngineHead, Settings
 
     head = EngineHead(draft.lm_head.weight, Settings(capacity=3072))  # attach, before capture
-    head.observe(tokens)                                              # eager, between replays
+    head.begin([0], [prompt])                                         # eager, as observe
     tokens = head.argmax(hidden)                                      # captured
+    head.observe(accepted)                                            # between replays
 
 docs/engines.md explains the steps.
 """
 
-from .head import EngineHead, EngineStats, Shard
+from .head import EngineHead
 from .settings import SWITCH, Settings
+from .shard import Shard
+from .stats import EngineStats
 from .token_map import TokenMap
 
 __all__ = [

@@ -2,8 +2,7 @@
 """`EngineHead`: the draft's LM head over an active vocabulary, for plugins and custom engines."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,62 +10,27 @@ from torch import Tensor
 from microspec_kernels._checks import FOUR_BIT
 from microspec_kernels._host_copy import HostCopy
 from microspec_kernels._linear import broken_rows, log_broken, plain
-from microspec_kernels.coverage import hits_and_misses
 from microspec_kernels.head import SparseHead
+from microspec_kernels.ops import vocab_observe_
 from microspec_kernels.parallel import all_gather_rows
 from microspec_kernels.vocab import ActiveVocab
 
+from .draft_head import DraftHead
+from .learning import Learning, prior_rows, tokens_of
 from .settings import Settings
+from .shard import Shard
+from .stats import EngineStats
+from .step_tokens import StepTokens
 from .token_map import TokenMap
 
 
-@dataclass(frozen=True)
-class Shard:
-    """The rows of the draft's LM head that this rank of a tensor-parallel group holds.
-
-    Attributes:
-        total_rows: rows on all ranks together.
-        start: index of the first row on this rank.
-        process_group: the ranks.
-    """
-
-    total_rows: int
-    start: int
-    process_group: "torch.distributed.ProcessGroup"
-
-
-class EngineStats(NamedTuple):
-    """Totals since the start over all vocabularies, and the number of tokens active now.
-
-    Attributes:
-        hits: counted tokens that were active, see :meth:`EngineHead.count_coverage`.
-        misses: counted tokens that were not active.
-        rows_activated: rows of the LM head that became active.
-        active: tokens that are active now.
-    """
-
-    hits: int
-    misses: int
-    rows_activated: int
-    active: int
-
-    @property
-    def coverage(self) -> float | None:
-        """hits / (hits + misses); None before any token was counted."""
-        counted = self.hits + self.misses
-        return self.hits / counted if counted else None
-
-
-class EngineHead:
+class EngineHead(DraftHead):
     """Attach once, observe in eager code, call in a captured graph.
 
-        settings = Settings(frequent_tokens_file="frequent.npy")
-        head = EngineHead(draft.lm_head.weight, settings)  # before capture
-        head.observe(prompt)
+        head = EngineHead(draft.lm_head.weight, Settings())  # before capture
+        head.begin([0], [prompt])                 # a request begins
         tokens = head.argmax(hidden)              # in the graph of the draft's steps
-        likeliest = head.top_target_tokens(target_logits).flatten()
-        head.count_coverage(accepted)             # optional, before observe
-        head.observe(torch.cat((tokens, likeliest, accepted)))  # between two replays
+        head.observe(accepted)                    # what the target wrote, between two replays
 
     All state lies at fixed addresses on the weight's device. Arguments and results are the target's
     token ids; the head maps them to rows of the draft's LM head internally, because an EAGLE-3
@@ -80,6 +44,14 @@ class EngineHead:
         settings: see :class:`Settings`.
         num_groups: number of vocabularies: 1 if all requests share one, else the most requests that
             may run at once. Plugins choose it by `Settings.vocabulary`.
+        num_requests: the most requests that run at once. With one vocabulary and several requests,
+            all share it. Default: num_groups.
+        prior: the target's token ids, the most frequent first: the order of tokens before anything
+            is learned, if settings names no file of frequent tokens.
+        tokenizer: the target's tokenizer (see :func:`~.policy.prior_of_tokenizer`), which gives the
+            prior if there is no other. What was learned with another one is refused.
+        writes: whether this process may write `Settings.learned_file`: one of the processes that
+            begin with the same file. Of the ranks of a shard, only the first writes.
         target_vocab_size: number of the target's tokens; default: the number of rows.
         row_tokens: int64 [R], the target's token of each row of the whole head; None: row i is
             token i.
@@ -92,10 +64,10 @@ class EngineHead:
 
     Raises:
         ValueError, TypeError, OSError: as :class:`SparseHead` (for example, the weight is not a
-            plain tensor) and :meth:`Settings.read_frequent_tokens`.
+            plain tensor), :meth:`Settings.read_frequent_tokens` and :class:`~.policy.LearnedFile`.
         ValueError: the file of frequent tokens has no token with a row in the draft, or
             target_top_k exceeds the number of the target's tokens, or weight_scale is not one of
-            R rows.
+            R rows, or num_requests fits neither one vocabulary nor one for each request.
     """
 
     @torch.inference_mode(False)  # a tensor made in inference mode cannot be updated outside it
@@ -105,6 +77,10 @@ class EngineHead:
         settings: Settings,
         *,
         num_groups: int = 1,
+        num_requests: int | None = None,
+        prior: Tensor | None = None,
+        tokenizer: Any = None,
+        writes: bool = True,
         target_vocab_size: int | None = None,
         row_tokens: Tensor | None = None,
         weight_scale: Tensor | None = None,
@@ -118,40 +94,57 @@ class EngineHead:
         if weight_scale is not None and weight_scale.shape[:1] != weight.shape[:1]:
             expected, got = f"shape [{weight.size(0)}, ...]", list(weight_scale.shape)
             raise ValueError(f"EngineHead: weight_scale: expected {expected}, got {got}")
+        num_requests = num_groups if num_requests is None else num_requests
+        if num_groups not in (1, num_requests):
+            expected = f"num_groups = {num_groups}"
+            raise ValueError(f"EngineHead: num_requests: expected {expected}, got {num_requests}")
         broken = broken_rows(weight, bias, weight_scale)
         if shard is not None:
             broken = all_gather_rows(
                 broken, lm_head_rows, start=shard.start, process_group=shard.process_group
             )
         self.token_map = TokenMap(lm_head_rows, target_vocab_size, row_tokens, device, broken)
-        log_broken(self.token_map.to_tokens(broken), "microspec: the draft's LM head")
-        if settings.target_top_k > self.token_map.target_vocab_size:
-            most = self.token_map.target_vocab_size
-            raise ValueError(
-                f"microspec: target_top_k: expected at most {most}, got {settings.target_top_k}"
-            )
-        frequent_tokens = self.token_map.to_rows(
-            settings.read_frequent_tokens(self.token_map.target_vocab_size).to(device)
-        )
-        frequent_tokens = frequent_tokens[frequent_tokens >= 0]
-        if settings.frequent_tokens_file is not None and len(frequent_tokens) == 0:
+        if len(broken):
+            rows = self.token_map.row_tokens
+            assert rows is not None
+            log_broken(rows[broken], "microspec: the draft's LM head")
+        most = self.token_map.target_vocab_size
+        if (top_k := settings.target_top_k) > most:
+            raise ValueError(f"microspec: target_top_k: expected at most {most}, got {top_k}")
+        tokens, fingerprint = tokens_of(settings, self.token_map, prior, tokenizer)
+        rows = prior_rows(self.token_map, tokens.to(device))
+        known = int((self.token_map.to_rows(tokens.to(device)) >= 0).sum())
+        if settings.frequent_tokens_file is not None and known == 0:
             expected = "at least one token that the draft has a row for"
             raise ValueError(f"microspec: frequent_tokens_file: expected {expected}, got none")
         self.settings, self._weight = settings, weight.detach()
+        self.num_requests = num_requests
         self.vocab = ActiveVocab(
             lm_head_rows,
-            min(settings.capacity, lm_head_rows),
+            # A vocabulary that learns is always full, but not of broken rows.
+            max(1, min(settings.capacity, len(rows) if settings.learn else lm_head_rows)),
             num_groups=num_groups,
-            frequent_tokens=frequent_tokens,
+            frequent_tokens=None if settings.learn else rows[:known],
             device=device,
         )
+        self.learning: Learning | None = None
+        if settings.learn:
+            self.learning = Learning(
+                self.vocab,
+                settings,
+                num_requests=num_requests,
+                rows=rows,
+                tokens=fingerprint,
+                shard=shard,
+                writes=writes,
+            )
         self.head = SparseHead(
             weight,
             self.vocab,
             mode=settings.mode,
             weight_scale=weight_scale,
             slab_dtype=settings.slab_torch_dtype,
-            # observe waits for the gather, so a second buffer would only add another gather.
+            # observe gathers at once, so a second buffer would only add another gather.
             buffers=1 if settings.mode == "packed" else None,
             bias=bias,
             logit_scale=logit_scale,
@@ -159,8 +152,10 @@ class EngineHead:
             process_group=None if shard is None else shard.process_group,
             start=0 if shard is None else shard.start,
         )
-        self._counted = torch.zeros(2, dtype=torch.int64, device=device)  # hits, misses
-        self._activated = torch.zeros(1, dtype=torch.int64, device=device)
+        # One vocabulary that begins with tokens always has some, so every row has a best token.
+        self._never_empty = num_groups == 1 and bool(settings.learn or known) and len(rows) > 0
+        self._step = StepTokens(self.token_map, device)
+        self._verdicts = torch.zeros(2, num_groups, dtype=torch.int64, device=device)
         self._host_copy = HostCopy()
 
     @property
@@ -176,21 +171,107 @@ class EngineHead:
             f"LM head [{self.vocab.vocab_size}, {dim}] "
             f"{str(weight.dtype).removeprefix('torch.')}, K = {self.capacity}, "
             f"{count} vocabular{'y' if count == 1 else 'ies'}, "
-            f"target's top-{settings.target_top_k}, "
+            f"{'learning, ' if settings.learn else ''}target's top-{settings.target_top_k}, "
             f"mode {' '.join(filter(None, (settings.mode, settings.slab_dtype)))}"
         )
 
-    def observe(self, tokens: Tensor, token_groups: Tensor | None = None) -> None:
-        """Make the target's tokens active before the draft's next step. Call outside capture.
+    @property
+    def shared(self) -> bool:
+        """Whether several requests share one vocabulary."""
+        return self.vocab.num_groups < self.num_requests
+
+    def begin(self, requests: Sequence[int], prompts: Sequence[Tensor]) -> None:
+        """Begin requests. Call outside capture, before the draft's first step.
+
+        A request's own vocabulary is filled anew. All tokens of its prompt then become active, or,
+        if a vocabulary that learns is shared, the newest. Never waits for the device.
 
         Args:
-            tokens: int32 or int64 [N], newest last. -1 and tokens without a row are ignored.
-            token_groups: int32 or int64 [N], each token's vocabulary, -1 to ignore the token; None
-                with one vocabulary.
+            requests: numbers of the requests, 0 to num_requests - 1. If all share a vocabulary, -1
+                is a request whose text is not counted.
+            prompts: int32 or int64 [n] of each request, on any device, newest last; -1 is padding.
+
+        Raises:
+            IndexError: a number out of range.
         """
-        before = self.vocab.ids.clone()
-        self.vocab.update(self.token_map.to_rows(tokens), token_groups=token_groups)
-        self._activated += (self.vocab.ids != before).sum()
+        entering, groups = [], []
+        if self.learning is None and not self.shared and len(requests):
+            self.vocab.reset(self._to_device(torch.tensor(requests, dtype=torch.int64)))
+        for request, prompt in zip(requests, prompts, strict=True):
+            least = -1 if self.shared else 0
+            if not least <= request < self.num_requests:
+                expected = f"{least} to {self.num_requests - 1}"
+                raise IndexError(f"EngineHead: begin: requests: expected {expected}, got {request}")
+            needed = prompt if self.learning is None else self.learning.needed(prompt)
+            rows = self.token_map.to_rows(self._to_device(needed))
+            if self.learning is not None:
+                rows = self.learning.begin(request, rows)
+            entering.append(rows)
+            groups.append(torch.full_like(rows, 0 if self.shared else request))
+        if entering:
+            self.vocab.update(torch.cat(entering), token_groups=torch.cat(groups))
+            self._gather()
+
+    def admit(self, tokens: Tensor, token_requests: Tensor | None = None) -> None:
+        """Make tokens active that continue no text. Call outside capture.
+
+        Args:
+            tokens, token_requests: as for :meth:`observe`.
+        """
+        groups = token_requests if self.vocab.num_groups > 1 else None
+        self.vocab.update(self.token_map.to_rows(tokens), token_groups=groups)
+        self._gather()
+
+    def observe(
+        self,
+        tokens: Tensor,
+        token_requests: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+        candidates: Tensor | None = None,
+    ) -> None:
+        """Take the tokens that the target wrote in a step: judge, count and make them active.
+
+        Call outside capture, between two of the draft's steps. :meth:`stats` tells how many of the
+        tokens were active before the call.
+
+        Args:
+            tokens: int32 or int64 [N], or [B, n] with a row for each text; newest last; -1 is
+                padding. Other ids outside [0, V) are ignored, but an IndexError on a CPU if row i
+                of the LM head is token i.
+            token_requests: int32 or int64 [M + N], the request of each candidate and then of each
+                token; -1 ignores a token of a request's own vocabulary, and does not count one of a
+                shared vocabulary. None with one request, or if nothing is learned and all share.
+            lengths: integers [B], the number of valid tokens of each row of tokens; what follows
+                them may be anything. With it, valid tokens and candidates must be in [-1, V).
+            candidates: int32 or int64, M tokens that also become active, older than `tokens`. Those
+                of :meth:`top_target_tokens` are not copied.
+
+        Raises:
+            ValueError: token_requests is None although there are several requests.
+        """
+        if token_requests is None and (
+            self.vocab.num_groups > 1 or (self.shared and self.learning)
+        ):
+            expected = f"one per token, because there are {self.num_requests} requests"
+            raise ValueError(f"microspec: observe: token_requests: expected {expected}, got None")
+        rows, written = self._step.rows(tokens, lengths, candidates)
+        vocab, counted = self.vocab, {}
+        if self.learning is not None:
+            counted = self.learning.lists.operands()
+            if self.shared:
+                counted["token_requests"] = token_requests
+        vocab_observe_(
+            vocab.ids,
+            vocab.slot_stamps,
+            vocab.token_slots,
+            vocab.clock,
+            rows,
+            written,
+            token_groups=token_requests if vocab.num_groups > 1 else None,
+            verdicts=self._verdicts,
+            **counted,
+        )
         self._gather()
 
     def top_target_tokens(self, logits: Tensor) -> Tensor:
@@ -200,101 +281,21 @@ class EngineHead:
             logits: [R, V], the target's logits.
 
         Returns:
-            int64 [R, target_top_k], the likeliest last, because :meth:`observe` takes the last as
-            the newest.
+            int64 [R, target_top_k], the likeliest first. The next call overwrites them.
         """
-        if self.settings.target_top_k == 1:
-            return logits.max(-1, keepdim=True).indices  # on a CPU a third of argmax's time
-        return logits.topk(self.settings.target_top_k).indices.flip(1)
+        return self._step.likeliest(logits, self.settings.target_top_k)
 
-    def count_coverage(self, tokens: Tensor, token_groups: Tensor | None = None) -> None:
-        """Count how many of a text's new tokens are active. Call before :meth:`observe`.
+    def reset(self) -> None:
+        """Reset all vocabularies, what was learned and the totals to the start.
 
-        Args:
-            tokens, token_groups: as for :meth:`observe`. Tokens without a row count as misses.
-
-        Raises:
-            ValueError: token_groups is None although there are several vocabularies.
+        Call outside capture. Waits for the device if the head learns.
         """
-        if token_groups is None and self.vocab.num_groups > 1:
-            expected = f"one per token, because there are {self.vocab.num_groups}"
-            where = "microspec: count_coverage: token_groups"
-            raise ValueError(f"{where}: expected {expected}, got None")
-        flags = hits_and_misses(
-            self.vocab,
-            self.token_map.to_rows(tokens),
-            token_groups=token_groups,
-            counted=self.token_map.is_token(tokens),
-        )
-        self._counted += flags.flatten(1).sum(1)
-
-    def reset(self, groups: Tensor | Sequence[int] | None = None) -> None:
-        """Reset vocabularies to the frequent tokens. Call outside capture.
-
-        Do not reset a shared vocabulary for a new request: all requests use it.
-
-        Args:
-            groups: integers [n], the vocabularies in which new requests begin. A tensor on the
-                weight's device causes no synchronisation. None: all vocabularies and the totals of
-                :meth:`stats`.
-        """
-        if groups is None:
-            self.vocab.reset()
-            self._counted.zero_()
-            self._activated.zero_()
-            self._host_copy = HostCopy()  # drop the pending copy: its totals are from before
-        elif len(groups):
-            self.vocab.reset(groups)
-        else:
-            return
+        self.vocab.reset()
+        if self.learning is not None:
+            self.learning.reset()
+        self._verdicts.zero_()
+        self._host_copy = HostCopy()  # drop the pending copy: its totals are from before
         self._gather()
-
-    def topk(
-        self, hidden: Tensor, k: int, row_groups: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the draft's k best tokens of each row. May be captured.
-
-        Args:
-            hidden: [..., D], the input of the LM head.
-            row_groups: int32 or int64 [...], each row's vocabulary, -1 for padding; None with one
-                vocabulary. Like `hidden`, a buffer at a fixed address if the call is captured: a
-                replay reads the values that it holds then.
-
-        Returns:
-            logits fp32 [..., k]; the target's token ids int64 [..., k]; logsumexp fp32 [...] over
-            the active tokens. Logits are -inf and ids -1 for padding rows and where a vocabulary
-            has fewer than k tokens.
-        """
-        logits, rows, logsumexp = self.head(hidden, k, row_groups)
-        return logits, self.token_map.to_tokens(rows), logsumexp
-
-    def argmax(self, hidden: Tensor, row_groups: Tensor | None = None) -> Tensor:
-        """Return the draft's best token of each row, int64 [...]. May be captured.
-
-        A row without an active token, as padding is, gets token 0: engines need a valid token id,
-        and the target rejects a wrong one.
-
-        Args:
-            hidden, row_groups: as for :meth:`topk`.
-        """
-        return self.topk(hidden, 1, row_groups)[1][..., 0].clamp(min=0)
-
-    def slot_logits(self, hidden: Tensor) -> Tensor:
-        """Return a shared vocabulary's logits, for an engine that chooses among the slots itself.
-
-        May be captured.
-
-        Args:
-            hidden: [..., D], the input of the LM head.
-
-        Returns:
-            fp32 [..., K], one column for each slot, -inf for empty slots.
-        """
-        return self.head.slot_logits(hidden)[0]
-
-    def slot_tokens(self) -> Tensor:
-        """Return the target's token in each slot: int64 [G, K], -1 for empty slots."""
-        return self.token_map.to_tokens(self.vocab.ids.long())
 
     def stats(self) -> EngineStats | None:
         """Return the newest totals on the host; None before the first copy arrives.
@@ -303,21 +304,15 @@ class EngineHead:
         outside capture.
         """
         active = self.vocab.size.sum(0, keepdim=True)
-        newest = self._host_copy.poll(torch.cat((self._counted, self._activated, active)))
+        newest = self._host_copy.poll(torch.cat((self._verdicts.sum(1), active)))
         if newest is None:
             return None
-        hits, misses, rows_activated, active_now = newest.tolist()
-        return EngineStats(hits, misses, rows_activated, active_now)
+        hits, misses, active_now = newest.tolist()
+        return EngineStats(hits, misses, active_now)
 
-    def reload(self) -> None:
-        """Gather the slab again after the weight changed in place. Call outside capture."""
-        slab = self.head.slab
-        if slab is not None:
-            slab.invalidate()
-            self._gather()
-
-    def _gather(self) -> None:
-        slab = self.head.slab
-        if slab is not None:
-            slab.refresh()
-            slab.wait()  # a captured graph cannot wait, so the rows must be in place first
+    def _to_device(self, values: Tensor) -> Tensor:
+        """Copy values to the device without waiting for the copy."""
+        device = self.vocab.device
+        if values.device.type == "cpu" and device.type == "cuda":
+            values = values.pin_memory()
+        return values.to(device, non_blocking=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from microspec_kernels._checks import INT4, QUANTISED
 from microspec_kernels._token_ids import INT32_IDS, read_token_ids
-from microspec_kernels.policy import CAPACITY, TARGET_TOP_K
+from microspec_kernels.policy import CAPACITY, NUM_LISTS, TARGET_TOP_K
 
 SWITCH = "MICROSPEC"
 """The environment variable: 1 or a JSON object of settings turns it on; 0 or empty is off."""
@@ -31,10 +31,16 @@ class Settings:
             running request. Your own engine passes `num_groups` to :class:`EngineHead`.
         target_top_k: how many of the target's likeliest tokens
             :meth:`EngineHead.top_target_tokens` returns for each verified row, for the
-            vocabulary. 1 costs one pass over the logits, more a top-k over V, in every step.
+            vocabulary. 0 costs nothing, 1 one pass over the logits, more a top-k over V, in every
+            step.
+        learn: whether the vocabulary learns from the texts which tokens are frequent (see
+            docs/policy.md). Without it, a vocabulary begins with the frequent tokens, or empty.
+        num_lists: number of learned lists. A shared vocabulary needs only one.
+        learned_file: path of a .safetensors file that keeps what was learned from one start to the
+            next. Its folder must exist.
         frequent_tokens_file: path of a .npy, .pt or .json file of token ids, the most frequent
-            first. A vocabulary begins with them. Best counted on your own outputs
-            (:func:`microspec_kernels.policy.count_frequent_tokens`).
+            first. A vocabulary begins with them. With `learn`, they lead until texts have shown
+            others.
         mode: "indexed" reads rows of the draft's LM head; "packed" copies the active rows into a
             slab.
         slab_dtype: dtype of the slab: "int8", "float8_e4m3fn", "int4" (4 bits a column), or None
@@ -47,25 +53,32 @@ class Settings:
     capacity: int = CAPACITY
     vocabulary: Vocabulary = "shared"
     target_top_k: int = TARGET_TOP_K
+    learn: bool = True
+    num_lists: int = NUM_LISTS
+    learned_file: str | None = None
     frequent_tokens_file: str | None = None
     mode: Mode = "indexed"
     slab_dtype: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("capacity", "target_top_k"):
+        if type(self.learn) is not bool:
+            raise TypeError(f"microspec: learn: expected true or false, got {self.learn!r}")
+        for name, least in (("capacity", 1), ("target_top_k", 0), ("num_lists", 1)):
             value = getattr(self, name)
             if type(value) is not int:
                 raise TypeError(f"microspec: {name}: expected an int, got {value!r}")
-            if value < 1:
-                raise ValueError(f"microspec: {name}: expected at least 1, got {value}")
+            if value < least:
+                raise ValueError(f"microspec: {name}: expected at least {least}, got {value}")
         _one_of("vocabulary", self.vocabulary, get_args(Vocabulary))
         _one_of("mode", self.mode, get_args(Mode))
         _one_of("slab_dtype", self.slab_dtype, (None, *_SLAB_DTYPES))
-        if self.frequent_tokens_file is not None and not isinstance(self.frequent_tokens_file, str):
-            got = type(self.frequent_tokens_file).__name__
-            raise TypeError(
-                f"microspec: frequent_tokens_file: expected the path of a file, got {got}"
-            )
+        for name in ("frequent_tokens_file", "learned_file"):
+            path = getattr(self, name)
+            if path is not None and not isinstance(path, str):
+                got = type(path).__name__
+                raise TypeError(f"microspec: {name}: expected the path of a file, got {got}")
+        if self.learned_file is not None and not self.learn:
+            raise ValueError("microspec: learned_file: expected learn true, got false")
         if self.slab_dtype is not None and self.mode != "packed":
             raise ValueError(f"microspec: slab_dtype: expected mode 'packed', got {self.mode!r}")
 

@@ -10,6 +10,9 @@ from microspec_kernels._token_ids import token_ids
 class TokenMap:
     """Map tokens to rows and rows to tokens; -1 stands for no row and no token.
 
+    Each map is one lookup, because an engine maps in every step: the index -1 reads a table's last
+    entry, which stands for nothing.
+
     Args:
         lm_head_rows: R, number of rows of the draft's LM head.
         target_vocab_size: V, the number of the target's tokens; None: the number of rows.
@@ -17,6 +20,9 @@ class TokenMap:
             token i.
         device: device of the tokens and rows.
         broken: int64 [n], rows that no token maps to.
+
+    Attributes:
+        is_identity: whether row i is token i for all tokens, so that nothing is looked up.
 
     Raises:
         ValueError, TypeError: row_tokens has another shape, or does not hold distinct token ids
@@ -35,31 +41,51 @@ class TokenMap:
         drops = broken is not None and len(broken) > 0
         if row_tokens is None and (lm_head_rows < self.target_vocab_size or drops):
             row_tokens = torch.arange(lm_head_rows, device=device)
-        self._row_tokens: Tensor | None = None
-        if row_tokens is not None:
-            where, size = "microspec: row_tokens", self.target_vocab_size
-            if row_tokens.shape != (lm_head_rows,):
-                got = list(row_tokens.shape)
-                raise ValueError(f"{where}: expected shape [{lm_head_rows}], got {got}")
-            self._row_tokens = token_ids(where, row_tokens, size, device=device)
-            self._token_rows = torch.full((self.target_vocab_size,), -1, device=device)
-            self._token_rows[self._row_tokens] = torch.arange(lm_head_rows, device=device)
-            if broken is not None:
-                self._token_rows[self._row_tokens[broken]] = -1
+        self.is_identity = row_tokens is None
+        if row_tokens is None:
+            return
+        where, size = "microspec: row_tokens", self.target_vocab_size
+        if row_tokens.shape != (lm_head_rows,):
+            got = list(row_tokens.shape)
+            raise ValueError(f"{where}: expected shape [{lm_head_rows}], got {got}")
+        tokens = token_ids(where, row_tokens, size, device=device)
+        nothing = torch.tensor([-1], device=device)
+        self._row_tokens = torch.cat((tokens, nothing))
+        self._row_tokens_or_0 = self._row_tokens.clamp(min=0)
+        # The first row of the table masks tokens. Entries V and V + 1 are no tokens.
+        self._token_rows = torch.full((2, size + 2), -1, device=device)
+        self._token_rows[1, tokens] = torch.arange(lm_head_rows, device=device)
+        if broken is not None:
+            self._token_rows[1, tokens[broken]] = -1
 
-    def is_token(self, tokens: Tensor) -> Tensor:
-        """Return which tokens lie in [0, V), with or without a row: bool, shaped as tokens."""
-        return (tokens >= 0) & (tokens < self.target_vocab_size)
+    @property
+    def row_tokens(self) -> Tensor | None:
+        """Each row's token, int64 [R]; None if row i is token i."""
+        return None if self.is_identity else self._row_tokens[:-1]
 
     def to_rows(self, tokens: Tensor) -> Tensor:
         """Map tokens, int32 or int64 of any shape, to rows; no row, or outside [0, V): -1."""
-        valid = self.is_token(tokens)
-        if self._row_tokens is None:
-            return torch.where(valid, tokens, -1)
-        return torch.where(valid, self._token_rows[tokens.where(valid, 0).long()], -1)
+        size = self.target_vocab_size
+        if self.is_identity:
+            return tokens.where((tokens >= 0) & (tokens < size), -1)
+        return self.look_up(tokens.clamp(-1, size))
 
-    def to_tokens(self, rows: Tensor) -> Tensor:
-        """Map rows, int64 of any shape, to tokens; -1 stays -1."""
-        if self._row_tokens is None:
-            return rows
-        return torch.where(rows >= 0, self._row_tokens[rows.clamp(min=0)], -1)
+    def look_up(self, tokens: Tensor, inside: Tensor | None = None) -> Tensor:
+        """Map tokens in [-1, V] to rows, with one kernel. Only if the map is not the identity.
+
+        Args:
+            inside: int64, shape of tokens: 1 maps the token, 0 gives -1. Default: all map.
+        """
+        if inside is None:
+            return self._token_rows[1][tokens]
+        return self._token_rows[inside, tokens]
+
+    def to_tokens(self, rows: Tensor, *, default: int = -1) -> Tensor:
+        """Map rows, int32 or int64 of any shape, to tokens.
+
+        Args:
+            default: -1 or 0, the token of the row -1.
+        """
+        if self.is_identity:
+            return rows if default < 0 else rows.clamp(min=0)
+        return (self._row_tokens if default < 0 else self._row_tokens_or_0)[rows]

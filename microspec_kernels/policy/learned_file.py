@@ -45,6 +45,8 @@ class LearnedFile:
         path: the file, for example "learned.safetensors". Its folder must exist.
         tokenizer: :func:`tokenizer_fingerprint` of the model's tokenizer; "" if there is none.
         interval: least number of seconds between two writes of :meth:`poll`.
+        writes: whether :meth:`poll` and the exit write. Pass False in all but one of the processes
+            that begin with the same file.
 
     Raises:
         OSError: the folder does not exist, or the file is not readable.
@@ -60,8 +62,9 @@ class LearnedFile:
         *,
         tokenizer: str = "",
         interval: float = INTERVAL,
+        writes: bool = True,
     ) -> None:
-        self.lists, self.path, self.interval = lists, Path(path), interval
+        self.lists, self.path, self.interval, self.writes = lists, Path(path), interval, writes
         self._metadata = {
             "format": "microspec learned lists 1",
             "vocab_size": str(lists.vocab_size),
@@ -75,10 +78,11 @@ class LearnedFile:
             self._load()
         self._written = time.monotonic()
         self._writer: threading.Thread | None = None
-        # At exit, or when this object is collected. A fork's child does not own the file.
-        self._at_exit = weakref.finalize(
-            self, _save_in, os.getpid(), lists, self.path, self._metadata
-        )
+        if writes:
+            # At exit, or when this object is collected. A fork's child does not own the file.
+            self._at_exit = weakref.finalize(
+                self, _save_in, os.getpid(), lists, self.path, self._metadata
+            )
 
     def poll(self) -> None:
         """Begin a write in the background if the interval has passed. The call does not wait.
@@ -87,7 +91,7 @@ class LearnedFile:
         failed. Do not call it during graph capture.
         """
         busy = self._writer is not None and self._writer.is_alive()
-        if busy or time.monotonic() - self._written < self.interval:
+        if not self.writes or busy or time.monotonic() - self._written < self.interval:
             return
         self._written = time.monotonic()
         state, ready = self.lists.state_dict(), None

@@ -146,6 +146,15 @@ class LearnedLists:
             total_counts=self.total_counts,
         )
 
+    def operands(self) -> dict[str, Tensor | None]:
+        """Return what :func:`~.vocab_observe_` takes to count as :meth:`count` does."""
+        return {
+            "text_counts": self.text_counts,
+            "seen": self._seen,
+            "request_lists": self.request_lists,
+            "total_counts": self.total_counts,
+        }
+
     def fill(self, vocab: ActiveVocab, request: int) -> None:
         """Fill a request's group with the first tokens of its list.
 

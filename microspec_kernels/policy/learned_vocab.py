@@ -46,11 +46,15 @@ class LearnedVocab:
             self.auto = AutoCapacity(costs, lists, num_groups=groups, largest=largest)
             for group in range(groups):
                 self._set_limit(group)
+        self.refill()
+
+    def refill(self) -> None:
+        """Fill every group anew, as the constructor does."""
         if self.shared:
-            lists.pin(vocab, self.floor, reset=True)
+            self.lists.pin(self.vocab, self.floor, reset=True)
         else:
-            for request in range(lists.num_requests):
-                lists.fill(vocab, request)
+            for request in range(self.lists.num_requests):
+                self.lists.fill(self.vocab, request)
 
     @property
     def shared(self) -> bool:

@@ -14,6 +14,7 @@ from sglang_runs import Request, Run, run
 
 SMALL = {"capacity": 48}
 """Less than the texts below need: tokens are evicted all the time."""
+UNLEARNED = {"learn": False}
 CASES = [("eagle", "chain"), ("eagle", "tree"), ("eagle3", "chain"), ("eagle3_d2t", "tree")]
 
 each_case = pytest.mark.parametrize(("draft", "shape"), CASES)
@@ -88,7 +89,7 @@ def test_a_draft_chosen_before_its_tokens_were_evicted(sglang_checkpoints: Path)
         "eagle",
         [[request(prompt, 3) for prompt in prompts]],
         target="target",
-        settings=SMALL,
+        settings=SMALL | UNLEARNED,
         engine={"chunked_prefill_size": 40},
     )
     assert done.rounds == [[continuation(prompt, 3) for prompt in prompts]], done.log
@@ -120,7 +121,7 @@ def test_two_ranks(sglang_checkpoints: Path) -> None:
         [[request(prompt, 9) for prompt in prompts]],
         target="target",
         shape="tree",
-        settings={"capacity": 64, "mode": "packed"},
+        settings={"capacity": 64, "mode": "packed"} | UNLEARNED,
         engine={"tp_size": 2},
         environment={"SGLANG_CPU_OMP_THREADS_BIND": "0|1"},
     )

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """vLLM's plugin in model runner V2: drafts in a graph, the target's steps between replays."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from integrations.fake_vllm import DraftModel, config, installed
+from torch import Tensor
 
 from microspec_kernels.engine import Settings
 from microspec_kernels.integrations.vllm.attach import attach
@@ -44,36 +44,34 @@ def test_captured_drafts_follow_what_is_observed(vocabulary: Any, mode: Any) -> 
     for index in range(STEPS):
         step = step_of(rng)
         joins = [index % SLOTS] if index % 5 == 0 else []
-        prefixes = [[index % V, V - 1]] * len(joins)
-        on_device = [value.to(DEVICE) for value in vars(step).values()]
+        prompts = [torch.tensor([index % V, V - 1])] * len(joins)
+        logits, sampled, lengths = (value.to(DEVICE) for value in step[:3])
+        numbers = step[3].tolist()
         with no_waiting():
-            there.begin(joins, prefixes)
-            take(there, *on_device)
-        here.begin(joins, prefixes)
-        take(here, *vars(step).values())
+            there.begin(joins, prompts)
+            take(there, logits, sampled, lengths, numbers)
+        here.begin(joins, prompts)
+        take(here, *step[:3], numbers)
         now = torch.randint(-3, 4, hidden.shape, generator=rng).float()
         hidden.copy_(now)
-        slots.copy_(torch.cat((step.slots, padding)))
+        slots.copy_(torch.cat((step[3], padding)))
         replay()
         assert torch.equal(drafts.cpu(), here.draft(now, slots.cpu())), index
     assert there.stats() == here.stats()
 
 
-def step_of(rng: torch.Generator) -> Any:
-    """Return two rows of logits, some tokens of text and some sampled tokens for every slot."""
-    lengths = torch.randint(1, 4, (SLOTS,), generator=rng)
-    sampled = torch.randint(0, V, (SLOTS, 2), generator=rng)
-    sampled[:, 1] = sampled[:, 1].where(lengths > 1, -1)
-    return SimpleNamespace(
-        logits=torch.rand(2 * SLOTS, V, generator=rng),
-        text=torch.randint(0, V, (int(lengths.sum()),), generator=rng),
-        sampled=sampled,
-        drafted=lengths > 2,
-        slots=torch.randperm(SLOTS, generator=rng),
-        lengths=lengths,
+def step_of(rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return two rows of logits and two tokens for every slot, their numbers, and the slots."""
+    return (
+        torch.rand(2 * SLOTS, V, generator=rng),
+        torch.randint(0, V, (SLOTS, 2), generator=rng),
+        torch.randint(0, 3, (SLOTS,), generator=rng, dtype=torch.int32),
+        torch.randperm(SLOTS, generator=rng),
     )
 
 
-def take(drafter: Drafter, logits: Any, *step: Any) -> None:
-    drafter.keep(logits, step[3].repeat_interleave(2))
-    drafter.observe(*step)
+def take(
+    drafter: Drafter, logits: Tensor, sampled: Tensor, lengths: Tensor, slots: list[int]
+) -> None:
+    drafter.keep(logits)
+    drafter.observe(sampled, slots, lengths, [slot for slot in slots for _ in range(2)])

@@ -72,7 +72,7 @@ class Wanted:
             ::-1
         ]  # the likeliest token is the last to be evicted
         self.lru = [self.fresh() for _ in range(num_groups)]
-        self.hits = self.misses = self.activated = 0
+        self.hits = self.misses = 0
 
     def fresh(self) -> Lru:
         lru = Lru(self.capacity)
@@ -83,14 +83,11 @@ class Wanted:
         pairs = [(t, g) for t, g in zip(tokens, groups, strict=True) if g >= 0]
         before = [set(lru.tokens) for lru in self.lru]
         for token, group in pairs:
-            hit = self.row_of.get(token, -1) in before[group]
-            self.hits += hit
-            self.misses += not hit and 0 <= token < V
+            row = self.row_of.get(token, -1)
+            self.hits += row in before[group]
+            self.misses += row >= 0 and row not in before[group]
         for token, group in pairs:
             self.lru[group].see([self.row_of.get(token, -1)])
-        self.activated += sum(
-            len(set(lru.tokens) - old) for lru, old in zip(self.lru, before, strict=True)
-        )
 
     def begin(self, groups: Sequence[int]) -> None:
         for group in groups:
@@ -122,12 +119,7 @@ class Wanted:
         assert head.argmax(hidden, row_groups).tolist() == best, where
         assert head.argmax(hidden, row_groups).dtype == torch.int64
         active: dict[str, Any] = {"active": sum(len(lru.tokens) for lru in self.lru)}
-        figures = {
-            "hits": self.hits,
-            "misses": self.misses,
-            "rows_activated": self.activated,
-            **active,
-        }
+        figures = {"hits": self.hits, "misses": self.misses, **active}
         found = head.stats()
         assert found is not None and found._asdict() == figures, where
 

@@ -62,10 +62,9 @@ def check(
         rows = torch.randint(-1, num_groups, (6,), generator=rng) if num_groups > 1 else None
         hidden = hidden_of(rng, 6, torch.float32)
         for each in (whole, head):
-            each.count_coverage(tokens, which)
             each.observe(tokens, which)
             if step == 4:
-                each.reset([num_groups - 1])
+                each.begin([num_groups - 1], [tokens])
         if step == 6:
             weight.copy_(weight_of(torch.float32, settings.slab_dtype, ROWS, seed=3))
             local_weight.copy_(weight[part])
@@ -80,6 +79,32 @@ def check(
         assert head.stats() == whole.stats(), where
 
 
+def check_file(rank: int, ranks: int, path: str) -> None:
+    """One rank writes the file, and all begin with it."""
+    part = slice(ROWS * rank // ranks, ROWS * (rank + 1) // ranks)
+    settings = Settings(capacity=12, target_top_k=0, learned_file=path)
+
+    def head() -> EngineHead:
+        return EngineHead(
+            weight_of(torch.float32, rows=ROWS)[part],
+            settings,
+            num_groups=2,
+            target_vocab_size=V,
+            row_tokens=ROW_TOKENS,
+            shard=every(ROWS, part.start),
+        )
+
+    first = head()
+    first.begin([1], [ROW_TOKENS[:3]])
+    first.observe(ROW_TOKENS[-12:], torch.ones(12, dtype=torch.int64))
+    assert first.learning is not None
+    assert (first.learning._file is not None) == (rank == 0)
+    if first.learning._file is not None:
+        first.learning._file.save()
+    dist.barrier()
+    assert set(head().slot_tokens()[0].tolist()) == set(ROW_TOKENS[-12:].tolist())
+
+
 def run(rank: int, ranks: int, store: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -92,10 +117,11 @@ def run(rank: int, ranks: int, store: str) -> None:
     for layout, groups in itertools.product(shards(ranks), (1, 3)):
         for options in (
             {"mode": "indexed"},
-            {"mode": "packed"},
+            {"mode": "packed", "learn": False},
             {"mode": "packed", "slab_dtype": "int8"},
         ):
             check(rank, layout, groups, options)
+    check_file(rank, ranks, f"{store}.safetensors")
     shard = every(ROWS + 1, ROWS * rank // ranks)
     local_weight = weight_of(torch.float32, rows=ROWS)[shard.start : ROWS * (rank + 1) // ranks]
     message = f"expected shards that have each row of [0, {ROWS + 1}) once, got [0, "

@@ -151,6 +151,7 @@ def config() -> dict[str, dict[str, Any]]:
         "parallel": {"attn_dp_size": 1, "attn_cp_size": 1, "pp_size": 1, "tp_rank": 0},
         "disagg": {"disaggregation_mode": "null"},
         "observability": {"decode_log_interval": 2, "enable_metrics": False},
+        "serving": {"tokenizer_path": None},
     }
 
 

@@ -104,9 +104,15 @@ def config(hidden_size: int = 8, vocab_size: int = 24, **additional: Any) -> Any
             pipeline_parallel_size=1,
             decode_context_parallel_size=1,
             prefill_context_parallel_size=1,
+            data_parallel_index=0,
         ),
+        scheduler_config=SimpleNamespace(max_num_seqs=4),
         model_config=SimpleNamespace(
-            enable_sleep_mode=False, dtype=torch.float32, get_vocab_size=lambda: vocab_size
+            enable_sleep_mode=False,
+            dtype=torch.float32,
+            get_vocab_size=lambda: vocab_size,
+            tokenizer=None,
+            tokenizer_revision=None,
         ),
     )
 

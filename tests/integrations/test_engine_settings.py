@@ -16,6 +16,9 @@ ALL = {
     "capacity": 512,
     "vocabulary": "request",
     "target_top_k": 3,
+    "learn": True,
+    "num_lists": 2,
+    "learned_file": "learned.safetensors",
     "frequent_tokens_file": "frequent.npy",
     "mode": "packed",
     "slab_dtype": "int8",
@@ -71,10 +74,12 @@ def test_a_name_that_is_no_setting(name: Any) -> None:
     assert all(repr(setting) in str(error.value) for setting in ALL)
 
 
-@pytest.mark.parametrize("name", ["capacity", "target_top_k"])
-def test_numbers(name: str) -> None:
-    for value in (0, -3):
-        refused(ValueError, f"{name}: expected at least 1, got {value}", {name: value})
+@pytest.mark.parametrize(
+    ("name", "least"), [("capacity", 1), ("target_top_k", 0), ("num_lists", 1)]
+)
+def test_numbers(name: str, least: int) -> None:
+    for value in (least - 1, -3):
+        refused(ValueError, f"{name}: expected at least {least}, got {value}", {name: value})
     for value in (True, 1.0, "3072", None, [3]):
         refused(TypeError, f"{name}: expected an int, got {value!r}", {name: value})
     assert getattr(Settings(**{name: 1}), name) == 1
@@ -99,6 +104,14 @@ def test_a_slab_dtype_without_a_slab() -> None:
     got = {"mode": "indexed", "slab_dtype": "int8"}
     refused(ValueError, "slab_dtype: expected mode 'packed', got 'indexed'", got)
     refused(ValueError, "slab_dtype: expected mode 'packed', got 'indexed'", {"slab_dtype": "int8"})
+
+
+def test_learning() -> None:
+    for value in (1, 0, "true", None):
+        refused(TypeError, f"learn: expected true or false, got {value!r}", {"learn": value})
+    refused(TypeError, "learned_file: expected the path of a file, got int", {"learned_file": 3})
+    without = {"learn": False, "learned_file": "learned.safetensors"}
+    refused(ValueError, "learned_file: expected learn true, got false", without)
 
 
 def test_the_frequency_list(tmp_path: Path) -> None:

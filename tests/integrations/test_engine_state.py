@@ -25,7 +25,7 @@ from .engine_reference import (
 
 @pytest.mark.parametrize("options", MODES, ids=lambda o: "-".join(o.values()))
 def test_a_weight_that_changed_in_place(options: dict[str, Any]) -> None:
-    settings = Settings(**options)
+    settings = Settings(learn=False, **options)
     slab = settings.slab_dtype
     weight = weight_of(torch.float32, slab)
     head = EngineHead(weight, settings, num_groups=2)
@@ -34,7 +34,6 @@ def test_a_weight_that_changed_in_place(options: dict[str, Any]) -> None:
     head.observe(tokens, groups)
     wanted = Wanted(weight, V, num_groups=2)
     wanted.step(tokens.tolist(), groups.tolist())
-    wanted.hits = wanted.misses = 0
     hidden = hidden_of(torch.Generator().manual_seed(8), 6, torch.float32)
     addresses = [tensor.data_ptr() for tensor in state_of(head)]
     rows = [0, 1, 0, -1, 1, 1]
@@ -51,7 +50,9 @@ def test_a_weight_that_changed_in_place(options: dict[str, Any]) -> None:
 
 def test_a_slab_takes_no_more_than_its_rows() -> None:
     """A second buffer would double the memory and the gathered rows."""
-    head = EngineHead(weight_of(torch.bfloat16), Settings(capacity=8, mode="packed"), num_groups=2)
+    head = EngineHead(
+        weight_of(torch.bfloat16), Settings(learn=False, capacity=8, mode="packed"), num_groups=2
+    )
     assert head.head.slab.rows.shape == (2, 8, DIM)  # type: ignore[union-attr]
 
 
@@ -61,15 +62,14 @@ def test_inference_mode(made_inside: bool, mode: Any) -> None:
     """Engines make the head while models load, and use it in inference mode."""
     weight = torch.nn.Parameter(weight_of(torch.float32))
     with torch.inference_mode(made_inside):
-        head = EngineHead(weight, Settings(capacity=8, mode=mode), num_groups=2)
+        head = EngineHead(weight, Settings(learn=False, capacity=8, mode=mode), num_groups=2)
     with torch.inference_mode():
         tokens, groups = torch.tensor([3, 4]), torch.tensor([0, 1])
-        head.count_coverage(tokens, groups)
         head.observe(tokens, groups)
-        head.reset([0])
+        head.begin([0], [tokens[:0]])
         head.reload()
         assert head.argmax(torch.ones(2, DIM), groups).tolist() == [0, 4]
-        assert head.stats() == EngineStats(hits=0, misses=2, rows_activated=2, active=1)
+        assert head.stats() == EngineStats(hits=0, misses=2, active=1)
 
 
 @pytest.mark.parametrize("options", MODES, ids=lambda o: "-".join(o.values()))
@@ -77,18 +77,20 @@ def test_inference_mode(made_inside: bool, mode: Any) -> None:
 def test_reset(options: dict[str, Any], num_groups: int, tmp_path: Any) -> None:
     """Vocabularies, stats and slab equal those of a new head, at the same addresses."""
     settings = Settings(
-        capacity=8, frequent_tokens_file=frequent_tokens_file(tmp_path, [5, 9, 2]), **options
+        learn=False,
+        capacity=8,
+        frequent_tokens_file=frequent_tokens_file(tmp_path, [5, 9, 2]),
+        **options,
     )
     weight = weight_of(torch.float32, settings.slab_dtype)
     head, fresh = (EngineHead(weight, settings, num_groups=num_groups) for _ in range(2))
     addresses = [tensor.data_ptr() for tensor in state_of(head)]
     tokens, which = torch.arange(20, 40), torch.arange(20) % num_groups
     token_groups = which if num_groups > 1 else None
-    head.count_coverage(tokens, token_groups)
     head.observe(tokens, token_groups)
     assert head.stats() != fresh.stats()
     head.reset()
-    assert head.stats() == fresh.stats() == EngineStats(0, 0, 0, active=3 * num_groups)
+    assert head.stats() == fresh.stats() == EngineStats(0, 0, active=3 * num_groups)
     hidden = hidden_of(torch.Generator().manual_seed(4), 6, torch.float32)
     rows = torch.arange(6) % num_groups if num_groups > 1 else None
     for got, want in zip(head.topk(hidden, 5, rows), fresh.topk(hidden, 5, rows), strict=True):
@@ -111,12 +113,12 @@ class Late:
 
 def test_no_stats_of_before_a_reset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("microspec_kernels.engine.head.HostCopy", Late)
-    head = EngineHead(weight_of(torch.float32), Settings())
+    head = EngineHead(weight_of(torch.float32), Settings(learn=False))
     head.observe(torch.tensor([3, 4]))
     assert head.stats() is None
     head.reset()
     assert head.stats() is None
-    assert head.stats() == EngineStats(0, 0, 0, 0)
+    assert head.stats() == EngineStats(0, 0, 0)
 
 
 class Recorder:
@@ -133,12 +135,12 @@ def test_nothing_waits_for_the_device() -> None:
     """A meta tensor has no value to wait for."""
     head = EngineHead(
         weight_of(torch.float32, rows=ROWS),
-        Settings(),
+        Settings(learn=False),
         num_groups=2,
         target_vocab_size=V,
         row_tokens=ROW_TOKENS,
     )
-    owners = (head, head.vocab, head.token_map)
+    owners = (head, head.vocab, head.token_map, head._step)
     for owner in owners:
         for name, value in vars(owner).items():
             if isinstance(value, Tensor):
@@ -148,9 +150,11 @@ def test_nothing_waits_for_the_device() -> None:
     head._host_copy = recorder  # type: ignore[assignment]
     tokens = torch.zeros(7, dtype=torch.int64, device="meta")
     groups = torch.zeros(7, dtype=torch.int32, device="meta")
-    head.count_coverage(tokens, groups)
     head.observe(tokens, groups)
-    head.reset(groups)
+    likeliest = head.top_target_tokens(torch.zeros(7, V, device="meta"))
+    both = torch.zeros(28, dtype=torch.int64, device="meta")
+    head.observe(tokens[:, None], both, lengths=groups, candidates=likeliest)
+    head.begin([0], [tokens])
     assert head.argmax(torch.zeros(7, DIM, device="meta"), groups).device.type == "meta"
     assert head.stats() is None, "none has arrived"
-    assert [(value.shape, value.device.type) for value in recorder.values] == [((4,), "meta")]
+    assert [(value.shape, value.device.type) for value in recorder.values] == [((3,), "meta")]

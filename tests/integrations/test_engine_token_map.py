@@ -25,7 +25,9 @@ def test_begins_with_the_frequent_tokens_that_the_draft_has(tmp_path: Any) -> No
     absent = next(t for t in range(V) if t not in ROW_TOKENS.tolist())
     with_rows = ROW_TOKENS[:6].tolist()
     settings = Settings(
-        capacity=4, frequent_tokens_file=frequent_tokens_file(tmp_path, [absent, *with_rows])
+        capacity=4,
+        learn=False,
+        frequent_tokens_file=frequent_tokens_file(tmp_path, [absent, *with_rows]),
     )
     head = EngineHead(
         weight_of(torch.float32, rows=ROWS), settings, target_vocab_size=V, row_tokens=ROW_TOKENS
@@ -37,7 +39,7 @@ def test_begins_with_the_frequent_tokens_that_the_draft_has(tmp_path: Any) -> No
     assert active() == set(with_rows[:4])
     head.observe(torch.tensor([with_rows[5]]))
     assert active() == {*with_rows[:3], with_rows[5]}
-    assert head.stats() == EngineStats(hits=0, misses=0, rows_activated=1, active=4)
+    assert head.stats() == EngineStats(hits=0, misses=1, active=4)
 
 
 def test_a_list_that_the_draft_has_no_token_of(tmp_path: Any) -> None:
@@ -47,14 +49,18 @@ def test_a_list_that_the_draft_has_no_token_of(tmp_path: Any) -> None:
     weight = weight_of(torch.float32, rows=ROWS)
     absent = sorted(set(range(V)) - set(ROW_TOKENS.tolist()))
     for tokens in ([], absent[:2]):
-        settings = Settings(frequent_tokens_file=frequent_tokens_file(tmp_path, tokens))
+        settings = Settings(
+            learn=False, frequent_tokens_file=frequent_tokens_file(tmp_path, tokens)
+        )
         with pytest.raises(ValueError, match=message):
             EngineHead(weight, settings, target_vocab_size=V, row_tokens=ROW_TOKENS)
 
 
 @pytest.mark.parametrize("token", [-1, V, 2**32 + 5])
 def test_a_list_of_what_is_no_token(tmp_path: Any, token: int) -> None:
-    settings = Settings(frequent_tokens_file=frequent_tokens_file(tmp_path, [3, token]))
+    settings = Settings(
+        learn=False, frequent_tokens_file=frequent_tokens_file(tmp_path, [3, token])
+    )
     message = rf"expected ids in \[0, {V}\), got {token} at position 1"
     with pytest.raises(ValueError, match=message):
         EngineHead(weight_of(torch.float32), settings)
@@ -62,19 +68,19 @@ def test_a_list_of_what_is_no_token(tmp_path: Any, token: int) -> None:
 
 def test_a_target_with_more_tokens_than_the_draft() -> None:
     """Without a map, the first rows are the first tokens, and the other tokens have none."""
-    head = EngineHead(weight_of(torch.float32, rows=ROWS), Settings(), target_vocab_size=V)
+    head = EngineHead(
+        weight_of(torch.float32, rows=ROWS), Settings(learn=False), target_vocab_size=V
+    )
     tokens = torch.tensor([ROWS - 1, ROWS, V - 1, V])
     head.observe(tokens)
-    head.count_coverage(tokens)
-    assert head.stats() == EngineStats(hits=1, misses=2, rows_activated=1, active=1)
+    assert head.stats() == EngineStats(hits=0, misses=1, active=1)
 
 
 def test_a_target_with_fewer_tokens_than_rows() -> None:
     """Padding rows of the head are never proposed."""
-    head = EngineHead(weight_of(torch.float32), Settings(), target_vocab_size=ROWS)
-    head.observe(torch.arange(V))
-    head.count_coverage(torch.arange(V))
-    assert head.stats() == EngineStats(hits=ROWS, misses=0, rows_activated=ROWS, active=ROWS)
+    head = EngineHead(weight_of(torch.float32), Settings(learn=False), target_vocab_size=ROWS)
+    head.begin([0], [torch.arange(V)])
+    assert head.stats() == EngineStats(hits=0, misses=0, active=ROWS)
 
 
 @pytest.mark.parametrize(
@@ -93,22 +99,24 @@ def test_a_map_that_is_none(row_tokens: Tensor, kind: type[Exception], message: 
     assert 0 in ROW_TOKENS and V - 1 in ROW_TOKENS
     weight = weight_of(torch.float32, rows=ROWS)
     with pytest.raises(kind, match=f"^microspec: row_tokens: expected {message}$"):
-        EngineHead(weight, Settings(), target_vocab_size=V, row_tokens=row_tokens)
+        EngineHead(weight, Settings(learn=False), target_vocab_size=V, row_tokens=row_tokens)
 
 
 def test_maps_of_any_integers() -> None:
     weight = weight_of(torch.float32, rows=ROWS)
     for dtype in (torch.int32, torch.int64, torch.int16):
-        head = EngineHead(weight, Settings(), target_vocab_size=V, row_tokens=ROW_TOKENS.to(dtype))
+        head = EngineHead(
+            weight, Settings(learn=False), target_vocab_size=V, row_tokens=ROW_TOKENS.to(dtype)
+        )
         head.observe(ROW_TOKENS[4:5])
         assert head.argmax(torch.ones(1, DIM)).tolist() == [int(ROW_TOKENS[4])]
 
 
 def test_coverage_is_of_the_vocabulary_before() -> None:
-    """Tokens without a row are misses; -1 and ids outside the vocabulary do not count."""
+    """Tokens without a row, -1 and ids outside the vocabulary do not count."""
     head = EngineHead(
         weight_of(torch.float32, rows=ROWS),
-        Settings(),
+        Settings(learn=False),
         target_vocab_size=V,
         row_tokens=ROW_TOKENS,
     )
@@ -116,10 +124,9 @@ def test_coverage_is_of_the_vocabulary_before() -> None:
     tokens = torch.tensor([*ROW_TOKENS[:5].tolist(), *absent, *STRANGE])
     stats = head.stats()
     assert stats is not None and stats.coverage is None
-    head.count_coverage(tokens)
-    assert head.stats() == EngineStats(hits=0, misses=8, rows_activated=0, active=0)
     head.observe(tokens)
-    head.count_coverage(tokens)
+    assert head.stats() == EngineStats(hits=0, misses=5, active=5)
+    head.observe(tokens)
     stats = head.stats()
-    assert stats == EngineStats(hits=5, misses=8 + 3, rows_activated=5, active=5)
-    assert stats is not None and stats.coverage == 5 / 16
+    assert stats == EngineStats(hits=5, misses=5, active=5)
+    assert stats is not None and stats.coverage == 1 / 2

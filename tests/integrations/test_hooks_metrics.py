@@ -56,21 +56,19 @@ def prometheus(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Metric]]:
 def test_tells_what_is_new(head: EngineHead, caplog: pytest.LogCaptureFixture) -> None:
     report = Report(head, logger, prometheus=False)
     caplog.set_level(logging.INFO, "an engine")
-    report.tell(EngineStats(hits=3, misses=1, rows_activated=7, active=9))
-    report.tell(EngineStats(hits=3, misses=1, rows_activated=8, active=10))
-    report.tell(EngineStats(hits=4, misses=4, rows_activated=9, active=8))
-    words = (
-        "Covered: %d tokens, Not covered: %d tokens, Rows activated: %d, Active: %d of 20 tokens"
-    )
+    report.tell(EngineStats(hits=3, misses=1, active=9))
+    report.tell(EngineStats(hits=3, misses=1, active=10))
+    report.tell(EngineStats(hits=4, misses=4, active=8))
+    words = "Covered: %d tokens, Not covered: %d tokens, Active: %d of 20 tokens"
     assert [record.getMessage() for record in caplog.records] == [
-        "MicroSpec metrics: Coverage: 75.0%, " + words % (3, 1, 7, 9),
-        "MicroSpec metrics: Coverage: 25.0%, " + words % (1, 3, 2, 8),
+        "MicroSpec metrics: Coverage: 75.0%, " + words % (3, 1, 9),
+        "MicroSpec metrics: Coverage: 25.0%, " + words % (1, 3, 8),
     ], "nothing where there was no text"
 
 
 def test_nothing_before_any_text(head: EngineHead, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "an engine")
-    Report(head, logger, prometheus=False).tell(EngineStats(0, 0, 5, 5))
+    Report(head, logger, prometheus=False).tell(EngineStats(0, 0, 5))
     assert not caplog.records
 
 
@@ -78,13 +76,12 @@ def test_prometheus_gets_sums(head: EngineHead, prometheus: list[Metric]) -> Non
     """Two drafts in one process add to the same counters."""
     first, second = (Report(head, logger, prometheus=True) for _ in range(2))
     assert not prometheus, "not before there is something to tell"
-    first.tell(EngineStats(hits=3, misses=1, rows_activated=7, active=9))
-    second.tell(EngineStats(hits=10, misses=0, rows_activated=1, active=4))
-    first.tell(EngineStats(hits=5, misses=2, rows_activated=7, active=6))
+    first.tell(EngineStats(hits=3, misses=1, active=9))
+    second.tell(EngineStats(hits=10, misses=0, active=4))
+    first.tell(EngineStats(hits=5, misses=2, active=6))
     assert {metric.name: metric.value for metric in prometheus} == {
         "microspec:covered_tokens": 15,
         "microspec:uncovered_tokens": 2,
-        "microspec:rows_activated": 8,
         "microspec:active_tokens": 6,
     }
     assert {metric.mode for metric in prometheus} == {"", "livesum"}
@@ -92,14 +89,14 @@ def test_prometheus_gets_sums(head: EngineHead, prometheus: list[Metric]) -> Non
 
 def test_stats_that_begin_anew(head: EngineHead, prometheus: list[Metric]) -> None:
     report = Report(head, logger, prometheus=True)
-    report.tell(EngineStats(hits=3, misses=1, rows_activated=7, active=9))
+    report.tell(EngineStats(hits=3, misses=1, active=9))
     report.reset()
-    report.tell(EngineStats(hits=1, misses=1, rows_activated=2, active=2))
-    assert [metric.value for metric in prometheus] == [4, 2, 9, 2]
+    report.tell(EngineStats(hits=1, misses=1, active=2))
+    assert [metric.value for metric in prometheus] == [4, 2, 2]
 
 
 def test_prometheus_is_not_needed_where_the_engine_has_none(
     head: EngineHead, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "prometheus_client", None)  # importing it fails
-    Report(head, logger, prometheus=False).tell(EngineStats(1, 1, 1, 1))
+    Report(head, logger, prometheus=False).tell(EngineStats(1, 1, 1))

@@ -36,12 +36,16 @@ def draft_model(offsets: Tensor | None = None) -> DraftModel:
 
 def drafter_of(model: Any, slots: int = 4, **settings: Any) -> Drafter:
     return attach(
-        "Speculator", model, config(DIM, V), Settings(**({"target_top_k": 1} | settings)), slots
+        "Speculator",
+        model,
+        config(DIM, V),
+        Settings(**({"target_top_k": 1, "learn": False} | settings)),
+        slots,
     )
 
 
 def learn(drafter: Drafter, tokens: Tensor) -> None:
-    drafter.begin([0], [tokens.tolist()])
+    drafter.begin([0], [tokens])
 
 
 @pytest.mark.parametrize("offsets", [None, OFFSETS])
@@ -157,10 +161,33 @@ def test_settings_that_this_draft_cannot_have() -> None:
 def test_says_once_what_it_is_attached_to(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", "vllm"):
         drafter_of(draft_model(OFFSETS), vocabulary="request", capacity=6)
-    [record] = caplog.records
+    warning, record = caplog.records
+    assert "'request': 4 requests with K = 6 may read more rows" in warning.getMessage()
     assert record.name.startswith("vllm.")  # vLLM would not show it otherwise
     for part in ("Speculator", "DraftModel", "[10, 8] float32", "K = 6", "4 vocabularies", "0.32"):
         assert part in record.getMessage()
+
+
+def test_one_vocabulary_for_each_request_may_read_less_than_the_whole_head(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level("WARNING", "vllm"):
+        drafter_of(draft_model(), vocabulary="request", capacity=V // 4)
+        drafter_of(draft_model(), capacity=V)
+        assert not caplog.records
+        drafter_of(draft_model(), vocabulary="request", capacity=V // 4 + 1)
+    assert len(caplog.records) == 1
+
+
+def test_a_model_that_hands_hidden_states_on_as_they_are_is_not_run() -> None:
+    """Each of its runs would end in an exception, which costs more than the head's launches."""
+    model = draft_model()
+    drafter = drafter_of(model)
+    learn(drafter, torch.arange(V))
+    hidden = torch.randn(4, DIM)
+    want = model.compute_logits(hidden).argmax(-1)
+    model.compute_logits = None  # type: ignore[assignment, method-assign]
+    assert torch.equal(drafter.draft(hidden), want)
 
 
 def test_weights_that_are_loaded_again_in_place() -> None:

@@ -57,11 +57,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def head_of() -> EngineHead:
-    return EngineHead(torch.randn(20, 4), Settings(capacity=8))
+    return EngineHead(torch.randn(20, 4), Settings(capacity=8, learn=False))
 
 
 def go_on(head: EngineHead, *tokens: int) -> None:
-    head.count_coverage(torch.tensor(tokens))
     head.observe(torch.tensor(tokens))
 
 
@@ -85,18 +84,17 @@ def test_a_line_at_vllms_interval_about_what_is_new(
     assert steps(9.9) == []
     assert steps(0.2) == [
         "MicroSpec metrics: Coverage: 0.0%, Covered: 0 tokens, Not covered: 2 tokens, "
-        "Rows activated: 2, Active: 2 of 8 tokens"
+        "Active: 2 of 8 tokens"
     ]
     go_on(head, 1, 2, 3)
     go_on(head, 3)
     assert steps(9.9) == []
     [line] = steps(0.2)
-    assert "Coverage: 75.0%, Covered: 3 tokens, Not covered: 1 tokens, Rows activated: 1" in line
+    assert "Coverage: 75.0%, Covered: 3 tokens, Not covered: 1 tokens" in line
     assert steps(10.1) == []  # without new text there is nothing to report
     assert prometheus.values == {
         "microspec:covered_tokens": 3,
         "microspec:uncovered_tokens": 3,
-        "microspec:rows_activated": 3,
         "microspec:active_tokens": 3,
     }
 
@@ -128,7 +126,7 @@ def test_a_copy_is_given_a_step_to_arrive(
         assert len(caplog.messages) == token - 1
         told.tick()
         assert len(caplog.messages) == token
-    assert "Not covered: 1 tokens, Rows activated: 1, Active: 2" in caplog.messages[-1]
+    assert "Not covered: 1 tokens, Active: 2" in caplog.messages[-1]
 
 
 def test_other_ranks_tell_nothing(clock: list[float], caplog: pytest.LogCaptureFixture) -> None:
@@ -160,5 +158,5 @@ def test_when_asked() -> None:
     head = head_of()
     go_on(head, 1, 2)
     go_on(head, 2, 5)
-    want = {"hits": 1, "misses": 3, "rows_activated": 3, "active": 3, "coverage": 0.25}
+    want = {"hits": 1, "misses": 3, "active": 3, "coverage": 0.25}
     assert Metrics(head, reports=False).newest() == want

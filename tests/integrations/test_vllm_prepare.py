@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What vLLM's plugin checks and patches if the switch is on."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from microspec_kernels.engine import SWITCH
-from microspec_kernels.integrations.hooks import UnsupportedError
+from microspec_kernels.integrations.hooks import Guard, UnsupportedError
 from microspec_kernels.integrations.hooks.wrap import wrap
 from microspec_kernels.integrations.vllm import plugin, register
 from microspec_kernels.integrations.vllm.drafter import hold
@@ -58,7 +59,7 @@ def test_a_worker_without_a_drafter_is_refused() -> None:
     on = Worker(config(microspec=True))
     with pytest.raises(UnsupportedError, match=r"Runner\.load_model: expected a drafter attached"):
         on.load_model()
-    hold(on.model_runner, object())  # type: ignore[arg-type]
+    hold(on.model_runner, Drafted())  # type: ignore[arg-type]
     assert on.load_model() == "loaded"
 
 
@@ -67,6 +68,7 @@ class Drafted:
 
     def __init__(self) -> None:
         self.asked: list[str] = []
+        self.guard = Guard(logging.getLogger(__name__), alone=True, then="")
 
     def __getattr__(self, name: str) -> Any:
         return lambda: self.asked.append(name) or name

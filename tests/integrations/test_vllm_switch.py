@@ -103,6 +103,26 @@ def test_workers_that_do_not_inherit_the_environment_are_told(
     assert prepared == [on, on] and settings_of(on) == Settings(**SMALL)
 
 
+def test_the_switch_does_not_enter_the_compile_hash() -> None:
+    """vLLM hashes the JSON of additional_config, wherever the settings came from."""
+    import pickle
+
+    on = config(microspec=SMALL, other=3)
+    off = config(other=3)
+    assert settings_of(on) == Settings(**SMALL) and settings_of(off) is None
+    hashed = [json.dumps(each.additional_config, sort_keys=True) for each in (on, off)]
+    assert hashed == ['{"other": 3}'] * 2
+    sent = config()
+    sent.additional_config = pickle.loads(pickle.dumps(on.additional_config))
+    assert settings_of(sent) == Settings(**SMALL)
+    assert not config().additional_config and not _settled(config()).additional_config
+
+
+def _settled(vllm_config: Any) -> Any:
+    settings_of(vllm_config)
+    return vllm_config
+
+
 def test_off_leaves_the_executor_alone() -> None:
     with installed():
         register()

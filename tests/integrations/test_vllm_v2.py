@@ -51,6 +51,10 @@ class DraftModelSpeculator:
         torch.manual_seed(3)
         self.model = DraftModel(torch.randn(V, DIM), V, V)
 
+    def observe_verification(
+        self, idx_mapping: Tensor, num_sampled: Tensor, num_rejected: Any
+    ) -> None: ...
+
     def sample_draft(
         self, hidden_states: Tensor, sample_src_positions: Any, idx_mapping: Tensor
     ) -> Tensor:
@@ -65,7 +69,10 @@ class EagleSpeculator(DraftModelSpeculator):
 class GPUModelRunner:
     def __init__(self, vllm_config: Any) -> None:
         self.speculator = EagleSpeculator(vllm_config)
-        self.req_states = SimpleNamespace(req_id_to_index={})
+        tokens = torch.zeros(SLOTS, 16, dtype=torch.int32)
+        self.req_states = SimpleNamespace(
+            req_id_to_index={}, all_token_ids=SimpleNamespace(gpu=tokens)
+        )
 
     def load_model(self, load_dummy_weights: bool = False) -> None:
         self.speculator.load_model(None)
@@ -74,12 +81,19 @@ class GPUModelRunner:
     def add_requests(self, scheduler_output: Any) -> None:
         for request in scheduler_output.scheduled_new_reqs:
             self.req_states.req_id_to_index[request.req_id] = request.slot
+            prompt = torch.tensor(request.prefill_token_ids)
+            self.req_states.all_token_ids.gpu[request.slot, : len(prompt)] = prompt
 
     def sample(self, logits: Tensor, input_batch: Any, grammar_output: Any = None) -> Any:
         drafts = input_batch.num_draft_tokens > 0
         sampler: Any = self.rejection_sampler if drafts else self.sampler
         output = sampler(logits, input_batch)
         return output, output.num_sampled, output.num_rejected
+
+    def sample_tokens(self, logits: Tensor, input_batch: Any) -> None:
+        """Sample, and hand on the verdict on the drafts like the runner does before it drafts."""
+        _, num_sampled, num_rejected = self.sample(logits, input_batch)
+        self.speculator.observe_verification(input_batch.idx_mapping, num_sampled, num_rejected)
 
 
 @pytest.fixture(autouse=True)
@@ -96,7 +110,10 @@ def _patched() -> Any:
         f"{V2}.spec_decode.rejection_sampler": {"RejectionSampler": classes["RejectionSampler"]},
         speculators: {"DraftModelSpeculator": DraftModelSpeculator},
     }
-    before = {name: vars(DraftModelSpeculator)[name] for name in ("load_model", "sample_draft")}
+    before = {
+        name: vars(DraftModelSpeculator)[name]
+        for name in ("load_model", "sample_draft", "observe_verification")
+    }
     with installed(**modules), pytest.MonkeyPatch.context() as patch:
         for kind in ("Sampler", "RejectionSampler"):
             patch.setitem(globals(), kind, classes[kind])
@@ -109,7 +126,7 @@ def _patched() -> Any:
 @pytest.fixture
 def make(_patched: Any) -> Any:
     def loaded(**settings: Any) -> Any:
-        runner = _patched(config(DIM, V, microspec={"target_top_k": 1} | settings))
+        runner = _patched(config(DIM, V, microspec={"target_top_k": 1, "learn": False} | settings))
         runner.load_model()
         return runner
 
@@ -141,8 +158,8 @@ def batch(rows: dict[int, list[int]], logits_of: list[int], padding: int = 3) ->
         input_ids=torch.tensor(text + [23] * padding, dtype=torch.int32),
         query_start_loc=torch.from_numpy(starts).int(),
         idx_mapping=torch.tensor(slots),
-        expanded_idx_mapping=torch.tensor(slots).repeat_interleave(torch.tensor(logits_of)),
-        cu_num_logits=torch.tensor(np.cumsum([0, *logits_of])),
+        idx_mapping_np=np.array(slots),
+        cu_num_logits_np=np.cumsum([0, *logits_of], dtype=np.int32),
     )
 
 
@@ -162,7 +179,7 @@ def test_off_changes_nothing(_patched: Any) -> None:
     runner.load_model()
     assert drafter_of(runner) is drafter_of(runner.speculator) is drafter_of(runner.sampler) is None
     join(runner, request("a", 0, [1, 2]))
-    runner.sample(best(4), batch({0: [1, 2]}, [1]))
+    runner.sample_tokens(best(4), batch({0: [1, 2]}, [1]))
     hidden = torch.randn(9, DIM)
     want = runner.speculator.model.compute_logits(hidden).argmax(-1)
     assert torch.equal(runner.speculator.sample_draft(hidden, None, torch.zeros(9)), want)
@@ -171,8 +188,8 @@ def test_off_changes_nothing(_patched: Any) -> None:
 def test_from_prompt_to_drafts(make: Any) -> None:
     runner = make(vocabulary="request", capacity=12)
     join(runner, request("a", 2, [1, 2]), request("b", 0, [7, 8, 9, 10], cached=3))
-    assert active(runner, 2) == set() and active(runner, 0) == {7, 8, 9}
-    runner.sample(best(4, 11), batch({2: [1, 2], 0: [10]}, [1, 1]))
+    assert active(runner, 2) == {1, 2} and active(runner, 0) == {7, 8, 9, 10}
+    runner.sample_tokens(best(4, 11), batch({2: [1, 2], 0: [10]}, [1, 1]))
     assert active(runner, 2) == {1, 2, 4} and active(runner, 0) == {7, 8, 9, 10, 11}
     hidden = torch.randn(3, DIM)
     drafts = runner.speculator.sample_draft(hidden, None, torch.tensor([2, 0, -1]))
@@ -188,23 +205,48 @@ def test_verified_drafts(make: Any) -> None:
     join(runner, request("a", 1, [5]), request("b", 3, [6]))
     runner.rejection_sampler.tokens = torch.tensor([[5, 9, 22], [8, 22, 22]])
     runner.rejection_sampler.num_sampled = torch.tensor([2, 1])
-    runner.sample(best(5, 9, 12, 8), batch({1: [5, 5, 17], 3: [6]}, [3, 1]))
-    assert active(runner, 1) == {5, 17, 9, 12} and active(runner, 3) == {6, 8}
+    runner.sample_tokens(best(5, 9, 12, 8), batch({1: [5, 5, 17], 3: [6]}, [3, 1]))
+    # The draft's own token 17 is not looked at.
+    assert active(runner, 1) == {5, 9, 12} and active(runner, 3) == {6, 8}
     drafter = drafter_of(runner)
     assert drafter is not None
     stats = drafter.stats()
-    assert (stats["hits"], stats["misses"]) == (0, 2)  # not of slot 3, which had no drafts
+    assert (stats["hits"], stats["misses"]) == (1, 2)
+
+
+def test_the_output_copy_does_not_wait_for_what_is_observed(make: Any) -> None:
+    """The copy begins between the runner's two calls."""
+    runner = make(capacity=12)
+    join(runner, request("a", 1, [5]))
+    _, num_sampled, num_rejected = runner.sample(best(4), batch({1: [5]}, [1]))
+    assert active(runner) == {5}
+    runner.speculator.observe_verification(None, num_sampled, num_rejected)
+    assert active(runner) == {4, 5}
+    runner.speculator.observe_verification(None, num_sampled, num_rejected)  # of no step
+
+
+def test_learns_from_what_each_request_wrote(make: Any) -> None:
+    runner = make(capacity=12, learn=True, target_top_k=0)
+    join(runner, request("a", 1, [5]), request("b", 3, [6]))
+    runner.rejection_sampler.tokens = torch.tensor([[9, 9, 22], [8, 9, 22]])
+    runner.rejection_sampler.num_sampled = torch.tensor([2, 2])
+    for _ in range(2):
+        runner.sample_tokens(best(9, 9, 12, 8, 9, 9), batch({1: [9, 9, 9], 3: [9, 9, 9]}, [3, 3]))
+    drafter = drafter_of(runner)
+    assert drafter is not None and drafter.head.learning is not None
+    counts = drafter.head.learning.lists.text_counts[0]
+    assert {int(token): int(counts[token]) for token in counts.nonzero()} == {8: 1, 9: 2}
 
 
 def test_a_slot_begins_anew(make: Any) -> None:
     """It is also reset if its previous request returns after preemption."""
     runner = make(vocabulary="request", capacity=12)
     join(runner, request("a", 1, [5]))
-    runner.sample(best(4), batch({1: [5]}, [1]))
+    runner.sample_tokens(best(4), batch({1: [5]}, [1]))
     join(runner, request("a", 1, [5, 4, 3], cached=2))
-    assert active(runner, 1) == {4, 5}
+    assert active(runner, 1) == {3, 4, 5}
     join(runner, request("b", 1, [6]))
-    assert active(runner, 1) == set()
+    assert active(runner, 1) == {6}
 
 
 def test_a_chunk_of_a_prompt(make: Any) -> None:
@@ -212,10 +254,10 @@ def test_a_chunk_of_a_prompt(make: Any) -> None:
     join(runner, request("a", 1, [5, 6, 7, 8]))
     runner.rejection_sampler.tokens = torch.tensor([[22]])
     runner.rejection_sampler.num_sampled = torch.tensor([0])
-    step = batch({1: [5, 6]}, [1])
+    step = batch({1: [5, 6]}, [1])  # whatever the sampler left in its row
     step.num_draft_tokens = 1
-    runner.sample(best(4), step)
-    assert active(runner) == {4, 5, 6}
+    runner.sample_tokens(best(4), step)
+    assert active(runner) == {4, 5, 6, 7, 8}
 
 
 def test_a_sampler_of_the_models_own_is_refused(make: Any) -> None:
@@ -224,4 +266,4 @@ def test_a_sampler_of_the_models_own_is_refused(make: Any) -> None:
     with pytest.raises(
         UnsupportedError, match="the target's sampler: expected a call of it before draft"
     ):
-        runner.sample(best(4), batch({1: [5]}, [1]))
+        runner.sample_tokens(best(4), batch({1: [5]}, [1]))

@@ -23,7 +23,7 @@ class Report:
 
     def __init__(self, head: EngineHead, logger: logging.Logger, prometheus: bool) -> None:
         self._head, self._logger, self._prometheus = head, logger, prometheus
-        self._last = EngineStats(0, 0, 0, 0)
+        self._last = EngineStats(0, 0, 0)
 
     def tell(self, stats: EngineStats) -> None:
         """Report the difference to the previous totals; do nothing if no token is new."""
@@ -33,11 +33,10 @@ class Report:
         self._last = stats
         self._logger.info(
             "MicroSpec metrics: Coverage: %.1f%%, Covered: %d tokens, Not covered: %d tokens, "
-            "Rows activated: %d, Active: %d of %d tokens",
+            "Active: %d of %d tokens",
             100 * new.coverage,
             new.hits,
             new.misses,
-            new.rows_activated,
             stats.active,
             self._head.vocab.ids.numel(),
         )
@@ -49,7 +48,7 @@ class Report:
 
     def reset(self) -> None:
         """Start from zero, after :meth:`EngineHead.reset`."""
-        self._last = EngineStats(0, 0, 0, 0)
+        self._last = EngineStats(0, 0, 0)
 
 
 @cache
@@ -60,9 +59,6 @@ def _prometheus() -> "tuple[dict[str, Counter], Gauge]":
     counters = {
         "hits": Counter("microspec:covered_tokens", "Tokens that the draft could have proposed."),
         "misses": Counter("microspec:uncovered_tokens", "Tokens that it could not have proposed."),
-        "rows_activated": Counter(
-            "microspec:rows_activated", "Rows of the LM head that became active."
-        ),
     }
     # Sum over live processes: engines side by side have separate vocabularies.
     active = Gauge("microspec:active_tokens", "Tokens now active.", multiprocess_mode="livesum")

@@ -5,24 +5,36 @@ SGLang chooses indices in a row of logits and maps them to tokens by the worker'
 Here the LM head returns K logits, one for each slot, and the first K entries of `hot_token_id` are
 the tokens in the slots.
 SGLang maps the choices of draft-extend only when the request drafts next, and the slots may hold
-other tokens by then. So :meth:`ActiveDraft.keep` maps these choices at once and replaces each by
-the index K + token. From index K on, `hot_token_id` maps K + token to the token itself.
+other tokens by then. So :meth:`ActiveDraft.keep` replaces each of these choices at once by the
+index K + token. From index K on, `hot_token_id` maps K + token to the token itself.
 """
 
 import logging
 import weakref
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from microspec_kernels.engine import EngineHead, Settings, Shard
-from microspec_kernels.integrations.hooks import UnsupportedError
+from microspec_kernels.integrations.hooks import (
+    Guard,
+    RequestNumbers,
+    TokenRequests,
+    UnsupportedError,
+    local_tokenizer,
+)
 
 from .metrics import Metrics
 from .requirements import check_head
 
 logger = logging.getLogger(__name__)
+
+# Texts that are counted at a time; others are served, but not learned from. Each takes a bit for
+# each row of the LM head: 4 MB for 256 texts of 128k rows.
+TEXTS = 256
+_AFTER_A_FAILURE = "the draft goes on with the tokens active now"
 
 
 class ActiveDraft:
@@ -51,11 +63,14 @@ class ActiveDraft:
             self.head = EngineHead(
                 self._weight,
                 settings,
+                num_requests=TEXTS,
+                tokenizer=_tokenizer() if settings.learn else None,
+                writes=_writes(),
                 target_vocab_size=vocab_size,
                 row_tokens=worker.hot_token_id,
                 shard=_shard(self._lm_head, lm_head_rows, start),
             )
-        except (ValueError, TypeError, OSError) as error:
+        except (ValueError, TypeError, OSError, ImportError) as error:
             raise UnsupportedError(
                 "sglang: EagleDraftWorker", "settings that fit the draft", error
             ) from error
@@ -63,11 +78,22 @@ class ActiveDraft:
         if capacity < worker.topk:
             expected = f"at least speculative_eagle_topk, {worker.topk}"
             raise UnsupportedError("sglang: capacity", expected, capacity)
-        self.index_tokens = torch.arange(-capacity, vocab_size, device=self._weight.device)
-        self._update_index_tokens()
+        device = self._weight.device
+        # Row 0 is hot_token_id, row 1 the index that a choice is replaced by.
+        self._indices = torch.arange(-capacity, vocab_size, device=device).repeat(2, 1)
+        self._indices[1] += capacity
+        # The values of each row of the LM head there, and of an empty slot. An empty slot is never
+        # the best, but a tree may need more tokens than are active. It then gets token 0.
+        tokens = self.head.token_map.to_tokens(
+            torch.arange(-1, lm_head_rows, device=device).roll(-1), default=0
+        )
+        self._row_indices = torch.stack((tokens, tokens + capacity))
+        self._update_indices()
+        self._numbers, self._token_requests = RequestNumbers(TEXTS), TokenRequests(device)
         self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
         self._metrics = Metrics(self.head)
-        worker.hot_token_id = self.index_tokens
+        self.guard = Guard(logger, alone=self._lm_head.tp_size == 1, then=_AFTER_A_FAILURE)
+        worker.hot_token_id = self._indices[0]
         runner.model_config.hf_config.hot_vocab_size = capacity  # the width of SGLang's buffers
         processor._compute_lm_head = self.logits
         processor.do_tensor_parallel_all_gather = False
@@ -104,48 +130,56 @@ class ActiveDraft:
         Returns:
             int64 of the same shape, K + token.
         """
-        return self.index_tokens[chosen] + self.head.capacity
+        return self._indices[1][chosen]
 
     def prompts(self, batch: Any, next_token_ids: Tensor) -> None:
-        """Observe the part of each prompt that the target has read. Call before the draft reads it.
-
-        Other parts of a prompt come in other batches. Tokens with cached keys and values come in no
-        batch; they are taken from the request.
+        """Begin the requests that are new. Call before the draft reads their prompts.
 
         Args:
             batch: SGLang's batch.
-            next_token_ids: [B], the target's token after each part.
+            next_token_ids: [B], the target's token after what it read of each prompt.
         """
-        cached: list[int] = []
-        for request, length in zip(batch.reqs, batch.prefix_lens, strict=True):
-            if request not in self._seen:
-                self._seen.add(request)
-                cached += [*request.origin_input_ids, *request.output_ids][:length]
-        self._observe(torch.cat((self._to_device(cached), batch.input_ids, next_token_ids)))
+        new = [request for request in batch.reqs if request not in self._seen]
+        for request in new:
+            self._seen.add(request)
+            weakref.finalize(request, self._numbers.end, id(request)).atexit = False
+        if new:
+            begun = [self._numbers.begin(id(request)) for request in new]
+            self.head.begin(begun, [_text(request) for request in new])
+        self.head.admit(next_token_ids)
+        self._update_indices()
 
-    def verified(self, tree: Tensor, result: Any) -> None:
-        """Observe the trees that the target has verified. Call before the draft's next step.
+    def verified(self, batch: Any, result: Any) -> None:
+        """Observe what the target has verified. Call before the draft's next step.
 
         Args:
-            tree: [B · nodes], the tokens of the trees.
+            batch: SGLang's batch.
             result: SGLang's GenerationBatchResult: accept_lens [B], next_token_ids [B · nodes] with
                 each request's accepted tokens first, and logits [B · nodes, V].
 
         Raises:
             UnsupportedError: the logits have another shape.
         """
-        logits = result.logits_output.next_token_logits
-        if logits.shape != (len(tree), self.head.token_map.target_vocab_size):
-            expected = f"shape [{len(tree)}, {self.head.token_map.target_vocab_size}]"
-            raise UnsupportedError("sglang: the target's logits", expected, list(logits.shape))
-        lengths = result.accept_lens
+        lengths, likeliest = result.accept_lens, None
         accepted = result.next_token_ids.view(len(lengths), -1)
-        column = torch.arange(accepted.size(1), device=accepted.device)
-        accepted = accepted.masked_fill(column >= lengths[:, None], -1).flatten()
-        likeliest = self.head.top_target_tokens(logits).flatten()
-        self.head.count_coverage(accepted)
-        self._observe(torch.cat((tree, likeliest, accepted)))
+        parts = [(self._numbers.of(map(id, batch.reqs)), accepted.size(1))]
+        if self.head.settings.target_top_k:
+            likeliest = self._likeliest(result.logits_output.next_token_logits, accepted.numel())
+            parts.insert(0, ([-1], likeliest.numel()))
+        token_requests = None
+        if self.head.learning is not None:
+            token_requests = self._token_requests.of(*parts)
+        self.head.observe(accepted, token_requests, lengths=lengths, candidates=likeliest)
+        self._update_indices()
         self._metrics.tick()
+
+    def _likeliest(self, logits: Tensor, rows: int) -> Tensor:
+        shape = [rows, self.head.token_map.target_vocab_size]
+        if list(logits.shape) != shape:
+            raise UnsupportedError(
+                "sglang: the target's logits", f"shape {shape}", list(logits.shape)
+            )
+        return self.head.top_target_tokens(logits)
 
     def reload(self) -> None:
         """Update the head after the weights changed in place.
@@ -159,19 +193,32 @@ class ActiveDraft:
             )
         self.head.reload()
 
-    def _observe(self, tokens: Tensor) -> None:
-        self.head.observe(tokens)
-        self._update_index_tokens()
+    def _update_indices(self) -> None:
+        """Bring the slots' indices up to date, with one kernel: slot -1 reads the last column."""
+        slots = self._indices[:, : self.head.capacity]
+        ids = self.head.vocab.ids[0]
+        torch.ops.aten.index.Tensor_out(self._row_indices, [None, ids], out=slots)
 
-    def _update_index_tokens(self) -> None:
-        # An empty slot is never the best of a row, but a tree may need more tokens than are active.
-        # It then gets token 0, because SGLang needs a valid token id.
-        tokens = self.head.slot_tokens()[0].clamp(min=0)
-        self.index_tokens[: self.head.capacity] = tokens
 
-    def _to_device(self, tokens: list[int]) -> Tensor:
-        pinned = torch.tensor(tokens, dtype=torch.int64, pin_memory=self._weight.is_cuda)
-        return pinned.to(self._weight.device, non_blocking=True)
+def _text(request: Any) -> Tensor:
+    """Return a request's tokens so far, int64 [n] on the host."""
+    parts = [
+        np.asarray(part, dtype=np.int64) for part in (request.origin_input_ids, request.output_ids)
+    ]
+    return torch.from_numpy(np.concatenate(parts))
+
+
+def _tokenizer() -> Any | None:
+    from sglang.srt.runtime_context import get_serving
+
+    return local_tokenizer(get_serving().tokenizer_path)
+
+
+def _writes() -> bool:
+    """Whether this process may write the file: the first of the data-parallel engines."""
+    from sglang.srt.runtime_context import get_parallel
+
+    return not getattr(get_parallel(), "dp_rank", None)
 
 
 def _shard(lm_head: Any, lm_head_rows: int, start: int) -> Shard | None:

@@ -38,7 +38,16 @@ _HOOK_POINTS = (
     ),
     *(
         HookPoint("sglang.srt.runtime_context", f"get_{group}", ())
-        for group in ("spec", "schedule", "lora", "exec", "parallel", "disagg", "observability")
+        for group in (
+            "spec",
+            "schedule",
+            "lora",
+            "exec",
+            "parallel",
+            "disagg",
+            "observability",
+            "serving",
+        )
     ),
 )
 

@@ -51,6 +51,7 @@ def _make_scheduler(settings: Settings, original: Any, *args: Any, **kwargs: Any
         raise UnsupportedError(
             "sglang: Scheduler.draft_worker", "a draft attached", type(worker).__name__
         )
+    _attached(worker.draft_worker).guard.start()
 
 
 def _patch(settings: Settings) -> None:
@@ -89,7 +90,8 @@ def _attach(settings: Settings, original: Original, arguments: Mapping[str, Any]
 def _extend_for_prefill(original: Original, arguments: Mapping[str, Any]) -> Any:
     draft, batch = _attached(arguments["self"]), arguments["batch"]
     if not batch.forward_mode.is_idle():
-        draft.prompts(batch, arguments["next_token_ids"])
+        next_token_ids = arguments["next_token_ids"]
+        draft.guard.run(lambda: draft.prompts(batch, next_token_ids), lambda: None)
     draft_input = original()
     draft_input.topk_index = draft.keep(draft_input.topk_index)
     return draft_input
@@ -104,14 +106,14 @@ def _extend_for_decode(original: Original, arguments: Mapping[str, Any]) -> Any:
 
 def _verify(original: Original, arguments: Mapping[str, Any]) -> Any:
     draft, batch = _attached(arguments["self"].draft_worker), arguments["batch"]
-    tree = batch.spec_info.draft_token
     result = original()
     if not batch.forward_mode.is_idle():
-        draft.verified(tree, result)
+        draft.guard.run(lambda: draft.verified(batch, result), lambda: None)
     return result
 
 
 def _update_weights(original: Original, arguments: Mapping[str, Any]) -> Any:
     updated = original()
-    _attached(arguments["self"].draft_worker.draft_worker).reload()
+    draft = _attached(arguments["self"].draft_worker.draft_worker)
+    draft.guard.run(draft.reload, lambda: None)
     return updated

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from microspec_kernels.engine import EngineHead, Settings, Shard
-from microspec_kernels.integrations.hooks import UnsupportedError
+from microspec_kernels.integrations.hooks import UnsupportedError, local_tokenizer
 
 from .draft_lm_head import DraftLMHead
 from .drafter import Drafter
@@ -16,6 +16,12 @@ from .metrics import Metrics
 from .requirements import check_head
 
 logger = logging.getLogger(f"vllm.{__name__}")  # vLLM shows its own loggers only
+
+_MORE_ROWS = (
+    "MicroSpec: vocabulary 'request': %d requests with K = %d may read more rows together than the "
+    "LM head has, %d. A shared vocabulary with a larger K covers more and reads less "
+    "(docs/policy.md)"
+)
 
 
 def attach(
@@ -31,7 +37,7 @@ def attach(
         model: the draft model.
         vllm_config: the engine's configuration.
         settings: the user's settings.
-        max_requests: the most requests that run at once: the number of vocabularies with
+        max_requests: the most requests that are numbered at once: the number of vocabularies with
             `vocabulary="request"`.
 
     Raises:
@@ -41,7 +47,7 @@ def attach(
     size = vllm_config.speculative_config.draft_model_config.get_hidden_size()
     device = next(model.parameters()).device
     hidden = torch.zeros(1, size, dtype=vllm_config.model_config.dtype, device=device)
-    handed = lm_head.handed(hidden)
+    handed = lm_head.find(hidden)
     layer = handed.lm_head
     check_head(layer, handed.processor, handed.hidden.dtype)
     lm_head_rows = min(layer.org_vocab_size, handed.processor.org_vocab_size)
@@ -51,17 +57,27 @@ def attach(
         min(at, lm_head_rows) for at in (held.org_vocab_start_index, held.org_vocab_end_index)
     )
     weight = layer.weight.detach()[: end - start]
+    shared, config = settings.vocabulary == "shared", vllm_config.model_config
+    tokenizer = None
+    if settings.learn and not getattr(config, "skip_tokenizer_init", False):
+        tokenizer = local_tokenizer(config.tokenizer, config.tokenizer_revision)
+    if not shared and max_requests * min(settings.capacity, lm_head_rows) > lm_head_rows:
+        logger.warning(_MORE_ROWS, max_requests, settings.capacity, lm_head_rows)
     try:
         head = EngineHead(
             weight,
             settings,
-            num_groups=max_requests if settings.vocabulary == "request" else 1,
-            target_vocab_size=vllm_config.model_config.get_vocab_size(),
+            num_groups=1 if shared else max_requests,
+            num_requests=max(2, max_requests) if shared else max_requests,
+            tokenizer=tokenizer,
+            # Each data-parallel engine learns from its own requests; the first one writes.
+            writes=vllm_config.parallel_config.data_parallel_index == 0,
+            target_vocab_size=config.get_vocab_size(),
             row_tokens=tokens,
             bias=None if handed.bias is None else handed.bias[: end - start],
             shard=_shard(layer, lm_head_rows, start),
         )
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, ImportError) as error:
         raise UnsupportedError(f"vllm: {name}", "settings that fit the draft", error) from error
     _announce(name, model, head)
     return Drafter(lm_head, layer, weight, head, Metrics(head, layer.tp_rank == 0))

@@ -1,25 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """A vLLM draft model with its LM head over an active vocabulary, for both model runners."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from microspec_kernels.engine import EngineHead
-from microspec_kernels.integrations.hooks import UnsupportedError
+from microspec_kernels.integrations.hooks import Guard, TokenRequests, UnsupportedError
 
 from .draft_lm_head import DraftLMHead
 from .metrics import Metrics
 
+logger = logging.getLogger(f"vllm.{__name__}")  # vLLM shows its own loggers only
+
 _ATTRIBUTE = "microspec_drafter"
+_AFTER_A_FAILURE = (
+    "drafts come from the engine's own LM head; captured graphs draft from the tokens active now"
+)
 
 
 def drafter_of(holder: Any) -> "Drafter | None":
-    """Return the drafter of a speculator, sampler or runner; None if it has none."""
+    """Return the drafter of a speculator, sampler or runner; None if it has none, or it failed."""
     drafter: Drafter | None = getattr(holder, _ATTRIBUTE, None)
-    return drafter
+    return None if drafter is None or drafter.guard.failed else drafter
 
 
 def hold(holder: Any, drafter: "Drafter") -> None:
@@ -30,15 +35,15 @@ def hold(holder: Any, drafter: "Drafter") -> None:
 class Drafter:
     """Pass what the runner's hooks receive to the draft's :class:`EngineHead`.
 
-    `request_index` in the methods is the index at which the runner keeps each request while it
-    runs: int32 or int64, -1 for padding. It may be None if one vocabulary serves all requests.
-
     Args:
         lm_head: the draft model's LM head.
         module: vLLM's layer of that head.
         weight: the rows of `module` that `head` reads.
         head: an :class:`EngineHead` over `weight`.
         metrics: reports the head's counters.
+
+    Attributes:
+        guard: runs the hooks after the start.
     """
 
     def __init__(
@@ -46,88 +51,79 @@ class Drafter:
     ) -> None:
         self.head = head
         self._lm_head, self._module, self._weight, self._metrics = lm_head, module, weight, metrics
-        self._shared = head.settings.vocabulary == "shared"
-        self._likeliest: tuple[Tensor, Tensor | None] | None = None
+        self._token_requests = TokenRequests(head.vocab.device)
+        self._likeliest: Tensor | None = None
+        self.guard = Guard(logger, alone=module.tp_size == 1, then=_AFTER_A_FAILURE)
 
     def draft(self, hidden: Tensor, request_index: Tensor | None = None) -> Tensor:
         """Return the draft's tokens int64 [N] for its hidden states [N, H]. May be captured.
 
+        Args:
+            request_index: int32 or int64 [N], each row's request, -1 for padding; unused if all
+                requests share a vocabulary.
+
         Raises:
             UnsupportedError: the model calls another LM head than the attached one.
         """
-        handed = self._lm_head.handed(hidden)
-        if handed.lm_head is not self._module:
-            other = type(handed.lm_head).__name__
-            raise UnsupportedError(
-                "vllm: the draft's LM head", "the one that was attached to", other
-            )
-        return self.head.argmax(handed.hidden, None if self._shared else request_index)
+        handed = self._lm_head.input_of(hidden, self._module)
+        return self.head.argmax(handed, None if self.head.shared else request_index)
 
-    def begin(self, request_index: Sequence[int], prefixes: Sequence[Sequence[int]]) -> None:
-        """Begin new requests.
+    def begin(self, requests: Sequence[int], prompts: Sequence[Tensor]) -> None:
+        """Begin new requests; see :meth:`EngineHead.begin`.
 
         Args:
-            request_index: index of each new request.
-            prefixes: each request's tokens whose keys and values are cached. No step will run them,
-                so the vocabulary observes them here.
+            requests: number of each new request.
+            prompts: each request's tokens, on any device.
         """
-        device = self._weight.device
-        if not self._shared:
-            self.head.reset(_to(device, request_index))
-        if any(prefixes):
-            lengths = [len(prefix) for prefix in prefixes]
-            pairs = zip(request_index, lengths, strict=True)
-            groups = [index for index, length in pairs for _ in range(length)]
-            tokens = [token for prefix in prefixes for token in prefix]
-            self.head.observe(_to(device, tokens), None if self._shared else _to(device, groups))
+        self.head.begin(requests, prompts)
 
-    def keep(self, logits: Tensor, request_index: Tensor | None = None) -> None:
+    def keep(self, logits: Tensor) -> None:
         """Keep the target's likeliest tokens of this step until :meth:`observe`.
 
-        Call before the sampler, which may write into the logits.
+        Call before the sampler, which may write into the logits. Without `target_top_k` it does
+        nothing.
 
         Args:
             logits: [R, V], the target's logits of the verified rows.
-            request_index: [R], each row's request.
         """
-        self._likeliest = self.head.top_target_tokens(logits), request_index
+        if self.head.settings.target_top_k:
+            self._likeliest = self.head.top_target_tokens(logits)
 
     def observe(
         self,
-        text: Tensor,
         sampled: Tensor,
-        drafted: Tensor,
-        request_index: Tensor | None = None,
+        requests: Sequence[int],
         lengths: Tensor | None = None,
+        verified_requests: Sequence[int] | None = None,
     ) -> None:
         """Observe a step of the target. Call eagerly, before the draft's next step; never waits.
 
         Args:
-            text: [N], the tokens that the target ran, drafts included.
-            sampled: [B, n], the tokens that continue each text, then -1.
-            drafted: bool [B], whether the text had drafts.
-            request_index: [B], each text's index.
-            lengths: [B], each text's number of tokens in `text`.
+            sampled: [B, n], the tokens that continue each text, then -1 or what `lengths` excludes.
+            requests: B numbers, the requests of the texts.
+            lengths: [B], the number of tokens that continue each text.
+            verified_requests: the requests of the logits' rows given to :meth:`keep`; unused if all
+                requests share a vocabulary.
 
         Raises:
             UnsupportedError: :meth:`keep` was not called in this step.
         """
-        if self._likeliest is None:
+        head = self.head
+        likeliest, self._likeliest = self._likeliest, None
+        if likeliest is None and head.settings.target_top_k:
             raise UnsupportedError(
                 "vllm: the target's sampler", "a call of it before drafting", "none"
             )
-        (likeliest, row_index), self._likeliest = self._likeliest, None
-        tokens = torch.cat((text, likeliest.flatten(), sampled.flatten()))
-        groups = groups_of_sampled = None
-        if not self._shared:
-            assert request_index is not None and row_index is not None and lengths is not None
-            groups_of_sampled = request_index.repeat_interleave(sampled.size(1))
-            groups_of_text = request_index.repeat_interleave(lengths, output_size=len(text))
-            groups_of_likeliest = row_index.repeat_interleave(likeliest.size(1))
-            groups = torch.cat((groups_of_text, groups_of_likeliest, groups_of_sampled))
-        counted = sampled.masked_fill(~drafted[:, None], -1).flatten()
-        self.head.count_coverage(counted, groups_of_sampled)
-        self.head.observe(tokens, groups)
+        token_requests = None
+        if not head.shared or head.learning is not None:
+            parts = [(requests, sampled.size(1))]
+            if likeliest is not None:
+                rows, count = likeliest.shape
+                owners = [-1] * rows if head.shared else verified_requests
+                assert owners is not None
+                parts.insert(0, (owners, count))
+            token_requests = self._token_requests.of(*parts)
+        head.observe(sampled, token_requests, lengths=lengths, candidates=likeliest)
         self._metrics.tick()
 
     def reset(self) -> None:
@@ -151,9 +147,3 @@ class Drafter:
     def stats(self) -> dict[str, Any]:
         """Return the newest totals. Waits for the device."""
         return self._metrics.newest()
-
-
-def _to(device: torch.device, values: Sequence[int]) -> Tensor:
-    """Copy values to the device as int64 [n], without waiting for the copy."""
-    tensor = torch.tensor(values, dtype=torch.int64, pin_memory=device.type == "cuda")
-    return tensor.to(device, non_blocking=True)

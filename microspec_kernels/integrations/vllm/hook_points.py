@@ -34,6 +34,7 @@ _RUNNER_V2 = (
         "DraftModelSpeculator.sample_draft",
         ("self", "hidden_states", "idx_mapping"),
     ),
+    HookPoint(_SPECULATOR, "DraftModelSpeculator.observe_verification", ("self", "num_sampled")),
     HookPoint(f"{_V2}.model_runner", "GPUModelRunner.load_model", ("self",)),
     HookPoint(f"{_V2}.model_runner", "GPUModelRunner.add_requests", ("self", "scheduler_output")),
     HookPoint(f"{_V2}.model_runner", "GPUModelRunner.sample", ("self", "input_batch")),

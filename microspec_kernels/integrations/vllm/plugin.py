@@ -2,8 +2,7 @@
 """Patch vLLM when one of its workers receives a configuration with the switch on."""
 
 import logging
-from collections.abc import Mapping, MutableMapping
-from dataclasses import asdict
+from collections.abc import Mapping
 from typing import Any
 
 from microspec_kernels.integrations.hooks import UnsupportedError, check_hook_points
@@ -51,11 +50,8 @@ def _version() -> str:
 
 
 def _make_executor(original: Original, arguments: Mapping[str, Any]) -> None:
-    """Copy the settings to the configuration: Ray's workers do not inherit this environment."""
-    vllm_config = arguments["vllm_config"]
-    settings, additional = settings_of(vllm_config), vllm_config.additional_config
-    if settings is not None and isinstance(additional, MutableMapping):
-        additional["microspec"] = asdict(settings)
+    """Keep the settings on the configuration: Ray's workers do not inherit this environment."""
+    settings_of(arguments["vllm_config"])
     original()
 
 
@@ -94,6 +90,7 @@ def _warm_up(original: Original, arguments: Mapping[str, Any]) -> Any:
     drafter = drafter_of(arguments["self"].model_runner)
     if drafter is not None:
         drafter.reset()  # the warm-up runs requests of made-up tokens
+        drafter.guard.start()
     return warm
 
 
@@ -101,11 +98,14 @@ def _reload(original: Original, arguments: Mapping[str, Any]) -> Any:
     reloaded = original()
     drafter = drafter_of(arguments["self"].model_runner)
     if drafter is not None:
-        drafter.reload()
+        drafter.guard.run(drafter.reload, lambda: None)
     return reloaded
 
 
 def _stats(worker: Any) -> dict[str, Any] | None:
-    """Return one worker's totals, for `llm.collective_rpc("microspec_stats")`; None if off."""
+    """Return one worker's totals, for `llm.collective_rpc("microspec_stats")`; None if off.
+
+    Also None after a hook has failed.
+    """
     drafter = drafter_of(worker.model_runner)
     return None if drafter is None else drafter.stats()

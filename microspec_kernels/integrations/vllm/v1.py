@@ -10,13 +10,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from microspec_kernels.integrations.hooks import UnsupportedError
+from microspec_kernels.integrations.hooks import RequestNumbers, UnsupportedError
 from microspec_kernels.integrations.hooks.wrap import Original, wrap
 
 from .attach import attach
-from .drafter import drafter_of, hold
+from .drafter import Drafter, drafter_of, hold
 from .switch import settings_of
+
+_NUMBERS = "microspec_numbers"
 
 
 def install() -> None:
@@ -39,21 +42,27 @@ def _make_proposer(original: Original, arguments: Mapping[str, Any]) -> None:
 def _load_draft_model(original: Original, arguments: Mapping[str, Any]) -> None:
     original()
     proposer = arguments["self"]
-    config = proposer.vllm_config
+    config, runner = proposer.vllm_config, proposer.microspec_runner
     settings = settings_of(config)
     if settings is None:
         return
     if settings.vocabulary != "shared":
         where = "vllm: vocabulary"
         raise UnsupportedError(where, "'shared' with model runner V1", repr(settings.vocabulary))
-    drafter = attach(type(proposer).__name__, proposer.model, config, settings, max_requests=1)
-    for holder in (proposer, proposer.microspec_runner):
+    # Preempted requests keep their number.
+    max_requests = 2 * config.scheduler_config.max_num_seqs
+    name = type(proposer).__name__
+    drafter = attach(name, proposer.model, config, settings, max_requests)
+    setattr(runner, _NUMBERS, RequestNumbers(max_requests))
+    for holder in (proposer, runner):
         hold(holder, drafter)
 
 
 def _greedy_sample(original: Original, arguments: Mapping[str, Any]) -> Any:
     drafter, hidden = drafter_of(arguments["self"]), arguments["hidden_states"]
-    return original() if drafter is None else drafter.draft(hidden)
+    if drafter is None:
+        return original()
+    return drafter.guard.run(lambda: drafter.draft(hidden), original)
 
 
 def _update_states(original: Original, arguments: Mapping[str, Any]) -> Any:
@@ -62,40 +71,48 @@ def _update_states(original: Original, arguments: Mapping[str, Any]) -> Any:
     runner, scheduled = arguments["self"], arguments["scheduler_output"]
     drafter = drafter_of(runner)
     if drafter is not None:
-        joined = [request.req_id for request in scheduled.scheduled_new_reqs]
-        joined += scheduled.scheduled_cached_reqs.resumed_req_ids
-        if joined:
-            prefixes = [_cached(runner.requests[request_id]) for request_id in joined]
-            drafter.begin([0] * len(joined), prefixes)
+        drafter.guard.run(lambda: _begin(drafter, runner, scheduled), lambda: None)
     return updated
 
 
-def _cached(request: Any) -> list[int]:
-    """Return the tokens whose keys and values are cached before the request's first step."""
-    prompt = request.prompt_token_ids or []  # None if the prompt is given as embeddings
-    tokens: list[int] = [*prompt, *request.output_token_ids][: request.num_computed_tokens]
-    return tokens
+def _begin(drafter: Drafter, runner: Any, scheduled: Any) -> None:
+    numbers: RequestNumbers = getattr(runner, _NUMBERS)
+    # In the same order on all ranks: these are sets.
+    for request_id in sorted(scheduled.finished_req_ids):
+        numbers.end(request_id)
+    joined = [request.req_id for request in scheduled.scheduled_new_reqs]
+    joined += sorted(scheduled.scheduled_cached_reqs.resumed_req_ids)
+    if joined:
+        begun = [numbers.begin(request_id) for request_id in joined]
+        drafter.begin(begun, [_text(runner, request_id) for request_id in joined])
+
+
+def _text(runner: Any, request_id: str) -> Tensor:
+    """Return the request's tokens so far, int32 [n], in the memory of vLLM's batch."""
+    batch, request = runner.input_batch, runner.requests[request_id]
+    row = batch.req_id_to_index[request_id]
+    length = 0 if request.prompt_token_ids is None else request.num_tokens  # None: embeddings
+    return torch.from_numpy(batch.token_ids_cpu[row, :length])
 
 
 def _sample(original: Original, arguments: Mapping[str, Any]) -> Any:
     """Observe the step's target tokens before the draft's next step."""
-    runner, logits, verified = (
-        arguments["self"],
-        arguments["logits"],
-        arguments["spec_decode_metadata"],
-    )
+    runner, logits = arguments["self"], arguments["logits"]
     drafter = drafter_of(runner)
     if drafter is None:
         return original()
-    drafter.keep(logits)
+    drafter.guard.run(lambda: drafter.keep(logits), lambda: None)
     output = original()
-    requests = runner.input_batch.num_reqs
-    text = runner.input_ids.gpu[: int(runner.query_start_loc.np[requests])]
-    sampled = output.sampled_token_ids  # -1 after the accepted tokens
-    if verified is None:
-        drafted = torch.zeros(requests, dtype=torch.bool, device=sampled.device)
-    else:
-        drafts = verified.cu_num_draft_tokens
-        drafted = drafts.diff(prepend=drafts.new_zeros(1)) > 0
-    drafter.observe(text, sampled, drafted)
+    drafter.guard.run(lambda: _observe(drafter, runner, output.sampled_token_ids), lambda: None)
     return output
+
+
+def _observe(drafter: Drafter, runner: Any, sampled: Tensor) -> None:
+    """Observe the sampled tokens [B, n], which have -1 after the accepted ones."""
+    batch = runner.input_batch
+    count = batch.num_reqs
+    requests = getattr(runner, _NUMBERS).of(batch.req_ids[:count])
+    discarded = runner.discard_request_mask
+    if discarded.np[:count].any():  # a part of a prompt is followed by a token of no text
+        sampled = sampled.masked_fill(discarded.gpu[:count, None], -1)
+    drafter.observe(sampled, requests)

@@ -2,20 +2,24 @@
 """Hooks for model runner V2 (vllm/v1/worker/gpu).
 
 Replayed graphs make its drafts, LM head included: `sample_draft` runs when they are captured. The
-runner calls `GPUModelRunner.sample` eagerly between the target's graph and the draft's, in real
-steps only; the vocabulary observes tokens there. State that both use lies at fixed addresses.
+runner samples and starts to copy its output to the host. It then calls `observe_verification`
+eagerly, in real steps only; the vocabulary observes tokens there, so that the copy does not wait.
+State that both use lies at fixed addresses.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
+import numpy as np
+from torch import Tensor
 
 from microspec_kernels.integrations.hooks.wrap import Original, wrap
 
 from .attach import attach
-from .drafter import drafter_of, hold
+from .drafter import Drafter, drafter_of, hold
 from .switch import settings_of
+
+_SAMPLED = "microspec_sampled"
 
 
 def install() -> None:
@@ -27,6 +31,7 @@ def install() -> None:
 
     wrap(DraftModelSpeculator, "load_model", _load_draft_model)
     wrap(DraftModelSpeculator, "sample_draft", _sample_draft)
+    wrap(DraftModelSpeculator, "observe_verification", _observe_verification)
     wrap(GPUModelRunner, "load_model", _load_model)
     wrap(GPUModelRunner, "add_requests", _add_requests)
     wrap(GPUModelRunner, "sample", _sample)
@@ -58,7 +63,8 @@ def _sample_draft(original: Original, arguments: Mapping[str, Any]) -> Any:
     drafter = drafter_of(arguments["self"])
     if drafter is None:
         return original()
-    return drafter.draft(arguments["hidden_states"], arguments["idx_mapping"])
+    hidden, request_index = arguments["hidden_states"], arguments["idx_mapping"]
+    return drafter.guard.run(lambda: drafter.draft(hidden, request_index), original)
 
 
 def _add_requests(original: Original, arguments: Mapping[str, Any]) -> Any:
@@ -67,37 +73,53 @@ def _add_requests(original: Original, arguments: Mapping[str, Any]) -> Any:
     runner, new = arguments["self"], arguments["scheduler_output"].scheduled_new_reqs
     drafter = drafter_of(runner)
     if drafter is not None and new:
-        request_index = [runner.req_states.req_id_to_index[request.req_id] for request in new]
-        drafter.begin(request_index, [_cached(request) for request in new])
+        drafter.guard.run(lambda: _begin(drafter, runner.req_states, new), lambda: None)
     return added
 
 
-def _cached(request: Any) -> list[int]:
-    tokens: list[int] = request.prefill_token_ids[: request.num_computed_tokens]
-    return tokens
+def _begin(drafter: Drafter, states: Any, new: Sequence[Any]) -> None:
+    requests = [states.req_id_to_index[request.req_id] for request in new]
+    # The runner has just written these rows, on the device or where the device can read them.
+    rows = states.all_token_ids.gpu
+    prompts = [
+        rows[request, : len(each.prefill_token_ids)]
+        for request, each in zip(requests, new, strict=True)
+    ]
+    drafter.begin(requests, prompts)
 
 
 def _verify(original: Original, arguments: Mapping[str, Any]) -> Any:
     drafter = drafter_of(arguments["self"])
     if drafter is not None:
-        drafter.keep(arguments["logits"], arguments["input_batch"].expanded_idx_mapping)
+        drafter.guard.run(lambda: drafter.keep(arguments["logits"]), lambda: None)
     return original()
 
 
 def _sample(original: Original, arguments: Mapping[str, Any]) -> Any:
-    """Observe the step's target tokens before the draft's next step."""
+    """Keep the step's batch and tokens for :func:`_observe_verification`."""
     sampled = original()
-    drafter = drafter_of(arguments["self"])
-    if drafter is not None:
-        output, num_sampled, _ = sampled
-        batch, tokens = arguments["input_batch"], output.sampled_token_ids
-        starts, rows = batch.query_start_loc, batch.cu_num_logits
-        there = torch.arange(tokens.size(1), device=tokens.device) < num_sampled[:, None]
-        drafter.observe(
-            batch.input_ids[: batch.num_tokens],
-            tokens.where(there, -1),
-            rows[: batch.num_reqs + 1].diff() > 1,
-            batch.idx_mapping[: batch.num_reqs],
-            starts[: batch.num_reqs + 1].diff(),
-        )
+    runner = arguments["self"]
+    if drafter_of(runner) is not None:
+        output = sampled[0].sampled_token_ids
+        setattr(runner.speculator, _SAMPLED, (arguments["input_batch"], output))
     return sampled
+
+
+def _observe_verification(original: Original, arguments: Mapping[str, Any]) -> Any:
+    """Observe the step's target tokens before the draft's next step."""
+    speculator, num_sampled = arguments["self"], arguments["num_sampled"]
+    drafter = drafter_of(speculator)
+    kept = vars(speculator).pop(_SAMPLED, None)
+    if drafter is not None and kept is not None:
+        batch, sampled = kept
+        drafter.guard.run(lambda: _observe(drafter, batch, sampled, num_sampled), lambda: None)
+    return original()
+
+
+def _observe(drafter: Drafter, batch: Any, sampled: Tensor, num_sampled: Tensor) -> None:
+    requests = batch.idx_mapping_np[: batch.num_reqs]
+    verified = None
+    if drafter.head.settings.target_top_k and not drafter.head.shared:
+        rows = np.diff(batch.cu_num_logits_np[: batch.num_reqs + 1])
+        verified = requests.repeat(rows).tolist()
+    drafter.observe(sampled, requests.tolist(), num_sampled, verified)

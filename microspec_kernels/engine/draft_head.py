@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The part of an `EngineHead` that a draft calls, in captured graphs too."""
+
+from torch import Tensor
+
+from microspec_kernels.head import SparseHead
+from microspec_kernels.vocab import ActiveVocab
+
+from .token_map import TokenMap
+
+
+class DraftHead:
+    """The draft's LM head over the active rows, with results as the target's tokens.
+
+    Attributes:
+        head: the head over rows.
+        vocab: the active rows.
+        token_map: the map between rows and the target's tokens.
+    """
+
+    head: SparseHead
+    vocab: ActiveVocab
+    token_map: TokenMap
+    _never_empty: bool
+
+    def topk(
+        self, hidden: Tensor, k: int, row_groups: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the draft's k best tokens of each row. May be captured.
+
+        Args:
+            hidden: [..., D], the input of the LM head.
+            row_groups: int32 or int64 [...], each row's vocabulary, -1 for padding; None with one
+                vocabulary. Like `hidden`, a buffer at a fixed address if the call is captured: a
+                replay reads the values that it holds then.
+
+        Returns:
+            logits fp32 [..., k]; the target's token ids int64 [..., k]; logsumexp fp32 [...] over
+            the active tokens. Logits are -inf and ids -1 for padding rows and where a vocabulary
+            has fewer than k tokens.
+        """
+        logits, rows, logsumexp = self.head(hidden, k, row_groups)
+        return logits, self.token_map.to_tokens(rows), logsumexp
+
+    def argmax(self, hidden: Tensor, row_groups: Tensor | None = None) -> Tensor:
+        """Return the draft's best token of each row, int64 [...]. May be captured.
+
+        A row without an active token, as padding is, gets token 0: engines need a valid token id,
+        and the target rejects a wrong one.
+
+        Args:
+            hidden, row_groups: as for :meth:`topk`.
+        """
+        rows = self.head(hidden, 1, row_groups)[1][..., 0]
+        return self.token_map.to_tokens(rows, default=-1 if self._never_empty else 0)
+
+    def slot_logits(self, hidden: Tensor) -> Tensor:
+        """Return a shared vocabulary's logits, for an engine that chooses among the slots itself.
+
+        May be captured.
+
+        Args:
+            hidden: [..., D], the input of the LM head.
+
+        Returns:
+            fp32 [..., K], one column for each slot, -inf for empty slots.
+        """
+        return self.head.slot_logits(hidden)[0]
+
+    def slot_tokens(self) -> Tensor:
+        """Return the target's token in each slot: int64 [G, K], -1 for empty slots."""
+        return self.token_map.to_tokens(self.vocab.ids.long())
+
+    def reload(self) -> None:
+        """Gather the slab again after the weight changed in place. Call outside capture."""
+        slab = self.head.slab
+        if slab is not None:
+            slab.invalidate()
+            self._gather()
+
+    def _gather(self) -> None:
+        slab = self.head.slab
+        if slab is not None:
+            slab.refresh_now()  # a captured graph cannot wait for another stream

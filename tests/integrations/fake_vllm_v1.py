@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM's model runner V1, as far as the plugin uses it, without an engine."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from microspec_kernels.integrations.vllm import v1
+
+from .fake_vllm import DraftModel, config, installed
+
+V, DIM, REQUESTS, LENGTH = 24, 8, 4, 32
+
+
+class SpecDecodeBaseProposer:
+    def __init__(self, vllm_config: Any, runner: Any) -> None:
+        self.vllm_config = vllm_config
+
+    def load_model(self) -> None:
+        torch.manual_seed(3)
+        self.model = DraftModel(torch.randn(V, DIM), V, V)
+
+    def _greedy_sample(self, hidden_states: Tensor) -> Tensor:
+        return self.model.compute_logits(hidden_states).argmax(-1)
+
+
+class GPUModelRunner:
+    """Rows of requests, which :meth:`step` samples the test's tokens for."""
+
+    def __init__(self, vllm_config: Any, proposer: Any) -> None:
+        self.requests: dict[str, Any] = {}
+        self.input_batch = SimpleNamespace(
+            req_ids=[],
+            req_id_to_index={},
+            num_reqs=0,
+            token_ids_cpu=np.zeros((REQUESTS, LENGTH), dtype=np.int32),
+        )
+        mask = torch.zeros(REQUESTS, dtype=torch.bool)
+        self.discard_request_mask = SimpleNamespace(np=mask.numpy(), gpu=mask)
+        self.drafter = proposer(vllm_config, runner=self)
+        self.drafter.load_model()
+
+    def _update_states(self, scheduler_output: Any) -> None:
+        batch = self.input_batch
+        for name in scheduler_output.finished_req_ids:
+            del self.requests[name]
+            batch.req_ids.remove(name)
+        for new in scheduler_output.scheduled_new_reqs:
+            tokens = new.prompt_token_ids
+            self.requests[new.req_id] = SimpleNamespace(
+                prompt_token_ids=tokens, num_tokens=len(tokens)
+            )
+            batch.req_ids.append(new.req_id)
+        batch.num_reqs = len(batch.req_ids)
+        batch.req_id_to_index = {name: row for row, name in enumerate(batch.req_ids)}
+        for name, row in batch.req_id_to_index.items():
+            tokens = self.requests[name].prompt_token_ids
+            batch.token_ids_cpu[row, : len(tokens)] = tokens
+
+    def _sample(self, logits: Tensor, spec_decode_metadata: Any) -> Any:
+        sampled = self.sampled
+        logits.fill_(float("nan"))  # vLLM's sampler may write into the logits
+        return SimpleNamespace(sampled_token_ids=sampled)
+
+    def join(self, finished: tuple[str, ...] = (), **prompts: list[int]) -> None:
+        """Let requests with these prompts join, and others finish."""
+        new = [
+            SimpleNamespace(req_id=name, prompt_token_ids=tokens)
+            for name, tokens in prompts.items()
+        ]
+        cached = SimpleNamespace(resumed_req_ids=set())
+        self._update_states(
+            SimpleNamespace(
+                finished_req_ids=set(finished),
+                scheduled_new_reqs=new,
+                scheduled_cached_reqs=cached,
+            )
+        )
+
+    def step(self, *sampled: list[int], logits: Tensor | None = None) -> None:
+        """Sample these tokens for the rows; -1 follows the accepted ones."""
+        self.sampled = torch.tensor(sampled, dtype=torch.int32)
+        self._sample(torch.zeros(len(sampled), V) if logits is None else logits, None)
+
+
+@contextmanager
+def runner(**settings: Any) -> Iterator[Any]:
+    """Make a runner of patched classes with these settings."""
+    kinds: Any = [
+        type(kind.__name__, (kind,), {}) for kind in (SpecDecodeBaseProposer, GPUModelRunner)
+    ]
+    modules: Any = {
+        "vllm.v1.spec_decode.llm_base_proposer": {"SpecDecodeBaseProposer": kinds[0]},
+        "vllm.v1.worker.gpu_model_runner": {"GPUModelRunner": kinds[1]},
+    }
+    with installed(**modules):
+        v1.install()
+        yield kinds[1](config(DIM, V, microspec=settings or True), kinds[0])

@@ -98,7 +98,7 @@ class LearnedLists:
             return
         self.num_requests = num_requests
         self.request_lists = F.pad(self.request_lists, (0, more), value=-1)
-        self._seen = F.pad(self._seen, (0, 0, 0, more))
+        self.seen = F.pad(self.seen, (0, 0, 0, more))
 
     def begin(self, request: int, prompt: Tensor) -> None:
         """Begin a request's text, and choose its list.
@@ -150,7 +150,7 @@ class LearnedLists:
         """Return what :func:`~.vocab_observe_` takes to count as :meth:`count` does."""
         return {
             "text_counts": self.text_counts,
-            "seen": self._seen,
+            "seen": self.seen,
             "request_lists": self.request_lists,
             "total_counts": self.total_counts,
         }

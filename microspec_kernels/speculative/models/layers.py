@@ -94,8 +94,7 @@ def add_linear(x: Tensor, read: Tensor, linear: nn.Linear) -> Tensor:
     if linear.bias is not None:
         return x + linear(read)
     weight: Tensor = linear.weight
-    added: Tensor = torch.addmm(x.flatten(0, 1), read.flatten(0, 1), weight.t())
-    return added.view_as(x)
+    return torch.addmm(x.flatten(0, 1), read.flatten(0, 1), weight.t()).view_as(x)
 
 
 class Attention(nn.Module):

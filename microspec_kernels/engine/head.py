@@ -196,7 +196,8 @@ class EngineHead(DraftHead):
         """
         entering, groups = [], []
         if self.learning is None and not self.shared and len(requests):
-            self.vocab.reset(self._to_device(torch.tensor(requests, dtype=torch.int64)))
+            numbers = torch.tensor(requests, dtype=torch.int64, device="cpu")
+            self.vocab.reset(self._to_device(numbers))
         for request, prompt in zip(requests, prompts, strict=True):
             least = -1 if self.shared else 0
             if not least <= request < self.num_requests:

@@ -7,6 +7,9 @@ import pytest
 from checkpoints import RING, VOCAB, continuation, of_ring
 from vllm_runs import CHUNKED, RUNNERS, request, run
 
+TEXT = {"learn": False, "target_top_k": 0}
+"""Only the texts' own tokens become active."""
+
 both_runners = pytest.mark.parametrize("runner", RUNNERS)
 
 
@@ -15,7 +18,7 @@ def test_vocabulary_learns_exactly_what_was_seen(checkpoints: Path, runner: str)
     """A text's tokens become active one by one; after one turn of its ring no token is new."""
     prompts = [of_ring(3, 6), of_ring(9, 9, start=3), of_ring(5, 3), of_ring(7, 40)]
     rounds = [[request(prompt, 50) for prompt in prompts]]
-    settings = {"capacity": VOCAB, "learn": False, "target_top_k": 0}
+    settings = {"capacity": VOCAB} | TEXT
     done = run(checkpoints, runner, "target", "eagle", rounds, settings=settings, engine=CHUNKED)
     assert done.code == 0, done.log
     assert done.rounds == [[continuation(prompt, 50) for prompt in prompts]]
@@ -33,7 +36,7 @@ def test_a_cached_prefix_is_learnt(checkpoints: Path, runner: str) -> None:
     prompt = of_ring(3, RING) + of_ring(5, RING) + tail
     others = [of_ring(ring, RING) for ring in (8, 10, 12)]
     rounds = [[request(prompt, 2)], [request(other, 2) for other in others], [request(prompt, 20)]]
-    settings = {"capacity": 3 * RING, "learn": False, "target_top_k": 0}
+    settings = {"capacity": 3 * RING} | TEXT
     done = run(checkpoints, runner, "target", "eagle", rounds, settings=settings)
     assert done.code == 0, done.log
     assert done.rounds[2] == [continuation(prompt, 20)]
@@ -53,7 +56,7 @@ def test_a_vocabulary_for_each_request(checkpoints: Path) -> None:
     ]
     misses = {}
     for vocabulary in ("request", "shared"):
-        settings = {"capacity": 2 * RING, "learn": False, "vocabulary": vocabulary}
+        settings = {"capacity": 2 * RING, "vocabulary": vocabulary} | TEXT
         done = run(checkpoints, "V2", "target", "eagle", rounds, settings=settings)
         assert done.code == 0, done.log
         assert done.rounds[0] == [continuation(prompt, 40) for prompt in prompts]

@@ -3,6 +3,7 @@
 
 import functools
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +17,7 @@ from microspec_kernels.integrations.sglang import plugin
 from microspec_kernels.integrations.sglang.draft import ActiveDraft
 
 from .fake_sglang import LlamaForCausalLMEagle3, config, installed
+from .test_vllm_attach import save_words
 
 V, D, K = 64, 16, 8
 ROWS = torch.tensor([3, 60, 8, 21, 22, 5, 40, 41, 9, 10, 33, 0])
@@ -251,6 +253,44 @@ def test_it_says_what_it_was_attached_to_and_how_it_goes(caplog: pytest.LogCaptu
         "MicroSpec metrics: Coverage: 50.0%",
         "MicroSpec metrics: Coverage: 100.0%",
     ]
+
+
+def test_the_targets_tokenizer_gives_the_first_tokens(tmp_path: Path) -> None:
+    save_words(tmp_path, V)
+    groups = config()
+    groups["serving"]["tokenizer_path"] = str(tmp_path)
+    with installed(groups):
+        worker = patched(learn=True, capacity=4)
+    assert active(worker) == {0, 1, 3, 5}
+
+
+@pytest.mark.parametrize("rank", [None, 0, 1])
+def test_one_of_several_data_parallel_engines_writes_the_file(rank: Any, tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    groups = config()
+    groups["parallel"]["dp_rank"] = rank
+    with installed(groups):
+        worker = patched(learn=True, learned_file=str(tmp_path / "learned.safetensors"))
+    assert head(worker).learning._file.writes == (rank != 1)
+
+
+def test_texts_are_counted_by_request() -> None:
+    worker = patched(learn=True, target_top_k=0)
+    requests = [Request([1]), Request([2])]
+    batch = SimpleNamespace(reqs=requests, forward_mode=BUSY)
+    draft = plugin.draft_of(worker)
+    assert draft is not None
+    draft.prompts(batch, torch.tensor([7, 7]))
+    result = SimpleNamespace(
+        next_token_ids=torch.tensor([30, 31, 31, 40, 30, 50], dtype=torch.int32),
+        accept_lens=torch.tensor([2, 2], dtype=torch.int32),
+    )
+    for _ in range(2):
+        draft.verified(batch, result)
+    counts = head(worker).learning.lists.text_counts[0]
+    found = {int(token): int(counts[token]) for token in counts.nonzero()}
+    assert found == {30: 2, 31: 1, 40: 1}
+    assert int(head(worker).learning.lists.num_texts.sum()) == 2
 
 
 def test_other_ranks_do_not_say_how_it_goes(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """vLLM's plugin finds the LM head and uses it like the draft model does."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,6 +33,13 @@ def draft_model(offsets: Tensor | None = None) -> DraftModel:
     weight = torch.randn(rows + PADDED - rows % PADDED, DIM)
     weight[rows:] = 100.0  # padding, which must not be read
     return DraftModel(weight, rows, V, offsets)
+
+
+def save_words(folder: Path, count: int) -> None:
+    """Write a tokenizer whose odd tokens are words, which lead in the prior's order."""
+    tokenizers = pytest.importorskip("tokenizers")
+    texts = {("Ġword" if token % 2 else "part") + str(token): token for token in range(count)}
+    tokenizers.Tokenizer(tokenizers.models.BPE(texts, [])).save(str(folder / "tokenizer.json"))
 
 
 def drafter_of(model: Any, slots: int = 4, **settings: Any) -> Drafter:
@@ -188,6 +196,28 @@ def test_a_model_that_hands_hidden_states_on_as_they_are_is_not_run() -> None:
     want = model.compute_logits(hidden).argmax(-1)
     model.compute_logits = None  # type: ignore[assignment, method-assign]
     assert torch.equal(drafter.draft(hidden), want)
+
+
+@pytest.mark.parametrize("skipped", [False, True])
+def test_the_targets_tokenizer_gives_the_first_tokens(skipped: bool, tmp_path: Path) -> None:
+    save_words(tmp_path, V)
+    vllm_config = config(DIM, V)
+    vllm_config.model_config.tokenizer = str(tmp_path)
+    vllm_config.model_config.skip_tokenizer_init = skipped
+    settings = Settings(capacity=4)
+    head = attach("Speculator", draft_model(), vllm_config, settings, 4).head
+    assert set(head.slot_tokens()[0].tolist()) == ({0, 1, 2, 3} if skipped else {0, 1, 3, 5})
+
+
+def test_one_of_several_data_parallel_engines_writes_the_file(tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    vllm_config = config(DIM, V)
+    settings = Settings(capacity=4, learned_file=str(tmp_path / "learned.safetensors"))
+    for index in (0, 1):
+        vllm_config.parallel_config.data_parallel_index = index
+        learning = attach("Speculator", draft_model(), vllm_config, settings, 4).head.learning
+        assert learning is not None and learning._file is not None
+        assert learning._file.writes == (index == 0)
 
 
 def test_weights_that_are_loaded_again_in_place() -> None:

@@ -39,13 +39,21 @@ def test_from_prompt_to_drafts() -> None:
 def test_a_text_is_counted_once_in_whichever_row_it_stands() -> None:
     with runner(capacity=8) as vllm:
         vllm.join(a=[1], b=[2])
-        vllm.step([5], [6])
-        vllm.step([5], [6])
+        vllm.step([5, 8], [6, 8])
+        vllm.step([5, -1], [6, -1])
         vllm.join(finished=("a",), c=[3])  # b moves to the first row
         vllm.step([6, 7], [6, -1])
         counts = lists_of(vllm).text_counts[0]
-        assert {token: int(counts[token]) for token in (5, 6, 7)} == {5: 1, 6: 2, 7: 1}
+        assert {token: int(counts[token]) for token in (5, 6, 7, 8)} == {5: 1, 6: 2, 7: 1, 8: 2}
         assert int(lists_of(vllm).num_texts.sum()) == 3
+
+
+def test_numbers_of_requests_that_end_are_free_again() -> None:
+    with runner(capacity=8, target_top_k=0) as vllm:
+        for text in range(20):
+            vllm.join(finished=(f"r{text - 1}",) if text else (), **{f"r{text}": [1]})
+            vllm.step([5])
+        assert int(lists_of(vllm).text_counts[0, 5]) == 20
 
 
 def test_a_token_after_a_part_of_a_prompt_is_none_of_the_text() -> None:

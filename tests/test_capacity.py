@@ -4,6 +4,7 @@
 import logging
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from microspec_kernels.policy.capacity import (
     choose_capacity,
     expected_misses,
     explain,
+    judge_capacity,
 )
 from microspec_kernels.policy.coverage_curve import CoverageCurve, misses_of_sizes
 
@@ -171,7 +173,8 @@ def test_narrow_traffic_needs_fewer_tokens(groups: int, caplog: pytest.LogCaptur
     costs = StepCosts(1e9, 0.1e9, 8192, vocab_size, num_requests=2, shared=groups == 1)
     vocab = ActiveVocab(vocab_size, room, num_groups=groups)
     lists = LearnedLists(vocab_size, num_lists=1, num_requests=2)
-    learned = LearnedVocab(vocab, lists, costs)
+    verdicts = torch.zeros(2, groups, dtype=torch.int64)
+    learned = LearnedVocab(vocab, lists, costs, verdicts)
     auto = learned.auto
     assert auto is not None and auto.limit == choose_capacity(costs, largest=room).capacity
     first = auto.limit
@@ -189,7 +192,7 @@ def test_narrow_traffic_needs_fewer_tokens(groups: int, caplog: pytest.LogCaptur
         want = [auto.limit] if groups == 1 or turn else [first]
         assert vocab.limit[0 if groups == 1 else request] == want[0]
         text = torch.tensor(words(draw, 300))
-        auto.verdicts[0] += len(text)  # every token was active
+        verdicts[0] += len(text)  # every token was active
         lists.count(text, token_requests=torch.full((300,), request))
     assert auto.limit == 1024
     assert vocab.limit.tolist() == [1024] * groups
@@ -211,20 +214,35 @@ def test_a_choice_knows_what_was_counted_at_the_size_in_use() -> None:
     """Verdicts before a change of K belong to another size, so they no longer count."""
     costs = StepCosts(1e9, 0.1e9, 8192, 40_000)
     lists = LearnedLists(40_000, num_lists=1)
-    auto = LearnedVocab(ActiveVocab(40_000, 8192), lists, costs).auto
+    verdicts = torch.zeros(2, 1, dtype=torch.int64)
+    auto = LearnedVocab(ActiveVocab(40_000, 8192), lists, costs, verdicts).auto
     assert auto is not None
     sizes = [size for size in SIZES if size <= 8192]
     before, limits = torch.zeros(2), [auto.limit]
     for counted in ((600, 400), (90_000, 10_000), (90_000, 100)):
         at, newest = auto.limit, torch.tensor(counted)
-        auto.verdicts[:, 0] += newest
+        verdicts[:, 0] += newest
         for _ in range(8):
             auto.begin(0, torch.tensor([1]))
-        hits, misses = (auto.verdicts[:, 0] - before).tolist()
+        hits, misses = (verdicts[:, 0] - before).tolist()
         of_size = misses_of_sizes(sizes, [0] * len(sizes), at=at, hits=hits, misses=misses)
         want = choose_capacity(costs, of_size.__getitem__, largest=8192)
         if auto.limit != at:
             assert auto.choice == want
-            before = auto.verdicts[:, 0].clone()
+            before = verdicts[:, 0].clone()
         limits.append(auto.limit)
     assert limits[1] > limits[0] and limits[-1] < limits[1]
+
+
+def test_a_choice_is_for_the_most_requests_that_ran() -> None:
+    costs = StepCosts(15e9, 0.5e9, 8192, 128256)
+    lists = LearnedLists(128256, num_lists=1)
+    auto = LearnedVocab(ActiveVocab(128256, 32768), lists, costs).auto
+    assert auto is not None
+    for count in (3, 64, 8):
+        auto.running(count)
+    for _ in range(8):
+        auto.begin(0, torch.tensor([1]))
+    assert auto.costs == replace(costs, num_requests=64)
+    limit = auto.limit  # as a gain below a hundredth does not change it
+    assert auto.choice == judge_capacity(auto.costs, limit, expected_misses(limit, 64))

@@ -2,6 +2,7 @@
 """`EngineHead`: the draft's LM head over an active vocabulary, for plugins and custom engines."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,12 +14,14 @@ from microspec_kernels._linear import broken_rows, log_broken, plain
 from microspec_kernels.head import SparseHead
 from microspec_kernels.ops import vocab_observe_
 from microspec_kernels.parallel import all_gather_rows
+from microspec_kernels.policy import StepCosts
 from microspec_kernels.vocab import ActiveVocab
 
 from .draft_head import DraftHead
 from .learning import Learning, prior_rows, tokens_of
 from .settings import Settings
 from .shard import Shard
+from .slots import num_slots
 from .stats import EngineStats
 from .step_tokens import StepTokens
 from .token_map import TokenMap
@@ -50,6 +53,8 @@ class EngineHead(DraftHead):
             is learned, if settings names no file of frequent tokens.
         tokenizer: the target's tokenizer (see :func:`~.policy.prior_of_tokenizer`), which gives the
             prior if there is no other. What was learned with another one is refused.
+        costs: what a step reads, for a capacity of "auto". Its `shared` is replaced by that of the
+            head. None: K = 3072 then.
         writes: whether this process may write `Settings.learned_file`: one of the processes that
             begin with the same file. Of the ranks of a shard, only the first writes.
         target_vocab_size: number of the target's tokens; default: the number of rows.
@@ -80,6 +85,7 @@ class EngineHead(DraftHead):
         num_requests: int | None = None,
         prior: Tensor | None = None,
         tokenizer: Any = None,
+        costs: StepCosts | None = None,
         writes: bool = True,
         target_vocab_size: int | None = None,
         row_tokens: Tensor | None = None,
@@ -119,14 +125,19 @@ class EngineHead(DraftHead):
             raise ValueError(f"microspec: frequent_tokens_file: expected {expected}, got none")
         self.settings, self._weight = settings, weight.detach()
         self.num_requests = num_requests
+        if costs is not None:
+            shared = num_groups < num_requests or num_requests == 1
+            costs = None if settings.capacity != "auto" else replace(costs, shared=shared)
+        # A vocabulary that learns is always full, but not of broken rows.
+        most = len(rows) if settings.learn else lm_head_rows
         self.vocab = ActiveVocab(
             lm_head_rows,
-            # A vocabulary that learns is always full, but not of broken rows.
-            max(1, min(settings.capacity, len(rows) if settings.learn else lm_head_rows)),
+            num_slots(settings, costs, most),
             num_groups=num_groups,
             frequent_tokens=None if settings.learn else rows[:known],
             device=device,
         )
+        self._verdicts = torch.zeros(2, num_groups, dtype=torch.int64, device=device)
         self.learning: Learning | None = None
         if settings.learn:
             self.learning = Learning(
@@ -137,6 +148,8 @@ class EngineHead(DraftHead):
                 tokens=fingerprint,
                 shard=shard,
                 writes=writes,
+                costs=costs,
+                verdicts=self._verdicts,
             )
         self.head = SparseHead(
             weight,
@@ -155,12 +168,11 @@ class EngineHead(DraftHead):
         # One vocabulary that begins with tokens always has some, so every row has a best token.
         self._never_empty = num_groups == 1 and bool(settings.learn or known) and len(rows) > 0
         self._step = StepTokens(self.token_map, device)
-        self._verdicts = torch.zeros(2, num_groups, dtype=torch.int64, device=device)
         self._host_copy = HostCopy()
 
     @property
     def capacity(self) -> int:
-        """K: the setting, or the number of rows if the head has fewer."""
+        """Number of slots: K of the settings, or the most that "auto" may choose."""
         return self.vocab.capacity
 
     def __str__(self) -> str:
@@ -169,11 +181,17 @@ class EngineHead(DraftHead):
         dim = weight.size(1) * (2 if weight.dtype in FOUR_BIT else 1)
         return (
             f"LM head [{self.vocab.vocab_size}, {dim}] "
-            f"{str(weight.dtype).removeprefix('torch.')}, K = {self.capacity}, "
+            f"{str(weight.dtype).removeprefix('torch.')}, {self._told_capacity()}, "
             f"{count} vocabular{'y' if count == 1 else 'ies'}, "
             f"{'learning, ' if settings.learn else ''}target's top-{settings.target_top_k}, "
             f"mode {' '.join(filter(None, (settings.mode, settings.slab_dtype)))}"
         )
+
+    def _told_capacity(self) -> str:
+        auto = None if self.learning is None else self.learning.vocab.auto
+        if auto is None:
+            return f"K = {self.capacity}"
+        return f"K = {auto.limit} of up to {self.capacity}"
 
     @property
     def shared(self) -> bool:
@@ -256,6 +274,8 @@ class EngineHead(DraftHead):
         ):
             expected = f"one per token, because there are {self.num_requests} requests"
             raise ValueError(f"microspec: observe: token_requests: expected {expected}, got None")
+        if self.learning is not None and tokens.dim() == 2:
+            self.learning.running(len(tokens))
         rows, written = self._step.rows(tokens, lengths, candidates)
         vocab, counted = self.vocab, {}
         if self.learning is not None:

@@ -11,6 +11,7 @@ from microspec_kernels.policy import (
     LearnedFile,
     LearnedLists,
     LearnedVocab,
+    StepCosts,
     prior_of_tokenizer,
     tokenizer_fingerprint,
 )
@@ -52,6 +53,7 @@ class Learning:
         tokens: a fingerprint of the tokens that the rows stand for.
         shard: this rank's part of the LM head.
         writes: whether this process may write the file.
+        costs, verdicts: see :class:`LearnedVocab`.
 
     Raises:
         OSError, ValueError, ImportError: as :class:`LearnedFile`.
@@ -67,6 +69,8 @@ class Learning:
         tokens: str,
         shard: Shard | None,
         writes: bool,
+        costs: StepCosts | None,
+        verdicts: Tensor,
     ) -> None:
         shared = num_requests > vocab.num_groups
         self.lists = LearnedLists(
@@ -90,7 +94,7 @@ class Learning:
                 torch.distributed.broadcast(tensor, group=group, group_src=0)
             self.lists.load_state_dict(state)
         self._start = {name: tensor.cpu() for name, tensor in state.items()}
-        self.vocab = LearnedVocab(vocab, self.lists)
+        self.vocab = LearnedVocab(vocab, self.lists, costs, verdicts)
 
     def begin(self, request: int, prompt: Tensor) -> Tensor:
         """Begin a request's text, and fill its vocabulary or bring the floor up to date.
@@ -107,6 +111,11 @@ class Learning:
         if self._file is not None:
             self._file.poll()
         return self.vocab.of_prompt(prompt)
+
+    def running(self, num_requests: int) -> None:
+        """Take the number of requests in a step, on which the best K depends."""
+        if self.vocab.auto is not None:
+            self.vocab.auto.running(num_requests)
 
     def needed(self, prompt: Tensor) -> Tensor:
         """Return the part of a prompt that :meth:`begin` reads: all if it chooses a list."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from microspec_kernels._checks import INT4, QUANTISED
 from microspec_kernels._token_ids import INT32_IDS, read_token_ids
-from microspec_kernels.policy import CAPACITY, NUM_LISTS, TARGET_TOP_K
+from microspec_kernels.policy import NUM_LISTS, TARGET_TOP_K
 
 SWITCH = "MICROSPEC"
 """The environment variable: 1 or a JSON object of settings turns it on; 0 or empty is off."""
@@ -26,7 +26,9 @@ class Settings:
     """Settings of the active vocabulary in the draft's LM head.
 
     Attributes:
-        capacity: K, the number of tokens that can be active at a time.
+        capacity: K, the number of tokens that can be active at a time; "auto": as many as the bytes
+            of a step are worth (see docs/policy.md), with `learn` chosen again while texts are
+            written.
         vocabulary: for plugins. "shared": one vocabulary for all requests; "request": one for each
             running request. Your own engine passes `num_groups` to :class:`EngineHead`.
         target_top_k: how many of the target's likeliest tokens
@@ -50,7 +52,7 @@ class Settings:
         ValueError, TypeError: a value is outside these ranges; the message names the setting.
     """
 
-    capacity: int = CAPACITY
+    capacity: int | Literal["auto"] = "auto"
     vocabulary: Vocabulary = "shared"
     target_top_k: int = TARGET_TOP_K
     learn: bool = True
@@ -65,6 +67,8 @@ class Settings:
             raise TypeError(f"microspec: learn: expected true or false, got {self.learn!r}")
         for name, least in (("capacity", 1), ("target_top_k", 0), ("num_lists", 1)):
             value = getattr(self, name)
+            if name == "capacity" and value == "auto":
+                continue
             if type(value) is not int:
                 raise TypeError(f"microspec: {name}: expected an int, got {value!r}")
             if value < least:

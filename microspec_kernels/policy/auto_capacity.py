@@ -2,6 +2,7 @@
 """Choose K again while texts are written: ``capacity="auto"``."""
 
 import logging
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -28,25 +29,24 @@ class AutoCapacity:
     Args:
         costs: what a step reads.
         lists: the learned lists that fill the vocabulary.
+        verdicts: int64 [2, G], tokens that were active and that were not, which the caller counts
+            with :func:`~.vocab_observe_`.
         largest: number of slots that there are.
 
     Attributes:
         choice: the newest choice. Its capacity is the number of rows if no K beats the dense head.
-        verdicts: int64 [2, G], tokens that were active and that were not: an argument of
-            :func:`~.vocab_observe_`.
     """
 
-    @torch.inference_mode(False)
     def __init__(
-        self, costs: StepCosts, lists: LearnedLists, *, num_groups: int, largest: int
+        self, costs: StepCosts, lists: LearnedLists, verdicts: Tensor, *, largest: int
     ) -> None:
         self.costs, self._largest = costs, largest
         sizes = sorted({min(size, largest) for size in (*SIZES, largest)})
         self._curve = CoverageCurve(lists, sizes, shared=costs.shared)
-        device = lists.text_counts.device
-        self.verdicts = torch.zeros(2, num_groups, dtype=torch.int64, device=device)
+        self._verdicts = verdicts
         self.choice = choose_capacity(costs, largest=largest)
         self._begun, self._counted = 0, (0, 0)  # requests; verdicts before the limit's last change
+        self._most_running = 0
         self._host_copy = HostCopy()
         logger.info("microspec: %s", explain(costs, self.choice))
 
@@ -54,6 +54,10 @@ class AutoCapacity:
     def limit(self) -> int:
         """K: number of slots to use."""
         return min(self.choice.capacity, self._largest)
+
+    def running(self, num_requests: int) -> None:
+        """Take the number of requests in a step: the next choice is for the most since the last."""
+        self._most_running = max(self._most_running, num_requests)
 
     def begin(self, request: int, prompt: Tensor) -> None:
         """Begin a request, and choose K again if it is time. Call before the lists begin it.
@@ -65,13 +69,16 @@ class AutoCapacity:
         self._begun += 1
         if self._begun % TEXTS_PER_FLOOR:
             return
-        totals = torch.cat((self._curve.misses, self.verdicts.sum(1)))
+        totals = torch.cat((self._curve.misses, self._verdicts.sum(1)))
         newest = self._host_copy.poll(totals)
         if newest is not None:
             *curve, hits, misses = newest.tolist()
             self._choose(curve, hits, misses)
 
     def _choose(self, curve: list[int], hits: int, misses: int) -> None:
+        if self._most_running:
+            self.costs = replace(self.costs, num_requests=self._most_running)
+            self._most_running = 0
         costs, limit, sizes = self.costs, self.limit, self._curve.sizes
         before = self._counted
         of_size = misses_of_sizes(

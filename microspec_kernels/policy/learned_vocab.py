@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Begin each request with the tokens that earlier texts showed."""
 
+import torch
 from torch import Tensor
 
 from ..vocab import ActiveVocab
@@ -23,6 +24,8 @@ class LearnedVocab:
         lists: the learned lists. Their number of requests is that of texts that run at a time.
         costs: what a step reads; K is then chosen by it (:attr:`auto`), up to the slots of
             ``vocab``, and changes when a request begins. None: K is the number of slots.
+        verdicts: int64 [2, G], tokens that were active and that were not, which the caller counts
+            with :func:`~.vocab_observe_`. Without them, K follows the expected coverage's level.
 
     Attributes:
         auto: chooses K; None without costs.
@@ -32,7 +35,11 @@ class LearnedVocab:
     """
 
     def __init__(
-        self, vocab: ActiveVocab, lists: LearnedLists, costs: StepCosts | None = None
+        self,
+        vocab: ActiveVocab,
+        lists: LearnedLists,
+        costs: StepCosts | None = None,
+        verdicts: Tensor | None = None,
     ) -> None:
         self.vocab, self.lists = vocab, lists
         self._begun = 0
@@ -42,9 +49,10 @@ class LearnedVocab:
             expected = f"1 group or {lists.num_requests}, one for each request"
             raise ValueError(f"LearnedVocab: vocab: expected {expected}, got {vocab.num_groups}")
         if costs is not None:
-            groups, largest = vocab.num_groups, vocab.capacity
-            self.auto = AutoCapacity(costs, lists, num_groups=groups, largest=largest)
-            for group in range(groups):
+            if verdicts is None:
+                verdicts = torch.zeros(2, 1, dtype=torch.int64, device=vocab.device)
+            self.auto = AutoCapacity(costs, lists, verdicts, largest=vocab.capacity)
+            for group in range(vocab.num_groups):
                 self._set_limit(group)
         self.refill()
 

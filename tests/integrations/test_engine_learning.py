@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from microspec_kernels.engine import EngineHead, Settings
-from microspec_kernels.policy import prior_of_tokenizer
+from microspec_kernels.policy import StepCosts, prior_of_tokenizer
 
 from .engine_reference import DIM, ROW_TOKENS, ROWS, V, frequent_tokens_file, weight_of
 
@@ -204,3 +204,30 @@ def test_each_rank_of_requests_needs_its_vocabulary() -> None:
         head_of(num_groups=2, num_requests=3)
     with pytest.raises(ValueError, match="token_requests: expected one per token"):
         head_of(num_requests=2).observe(torch.tensor([1]))
+
+
+def test_a_capacity_that_the_traffic_chooses() -> None:
+    """Narrow texts of a few tokens: K falls to the smallest, under the same tensors."""
+    rows = 40_000
+    weight = torch.randn(rows, 4)
+    costs = StepCosts(1e9, 1e8, 8192, rows)
+    head = EngineHead(weight, Settings(target_top_k=0), num_requests=2, costs=costs)
+    auto = head.learning.vocab.auto if head.learning is not None else None
+    assert auto is not None
+    first, ids = auto.limit, head.vocab.ids.data_ptr()
+    assert 1024 < first < head.capacity <= rows
+    assert f"K = {first} of up to {head.capacity}" in str(head)
+    for turn in range(16):
+        head.begin([turn % 2], [torch.arange(20)])
+        tokens = torch.arange(64).repeat(2, 1)
+        head.observe(tokens, torch.arange(2).repeat_interleave(64))
+    assert auto.costs.num_requests == 2
+    assert auto.limit == 1024 and head.vocab.limit.tolist() == [1024]
+    assert head.vocab.ids.data_ptr() == ids and len(active(head)) <= 1024
+    stats = head.stats()
+    assert stats is not None and stats.misses == 0
+    tokens = torch.tensor(sorted(active(head)))
+    best = (weight[:3] @ weight[tokens].T).argmax(1)
+    assert torch.equal(head.argmax(weight[:3]), tokens[best])
+    with_k = EngineHead(weight, Settings(capacity=500), num_requests=2, costs=costs)
+    assert with_k.learning is not None and with_k.learning.vocab.auto is None

@@ -3,6 +3,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 import torch
 
 from microspec_kernels.engine import SWITCH, Settings
+from microspec_kernels.engine.slots import num_slots
+from microspec_kernels.policy import StepCosts, choose_capacity
 
 ALL = {
     "capacity": 512,
@@ -140,3 +143,19 @@ def test_settings_stay_as_they_are() -> None:
     with pytest.raises(AttributeError):
         settings.capacity = 5  # type: ignore[misc]
     assert hash(settings) == hash(Settings())
+
+
+def test_the_capacity_auto() -> None:
+    """What the costs are worth, room to grow in a shared vocabulary that learns, 3072 without."""
+    costs = StepCosts(15e9, 0.5e9, 8192, 128256)
+    assert choose_capacity(costs).capacity == 16384
+    assert num_slots(Settings(), costs, 128256) == 32768
+    assert num_slots(Settings(learn=False), costs, 128256) == 16384
+    assert num_slots(Settings(mode="packed"), costs, 128256) == 16384
+    assert num_slots(Settings(), replace(costs, shared=False), 128256) == 16384
+    assert num_slots(Settings(), costs, 900) == 900
+    assert num_slots(Settings(), None, 128256) == 3072
+    assert num_slots(Settings(learn=False), replace(costs, num_rows=32000), 32000) == 3072
+    assert num_slots(Settings(capacity=77), costs, 128256) == 77
+    with pytest.raises(TypeError, match="capacity: expected an int, got 'much'"):
+        Settings(capacity="much")  # type: ignore[arg-type]

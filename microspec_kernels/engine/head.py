@@ -205,8 +205,7 @@ class EngineHead(DraftHead):
         if a vocabulary that learns is shared, the newest. Never waits for the device.
 
         Args:
-            requests: numbers of the requests, 0 to num_requests - 1. If all share a vocabulary, -1
-                is a request whose text is not counted.
+            requests: numbers of the requests, 0 to num_requests - 1.
             prompts: int32 or int64 [n] of each request, on any device, newest last; -1 is padding.
 
         Raises:
@@ -217,9 +216,8 @@ class EngineHead(DraftHead):
             numbers = torch.tensor(requests, dtype=torch.int64, device="cpu")
             self.vocab.reset(self._to_device(numbers))
         for request, prompt in zip(requests, prompts, strict=True):
-            least = -1 if self.shared else 0
-            if not least <= request < self.num_requests:
-                expected = f"{least} to {self.num_requests - 1}"
+            if not 0 <= request < self.num_requests:
+                expected = f"0 to {self.num_requests - 1}"
                 raise IndexError(f"EngineHead: begin: requests: expected {expected}, got {request}")
             needed = prompt if self.learning is None else self.learning.needed(prompt)
             rows = self.token_map.to_rows(self._to_device(needed))

@@ -100,14 +100,13 @@ class Learning:
         """Begin a request's text, and fill its vocabulary or bring the floor up to date.
 
         Args:
-            request: the request's number; -1: only its prompt enters.
+            request: the request's number.
             prompt: int32 or int64 [n] on the device, the rows of the prompt's tokens.
 
         Returns:
             The rows of the prompt that may enter the vocabulary.
         """
-        if request >= 0:
-            self.vocab.begin(request, prompt)
+        self.vocab.begin(request, prompt)
         if self._file is not None:
             self._file.poll()
         return self.vocab.of_prompt(prompt)

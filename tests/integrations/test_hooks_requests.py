@@ -10,12 +10,19 @@ from .launches import launched
 
 def test_numbers_are_given_once_and_again_after_the_end() -> None:
     numbers = RequestNumbers(2)
-    assert [numbers.begin(name) for name in "abca"] == [0, 1, -1, 0]
-    assert numbers.of("cbx") == [-1, 1, -1]
+    assert [numbers.begin(name) for name in "aba"] == [0, 1, 0]
+    assert numbers.of("bxa") == [1, -1, 0]
     numbers.end("a")
-    numbers.end("c")
     numbers.end("unknown")
-    assert numbers.begin("d") == 0 and numbers.begin("e") == -1
+    assert [numbers.begin(name) for name in "cb"] == [0, 1]
+
+
+def test_more_requests_than_numbers_take_those_asked_for_the_longest_ago() -> None:
+    numbers = RequestNumbers(2)
+    numbers.begin("a")
+    numbers.begin("b")
+    assert numbers.of("a") == [0]
+    assert numbers.begin("c") == 1 and numbers.of("abc") == [0, -1, 1]
 
 
 def test_requests_of_tokens_are_copied_when_they_change() -> None:

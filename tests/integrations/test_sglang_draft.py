@@ -69,6 +69,7 @@ def prefill(worker: Any, prompt: list[int], following: int, cached: list[int] | 
 class Request:
     def __init__(self, tokens: list[int]) -> None:
         self.origin_input_ids, self.output_ids = tokens, []
+        self.rid = f"request {id(self)}"
 
 
 def verify(worker: Any, tree: list[int], accepted: list[list[int]], logits: Tensor) -> None:

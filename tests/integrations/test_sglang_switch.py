@@ -80,6 +80,7 @@ def test_on_attaches_to_the_draft(switch: str, monkeypatch: pytest.MonkeyPatch) 
     draft = plugin.draft_of(scheduler().draft_worker.draft_worker)
     assert draft is not None
     assert draft.head.capacity == (16 if switch == "1" else SMALL["capacity"])
+    assert draft.guard.started, "failures do not end the server from here on"
 
 
 def plugin_scheduler() -> str:

@@ -121,6 +121,8 @@ def test_what_is_prepared(use_v2: bool, monkeypatch: pytest.MonkeyPatch) -> None
         "finish_weight_update",
     ):
         assert getattr(worker, name)() == name
+        started = worker.model_runner.microspec_drafter.guard.started
+        assert started == (name not in ("load_model",)), "failures of the start end it"
     assert worker.microspec_stats() == "stats"
     assert worker.model_runner.microspec_drafter.asked == ["reset", "reload", "reload", "stats"]
     monkeypatch.setattr(Drafted, "__new__", lambda cls: None)

@@ -22,16 +22,17 @@ class Guard:
         then: what the draft does after a failure, for the log.
 
     Attributes:
+        started: whether failures pass.
         failed: whether a hook has failed, so that the others do nothing any more.
     """
 
     def __init__(self, logger: logging.Logger, *, alone: bool, then: str) -> None:
         self._logger, self._alone, self._then = logger, alone, then
-        self._started = self.failed = False
+        self.started = self.failed = False
 
     def start(self) -> None:
         """Let later failures pass. Call when the engine is ready for requests."""
-        self._started = True
+        self.started = True
 
     def run(self, hook: Callable[[], Result], otherwise: Callable[[], Result]) -> Result:
         """Return the hook's result, or that of `otherwise` if the hook failed or one did before.
@@ -43,7 +44,7 @@ class Guard:
             try:
                 return hook()
             except (Exception, UnsupportedError) as error:
-                if not self._started or not self._alone:
+                if not self.started or not self._alone:
                     raise
                 self.failed = True
                 self._logger.exception(

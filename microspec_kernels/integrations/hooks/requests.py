@@ -10,20 +10,25 @@ from torch import Tensor
 class RequestNumbers:
     """Number the running requests of an engine that has no numbers of its own.
 
+    The numbers depend on the calls only, so they are the same on all ranks.
+
     Args:
-        most: numbers to give. A request beyond them gets -1: it is served, but its text is not
-            counted.
+        most: numbers to give. If all are taken, a new request takes that of the one which was
+            asked for the longest ago, whose text is not counted any more.
     """
 
     def __init__(self, most: int) -> None:
         self._free = list(range(most - 1, -1, -1))
-        self._numbers: dict[Hashable, int] = {}
+        self._numbers: dict[Hashable, int] = {}  # the last asked for last
 
     def begin(self, request: Hashable) -> int:
         """Number a request; one that has a number keeps it."""
-        if request not in self._numbers:
-            self._numbers[request] = self._free.pop() if self._free else -1
-        return self._numbers[request]
+        if request in self._numbers:
+            return self.of([request])[0]
+        if not self._free:
+            self.end(next(iter(self._numbers)))
+        self._numbers[request] = number = self._free.pop()
+        return number
 
     def end(self, request: Hashable) -> None:
         """Free the number of a request, if it has one."""
@@ -33,7 +38,9 @@ class RequestNumbers:
 
     def of(self, requests: Iterable[Hashable]) -> list[int]:
         """Return the requests' numbers; -1 for a request without one."""
-        return [self._numbers.get(request, -1) for request in requests]
+        found = [(request, self._numbers.pop(request, -1)) for request in requests]
+        self._numbers.update((request, number) for request, number in found if number >= 0)
+        return [number for _, number in found]
 
 
 class TokenRequests:

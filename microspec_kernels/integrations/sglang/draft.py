@@ -31,8 +31,8 @@ from .requirements import check_head
 
 logger = logging.getLogger(__name__)
 
-# Texts that are counted at a time; others are served, but not learned from. Each takes a bit for
-# each row of the LM head: 4 MB for 256 texts of 128k rows.
+# Texts that are counted at a time: of more, the first ones are served, but no longer learned from.
+# Each takes a bit for each row of the LM head: 4 MB for 256 texts of 128k rows.
 TEXTS = 256
 _AFTER_A_FAILURE = "the draft goes on with the tokens active now"
 
@@ -142,9 +142,8 @@ class ActiveDraft:
         new = [request for request in batch.reqs if request not in self._seen]
         for request in new:
             self._seen.add(request)
-            weakref.finalize(request, self._numbers.end, id(request)).atexit = False
         if new:
-            begun = [self._numbers.begin(id(request)) for request in new]
+            begun = [self._numbers.begin(request.rid) for request in new]
             self.head.begin(begun, [_text(request) for request in new])
         self.head.admit(next_token_ids)
         self._update_indices()
@@ -162,7 +161,8 @@ class ActiveDraft:
         """
         lengths, likeliest = result.accept_lens, None
         accepted = result.next_token_ids.view(len(lengths), -1)
-        parts = [(self._numbers.of(map(id, batch.reqs)), accepted.size(1))]
+        numbers = self._numbers.of(request.rid for request in batch.reqs)
+        parts = [(numbers, accepted.size(1))]
         if self.head.settings.target_top_k:
             likeliest = self._likeliest(result.logits_output.next_token_logits, accepted.numel())
             parts.insert(0, ([-1], likeliest.numel()))

@@ -126,9 +126,9 @@ def _model(option: str, name: str) -> _Model:
     quantised = fields.get("quantization_config") or {}
     itemsize = _bits(quantised, 8 * row_itemsize) / 8
     body = module.get_decoder()
-    without = module.get_input_embeddings().weight
+    embedding = module.get_input_embeddings().weight
     all_layers, layer = (
-        weights_of(part, fields, without=without, itemsize=lambda _: itemsize)
+        weights_of(part, fields, skips=lambda _, p: p is embedding, itemsize=lambda _: itemsize)
         for part in (body, body.layers[-1])
     )
     return _Model(

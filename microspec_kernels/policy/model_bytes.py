@@ -32,7 +32,7 @@ def weights_of(
     module: nn.Module,
     config: Mapping[str, Any] | None = None,
     *,
-    without: Tensor | None = None,
+    skips: Callable[[str, Tensor], bool] = lambda name, parameter: False,
     itemsize: Callable[[Tensor], float] = Tensor.element_size,
 ) -> Weights:
     """Count the bytes of a module's parameters.
@@ -40,12 +40,12 @@ def weights_of(
     Args:
         module: parameters with `.experts.` in their names are those of routed experts.
         config: fields of the model's config that say how many experts a token uses; None: all.
-        without: a parameter that is not read, as the embedding's.
+        skips: returns whether a parameter, by its name, does not count, as the input embedding's.
         itemsize: returns the bytes of each element of a parameter.
     """
     dense = experts = 0.0
     for name, parameter in module.named_parameters():
-        if parameter is without:
+        if skips(name, parameter):
             continue
         size = parameter.numel() * itemsize(parameter)
         if ".experts." in f".{name}":

@@ -105,6 +105,8 @@ class Batch:
     capture: on a GPU, replay a step as CUDA graphs, one pair for each number of texts and room of
         the caches. A target whose passes no graph can capture runs eagerly (see
         `CausalModel.capturable`). A `Head` object of the caller must not wait for the device.
+    compile: run the target's pass of a step under `torch.compile`, which compiles it in the first
+        steps, and again if the number of texts or the caches' room changes.
 
     A step waits for the device once, for the new tokens; what the vocabulary and the draft learn
     from them is enqueued before.
@@ -132,8 +134,10 @@ class Batch:
         timed: bool = False,
         timeline: Timeline | None = None,
         capture: bool = True,
+        compile: bool = False,
     ) -> None:
-        self.target = target if isinstance(target, CausalModel) else CausalModel(target)
+        target = target if isinstance(target, CausalModel) else CausalModel(target)
+        self.target: CausalModel = target.compiled() if compile else target
         draft = draft if hasattr(draft, "extend") else ModelDraft(draft)
         check_counts(
             depth=depth,

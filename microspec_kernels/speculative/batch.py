@@ -105,6 +105,8 @@ class Batch:
     capture: on a GPU, replay a step as CUDA graphs, one pair for each number of texts and room of
         the caches. A target whose passes no graph can capture runs eagerly (see
         `CausalModel.capturable`). A `Head` object of the caller must not wait for the device.
+    compile: run the target's pass of a step under `torch.compile`, which compiles it in the first
+        steps, and again if the number of texts or the caches' room changes.
 
     A step waits for the device once, for the new tokens; what the vocabulary and the draft learn
     from them is enqueued before.
@@ -132,8 +134,10 @@ class Batch:
         timed: bool = False,
         timeline: Timeline | None = None,
         capture: bool = True,
+        compile: bool = False,
     ) -> None:
-        self.target = target if isinstance(target, CausalModel) else CausalModel(target)
+        target = target if isinstance(target, CausalModel) else CausalModel(target)
+        self.target: CausalModel = target.compiled() if compile else target
         draft = draft if hasattr(draft, "extend") else ModelDraft(draft)
         check_counts(
             depth=depth,
@@ -268,8 +272,9 @@ class Batch:
             self._graphs.run(("learn", shape), lambda: self._learn(decoded))
             self._emit(report.wait())
         left = [request for request in self.requests if request.done]
-        for request in left:
-            self._leave(request)
+        if left:
+            with self._clock("vocabulary"):
+                self._leave(left)
         self._count_total(begin)
         return left
 
@@ -369,16 +374,17 @@ class Batch:
             request.stats.active_sizes.append(active)
             request.stats.covered += map(bool, figures[width : width + emitted])
 
-    def _leave(self, request: Request) -> None:
-        """Remove a text, which may be learned; the text of the last row takes its row."""
-        self._ended_seeds.append(request.seed)
-        with self._clock("vocabulary"):
+    def _leave(self, left: list[Request]) -> None:
+        """Remove texts, which may be learned; the texts of the last rows take their rows."""
+        rows = sorted(self.requests, key=lambda request: request.row)
+        for request in left:
+            last = rows.pop()
+            if last is not request:
+                self._texts.move(last.row, request.row)
+                last.row, rows[request.row] = request.row, last
+            self._ended_seeds.append(request.seed)
             self._observer.end(request)
-        last = next(one for one in self.requests if one.row == len(self.requests) - 1)
-        if last is not request:
-            self._texts.move(last.row, request.row)
-            last.row = request.row
-        self.requests.remove(request)
+        self.requests[:] = [request for request in self.requests if not request.done]
 
     def _count_total(self, begin: float) -> None:
         self.seconds["total"] = self.seconds.get("total", 0.0) + time.perf_counter() - begin

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .memory import FakeCudaError
+from .streams import refuse_waiting
 
 
 def wide_product(a: Tensor, b: Tensor, *, out_dtype: torch.dtype | None = None) -> Tensor:
@@ -33,8 +34,22 @@ def flash_attention(
     return out, logsumexp, nothing, nothing, q.size(2), k.size(2), nothing, nothing, nothing
 
 
+def histogram(values: Tensor, *args: Any, **options: Any) -> Tensor:
+    """Stand in for ``torch.histc``, which a CPU has for floating-point numbers only."""
+    return torch.histc(values.float(), *args, **options).to(values.dtype)
+
+
+def grouped_product(a: Tensor, b: Tensor, *args: Any, **options: Any) -> Tensor:
+    """Stand in for ``torch._grouped_mm``, which waits for the numbers of rows unless in bf16."""
+    if a.dtype != torch.bfloat16:
+        refuse_waiting(f"grouped_mm in {a.dtype}")
+    return torch._grouped_mm(a, b, *args, **options)
+
+
 SERVED: dict[str, Callable[..., Any]] = {
     str(torch.mm): wide_product,
+    str(torch.histc): histogram,
+    str(torch._grouped_mm): grouped_product,
     "aten._scaled_dot_product_flash_attention": flash_attention,
     "aten::_scaled_dot_product_flash_attention": flash_attention,
 }

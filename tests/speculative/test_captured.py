@@ -14,6 +14,7 @@ from typing import Any
 import fake_cuda
 import pytest
 import torch
+import transformers
 from fake_cuda.graphs import CUDAGraph
 from fake_cuda.streams import Event
 
@@ -25,6 +26,7 @@ from microspec_kernels.speculative import (
     Sampling,
     Timeline,
 )
+from microspec_kernels.speculative.models.supported import WITH_EXPERTS
 
 from .models import VOCAB, eagle, example, noisy, tiny
 from .schedule import SHAPE, Text, figures, run
@@ -148,6 +150,37 @@ def test_a_timeline_has_the_gather_on_its_own_stream(monkeypatch: pytest.MonkeyP
         assert all(one.end <= other.start for one, other in pairwise(main))
 
 
+def with_experts(kind: str, implementation: str) -> Any:
+    experts = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2}
+    model = tiny(kind, **experts)
+    model.set_experts_implementation(implementation)
+    return model
+
+
+@pytest.mark.skipif(int(transformers.__version__.partition(".")[0]) < 5, reason="transformers < 5")
+@pytest.mark.parametrize(
+    ("kind", "implementation", "dtype"),
+    [
+        ("mixtral", "batched_mm", torch.float32),
+        ("mixtral", "grouped_mm", torch.bfloat16),
+        *(
+            pytest.param(kind, "batched_mm", torch.float32, marks=pytest.mark.slow)
+            for kind in WITH_EXPERTS
+            if kind != "mixtral"
+        ),
+    ],
+)
+def test_experts_of_fixed_shapes_are_captured(
+    kind: str, implementation: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = with_experts(kind, implementation).to(dtype)
+    expected = written("cpu", model, noisy(model, 0.01), head="dense")
+    with pretended(monkeypatch) as device:
+        requests = written("cuda", model, noisy(model, 0.01), head="dense")
+    assert [one.tokens for one in requests] == [one.tokens for one in expected]
+    assert device.replays > 0
+
+
 @pytest.mark.parametrize("options", [{"timed": True}, {"capture": False}], ids=str)
 def test_graphs_can_be_turned_off(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     model = example("llama")[0]
@@ -160,8 +193,16 @@ def test_graphs_can_be_turned_off(options: dict[str, Any], monkeypatch: pytest.M
     assert device.replays == 0
 
 
-def test_what_no_graph_can_capture_is_known() -> None:
+def test_what_no_graph_can_capture_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
     assert CausalModel(example("llama")[0]).capturable
-    assert not CausalModel(tiny("mixtral")).capturable
+    for implementation in ("eager", "grouped_mm"):  # the latter on a CPU, in fp32
+        assert not CausalModel(with_experts("mixtral", implementation)).capturable
+    with fake_cuda.installed():
+        assert not CausalModel(with_experts("mixtral", "grouped_mm").to("cuda")).capturable
+        model = with_experts("mixtral", "grouped_mm").to("cuda", torch.bfloat16)
+        assert CausalModel(model).capturable
+        for major, captures in ((8, False), (10, True), (12, False)):
+            monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_, m=major: (m, 0))
+            assert CausalModel(model).capturable == captures
     assert not CausalModel(tiny("llama", rope_parameters=rope)).capturable

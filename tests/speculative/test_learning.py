@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from microspec_kernels._checks import PINNED_STAMP
 from microspec_kernels.policy import FLOOR_SHARE, LearnedLists, Policy, generated
@@ -75,11 +76,11 @@ def test_a_text_begins_with_the_tokens_of_the_most_texts(
     """The text itself then replaces some; with several lists, by the counts of the list chosen."""
     draft = eagle(target)
     lists, texts = learned_lists(target, draft, FREQUENT, num_lists=num_lists), []
+    batch = Batch(
+        target, draft, learn=lists, capacity=CAPACITY, mode=mode,
+        policy=Policy((generated(),)), **SHAPE,
+    )  # fmt: skip
     for seed in range(4):
-        batch = Batch(
-            target, draft, learn=lists, capacity=CAPACITY, mode=mode,
-            policy=Policy((generated(),)), **SHAPE,
-        )  # fmt: skip
         request = batch.join(prompt(9 + seed, seed), 10)
         own = Counter(dict(enumerate(lists.text_counts[lists.request_lists[0]].tolist())))
         total = counts_of(lists)
@@ -89,19 +90,26 @@ def test_a_text_begins_with_the_tokens_of_the_most_texts(
             assert order == in_order(texts_with(texts))
         while batch.requests:
             batch.step()
+        assert active(batch) != set(order[:CAPACITY])
         texts.append(request)
         assert request.tokens == generate(target, draft, prompt(9 + seed, seed), 10).tokens.tolist()
     assert len(counts_of(lists)) > 10
 
 
-def test_texts_that_run_together_share_a_floor(target: CausalModel) -> None:
-    """From the second on; 300 tokens of a prompt enter only as far as the limit allows."""
+def test_texts_that_run_together_share_a_floor(
+    target: CausalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the second on; of a long prompt, the newest sixth of K tokens enter."""
     batch = Batch(target, eagle(target), capacity=CAPACITY, frequent_tokens=FREQUENT, **SHAPE)
     assert isinstance(batch.head, Sparse)
     stamps = batch.head.vocab.slot_stamps
     batch.join(prompt(9), 20)
     assert int((stamps == PINNED_STAMP).sum()) == 0
+    told: list[Tensor] = []
+    observe = batch.head.observe
+    monkeypatch.setattr(batch.head, "observe", lambda *of: (told.append(of[0]), observe(*of)))
     batch.join(prompt(300, seed=5), 20)
+    assert torch.equal(told[0], prompt(300, seed=5)[0, -int(CAPACITY / 6) :])
     floor = int(FLOOR_SHARE * CAPACITY)
     assert int((stamps == PINNED_STAMP).sum()) == floor
     assert active(batch) >= set(FREQUENT[:floor].tolist())

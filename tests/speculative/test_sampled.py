@@ -207,6 +207,7 @@ def texts_of_chains(head: Any) -> tuple[Tensor, Tensor]:
     batch = Batch(
         target, noisy(target, 0.25), head=head, capacity=6, frequent_tokens=torch.arange(FEW),
         num_groups=COPIES if head == "sparse" else 1, depth=2, chain=True, sampling=Sampling(1.0),
+        learn=False,
     )  # fmt: skip
     text = prompt(4) % FEW
     first = batch.join(text, 3)

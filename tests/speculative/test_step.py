@@ -19,8 +19,8 @@ from .models import VOCAB, eagle, example, prompt
 # These calls make another view of the same memory, or a number on the host: they launch nothing.
 LAUNCH_NOTHING = {
     "alias", "as_strided", "chunk", "detach", "expand", "lift_fresh", "permute", "scalar_tensor",
-    "select", "slice", "split", "split_with_sizes", "squeeze", "t", "transpose", "unbind", "unsqueeze", "view",
-    "_unsafe_view", "_local_scalar_dense",
+    "select", "slice", "split", "split_with_sizes", "squeeze", "t", "transpose", "unbind",
+    "unsqueeze", "view", "_unsafe_view", "_local_scalar_dense",
 }  # fmt: skip
 FREQUENT = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(7))
 

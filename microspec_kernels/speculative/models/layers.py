@@ -91,10 +91,10 @@ def joined(parts: Sequence[Tensor]) -> Tensor:
 
 def add_linear(x: Tensor, read: Tensor, linear: nn.Linear) -> Tensor:
     """Return x + linear(read), both [B, n, ..]; without a bias in one call."""
-    if linear.bias is not None:
-        return x + linear(read)
-    weight: Tensor = linear.weight
-    return torch.addmm(x.flatten(0, 1), read.flatten(0, 1), weight.t()).view_as(x)
+    if linear.bias is None:
+        return torch.addmm(x.flatten(0, 1), read.flatten(0, 1), linear.weight.t()).view_as(x)
+    added: Tensor = x + linear(read)
+    return added
 
 
 class Attention(nn.Module):

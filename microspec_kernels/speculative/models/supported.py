@@ -3,6 +3,8 @@
 
 from typing import Any
 
+import torch
+
 from microspec_kernels._optional import require
 
 # For these types, `LMHead` computes everything between the final norm and the logits. With any
@@ -28,6 +30,22 @@ WITH_EXPERTS = (
 )  # fmt: skip
 # Before transformers 5 these take only transformers' own caches.
 SINCE_TRANSFORMERS_5 = ("granitemoe", "qwen2_moe", "gpt_oss")
+
+
+def experts_wait_for_nothing(model: Any) -> bool:
+    """Return whether a model without experts, or one whose experts the host does not wait for.
+
+    `batched_mm` copies the weights of each token's experts, in fixed shapes. `grouped_mm` is
+    PyTorch's: in bf16 one kernel on compute capability 9 and 10, else a loop over the experts that
+    reads their numbers of tokens. So do the other implementations, and transformers before 5.
+    """
+    if model.config.model_type not in WITH_EXPERTS:
+        return True
+    implementation = getattr(model.config, "_experts_implementation", None)
+    if implementation != "grouped_mm" or model.device.type != "cuda":
+        return bool(implementation == "batched_mm")
+    has_kernel = torch.cuda.get_device_capability(model.device)[0] in (9, 10)
+    return bool(model.dtype == torch.bfloat16 and has_kernel)
 
 
 def supported(model: Any) -> Any:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`CausalModel`: a Hugging Face causal LM that runs new tokens of a batch under tree masks."""
 
+import copy
+import functools
 import inspect
 import logging
 from collections.abc import Sequence
@@ -16,7 +18,7 @@ from microspec_kernels._optional import require
 from .cache import KVCache
 from .generation_rules import dropped_rules
 from .lm_head import LMHead, scaled
-from .supported import FULL, MIXED, WITH_EXPERTS, supported
+from .supported import FULL, MIXED, experts_wait_for_nothing, supported
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +42,7 @@ class CausalModel:
         num_embeddings: number of tokens it can read.
         eos: the end-of-text ids of its generation config.
         capturable: whether a CUDA graph can capture a pass: no rotary embedding that depends on the
-            text's length, and no experts, whose tokens transformers may count on the host.
+            text's length, and no experts whose tokens are counted on the host.
         longest: number of positions within which a tree does not change the rotary embedding; None:
             no limit.
         embedding, lm_head: lent to drafts.
@@ -69,12 +71,13 @@ class CausalModel:
         self.dtype: torch.dtype = model.dtype
         self._additive_mask = getattr(config, "_attn_implementation", "eager") == "eager"
         # `model` is the name in checkpoints; `base_model` and `get_decoder` differ by version.
-        self._decoder = model.model
+        self._decoder = self._decoder_of_steps = model.model
+        self._cache_class = KVCache
         self._cache_argument = cache_argument(self._decoder)
         windowed = config.model_type not in FULL
         self._window: int | None = getattr(config, "sliding_window", None) if windowed else None
         self.longest = _longest(config)
-        self.capturable = self.longest is None and config.model_type not in WITH_EXPERTS
+        self.capturable = self.longest is None and experts_wait_for_nothing(model)
         generation = getattr(model, "generation_config", None)
         eos = getattr(generation, "eos_token_id", None)
         self.eos: frozenset[int] = frozenset([eos] if isinstance(eos, int) else eos or ())
@@ -116,7 +119,18 @@ class CausalModel:
 
     def new_cache(self) -> KVCache:
         """Return an empty cache for one text."""
-        return KVCache(self.config.num_hidden_layers, self.device)
+        return self._cache_class(self.config.num_hidden_layers, self.device)
+
+    def compiled(self) -> "CausalModel":
+        """Return this model with its passes of a step, not of a prompt, under `torch.compile`.
+
+        The cache is not compiled: its room grows, and its lengths would be guards. So the compiled
+        graphs end where a layer writes its entries.
+        """
+        other = copy.copy(self)
+        other._decoder_of_steps = torch.compile(self._decoder)
+        other._cache_class = opaque_cache()
+        return other
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return logits [.., V] of normed hidden states [.., D], by calling the LM head."""
@@ -132,7 +146,9 @@ class CausalModel:
         read = []
         for piece in torch.split(tokens, CHUNK):
             positions, mask = cache.ahead(len(piece)), cache.causal(len(piece))
-            read.append(self.forward(piece[None], positions, mask, cache, feature_layers))
+            read.append(
+                self._forward(self._decoder, piece[None], positions, mask, cache, feature_layers)
+            )
             cache.keep_all()
         hidden, features = (torch.cat(parts, dim=1)[0] for parts in zip(*read, strict=True))
         return hidden, features
@@ -155,12 +171,24 @@ class CausalModel:
         reads, [B, n, F]: the inputs of `feature_layers` concatenated, or without `feature_layers`
         the same hidden states.
         """
+        decoder = self._decoder_of_steps
+        return self._forward(decoder, tokens, positions, mask, cache, feature_layers)
+
+    def _forward(
+        self,
+        decoder: Any,
+        tokens: Tensor,
+        positions: Tensor,
+        mask: Tensor,
+        cache: KVCache,
+        feature_layers: Sequence[int],
+    ) -> tuple[Tensor, Tensor]:
         masks: Any = self._for_attention(mask)
         if self._window is not None:
             within = self._for_attention(cache.within(mask, positions, self._window))
             both = {"full_attention": masks, "sliding_attention": within}
             masks = both if self.config.model_type in MIXED else within
-        out = self._decoder(
+        out = decoder(
             input_ids=tokens,
             attention_mask=masks,
             position_ids=positions,
@@ -182,6 +210,16 @@ class CausalModel:
         return torch.zeros(mask.shape, dtype=self.dtype, device=mask.device).masked_fill_(
             ~mask, hidden
         )[:, None]
+
+
+@functools.cache
+def opaque_cache() -> type[KVCache]:
+    """Return a cache that `torch.compile` calls but does not look into."""
+
+    class OpaqueCache(KVCache):
+        update = torch.compiler.disable(KVCache.update)
+
+    return OpaqueCache
 
 
 def cache_argument(decoder: Any) -> str:

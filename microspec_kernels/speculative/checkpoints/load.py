@@ -17,6 +17,7 @@ from microspec_kernels.speculative.models.lm_head import LMHead
 from microspec_kernels.speculative.models.mtp import MtpDraft
 from microspec_kernels.speculative.models.target import CausalModel
 
+from .fields import EAGLE_3, refuse
 from .files import config_in, dequantised, fill, folder_of, has_int8_rows, names_in, tensors_in
 from .formats import (
     EMBEDDING,
@@ -85,8 +86,9 @@ def load_draft(
     log says which of the two applies.
 
     Raises FileNotFoundError: no such folder, or one without weights. ValueError: another kind of
-    draft, missing or unknown tensors, shapes that contradict the config or the target, or d2t and
-    t2d that contradict each other.
+    draft, a config field that the loop does not honour, missing or unknown tensors, shapes that
+    contradict the config or the target, or d2t and t2d that contradict each other. Fields of an
+    EAGLE draft that the loop does not know are logged.
     """
     target = target if isinstance(target, CausalModel) else CausalModel(target)
     folder, what = folder_of(path), f"load_draft: {path}"
@@ -112,6 +114,8 @@ def load_draft(
     if "fc.weight" not in state:
         return ModelDraft(load_target(folder, dtype=target.dtype, device=target.device))
 
+    refuse(config, {field: (False,) for field in EAGLE_3}, what)
+    refuse(config, {"draft_vocab_size": (config.get("vocab_size"),)}, what)
     llama = layer_config(config, state, target, what)
     draft_tensors = {
         name: own_rows(state.pop(name), llama, target, f"{what}: {name}")

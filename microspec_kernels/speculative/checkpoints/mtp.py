@@ -15,8 +15,9 @@ from microspec_kernels.speculative.models.lm_head import LMHead, differ_in_paddi
 from microspec_kernels.speculative.models.mtp import MtpDraft
 from microspec_kernels.speculative.models.target import CausalModel
 
+from .fields import UNSUPPORTED, check_rope, refuse
 from .files import fill
-from .layer_config import UNSUPPORTED, check_rope
+from .layer_config import check_window
 
 LAYER = "layers.0."
 EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
@@ -82,7 +83,6 @@ EXPECTED: dict[str, tuple[Any, ...]] = {
     "mtp_num_hidden_layers": (1,),
     "mtp_hidden_states_first": (False,),
     "chain_hidden_post_norm": (),
-    "quantization_config": (),
     "index_topk": (),
 }
 
@@ -183,14 +183,11 @@ def layer_fields(
     if model_type not in MODEL_TYPES:
         expected = f"an MTP module of {', '.join(MODEL_TYPES)}"
         raise ValueError(f"{what}: model_type: expected {expected}, got {model_type!r}")
-    unsupported = dict(UNSUPPORTED)
-    if model_type in PARTLY_ROTATED:
-        del unsupported["partial_rotary_factor"]
-    for field, values in (EXPECTED | unsupported).items():
-        if (value := fields.get(field)) is not None and value not in values:
-            expected = " or ".join(map(str, values)) or "none"
-            raise ValueError(f"{what}: {field}: expected {expected}, got {value!r}")
-    check_rope(fields, what)
+    partly = model_type in PARTLY_ROTATED
+    honoured = {"rope_interleave": True, "partial_rotary_factor": partly, "attn_output_gate": True}
+    refuse(fields, EXPECTED, what)
+    refuse(fields, {f: v for f, v in UNSUPPORTED.items() if not honoured.get(f)}, what)
+    check_rope(fields, what, partly)
     depth, index = fields.get("num_hidden_layers"), re.fullmatch(layout.prefix, prefix)
     assert index is not None
     if layout is LAYOUTS["DeepSeek's"] and depth != int(index.group(1)):
@@ -221,8 +218,7 @@ def window(fields: Mapping[str, Any], kind: str, what: str) -> int | None:
     """
     window = fields.get("sliding_window")
     if kind == "sliding_attention":
-        if not (isinstance(window, int) and window > 0):
-            raise ValueError(f"{what}: sliding_window: expected at least 1, got {window!r}")
+        check_window(window, what)
         return window
     slides = window is not None and fields.get("use_sliding_window") is not False
     if slides and "sliding_attention" not in (fields.get("layer_types") or ()):

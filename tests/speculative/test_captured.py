@@ -8,6 +8,7 @@ capture, or at any time where a step may not wait, what a GPU would refuse.
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import fake_cuda
@@ -16,10 +17,19 @@ import torch
 from fake_cuda.graphs import CUDAGraph
 from fake_cuda.streams import Event
 
-from microspec_kernels.speculative import Batch, CausalModel, ModelDraft, Request, Sampling
+from microspec_kernels.speculative import (
+    Batch,
+    CausalModel,
+    ModelDraft,
+    Request,
+    Sampling,
+    load_draft,
+)
 
 from .models import VOCAB, eagle, example, noisy, tiny
+from .mtp import tensors, write
 from .schedule import SHAPE, Text, figures, run
+from .test_mtp import is_known
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real GPU")
 
@@ -137,3 +147,21 @@ def test_what_no_graph_can_capture_is_known() -> None:
     assert CausalModel(example("llama")[0]).capturable
     assert not CausalModel(tiny("mixtral")).capturable
     assert not CausalModel(tiny("llama", rope_parameters=rope)).capturable
+
+
+@pytest.mark.parametrize("name", [name for name in ("mimo", "qwen3.5") if is_known(name)])
+def test_an_mtp_module(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One without experts is captured, and so reads no value on the host."""
+    model = example("llama")[0]
+    write(tmp_path, name, tensors(name))
+
+    def texts(device: str) -> list[Request]:
+        target = CausalModel(copy.deepcopy(model).to(device))
+        draft = load_draft(tmp_path, target)
+        return run(Batch(target, draft, capacity=40, num_groups=2, **SHAPE), TEXTS)
+
+    expected = texts("cpu")
+    with pretended(monkeypatch) as device:
+        requests = texts("cuda")
+    assert [figures(one) for one in requests] == [figures(one) for one in expected]
+    assert device.replays > 0 and device.waits == device.steps

@@ -28,7 +28,7 @@ from .formats import (
     refuse_others,
 )
 from .layer_config import layer_config
-from .mtp import mtp_draft, mtp_layout
+from .mtp import SAME_LAYER, mtp_draft, mtp_layout
 
 
 def load_target(
@@ -45,7 +45,10 @@ def load_target(
     transformers = require("transformers", "speculative")
     folder = folder_of(path)
     with reading(folder, "a model that transformers loads"):
-        config = transformers.AutoConfig.from_pretrained(folder)
+        same = SAME_LAYER.get(config_in(folder).get("model_type") or "")
+        kind = type(transformers.AutoConfig.for_model(same)) if same else transformers.AutoConfig
+        config = kind.from_pretrained(folder)
+        config.model_type = same or config.model_type
     # Only eager attention applies Gemma 2's soft cap.
     capped = getattr(config, "attn_logit_softcapping", None)
     options: dict[str, Any] = {"attn_implementation": "eager"} if capped else {}
@@ -53,7 +56,7 @@ def load_target(
         options["dtype"] = dtype or "auto"
         with reading(folder, "a model that transformers loads"):
             model, found = transformers.AutoModelForCausalLM.from_pretrained(
-                folder, output_loading_info=True, **options
+                folder, config=config, output_loading_info=True, **options
             )
         if missing := sorted(found["missing_keys"]):
             more = f" and {len(missing) - 3} more" * (len(missing) > 3)

@@ -30,12 +30,13 @@ class Layout:
     prefix: a pattern that begins them; its group, if any, is the module's index among the layers.
     names: beginnings of the names behind the prefix, and what `MtpDraft` calls them. Other names
         are the decoder layer's.
-    hidden_first: see `MtpDraft`.
+    hidden_first, before_norm: see `MtpDraft`.
     """
 
     prefix: str
     names: Mapping[str, str]
     hidden_first: bool = False
+    before_norm: bool = False
 
 
 LAYOUTS = {
@@ -63,6 +64,7 @@ LAYOUTS = {
             "final_layernorm.": "norm.",
         },
         hidden_first=True,
+        before_norm=True,
     ),
 }  # fmt: skip
 # The model types whose layer transformers computes and the loop's cache can hold.
@@ -70,7 +72,7 @@ MODEL_TYPES = (
     "deepseek_v3", "glm4_moe", "glm4_moe_lite", "mellum", "mimo", "qwen3_next", "qwen3_5_text",
     "qwen3_5_moe_text",
 )  # fmt: skip
-# What transformers calls a model type that it does not have: MiMo is Qwen2 beside its module.
+# What transformers calls a model type that it does not have: beside its module MiMo is Qwen2.
 SAME_LAYER = {"mimo": "qwen2"}
 MTP_LAYER_TYPE = {"mellum": "sliding_attention"}  # full_attention elsewhere
 PARTLY_ROTATED = ("glm4_moe", "qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")
@@ -152,7 +154,8 @@ def mtp_draft(
     if HEAD in lent and not torch.equal(lent[HEAD], target.lm_head.weight):
         lm_head = LMHead(lent[HEAD]).of_vocabulary(target.vocab_size)
         lm_head = replace(lm_head, scale=target.lm_head.scale, softcap=target.lm_head.softcap)
-    draft = MtpDraft(one_layer, target, embedding, lm_head, layout.hidden_first).eval()
+    order = layout.hidden_first, layout.before_norm
+    draft = MtpDraft(one_layer, target, embedding, lm_head, *order).eval()
     fill(draft, merged(state, draft.state_dict().keys()), what)
     return draft
 

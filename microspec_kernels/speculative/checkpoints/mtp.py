@@ -127,8 +127,12 @@ def mtp_draft(
         raise ValueError(f"{what}: config.json: missing fields {missing}")
     state = renamed(state, layout, prefix)
     layer = layer_fields(fields, state, layout, prefix, what)
+    transformers = require("transformers", "speculative")
+    if layer["model_type"] not in transformers.CONFIG_MAPPING:
+        expected = f"one that transformers {transformers.__version__} has"
+        raise ValueError(f"{what}: model_type: expected {expected}, got {layer['model_type']!r}")
     with reading(f"{what}: config.json", f"a config of {layer['model_type']}"):
-        one_layer = require("transformers", "speculative").AutoConfig.for_model(**layer)
+        one_layer = transformers.AutoConfig.for_model(**layer)
     one_layer.windows = (window(fields, layer["layer_types"][0], what),)
     for field, of_target in {
         "hidden_size": target.hidden_size, "vocab_size": target.vocab_size

@@ -9,6 +9,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import fake_cuda
@@ -25,11 +26,14 @@ from microspec_kernels.speculative import (
     Request,
     Sampling,
     Timeline,
+    load_draft,
 )
 from microspec_kernels.speculative.models.supported import WITH_EXPERTS
 
 from .models import VOCAB, eagle, example, noisy, tiny
+from .mtp import tensors, write
 from .schedule import SHAPE, Text, figures, run
+from .test_mtp import is_known
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real GPU")
 
@@ -206,3 +210,21 @@ def test_what_no_graph_can_capture_is_known(monkeypatch: pytest.MonkeyPatch) -> 
             monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_, m=major: (m, 0))
             assert CausalModel(model).capturable == captures
     assert not CausalModel(tiny("llama", rope_parameters=rope)).capturable
+
+
+@pytest.mark.parametrize("name", [name for name in ("mimo", "qwen3.5") if is_known(name)])
+def test_an_mtp_module(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One without experts is captured, and so reads no value on the host."""
+    model = example("llama")[0]
+    write(tmp_path, name, tensors(name))
+
+    def texts(device: str) -> list[Request]:
+        target = CausalModel(copy.deepcopy(model).to(device))
+        draft = load_draft(tmp_path, target)
+        return run(Batch(target, draft, capacity=40, num_groups=2, **SHAPE), TEXTS)
+
+    expected = texts("cpu")
+    with pretended(monkeypatch) as device:
+        requests = texts("cuda")
+    assert [figures(one) for one in requests] == [figures(one) for one in expected]
+    assert device.replays > 0 and device.waits == device.steps

@@ -13,6 +13,7 @@ from microspec_kernels.speculative.models.eagle3 import Eagle3Draft
 from microspec_kernels.speculative.models.lm_head import LMHead
 from microspec_kernels.speculative.models.target import CausalModel
 
+from .fields import refuse
 from .files import check_shape, fill
 from .layer_config import flattened, layer_config
 
@@ -67,7 +68,12 @@ def eagle3_draft(
     draft_tensors = {
         name: state.pop(name) for name in (EMBEDDING, HEAD, "d2t", "t2d") if name in state
     }
-    fields = flattened(config) | {"fc_bias": "fc.bias" in state}
+    fields = flattened(config, what)
+    refuse(
+        fields,
+        {"target_hidden_size": (target.hidden_size,), "bias": ("fc.bias" in state,)},
+        what,
+    )
     llama = layer_config(fields, state, target, what)
     size = llama.hidden_size
     if size != target.hidden_size and not {EMBEDDING, HEAD} <= draft_tensors.keys():

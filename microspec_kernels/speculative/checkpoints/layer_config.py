@@ -7,37 +7,33 @@ from typing import Any
 from microspec_kernels._files import reading
 from microspec_kernels._optional import require
 from microspec_kernels.speculative.models.lm_head import differ_in_padding
-from microspec_kernels.speculative.models.target import LENGTH_DEPENDENT_ROPE, CausalModel
+from microspec_kernels.speculative.models.target import CausalModel
 
+from .fields import check_eagle, legacy_rope
+
+FEATURE_LAYERS = "eagle_aux_hidden_state_layer_ids"
 # Their layers are Llama's, with biases, norms of q and k, or windows where the checkpoint has them.
 LLAMA_LIKE = ("llama", "mistral", "mixtral", "qwen2", "qwen3")
-# Fields of other models that change a result, with the values that change nothing.
-UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "attention_multiplier": (),
-    "residual_multiplier": (1,),
-    "embedding_multiplier": (1,),
-    "logits_scaling": (1,),
-    "logit_scale": (1,),
-    "attn_logit_softcapping": (),
-    "final_logit_softcapping": (),
-    "query_pre_attn_scalar": (),
-    "partial_rotary_factor": (1,),
-    "no_rope_layers": ([],),
-    "attn_temperature_tuning": (False, 0),
-    "clip_qkv": (),
-}
 
 
-def flattened(config: Mapping[str, Any]) -> dict[str, Any]:
+def flattened(config: Mapping[str, Any], what: str) -> dict[str, Any]:
     """Return a config with Llama's fields and those of `Eagle3Draft` on one level.
 
     `speculators` keeps Llama's fields in `transformer_layer_config`. SpecForge lists the layers
     in `eagle_config` whose outputs the draft reads, so 1 is added (as in SGLang).
+
+    Raises ValueError: two lists of layers that contradict each other.
     """
     fields = {**config, **config.get("transformer_layer_config", {})}
-    outputs = (config.get("eagle_config") or {}).get("eagle_aux_hidden_state_layer_ids")
-    if outputs and not config.get("eagle_aux_hidden_state_layer_ids"):
-        fields["eagle_aux_hidden_state_layer_ids"] = [layer + 1 for layer in outputs]
+    outputs = (config.get("eagle_config") or {}).get(FEATURE_LAYERS)
+    if outputs:
+        inputs, listed = [layer + 1 for layer in outputs], config.get(FEATURE_LAYERS)
+        if listed and listed != inputs:
+            raise ValueError(
+                f"{what}: {FEATURE_LAYERS}: expected {inputs}, the inputs of the layers behind "
+                f"eagle_config's {outputs}, got {listed}"
+            )
+        fields[FEATURE_LAYERS] = inputs
     return fields
 
 
@@ -55,15 +51,11 @@ def layer_config(
     if model_type not in LLAMA_LIKE:
         expected = f"the layers of {', '.join(LLAMA_LIKE)}"
         raise ValueError(f"{what}: model_type: expected {expected}, got {model_type!r}")
-    for field, neutral in UNSUPPORTED.items():
-        if (value := fields.get(field)) is not None and value not in neutral:
-            raise ValueError(
-                f"{what}: {field}: expected none, because these layers have no such step, "
-                f"got {value!r}"
-            )
-    check_rope(fields, what)
+    names = list(names)
+    check_eagle(fields, names, what)
     with reading(f"{what}: config.json", "a Llama's config"):
-        kept = {field: fields[field] for field in fields.keys() - {"model_type", "layer_types"}}
+        left_out = {"model_type", "layer_types", "qk_norm", "use_qk_norm", "fc_bias"}
+        kept = {name: value for name, value in legacy_rope(fields).items() if name not in left_out}
         config = require("transformers", "speculative").LlamaConfig.from_dict(
             {**kept, **set_by_tensors(fields, names)}
         )
@@ -76,23 +68,6 @@ def layer_config(
     return config
 
 
-def check_rope(fields: Mapping[str, Any], what: str) -> None:
-    """Raise ValueError for a rotary embedding that depends on the text's length.
-
-    A draft rotates by tables that are longer than the text.
-    """
-    for name in ("rope_parameters", "rope_scaling"):
-        rope = fields.get(name) or {}
-        # There may be one for each kind of layer.
-        for one in [rope, *(value for value in rope.values() if isinstance(value, dict))]:
-            kind = one.get("rope_type", one.get("type"))
-            if kind in LENGTH_DEPENDENT_ROPE:
-                raise ValueError(
-                    f"{what}: {name}: expected a rope_type that does not depend on the text's "
-                    f"length, got {kind!r}"
-                )
-
-
 def set_by_tensors(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, bool]:
     """Return the fields that the tensors decide: `qk_norm`, and biases that the config leaves open.
 
@@ -103,7 +78,7 @@ def set_by_tensors(config: Mapping[str, Any], names: Iterable[str]) -> dict[str,
     if config.get("attention_bias") is None:
         tensors["qkv_bias"] = "q_proj"
     marks = {f: f"{part}.bias" for f, part in tensors.items() if config.get(f) is None}
-    marks["qk_norm"] = "q_norm.weight"
+    marks |= {"qk_norm": "q_norm.weight", "fc_bias": "fc.bias"}
     names = list(names)
     return {field: any(name.endswith(mark) for name in names) for field, mark in marks.items()}
 
@@ -125,11 +100,12 @@ def windows(
         known = {"full_attention": None, "sliding_attention": window}
         if len(kinds) != num_layers or not known.keys() >= set(kinds):
             raise ValueError(f"{what}: layer_types: expected {expected}, got {kinds}")
-        if "sliding_attention" in kinds and not (isinstance(window, int) and window > 0):
-            raise ValueError(f"{what}: sliding_window: expected at least 1, got {window!r}")
+        if "sliding_attention" in kinds:
+            check_window(window, what)
         return tuple(known[kind] for kind in kinds)
     if window is None or fields.get("use_sliding_window") is False:
         return (None,) * num_layers
+    check_window(window, what)
     if model_type in ("mistral", "mixtral"):
         return (window,) * num_layers
     if model_type.startswith("qwen"):
@@ -140,3 +116,9 @@ def windows(
         f"{what}: sliding_window: expected layer_types beside it, which name the layers that have "
         f"the window {window}, got none"
     )
+
+
+def check_window(window: Any, what: str) -> None:
+    """Raise ValueError unless it is a number of tokens, the token itself included."""
+    if not (isinstance(window, int) and window > 0):
+        raise ValueError(f"{what}: sliding_window: expected at least 1, got {window!r}")

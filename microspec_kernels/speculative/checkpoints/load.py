@@ -17,6 +17,7 @@ from microspec_kernels.speculative.models.lm_head import LMHead
 from microspec_kernels.speculative.models.mtp import MtpDraft
 from microspec_kernels.speculative.models.target import CausalModel
 
+from .fields import EAGLE_3, refuse
 from .files import config_in, dequantised, fill, folder_of, has_int8_rows, names_in, tensors_in
 from .formats import (
     EMBEDDING,
@@ -27,7 +28,7 @@ from .formats import (
     refuse_others,
 )
 from .layer_config import layer_config
-from .mtp import mtp_draft, mtp_layout
+from .mtp import SAME_LAYER, mtp_draft, mtp_layout
 
 
 def load_target(
@@ -44,7 +45,10 @@ def load_target(
     transformers = require("transformers", "speculative")
     folder = folder_of(path)
     with reading(folder, "a model that transformers loads"):
-        config = transformers.AutoConfig.from_pretrained(folder)
+        same = SAME_LAYER.get(config_in(folder).get("model_type") or "")
+        kind = type(transformers.AutoConfig.for_model(same)) if same else transformers.AutoConfig
+        config = kind.from_pretrained(folder)
+        config.model_type = same or config.model_type
     # Only eager attention applies Gemma 2's soft cap.
     capped = getattr(config, "attn_logit_softcapping", None)
     options: dict[str, Any] = {"attn_implementation": "eager"} if capped else {}
@@ -52,7 +56,7 @@ def load_target(
         options["dtype"] = dtype or "auto"
         with reading(folder, "a model that transformers loads"):
             model, found = transformers.AutoModelForCausalLM.from_pretrained(
-                folder, output_loading_info=True, **options
+                folder, config=config, output_loading_info=True, **options
             )
         if missing := sorted(found["missing_keys"]):
             more = f" and {len(missing) - 3} more" * (len(missing) > 3)
@@ -85,8 +89,9 @@ def load_draft(
     log says which of the two applies.
 
     Raises FileNotFoundError: no such folder, or one without weights. ValueError: another kind of
-    draft, missing or unknown tensors, shapes that contradict the config or the target, or d2t and
-    t2d that contradict each other.
+    draft, a config field that the loop does not honour, missing or unknown tensors, shapes that
+    contradict the config or the target, or d2t and t2d that contradict each other. Fields of an
+    EAGLE draft that the loop does not know are logged.
     """
     target = target if isinstance(target, CausalModel) else CausalModel(target)
     folder, what = folder_of(path), f"load_draft: {path}"
@@ -112,6 +117,8 @@ def load_draft(
     if "fc.weight" not in state:
         return ModelDraft(load_target(folder, dtype=target.dtype, device=target.device))
 
+    refuse(config, {field: (False,) for field in EAGLE_3}, what)
+    refuse(config, {"draft_vocab_size": (config.get("vocab_size"),)}, what)
     llama = layer_config(config, state, target, what)
     draft_tensors = {
         name: own_rows(state.pop(name), llama, target, f"{what}: {name}")

@@ -15,8 +15,9 @@ from microspec_kernels.speculative.models.lm_head import LMHead, differ_in_paddi
 from microspec_kernels.speculative.models.mtp import MtpDraft
 from microspec_kernels.speculative.models.target import CausalModel
 
+from .fields import UNSUPPORTED, check_rope, refuse
 from .files import fill
-from .layer_config import UNSUPPORTED, check_rope
+from .layer_config import check_window
 
 LAYER = "layers.0."
 EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
@@ -29,12 +30,13 @@ class Layout:
     prefix: a pattern that begins them; its group, if any, is the module's index among the layers.
     names: beginnings of the names behind the prefix, and what `MtpDraft` calls them. Other names
         are the decoder layer's.
-    hidden_first: see `MtpDraft`.
+    hidden_first, before_norm: see `MtpDraft`.
     """
 
     prefix: str
     names: Mapping[str, str]
     hidden_first: bool = False
+    before_norm: bool = False
 
 
 LAYOUTS = {
@@ -62,6 +64,7 @@ LAYOUTS = {
             "final_layernorm.": "norm.",
         },
         hidden_first=True,
+        before_norm=True,
     ),
 }  # fmt: skip
 # The model types whose layer transformers computes and the loop's cache can hold.
@@ -69,7 +72,7 @@ MODEL_TYPES = (
     "deepseek_v3", "glm4_moe", "glm4_moe_lite", "mellum", "mimo", "qwen3_next", "qwen3_5_text",
     "qwen3_5_moe_text",
 )  # fmt: skip
-# What transformers calls a model type that it does not have: MiMo is Qwen2 beside its module.
+# What transformers calls a model type that it does not have: beside its module MiMo is Qwen2.
 SAME_LAYER = {"mimo": "qwen2"}
 MTP_LAYER_TYPE = {"mellum": "sliding_attention"}  # full_attention elsewhere
 PARTLY_ROTATED = ("glm4_moe", "qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")
@@ -82,7 +85,6 @@ EXPECTED: dict[str, tuple[Any, ...]] = {
     "mtp_num_hidden_layers": (1,),
     "mtp_hidden_states_first": (False,),
     "chain_hidden_post_norm": (),
-    "quantization_config": (),
     "index_topk": (),
 }
 
@@ -125,8 +127,12 @@ def mtp_draft(
         raise ValueError(f"{what}: config.json: missing fields {missing}")
     state = renamed(state, layout, prefix)
     layer = layer_fields(fields, state, layout, prefix, what)
+    transformers = require("transformers", "speculative")
+    if layer["model_type"] not in transformers.CONFIG_MAPPING:
+        expected = f"one that transformers {transformers.__version__} has"
+        raise ValueError(f"{what}: model_type: expected {expected}, got {layer['model_type']!r}")
     with reading(f"{what}: config.json", f"a config of {layer['model_type']}"):
-        one_layer = require("transformers", "speculative").AutoConfig.for_model(**layer)
+        one_layer = transformers.AutoConfig.for_model(**layer)
     one_layer.windows = (window(fields, layer["layer_types"][0], what),)
     for field, of_target in {
         "hidden_size": target.hidden_size, "vocab_size": target.vocab_size
@@ -152,7 +158,8 @@ def mtp_draft(
     if HEAD in lent and not torch.equal(lent[HEAD], target.lm_head.weight):
         lm_head = LMHead(lent[HEAD]).of_vocabulary(target.vocab_size)
         lm_head = replace(lm_head, scale=target.lm_head.scale, softcap=target.lm_head.softcap)
-    draft = MtpDraft(one_layer, target, embedding, lm_head, layout.hidden_first).eval()
+    order = layout.hidden_first, layout.before_norm
+    draft = MtpDraft(one_layer, target, embedding, lm_head, *order).eval()
     fill(draft, merged(state, draft.state_dict().keys()), what)
     return draft
 
@@ -183,14 +190,11 @@ def layer_fields(
     if model_type not in MODEL_TYPES:
         expected = f"an MTP module of {', '.join(MODEL_TYPES)}"
         raise ValueError(f"{what}: model_type: expected {expected}, got {model_type!r}")
-    unsupported = dict(UNSUPPORTED)
-    if model_type in PARTLY_ROTATED:
-        del unsupported["partial_rotary_factor"]
-    for field, values in (EXPECTED | unsupported).items():
-        if (value := fields.get(field)) is not None and value not in values:
-            expected = " or ".join(map(str, values)) or "none"
-            raise ValueError(f"{what}: {field}: expected {expected}, got {value!r}")
-    check_rope(fields, what)
+    partly = model_type in PARTLY_ROTATED
+    honoured = {"rope_interleave": True, "partial_rotary_factor": partly, "attn_output_gate": True}
+    refuse(fields, EXPECTED, what)
+    refuse(fields, {f: v for f, v in UNSUPPORTED.items() if not honoured.get(f)}, what)
+    check_rope(fields, what, partly)
     depth, index = fields.get("num_hidden_layers"), re.fullmatch(layout.prefix, prefix)
     assert index is not None
     if layout is LAYOUTS["DeepSeek's"] and depth != int(index.group(1)):
@@ -221,8 +225,7 @@ def window(fields: Mapping[str, Any], kind: str, what: str) -> int | None:
     """
     window = fields.get("sliding_window")
     if kind == "sliding_attention":
-        if not (isinstance(window, int) and window > 0):
-            raise ValueError(f"{what}: sliding_window: expected at least 1, got {window!r}")
+        check_window(window, what)
         return window
     slides = window is not None and fields.get("use_sliding_window") is not False
     if slides and "sliding_attention" not in (fields.get("layer_types") or ()):

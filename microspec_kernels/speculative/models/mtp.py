@@ -22,12 +22,15 @@ class MtpDraft(Eagle):
     `eh_proj` joins the normed embedding of token i+1 and the normed hidden state of token i. The
     layer is the one of `transformers` for the config's model type. `norm` comes behind it; its
     output goes to the LM head and, inside a tree, to the next call of the same module. For verified
-    text the hidden state is the target's last one, after its final norm. vLLM, SGLang and
-    transformers feed both in this way. vLLM also zeroes the embedding at position 0, which the
-    training does not.
+    text the hidden state is the target's last one, after its final norm, or for MiMo before it.
+
+    So do transformers (`MtpModel`), SGLang and vLLM, but for this: vLLM feeds GLM-4.5's module its
+    output before `norm`, and zeroes the embedding at position 0; SGLang gives MiMo's module the
+    hidden state after the norm. MiMo's order here is that of its makers' code for vLLM.
 
     config: of the model type, for a decoder of this one layer. It may have `windows` (see `Eagle`).
     hidden_first: whether the hidden state is the first half of `eh_proj`'s input.
+    before_norm: whether it is the target's before its final norm.
     lm_head: None: the target's whole LM head, including bias, scale and soft cap.
 
     Raises ValueError: the hidden size differs from the target's. TypeError: the target's LM head or
@@ -41,6 +44,7 @@ class MtpDraft(Eagle):
         embedding: Tensor | None = None,
         lm_head: LMHead | None = None,
         hidden_first: bool = False,
+        before_norm: bool = False,
     ) -> None:
         super().__init__(config, target, embedding)
         size, eps = config.hidden_size, config.rms_norm_eps
@@ -50,6 +54,11 @@ class MtpDraft(Eagle):
             )
         self.lm_head = target.lm_head if lm_head is None else lm_head
         self.hidden_first = hidden_first
+        # `hnorm` divides by the length of its input, so dividing by the final norm's weight gives
+        # what that norm has read.
+        self._undone: Tensor | None = None
+        if before_norm:
+            self._undone = target.model.model.norm.weight.detach().float().reciprocal()
         # On "meta", because the model also has an embedding and an LM head, which are not needed.
         with torch.device("meta"):
             model = require("transformers", "speculative").AutoModelForCausalLM.from_config(
@@ -75,6 +84,11 @@ class MtpDraft(Eagle):
     def rotations(self, positions: Tensor) -> Tensor:
         parts = self.rotary(self.embedding, positions, **self._rotary_options)
         return torch.stack(parts, dim=-2)[0]
+
+    def fuse(self, features: Tensor) -> Tensor:
+        if self._undone is None:
+            return features
+        return (features * self._undone).nan_to_num(posinf=0, neginf=0).to(features.dtype)
 
     def run(
         self,

@@ -83,7 +83,7 @@ class DraftModel(nn.Module):
         return mapped
 
 
-def config(hidden_size: int = 8, vocab_size: int = 24, **additional: Any) -> Any:
+def config(vocab_size: int = 24, **additional: Any) -> Any:
     """Return a VllmConfig with a supported draft."""
     return SimpleNamespace(
         additional_config=additional,
@@ -91,13 +91,12 @@ def config(hidden_size: int = 8, vocab_size: int = 24, **additional: Any) -> Any
         watermark_config=None,
         speculative_config=SimpleNamespace(
             method="eagle",
-            parallel_drafting=False,
+            num_speculative_tokens=3,
             use_gemma4_mtp=lambda: False,
-            use_multi_module_mtp=lambda: False,
             use_heterogeneous_vocab=False,
             draft_sample_method="greedy",
             enable_adaptive_verification=False,
-            draft_model_config=SimpleNamespace(get_hidden_size=lambda: hidden_size),
+            draft_model_config=SimpleNamespace(architectures=["DraftModel"]),
         ),
         parallel_config=SimpleNamespace(
             enable_batch_sharded_sampling=None,

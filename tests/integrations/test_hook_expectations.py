@@ -71,7 +71,7 @@ def calls(*names: str) -> CallOrder:
         (Definitions("engine.spec", "draft", ("Base", "Special")), None),
         (Definitions("engine.spec", "draft", ("Base",)), "also defined by Special"),
         (Definitions("engine.spec", "drafts", ("Base", "Special")), "not defined by Base"),
-        (Definitions("engine.specs", "draft", ("Base",)), "no such folder"),
+        (Definitions("engine.specs", "draft", ("Base",)), "no such module"),
         (HookPoint("engine.runner", "Runner.step", ("self", "batch"), positional=True), None),
         (HookPoint("engine.runner", "Runner.step", ("batch", "self")), None),
         (

@@ -34,9 +34,17 @@ def draft_model(offsets: Tensor | None = None) -> DraftModel:
     return DraftModel(weight, rows, V, offsets)
 
 
-def drafter_of(model: Any, slots: int = 4, **settings: Any) -> Drafter:
+def drafter_of(
+    model: Any, slots: int = 4, *, hidden_size: int = DIM, compute: Any = None, **settings: Any
+) -> Drafter:
     return attach(
-        "Speculator", model, config(DIM, V), Settings(**({"target_top_k": 1} | settings)), slots
+        "Speculator",
+        model,
+        config(V),
+        Settings(**({"target_top_k": 1} | settings)),
+        slots,
+        hidden_size=hidden_size,
+        compute_logits=compute,
     )
 
 
@@ -93,6 +101,61 @@ def test_a_model_without_a_logits_processor() -> None:
         UnsupportedError, match="compute_logits: expected a call of the model's LogitsProc"
     ):
         drafter_of(model)
+
+
+def wide(model: DraftModel, streams: int = 2) -> DraftModel:
+    """Let the model's output be several streams of D columns, as DeepSeek-V4's is."""
+    model.norm = lambda hidden: hidden.view(-1, streams, DIM).sum(1)
+    return model
+
+
+def test_hidden_states_wider_than_the_draft() -> None:
+    model = wide(draft_model())
+    drafter = drafter_of(model, hidden_size=2 * DIM)
+    learn(drafter, torch.arange(V))
+    hidden = torch.randn(40, 2 * DIM)
+    assert torch.equal(
+        drafter.draft(hidden, torch.zeros(40)), model.compute_logits(hidden).argmax(-1)
+    )
+
+
+def test_hidden_states_that_the_model_cannot_take() -> None:
+    with pytest.raises(
+        UnsupportedError,
+        match=r"compute_logits: expected logits of hidden states \[1, 8\], got Run",
+    ):
+        drafter_of(wide(draft_model(), streams=3))
+
+
+def modules(model: DraftModel, heads: list[Any]) -> Any:
+    """Return the logits of a module for each step, with a norm and a head of its own."""
+
+    def compute(hidden: Tensor, step: int) -> Tensor:
+        return model.logits_processor(heads[step % len(heads)], hidden.roll(step, -1))
+
+    return compute
+
+
+def test_a_module_for_each_step_with_one_head() -> None:
+    model = draft_model()
+    compute = modules(model, [model.lm_head])
+    drafter = drafter_of(model, compute=compute)
+    learn(drafter, torch.arange(V))
+    hidden = torch.randn(40, DIM)
+    drafts = [drafter.draft(hidden, torch.zeros(40), step) for step in range(3)]
+    assert all(torch.equal(d, compute(hidden, i).argmax(-1)) for i, d in enumerate(drafts))
+    assert not torch.equal(drafts[0], drafts[1])
+
+
+@pytest.mark.parametrize("other", [1, 2])
+def test_modules_with_heads_of_their_own(other: int) -> None:
+    model = draft_model()
+    heads = [model.lm_head] * 3
+    heads[other] = VocabParallelEmbedding(model.lm_head.weight.data.clone(), V)
+    with pytest.raises(
+        UnsupportedError, match=f"expected one LM head for all steps, got another in step {other}"
+    ):
+        drafter_of(model, compute=modules(model, heads))
 
 
 def test_a_map_other_than_the_models_own() -> None:

@@ -44,7 +44,7 @@ def test_no_drafter() -> None:
         check_config(none)
 
 
-@pytest.mark.parametrize("method", ["ngram", "suffix", "medusa", "dflash", "dspark", None])
+@pytest.mark.parametrize("method", ["ngram", "suffix", "medusa", "dspark", None])
 def test_methods_without_such_a_head(method: str | None) -> None:
     other = config()
     other.speculative_config.method = method
@@ -56,9 +56,7 @@ def test_methods_without_such_a_head(method: str | None) -> None:
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        ("speculative_config.parallel_drafting", True),
         ("speculative_config.use_gemma4_mtp", lambda: True),
-        ("speculative_config.use_multi_module_mtp", lambda: True),
         ("speculative_config.use_heterogeneous_vocab", True),
         ("speculative_config.draft_sample_method", "probabilistic"),
         ("speculative_config.enable_adaptive_verification", True),
@@ -79,11 +77,26 @@ def test_each_option(path: str, value: Any) -> None:
 
 def test_an_option_that_has_gone_is_not_taken_for_its_default() -> None:
     other = config()
-    del other.speculative_config.parallel_drafting
+    del other.speculative_config.use_heterogeneous_vocab
     with pytest.raises(
-        UnsupportedError, match=r"parallel_drafting: expected False, got no such option"
+        UnsupportedError, match=r"use_heterogeneous_vocab: expected False, got no such option"
     ):
         check_config(other)
+
+
+@pytest.mark.parametrize("name", ["DFlash2DraftModel", "LiLiCorrDraftModel", "Qwen3XPressModel"])
+def test_drafts_that_choose_among_the_heads_candidates(name: str) -> None:
+    other = config()
+    other.speculative_config.method = "dflash"
+    other.speculative_config.draft_model_config.architectures = [name]
+    with pytest.raises(UnsupportedError, match=f"the draft model: expected .* got {name}"):
+        check_config(other)
+
+
+def test_a_draft_without_named_architectures() -> None:
+    other = config()
+    other.speculative_config.draft_model_config.architectures = None
+    check_config(other)
 
 
 def plain() -> tuple[Any, Any]:

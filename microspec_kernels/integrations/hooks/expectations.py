@@ -83,17 +83,17 @@ def _attributes(owner: ast.ClassDef) -> Iterator[str]:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             yield node.name
         elif isinstance(node, ast.Assign):
-            yield from (each.id for each in node.targets if isinstance(each, ast.Name))
+            yield from (target.id for target in node.targets if isinstance(target, ast.Name))
         elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             yield node.target.id
-    for node in ast.walk(owner):
+    for each in ast.walk(owner):
         if (
-            isinstance(node, ast.Attribute)
-            and isinstance(node.ctx, ast.Store)
-            and isinstance(node.value, ast.Name)
-            and node.value.id == "self"
+            isinstance(each, ast.Attribute)
+            and isinstance(each.ctx, ast.Store)
+            and isinstance(each.value, ast.Name)
+            and each.value.id == "self"
         ):
-            yield node.attr
+            yield each.attr
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Definitions:
         """Return the classes that define the method in addition or no longer; None if none do."""
         folder = root.joinpath(*self.module.split(".")[1:])
         if not folder.is_dir():
-            return "no such folder"
+            return "no such module"
         written = f"def {self.method}("
         paths = [
             path for path in folder.rglob("*.py") if written in path.read_text(encoding="utf-8")

@@ -10,7 +10,7 @@ from torch import Tensor
 from microspec_kernels.engine import EngineHead, Settings, Shard
 from microspec_kernels.integrations.hooks import UnsupportedError
 
-from .draft_lm_head import DraftLMHead
+from .draft_lm_head import ComputeLogits, DraftLMHead
 from .drafter import Drafter
 from .metrics import Metrics
 from .requirements import check_head
@@ -19,7 +19,14 @@ logger = logging.getLogger(f"vllm.{__name__}")  # vLLM shows its own loggers onl
 
 
 def attach(
-    name: str, model: Any, vllm_config: Any, settings: Settings, max_requests: int
+    name: str,
+    model: Any,
+    vllm_config: Any,
+    settings: Settings,
+    max_requests: int,
+    *,
+    hidden_size: int,
+    compute_logits: ComputeLogits | None = None,
 ) -> Drafter:
     """Make the drafter of a draft model. Call right after the model was loaded.
 
@@ -33,15 +40,17 @@ def attach(
         settings: the user's settings.
         max_requests: the most requests that run at once: the number of vocabularies with
             `vocabulary="request"`.
+        hidden_size: width of the hidden states that vLLM passes to `compute_logits`. DeepSeek-V4's
+            are a multiple of the draft's own.
+        compute_logits: see :class:`DraftLMHead`.
 
     Raises:
         UnsupportedError: the LM head is unsupported, or the settings do not fit it.
     """
-    lm_head = DraftLMHead(model)
-    size = vllm_config.speculative_config.draft_model_config.get_hidden_size()
+    lm_head = DraftLMHead(model, compute_logits)
     device = next(model.parameters()).device
-    hidden = torch.zeros(1, size, dtype=vllm_config.model_config.dtype, device=device)
-    handed = lm_head.handed(hidden)
+    hidden = torch.zeros(1, hidden_size, dtype=vllm_config.model_config.dtype, device=device)
+    handed = lm_head.probe(hidden, vllm_config.speculative_config.num_speculative_tokens)
     layer = handed.lm_head
     check_head(layer, handed.processor, handed.hidden.dtype)
     lm_head_rows = min(layer.org_vocab_size, handed.processor.org_vocab_size)

@@ -7,6 +7,7 @@ the head and the hidden states; a hook stops them there.
 """
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,17 +27,25 @@ class Handed:
     bias: Tensor | None
 
 
+ComputeLogits = Callable[[Tensor, int], Any]
+
+
 class DraftLMHead:
     """A draft model's LM head, found by running the model's `compute_logits` up to it.
 
     Under graph capture this adds no replay cost: Python runs once, and the graph holds only what
     the model computes before its head.
+
+    Args:
+        model: the draft model.
+        compute_logits: computes the logits of hidden states [N, H] in one of the draft's steps, as
+            vLLM does; None: the model's `compute_logits`, the same in every step.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, compute_logits: ComputeLogits | None = None) -> None:
         from vllm.model_executor.layers.logits_processor import LogitsProcessor
 
-        self._model = model
+        self._compute_logits = compute_logits or (lambda hidden, _: model.compute_logits(hidden))
         self._where = f"vllm: {type(model).__name__}.compute_logits"
         self._stops = False
         processors = [part for part in model.modules() if isinstance(part, LogitsProcessor)]
@@ -44,20 +53,46 @@ class DraftLMHead:
             processor.register_forward_pre_hook(self._stop, with_kwargs=True)
         self._signature = inspect.signature(LogitsProcessor.forward)
 
-    def handed(self, hidden: Tensor) -> Handed:
+    def handed(self, hidden: Tensor, step: int = 0) -> Handed:
         """Return what the LM head receives for the draft's hidden states [N, H].
+
+        Args:
+            hidden: [N, H], the draft model's output.
+            step: index of the draft's step. Multi-token prediction may have a module for each.
 
         Raises:
             UnsupportedError: the model does not call a LogitsProcessor.
         """
         self._stops = True
         try:
-            self._model.compute_logits(hidden)
+            self._compute_logits(hidden, step)
         except _Stopped as stopped:
             return stopped.handed
         finally:
             self._stops = False
         raise UnsupportedError(self._where, "a call of the model's LogitsProcessor", "none")
+
+    def probe(self, hidden: Tensor, steps: int) -> Handed:
+        """Return what the LM head receives in the draft's first step. Call once, at attach.
+
+        Args:
+            hidden: [1, H], any hidden state of the width that vLLM passes.
+            steps: the number of the draft's steps, all of which are tried.
+
+        Raises:
+            UnsupportedError: the model's code fails on the hidden state, or its steps have several
+                LM heads.
+        """
+        try:
+            first, *others = (self.handed(hidden, step) for step in range(steps))
+        except Exception as error:
+            expected = f"logits of hidden states [1, {hidden.size(1)}]"
+            raise UnsupportedError(self._where, expected, repr(error)) from error
+        for step, other in enumerate(others, 1):
+            if other.lm_head is not first.lm_head:
+                expected, got = "one LM head for all steps", f"another in step {step}"
+                raise UnsupportedError(self._where, expected, got)
+        return first
 
     def tokens(self, like: Tensor) -> Tensor:
         """Return the target's tokens with finite logits in the model's own output, int64 ascending.
@@ -67,7 +102,7 @@ class DraftLMHead:
         Args:
             like: any hidden state [1, H].
         """
-        logits: Tensor = self._model.compute_logits(torch.zeros_like(like))
+        logits: Tensor = self._compute_logits(torch.zeros_like(like), 0)
         return logits[0].isfinite().nonzero()[:, 0]
 
     def _stop(self, processor: nn.Module, args: Any, kwargs: Any) -> None:

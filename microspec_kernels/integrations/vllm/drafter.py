@@ -48,14 +48,18 @@ class Drafter:
         self._lm_head, self._module, self._weight, self._metrics = lm_head, module, weight, metrics
         self._shared = head.settings.vocabulary == "shared"
         self._likeliest: tuple[Tensor, Tensor | None] | None = None
+        self._drafts = False
 
-    def draft(self, hidden: Tensor, request_index: Tensor | None = None) -> Tensor:
+    def draft(self, hidden: Tensor, request_index: Tensor | None = None, step: int = 0) -> Tensor:
         """Return the draft's tokens int64 [N] for its hidden states [N, H]. May be captured.
+
+        `step` is the index of the draft's step, see :meth:`DraftLMHead.handed`.
 
         Raises:
             UnsupportedError: the model calls another LM head than the attached one.
         """
-        handed = self._lm_head.handed(hidden)
+        self._drafts = True
+        handed = self._lm_head.handed(hidden, step)
         if handed.lm_head is not self._module:
             other = type(handed.lm_head).__name__
             raise UnsupportedError(
@@ -80,6 +84,16 @@ class Drafter:
             groups = [index for index, length in pairs for _ in range(length)]
             tokens = [token for prefix in prefixes for token in prefix]
             self.head.observe(_to(device, tokens), None if self._shared else _to(device, groups))
+
+    def check_use(self) -> None:
+        """Check that the drafts came from this drafter. Call when the target verifies drafts.
+
+        Raises:
+            UnsupportedError: vLLM drafted without calling :meth:`draft`.
+        """
+        if not self._drafts:
+            where = "vllm: the first drafts"
+            raise UnsupportedError(where, "drafts by the attached LM head", "drafts by another way")
 
     def keep(self, logits: Tensor, request_index: Tensor | None = None) -> None:
         """Keep the target's likeliest tokens of this step until :meth:`observe`.

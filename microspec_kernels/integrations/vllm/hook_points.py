@@ -48,7 +48,7 @@ _COMMON: tuple[Expectation, ...] = (
         "vllm.config.speculative",
         "SpeculativeConfig",
         (
-            *("method", "draft_model_config", "draft_sample_method", "parallel_drafting"),
+            *("method", "draft_model_config", "draft_sample_method", "num_speculative_tokens"),
             *("use_heterogeneous_vocab", "enable_adaptive_verification"),
         ),
     ),
@@ -61,7 +61,6 @@ _COMMON: tuple[Expectation, ...] = (
         ),
     ),
     HookPoint("vllm.config.speculative", "SpeculativeConfig.use_gemma4_mtp", ("self",)),
-    HookPoint("vllm.config.speculative", "SpeculativeConfig.use_multi_module_mtp", ("self",)),
     HookPoint("vllm.distributed.parallel_state", "get_tp_group", ()),
 )
 
@@ -105,7 +104,7 @@ _RUNNER_V2: tuple[Expectation, ...] = (
         "InputBatch",
         (
             *("num_reqs", "num_tokens", "input_ids", "idx_mapping", "expanded_idx_mapping"),
-            *("query_start_loc", "cu_num_logits"),
+            *("query_start_loc", "cu_num_logits", "num_draft_tokens"),
         ),
     ),
     Attributes(
@@ -119,9 +118,15 @@ _RUNNER_V1: tuple[Expectation, ...] = (
     HookPoint(_PROPOSER, "SpecDecodeBaseProposer.__init__", ("self", "runner")),
     HookPoint(_PROPOSER, "SpecDecodeBaseProposer.load_model", ("self",)),
     HookPoint(_PROPOSER, "SpecDecodeBaseProposer._greedy_sample", ("self", "hidden_states")),
+    HookPoint(
+        "vllm.v1.spec_decode.step3p5",
+        "Step3p5MTPProposer._sample_draft_tokens_for_step",
+        ("self", "hidden_states", "spec_step_idx"),
+    ),
+    Definitions("vllm.v1.spec_decode", "_sample_draft_tokens_for_step", ("Step3p5MTPProposer",)),
     HookPoint(_V1, "GPUModelRunner._update_states", ("self", "scheduler_output")),
     HookPoint(_V1, "GPUModelRunner._sample", ("self", "logits", "spec_decode_metadata")),
-    # Gemma 4's MTP and Step-3.5's with one head for each step draft by other methods.
+    # Gemma 4's MTP, which the plugin refuses, drafts by its own method.
     Definitions(
         "vllm.v1.spec_decode", "_greedy_sample", ("Gemma4Proposer", "SpecDecodeBaseProposer")
     ),

@@ -5,14 +5,18 @@ from typing import Any
 
 from microspec_kernels.integrations.hooks import UnsupportedError
 
-METHODS = ("eagle", "eagle3", "mtp", "draft_model")
-"""Supported speculative_config.method values: drafts with an LM head that draft token by token."""
+METHODS = ("eagle", "eagle3", "mtp", "draft_model", "dflash")
+"""Supported speculative_config.method values: drafts whose tokens are the best of an LM head."""
+
+_OTHER_CHOICE = (
+    *("DFlash2DraftModel", "DFlash2BeamDraftModel", "LiLiCorrDraftModel"),
+    *("Qwen3XPressModel", "DFlashQwen3XPressModel"),
+)
+"""Architectures of the method "dflash" that choose among the LM head's candidates afterwards."""
 
 _EXPECTED: tuple[tuple[str, Any], ...] = (
     # These drafts have another LM head or call it differently.
-    ("speculative_config.parallel_drafting", False),
     ("speculative_config.use_gemma4_mtp()", False),
-    ("speculative_config.use_multi_module_mtp()", False),
     ("speculative_config.use_heterogeneous_vocab", False),
     # These need the draft's logits over all of V.
     ("speculative_config.draft_sample_method", "greedy"),
@@ -42,6 +46,11 @@ def check_config(vllm_config: Any) -> None:
         raise UnsupportedError(
             "vllm: speculative_config.method", expected, repr(speculative.method)
         )
+    architectures = speculative.draft_model_config.architectures or ()
+    for architecture in _OTHER_CHOICE:
+        if architecture in architectures:
+            expected = "a draft whose tokens are the best of its LM head"
+            raise UnsupportedError("vllm: the draft model", expected, architecture)
     for path, expected in _EXPECTED:
         got: Any = vllm_config
         for name in path.removesuffix("()").split("."):

@@ -15,6 +15,7 @@ from microspec_kernels.integrations.hooks import UnsupportedError
 from microspec_kernels.integrations.hooks.wrap import Original, wrap
 
 from .attach import attach
+from .draft_lm_head import ComputeLogits
 from .drafter import drafter_of, hold
 from .switch import settings_of
 
@@ -22,11 +23,13 @@ from .switch import settings_of
 def install() -> None:
     """Patch the classes of model runner V1. The hooks do nothing if the switch is off."""
     from vllm.v1.spec_decode.llm_base_proposer import SpecDecodeBaseProposer
+    from vllm.v1.spec_decode.step3p5 import Step3p5MTPProposer
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
     wrap(SpecDecodeBaseProposer, "__init__", _make_proposer)
     wrap(SpecDecodeBaseProposer, "load_model", _load_draft_model)
     wrap(SpecDecodeBaseProposer, "_greedy_sample", _greedy_sample)
+    wrap(Step3p5MTPProposer, "_sample_draft_tokens_for_step", _sample_step)
     wrap(GPUModelRunner, "_update_states", _update_states)
     wrap(GPUModelRunner, "_sample", _sample)
 
@@ -46,7 +49,18 @@ def _load_draft_model(original: Original, arguments: Mapping[str, Any]) -> None:
     if settings.vocabulary != "shared":
         where = "vllm: vocabulary"
         raise UnsupportedError(where, "'shared' with model runner V1", repr(settings.vocabulary))
-    drafter = attach(type(proposer).__name__, proposer.model, config, settings, max_requests=1)
+    compute_logits = None
+    if hasattr(proposer, "_sample_draft_tokens_for_step"):  # one module for each step
+        compute_logits = _logits_of_step(proposer.model)
+    drafter = attach(
+        type(proposer).__name__,
+        proposer.model,
+        config,
+        settings,
+        max_requests=1,
+        hidden_size=proposer.hidden_size,
+        compute_logits=compute_logits,
+    )
     for holder in (proposer, proposer.microspec_runner):
         hold(holder, drafter)
 
@@ -54,6 +68,17 @@ def _load_draft_model(original: Original, arguments: Mapping[str, Any]) -> None:
 def _greedy_sample(original: Original, arguments: Mapping[str, Any]) -> Any:
     drafter, hidden = drafter_of(arguments["self"]), arguments["hidden_states"]
     return original() if drafter is None else drafter.draft(hidden)
+
+
+def _logits_of_step(model: Any) -> ComputeLogits:
+    return lambda hidden, step: model.compute_logits(hidden, spec_step_idx=step)
+
+
+def _sample_step(original: Original, arguments: Mapping[str, Any]) -> Any:
+    drafter = drafter_of(arguments["self"])
+    if drafter is None:
+        return original()
+    return drafter.draft(arguments["hidden_states"], step=arguments["spec_step_idx"]), None
 
 
 def _update_states(original: Original, arguments: Mapping[str, Any]) -> Any:
@@ -87,6 +112,8 @@ def _sample(original: Original, arguments: Mapping[str, Any]) -> Any:
     drafter = drafter_of(runner)
     if drafter is None:
         return original()
+    if verified is not None:
+        drafter.check_use()
     drafter.keep(logits)
     output = original()
     requests = runner.input_batch.num_reqs

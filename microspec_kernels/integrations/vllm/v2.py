@@ -39,9 +39,17 @@ def _load_draft_model(original: Original, arguments: Mapping[str, Any]) -> None:
     speculator = arguments["self"]
     settings = settings_of(speculator.vllm_config)
     if settings is not None:
-        name, config = type(speculator).__name__, speculator.vllm_config
-        max_requests = speculator.max_num_reqs
-        hold(speculator, attach(name, speculator.model, config, settings, max_requests))
+        drafter = attach(
+            type(speculator).__name__,
+            speculator.model,
+            speculator.vllm_config,
+            settings,
+            max_requests=speculator.max_num_reqs,
+            hidden_size=speculator.hidden_size,
+            # Since vLLM 0.32, which passes the step to multi-token prediction with several modules.
+            compute_logits=getattr(speculator, "compute_draft_logits", None),
+        )
+        hold(speculator, drafter)
 
 
 def _load_model(original: Original, arguments: Mapping[str, Any]) -> Any:
@@ -58,7 +66,8 @@ def _sample_draft(original: Original, arguments: Mapping[str, Any]) -> Any:
     drafter = drafter_of(arguments["self"])
     if drafter is None:
         return original()
-    return drafter.draft(arguments["hidden_states"], arguments["idx_mapping"])
+    hidden, request_index = arguments["hidden_states"], arguments["idx_mapping"]
+    return drafter.draft(hidden, request_index, arguments.get("spec_step_idx", 0))
 
 
 def _add_requests(original: Original, arguments: Mapping[str, Any]) -> Any:
@@ -86,8 +95,10 @@ def _verify(original: Original, arguments: Mapping[str, Any]) -> Any:
 
 def _sample(original: Original, arguments: Mapping[str, Any]) -> Any:
     """Observe the step's target tokens before the draft's next step."""
-    sampled = original()
     drafter = drafter_of(arguments["self"])
+    if drafter is not None and arguments["input_batch"].num_draft_tokens > 0:
+        drafter.check_use()
+    sampled = original()
     if drafter is not None:
         output, num_sampled, _ = sampled
         batch, tokens = arguments["input_batch"], output.sampled_token_ids

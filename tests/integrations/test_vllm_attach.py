@@ -15,6 +15,7 @@ from microspec_kernels.integrations.vllm.draft_lm_head import DraftLMHead
 from microspec_kernels.integrations.vllm.drafter import Drafter
 
 from .fake_vllm import DraftModel, LogitsProcessor, VocabParallelEmbedding, config, installed
+from .stored_layers import READABLE
 
 V, ROWS, DIM, PADDED = 24, 10, 8, 16
 OFFSETS = torch.tensor([2, 2, 2, 5, 5, 5, 9, 9, 9, 14])
@@ -178,9 +179,59 @@ def test_a_head_that_is_not_served() -> None:
     model = draft_model()
     model.lm_head.quant_method = object()
     with pytest.raises(
-        UnsupportedError, match=r"Embedding\.quant_method: expected none, got object"
+        UnsupportedError, match=r"Embedding\.quant_method: expected none, or .* got 'object' object"
     ):
         drafter_of(model)
+
+
+def quantised(stored: Any) -> DraftModel:
+    """Return a model whose head holds a quantised layer's tensors and uses its method."""
+    model = draft_model()
+    head, processor = model.lm_head, model.logits_processor
+    del head.weight
+    for name, value in vars(stored).items():
+        setattr(head, name, value)
+    model.bias = torch.randn(V)
+    processor.forward = lambda head, states, bias: head.quant_method.apply(head, states, bias)  # type: ignore
+    model.embed = nn.Parameter(torch.zeros(1))  # tells the device
+    return model
+
+
+@pytest.mark.parametrize("name", READABLE)
+def test_quantised_heads(name: str) -> None:
+    model = quantised(READABLE[name](torch.randn(V, 64)))
+    drafter = drafter_of(model, hidden_size=64)
+    learn(drafter, torch.arange(V))
+    hidden = torch.randn(40, 64)
+    values = model.lm_head.quant_method.values
+    want = (hidden @ values.T + model.bias).argmax(-1)
+    assert torch.equal(drafter.draft(hidden, torch.zeros(40)), want)
+    drafter.reload()
+    model.lm_head.weight = model.lm_head.weight.clone()
+    with pytest.raises(UnsupportedError, match="reload_weights"):
+        drafter.reload()
+
+
+@pytest.mark.parametrize(("readable", "slab"), [(True, "int8"), (False, "int8"), (False, None)])
+def test_a_quantised_copy_of_an_unquantised_head(readable: bool, slab: str | None) -> None:
+    """vLLM's draft_lm_head_quantization: a slab is quantised from the original."""
+    rows = torch.randn(V, 64)
+    stored = READABLE["nvfp4, CUTLASS"](rows)
+    if not readable:
+        stored.weight = torch.zeros(4, V * 8, dtype=torch.int32)
+    model = quantised(stored)
+    original = VocabParallelEmbedding(rows, V)
+    mode = "indexed" if slab is None else "packed"
+    copies = "vllm.model_executor.layers.quantization.online.lm_head"
+    with installed(**{copies: {"_SOURCES": {model.lm_head: (original, "nvfp4")}}}):
+        model.logits_processor.__class__ = LogitsProcessor
+        drafter = drafter_of(model, hidden_size=64, mode=mode, slab_dtype=slab)
+    learn(drafter, torch.arange(V))
+    hidden = torch.randn(40, 64)
+    drafts, wanted = drafter.draft(hidden, torch.zeros(40)), hidden @ rows.T + model.bias
+    best = wanted.gather(1, drafts[:, None])[:, 0]
+    assert (wanted.max(1).values - best < 0.3).all()  # 8 bits a column; 4 bits are 1 away
+    assert drafter.head._weight.data_ptr() == original.weight.data_ptr()
 
 
 def test_each_rank_attaches_to_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:

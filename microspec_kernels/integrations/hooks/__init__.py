@@ -9,6 +9,7 @@ from .hook_points import (
     missing_hook_points,
     package_root,
 )
+from .stored_rows import StoredRows, stored_rows
 from .unsupported import UnsupportedError
 
 __all__ = [
@@ -17,8 +18,10 @@ __all__ = [
     "Definitions",
     "Expectation",
     "HookPoint",
+    "StoredRows",
     "UnsupportedError",
     "check_hook_points",
     "missing_hook_points",
     "package_root",
+    "stored_rows",
 ]

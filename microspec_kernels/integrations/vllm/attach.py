@@ -13,7 +13,7 @@ from microspec_kernels.integrations.hooks import UnsupportedError
 from .draft_lm_head import ComputeLogits, DraftLMHead
 from .drafter import Drafter
 from .metrics import Metrics
-from .requirements import check_head
+from .requirements import read_head
 
 logger = logging.getLogger(f"vllm.{__name__}")  # vLLM shows its own loggers only
 
@@ -52,28 +52,29 @@ def attach(
     hidden = torch.zeros(1, hidden_size, dtype=vllm_config.model_config.dtype, device=device)
     handed = lm_head.probe(hidden, vllm_config.speculative_config.num_speculative_tokens)
     layer = handed.lm_head
-    check_head(layer, handed.processor, handed.hidden.dtype)
+    rows = read_head(layer, handed.processor, handed.hidden, settings.slab_dtype)
     lm_head_rows = min(layer.org_vocab_size, handed.processor.org_vocab_size)
     tokens = _row_tokens(model, lm_head_rows, lm_head.tokens(hidden))
-    held = layer.shard_indices
-    start, end = (
-        min(at, lm_head_rows) for at in (held.org_vocab_start_index, held.org_vocab_end_index)
-    )
-    weight = layer.weight.detach()[: end - start]
+    start = min(layer.shard_indices.org_vocab_start_index, lm_head_rows)
+    bias = None if handed.bias is None else handed.bias[: len(rows.weight)]
+    if bias is not None and rows.logit_scale != 1.0:
+        bias = bias / rows.logit_scale  # EngineHead scales the bias, too
     try:
         head = EngineHead(
-            weight,
+            rows.weight,
             settings,
             num_groups=max_requests if settings.vocabulary == "request" else 1,
             target_vocab_size=vllm_config.model_config.get_vocab_size(),
             row_tokens=tokens,
-            bias=None if handed.bias is None else handed.bias[: end - start],
+            weight_scale=rows.weight_scale,
+            logit_scale=rows.logit_scale,
+            bias=bias,
             shard=_shard(layer, lm_head_rows, start),
         )
     except (ValueError, TypeError, OSError) as error:
         raise UnsupportedError(f"vllm: {name}", "settings that fit the draft", error) from error
     _announce(name, model, head)
-    return Drafter(lm_head, layer, weight, head, Metrics(head, layer.tp_rank == 0))
+    return Drafter(lm_head, layer, rows, head, Metrics(head, layer.tp_rank == 0))
 
 
 def _row_tokens(model: Any, lm_head_rows: int, finite_tokens: Tensor) -> Tensor | None:

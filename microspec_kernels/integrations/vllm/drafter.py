@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from microspec_kernels.engine import EngineHead
-from microspec_kernels.integrations.hooks import UnsupportedError
+from microspec_kernels.integrations.hooks import StoredRows, UnsupportedError
 
 from .draft_lm_head import DraftLMHead
 from .metrics import Metrics
@@ -36,16 +36,21 @@ class Drafter:
     Args:
         lm_head: the draft model's LM head.
         module: vLLM's layer of that head.
-        weight: the rows of `module` that `head` reads.
-        head: an :class:`EngineHead` over `weight`.
+        rows: the rows of `module` that `head` reads.
+        head: an :class:`EngineHead` over `rows`.
         metrics: reports the head's counters.
     """
 
     def __init__(
-        self, lm_head: DraftLMHead, module: Any, weight: Tensor, head: EngineHead, metrics: Metrics
+        self,
+        lm_head: DraftLMHead,
+        module: Any,
+        rows: StoredRows,
+        head: EngineHead,
+        metrics: Metrics,
     ) -> None:
         self.head = head
-        self._lm_head, self._module, self._weight, self._metrics = lm_head, module, weight, metrics
+        self._lm_head, self._module, self._rows, self._metrics = lm_head, module, rows, metrics
         self._shared = head.settings.vocabulary == "shared"
         self._likeliest: tuple[Tensor, Tensor | None] | None = None
         self._drafts = False
@@ -75,7 +80,7 @@ class Drafter:
             prefixes: each request's tokens whose keys and values are cached. No step will run them,
                 so the vocabulary observes them here.
         """
-        device = self._weight.device
+        device = self._rows.weight.device
         if not self._shared:
             self.head.reset(_to(device, request_index))
         if any(prefixes):
@@ -156,10 +161,11 @@ class Drafter:
         Raises:
             UnsupportedError: the weights lie at another address now.
         """
-        if self._module.weight.data_ptr() != self._weight.data_ptr():
+        if self._rows.moved():
             raise UnsupportedError(
                 "vllm: reload_weights", "the draft's LM head at its old address", "other"
             )
+        self._rows.refresh()
         self.head.reload()
 
     def stats(self) -> dict[str, Any]:

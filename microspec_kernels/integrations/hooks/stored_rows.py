@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read the rows of a quantised LM head from an engine's layer.
+"""Read the rows of an LM head from an engine's layer, quantised or not.
 
 Each quantisation, kernel and version of an engine stores a layer's tensors in its own way, some of
 them in an order of their own. So nothing here goes by the name of a class: the tensors' dtypes and
@@ -61,9 +61,9 @@ def stored_rows(
     """Find out how a quantised layer stores its rows. Waits for the device.
 
     Args:
-        layer: the engine's layer, with `weight` and its scales. fp8 and int8 rows may have one
-            scale each or one for all, nvfp4 rows an e4m3 scale for each 16 columns, in the
-            columns' order or in tiles of 128 x 4, and one for all.
+        layer: the engine's layer, with `weight` and its scales. Rows may have `dtype`; fp8 and int8
+            rows one scale each or one for all; nvfp4 rows an e4m3 scale for each 16 columns, in
+            the columns' order or in tiles of 128 x 4, and one for all.
         rows: R, the rows to read, without padding.
         columns: D.
         dtype: dtype of the hidden states.
@@ -82,7 +82,7 @@ def stored_rows(
     wanted = apply(probes)[:, :rows].float()[:, compared]
     sound = wanted.isfinite().all(0)  # EngineHead finds rows with NaN or infinity by itself
     compared, wanted = compared[sound], wanted[:, sound]
-    for candidate in _candidates(layer, rows, columns):
+    for candidate in _candidates(layer, rows, columns, dtype):
         logits = candidate.logit_scale * (probes.float() @ _values(candidate, compared).T)
         gain = float((wanted * logits).sum() / logits.square().sum())
         error = float((wanted - gain * logits).norm() / wanted.norm())
@@ -96,23 +96,26 @@ def stored_rows(
 
 
 def _values(stored: StoredRows, index: Tensor) -> Tensor:
-    assert stored.weight_scale is not None
-    rows, scale = (_as_bytes(each)[index] for each in (stored.weight, stored.weight_scale))
-    scale = scale.view(stored.weight_scale.dtype)
-    if scale.dim() == 1:
-        scale = scale[:, None]
-    return dequantise_rows(rows.view(stored.weight.dtype), scale, torch.float32)
+    rows, scale = _take(stored.weight, index), None
+    if stored.weight_scale is not None:
+        scale = _take(stored.weight_scale, index)
+        scale = scale[:, None] if scale.dim() == 1 else scale
+    return dequantise_rows(rows, scale, torch.float32)
 
 
-def _as_bytes(tensor: Tensor) -> Tensor:
+def _take(tensor: Tensor, index: Tensor) -> Tensor:
     # PyTorch cannot index tensors of some dtypes of one byte.
-    return tensor.view(torch.uint8) if tensor.element_size() == 1 else tensor
+    if tensor.element_size() == 1:
+        return tensor.view(torch.uint8)[index].view(tensor.dtype)
+    return tensor[index]
 
 
-def _candidates(layer: Any, rows: int, columns: int) -> Iterator[StoredRows]:
+def _candidates(layer: Any, rows: int, columns: int, dtype: torch.dtype) -> Iterator[StoredRows]:
     weight = layer.weight.detach()
     if weight.dim() != 2:
         return
+    if weight.dtype == dtype and _holds(weight, rows, columns):
+        yield StoredRows(layer, weight[:rows, :columns])
     if weight.dtype in (torch.float8_e4m3fn, torch.int8):
         for oriented in (weight, weight.t()):
             if _holds(oriented, rows, columns):

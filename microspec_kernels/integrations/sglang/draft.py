@@ -1,12 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """SGLang's EAGLE draft worker with its LM head over an active vocabulary.
 
-SGLang chooses indices in a row of logits and maps them to tokens by the worker's `hot_token_id`.
-Here the LM head returns K logits, one for each slot, and the first K entries of `hot_token_id` are
-the tokens in the slots.
-SGLang maps the choices of draft-extend only when the request drafts next, and the slots may hold
-other tokens by then. So :meth:`ActiveDraft.keep` maps these choices at once and replaces each by
-the index K + token. From index K on, `hot_token_id` maps K + token to the token itself.
+SGLang's own code chooses among the logits and maps the choices to tokens, as it does without the
+plugin: :class:`WideLogits` gives it a column for each row of the LM head.
 """
 
 import logging
@@ -20,7 +16,8 @@ from microspec_kernels.engine import EngineHead, Settings, Shard
 from microspec_kernels.integrations.hooks import UnsupportedError
 
 from .metrics import Metrics
-from .requirements import check_head
+from .requirements import read_head
+from .wide_logits import WideLogits
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +28,7 @@ class ActiveDraft:
     Make it right after the worker gets its LM head and before its CUDA graphs are captured.
 
     Args:
-        worker: an EagleDraftWorker; its `hot_token_id` and its logits processor are replaced.
+        worker: an EagleDraftWorker; its logits processor gets another LM head.
         settings: the user's settings.
 
     Raises:
@@ -40,35 +37,28 @@ class ActiveDraft:
 
     def __init__(self, worker: Any, settings: Settings) -> None:
         runner = worker.draft_runner
-        self._lm_head, processor = runner.model.lm_head, runner.model.logits_processor
         vocab_size = worker.target_worker.model_config.vocab_size
         lm_head_rows = vocab_size if worker.hot_token_id is None else len(worker.hot_token_id)
-        check_head(runner.model, lm_head_rows, runner.dtype)
-        shards = self._lm_head.shard_indices
-        start, end = shards.org_vocab_start_index, shards.org_vocab_end_index
-        self._weight = self._lm_head.weight.detach()[: end - start]
+        self._rows = read_head(runner.model, lm_head_rows, runner.dtype)
+        self._lm_head, processor = runner.model.lm_head, runner.model.logits_processor
+        self._dtype, self._drafts = runner.dtype, False
         try:
             self.head = EngineHead(
-                self._weight,
+                self._rows.weight,
                 settings,
                 target_vocab_size=vocab_size,
                 row_tokens=worker.hot_token_id,
-                shard=_shard(self._lm_head, lm_head_rows, start),
+                weight_scale=self._rows.weight_scale,
+                logit_scale=self._rows.logit_scale,
+                shard=_shard(self._lm_head, processor, lm_head_rows),
             )
         except (ValueError, TypeError, OSError) as error:
             raise UnsupportedError(
                 "sglang: EagleDraftWorker", "settings that fit the draft", error
             ) from error
-        capacity = self.head.capacity
-        if capacity < worker.topk:
-            expected = f"at least speculative_eagle_topk, {worker.topk}"
-            raise UnsupportedError("sglang: capacity", expected, capacity)
-        self.index_tokens = torch.arange(-capacity, vocab_size, device=self._weight.device)
-        self._update_index_tokens()
+        self._wide = WideLogits(self.head, lm_head_rows)
         self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
         self._metrics = Metrics(self.head)
-        worker.hot_token_id = self.index_tokens
-        runner.model_config.hf_config.hot_vocab_size = capacity  # the width of SGLang's buffers
         processor._compute_lm_head = self.logits
         processor.do_tensor_parallel_all_gather = False
         _announce(worker, self.head)
@@ -81,7 +71,7 @@ class ActiveDraft:
         *,
         out: Tensor | None = None,
     ) -> Tensor:
-        """Return logits fp32 [M, K] of hidden states [M, D]. May be captured.
+        """Return logits fp32 [M, R] of hidden states [M, D]. May be captured.
 
         Replaces LogitsProcessor._compute_lm_head.
 
@@ -93,18 +83,8 @@ class ActiveDraft:
             raise UnsupportedError(
                 "sglang: the draft's LM head", "the one that was attached to", other
             )
-        return self.head.slot_logits(hidden_states.to(self._weight.dtype))
-
-    def keep(self, chosen: Tensor) -> Tensor:
-        """Map chosen slots to indices that stand for the same tokens permanently.
-
-        Args:
-            chosen: int64 of any shape, indices chosen in the logits just now.
-
-        Returns:
-            int64 of the same shape, K + token.
-        """
-        return self.index_tokens[chosen] + self.head.capacity
+        self._drafts = True
+        return self._wide.logits(hidden_states.to(self._dtype), out)
 
     def prompts(self, batch: Any, next_token_ids: Tensor) -> None:
         """Observe the part of each prompt that the target has read. Call before the draft reads it.
@@ -132,8 +112,11 @@ class ActiveDraft:
                 each request's accepted tokens first, and logits [B · nodes, V].
 
         Raises:
-            UnsupportedError: the logits have another shape.
+            UnsupportedError: the logits have another shape, or the tree came from another LM head.
         """
+        if not self._drafts:
+            where = "sglang: the first drafts"
+            raise UnsupportedError(where, "drafts by the attached LM head", "drafts by another way")
         logits = result.logits_output.next_token_logits
         if logits.shape != (len(tree), self.head.token_map.target_vocab_size):
             expected = f"shape [{len(tree)}, {self.head.token_map.target_vocab_size}]"
@@ -153,33 +136,30 @@ class ActiveDraft:
         Raises:
             UnsupportedError: the LM head's weight lies at another address now.
         """
-        if self._lm_head.weight.data_ptr() != self._weight.data_ptr():
+        if self._rows.moved():
             raise UnsupportedError(
                 "sglang: update_weights", "the draft's LM head at its old address", "not"
             )
+        self._rows.refresh()
         self.head.reload()
 
     def _observe(self, tokens: Tensor) -> None:
         self.head.observe(tokens)
-        self._update_index_tokens()
-
-    def _update_index_tokens(self) -> None:
-        # An empty slot is never the best of a row, but a tree may need more tokens than are active.
-        # It then gets token 0, because SGLang needs a valid token id.
-        tokens = self.head.slot_tokens()[0].clamp(min=0)
-        self.index_tokens[: self.head.capacity] = tokens
+        self._wide.update()
 
     def _to_device(self, tokens: list[int]) -> Tensor:
-        pinned = torch.tensor(tokens, dtype=torch.int64, pin_memory=self._weight.is_cuda)
-        return pinned.to(self._weight.device, non_blocking=True)
+        pinned = torch.tensor(tokens, dtype=torch.int64, pin_memory=self._rows.weight.is_cuda)
+        return pinned.to(self._rows.weight.device, non_blocking=True)
 
 
-def _shard(lm_head: Any, lm_head_rows: int, start: int) -> Shard | None:
+def _shard(lm_head: Any, processor: Any, lm_head_rows: int) -> Shard | None:
     if lm_head.tp_size == 1:
         return None
     from sglang.srt.runtime_context import get_parallel
 
-    return Shard(lm_head_rows, start, get_parallel().tp_group.device_group)
+    parallel, start = get_parallel(), lm_head.shard_indices.org_vocab_start_index
+    ranks = parallel.attn_tp_group if processor.use_attn_tp_group else parallel.tp_group
+    return Shard(lm_head_rows, start, ranks.device_group)
 
 
 def _announce(worker: Any, head: EngineHead) -> None:

@@ -21,14 +21,10 @@ UPDATES = ("disk", "distributed", "tensor", "ipc")
 HOOK_POINTS: tuple[Expectation, ...] = (
     HookPoint("sglang.srt.managers.scheduler", "Scheduler.__init__", ("self", "server_args")),
     HookPoint(_WORKER, "EagleDraftWorker.init_lm_head", ("self",)),
-    HookPoint(_WORKER, "EagleDraftWorker.draft_forward", ("self", "forward_batch")),
     HookPoint(
         _WORKER,
         "EagleDraftWorker._draft_extend_for_prefill",
         ("self", "batch", "next_token_ids"),
-    ),
-    HookPoint(
-        _WORKER, "EagleDraftWorker._draft_extend_for_decode", ("self", "batch", "batch_result")
     ),
     HookPoint(_WORKER, "EAGLEWorkerV2.verify", ("self", "batch")),
     HookPoint(
@@ -43,24 +39,24 @@ HOOK_POINTS: tuple[Expectation, ...] = (
         ("self._gather_dp_attn_hidden_states", "self._compute_lm_head"),
     ),
     Definitions("sglang.srt.layers", "_compute_lm_head", ("LogitsProcessor",)),
-    # The prompt and the verified tree are observed around these calls, the choices kept after them.
+    # The verified tree is observed between the two.
     CallOrder(
         _WORKER,
         "EAGLEWorkerV2.forward_batch_generation",
-        (
-            *("self.draft_worker.draft", "self.verify"),
-            "self.draft_worker._draft_extend_for_decode",
-        ),
+        ("self.draft_worker.draft", "self.verify"),
     ),
     Attributes(
         "sglang.srt.layers.vocab_parallel_embedding",
         "VocabParallelEmbedding",
-        ("quant_method", "num_embeddings", "org_vocab_size", "shard_indices", "tp_size"),
+        (
+            *("quant_method", "num_embeddings", "org_vocab_size", "embedding_dim"),
+            *("shard_indices", "tp_size"),
+        ),
     ),
     Attributes(
         _WORKER,
         "EagleDraftWorker",
-        ("draft_runner", "target_worker", "hot_token_id", "topk", "init_token_map"),
+        ("draft_runner", "target_worker", "hot_token_id"),
     ),
     HookPoint("sglang.srt.plugins.hook_registry", "HookRegistry.register", ("target", "hook")),
     *(

@@ -155,8 +155,10 @@ def config() -> dict[str, dict[str, Any]]:
             "attn_cp_size": 1,
             "attn_tp_size": 1,
             "pp_size": 1,
-            "tp_rank": 0,
+            "attn_tp_rank": 0,
+            "attn_dp_rank": 0,
         },
+        "serving": {"served_model_name": "the model"},
         "disagg": {"disaggregation_mode": "null"},
         "observability": {"decode_log_interval": 2, "enable_metrics": False},
     }

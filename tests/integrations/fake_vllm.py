@@ -53,6 +53,21 @@ class Executor:
         self.vllm_config = vllm_config
 
 
+class AsyncLLM:
+    """The client in the process that serves the API; `workers` are those that it asks."""
+
+    def __init__(self, vllm_config: Any, workers: list[Any]) -> None:
+        self.vllm_config, self.workers, self.logged = vllm_config, workers, 0
+
+    async def do_log_stats(self) -> None:
+        self.logged += 1
+
+    async def collective_rpc(
+        self, method: str, timeout: Any = None, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> list[Any]:
+        return [getattr(worker, method)(*args, **(kwargs or {})) for worker in self.workers]
+
+
 class WorkerBase:
     def __init__(self, vllm_config: Any, rank: int = 0) -> None:
         self.vllm_config = vllm_config
@@ -100,12 +115,16 @@ def config(vocab_size: int = 24, **additional: Any) -> Any:
         ),
         parallel_config=SimpleNamespace(
             enable_batch_sharded_sampling=None,
+            data_parallel_index=1,
             pipeline_parallel_size=1,
             decode_context_parallel_size=1,
             prefill_context_parallel_size=1,
         ),
         model_config=SimpleNamespace(
-            enable_sleep_mode=False, dtype=torch.float32, get_vocab_size=lambda: vocab_size
+            enable_sleep_mode=False,
+            dtype=torch.float32,
+            get_vocab_size=lambda: vocab_size,
+            served_model_name="the model",
         ),
     )
 
@@ -126,6 +145,7 @@ def installed(version: str = "0.32.0", **modules: dict[str, Any]) -> Iterator[No
             "VocabParallelEmbedding": VocabParallelEmbedding,
         },
         # New classes for each test, because the plugin patches them.
+        "vllm.v1.engine.async_llm": {"AsyncLLM": type("AsyncLLM", (AsyncLLM,), {})},
         "vllm.v1.executor.abstract": {"Executor": type("Executor", (Executor,), {})},
         "vllm.v1.worker.worker_base": {"WorkerBase": type("WorkerBase", (WorkerBase,), {})},
     } | modules

@@ -308,7 +308,7 @@ def test_it_says_what_it_was_attached_to_and_how_it_goes(caplog: pytest.LogCaptu
 
 def test_other_ranks_do_not_say_how_it_goes(caplog: pytest.LogCaptureFixture) -> None:
     groups = config()
-    groups["parallel"]["tp_rank"] = 1
+    groups["parallel"]["attn_tp_rank"] = 1
     with installed(groups), caplog.at_level("INFO", logger="microspec_kernels"):
         worker = patched()
         for _ in range(4):

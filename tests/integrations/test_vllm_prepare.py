@@ -69,7 +69,7 @@ class Drafted:
         self.asked: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
-        return lambda: self.asked.append(name) or name
+        return lambda *arguments: self.asked.append(name) or name
 
 
 class Worker(WorkerBase):

@@ -80,7 +80,7 @@ class Attributes:
 
 def _attributes(owner: ast.ClassDef) -> Iterator[str]:
     for node in owner.body:
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             yield node.name
         elif isinstance(node, ast.Assign):
             yield from (target.id for target in node.targets if isinstance(target, ast.Name))

@@ -67,7 +67,10 @@ HOOK_POINTS: tuple[Expectation, ...] = (
     ),
     *(
         HookPoint("sglang.srt.runtime_context", f"get_{group}", ())
-        for group in ("spec", "schedule", "lora", "exec", "parallel", "disagg", "observability")
+        for group in (
+            *("spec", "schedule", "lora", "exec", "parallel", "disagg", "observability"),
+            "serving",
+        )
     ),
 )
 

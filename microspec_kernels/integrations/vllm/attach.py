@@ -10,6 +10,7 @@ from torch import Tensor
 from microspec_kernels.engine import EngineHead, Settings, Shard
 from microspec_kernels.integrations.hooks import UnsupportedError
 
+from .api_metrics import labels_of
 from .draft_lm_head import ComputeLogits, DraftLMHead
 from .drafter import Drafter
 from .metrics import Metrics
@@ -74,7 +75,8 @@ def attach(
     except (ValueError, TypeError, OSError) as error:
         raise UnsupportedError(f"vllm: {name}", "settings that fit the draft", error) from error
     _announce(name, model, head)
-    return Drafter(lm_head, layer, rows, head, Metrics(head, layer.tp_rank == 0))
+    metrics = Metrics(head, layer.tp_rank == 0, labels_of(vllm_config))
+    return Drafter(lm_head, layer, rows, head, metrics)
 
 
 def _row_tokens(model: Any, lm_head_rows: int, finite_tokens: Tensor) -> Tensor | None:

@@ -168,9 +168,9 @@ class Drafter:
         self._rows.refresh()
         self.head.reload()
 
-    def stats(self) -> dict[str, Any]:
-        """Return the newest totals. Waits for the device."""
-        return self._metrics.newest()
+    def stats(self, wait: bool = True) -> dict[str, Any] | None:
+        """Return the newest totals; see :meth:`Metrics.newest`."""
+        return self._metrics.newest(wait)
 
 
 def _to(device: torch.device, values: Sequence[int]) -> Tensor:

@@ -58,9 +58,13 @@ _COMMON: tuple[Expectation, ...] = (
         (
             *("enable_batch_sharded_sampling", "pipeline_parallel_size"),
             *("decode_context_parallel_size", "prefill_context_parallel_size"),
+            "data_parallel_index",
         ),
     ),
     HookPoint("vllm.config.speculative", "SpeculativeConfig.use_gemma4_mtp", ("self",)),
+    Attributes(
+        "vllm.v1.engine.async_llm", "AsyncLLM", ("do_log_stats", "collective_rpc", "vllm_config")
+    ),
     HookPoint("vllm.distributed.parallel_state", "get_tp_group", ()),
 )
 

@@ -79,11 +79,15 @@ def learn(runner: Any) -> None:
     drafter.begin([0], [list(range(V))])
 
 
-def step(runner: Any, text: list[int], verified: bool) -> None:
+def step(runner: Any, text: list[int], verified: bool, drafts: bool = True) -> None:
     runner.input_ids = SimpleNamespace(gpu=torch.tensor(text))
     runner.query_start_loc = SimpleNamespace(np=[0, len(text)])
-    drafts = torch.tensor([len(text) - 1])
-    metadata = SimpleNamespace(cu_num_draft_tokens=drafts) if verified else None
+    counts = [len(text) - 1 if drafts else 0]
+    metadata = SimpleNamespace(
+        num_draft_tokens=counts, cu_num_draft_tokens=torch.tensor(counts).cumsum(0)
+    )
+    if not verified:
+        metadata = None
     runner._sample(torch.randn(len(text), V), metadata)
 
 
@@ -112,5 +116,6 @@ def test_each_step_of_step_3p5(make: Any, index: int) -> None:
 def test_drafts_that_came_another_way_are_refused(make: Any) -> None:
     runner = make("plain")
     step(runner, [1, 2], verified=False)
+    step(runner, [1, 2], verified=True, drafts=False)  # so vLLM runs the parts of prompts
     with pytest.raises(UnsupportedError, match="the first drafts: expected drafts by the attached"):
         step(runner, [3, 4], verified=True)

@@ -149,7 +149,11 @@ _RUNNER_V1: tuple[Expectation, ...] = (
         _V1, "GPUModelRunner.sample_tokens", ("self._sample", "self.propose_draft_token_ids")
     ),
     Attributes(_PROPOSER, "SpecDecodeBaseProposer", ("hidden_size", "vllm_config", "model")),
-    Attributes("vllm.v1.spec_decode.metadata", "SpecDecodeMetadata", ("cu_num_draft_tokens",)),
+    Attributes(
+        "vllm.v1.spec_decode.metadata",
+        "SpecDecodeMetadata",
+        ("num_draft_tokens", "cu_num_draft_tokens"),
+    ),
     Attributes("vllm.v1.core.sched.output", "CachedRequestData", ("resumed_req_ids",)),
 )
 

@@ -112,7 +112,7 @@ def _sample(original: Original, arguments: Mapping[str, Any]) -> Any:
     drafter = drafter_of(runner)
     if drafter is None:
         return original()
-    if verified is not None:
+    if verified is not None and any(verified.num_draft_tokens):
         drafter.check_use()
     drafter.keep(logits)
     output = original()

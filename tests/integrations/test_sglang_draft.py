@@ -186,6 +186,13 @@ def test_logits_have_a_column_for_each_row(rows: Tensor | None, buffer: str) -> 
     assert (logits is out) == (buffer == "fits")
 
 
+def test_made_in_inference_mode() -> None:
+    with torch.inference_mode():
+        worker = patched()
+    prefill(worker, [3, 8], 21)
+    assert active(worker) == {3, 8, 21}
+
+
 def test_no_rows_at_all() -> None:
     """An idle rank of data-parallel attention runs the draft model over nothing."""
     assert patched().draft_runner.model(torch.empty(0, D)).shape == (0, V)

@@ -72,6 +72,16 @@ def test_scales_that_change_in_place(name: str) -> None:
     assert torch.equal(found.weight_scale.float(), wanted.to(found.weight_scale.dtype).float())
 
 
+@pytest.mark.parametrize("name", READABLE)
+def test_a_layer_made_in_inference_mode(name: str) -> None:
+    """Engines load models in it, and update weights outside it."""
+    with torch.inference_mode():
+        stored = READABLE[name](random_rows())
+        found = read(stored, ROWS, 64)
+    found.refresh()
+    head_of(found).argmax(torch.randn(2, 64))
+
+
 @pytest.mark.parametrize(("rows", "blocks"), [(128, 4), (128, 8), (300, 5), (1, 1), (257, 12)])
 def test_unswizzled_undoes_the_swizzle(rows: int, blocks: int) -> None:
     scale = torch.randn(rows, blocks).to(torch.float8_e4m3fn)

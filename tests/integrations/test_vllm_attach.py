@@ -220,6 +220,17 @@ def test_quantised_heads(name: str) -> None:
         drafter.reload()
 
 
+def test_scales_that_are_loaded_again() -> None:
+    """The plugin's copy of swizzled scales follows the engine's."""
+    model = quantised(READABLE["nvfp4, CUTLASS"](torch.randn(V, 64)))
+    drafter = drafter_of(model, hidden_size=64)
+    learn(drafter, torch.arange(V))
+    model.lm_head.weight_scale.view(torch.uint8).zero_()
+    drafter.reload()
+    assert model.bias is not None
+    assert drafter.draft(torch.randn(1, 64), torch.zeros(1)).item() == model.bias.argmax()
+
+
 @pytest.mark.parametrize(("readable", "slab"), [(True, "int8"), (False, "int8"), (False, None)])
 def test_a_quantised_copy_of_an_unquantised_head(readable: bool, slab: str | None) -> None:
     """vLLM's draft_lm_head_quantization: a slab is quantised from the original."""

@@ -52,9 +52,13 @@ class StoredRows:
     def refresh(self) -> None:
         """Update the scales after the layer's tensors changed in place."""
         if self.make_scale is not None and self.weight_scale is not None:
-            self.weight_scale.copy_(self.make_scale())
+            scale = self.make_scale()
+            if scale.data_ptr() != self.weight_scale.data_ptr():  # else it is the layer's own
+                self.weight_scale.copy_(scale)
 
 
+@torch.inference_mode(False)  # a tensor made in inference mode cannot be updated outside it
+@torch.no_grad()
 def stored_rows(
     layer: Any, rows: int, columns: int, dtype: torch.dtype, apply: Callable[[Tensor], Tensor]
 ) -> StoredRows:

@@ -25,6 +25,7 @@ class WideLogits:
         rows: R, the rows of the LM head on all ranks.
     """
 
+    @torch.inference_mode(False)  # a tensor made in inference mode cannot be updated outside it
     def __init__(self, head: EngineHead, rows: int) -> None:
         self._head, self._rows = head, rows
         device = head.vocab.device

@@ -14,6 +14,7 @@ import torch
 from microspec_kernels._files import read_json, reading
 from microspec_kernels._optional import require
 from microspec_kernels.policy import StepCosts
+from microspec_kernels.policy.model_bytes import Weights, weights_of
 
 from .checkpoints import check_folder
 from .shapes import KNOWN
@@ -21,7 +22,6 @@ from .shapes import KNOWN
 EAGLE3_STATES = 3  # hidden states of the target that fc mixes
 MTP_FIELDS = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_modules")
 BESIDE = ("architectures", "quantization_config", "draft_vocab_size", *MTP_FIELDS)
-EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts")
 BITS = {"fp8": 8.0, "mxfp4": 4.25, "nvfp4": 4.5, "awq": 4.5, "gptq": 4.5}
 
 
@@ -66,17 +66,18 @@ def step_costs(
     if own.is_eagle3 and target is None:
         raise ValueError("--target: expected MODEL beside an EAGLE-3 draft, got none")
     whole = own if target is None else _model("--target", target)
-    layer = own.layer_bytes(requests)
+    layer = own.last_layer.read_by(requests)
     if own.is_eagle3:
         kind = "an EAGLE-3 draft"
         layer += EAGLE3_STATES * own.dim**2 * own.itemsize
     elif target is not None:
-        kind, layer = "a draft model", own.bytes(requests)
+        kind, layer = "a draft model", own.all_layers.read_by(requests)
     else:
         kind = "its own MTP module" if own.has_mtp else "an EAGLE draft"
         layer += 2 * own.dim**2 * own.itemsize
     costs = StepCosts(
-        target_bytes=whole.bytes(requests * (drafts + 1)) + whole.vocab_size * whole.row_bytes,
+        target_bytes=whole.all_layers.read_by(requests * (drafts + 1))
+        + whole.vocab_size * whole.row_bytes,
         layer_bytes=layer,
         row_bytes=own.row_bytes,
         num_rows=own.num_rows,
@@ -88,15 +89,14 @@ def step_costs(
 
 @dataclass(frozen=True)
 class _Model:
-    """Sizes of a model. Counts are (parameters outside of routed experts, in them)."""
+    """Sizes of a model."""
 
     vocab_size: int
     dim: int
-    all_layers: tuple[int, int]
-    last_layer: tuple[int, int]
+    all_layers: Weights
+    last_layer: Weights
     itemsize: float = 2.0  # bytes of a parameter outside the LM head
     row_itemsize: float = 2.0
-    share: float = 0.0  # of the routed experts that a token uses
     num_rows: int = 0  # of the LM head
     is_eagle3: bool = False
     has_mtp: bool = False
@@ -106,24 +106,13 @@ class _Model:
         """Bytes of a row of the LM head."""
         return self.dim * self.row_itemsize
 
-    def bytes(self, tokens: int) -> float:
-        """Return the bytes of all layers that so many tokens read."""
-        return self._read(self.all_layers, tokens)
-
-    def layer_bytes(self, tokens: int) -> float:
-        """Return the bytes of the last layer that so many tokens read."""
-        return self._read(self.last_layer, tokens)
-
-    def _read(self, counts: tuple[int, int], tokens: int) -> float:
-        used = 1 - (1 - self.share) ** tokens  # of experts, if each token chooses for itself
-        return self.itemsize * (counts[0] + used * counts[1])
-
 
 def _model(option: str, name: str) -> _Model:
     known = {model.lower(): figures for model, figures in KNOWN.items()}.get(name.lower())
     if known is not None:
         rows, dim, layers, parameters = known
-        return _Model(rows, dim, (layers * parameters, 0), (parameters, 0), num_rows=rows)
+        all_layers, layer = Weights(2 * layers * parameters), Weights(2 * parameters)
+        return _Model(rows, dim, all_layers, layer, num_rows=rows)
     if not name or ("/" not in name and not Path(name).exists()):
         expected = f"a folder, a config.json, a name on the hub, or one of {', '.join(KNOWN)}"
         raise ValueError(f"{option}: expected {expected}, got {name}")
@@ -135,17 +124,20 @@ def _model(option: str, name: str) -> _Model:
     config, module = _on_meta(option, part)
     row_itemsize = float(_dtype(fields).itemsize)
     quantised = fields.get("quantization_config") or {}
-    experts = next((int(fields[key]) for key in EXPERTS if fields.get(key)), 0)
+    itemsize = _bits(quantised, 8 * row_itemsize) / 8
     body = module.get_decoder()
-    without = module.get_input_embeddings().weight
+    embedding = module.get_input_embeddings().weight
+    all_layers, layer = (
+        weights_of(part, fields, skips=lambda _, p: p is embedding, itemsize=lambda _: itemsize)
+        for part in (body, body.layers[-1])
+    )
     return _Model(
         vocab_size=config.vocab_size,
         dim=config.hidden_size,
-        all_layers=_count(body, without),
-        last_layer=_count(body.layers[-1], without),
-        itemsize=_bits(quantised, 8 * row_itemsize) / 8,
+        all_layers=all_layers,
+        last_layer=layer,
+        itemsize=itemsize,
         row_itemsize=row_itemsize,
-        share=int(fields.get("num_experts_per_tok") or 0) / experts if experts else 0.0,
         num_rows=int(fields.get("draft_vocab_size") or config.vocab_size),
         is_eagle3="draft_vocab_size" in fields or "Eagle3" in str(fields.get("architectures")),
         has_mtp=any(fields.get(field) for field in MTP_FIELDS),
@@ -162,15 +154,6 @@ def _on_meta(option: str, fields: Mapping[str, Any]) -> tuple[Any, Any]:
         config = transformers.AutoConfig.for_model(kind, **known)
         with torch.device("meta"):
             return config, transformers.AutoModelForCausalLM.from_config(config)
-
-
-def _count(module: torch.nn.Module, without: torch.Tensor) -> tuple[int, int]:
-    """Count a module's parameters outside and inside of routed experts."""
-    counts = [0, 0]
-    for name, parameter in module.named_parameters():
-        if parameter is not without:
-            counts[".experts." in f".{name}"] += parameter.numel()
-    return counts[0], counts[1]
 
 
 def _dtype(fields: Mapping[str, Any]) -> torch.dtype:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plugins' hook points in the sources of every supported engine version, from its wheel.
+"""The plugins' hook points in the sources of every supported engine version and of the newest.
 
 MICROSPEC_WHEELS names the folder of the wheels, by default build/engines/wheels. Missing ones are
 downloaded into it (vLLM's are 130 to 340 MB, SGLang's 30 to 40). Nothing of an engine is installed
@@ -13,12 +13,18 @@ import re
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from microspec_kernels.integrations import check
 from microspec_kernels.integrations.hooks import (
+    Attributes,
+    CallOrder,
+    Definitions,
+    Expectation,
     HookPoint,
     UnsupportedError,
     check_hook_points,
@@ -62,13 +68,18 @@ def wheel_of(requirement: str) -> Path:
     name, version = requirement.replace("-", "_").split("==")
     pattern = f"{name}-{version}-*.whl"
     if not list(WHEELS.glob(pattern)):
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-        # The platform is fixed, whatever this machine is, because nothing of the wheel will run.
-        command += ["--only-binary=:all:", "--python-version=3.11"]
-        command += [f"--platform=manylinux_2_{libc}_x86_64" for libc in (28, 34)]
-        subprocess.run([*command, f"--dest={WHEELS}", requirement], check=True)
+        download(requirement, WHEELS)
     (found,) = WHEELS.glob(pattern)
     return found
+
+
+def download(requirement: str, folder: Path) -> None:
+    """Download a wheel, unless the folder has it."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    # The platform is fixed, whatever this machine is, because nothing of the wheel will run.
+    command += ["--only-binary=:all:", "--python-version=3.11"]
+    command += [f"--platform=manylinux_2_{libc}_x86_64" for libc in (28, 34)]
+    subprocess.run([*command, f"--dest={folder}", requirement], check=True)
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +113,17 @@ def test_hook_points_are_there(engine: str, version: str, sources: Any) -> None:
     assert missing_hook_points(found, root) == []
 
 
+@pytest.mark.parametrize("engine", REQUIREMENTS)
+def test_the_newest_release_fits(engine: str) -> None:
+    """A failure names what moved in a release that the plugin does not support yet."""
+    folder = WHEELS / "newest"
+    download(engine, folder)
+    newest = max(folder.glob(f"{engine}-*.whl"), key=lambda path: path.stat().st_mtime)
+    with check.opened(newest) as package:
+        findings = check.check(package)
+        assert [each for each in findings if each.problem is not None] == [], package.version
+
+
 def renamed(source: str, hook_point: HookPoint, argument: str | None) -> str:
     """Return the hook point's module with its function only, which or whose argument is renamed."""
     parent: Any = ast.parse(source)
@@ -119,9 +141,8 @@ def renamed(source: str, hook_point: HookPoint, argument: str | None) -> str:
     return ast.unparse(tree)
 
 
-def module_path(root: Path, hook_point: HookPoint) -> Path:
-    path = root.joinpath(*hook_point.module.split(".")[1:])
-    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+def module_path(root: Path, hook_point: Expectation) -> Path:
+    return hook_points.module_path(root, hook_point.module)
 
 
 @pytest.mark.parametrize(("engine", "version"), served())
@@ -131,6 +152,8 @@ def test_what_is_renamed_is_found_and_named(
     """Rename every function and every argument that a plugin relies on, one after the other."""
     root, full = sources(engine, version)
     for index, hook_point in enumerate(plugin(engine).hook_points(full)):
+        if not isinstance(hook_point, HookPoint):
+            continue
         source = module_path(root, hook_point).read_text(encoding="utf-8")
         for argument in (None, *hook_point.arguments):
             copy = tmp_path / str(index) / (argument or "the name") / engine
@@ -143,13 +166,46 @@ def test_what_is_renamed_is_found_and_named(
             assert told in found
 
 
+def moved(expectation: Expectation, root: Path) -> Iterator[tuple[Path, str]]:
+    """Yield files, below the package, with contents that the expectation must notice."""
+    if isinstance(expectation, Definitions):
+        folder = Path(*expectation.module.split(".")[1:])
+        yield folder / "new.py", f"class New:\n    def {expectation.method}(self): ...\n"
+        return
+    path = module_path(root, expectation)
+    source = path.read_text(encoding="utf-8")
+    if isinstance(expectation, CallOrder):
+        for call in expectation.calls:
+            text = re.sub(rf"(?<![\w.]){re.escape(call)}\(", f"{call}_renamed(", source)
+            yield path.relative_to(root), text
+    if isinstance(expectation, Attributes):
+        for name in expectation.attributes or (expectation.name,):
+            yield path.relative_to(root), re.sub(rf"\b{name}\b", f"{name}_renamed", source)
+
+
+@pytest.mark.parametrize(("engine", "version"), served())
+def test_what_moves_is_found(engine: str, version: str, sources: Any, tmp_path: Path) -> None:
+    """Rename every call and attribute that a plugin relies on, and add overrides of its methods."""
+    root, full = sources(engine, version)
+    for index, expectation in enumerate(plugin(engine).hook_points(full)):
+        if isinstance(expectation, HookPoint):
+            continue
+        changes = list(moved(expectation, root))
+        assert changes
+        for number, (name, text) in enumerate(changes):
+            path = tmp_path / str(index) / str(number) / engine / name
+            path.parent.mkdir(parents=True)
+            path.write_text(text, encoding="utf-8")
+            assert expectation.problem(tmp_path / str(index) / str(number) / engine) is not None
+
+
 @pytest.mark.parametrize(("engine", "version"), served())
 def test_the_plugin_refuses_what_is_renamed(
     engine: str, version: str, sources: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One message names the found version and the supported ones."""
     root, full = sources(engine, version)
-    found = plugin(engine).hook_points(full)
+    found = [each for each in plugin(engine).hook_points(full) if isinstance(each, HookPoint)]
     hook_point = next(hook_point for hook_point in found if len(hook_point.arguments) > 1)
     copy = tmp_path / engine
     for each in found:

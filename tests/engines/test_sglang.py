@@ -80,8 +80,8 @@ def test_with_all_tokens_active_as_many_are_accepted_as_without_the_plugin(
 def test_a_draft_chosen_before_its_tokens_were_evicted(sglang_checkpoints: Path) -> None:
     """A token that draft-extend chose must still be drafted after its eviction.
 
-    Between the first request's draft-extend and its first draft, SGLang reads most of the second
-    prompt, which takes the slots of the chosen token and its successors.
+    Between the first request's draft-extend and its first draft, the second request begins, and its
+    prompt takes the slots of the chosen token and its successors.
     """
     prompts = of_ring(3, 35), of_ring(9, 40)
     done = run(
@@ -90,7 +90,7 @@ def test_a_draft_chosen_before_its_tokens_were_evicted(sglang_checkpoints: Path)
         [[request(prompt, 3) for prompt in prompts]],
         target="target",
         settings=SMALL | UNLEARNED,
-        engine={"chunked_prefill_size": 40},
+        engine={"chunked_prefill_size": 35},  # the first prompt alone
     )
     assert done.rounds == [[continuation(prompt, 3) for prompt in prompts]], done.log
     assert done.accepted == [[[0, 1], [0, 0, 0, 1]]]

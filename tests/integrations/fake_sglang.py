@@ -25,16 +25,18 @@ class VocabParallelEmbedding(nn.Module):
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.quant_method: Any = UnquantizedEmbeddingMethod()
         self.num_embeddings = self.org_vocab_size = rows
-        self.tp_size = 1
+        self.tp_size, self.embedding_dim = 1, weight.size(1)
         self.shard_indices = SimpleNamespace(org_vocab_start_index=0, org_vocab_end_index=rows)
 
 
 class LogitsProcessor(nn.Module):
-    do_tensor_parallel_all_gather = True
+    do_tensor_parallel_all_gather, use_attn_tp_group = True, False
 
     def _compute_lm_head(
         self, hidden_states: Tensor, lm_head: Any, embedding_bias: Any = None, *, out: Any = None
     ) -> Tensor:
+        if hasattr(lm_head.quant_method, "apply"):
+            return lm_head.quant_method.apply(lm_head, hidden_states)
         return (hidden_states @ lm_head.weight.T)[:, : lm_head.org_vocab_size]
 
 
@@ -148,10 +150,17 @@ def config() -> dict[str, dict[str, Any]]:
         "schedule": {"enable_mixed_chunk": False},
         "lora": {"enable_lora": None},
         "exec": {"features": SimpleNamespace(enable_memory_saver=False)},
-        "parallel": {"attn_dp_size": 1, "attn_cp_size": 1, "pp_size": 1, "tp_rank": 0},
+        "parallel": {
+            "attn_dp_size": 1,
+            "attn_cp_size": 1,
+            "attn_tp_size": 1,
+            "pp_size": 1,
+            "attn_tp_rank": 0,
+            "attn_dp_rank": 0,
+        },
         "disagg": {"disaggregation_mode": "null"},
         "observability": {"decode_log_interval": 2, "enable_metrics": False},
-        "serving": {"tokenizer_path": None},
+        "serving": {"served_model_name": "the model", "tokenizer_path": None},
     }
 
 
@@ -175,6 +184,7 @@ def installed(groups: dict[str, dict[str, Any]] | None = None) -> Iterator[None]
         "sglang.srt.plugins.hook_registry": members(HookRegistry) | {"HookType": HookType},
         "sglang.srt.speculative.eagle_worker_v2": members(EagleDraftWorker)
         | members(EAGLEWorkerV2),
+        "sglang.srt.layers.logits_processor": {"LogitsProcessor": LogitsProcessor},
         "sglang.srt.layers.vocab_parallel_embedding": {
             "VocabParallelEmbedding": VocabParallelEmbedding
         },

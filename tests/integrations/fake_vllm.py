@@ -53,6 +53,21 @@ class Executor:
         self.vllm_config = vllm_config
 
 
+class AsyncLLM:
+    """The client in the process that serves the API; `workers` are those that it asks."""
+
+    def __init__(self, vllm_config: Any, workers: list[Any]) -> None:
+        self.vllm_config, self.workers, self.logged = vllm_config, workers, 0
+
+    async def do_log_stats(self) -> None:
+        self.logged += 1
+
+    async def collective_rpc(
+        self, method: str, timeout: Any = None, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> list[Any]:
+        return [getattr(worker, method)(*args, **(kwargs or {})) for worker in self.workers]
+
+
 class WorkerBase:
     def __init__(self, vllm_config: Any, rank: int = 0) -> None:
         self.vllm_config = vllm_config
@@ -83,7 +98,7 @@ class DraftModel(nn.Module):
         return mapped
 
 
-def config(hidden_size: int = 8, vocab_size: int = 24, **additional: Any) -> Any:
+def config(vocab_size: int = 24, **additional: Any) -> Any:
     """Return a VllmConfig with a supported draft."""
     return SimpleNamespace(
         additional_config=additional,
@@ -91,20 +106,19 @@ def config(hidden_size: int = 8, vocab_size: int = 24, **additional: Any) -> Any
         watermark_config=None,
         speculative_config=SimpleNamespace(
             method="eagle",
-            parallel_drafting=False,
+            num_speculative_tokens=3,
             use_gemma4_mtp=lambda: False,
-            use_multi_module_mtp=lambda: False,
             use_heterogeneous_vocab=False,
             draft_sample_method="greedy",
             enable_adaptive_verification=False,
-            draft_model_config=SimpleNamespace(get_hidden_size=lambda: hidden_size),
+            draft_model_config=SimpleNamespace(architectures=["DraftModel"]),
         ),
         parallel_config=SimpleNamespace(
             enable_batch_sharded_sampling=None,
+            data_parallel_index=1,
             pipeline_parallel_size=1,
             decode_context_parallel_size=1,
             prefill_context_parallel_size=1,
-            data_parallel_index=0,
         ),
         scheduler_config=SimpleNamespace(max_num_seqs=4),
         model_config=SimpleNamespace(
@@ -113,6 +127,7 @@ def config(hidden_size: int = 8, vocab_size: int = 24, **additional: Any) -> Any
             get_vocab_size=lambda: vocab_size,
             tokenizer=None,
             tokenizer_revision=None,
+            served_model_name="the model",
         ),
     )
 
@@ -133,6 +148,7 @@ def installed(version: str = "0.32.0", **modules: dict[str, Any]) -> Iterator[No
             "VocabParallelEmbedding": VocabParallelEmbedding,
         },
         # New classes for each test, because the plugin patches them.
+        "vllm.v1.engine.async_llm": {"AsyncLLM": type("AsyncLLM", (AsyncLLM,), {})},
         "vllm.v1.executor.abstract": {"Executor": type("Executor", (Executor,), {})},
         "vllm.v1.worker.worker_base": {"WorkerBase": type("WorkerBase", (WorkerBase,), {})},
     } | modules

@@ -17,16 +17,34 @@ from .fake_vllm import DraftModel, config, installed
 V, DIM, REQUESTS, LENGTH = 24, 8, 4, 32
 
 
+class StepModel(DraftModel):
+    """Step-3.5's: a norm for each step before the head."""
+
+    def compute_logits(self, hidden_states: Tensor, spec_step_idx: int = 0) -> Tensor:
+        return super().compute_logits(hidden_states.roll(spec_step_idx, -1))
+
+
 class SpecDecodeBaseProposer:
+    model_class = DraftModel
+
     def __init__(self, vllm_config: Any, runner: Any) -> None:
-        self.vllm_config = vllm_config
+        self.vllm_config, self.hidden_size = vllm_config, DIM
 
     def load_model(self) -> None:
         torch.manual_seed(3)
-        self.model = DraftModel(torch.randn(V, DIM), V, V)
+        self.model = self.model_class(torch.randn(V, DIM), V, V)
 
     def _greedy_sample(self, hidden_states: Tensor) -> Tensor:
         return self.model.compute_logits(hidden_states).argmax(-1)
+
+
+class Step3p5MTPProposer(SpecDecodeBaseProposer):
+    model_class = StepModel
+
+    def _sample_draft_tokens_for_step(
+        self, hidden_states: Tensor, sampling_metadata: Any, spec_step_idx: int
+    ) -> tuple[Tensor, None]:
+        return self.model.compute_logits(hidden_states, spec_step_idx).argmax(-1), None
 
 
 class GPUModelRunner:
@@ -82,22 +100,32 @@ class GPUModelRunner:
             )
         )
 
-    def step(self, *sampled: list[int], logits: Tensor | None = None) -> None:
-        """Sample these tokens for the rows; -1 follows the accepted ones."""
+    def step(
+        self, *sampled: list[int], logits: Tensor | None = None, drafts: list[int] | None = None
+    ) -> None:
+        """Sample these tokens for the rows; -1 follows the accepted ones.
+
+        `drafts` are the numbers of verified drafts; None: vLLM makes no metadata for them.
+        """
         self.sampled = torch.tensor(sampled, dtype=torch.int32)
-        self._sample(torch.zeros(len(sampled), V) if logits is None else logits, None)
+        verified = None if drafts is None else SimpleNamespace(num_draft_tokens=drafts)
+        self._sample(torch.zeros(len(sampled), V) if logits is None else logits, verified)
 
 
 @contextmanager
-def runner(**settings: Any) -> Iterator[Any]:
-    """Make a runner of patched classes with these settings."""
-    kinds: Any = [
-        type(kind.__name__, (kind,), {}) for kind in (SpecDecodeBaseProposer, GPUModelRunner)
-    ]
+def runner(steps: bool = False, **settings: Any) -> Iterator[Any]:
+    """Make a runner of patched classes with these settings.
+
+    `steps` drafts with a module for each step.
+    """
+    base = type("SpecDecodeBaseProposer", (SpecDecodeBaseProposer,), {})
+    by_step = type("Step3p5MTPProposer", (Step3p5MTPProposer, base), {})
+    made = type("GPUModelRunner", (GPUModelRunner,), {})
     modules: Any = {
-        "vllm.v1.spec_decode.llm_base_proposer": {"SpecDecodeBaseProposer": kinds[0]},
-        "vllm.v1.worker.gpu_model_runner": {"GPUModelRunner": kinds[1]},
+        "vllm.v1.spec_decode.llm_base_proposer": {"SpecDecodeBaseProposer": base},
+        "vllm.v1.spec_decode.step3p5": {"Step3p5MTPProposer": by_step},
+        "vllm.v1.worker.gpu_model_runner": {"GPUModelRunner": made},
     }
     with installed(**modules):
         v1.install()
-        yield kinds[1](config(DIM, V, microspec=settings or True), kinds[0])
+        yield made(config(V, microspec=settings or True), by_step if steps else base)

@@ -79,7 +79,7 @@ def root(tmp_path: Path) -> Iterator[Path]:
         "# ein Entwürfchen 草稿\n" + SOURCE, encoding="utf-8"
     )
     yield engine
-    hook_points._tree.cache_clear()
+    hook_points.tree.cache_clear()
 
 
 def problem(root: Path, name: str, *arguments: str, module: str = "engine.worker.draft") -> str:

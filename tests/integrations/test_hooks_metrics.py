@@ -22,12 +22,21 @@ def head() -> EngineHead:
     return EngineHead(torch.zeros(50, 8), Settings(capacity=10), num_groups=2)
 
 
+LABELS = {"model_name": "the model", "engine": "1"}
+
+
 class Metric:
     """A stand-in for prometheus_client's metrics."""
 
-    def __init__(self, name: str, documentation: str, multiprocess_mode: str = "") -> None:
+    def __init__(
+        self, name: str, documentation: str, names: Any, multiprocess_mode: str = ""
+    ) -> None:
         self.name, self.mode, self.value = name, multiprocess_mode, 0
-        assert documentation
+        assert documentation and names == tuple(LABELS)
+
+    def labels(self, **labels: str) -> "Metric":
+        assert labels == LABELS
+        return self
 
     def inc(self, amount: int) -> None:
         assert amount >= 0, "Prometheus refuses counters that fall"
@@ -54,7 +63,7 @@ def prometheus(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Metric]]:
 
 
 def test_tells_what_is_new(head: EngineHead, caplog: pytest.LogCaptureFixture) -> None:
-    report = Report(head, logger, prometheus=False)
+    report = Report(head, logger, None)
     caplog.set_level(logging.INFO, "an engine")
     report.tell(EngineStats(hits=3, misses=1, active=9))
     report.tell(EngineStats(hits=3, misses=1, active=10))
@@ -68,13 +77,13 @@ def test_tells_what_is_new(head: EngineHead, caplog: pytest.LogCaptureFixture) -
 
 def test_nothing_before_any_text(head: EngineHead, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "an engine")
-    Report(head, logger, prometheus=False).tell(EngineStats(0, 0, 5))
+    Report(head, logger, None).tell(EngineStats(0, 0, 5))
     assert not caplog.records
 
 
 def test_prometheus_gets_sums(head: EngineHead, prometheus: list[Metric]) -> None:
     """Two drafts in one process add to the same counters."""
-    first, second = (Report(head, logger, prometheus=True) for _ in range(2))
+    first, second = (Report(head, logger, LABELS) for _ in range(2))
     assert not prometheus, "not before there is something to tell"
     first.tell(EngineStats(hits=3, misses=1, active=9))
     second.tell(EngineStats(hits=10, misses=0, active=4))
@@ -88,7 +97,7 @@ def test_prometheus_gets_sums(head: EngineHead, prometheus: list[Metric]) -> Non
 
 
 def test_stats_that_begin_anew(head: EngineHead, prometheus: list[Metric]) -> None:
-    report = Report(head, logger, prometheus=True)
+    report = Report(head, logger, LABELS)
     report.tell(EngineStats(hits=3, misses=1, active=9))
     report.reset()
     report.tell(EngineStats(hits=1, misses=1, active=2))
@@ -99,4 +108,4 @@ def test_prometheus_is_not_needed_where_the_engine_has_none(
     head: EngineHead, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "prometheus_client", None)  # importing it fails
-    Report(head, logger, prometheus=False).tell(EngineStats(1, 1, 1))
+    Report(head, logger, None).tell(EngineStats(1, 1, 1))

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from microspec_kernels.engine import EngineHead, Settings
+from microspec_kernels.integrations.sglang import metrics as sglang_metrics
 from microspec_kernels.integrations.sglang import plugin
-from microspec_kernels.integrations.sglang.metrics import Metrics
+from microspec_kernels.integrations.vllm import metrics as vllm_metrics
 from microspec_kernels.integrations.vllm import v2
 from microspec_kernels.integrations.vllm.attach import attach
 from microspec_kernels.integrations.vllm.drafter import hold
@@ -44,6 +45,13 @@ SHARED = [
 PER_REQUEST = [(settings | {"vocabulary": "request"}, d2t, ops) for settings, d2t, ops in SHARED]
 
 
+@pytest.fixture(autouse=True)
+def _between_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports launch more, at an interval of seconds or many steps."""
+    for module in (sglang_metrics, vllm_metrics):
+        monkeypatch.setattr(module.Metrics, "tick", lambda self: None)
+
+
 def steady(step: Callable[[], Any]) -> list[str]:
     """Return what a step dispatches if the same requests ran in the step before."""
     step()
@@ -57,7 +65,9 @@ def test_vllm_v2(settings: dict[str, Any], d2t: str | None, ops: list[str]) -> N
     with fake_vllm.installed():
         model = draft_model(OFFSETS if d2t else None)
         chosen = Settings(**({"capacity": 8} | settings))
-        drafter = attach("Speculator", model, fake_vllm.config(DIM, V), chosen, REQUESTS)
+        drafter = attach(
+            "Speculator", model, fake_vllm.config(V), chosen, REQUESTS, hidden_size=DIM
+        )
     speculator = SimpleNamespace()
     runner = SimpleNamespace(speculator=speculator)
     for holder in (speculator, runner):
@@ -68,10 +78,15 @@ def test_vllm_v2(settings: dict[str, Any], d2t: str | None, ops: list[str]) -> N
     logits = torch.randn(REQUESTS * (DRAFTS + 1), V)
     batch = SimpleNamespace(
         num_reqs=REQUESTS,
+        num_draft_tokens=REQUESTS * DRAFTS,
         idx_mapping_np=torch.tensor([2, 0, 1]).numpy(),
         cu_num_logits_np=(torch.arange(REQUESTS + 1) * (DRAFTS + 1)).numpy(),
     )
     output = SimpleNamespace(sampled_token_ids=sampled), num_sampled, None
+    hidden = torch.randn(REQUESTS, DIM)
+    arguments = {"self": speculator, "hidden_states": hidden, "idx_mapping": torch.arange(REQUESTS)}
+    head = launched(lambda: v2._sample_draft(lambda: None, arguments))
+    assert head[0] == HEAD and len(head) <= 2
 
     def step() -> None:
         v2._verify(lambda: None, {"self": runner, "logits": logits})
@@ -80,10 +95,6 @@ def test_vllm_v2(settings: dict[str, Any], d2t: str | None, ops: list[str]) -> N
         v2._observe_verification(lambda: None, verdict)
 
     assert steady(step) == ops
-    hidden = torch.randn(REQUESTS, DIM)
-    arguments = {"self": speculator, "hidden_states": hidden, "idx_mapping": torch.arange(REQUESTS)}
-    head = launched(lambda: v2._sample_draft(lambda: None, arguments))
-    assert head[0] == HEAD and len(head) <= 2
 
 
 @pytest.mark.parametrize(
@@ -118,11 +129,8 @@ def test_vllm_v1(settings: dict[str, Any], ops: list[str]) -> None:
         (PACKED, None, [MASK, MASKED, OBSERVE, GATHER]),
     ],
 )
-def test_sglang(
-    settings: dict[str, Any], d2t: str | None, tokens: list[str], monkeypatch: Any
-) -> None:
-    """Beside the tokens, the map from choices to tokens is brought up to date and read."""
-    monkeypatch.setattr(Metrics, "tick", lambda self: None)
+def test_sglang(settings: dict[str, Any], d2t: str | None, tokens: list[str]) -> None:
+    """Beside the tokens, the slots' columns in SGLang's logits are brought up to date."""
     worker = patched(ROWS if d2t else None, **({"learn": True, "target_top_k": 3} | settings))
     draft = plugin.draft_of(worker)
     assert draft is not None
@@ -135,16 +143,9 @@ def test_sglang(
     )
     batch = SimpleNamespace(reqs=requests, forward_mode=BUSY, prefix_lens=[0] * REQUESTS)
     draft.prompts(batch, torch.zeros(REQUESTS, dtype=torch.int64))
-    chosen = torch.zeros(REQUESTS, 1, dtype=torch.int64)
-    owner = SimpleNamespace(draft_worker=worker)
-    extended = SimpleNamespace(next_draft_input=SimpleNamespace(topk_index=chosen))
-
-    def step() -> None:
-        extended.next_draft_input.topk_index = chosen
-        plugin._verify(lambda: result, {"self": owner, "batch": batch})
-        plugin._extend_for_decode(lambda: None, {"self": worker, "batch_result": extended})
-
-    assert steady(step) == [*tokens, "aten::index", "aten::index"]
+    arguments = {"self": SimpleNamespace(draft_worker=worker), "batch": batch}
+    ops = steady(lambda: plugin._verify(lambda: result, arguments))
+    assert ops == [*tokens, "aten::index"]
 
 
 def test_requests_that_begin_wait_for_nothing() -> None:

@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from microspec_kernels.engine import Settings
+from microspec_kernels.engine import Settings, Shard
 from microspec_kernels.integrations.hooks import UnsupportedError
 from microspec_kernels.integrations.sglang import plugin
 from microspec_kernels.integrations.sglang.draft import ActiveDraft
 
-from .fake_sglang import LlamaForCausalLMEagle3, config, installed
+from .fake_sglang import LlamaForCausalLMEagle3, LogitsProcessor, config, installed
+from .stored_layers import READABLE, Method
 from .test_vllm_attach import save_words
 
 V, D, K = 64, 16, 8
@@ -47,6 +48,7 @@ def patched(rows: Tensor | None = None, topk: int = 1, **settings: Any) -> Any:
     plugin._patch(Settings(**({"capacity": K, "target_top_k": 1, "learn": False} | settings)))
     worker = unpatched(rows, topk)
     worker.init_lm_head()
+    worker.draft_runner.model(torch.zeros(1, D))  # as the capture of SGLang's graphs does
     return worker
 
 
@@ -97,6 +99,10 @@ def draft(worker: Any, draft_input: Any) -> Tensor:
     return worker.draft_forward(SimpleNamespace(spec_info=draft_input))
 
 
+def activate_all(draft: ActiveDraft) -> None:
+    draft.prompts(SimpleNamespace(reqs=[]), torch.arange(V))
+
+
 def active(worker: Any) -> set[int]:
     return set(head(worker).slot_tokens().flatten().tolist()) - {-1}
 
@@ -137,23 +143,74 @@ def test_tokens_chosen_by_draft_extend_stay_whatever_enters_before_the_draft(
     assert set(draft(worker, draft_input)[:, 1:].flatten().tolist()) <= active(worker)
 
 
-def test_what_a_graph_was_captured_with_is_never_replaced() -> None:
-    worker = patched()
-    tensors = [worker.hot_token_id, head(worker).vocab.ids]
-    addresses = [tensor.data_ptr() for tensor in tensors]
-    for first in range(0, V - K, K):
-        prefill(worker, list(range(first, first + K)), first)
-    assert [worker.hot_token_id, head(worker).vocab.ids] == tensors
-    assert [tensor.data_ptr() for tensor in tensors] == addresses
-    assert worker.hot_token_id[K:].tolist() == list(range(V))
-    assert worker.draft_runner.model_config.hf_config.hot_vocab_size == K
+@each_rows
+def test_nothing_of_sglangs_own_is_replaced_but_the_head(rows: Tensor | None) -> None:
+    """SGLang's fused chain of top-1 drafts runs only if the worker has no token map."""
+    worker = patched(rows)
+    assert worker.hot_token_id is (None if rows is None else rows)
+    assert not hasattr(worker.draft_runner.model_config.hf_config, "hot_vocab_size")
     assert not worker.draft_runner.model.logits_processor.do_tensor_parallel_all_gather
 
 
-def test_slots_that_are_empty_are_drafted_last_and_then_as_a_token() -> None:
+def test_what_a_graph_was_captured_with_is_never_replaced() -> None:
+    worker = patched()
+    wide = plugin.draft_of(worker)._wide
+    tensors = [wide._columns, head(worker).vocab.ids]
+    addresses = [tensor.data_ptr() for tensor in tensors]
+    for first in range(0, V - K, K):
+        prefill(worker, list(range(first, first + K)), first)
+    assert [wide._columns, head(worker).vocab.ids] == tensors
+    assert [tensor.data_ptr() for tensor in tensors] == addresses
+
+
+@each_rows
+@pytest.mark.parametrize("buffer", ["none", "fits", "other width", "other dtype"])
+def test_logits_have_a_column_for_each_row(rows: Tensor | None, buffer: str) -> None:
+    worker = patched(rows)
+    prefill(worker, [3, 8], 21)  # five slots are empty
+    size, hidden = V if rows is None else len(rows), torch.randn(5, D)
+    out = {
+        "none": None,
+        "fits": torch.empty(5, size),
+        "other width": torch.empty(5, size + 1),
+        "other dtype": torch.empty(5, size, dtype=torch.float64),
+    }[buffer]
+    model = worker.draft_runner.model
+    logits = model.logits_processor._compute_lm_head(hidden, model.lm_head, out=out)
+    tokens = torch.arange(V) if rows is None else rows
+    alive = torch.isin(tokens, torch.tensor([3, 8, 21]))
+    dense = hidden @ model.lm_head.weight[:size].T
+    torch.testing.assert_close(logits[:, alive], dense[:, alive])
+    assert (logits[:, ~alive] == -1e30).all()  # SGLang's asserts refuse infinities
+    assert logits.shape == (5, size) and logits.is_contiguous() and logits.dtype == torch.float32
+    assert (logits is out) == (buffer == "fits")
+
+
+def test_made_in_inference_mode() -> None:
+    with torch.inference_mode():
+        worker = patched()
+    prefill(worker, [3, 8], 21)
+    assert active(worker) == {3, 8, 21}
+
+
+def test_no_rows_at_all() -> None:
+    """An idle rank of data-parallel attention runs the draft model over nothing."""
+    assert patched().draft_runner.model(torch.empty(0, D)).shape == (0, V)
+
+
+def test_a_tree_wider_than_the_active_tokens() -> None:
     worker = patched(topk=3)
-    tokens = draft(worker, prefill(worker, [7], 8))
-    assert set(tokens.flatten().tolist()) == {0, 7, 8}
+    tokens = draft(worker, prefill(worker, [7], 8))[0, 0].tolist()
+    assert set(tokens[:2]) == {7, 8} and 0 <= tokens[2] < V and len(set(tokens)) == 3
+
+
+def test_drafts_that_came_another_way_are_refused() -> None:
+    plugin._patch(Settings(capacity=K, target_top_k=1))
+    worker = unpatched()
+    worker.init_lm_head()
+    plugin._attached(worker).guard.start()
+    with pytest.raises(UnsupportedError, match="the first drafts: expected drafts by the attached"):
+        verify(worker, [1, 2], [[9]], towards(1, 2))
 
 
 def test_prompts_are_seen_with_what_was_cached_of_them_once() -> None:
@@ -232,9 +289,9 @@ def test_new_weights_reach_the_slab(source: str) -> None:
     manager = SchedulerWeightUpdaterManager(SimpleNamespace(draft_worker=worker))
     update = getattr(manager, f"update_weights_from_{source}")
     assert update(lambda: weight.data.copy_(torch.randn_like(weight))) == "updated"
-    tokens = head(worker).slot_tokens()[0]
-    expected = (hidden @ weight[tokens.clamp(min=0)].T)[:, tokens >= 0]
-    torch.testing.assert_close(worker.draft_runner.model(hidden)[:, tokens >= 0], expected)
+    tokens = sorted(active(worker))
+    expected = (hidden @ weight.T)[:, tokens]
+    torch.testing.assert_close(worker.draft_runner.model(hidden)[:, tokens], expected)
     worker.draft_runner.model.lm_head.weight = torch.nn.Parameter(weight.detach().clone())
     with pytest.raises(UnsupportedError, match="old address"):
         update(lambda: None)
@@ -265,14 +322,24 @@ def test_the_targets_tokenizer_gives_the_first_tokens(tmp_path: Path) -> None:
     assert active(worker) == {0, 1, 3, 5}
 
 
-@pytest.mark.parametrize("rank", [None, 0, 1])
-def test_one_of_several_data_parallel_engines_writes_the_file(rank: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("ranks", "writes"),
+    [
+        ({}, True),
+        ({"dp_rank": 0}, True),
+        ({"dp_rank": 1}, False),
+        ({"attn_dp_rank": 1}, False),
+    ],
+)
+def test_one_of_several_data_parallel_heads_writes_the_file(
+    ranks: dict[str, int], writes: bool, tmp_path: Path
+) -> None:
     pytest.importorskip("safetensors")
     groups = config()
-    groups["parallel"]["dp_rank"] = rank
+    groups["parallel"] |= ranks
     with installed(groups):
         worker = patched(learn=True, learned_file=str(tmp_path / "learned.safetensors"))
-    assert head(worker).learning._file.writes == (rank != 1)
+    assert head(worker).learning._file.writes == writes
 
 
 def test_texts_are_counted_by_request() -> None:
@@ -296,7 +363,7 @@ def test_texts_are_counted_by_request() -> None:
 
 def test_other_ranks_do_not_say_how_it_goes(caplog: pytest.LogCaptureFixture) -> None:
     groups = config()
-    groups["parallel"]["tp_rank"] = 1
+    groups["parallel"]["attn_tp_rank"] = 1
     with installed(groups), caplog.at_level("INFO", logger="microspec_kernels"):
         worker = patched()
         for _ in range(4):
@@ -305,7 +372,8 @@ def test_other_ranks_do_not_say_how_it_goes(caplog: pytest.LogCaptureFixture) ->
 
 
 def _quantised(worker: Any) -> None:
-    worker.draft_runner.model.lm_head.quant_method = SimpleNamespace()
+    values = torch.randn(V, D)  # other ones than the weight's
+    worker.draft_runner.model.lm_head.quant_method = Method(values)
 
 
 def _with_lora(worker: Any) -> None:
@@ -327,26 +395,25 @@ def _amx(worker: Any) -> None:
     worker.draft_runner.model.lm_head.use_intel_amx_backend = True
 
 
-def _another_model(worker: Any) -> None:
-    worker.draft_runner.model.__class__ = type(
-        "DeepseekV3ForCausalLMNextN", (LlamaForCausalLMEagle3,), {}
-    )
+def _own_logits(worker: Any) -> None:
+    model = worker.draft_runner.model
+    model.logits_processor = type("ScaledLogitsProcessor", (LogitsProcessor,), {})()
 
 
-def _wide_tree(worker: Any) -> None:
-    worker.topk = K + 1
+def _no_head(worker: Any) -> None:
+    del worker.draft_runner.model.lm_head
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_quantised, "lm_head.quant_method"),
+        (_quantised, "lm_head.quant_method: expected none, or one whose rows can be read"),
         (_with_lora, "a ParallelLMHead"),
         (_other_dtype, "lm_head.weight.dtype"),
         (_fewer_rows, "lm_head.org_vocab_size"),
         (_amx, "AMX"),
-        (_another_model, "DeepseekV3ForCausalLMNextN"),
-        (_wide_tree, "speculative_eagle_topk, 9"),
+        (_own_logits, "Eagle3.logits_processor: expected a LogitsProcessor, got ScaledLogits"),
+        (_no_head, "a ParallelLMHead, got NoneType"),
     ],
 )
 def test_heads_that_are_not_served(change: Callable[[Any], None], message: str) -> None:
@@ -354,6 +421,101 @@ def test_heads_that_are_not_served(change: Callable[[Any], None], message: str) 
     change(worker)
     with pytest.raises(UnsupportedError, match=message):
         ActiveDraft(worker, Settings(capacity=K))
+
+
+def test_a_draft_of_any_class_is_served() -> None:
+    """NextN and MTP drafts have an LM head like EAGLE's, shared with the target."""
+    worker = unpatched()
+    model = worker.draft_runner.model
+    model.__class__ = type("Qwen3_5ForCausalLMMTP", (LlamaForCausalLMEagle3,), {})
+    activate_all(ActiveDraft(worker, Settings(capacity=V)))
+    hidden = torch.randn(20, D)
+    assert torch.equal(model(hidden).argmax(-1), (hidden @ model.lm_head.weight[:V].T).argmax(-1))
+
+
+@pytest.mark.parametrize("name", READABLE)
+def test_quantised_heads(name: str) -> None:
+    worker = unpatched()
+    model, stored = worker.draft_runner.model, READABLE[name](torch.randn(V, 64))
+    del model.lm_head.weight
+    for each, value in (*vars(stored).items(), ("embedding_dim", 64)):
+        setattr(model.lm_head, each, value)
+    attached = ActiveDraft(worker, Settings(capacity=V))
+    activate_all(attached)
+    hidden = torch.randn(20, 64)
+    wanted = hidden @ stored.quant_method.values.T
+    torch.testing.assert_close(model(hidden), wanted, rtol=1e-4, atol=1e-4)
+    attached.reload()
+
+
+def test_a_method_that_is_stale_does_not_matter() -> None:
+    """SGLang lets a draft share an unquantised head and keep the method of its own checkpoint."""
+    worker = unpatched()
+    head = worker.draft_runner.model.lm_head
+    head.quant_method = Method(head.weight.detach()[:V])
+    attached = ActiveDraft(worker, Settings(capacity=V))
+    assert attached._rows.weight_scale is None and attached._rows.logit_scale == 1.0
+
+
+def dp_attention(attn_tp_size: int = 1) -> Any:
+    groups = config()
+    ranks = {"attn_dp_size": 2, "attn_tp_size": attn_tp_size}
+    return installed(groups | {"parallel": groups["parallel"] | ranks})
+
+
+def test_data_parallel_attention_with_a_head_for_each_rank() -> None:
+    worker = unpatched()
+    with dp_attention():
+        worker.draft_runner.model.logits_processor.use_attn_tp_group = True
+        ActiveDraft(worker, Settings(capacity=K))
+
+
+def test_data_parallel_attention_with_a_shared_head() -> None:
+    with (
+        dp_attention(),
+        pytest.raises(
+            UnsupportedError, match="enable_dp_lm_head: expected True with data-parallel"
+        ),
+    ):
+        ActiveDraft(unpatched(), Settings(capacity=K))
+
+
+def test_data_parallel_attention_with_a_head_on_other_ranks() -> None:
+    worker = unpatched()
+    with dp_attention(attn_tp_size=2):
+        worker.draft_runner.model.logits_processor.use_attn_tp_group = True
+        with pytest.raises(
+            UnsupportedError, match=r"lm_head\.tp_size: expected attn_tp_size, 2, got 1"
+        ):
+            ActiveDraft(worker, Settings(capacity=K))
+
+
+@pytest.mark.parametrize("attention", [False, True])
+def test_each_rank_attaches_to_its_rows(attention: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 24 rows in shards of 16, the second shard has 8, and then padding."""
+    worker = unpatched(torch.arange(24))
+    worker.hot_token_id = torch.arange(24)
+    layer = worker.draft_runner.model.lm_head
+    layer.weight = torch.nn.Parameter(torch.randn(16, D), requires_grad=False)
+    layer.tp_size = 2
+    layer.shard_indices = SimpleNamespace(org_vocab_start_index=16, org_vocab_end_index=24)
+    worker.draft_runner.model.logits_processor.use_attn_tp_group = attention
+    calls: list[Any] = []
+
+    def record(weight: Tensor, settings: Settings, **options: Any) -> None:
+        calls.append((weight, options))
+        raise ValueError("enough")
+
+    monkeypatch.setattr("microspec_kernels.integrations.sglang.draft.EngineHead", record)
+    groups = config()
+    for name in ("tp_group", "attn_tp_group"):
+        groups["parallel"][name] = SimpleNamespace(device_group=name)
+    with installed(groups), pytest.raises(UnsupportedError, match="enough"):
+        ActiveDraft(worker, Settings(capacity=K))
+    [(weight, options)] = calls
+    assert torch.equal(weight, layer.weight[:8])
+    group = "attn_tp_group" if attention else "tp_group"
+    assert options["shard"] == Shard(24, 16, group)  # type: ignore[arg-type]
 
 
 def test_another_lm_head_is_refused() -> None:

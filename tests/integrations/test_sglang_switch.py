@@ -137,7 +137,6 @@ def test_versions_that_are_not(version: str, monkeypatch: pytest.MonkeyPatch) ->
         ("spec", "enable_multi_layer_eagle", True),
         ("schedule", "enable_mixed_chunk", True),
         ("lora", "enable_lora", True),
-        ("parallel", "attn_dp_size", 2),
         ("parallel", "attn_cp_size", 2),
         ("parallel", "pp_size", 2),
         ("disagg", "disaggregation_mode", "prefill"),

@@ -16,6 +16,7 @@ from microspec_kernels.integrations.vllm.draft_lm_head import DraftLMHead
 from microspec_kernels.integrations.vllm.drafter import Drafter
 
 from .fake_vllm import DraftModel, LogitsProcessor, VocabParallelEmbedding, config, installed
+from .stored_layers import READABLE
 
 V, ROWS, DIM, PADDED = 24, 10, 8, 16
 OFFSETS = torch.tensor([2, 2, 2, 5, 5, 5, 9, 9, 9, 14])
@@ -42,13 +43,17 @@ def save_words(folder: Path, count: int) -> None:
     tokenizers.Tokenizer(tokenizers.models.BPE(texts, [])).save(str(folder / "tokenizer.json"))
 
 
-def drafter_of(model: Any, slots: int = 4, **settings: Any) -> Drafter:
+def drafter_of(
+    model: Any, slots: int = 4, *, hidden_size: int = DIM, compute: Any = None, **settings: Any
+) -> Drafter:
     return attach(
         "Speculator",
         model,
-        config(DIM, V),
+        config(V),
         Settings(**({"target_top_k": 1, "learn": False} | settings)),
         slots,
+        hidden_size=hidden_size,
+        compute_logits=compute,
     )
 
 
@@ -107,6 +112,61 @@ def test_a_model_without_a_logits_processor() -> None:
         drafter_of(model)
 
 
+def wide(model: DraftModel, streams: int = 2) -> DraftModel:
+    """Let the model's output be several streams of D columns, as DeepSeek-V4's is."""
+    model.norm = lambda hidden: hidden.view(-1, streams, DIM).sum(1)
+    return model
+
+
+def test_hidden_states_wider_than_the_draft() -> None:
+    model = wide(draft_model())
+    drafter = drafter_of(model, hidden_size=2 * DIM)
+    learn(drafter, torch.arange(V))
+    hidden = torch.randn(40, 2 * DIM)
+    assert torch.equal(
+        drafter.draft(hidden, torch.zeros(40)), model.compute_logits(hidden).argmax(-1)
+    )
+
+
+def test_hidden_states_that_the_model_cannot_take() -> None:
+    with pytest.raises(
+        UnsupportedError,
+        match=r"compute_logits: expected logits of hidden states \[1, 8\], got Run",
+    ):
+        drafter_of(wide(draft_model(), streams=3))
+
+
+def modules(model: DraftModel, heads: list[Any]) -> Any:
+    """Return the logits of a module for each step, with a norm and a head of its own."""
+
+    def compute(hidden: Tensor, step: int) -> Tensor:
+        return model.logits_processor(heads[step % len(heads)], hidden.roll(step, -1))
+
+    return compute
+
+
+def test_a_module_for_each_step_with_one_head() -> None:
+    model = draft_model()
+    compute = modules(model, [model.lm_head])
+    drafter = drafter_of(model, compute=compute)
+    learn(drafter, torch.arange(V))
+    hidden = torch.randn(40, DIM)
+    drafts = [drafter.draft(hidden, torch.zeros(40), step) for step in range(3)]
+    assert all(torch.equal(d, compute(hidden, i).argmax(-1)) for i, d in enumerate(drafts))
+    assert not torch.equal(drafts[0], drafts[1])
+
+
+@pytest.mark.parametrize("other", [1, 2])
+def test_modules_with_heads_of_their_own(other: int) -> None:
+    model = draft_model()
+    heads = [model.lm_head] * 3
+    heads[other] = VocabParallelEmbedding(model.lm_head.weight.data.clone(), V)
+    with pytest.raises(
+        UnsupportedError, match=f"expected one LM head for all steps, got another in step {other}"
+    ):
+        drafter_of(model, compute=modules(model, heads))
+
+
 def test_a_map_other_than_the_models_own() -> None:
     model = draft_model(OFFSETS)
     model.compute_logits = lambda hidden: model.logits_processor(model.lm_head, hidden)  # type: ignore[method-assign]
@@ -127,9 +187,70 @@ def test_a_head_that_is_not_served() -> None:
     model = draft_model()
     model.lm_head.quant_method = object()
     with pytest.raises(
-        UnsupportedError, match=r"Embedding\.quant_method: expected none, got object"
+        UnsupportedError, match=r"Embedding\.quant_method: expected none, or .* got 'object' object"
     ):
         drafter_of(model)
+
+
+def quantised(stored: Any) -> DraftModel:
+    """Return a model whose head holds a quantised layer's tensors and uses its method."""
+    model = draft_model()
+    head, processor = model.lm_head, model.logits_processor
+    del head.weight
+    for name, value in vars(stored).items():
+        setattr(head, name, value)
+    model.bias = torch.randn(V)
+    processor.forward = lambda head, states, bias: head.quant_method.apply(head, states, bias)  # type: ignore
+    model.embed = nn.Parameter(torch.zeros(1))  # tells the device
+    return model
+
+
+@pytest.mark.parametrize("name", READABLE)
+def test_quantised_heads(name: str) -> None:
+    model = quantised(READABLE[name](torch.randn(V, 64)))
+    drafter = drafter_of(model, hidden_size=64)
+    learn(drafter, torch.arange(V))
+    hidden = torch.randn(40, 64)
+    values = model.lm_head.quant_method.values
+    want = (hidden @ values.T + model.bias).argmax(-1)
+    assert torch.equal(drafter.draft(hidden, torch.zeros(40)), want)
+    drafter.reload()
+    model.lm_head.weight = model.lm_head.weight.clone()
+    with pytest.raises(UnsupportedError, match="reload_weights"):
+        drafter.reload()
+
+
+def test_scales_that_are_loaded_again() -> None:
+    """The plugin's copy of swizzled scales follows the engine's."""
+    model = quantised(READABLE["nvfp4, CUTLASS"](torch.randn(V, 64)))
+    drafter = drafter_of(model, hidden_size=64)
+    learn(drafter, torch.arange(V))
+    model.lm_head.weight_scale.view(torch.uint8).zero_()
+    drafter.reload()
+    assert model.bias is not None
+    assert drafter.draft(torch.randn(1, 64), torch.zeros(1)).item() == model.bias.argmax()
+
+
+@pytest.mark.parametrize(("readable", "slab"), [(True, "int8"), (False, "int8"), (False, None)])
+def test_a_quantised_copy_of_an_unquantised_head(readable: bool, slab: str | None) -> None:
+    """vLLM's draft_lm_head_quantization: a slab is quantised from the original."""
+    rows = torch.randn(V, 64)
+    stored = READABLE["nvfp4, CUTLASS"](rows)
+    if not readable:
+        stored.weight = torch.zeros(4, V * 8, dtype=torch.int32)
+    model = quantised(stored)
+    original = VocabParallelEmbedding(rows, V)
+    mode = "indexed" if slab is None else "packed"
+    copies = "vllm.model_executor.layers.quantization.online.lm_head"
+    with installed(**{copies: {"_SOURCES": {model.lm_head: (original, "nvfp4")}}}):
+        model.logits_processor.__class__ = LogitsProcessor
+        drafter = drafter_of(model, hidden_size=64, mode=mode, slab_dtype=slab)
+    learn(drafter, torch.arange(V))
+    hidden = torch.randn(40, 64)
+    drafts, wanted = drafter.draft(hidden, torch.zeros(40)), hidden @ rows.T + model.bias
+    best = wanted.gather(1, drafts[:, None])[:, 0]
+    assert (wanted.max(1).values - best < 0.3).all()  # 8 bits a column; 4 bits are 1 away
+    assert drafter.head._weight.data_ptr() == original.weight.data_ptr()
 
 
 def test_each_rank_attaches_to_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,21 +322,22 @@ def test_a_model_that_hands_hidden_states_on_as_they_are_is_not_run() -> None:
 @pytest.mark.parametrize("skipped", [False, True])
 def test_the_targets_tokenizer_gives_the_first_tokens(skipped: bool, tmp_path: Path) -> None:
     save_words(tmp_path, V)
-    vllm_config = config(DIM, V)
+    vllm_config = config(V)
     vllm_config.model_config.tokenizer = str(tmp_path)
     vllm_config.model_config.skip_tokenizer_init = skipped
     settings = Settings(capacity=4)
-    head = attach("Speculator", draft_model(), vllm_config, settings, 4).head
+    head = attach("Speculator", draft_model(), vllm_config, settings, 4, hidden_size=DIM).head
     assert set(head.slot_tokens()[0].tolist()) == ({0, 1, 2, 3} if skipped else {0, 1, 3, 5})
 
 
 def test_one_of_several_data_parallel_engines_writes_the_file(tmp_path: Path) -> None:
     pytest.importorskip("safetensors")
-    vllm_config = config(DIM, V)
+    vllm_config = config(V)
     settings = Settings(capacity=4, learned_file=str(tmp_path / "learned.safetensors"))
     for index in (0, 1):
         vllm_config.parallel_config.data_parallel_index = index
-        learning = attach("Speculator", draft_model(), vllm_config, settings, 4).head.learning
+        model = draft_model()
+        learning = attach("Draft", model, vllm_config, settings, 4, hidden_size=DIM).head.learning
         assert learning is not None and learning._file is not None
         assert learning._file.writes == (index == 0)
 

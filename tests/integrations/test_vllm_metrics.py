@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What vLLM's plugin reports about a drafter, and when."""
 
+import asyncio
 import sys
 from types import ModuleType
 from typing import Any
@@ -8,12 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from microspec_kernels.engine import EngineHead, Settings
+from microspec_kernels.engine import EngineHead, EngineStats, Settings
 from microspec_kernels.integrations.hooks import metrics as engine_metrics
-from microspec_kernels.integrations.vllm import metrics
+from microspec_kernels.integrations.vllm import api_metrics, metrics
 from microspec_kernels.integrations.vllm.metrics import Metrics
 
-from .fake_vllm import installed
+from .fake_vllm import config, installed
+
+LABELS = {"model_name": "the model", "engine": "1"}
 
 
 class Prometheus:
@@ -22,12 +25,16 @@ class Prometheus:
     def __init__(self) -> None:
         self.values: dict[str, float] = {}
 
-    def metric(self, name: str, documentation: str, multiprocess_mode: str = "") -> Any:
-        assert documentation.endswith(".")
+    def metric(self, name: str, documentation: str, names: Any, multiprocess_mode: str = "") -> Any:
+        assert documentation.endswith(".") and names == tuple(LABELS)
         self.values[name] = 0
         values = self.values
 
         class Metric:
+            def labels(self, **labels: str) -> "Metric":
+                assert labels == LABELS
+                return self
+
             def inc(self, amount: float) -> None:
                 values[name] += amount
 
@@ -69,7 +76,7 @@ def test_a_line_at_vllms_interval_about_what_is_new(
 ) -> None:
     caplog.set_level("INFO", "vllm")
     head = head_of()
-    told = Metrics(head, reports=True)
+    told = Metrics(head, True, LABELS)
 
     def steps(seconds: float) -> list[str]:
         caplog.clear()
@@ -103,7 +110,7 @@ def test_the_device_is_not_asked_between_reports(
     clock: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     head = head_of()
-    told, asked = Metrics(head, reports=True), []
+    told, asked = Metrics(head, True, LABELS), []
     monkeypatch.setattr(head, "stats", lambda: asked.append(clock[0]))
     for _ in range(50):
         told.tick()
@@ -116,7 +123,7 @@ def test_a_copy_is_given_a_step_to_arrive(
     """On a GPU, stats are those of the previous call."""
     caplog.set_level("INFO", "vllm")
     head = head_of()
-    told, newest = Metrics(head, reports=True), head.stats
+    told, newest = Metrics(head, True, LABELS), head.stats
     arrived: list[Any] = [None]
     monkeypatch.setattr(head, "stats", lambda: arrived.append(newest()) or arrived[-2])
     for token in (1, 2):
@@ -132,7 +139,7 @@ def test_a_copy_is_given_a_step_to_arrive(
 def test_other_ranks_tell_nothing(clock: list[float], caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "vllm")
     head = head_of()
-    told = Metrics(head, reports=False)
+    told = Metrics(head, False, LABELS)
     go_on(head, 1)
     clock[0] += 100
     for _ in range(3):
@@ -143,7 +150,7 @@ def test_other_ranks_tell_nothing(clock: list[float], caplog: pytest.LogCaptureF
 def test_stats_that_begin_anew(clock: list[float], prometheus: Prometheus) -> None:
     """Stats drop at the reset after the warm-up, but counters of Prometheus must not fall."""
     head = head_of()
-    told = Metrics(head, reports=True)
+    told = Metrics(head, True, LABELS)
     for tokens in ([1, 2, 3, 4], [5]):
         go_on(head, *tokens)
         clock[0] += 100
@@ -159,4 +166,81 @@ def test_when_asked() -> None:
     go_on(head, 1, 2)
     go_on(head, 2, 5)
     want = {"hits": 1, "misses": 3, "active": 3, "coverage": 0.25}
-    assert Metrics(head, reports=False).newest() == want
+    assert Metrics(head, False, LABELS).newest(wait=True) == want
+
+
+class Worker:
+    """A worker whose totals the tests set; None before its first copy of them has arrived."""
+
+    def __init__(self, *totals: int) -> None:
+        self.totals: dict[str, int] | None = dict(zip(EngineStats._fields, totals, strict=True))
+        self.waits: list[bool] = []
+
+    def microspec_stats(self, wait: bool = True) -> Any:
+        self.waits.append(wait)
+        return self.totals and {**self.totals, "coverage": 0.5}
+
+
+@pytest.fixture
+def client(monkeypatch: pytest.MonkeyPatch) -> Any:
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
+    api_metrics.install()
+    return AsyncLLM(config(microspec=True), [Worker(3, 1, 9), Worker(3, 1, 9)])
+
+
+def log_stats(client: Any) -> None:
+    asyncio.run(client.do_log_stats())
+
+
+def test_the_server_shows_its_workers_totals_once(client: Any, prometheus: Prometheus) -> None:
+    """Ranks of a tensor-parallel group have the same totals."""
+    for totals in ((3, 1, 9), (5, 1, 8), (5, 1, 8)):
+        client.workers = [Worker(*totals), Worker(*totals)]
+        log_stats(client)
+        assert client.workers[0].waits == [False]  # the engine's next step does not wait
+    assert client.logged == 3
+    assert dict(zip(EngineStats._fields, prometheus.values.values(), strict=True)) == {
+        "hits": 5,
+        "misses": 1,
+        "active": 8,
+    }
+
+
+def test_workers_that_begin_anew_do_not_lower_a_counter(
+    client: Any, prometheus: Prometheus
+) -> None:
+    log_stats(client)
+    client.workers = [Worker(1, 0, 2)]
+    log_stats(client)
+    assert prometheus.values["microspec:covered_tokens"] == 4
+    assert prometheus.values["microspec:active_tokens"] == 2
+
+
+def test_workers_without_totals(client: Any, prometheus: Prometheus) -> None:
+    for worker in client.workers:
+        worker.totals = None
+    log_stats(client)
+    assert prometheus.values == {} and client.logged == 1
+
+
+@pytest.mark.parametrize("why", ["off", "multi-process"])
+def test_the_server_does_not_ask(
+    why: str, client: Any, prometheus: Prometheus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if why == "off":
+        client.vllm_config = config()
+    else:
+        monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "folder")
+    log_stats(client)
+    assert client.workers[0].waits == [] and prometheus.values == {} and client.logged == 1
+
+
+def test_an_error_does_not_end_the_servers_statistics(
+    client: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    client.workers = [object()]
+    log_stats(client)
+    assert client.logged == 1
+    assert "cannot be shown on /metrics" in caplog.text

@@ -71,7 +71,7 @@ class Drafted:
         self.guard = Guard(logging.getLogger(__name__), alone=True, then="")
 
     def __getattr__(self, name: str) -> Any:
-        return lambda: self.asked.append(name) or name
+        return lambda *arguments: self.asked.append(name) or name
 
 
 class Worker(WorkerBase):

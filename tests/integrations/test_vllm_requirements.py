@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from microspec_kernels.integrations.hooks import UnsupportedError
-from microspec_kernels.integrations.vllm.requirements import METHODS, check_config, check_head
+from microspec_kernels.integrations.vllm.requirements import METHODS, check_config, read_head
 
 from .fake_vllm import (
     LogitsProcessor,
@@ -44,7 +44,7 @@ def test_no_drafter() -> None:
         check_config(none)
 
 
-@pytest.mark.parametrize("method", ["ngram", "suffix", "medusa", "dflash", "dspark", None])
+@pytest.mark.parametrize("method", ["ngram", "suffix", "medusa", "dspark", None])
 def test_methods_without_such_a_head(method: str | None) -> None:
     other = config()
     other.speculative_config.method = method
@@ -56,9 +56,7 @@ def test_methods_without_such_a_head(method: str | None) -> None:
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        ("speculative_config.parallel_drafting", True),
         ("speculative_config.use_gemma4_mtp", lambda: True),
-        ("speculative_config.use_multi_module_mtp", lambda: True),
         ("speculative_config.use_heterogeneous_vocab", True),
         ("speculative_config.draft_sample_method", "probabilistic"),
         ("speculative_config.enable_adaptive_verification", True),
@@ -79,11 +77,26 @@ def test_each_option(path: str, value: Any) -> None:
 
 def test_an_option_that_has_gone_is_not_taken_for_its_default() -> None:
     other = config()
-    del other.speculative_config.parallel_drafting
+    del other.speculative_config.use_heterogeneous_vocab
     with pytest.raises(
-        UnsupportedError, match=r"parallel_drafting: expected False, got no such option"
+        UnsupportedError, match=r"use_heterogeneous_vocab: expected False, got no such option"
     ):
         check_config(other)
+
+
+@pytest.mark.parametrize("name", ["DFlash2DraftModel", "LiLiCorrDraftModel", "Qwen3XPressModel"])
+def test_drafts_that_choose_among_the_heads_candidates(name: str) -> None:
+    other = config()
+    other.speculative_config.method = "dflash"
+    other.speculative_config.draft_model_config.architectures = [name]
+    with pytest.raises(UnsupportedError, match=f"the draft model: expected .* got {name}"):
+        check_config(other)
+
+
+def test_a_draft_without_named_architectures() -> None:
+    other = config()
+    other.speculative_config.draft_model_config.architectures = None
+    check_config(other)
 
 
 def plain() -> tuple[Any, Any]:
@@ -93,10 +106,10 @@ def plain() -> tuple[Any, Any]:
 def test_plain_heads_are_served() -> None:
     with installed():
         lm_head, processor = plain()
-        check_head(lm_head, processor, torch.float32)
+        read_head(lm_head, processor, torch.zeros(1, 8))
         lm_head.quant_method = UnquantizedLinearMethod()
         processor.head_dtype, processor.scale = torch.float32, 0.5
-        check_head(lm_head, processor, torch.float32)
+        read_head(lm_head, processor, torch.zeros(1, 8))
 
 
 def fp8(lm_head: Any, processor: Any) -> None:
@@ -126,7 +139,10 @@ def no_scale(lm_head: Any, processor: Any) -> None:
 @pytest.mark.parametrize(
     ("spoil", "expected"),
     [
-        (fp8, "VocabParallelEmbedding.quant_method: expected none, got Fp8LinearMethod"),
+        (
+            fp8,
+            "quant_method: expected none, or .* 'Fp8LinearMethod' .* 'apply'",
+        ),
         (added, "VocabParallelEmbedding.num_added_embeddings: expected 0, got 4"),
         (half, "VocabParallelEmbedding.weight.dtype: expected .* torch.float32, got torch.float16"),
         (head_dtype, "LogitsProcessor.head_dtype: expected torch.float32, got torch.float64"),
@@ -139,7 +155,7 @@ def test_each_head(spoil: Any, expected: str) -> None:
         lm_head, processor = plain()
         spoil(lm_head, processor)
         with pytest.raises(UnsupportedError, match=expected):
-            check_head(lm_head, processor, torch.float32)
+            read_head(lm_head, processor, torch.zeros(1, 8))
 
 
 def test_a_head_that_is_wrapped() -> None:
@@ -147,4 +163,4 @@ def test_a_head_that_is_wrapped() -> None:
         lm_head, processor = plain()
         wrapped = torch.nn.Sequential(lm_head)
         with pytest.raises(UnsupportedError, match="expected a ParallelLMHead, got Sequential"):
-            check_head(wrapped, processor, torch.float32)
+            read_head(wrapped, processor, torch.zeros(1, 8))

@@ -45,7 +45,7 @@ class RejectionSampler:
 
 class DraftModelSpeculator:
     def __init__(self, vllm_config: Any) -> None:
-        self.vllm_config, self.max_num_reqs = vllm_config, SLOTS
+        self.vllm_config, self.max_num_reqs, self.hidden_size = vllm_config, SLOTS, DIM
 
     def load_model(self, target_model: Any) -> None:
         torch.manual_seed(3)
@@ -55,10 +55,17 @@ class DraftModelSpeculator:
         self, idx_mapping: Tensor, num_sampled: Tensor, num_rejected: Any
     ) -> None: ...
 
+    def compute_draft_logits(self, hidden_states: Tensor, spec_step_idx: int) -> Tensor:
+        return self.model.compute_logits(hidden_states.roll(spec_step_idx, -1))
+
     def sample_draft(
-        self, hidden_states: Tensor, sample_src_positions: Any, idx_mapping: Tensor
+        self,
+        hidden_states: Tensor,
+        sample_src_positions: Any,
+        idx_mapping: Tensor,
+        spec_step_idx: int = 0,
     ) -> Tensor:
-        return self.model.compute_logits(hidden_states).argmax(-1)
+        return self.compute_draft_logits(hidden_states, spec_step_idx).argmax(-1)
 
 
 class EagleSpeculator(DraftModelSpeculator):
@@ -69,7 +76,7 @@ class EagleSpeculator(DraftModelSpeculator):
 class GPUModelRunner:
     def __init__(self, vllm_config: Any) -> None:
         self.speculator = EagleSpeculator(vllm_config)
-        tokens = torch.zeros(SLOTS, 16, dtype=torch.int32)
+        tokens = torch.zeros(SLOTS, V, dtype=torch.int32)
         self.req_states = SimpleNamespace(
             req_id_to_index={}, all_token_ids=SimpleNamespace(gpu=tokens)
         )
@@ -126,7 +133,7 @@ def _patched() -> Any:
 @pytest.fixture
 def make(_patched: Any) -> Any:
     def loaded(**settings: Any) -> Any:
-        runner = _patched(config(DIM, V, microspec={"target_top_k": 1, "learn": False} | settings))
+        runner = _patched(config(V, microspec={"target_top_k": 1, "learn": False} | settings))
         runner.load_model()
         return runner
 
@@ -175,7 +182,7 @@ def active(runner: Any, slot: int = 0) -> set[int]:
 
 
 def test_off_changes_nothing(_patched: Any) -> None:
-    runner = _patched(config(DIM, V))
+    runner = _patched(config(V))
     runner.load_model()
     assert drafter_of(runner) is drafter_of(runner.speculator) is drafter_of(runner.sampler) is None
     join(runner, request("a", 0, [1, 2]))
@@ -203,6 +210,7 @@ def test_from_prompt_to_drafts(make: Any) -> None:
 def test_verified_drafts(make: Any) -> None:
     runner = make(vocabulary="request", capacity=12)
     join(runner, request("a", 1, [5]), request("b", 3, [6]))
+    runner.speculator.sample_draft(torch.randn(2, DIM), None, torch.tensor([1, 3]))
     runner.rejection_sampler.tokens = torch.tensor([[5, 9, 22], [8, 22, 22]])
     runner.rejection_sampler.num_sampled = torch.tensor([2, 1])
     runner.sample_tokens(best(5, 9, 12, 8), batch({1: [5, 5, 17], 3: [6]}, [3, 1]))
@@ -228,6 +236,7 @@ def test_the_output_copy_does_not_wait_for_what_is_observed(make: Any) -> None:
 def test_learns_from_what_each_request_wrote(make: Any) -> None:
     runner = make(capacity=12, learn=True, target_top_k=0)
     join(runner, request("a", 1, [5]), request("b", 3, [6]))
+    runner.speculator.sample_draft(torch.randn(2, DIM), None, torch.tensor([1, 3]))
     runner.rejection_sampler.tokens = torch.tensor([[9, 9, 22], [8, 9, 22]])
     runner.rejection_sampler.num_sampled = torch.tensor([2, 2])
     for _ in range(2):
@@ -252,6 +261,7 @@ def test_a_slot_begins_anew(make: Any) -> None:
 def test_a_chunk_of_a_prompt(make: Any) -> None:
     runner = make(capacity=12)
     join(runner, request("a", 1, [5, 6, 7, 8]))
+    runner.speculator.sample_draft(torch.randn(1, DIM), None, torch.tensor([1]))
     runner.rejection_sampler.tokens = torch.tensor([[22]])
     runner.rejection_sampler.num_sampled = torch.tensor([0])
     step = batch({1: [5, 6]}, [1])  # whatever the sampler left in its row
@@ -267,3 +277,26 @@ def test_a_sampler_of_the_models_own_is_refused(make: Any) -> None:
         UnsupportedError, match="the target's sampler: expected a call of it before draft"
     ):
         runner.sample_tokens(best(4), batch({1: [5]}, [1]))
+
+
+@pytest.mark.parametrize("step", [0, 1, 2])
+def test_the_step_is_passed_on(make: Any, step: int) -> None:
+    runner = make(capacity=V)
+    join(runner, request("a", 1, list(range(V)), cached=V))
+    hidden = torch.randn(40, DIM)
+    want = runner.speculator.compute_draft_logits(hidden, step).argmax(-1)
+    drafts = runner.speculator.sample_draft(hidden, None, torch.zeros(40), spec_step_idx=step)
+    assert torch.equal(drafts, want)
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_drafts_that_came_another_way_are_refused(make: Any, started: bool) -> None:
+    """Also after the start: a server without drafts of its own would only be slower."""
+    runner = make()
+    drafter = drafter_of(runner)
+    assert drafter is not None
+    drafter.guard.started = started
+    join(runner, request("a", 1, [5]))
+    runner.sample_tokens(best(4), batch({1: [5]}, [1]))  # the first step verifies nothing
+    with pytest.raises(UnsupportedError, match="the first drafts: expected drafts by the attached"):
+        runner.sample_tokens(best(5, 9), batch({1: [5, 5]}, [2]))

@@ -2,6 +2,7 @@
 """Report a draft vocabulary's counters in an engine's log and in Prometheus."""
 
 import logging
+from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -11,18 +12,24 @@ if TYPE_CHECKING:
     from prometheus_client import Counter, Gauge
 
 
+LABELS = ("model_name", "engine")
+"""Labels of the metrics, as vLLM's own have them: the served model and the data-parallel rank."""
+
+
 class Report:
     """Log and export the counters accumulated since the previous report.
 
     Args:
         head: the head whose counters are reported.
         logger: a logger that the engine shows.
-        prometheus: whether to export to Prometheus, too. In Prometheus' multi-process mode the
-            metrics appear beside the engine's own.
+        labels: values of :data:`LABELS` to export to Prometheus, too; None: do not export. In
+            Prometheus' multi-process mode the metrics appear beside the engine's own.
     """
 
-    def __init__(self, head: EngineHead, logger: logging.Logger, prometheus: bool) -> None:
-        self._head, self._logger, self._prometheus = head, logger, prometheus
+    def __init__(
+        self, head: EngineHead, logger: logging.Logger, labels: Mapping[str, str] | None
+    ) -> None:
+        self._head, self._logger, self._labels = head, logger, labels
         self._last = EngineStats(0, 0, 0)
 
     def tell(self, stats: EngineStats) -> None:
@@ -30,7 +37,7 @@ class Report:
         new = EngineStats(*(a - b for a, b in zip(stats, self._last, strict=True)))
         if new.coverage is None:
             return
-        self._last = stats
+        last, self._last = self._last, stats
         self._logger.info(
             "MicroSpec metrics: Coverage: %.1f%%, Covered: %d tokens, Not covered: %d tokens, "
             "Active: %d of %d tokens",
@@ -40,15 +47,26 @@ class Report:
             stats.active,
             self._head.vocab.ids.numel(),
         )
-        if self._prometheus:
-            counters, active = _prometheus()
-            for name, counter in counters.items():
-                counter.inc(getattr(new, name))
-            active.set(stats.active)
+        if self._labels is not None:
+            export(stats, last, self._labels)
 
     def reset(self) -> None:
         """Start from zero, after :meth:`EngineHead.reset`."""
         self._last = EngineStats(0, 0, 0)
+
+
+def export(stats: EngineStats, last: EngineStats, labels: Mapping[str, str]) -> None:
+    """Add to Prometheus' metrics of this process.
+
+    Args:
+        stats: the totals now.
+        last: the totals that were exported before.
+        labels: values of :data:`LABELS`.
+    """
+    counters, active = _prometheus()
+    for name, counter in counters.items():
+        counter.labels(**labels).inc(getattr(stats, name) - getattr(last, name))
+    active.labels(**labels).set(stats.active)
 
 
 @cache
@@ -57,9 +75,15 @@ def _prometheus() -> "tuple[dict[str, Counter], Gauge]":
     from prometheus_client import Counter, Gauge
 
     counters = {
-        "hits": Counter("microspec:covered_tokens", "Tokens that the draft could have proposed."),
-        "misses": Counter("microspec:uncovered_tokens", "Tokens that it could not have proposed."),
+        "hits": Counter(
+            "microspec:covered_tokens", "Tokens that the draft could have proposed.", LABELS
+        ),
+        "misses": Counter(
+            "microspec:uncovered_tokens", "Tokens that it could not have proposed.", LABELS
+        ),
     }
     # Sum over live processes: engines side by side have separate vocabularies.
-    active = Gauge("microspec:active_tokens", "Tokens now active.", multiprocess_mode="livesum")
+    active = Gauge(
+        "microspec:active_tokens", "Tokens now active.", LABELS, multiprocess_mode="livesum"
+    )
     return counters, active

@@ -1,12 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """SGLang's EAGLE draft worker with its LM head over an active vocabulary.
 
-SGLang chooses indices in a row of logits and maps them to tokens by the worker's `hot_token_id`.
-Here the LM head returns K logits, one for each slot, and the first K entries of `hot_token_id` are
-the tokens in the slots.
-SGLang maps the choices of draft-extend only when the request drafts next, and the slots may hold
-other tokens by then. So :meth:`ActiveDraft.keep` replaces each of these choices at once by the
-index K + token. From index K on, `hot_token_id` maps K + token to the token itself.
+SGLang's own code chooses among the logits and maps the choices to tokens, as it does without the
+plugin: :class:`WideLogits` gives it a column for each row of the LM head.
 """
 
 import logging
@@ -27,7 +23,8 @@ from microspec_kernels.integrations.hooks import (
 )
 
 from .metrics import Metrics
-from .requirements import check_head
+from .requirements import read_head
+from .wide_logits import WideLogits
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +40,7 @@ class ActiveDraft:
     Make it right after the worker gets its LM head and before its CUDA graphs are captured.
 
     Args:
-        worker: an EagleDraftWorker; its `hot_token_id` and its logits processor are replaced.
+        worker: an EagleDraftWorker; its logits processor gets another LM head.
         settings: the user's settings.
 
     Raises:
@@ -52,49 +49,34 @@ class ActiveDraft:
 
     def __init__(self, worker: Any, settings: Settings) -> None:
         runner = worker.draft_runner
-        self._lm_head, processor = runner.model.lm_head, runner.model.logits_processor
         vocab_size = worker.target_worker.model_config.vocab_size
         lm_head_rows = vocab_size if worker.hot_token_id is None else len(worker.hot_token_id)
-        check_head(runner.model, lm_head_rows, runner.dtype)
-        shards = self._lm_head.shard_indices
-        start, end = shards.org_vocab_start_index, shards.org_vocab_end_index
-        self._weight = self._lm_head.weight.detach()[: end - start]
+        self._rows = read_head(runner.model, lm_head_rows, runner.dtype)
+        self._lm_head, processor = runner.model.lm_head, runner.model.logits_processor
+        self._dtype, self._drafts = runner.dtype, False
         try:
             self.head = EngineHead(
-                self._weight,
+                self._rows.weight,
                 settings,
                 num_requests=TEXTS,
                 tokenizer=_tokenizer() if settings.learn else None,
                 writes=_writes(),
                 target_vocab_size=vocab_size,
                 row_tokens=worker.hot_token_id,
-                shard=_shard(self._lm_head, lm_head_rows, start),
+                weight_scale=self._rows.weight_scale,
+                logit_scale=self._rows.logit_scale,
+                shard=_shard(self._lm_head, processor, lm_head_rows),
             )
         except (ValueError, TypeError, OSError, ImportError) as error:
             raise UnsupportedError(
                 "sglang: EagleDraftWorker", "settings that fit the draft", error
             ) from error
-        capacity = self.head.capacity
-        if capacity < worker.topk:
-            expected = f"at least speculative_eagle_topk, {worker.topk}"
-            raise UnsupportedError("sglang: capacity", expected, capacity)
-        device = self._weight.device
-        # Row 0 is hot_token_id, row 1 the index that a choice is replaced by.
-        self._indices = torch.arange(-capacity, vocab_size, device=device).repeat(2, 1)
-        self._indices[1] += capacity
-        # The values of each row of the LM head there, and of an empty slot. An empty slot is never
-        # the best, but a tree may need more tokens than are active. It then gets token 0.
-        tokens = self.head.token_map.to_tokens(
-            torch.arange(-1, lm_head_rows, device=device).roll(-1), default=0
-        )
-        self._row_indices = torch.stack((tokens, tokens + capacity))
-        self._update_indices()
-        self._numbers, self._token_requests = RequestNumbers(TEXTS), TokenRequests(device)
+        self._wide = WideLogits(self.head, lm_head_rows)
+        self._numbers = RequestNumbers(TEXTS)
+        self._token_requests = TokenRequests(self.head.vocab.device)
         self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
         self._metrics = Metrics(self.head)
         self.guard = Guard(logger, alone=self._lm_head.tp_size == 1, then=_AFTER_A_FAILURE)
-        worker.hot_token_id = self._indices[0]
-        runner.model_config.hf_config.hot_vocab_size = capacity  # the width of SGLang's buffers
         processor._compute_lm_head = self.logits
         processor.do_tensor_parallel_all_gather = False
         _announce(worker, self.head)
@@ -107,7 +89,7 @@ class ActiveDraft:
         *,
         out: Tensor | None = None,
     ) -> Tensor:
-        """Return logits fp32 [M, K] of hidden states [M, D]. May be captured.
+        """Return logits fp32 [M, R] of hidden states [M, D]. May be captured.
 
         Replaces LogitsProcessor._compute_lm_head.
 
@@ -119,18 +101,18 @@ class ActiveDraft:
             raise UnsupportedError(
                 "sglang: the draft's LM head", "the one that was attached to", other
             )
-        return self.head.slot_logits(hidden_states.to(self._weight.dtype))
+        self._drafts = True
+        return self._wide.logits(hidden_states.to(self._dtype), out)
 
-    def keep(self, chosen: Tensor) -> Tensor:
-        """Map chosen slots to indices that stand for the same tokens permanently.
+    def check_use(self) -> None:
+        """Check that the drafts came from :meth:`logits`. Call when the target verifies drafts.
 
-        Args:
-            chosen: int64 of any shape, indices chosen in the logits just now.
-
-        Returns:
-            int64 of the same shape, K + token.
+        Raises:
+            UnsupportedError: SGLang drafted without calling it.
         """
-        return self._indices[1][chosen]
+        if not self._drafts:
+            where = "sglang: the first drafts"
+            raise UnsupportedError(where, "drafts by the attached LM head", "drafts by another way")
 
     def prompts(self, batch: Any, next_token_ids: Tensor) -> None:
         """Begin the requests that are new. Call before the draft reads their prompts.
@@ -146,7 +128,7 @@ class ActiveDraft:
             begun = [self._numbers.begin(request.rid) for request in new]
             self.head.begin(begun, [_text(request) for request in new])
         self.head.admit(next_token_ids)
-        self._update_indices()
+        self._wide.update()
 
     def verified(self, batch: Any, result: Any) -> None:
         """Observe what the target has verified. Call before the draft's next step.
@@ -170,7 +152,7 @@ class ActiveDraft:
         if self.head.learning is not None:
             token_requests = self._token_requests.of(*parts)
         self.head.observe(accepted, token_requests, lengths=lengths, candidates=likeliest)
-        self._update_indices()
+        self._wide.update()
         self._metrics.tick()
 
     def _likeliest(self, logits: Tensor, rows: int) -> Tensor:
@@ -187,17 +169,12 @@ class ActiveDraft:
         Raises:
             UnsupportedError: the LM head's weight lies at another address now.
         """
-        if self._lm_head.weight.data_ptr() != self._weight.data_ptr():
+        if self._rows.moved():
             raise UnsupportedError(
                 "sglang: update_weights", "the draft's LM head at its old address", "not"
             )
+        self._rows.refresh()
         self.head.reload()
-
-    def _update_indices(self) -> None:
-        """Bring the slots' indices up to date, with one kernel: slot -1 reads the last column."""
-        slots = self._indices[:, : self.head.capacity]
-        ids = self.head.vocab.ids[0]
-        torch.ops.aten.index.Tensor_out(self._row_indices, [None, ids], out=slots)
 
 
 def _text(request: Any) -> Tensor:
@@ -215,18 +192,21 @@ def _tokenizer() -> Any | None:
 
 
 def _writes() -> bool:
-    """Whether this process may write the file: the first of the data-parallel engines."""
+    """Whether this process may write the file: the first of those that learn by themselves."""
     from sglang.srt.runtime_context import get_parallel
 
-    return not getattr(get_parallel(), "dp_rank", None)
+    parallel = get_parallel()
+    return not getattr(parallel, "dp_rank", None) and parallel.attn_dp_rank == 0
 
 
-def _shard(lm_head: Any, lm_head_rows: int, start: int) -> Shard | None:
+def _shard(lm_head: Any, processor: Any, lm_head_rows: int) -> Shard | None:
     if lm_head.tp_size == 1:
         return None
     from sglang.srt.runtime_context import get_parallel
 
-    return Shard(lm_head_rows, start, get_parallel().tp_group.device_group)
+    parallel, start = get_parallel(), lm_head.shard_indices.org_vocab_start_index
+    ranks = parallel.attn_tp_group if processor.use_attn_tp_group else parallel.tp_group
+    return Shard(lm_head_rows, start, ranks.device_group)
 
 
 def _announce(worker: Any, head: EngineHead) -> None:

@@ -1,7 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The hook points of the plugin in SGLang, by version."""
 
-from microspec_kernels.integrations.hooks import HookPoint, UnsupportedError
+from microspec_kernels.integrations.hooks import (
+    Attributes,
+    CallOrder,
+    Definitions,
+    Expectation,
+    HookPoint,
+    UnsupportedError,
+)
 
 TESTED: tuple[str, ...] = ("0.5.20", "0.5.21", "0.5.22", "0.5.23")
 """Supported versions."""
@@ -11,23 +18,45 @@ _UPDATER = "sglang.srt.managers.scheduler_components.weight_updater"
 UPDATES = ("disk", "distributed", "tensor", "ipc")
 """Sources of new weights: suffixes of the weight updater's `update_weights_from_` methods."""
 
-_HOOK_POINTS = (
+HOOK_POINTS: tuple[Expectation, ...] = (
     HookPoint("sglang.srt.managers.scheduler", "Scheduler.__init__", ("self", "server_args")),
     HookPoint(_WORKER, "EagleDraftWorker.init_lm_head", ("self",)),
-    HookPoint(_WORKER, "EagleDraftWorker.draft_forward", ("self", "forward_batch")),
     HookPoint(
         _WORKER,
         "EagleDraftWorker._draft_extend_for_prefill",
         ("self", "batch", "next_token_ids"),
-    ),
-    HookPoint(
-        _WORKER, "EagleDraftWorker._draft_extend_for_decode", ("self", "batch", "batch_result")
     ),
     HookPoint(_WORKER, "EAGLEWorkerV2.verify", ("self", "batch")),
     HookPoint(
         "sglang.srt.layers.logits_processor",
         "LogitsProcessor._compute_lm_head",
         ("self", "hidden_states", "lm_head", "embedding_bias"),
+        positional=True,  # the plugin replaces it by a method of its own
+    ),
+    CallOrder(
+        "sglang.srt.layers.logits_processor",
+        "LogitsProcessor._get_logits",
+        ("self._gather_dp_attn_hidden_states", "self._compute_lm_head"),
+    ),
+    Definitions("sglang.srt.layers", "_compute_lm_head", ("LogitsProcessor",)),
+    # The target verifies what the attached LM head drafted.
+    CallOrder(
+        _WORKER,
+        "EAGLEWorkerV2.forward_batch_generation",
+        ("self.draft_worker.draft", "self.verify"),
+    ),
+    Attributes(
+        "sglang.srt.layers.vocab_parallel_embedding",
+        "VocabParallelEmbedding",
+        (
+            *("quant_method", "num_embeddings", "org_vocab_size", "embedding_dim"),
+            *("shard_indices", "tp_size"),
+        ),
+    ),
+    Attributes(
+        _WORKER,
+        "EagleDraftWorker",
+        ("draft_runner", "target_worker", "hot_token_id"),
     ),
     HookPoint("sglang.srt.plugins.hook_registry", "HookRegistry.register", ("target", "hook")),
     *(
@@ -39,25 +68,24 @@ _HOOK_POINTS = (
     *(
         HookPoint("sglang.srt.runtime_context", f"get_{group}", ())
         for group in (
-            "spec",
-            "schedule",
-            "lora",
-            "exec",
-            "parallel",
-            "disagg",
-            "observability",
+            *("spec", "schedule", "lora", "exec", "parallel", "disagg", "observability"),
             "serving",
         )
     ),
 )
 
 
-def hook_points(version: str) -> tuple[HookPoint, ...]:
-    """Return the hook points that a version of SGLang must have.
+def is_tested(version: str) -> bool:
+    """Return whether the plugin supports a full version of SGLang."""
+    return ".".join(version.split(".")[:3]) in TESTED
+
+
+def hook_points(version: str) -> tuple[Expectation, ...]:
+    """Return what a version of SGLang must have: hook points and facts about their meaning.
 
     Raises:
         UnsupportedError: the version is unsupported.
     """
-    if ".".join(version.split(".")[:3]) not in TESTED:
+    if not is_tested(version):
         raise UnsupportedError("sglang", f"a version among {', '.join(TESTED)}", version)
-    return _HOOK_POINTS
+    return HOOK_POINTS

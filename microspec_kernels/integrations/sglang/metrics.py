@@ -10,15 +10,22 @@ logger = logging.getLogger(__name__)
 
 
 class Metrics:
-    """The metrics of one draft. Only the first rank of a tensor-parallel group reports them."""
+    """The metrics of one draft.
+
+    Of the ranks that share its vocabulary, those of one attention, only the first reports them.
+    """
 
     def __init__(self, head: EngineHead) -> None:
-        from sglang.srt.runtime_context import get_observability, get_parallel
+        from sglang.srt.runtime_context import get_observability, get_parallel, get_serving
 
-        observability = get_observability()
-        self._head, self._tells = head, get_parallel().tp_rank == 0
+        observability, parallel = get_observability(), get_parallel()
+        labels = {
+            "model_name": get_serving().served_model_name,
+            "engine": str(parallel.attn_dp_rank),
+        }
+        self._head, self._tells = head, parallel.attn_tp_rank == 0
         self._interval, self._steps = observability.decode_log_interval, 0
-        self._report = Report(head, logger, bool(observability.enable_metrics))
+        self._report = Report(head, logger, labels if observability.enable_metrics else None)
 
     def tick(self) -> None:
         """Report if the interval has passed. Call in every step.

@@ -63,7 +63,6 @@ def _patch(settings: Settings) -> None:
 
     wrap(EagleDraftWorker, "init_lm_head", functools.partial(_attach, settings))
     wrap(EagleDraftWorker, "_draft_extend_for_prefill", _extend_for_prefill)
-    wrap(EagleDraftWorker, "_draft_extend_for_decode", _extend_for_decode)
     wrap(EAGLEWorkerV2, "verify", _verify)
     for source in UPDATES:
         wrap(SchedulerWeightUpdaterManager, f"update_weights_from_{source}", _update_weights)
@@ -92,22 +91,14 @@ def _extend_for_prefill(original: Original, arguments: Mapping[str, Any]) -> Any
     if not batch.forward_mode.is_idle():
         next_token_ids = arguments["next_token_ids"]
         draft.guard.run(lambda: draft.prompts(batch, next_token_ids), lambda: None)
-    draft_input = original()
-    draft_input.topk_index = draft.keep(draft_input.topk_index)
-    return draft_input
-
-
-def _extend_for_decode(original: Original, arguments: Mapping[str, Any]) -> Any:
-    extended = original()
-    draft_input = arguments["batch_result"].next_draft_input
-    draft_input.topk_index = _attached(arguments["self"]).keep(draft_input.topk_index)
-    return extended
+    return original()
 
 
 def _verify(original: Original, arguments: Mapping[str, Any]) -> Any:
     draft, batch = _attached(arguments["self"].draft_worker), arguments["batch"]
     result = original()
     if not batch.forward_mode.is_idle():
+        draft.check_use()
         draft.guard.run(lambda: draft.verified(batch, result), lambda: None)
     return result
 

@@ -10,10 +10,11 @@ from torch import Tensor
 from microspec_kernels.engine import EngineHead, Settings, Shard
 from microspec_kernels.integrations.hooks import UnsupportedError, local_tokenizer
 
-from .draft_lm_head import DraftLMHead
+from .api_metrics import labels_of
+from .draft_lm_head import ComputeLogits, DraftLMHead
 from .drafter import Drafter
 from .metrics import Metrics
-from .requirements import check_head
+from .requirements import read_head
 
 logger = logging.getLogger(f"vllm.{__name__}")  # vLLM shows its own loggers only
 
@@ -25,7 +26,14 @@ _MORE_ROWS = (
 
 
 def attach(
-    name: str, model: Any, vllm_config: Any, settings: Settings, max_requests: int
+    name: str,
+    model: Any,
+    vllm_config: Any,
+    settings: Settings,
+    max_requests: int,
+    *,
+    hidden_size: int,
+    compute_logits: ComputeLogits | None = None,
 ) -> Drafter:
     """Make the drafter of a draft model. Call right after the model was loaded.
 
@@ -39,33 +47,32 @@ def attach(
         settings: the user's settings.
         max_requests: the most requests that are numbered at once: the number of vocabularies with
             `vocabulary="request"`.
+        hidden_size: width of the hidden states that vLLM passes to `compute_logits`. DeepSeek-V4's
+            are a multiple of the draft's own.
+        compute_logits: see :class:`DraftLMHead`.
 
     Raises:
         UnsupportedError: the LM head is unsupported, or the settings do not fit it.
     """
-    lm_head = DraftLMHead(model)
-    size = vllm_config.speculative_config.draft_model_config.get_hidden_size()
+    lm_head = DraftLMHead(model, compute_logits)
     device = next(model.parameters()).device
-    hidden = torch.zeros(1, size, dtype=vllm_config.model_config.dtype, device=device)
-    handed = lm_head.find(hidden)
+    hidden = torch.zeros(1, hidden_size, dtype=vllm_config.model_config.dtype, device=device)
+    handed = lm_head.find(hidden, vllm_config.speculative_config.num_speculative_tokens)
     layer = handed.lm_head
-    check_head(layer, handed.processor, handed.hidden.dtype)
+    rows = read_head(layer, handed.processor, handed.hidden, settings.slab_dtype)
     lm_head_rows = min(layer.org_vocab_size, handed.processor.org_vocab_size)
     tokens = _row_tokens(model, lm_head_rows, lm_head.tokens(hidden))
-    held = layer.shard_indices
-    start, end = (
-        min(at, lm_head_rows) for at in (held.org_vocab_start_index, held.org_vocab_end_index)
-    )
-    weight = layer.weight.detach()[: end - start]
+    start = min(layer.shard_indices.org_vocab_start_index, lm_head_rows)
+    bias = None if handed.bias is None else handed.bias[: len(rows.weight)]
+    if bias is not None and rows.logit_scale != 1.0:
+        bias = bias / rows.logit_scale  # EngineHead scales the bias, too
     shared, config = settings.vocabulary == "shared", vllm_config.model_config
     tokenizer = None
     if settings.learn and not getattr(config, "skip_tokenizer_init", False):
         tokenizer = local_tokenizer(config.tokenizer, config.tokenizer_revision)
-    if not shared and max_requests * min(settings.capacity, lm_head_rows) > lm_head_rows:
-        logger.warning(_MORE_ROWS, max_requests, settings.capacity, lm_head_rows)
     try:
         head = EngineHead(
-            weight,
+            rows.weight,
             settings,
             num_groups=1 if shared else max_requests,
             num_requests=max(2, max_requests) if shared else max_requests,
@@ -74,13 +81,18 @@ def attach(
             writes=vllm_config.parallel_config.data_parallel_index == 0,
             target_vocab_size=config.get_vocab_size(),
             row_tokens=tokens,
-            bias=None if handed.bias is None else handed.bias[: end - start],
+            weight_scale=rows.weight_scale,
+            logit_scale=rows.logit_scale,
+            bias=bias,
             shard=_shard(layer, lm_head_rows, start),
         )
     except (ValueError, TypeError, OSError, ImportError) as error:
         raise UnsupportedError(f"vllm: {name}", "settings that fit the draft", error) from error
+    if not shared and max_requests * head.capacity > lm_head_rows:
+        logger.warning(_MORE_ROWS, max_requests, head.capacity, lm_head_rows)
     _announce(name, model, head)
-    return Drafter(lm_head, layer, weight, head, Metrics(head, layer.tp_rank == 0))
+    metrics = Metrics(head, layer.tp_rank == 0, labels_of(vllm_config))
+    return Drafter(lm_head, layer, rows, head, metrics)
 
 
 def _row_tokens(model: Any, lm_head_rows: int, finite_tokens: Tensor) -> Tensor | None:

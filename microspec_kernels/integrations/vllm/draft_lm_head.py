@@ -7,6 +7,7 @@ the head and the hidden states; a hook stops them there.
 """
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,18 +27,27 @@ class Handed:
     bias: Tensor | None
 
 
+ComputeLogits = Callable[[Tensor, int], Any]
+
+
 class DraftLMHead:
     """A draft model's LM head, found by running the model's `compute_logits` up to it.
 
     Under graph capture this adds no replay cost: Python runs once, and the graph holds only what
-    the model computes before its head. If the model computes nothing there, which the first call of
-    :meth:`handed` finds, :meth:`input_of` runs none of its code.
+    the model computes before its head. If the model computes nothing there, which :meth:`find`
+    finds out, :meth:`input_of` runs none of its code.
+
+    Args:
+        model: the draft model.
+        compute_logits: computes the logits of hidden states [N, H] in one of the draft's steps, as
+            vLLM does; None: the model's `compute_logits`, the same in every step.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, compute_logits: ComputeLogits | None = None) -> None:
         from vllm.model_executor.layers.logits_processor import LogitsProcessor
 
         self._model = model
+        self._compute_logits = compute_logits or (lambda hidden, _: model.compute_logits(hidden))
         self._where = f"vllm: {type(model).__name__}.compute_logits"
         self._stops = False
         self._direct: tuple[nn.Module, str] | None = None
@@ -46,39 +56,59 @@ class DraftLMHead:
             processor.register_forward_pre_hook(self._stop, with_kwargs=True)
         self._signature = inspect.signature(LogitsProcessor.forward)
 
-    def handed(self, hidden: Tensor) -> Handed:
+    def handed(self, hidden: Tensor, step: int = 0) -> Handed:
         """Return what the LM head receives for the draft's hidden states [N, H].
+
+        Args:
+            hidden: [N, H], the draft model's output.
+            step: index of the draft's step. Multi-token prediction may have a module for each.
 
         Raises:
             UnsupportedError: the model does not call a LogitsProcessor.
         """
         self._stops = True
         try:
-            self._model.compute_logits(hidden)
+            self._compute_logits(hidden, step)
         except _Stopped as stopped:
             return stopped.handed
         finally:
             self._stops = False
         raise UnsupportedError(self._where, "a call of the model's LogitsProcessor", "none")
 
-    def find(self, hidden: Tensor) -> Handed:
-        """Return what :meth:`handed` returns, and find out whether the model hands hidden on as is.
+    def find(self, hidden: Tensor, steps: int) -> Handed:
+        """Return what the LM head receives in the draft's first step. Call once, at attach.
+
+        Finds out whether the model hands hidden states on as they are, in all steps.
+
+        Args:
+            hidden: [1, H], any hidden state of the width that vLLM passes.
+            steps: the number of the draft's steps, all of which are tried.
 
         Raises:
-            UnsupportedError: as :meth:`handed`.
+            UnsupportedError: the model's code fails on the hidden state, or its steps have several
+                LM heads.
         """
-        handed = self.handed(hidden)
-        if handed.hidden is hidden:
+        try:
+            first, *others = all_handed = [self.handed(hidden, step) for step in range(steps)]
+        except Exception as error:
+            expected = f"logits of hidden states [1, {hidden.size(1)}]"
+            raise UnsupportedError(self._where, expected, repr(error)) from error
+        for step, other in enumerate(others, 1):
+            if other.lm_head is not first.lm_head:
+                expected, got = "one LM head for all steps", f"another in step {step}"
+                raise UnsupportedError(self._where, expected, got)
+        if all(each.hidden is hidden for each in all_handed):
             for module in self._model.modules():
                 for name, child in module.named_children():
-                    if child is handed.lm_head:
+                    if child is first.lm_head:
                         self._direct = (module, name)
-        return handed
+        return first
 
-    def input_of(self, hidden: Tensor, lm_head: Any) -> Tensor:
+    def input_of(self, hidden: Tensor, lm_head: Any, step: int = 0) -> Tensor:
         """Return the input of the LM head for the draft's hidden states [N, H].
 
         Args:
+            hidden, step: as for :meth:`handed`.
             lm_head: the head that :meth:`find` found.
 
         Raises:
@@ -88,7 +118,7 @@ class DraftLMHead:
             owner, name = self._direct
             found, result = getattr(owner, name), hidden
         else:
-            handed = self.handed(hidden)
+            handed = self.handed(hidden, step)
             found, result = handed.lm_head, handed.hidden
         if found is not lm_head:
             other = type(found).__name__
@@ -105,7 +135,7 @@ class DraftLMHead:
         Args:
             like: any hidden state [1, H].
         """
-        logits: Tensor = self._model.compute_logits(torch.zeros_like(like))
+        logits: Tensor = self._compute_logits(torch.zeros_like(like), 0)
         return logits[0].isfinite().nonzero()[:, 0]
 
     def _stop(self, processor: nn.Module, args: Any, kwargs: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from microspec_kernels.engine import EngineHead
-from microspec_kernels.integrations.hooks import Guard, TokenRequests, UnsupportedError
+from microspec_kernels.integrations.hooks import Guard, StoredRows, TokenRequests, UnsupportedError
 
 from .draft_lm_head import DraftLMHead
 from .metrics import Metrics
@@ -38,8 +38,8 @@ class Drafter:
     Args:
         lm_head: the draft model's LM head.
         module: vLLM's layer of that head.
-        weight: the rows of `module` that `head` reads.
-        head: an :class:`EngineHead` over `weight`.
+        rows: the rows of `module` that `head` reads.
+        head: an :class:`EngineHead` over `rows`.
         metrics: reports the head's counters.
 
     Attributes:
@@ -47,25 +47,34 @@ class Drafter:
     """
 
     def __init__(
-        self, lm_head: DraftLMHead, module: Any, weight: Tensor, head: EngineHead, metrics: Metrics
+        self,
+        lm_head: DraftLMHead,
+        module: Any,
+        rows: StoredRows,
+        head: EngineHead,
+        metrics: Metrics,
     ) -> None:
         self.head = head
-        self._lm_head, self._module, self._weight, self._metrics = lm_head, module, weight, metrics
+        self._lm_head, self._module, self._rows, self._metrics = lm_head, module, rows, metrics
         self._token_requests = TokenRequests(head.vocab.device)
         self._likeliest: Tensor | None = None
+        self._drafts = False
         self.guard = Guard(logger, alone=module.tp_size == 1, then=_AFTER_A_FAILURE)
 
-    def draft(self, hidden: Tensor, request_index: Tensor | None = None) -> Tensor:
+    def draft(self, hidden: Tensor, request_index: Tensor | None = None, step: int = 0) -> Tensor:
         """Return the draft's tokens int64 [N] for its hidden states [N, H]. May be captured.
 
         Args:
+            hidden: the draft model's output.
             request_index: int32 or int64 [N], each row's request, -1 for padding; unused if all
                 requests share a vocabulary.
+            step: index of the draft's step, see :meth:`DraftLMHead.handed`.
 
         Raises:
             UnsupportedError: the model calls another LM head than the attached one.
         """
-        handed = self._lm_head.input_of(hidden, self._module)
+        self._drafts = True
+        handed = self._lm_head.input_of(hidden, self._module, step)
         return self.head.argmax(handed, None if self.head.shared else request_index)
 
     def begin(self, requests: Sequence[int], prompts: Sequence[Tensor]) -> None:
@@ -76,6 +85,16 @@ class Drafter:
             prompts: each request's tokens, on any device.
         """
         self.head.begin(requests, prompts)
+
+    def check_use(self) -> None:
+        """Check that the drafts came from this drafter. Call when the target verifies drafts.
+
+        Raises:
+            UnsupportedError: vLLM drafted without calling :meth:`draft`.
+        """
+        if not self._drafts:
+            where = "vllm: the first drafts"
+            raise UnsupportedError(where, "drafts by the attached LM head", "drafts by another way")
 
     def keep(self, logits: Tensor) -> None:
         """Keep the target's likeliest tokens of this step until :meth:`observe`.
@@ -138,12 +157,13 @@ class Drafter:
         Raises:
             UnsupportedError: the weights lie at another address now.
         """
-        if self._module.weight.data_ptr() != self._weight.data_ptr():
+        if self._rows.moved():
             raise UnsupportedError(
                 "vllm: reload_weights", "the draft's LM head at its old address", "other"
             )
+        self._rows.refresh()
         self.head.reload()
 
-    def stats(self) -> dict[str, Any]:
-        """Return the newest totals. Waits for the device."""
-        return self._metrics.newest()
+    def stats(self, wait: bool = True) -> dict[str, Any] | None:
+        """Return the newest totals; see :meth:`Metrics.newest`."""
+        return self._metrics.newest(wait)

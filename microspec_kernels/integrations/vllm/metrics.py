@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Report counters as vLLM does: a log line at vLLM's interval, and Prometheus.
 
-vLLM does not carry a plugin's counters from a worker to the process that serves /metrics. With
-PROMETHEUS_MULTIPROC_DIR set they still arrive, because each process then writes its own counters
-into that folder.
+With PROMETHEUS_MULTIPROC_DIR set, each process writes its own counters into that folder, and the
+process that serves /metrics adds them up. Otherwise that process asks for them: see api_metrics.py.
 """
 
 import logging
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -24,16 +24,17 @@ class Metrics:
     Args:
         head: the head whose counters are reported.
         reports: whether this rank reports; only one rank of a tensor-parallel group does.
+        labels: the labels of the metrics.
     """
 
-    def __init__(self, head: EngineHead, reports: bool) -> None:
+    def __init__(self, head: EngineHead, reports: bool, labels: Mapping[str, str]) -> None:
         import vllm.envs
 
         self._head, self._reports = head, reports
         self._interval = vllm.envs.VLLM_LOG_STATS_INTERVAL
         self._due = time.monotonic() + self._interval
         self._asked = False
-        self._report = Report(head, logger, prometheus=True)
+        self._report = Report(head, logger, labels)
 
     def tick(self) -> None:
         """Report if the interval has passed. Call in every step. Never waits for the device."""
@@ -50,11 +51,18 @@ class Metrics:
         """Start from zero, after :meth:`EngineHead.reset`."""
         self._report.reset()
 
-    def newest(self) -> dict[str, Any]:
-        """Return the totals since the start. Waits for the device."""
-        self._head.stats()
-        if self._head.vocab.device.type == "cuda":
-            torch.cuda.synchronize(self._head.vocab.device)
+    def newest(self, wait: bool) -> dict[str, Any] | None:
+        """Return the totals since the start.
+
+        Args:
+            wait: whether to wait for the device. Otherwise the totals are those of the previous
+                call, and None in the first.
+        """
         stats = self._head.stats()
-        assert stats is not None
+        if wait:
+            if self._head.vocab.device.type == "cuda":
+                torch.cuda.synchronize(self._head.vocab.device)
+            stats = self._head.stats()
+        if stats is None:
+            return None
         return {**stats._asdict(), "coverage": stats.coverage}

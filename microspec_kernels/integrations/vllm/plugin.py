@@ -8,7 +8,7 @@ from typing import Any
 from microspec_kernels.integrations.hooks import UnsupportedError, check_hook_points
 from microspec_kernels.integrations.hooks.wrap import Original, wrap
 
-from . import v1, v2
+from . import api_metrics, v1, v2
 from .drafter import drafter_of
 from .hook_points import TESTED, hook_points
 from .requirements import check_config
@@ -20,8 +20,8 @@ logger = logging.getLogger(f"vllm.{__name__}")  # vLLM shows its own loggers onl
 def install() -> None:
     """Wrap the worker's constructor, which reads the configuration's switch.
 
-    If MICROSPEC is set, wrap the executor's constructor, too. vLLM is otherwise unchanged until a
-    worker gets a configuration with the switch on.
+    If MICROSPEC is set, wrap the executor's constructor and the server's statistics, too. vLLM is
+    otherwise unchanged until a worker gets a configuration with the switch on.
 
     Raises:
         UnsupportedError: MICROSPEC cannot be read, or it is on and this version of vLLM is
@@ -33,6 +33,7 @@ def install() -> None:
         from vllm.v1.executor.abstract import Executor
 
         wrap(Executor, "__init__", _make_executor)
+        api_metrics.install()
     try:
         from vllm.v1.worker.worker_base import WorkerBase
 
@@ -102,10 +103,10 @@ def _reload(original: Original, arguments: Mapping[str, Any]) -> Any:
     return reloaded
 
 
-def _stats(worker: Any) -> dict[str, Any] | None:
+def _stats(worker: Any, wait: bool = True) -> dict[str, Any] | None:
     """Return one worker's totals, for `llm.collective_rpc("microspec_stats")`; None if off.
 
     Also None after a hook has failed.
     """
     drafter = drafter_of(worker.model_runner)
-    return None if drafter is None else drafter.stats()
+    return None if drafter is None else drafter.stats(wait)

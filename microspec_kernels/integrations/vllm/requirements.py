@@ -3,16 +3,22 @@
 
 from typing import Any
 
-from microspec_kernels.integrations.hooks import UnsupportedError
+from torch import Tensor
 
-METHODS = ("eagle", "eagle3", "mtp", "draft_model")
-"""Supported speculative_config.method values: drafts with an LM head that draft token by token."""
+from microspec_kernels.integrations.hooks import StoredRows, UnsupportedError, stored_rows
+
+METHODS = ("eagle", "eagle3", "mtp", "draft_model", "dflash")
+"""Supported speculative_config.method values: drafts whose tokens are the best of an LM head."""
+
+_OTHER_CHOICE = (
+    *("DFlash2DraftModel", "DFlash2BeamDraftModel", "LiLiCorrDraftModel"),
+    *("Qwen3XPressModel", "DFlashQwen3XPressModel"),
+)
+"""Architectures of the method "dflash" that choose among the LM head's candidates afterwards."""
 
 _EXPECTED: tuple[tuple[str, Any], ...] = (
     # These drafts have another LM head or call it differently.
-    ("speculative_config.parallel_drafting", False),
     ("speculative_config.use_gemma4_mtp()", False),
-    ("speculative_config.use_multi_module_mtp()", False),
     ("speculative_config.use_heterogeneous_vocab", False),
     # These need the draft's logits over all of V.
     ("speculative_config.draft_sample_method", "greedy"),
@@ -42,6 +48,11 @@ def check_config(vllm_config: Any) -> None:
         raise UnsupportedError(
             "vllm: speculative_config.method", expected, repr(speculative.method)
         )
+    architectures = speculative.draft_model_config.architectures or ()
+    for architecture in _OTHER_CHOICE:
+        if architecture in architectures:
+            expected = "a draft whose tokens are the best of its LM head"
+            raise UnsupportedError("vllm: the draft model", expected, architecture)
     for path, expected in _EXPECTED:
         got: Any = vllm_config
         for name in path.removesuffix("()").split("."):
@@ -56,13 +67,16 @@ def check_config(vllm_config: Any) -> None:
             raise UnsupportedError(f"vllm: {path}", repr(expected), repr(got))
 
 
-def check_head(lm_head: Any, logits_processor: Any, hidden_dtype: Any) -> None:
-    """Refuse an LM head that is not plain rows of the hidden states' dtype.
+def read_head(
+    lm_head: Any, logits_processor: Any, hidden: Tensor, slab_dtype: str | None = None
+) -> StoredRows:
+    """Return this rank's rows of an LM head. Refuse a head whose rows cannot be read.
 
     Args:
         lm_head: vLLM's layer.
         logits_processor: the model's LogitsProcessor.
-        hidden_dtype: dtype of the hidden states that the head receives.
+        hidden: hidden states [N, D] as the head receives them.
+        slab_dtype: dtype of the slab. A slab is quantised from unquantised rows only.
 
     Raises:
         UnsupportedError: names the class and the attribute.
@@ -76,20 +90,52 @@ def check_head(lm_head: Any, logits_processor: Any, hidden_dtype: Any) -> None:
     where = f"vllm: the draft's LM head: {type(lm_head).__name__}"
     if not isinstance(lm_head, VocabParallelEmbedding):
         raise UnsupportedError(where, "a ParallelLMHead", type(lm_head).__name__)  # LoRA wraps it
-    method = lm_head.quant_method
-    if type(method) not in (UnquantizedEmbeddingMethod, UnquantizedLinearMethod):
-        raise UnsupportedError(f"{where}.quant_method", "none", type(method).__name__)
     if lm_head.num_embeddings != lm_head.org_vocab_size:
         added = lm_head.num_embeddings - lm_head.org_vocab_size
         raise UnsupportedError(f"{where}.num_added_embeddings", "0", added)
-    dtype = lm_head.weight.dtype
-    if dtype != hidden_dtype:
-        raise UnsupportedError(f"{where}.weight.dtype", f"the hidden states' {hidden_dtype}", dtype)
+    dtype = hidden.dtype
     processor = type(logits_processor).__name__
     if logits_processor.head_dtype not in (None, dtype):
-        raise UnsupportedError(f"vllm: {processor}.head_dtype", dtype, logits_processor.head_dtype)
+        got = logits_processor.head_dtype
+        raise UnsupportedError(f"vllm: {processor}.head_dtype", str(dtype), got)
     if logits_processor.logits_as_input:
         raise UnsupportedError(f"vllm: {processor}.logits_as_input", "False", True)
     # A positive scale and a soft cap do not change which token is best.
     if not logits_processor.scale > 0:
         raise UnsupportedError(f"vllm: {processor}.scale", "above 0", logits_processor.scale)
+    total = min(lm_head.org_vocab_size, logits_processor.org_vocab_size)
+    held = lm_head.shard_indices
+    rows = min(held.org_vocab_end_index, total) - min(held.org_vocab_start_index, total)
+    plain = (UnquantizedEmbeddingMethod, UnquantizedLinearMethod)
+    source = lm_head
+    if type(lm_head.quant_method) not in plain:
+        original = _original(lm_head)
+        if original is None or slab_dtype is None:
+            try:
+                return _stored(lm_head, rows, hidden)
+            except Exception as error:  # vLLM's kernel ran, which may fail in any way
+                if original is None:
+                    expected = "none, or one whose rows can be read"
+                    raise UnsupportedError(f"{where}.quant_method", expected, error) from error
+        source = original
+    if source.weight.dtype != dtype:
+        expected = f"the hidden states' {dtype}"
+        raise UnsupportedError(f"{where}.weight.dtype", expected, source.weight.dtype)
+    return StoredRows(source, source.weight.detach()[:rows])
+
+
+def _stored(lm_head: Any, rows: int, hidden: Tensor) -> StoredRows:
+    apply = lm_head.quant_method.apply
+    return stored_rows(
+        lm_head, rows, hidden.size(-1), hidden.dtype, lambda states: apply(lm_head, states, None)
+    )
+
+
+def _original(lm_head: Any) -> Any:
+    """Return the unquantised head of vLLM's `draft_lm_head_quantization`; None if there is none."""
+    try:
+        from vllm.model_executor.layers.quantization.online.lm_head import _SOURCES
+    except ImportError:  # before vLLM 0.33
+        return None
+    original, _ = _SOURCES.get(lm_head, (None, None))
+    return original

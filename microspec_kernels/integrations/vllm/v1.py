@@ -16,6 +16,7 @@ from microspec_kernels.integrations.hooks import RequestNumbers, UnsupportedErro
 from microspec_kernels.integrations.hooks.wrap import Original, wrap
 
 from .attach import attach
+from .draft_lm_head import ComputeLogits
 from .drafter import Drafter, drafter_of, hold
 from .switch import settings_of
 
@@ -25,11 +26,13 @@ _NUMBERS = "microspec_numbers"
 def install() -> None:
     """Patch the classes of model runner V1. The hooks do nothing if the switch is off."""
     from vllm.v1.spec_decode.llm_base_proposer import SpecDecodeBaseProposer
+    from vllm.v1.spec_decode.step3p5 import Step3p5MTPProposer
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
     wrap(SpecDecodeBaseProposer, "__init__", _make_proposer)
     wrap(SpecDecodeBaseProposer, "load_model", _load_draft_model)
     wrap(SpecDecodeBaseProposer, "_greedy_sample", _greedy_sample)
+    wrap(Step3p5MTPProposer, "_sample_draft_tokens_for_step", _sample_step)
     wrap(GPUModelRunner, "_update_states", _update_states)
     wrap(GPUModelRunner, "_sample", _sample)
 
@@ -49,10 +52,20 @@ def _load_draft_model(original: Original, arguments: Mapping[str, Any]) -> None:
     if settings.vocabulary != "shared":
         where = "vllm: vocabulary"
         raise UnsupportedError(where, "'shared' with model runner V1", repr(settings.vocabulary))
+    compute_logits = None
+    if hasattr(proposer, "_sample_draft_tokens_for_step"):  # one module for each step
+        compute_logits = _logits_of_step(proposer.model)
     # Preempted requests keep their number.
     max_requests = 2 * config.scheduler_config.max_num_seqs
-    name = type(proposer).__name__
-    drafter = attach(name, proposer.model, config, settings, max_requests)
+    drafter = attach(
+        type(proposer).__name__,
+        proposer.model,
+        config,
+        settings,
+        max_requests,
+        hidden_size=proposer.hidden_size,
+        compute_logits=compute_logits,
+    )
     setattr(runner, _NUMBERS, RequestNumbers(max_requests))
     for holder in (proposer, runner):
         hold(holder, drafter)
@@ -63,6 +76,18 @@ def _greedy_sample(original: Original, arguments: Mapping[str, Any]) -> Any:
     if drafter is None:
         return original()
     return drafter.guard.run(lambda: drafter.draft(hidden), original)
+
+
+def _logits_of_step(model: Any) -> ComputeLogits:
+    return lambda hidden, step: model.compute_logits(hidden, spec_step_idx=step)
+
+
+def _sample_step(original: Original, arguments: Mapping[str, Any]) -> Any:
+    drafter, hidden = drafter_of(arguments["self"]), arguments["hidden_states"]
+    if drafter is None:
+        return original()
+    step = arguments["spec_step_idx"]
+    return drafter.guard.run(lambda: (drafter.draft(hidden, step=step), None), original)
 
 
 def _update_states(original: Original, arguments: Mapping[str, Any]) -> Any:
@@ -98,9 +123,12 @@ def _text(runner: Any, request_id: str) -> Tensor:
 def _sample(original: Original, arguments: Mapping[str, Any]) -> Any:
     """Observe the step's target tokens before the draft's next step."""
     runner, logits = arguments["self"], arguments["logits"]
+    verified = arguments["spec_decode_metadata"]
     drafter = drafter_of(runner)
     if drafter is None:
         return original()
+    if verified is not None and any(verified.num_draft_tokens):
+        drafter.check_use()
     drafter.guard.run(lambda: drafter.keep(logits), lambda: None)
     output = original()
     drafter.guard.run(lambda: _observe(drafter, runner, output.sampled_token_ids), lambda: None)

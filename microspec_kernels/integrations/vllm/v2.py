@@ -44,9 +44,17 @@ def _load_draft_model(original: Original, arguments: Mapping[str, Any]) -> None:
     speculator = arguments["self"]
     settings = settings_of(speculator.vllm_config)
     if settings is not None:
-        name, config = type(speculator).__name__, speculator.vllm_config
-        max_requests = speculator.max_num_reqs
-        hold(speculator, attach(name, speculator.model, config, settings, max_requests))
+        drafter = attach(
+            type(speculator).__name__,
+            speculator.model,
+            speculator.vllm_config,
+            settings,
+            max_requests=speculator.max_num_reqs,
+            hidden_size=speculator.hidden_size,
+            # Since vLLM 0.32, which passes the step to multi-token prediction with several modules.
+            compute_logits=getattr(speculator, "compute_draft_logits", None),
+        )
+        hold(speculator, drafter)
 
 
 def _load_model(original: Original, arguments: Mapping[str, Any]) -> Any:
@@ -64,7 +72,8 @@ def _sample_draft(original: Original, arguments: Mapping[str, Any]) -> Any:
     if drafter is None:
         return original()
     hidden, request_index = arguments["hidden_states"], arguments["idx_mapping"]
-    return drafter.guard.run(lambda: drafter.draft(hidden, request_index), original)
+    step = arguments.get("spec_step_idx", 0)
+    return drafter.guard.run(lambda: drafter.draft(hidden, request_index, step), original)
 
 
 def _add_requests(original: Original, arguments: Mapping[str, Any]) -> Any:
@@ -97,11 +106,13 @@ def _verify(original: Original, arguments: Mapping[str, Any]) -> Any:
 
 def _sample(original: Original, arguments: Mapping[str, Any]) -> Any:
     """Keep the step's batch and tokens for :func:`_observe_verification`."""
+    runner, batch = arguments["self"], arguments["input_batch"]
+    drafter = drafter_of(runner)
+    if drafter is not None and batch.num_draft_tokens > 0:
+        drafter.check_use()
     sampled = original()
-    runner = arguments["self"]
-    if drafter_of(runner) is not None:
-        output = sampled[0].sampled_token_ids
-        setattr(runner.speculator, _SAMPLED, (arguments["input_batch"], output))
+    if drafter is not None:
+        setattr(runner.speculator, _SAMPLED, (batch, sampled[0].sampled_token_ids))
     return sampled
 
 

@@ -47,6 +47,11 @@ class TokenMap:
             if broken is not None:
                 self._token_rows[self._row_tokens[broken]] = -1
 
+    @property
+    def row_tokens(self) -> Tensor | None:
+        """The token of each row, int64 [R]; None if row i is token i."""
+        return self._row_tokens
+
     def is_token(self, tokens: Tensor) -> Tensor:
         """Return which tokens lie in [0, V), with or without a row: bool, shaped as tokens."""
         return (tokens >= 0) & (tokens < self.target_vocab_size)

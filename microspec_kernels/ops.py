@@ -299,9 +299,9 @@ def sparse_sample(
         weight_scale=weight_scale,
         bias=bias,
     )
-    return (
-        (tokens, log_probs) if hidden.dim() == 2 else (tokens.view(leading), log_probs.view(leading))
-    )
+    if hidden.dim() == 2:
+        return tokens, log_probs
+    return tokens.view(leading), log_probs.view(leading)
 
 
 def gather_rows_(
@@ -566,7 +566,14 @@ def _refuse_lazy_views(op: str) -> Callable[..., None]:
 
 
 _lazy_views = torch.library.Library("microspec", "IMPL")
-for _op in ("sparse_sample", "gather_rows_", "vocab_update_", "vocab_count_", "vocab_observe_", "vocab_refill_"):
+for _op in (
+    "sparse_sample",
+    "gather_rows_",
+    "vocab_update_",
+    "vocab_count_",
+    "vocab_observe_",
+    "vocab_refill_",
+):
     for _key in ("Negative", "Conjugate"):
         _lazy_views.impl(_op, _refuse_lazy_views(_op), _key)
 

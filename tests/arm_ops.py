@@ -215,7 +215,10 @@ class Ops:
         tokens, log_probs = torch.full((len(hidden),), -77), torch.full((len(hidden),), SENTINEL)
         integers, floats, read = self._head_arguments(hidden, weight, active_ids, 0, options)
         integers += [int(rows is not None and rows.dtype == torch.int64)]
-        integers += [0] * 4 if logits is None else [*logits.shape, logits.stride(0), TYPES[logits.dtype]]
+        if logits is None:
+            integers += [0] * 4
+        else:
+            integers += [*logits.shape, logits.stride(0), TYPES[logits.dtype]]
         read += [*by_row, options.get("row_tokens"), rows]
         memory = None if logits is None else whole_rows(logits)
         self._driver.call(SAMPLE, integers, floats, [tokens, log_probs, memory], read)

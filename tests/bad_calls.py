@@ -619,14 +619,22 @@ def _refill_value_rows() -> list[Row]:
 
 
 def _sampling(good: Callable[[], Arguments]) -> Callable[[], Arguments]:
-    by_row = {"temperatures": torch.ones(3), "seeds": zeros(3, dtype=I64), "positions": zeros(3, dtype=I64)}
+    by_row = {
+        "temperatures": torch.ones(3),
+        "seeds": zeros(3, dtype=I64),
+        "positions": zeros(3, dtype=I64),
+    }
     return lambda: {**good(), **{name: tensor.clone() for name, tensor in by_row.items()}}
 
 
 def sample_call(**options: Any) -> Arguments:
     """Return a call with every argument, except a weight_scale."""
     head = _sampling(lambda: head_call(num_groups=2, bias=torch.float32, **options))()
-    more = {"row_tokens": torch.arange(50), "token_logits": zeros(5, 60), "logit_rows": torch.tensor([4, -1, 0])}
+    more = {
+        "row_tokens": torch.arange(50),
+        "token_logits": zeros(5, 60),
+        "logit_rows": torch.tensor([4, -1, 0]),
+    }
     return {**head, **more}
 
 

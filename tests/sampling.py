@@ -86,9 +86,7 @@ def check_draws(tokens: Tensor, log_probs: Tensor, law: Law, numbers: Tensor) ->
     return moved
 
 
-def check_logits(
-    token_logits: Tensor, logits: Tensor, tokens: Tensor, targets: list[int]
-) -> None:
+def check_logits(token_logits: Tensor, logits: Tensor, tokens: Tensor, targets: list[int]) -> None:
     """Check every element of token_logits [R, V'], which held sentinels before the call."""
     want = torch.full_like(token_logits, SENTINEL)
     for m, target in enumerate(targets):

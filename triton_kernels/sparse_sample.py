@@ -33,7 +33,7 @@ def _number(seed, position):
     k0, k1 = (key & 0xFFFFFFFF).to(tl.uint32), (key >> 32).to(tl.uint32)
     a, b = (at & 0xFFFFFFFF).to(tl.uint32), (at >> 32).to(tl.uint32)
     c = a ^ a
-    a, b, c, d = tl.random.philox_impl(a, b, c, c | SALT, k0, k1, 10)
+    a, b, _c, _d = tl.random.philox_impl(a, b, c, c | SALT, k0, k1, 10)
     bits = (a.to(tl.uint64) << 21) | (b >> 11).to(tl.uint64)
     return ((bits << 1) | 1) << 10
 
@@ -155,7 +155,8 @@ def sparse_sample_kernel(
             sums = before + tl.cumsum(weights, 0)
             # One slot at most, over all rounds.
             here = (sums > left) & (sums - weights <= left)
-            token = tl.where(tl.max(here.to(tl.int32), 0) > 0, tl.sum(tl.where(here, ids, 0), 0), token)
+            drawn = tl.sum(tl.where(here, ids, 0), 0)
+            token = tl.where(tl.max(here.to(tl.int32), 0) > 0, drawn, token)
             below = tl.where(here & (z < top), tl.math.div_rn(z - top, temperature), 0.0)
             exponent += tl.sum(below, 0)
             before += tl.sum(weights, 0)

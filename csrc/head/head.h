@@ -25,10 +25,10 @@ torch::stable::Tensor sparse_logits(torch::stable::Tensor hidden, torch::stable:
 
 std::tuple<torch::stable::Tensor, torch::stable::Tensor> sparse_sample(
     torch::stable::Tensor hidden, torch::stable::Tensor weight, torch::stable::Tensor active_ids,
-    torch::stable::Tensor temperatures, torch::stable::Tensor seeds, torch::stable::Tensor positions, bool packed,
-    std::optional<torch::stable::Tensor> group_ids, std::optional<torch::stable::Tensor> weight_scale,
-    std::optional<torch::stable::Tensor> bias, double logit_scale, double softcap,
-    std::optional<torch::stable::Tensor> row_tokens, std::optional<torch::stable::Tensor> token_logits,
-    std::optional<torch::stable::Tensor> logit_rows);
+    torch::stable::Tensor temperatures, torch::stable::Tensor seeds, torch::stable::Tensor positions,
+    bool packed, std::optional<torch::stable::Tensor> group_ids,
+    std::optional<torch::stable::Tensor> weight_scale, std::optional<torch::stable::Tensor> bias,
+    double logit_scale, double softcap, std::optional<torch::stable::Tensor> row_tokens,
+    std::optional<torch::stable::Tensor> token_logits, std::optional<torch::stable::Tensor> logit_rows);
 
 }  // namespace microspec

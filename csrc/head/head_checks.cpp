@@ -23,10 +23,10 @@ void check_head_ids(const Checker& check, const DeviceCall& call, const HeadArgs
   }
 }
 
-HeadArgs checked_head(const Checker& check, const DeviceCall& call, const Tensor& hidden, const Tensor& weight,
-                      const Tensor& active_ids, bool packed, const std::optional<Tensor>& group_ids,
-                      const std::optional<Tensor>& weight_scale, const std::optional<Tensor>& bias,
-                      double logit_scale, double softcap) {
+HeadArgs checked_head(const Checker& check, const DeviceCall& call, const Tensor& hidden,
+                      const Tensor& weight, const Tensor& active_ids, bool packed,
+                      const std::optional<Tensor>& group_ids, const std::optional<Tensor>& weight_scale,
+                      const std::optional<Tensor>& bias, double logit_scale, double softcap) {
   const int64_t id_dims = active_ids.dim();
   check.value(hidden.dim() == 2, "hidden", "shape [M, D]", hidden);
   check.slots(active_ids);

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // SampleArgs is what sparse_sample takes besides HeadArgs, as raw pointers. Torch-free.
 //
-// A row's law in integers. Slot s has the weight w(s) = floor(exp((z(s) - max z) / T) * unit), and 1 * unit at
-// the largest logit. The row draws the first slot whose running sum of weights is above floor(u * total), u
-// from philox.h. Sums of integers are exact, so a result depends neither on the order of the additions nor on
-// how many threads make them.
+// A row's law in integers. Slot s has the weight w(s) = floor(exp((z(s) - max z) / T) * unit), and 1 * unit
+// at the largest logit. The row draws the first slot whose running sum of weights is above floor(u * total),
+// u from philox.h. Sums of integers are exact, so a result depends neither on the order of the additions nor
+// on how many threads make them.
 //
-// unit is the power of two for which K weights of `unit` sum up to 2^62 at most: 2^50 at K = 3072, and 2^47 at
-// K = 32768. floor() loses less than one a slot, together less than K / unit of a total that is at least 1:
-// 2^-38 or 2^-32. The rounding of an fp32 exponential, 2^-24, is above both.
+// unit is the power of two for which K weights of `unit` sum up to 2^62 at most: 2^50 at K = 3072, and 2^47
+// at K = 32768. floor() loses less than one a slot, together less than K / unit of a total that is at least
+// 1: 2^-38 or 2^-32. The rounding of an fp32 exponential, 2^-24, is above both.
 #pragma once
 
 #include <cstdint>

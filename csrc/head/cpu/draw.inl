@@ -2,8 +2,8 @@
 // One token of a row's law, in integers (sample_args.h). Each instruction set includes this file inside its
 // namespace, after select.inl.
 //
-// A row reads its logits twice and its terms one and a half times, all in the L1 or L2 cache. At K = 3072 these
-// are 192 vectors of exponentials with AVX-512.
+// A row reads its logits twice and its terms one and a half times, all in the L1 or L2 cache. At K = 3072
+// these are 192 vectors of exponentials with AVX-512.
 
 // Returns the sum of the weights of count terms. Without a branch, so that it vectorises.
 inline uint64_t sum_of_weights(const float* terms, int64_t count, float unit) {

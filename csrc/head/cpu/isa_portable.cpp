@@ -105,6 +105,7 @@ constexpr int64_t kChunk = Vec::kLanes;
 
 }  // namespace portable
 
-const InstructionSet kPortable = {"portable", portable::widening_head<portable::Vec>, portable::select, portable::draw};
+const InstructionSet kPortable = {"portable", portable::widening_head<portable::Vec>, portable::select,
+                                  portable::draw};
 
 }  // namespace microspec

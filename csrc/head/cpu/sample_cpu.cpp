@@ -35,8 +35,8 @@ void sample_row(const SampleArgs& sample, int64_t row, const float* logits, cons
   sample.log_probs[row] = -kInfinity;
   if (count > 0) {
     const uint64_t number = draw_number(sample.seeds[row], sample.positions[row]);
-    const Drawn drawn = instruction_set().draw(logits, ids, count, sample.temperatures[row], number,
-                                               sample.unit, terms);
+    const Drawn drawn =
+        instruction_set().draw(logits, ids, count, sample.temperatures[row], number, sample.unit, terms);
     sample.tokens[row] = sample.token_of(ids[drawn.index]);
     sample.log_probs[row] = drawn.log_prob;
   }

@@ -95,8 +95,7 @@ MICROSPEC_DEVICE Best best_of_block(const Best& own, Scratch& scratch) {
   }
   __syncthreads();
   const bool nan_in_warp = lane_index() < kWarps && scratch.any_nan[lane_index()];
-  return {largest_of_warp(word_of_warp(scratch.best, uint64_t{0})),
-          __any_sync(kAllLanes, nan_in_warp) != 0};
+  return {largest_of_warp(word_of_warp(scratch.best, uint64_t{0})), __any_sync(kAllLanes, nan_in_warp) != 0};
 }
 
 // ---- Step 2: weights
@@ -286,7 +285,8 @@ MICROSPEC_DEVICE void draw(const HeadArgs& args, const Partials& partials, const
 template <class Element>
 MICROSPEC_DEVICE void fill(Element* target, int64_t count, Element value) {
   constexpr int kWide = 16 / sizeof(Element);
-  const int64_t misaligned = (-reinterpret_cast<intptr_t>(target) & 15) / static_cast<int64_t>(sizeof(Element));
+  const int64_t misaligned =
+      (-reinterpret_cast<intptr_t>(target) & 15) / static_cast<int64_t>(sizeof(Element));
   const int64_t head = misaligned < count ? misaligned : count;
   const int64_t body = (count - head) / kWide;
   const uint32_t word = sizeof(Element) == 4 ? value : value | static_cast<uint32_t>(value) << 16;

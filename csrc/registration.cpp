@@ -35,6 +35,11 @@ STABLE_TORCH_LIBRARY(microspec, m) {
       "Tensor? group_ids=None, Tensor? weight_scale=None, Tensor? bias=None, "
       "float logit_scale=1.0, float softcap=0.0) -> Tensor");
   m.def(
+      "sparse_sample(Tensor hidden, Tensor weight, Tensor active_ids, Tensor temperatures, Tensor seeds, "
+      "Tensor positions, *, bool packed=False, Tensor? group_ids=None, Tensor? weight_scale=None, "
+      "Tensor? bias=None, float logit_scale=1.0, float softcap=0.0, Tensor? row_tokens=None, "
+      "Tensor(a!)? token_logits=None, Tensor? logit_rows=None) -> (Tensor tokens, Tensor log_probs)");
+  m.def(
       "gather_rows_(Tensor(a!) slab, Tensor(b!) slab_ids, Tensor weight, Tensor active_ids, *, "
       "Tensor(c!)? slab_scale=None, Tensor? weight_scale=None) -> ()");
   m.def(
@@ -58,6 +63,7 @@ STABLE_TORCH_LIBRARY(microspec, m) {
 #define MICROSPEC_IMPLEMENT(m)                                        \
   m.impl("sparse_head", MICROSPEC_BOX(microspec::sparse_head));       \
   m.impl("sparse_logits", MICROSPEC_BOX(microspec::sparse_logits));   \
+  m.impl("sparse_sample", MICROSPEC_BOX(microspec::sparse_sample));   \
   m.impl("gather_rows_", MICROSPEC_BOX(microspec::gather_rows_));     \
   m.impl("vocab_update_", MICROSPEC_BOX(microspec::vocab_update_));   \
   m.impl("vocab_count_", MICROSPEC_BOX(microspec::vocab_count_));     \

@@ -27,6 +27,9 @@ int run_sparse_head_cuda(const HeadArgs&, const HeadPlan&, int64_t, float*, int6
   return kNotSupported;
 }
 int run_sparse_logits_cuda(const HeadArgs&, const HeadPlan&, float*, void*, void*) { return kNotSupported; }
+int run_sparse_sample_cuda(const HeadArgs&, const SampleArgs&, const HeadPlan&, void*, void*) {
+  return kNotSupported;
+}
 int run_gather_rows_cuda(const GatherArgs&, int64_t, void*) { return kNotSupported; }
 int plan_vocab_cuda(const VocabArgs&, VocabPlan*) { return kNotSupported; }
 int run_vocab_update_cuda(const VocabArgs&, const VocabPlan&, void*, void*) { return kNotSupported; }

@@ -83,6 +83,51 @@ def _implementations(code: Callable[[], ModuleType]) -> dict[str, Callable[..., 
         result: Tensor = code().sparse_logits(hidden, weight, active_ids, **options)
         return result
 
+    def sparse_sample(
+        hidden: Tensor,
+        weight: Tensor,
+        active_ids: Tensor,
+        temperatures: Tensor,
+        seeds: Tensor,
+        positions: Tensor,
+        *,
+        packed: bool = False,
+        group_ids: Tensor | None = None,
+        weight_scale: Tensor | None = None,
+        bias: Tensor | None = None,
+        logit_scale: float = 1.0,
+        softcap: float = 0.0,
+        row_tokens: Tensor | None = None,
+        token_logits: Tensor | None = None,
+        logit_rows: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        read = {
+            "hidden": hidden,
+            "weight": weight,
+            "active_ids": active_ids,
+            "temperatures": temperatures,
+            "seeds": seeds,
+            "positions": positions,
+        }
+        tensors = {"group_ids": group_ids, "weight_scale": weight_scale, "bias": bias}
+        tables = {"row_tokens": row_tokens, "token_logits": token_logits, "logit_rows": logit_rows}
+        options: dict[str, Any] = {"packed": packed, **tensors}
+        options |= {"logit_scale": logit_scale, "softcap": softcap, **tables}
+        check, vocab_size = _checks.sample(**read, **options)
+        written = {"token_logits": token_logits}
+        others = {"row_tokens": row_tokens, "logit_rows": logit_rows}
+        check.disjoint(written, {**read, **tensors, **others})
+        if reads_ids(hidden):
+            check.ids(active_ids, "active_ids", vocab_size, "ids", "flat position")
+            if group_ids is not None:
+                num_groups = active_ids.size(0) if active_ids.dim() == 2 else 1
+                check.ids(group_ids, "group_ids", num_groups, "groups", "position")
+            if logit_rows is not None and token_logits is not None:
+                check.ids(logit_rows, "logit_rows", token_logits.size(0), "rows", "position")
+        note_writes(written)
+        result: tuple[Tensor, Tensor] = code().sparse_sample(*read.values(), **options)
+        return result
+
     def gather_rows_(
         slab: Tensor,
         slab_ids: Tensor,
@@ -235,6 +280,7 @@ def _implementations(code: Callable[[], ModuleType]) -> dict[str, Callable[..., 
     functions = (
         sparse_head,
         sparse_logits,
+        sparse_sample,
         gather_rows_,
         vocab_update_,
         vocab_count_,

@@ -222,6 +222,47 @@ class SparseHead(_ActiveHead):
             return top
         return all_gather_topk(*top, start=self.start, process_group=self.process_group)
 
+    def sample(
+        self,
+        hidden: Tensor,
+        temperatures: Tensor,
+        seeds: Tensor,
+        positions: Tensor,
+        row_groups: Tensor | None = None,
+        *,
+        row_tokens: Tensor | None = None,
+        token_logits: Tensor | None = None,
+        logit_rows: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Draw an active token of each row from softmax(logits / temperature).
+
+        Args:
+            hidden, row_groups: as for :meth:`forward`.
+            temperatures, seeds, positions, row_tokens, token_logits, logit_rows: see
+                :func:`~.ops.sparse_sample`.
+
+        Returns:
+            tokens int64 [...] and log_probs fp32 [...].
+
+        Raises:
+            ValueError, TypeError, IndexError, NotImplementedError: as :func:`~.ops.sparse_sample`.
+            NotImplementedError: ranks share the head (``process_group``).
+        """
+        if self.process_group is not None:
+            raise NotImplementedError(
+                "SparseHead: sample: expected a head of all rows, got one with process_group"
+            )
+        return ops.sparse_sample(
+            hidden,
+            temperatures=temperatures,
+            seeds=seeds,
+            positions=positions,
+            row_tokens=row_tokens,
+            token_logits=token_logits,
+            logit_rows=logit_rows,
+            **self._operands(row_groups),
+        )
+
 
 class SparseLMHead(_ActiveHead):
     """A drop-in LM head that returns dense logits, -inf for inactive tokens.

@@ -19,6 +19,7 @@ __all__ = [
     "gather_rows_",
     "sparse_head",
     "sparse_logits",
+    "sparse_sample",
     "vocab_count_",
     "vocab_observe_",
     "vocab_refill_",
@@ -69,6 +70,20 @@ def _flatten(
         check.value(fits, "group_ids", f"shape {list(leading)} or [1]", list(group_ids.shape))
         group_ids = group_ids.flatten()
     return hidden[None].flatten(0, -2), group_ids, hidden.shape[:-1]
+
+
+def _flatten_rows(hidden: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Flatten tensors of hidden's leading dimensions to [M]; [M, D] leaves them as they are.
+
+    Raises:
+        ValueError: another shape.
+    """
+    if not isinstance(hidden, Tensor) or hidden.dim() in (0, 2):
+        return tensors
+    check, leading = _checks.Checker("sparse_sample", hidden.device), hidden.shape[:-1]
+    for name, tensor in tensors.items():
+        check.shape(tensor, name, leading)
+    return {name: tensor.flatten() for name, tensor in tensors.items()}
 
 
 def sparse_head(
@@ -199,6 +214,94 @@ def sparse_logits(
         bias=bias,
     )
     return logits if hidden.dim() == 2 else logits.view((*leading, logits.size(1)))
+
+
+def sparse_sample(
+    hidden: Tensor,
+    weight: Tensor,
+    active_ids: Tensor,
+    temperatures: Tensor,
+    seeds: Tensor,
+    positions: Tensor,
+    *,
+    packed: bool = False,
+    group_ids: Tensor | None = None,
+    weight_scale: Tensor | None = None,
+    bias: Tensor | None = None,
+    logit_scale: float = 1.0,
+    softcap: float = 0.0,
+    row_tokens: Tensor | None = None,
+    token_logits: Tensor | None = None,
+    logit_rows: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Draw a token of each row from the draft's distribution over the active tokens.
+
+    The distribution is softmax(z / temperature), z the logits of :func:`sparse_logits`. The row's
+    number u in (0, 1) is 53 bits of Philox4x32-10, keyed by the seed and counted by the position:
+    the same on every backend, without a state, so a captured graph draws anew whenever the
+    positions change. The token is that of the first slot, in their order, at which the running sum
+    of the probabilities passes u. The sums are exact (:mod:`microspec_kernels.reference`).
+
+    Args:
+        hidden, weight, active_ids, packed, group_ids, weight_scale, bias, logit_scale, softcap: as
+            :func:`sparse_head` takes them.
+        temperatures: fp32 [...], hidden's leading dimensions. A row whose temperature is not above
+            0 takes the best token, as :func:`sparse_head` orders them, with log-probability 0.
+        seeds, positions: int64 [...]. Rows with the same pair have the same number u.
+        row_tokens: int64 [V], the token of each id, for a draft whose tokens are not the target's
+            (EAGLE-3's d2t): the op then returns and stores these tokens. V is a slab's own choice.
+        token_logits: fp32, fp16 or bf16 [R, V'] with any row stride, written in place: the logits,
+            before the temperature, by token; -inf for all others. This is what a rejection sampler
+            needs of the draft. V' is at least V; with ``row_tokens`` a token of V' or above is not
+            stored.
+        logit_rows: int32 or int64 [...], the row of token_logits for each row of hidden; -1 writes
+            none. No row may be named twice. Default: row m for row m of the flat hidden.
+
+    Returns:
+        tokens int64 [...] and log_probs fp32 [...], the logarithm of the token's probability among
+        the active tokens. A padding row and a row without an active token get (-1, -inf), and
+        token_logits of -inf only. A NaN logit is never drawn unless all are NaN, and makes the
+        log-probability of its row NaN. Tokens with a logit of +inf share the probability evenly.
+        The results have no gradient.
+
+    Raises:
+        ValueError, TypeError, IndexError, NotImplementedError: as :func:`sparse_head`. The op then
+            writes nothing.
+    """
+    rows, row_groups, leading = _flatten("sparse_sample", hidden, group_ids)
+    by_row = {"temperatures": temperatures, "seeds": seeds, "positions": positions}
+    by_row = _flatten_rows(hidden, by_row)
+    if logit_rows is not None:
+        logit_rows = _flatten_rows(hidden, {"logit_rows": logit_rows})["logit_rows"]
+    try:
+        results: tuple[Tensor, Tensor] = torch.ops.microspec.sparse_sample(
+            rows,
+            weight,
+            active_ids,
+            **by_row,
+            packed=packed,
+            group_ids=row_groups,
+            weight_scale=weight_scale,
+            bias=bias,
+            logit_scale=logit_scale,
+            softcap=softcap,
+            row_tokens=row_tokens,
+            token_logits=token_logits,
+            logit_rows=logit_rows,
+        )
+    except RuntimeError as error:
+        _reraise(error)
+    tokens, log_probs = refuse_backward(
+        "sparse_sample",
+        results,
+        hidden=hidden,
+        weight=weight,
+        weight_scale=weight_scale,
+        bias=bias,
+    )
+    if hidden.dim() == 2:
+        return tokens, log_probs
+    return tokens.view(leading), log_probs.view(leading)
 
 
 def gather_rows_(
@@ -445,8 +548,8 @@ def vocab_refill_(
 def _refuse_lazy_views(op: str) -> Callable[..., None]:
     """Make a kernel that raises an error for a negated or conjugated argument, by name.
 
-    PyTorch's fallback fails when an optional argument is absent. The heads need no such kernel:
-    the fallback resolves the view for them.
+    PyTorch's fallback fails when an optional argument is absent. Ops that write to no argument
+    need no such kernel: the fallback resolves the view for them.
     """
     names = [a.name for a in getattr(torch.ops.microspec, op).default._schema.arguments]
 
@@ -463,7 +566,14 @@ def _refuse_lazy_views(op: str) -> Callable[..., None]:
 
 
 _lazy_views = torch.library.Library("microspec", "IMPL")
-for _op in ("gather_rows_", "vocab_update_", "vocab_count_", "vocab_observe_", "vocab_refill_"):
+for _op in (
+    "sparse_sample",
+    "gather_rows_",
+    "vocab_update_",
+    "vocab_count_",
+    "vocab_observe_",
+    "vocab_refill_",
+):
     for _key in ("Negative", "Conjugate"):
         _lazy_views.impl(_op, _refuse_lazy_views(_op), _key)
 
@@ -516,6 +626,36 @@ def _(  # type: ignore[no-untyped-def]
         logit_scale, softcap,
     )  # fmt: skip
     return hidden.new_empty((hidden.size(0), active_ids.size(-1)), dtype=torch.float32)
+
+
+@_fake("sparse_sample")
+def _(  # type: ignore[no-untyped-def]
+    hidden,
+    weight,
+    active_ids,
+    temperatures,
+    seeds,
+    positions,
+    *,
+    packed=False,
+    group_ids=None,
+    weight_scale=None,
+    bias=None,
+    logit_scale=1.0,
+    softcap=0.0,
+    row_tokens=None,
+    token_logits=None,
+    logit_rows=None,
+):
+    _checks.sample(
+        hidden, weight, active_ids, temperatures, seeds, positions, packed, group_ids,
+        weight_scale, bias, logit_scale, softcap, row_tokens, token_logits, logit_rows,
+    )  # fmt: skip
+    shape = hidden.shape[:1]
+    return (
+        hidden.new_empty(shape, dtype=torch.int64),
+        hidden.new_empty(shape, dtype=torch.float32),
+    )
 
 
 @_fake("gather_rows_")
@@ -581,6 +721,7 @@ def _(  # type: ignore[no-untyped-def]
 for _function in (
     sparse_head,
     sparse_logits,
+    sparse_sample,
     gather_rows_,
     vocab_update_,
     vocab_count_,

@@ -13,6 +13,7 @@ __all__ = [
     "gather_rows_",
     "sparse_head",
     "sparse_logits",
+    "sparse_sample",
     "vocab_count_",
     "vocab_observe_",
     "vocab_refill_",
@@ -21,6 +22,7 @@ __all__ = [
 
 sparse_head = torch.ops.microspec.sparse_head
 sparse_logits = torch.ops.microspec.sparse_logits
+sparse_sample = torch.ops.microspec.sparse_sample
 gather_rows_ = torch.ops.microspec.gather_rows_
 vocab_update_ = torch.ops.microspec.vocab_update_
 vocab_count_ = torch.ops.microspec.vocab_count_

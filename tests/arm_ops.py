@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from build_with_cmake import ROOT, build_with_cmake
-from emulated_ops import SENTINEL, check_head
+from emulated_ops import SENTINEL, check_head, check_sample
 from generators import row_indexed
 from schemas import SCHEMAS
 from torch import Tensor
@@ -25,7 +25,7 @@ from torch import Tensor
 from microspec_kernels import _checks, reference
 
 COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
-HEAD, GATHER, VOCAB, COUNT, REFILL = range(5)
+HEAD, GATHER, VOCAB, COUNT, REFILL, SAMPLE = range(6)
 ENUM = re.search(r"enum class DType \{ (.*) \};", (ROOT / "csrc/common/dtype.h").read_text())
 assert ENUM is not None
 NUMBERS = {name: number for number, name in enumerate(ENUM[1].split(", "))}
@@ -131,6 +131,13 @@ def as_message(tensor: Tensor | None) -> bytes:
     return struct.pack("<q", len(memory)) + memory
 
 
+def whole_rows(tensor: Tensor) -> Tensor:
+    """View a matrix's memory from the first to the last element, with the gaps between rows."""
+    rows, columns = tensor.shape
+    span = (rows - 1) * tensor.stride(0) + columns if tensor.numel() else 0
+    return tensor.as_strided((span,), (1,))
+
+
 @functools.cache
 def driver(processor: str, isa: str) -> Driver:
     return Driver(processor, isa)
@@ -174,8 +181,17 @@ class Ops:
         options: dict[str, Any],
     ) -> None:
         packed, group_ids = options.get("packed", False), options.get("group_ids")
+        _checks.head_ids(
+            "sparse_head", hidden, weight, active_ids, packed, group_ids, options.get("bias")
+        )
+        integers, floats, read = self._head_arguments(hidden, weight, active_ids, k, options)
+        self._driver.call(HEAD, integers, floats, list(results), read)
+
+    def _head_arguments(
+        self, hidden: Tensor, weight: Tensor, active_ids: Tensor, k: int, options: dict[str, Any]
+    ) -> tuple[list[int], list[float], list[Tensor | None]]:
+        packed, group_ids = options.get("packed", False), options.get("group_ids")
         scale, bias = options.get("weight_scale"), options.get("bias")
-        _checks.head_ids("sparse_head", hidden, weight, active_ids, packed, group_ids, bias)
         num_groups = active_ids.size(0) if active_ids.dim() == 2 else 1
         integers = [
             *(int(packed), int(group_ids is not None and group_ids.dtype == torch.int64)),
@@ -186,8 +202,27 @@ class Ops:
             *(TYPES[torch.float32 if bias is None else bias.dtype], k),
         ]
         floats = [options.get("logit_scale", 1.0), options.get("softcap", 0.0)]
-        read = [hidden, weight, active_ids, group_ids, scale, bias]
-        self._driver.call(HEAD, integers, floats, list(results), read)
+        return integers, floats, [hidden, weight, active_ids, group_ids, scale, bias]
+
+    def sparse_sample(
+        self, hidden: Tensor, weight: Tensor, active_ids: Tensor, *by_row: Tensor, **options: Any
+    ) -> tuple[Tensor, Tensor]:
+        check, vocab_size = check_sample(hidden, weight, active_ids, *by_row, **options)
+        check.ids(active_ids, "active_ids", vocab_size, "ids", "flat position")
+        logits, rows = options.get("token_logits"), options.get("logit_rows")
+        if rows is not None:
+            check.ids(rows, "logit_rows", len(logits), "rows", "position")
+        tokens, log_probs = torch.full((len(hidden),), -77), torch.full((len(hidden),), SENTINEL)
+        integers, floats, read = self._head_arguments(hidden, weight, active_ids, 0, options)
+        integers += [int(rows is not None and rows.dtype == torch.int64)]
+        if logits is None:
+            integers += [0] * 4
+        else:
+            integers += [*logits.shape, logits.stride(0), TYPES[logits.dtype]]
+        read += [*by_row, options.get("row_tokens"), rows]
+        memory = None if logits is None else whole_rows(logits)
+        self._driver.call(SAMPLE, integers, floats, [tokens, log_probs, memory], read)
+        return tokens, log_probs
 
     def gather_rows_(
         self,

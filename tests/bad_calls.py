@@ -618,6 +618,90 @@ def _refill_value_rows() -> list[Row]:
     ]  # fmt: skip
 
 
+def _sampling(good: Callable[[], Arguments]) -> Callable[[], Arguments]:
+    by_row = {
+        "temperatures": torch.ones(3),
+        "seeds": zeros(3, dtype=I64),
+        "positions": zeros(3, dtype=I64),
+    }
+    return lambda: {**good(), **{name: tensor.clone() for name, tensor in by_row.items()}}
+
+
+def sample_call(**options: Any) -> Arguments:
+    """Return a call with every argument, except a weight_scale."""
+    head = _sampling(lambda: head_call(num_groups=2, bias=torch.float32, **options))()
+    more = {
+        "row_tokens": torch.arange(50),
+        "token_logits": zeros(5, 60),
+        "logit_rows": torch.tensor([4, -1, 0]),
+    }
+    return {**head, **more}
+
+
+def sample_plain() -> Arguments:
+    """Return a call with token_logits, but neither row_tokens nor logit_rows."""
+    return {**sample_call(), "row_tokens": None, "logit_rows": None}
+
+
+def sample_slab() -> Arguments:
+    """Return a call whose slab names its tokens freely."""
+    return {**_sampling(packed)(), "token_logits": zeros(3, 60)}
+
+
+def _sample_rows() -> list[Row]:
+    V, T = ValueError, TypeError
+    s, plain, slab = sample_call, sample_plain, sample_slab
+    return [
+        ("temperatures float16", s, lambda a: {"temperatures": a["temperatures"].half()}, T, "temperatures", "float32", "float16"),
+        ("temperatures of another M", s, lambda a: {"temperatures": zeros(1)}, V, "temperatures", "shape [3]", "[1]"),
+        ("temperatures strided", s, lambda a: {"temperatures": spread(a["temperatures"])}, V, "temperatures", FLAT, "strides [2]"),
+        ("seeds int32", s, lambda a: {"seeds": a["seeds"].int()}, T, "seeds", "int64", "int32"),
+        ("seeds 2-d", s, lambda a: {"seeds": a["seeds"][None]}, V, "seeds", "shape [3]", "[1, 3]"),
+        ("seeds strided", s, lambda a: {"seeds": spread(a["seeds"])}, V, "seeds", FLAT, "strides [2]"),
+        ("positions int32", s, lambda a: {"positions": a["positions"].int()}, T, "positions", "int64", "int32"),
+        ("positions of another M", s, lambda a: {"positions": zeros(4, dtype=I64)}, V, "positions", "shape [3]", "[4]"),
+        ("positions strided", s, lambda a: {"positions": spread(a["positions"])}, V, "positions", FLAT, "strides [2]"),
+        ("row tokens int32", s, lambda a: {"row_tokens": a["row_tokens"].int()}, T, "row_tokens", "int64", "int32"),
+        ("row tokens 2-d", s, lambda a: {"row_tokens": a["row_tokens"][None]}, V, "row_tokens", "shape [V]", "[1, 50]"),
+        ("row tokens of another V", s, lambda a: {"row_tokens": torch.arange(49)}, V, "row_tokens", "shape [50]", "[49]"),
+        ("row tokens strided", s, lambda a: {"row_tokens": spread(a["row_tokens"])}, V, "row_tokens", FLAT, "strides [2]"),
+        ("logits float64", s, lambda a: {"token_logits": zeros(5, 60, dtype=F64)}, T, "token_logits", FLOAT, "float64"),
+        ("logits 1-d", s, lambda a: {"token_logits": zeros(60)}, V, "token_logits", "shape [R, V']", "[60]"),
+        ("logits of fewer columns", plain, lambda a: {"token_logits": zeros(3, 49)}, V, "token_logits", "at least V = 50 columns", "49"),
+        ("logits of fewer rows", plain, lambda a: {"token_logits": zeros(2, 50)}, V, "token_logits", "at least M = 3 rows, or logit_rows", "2"),
+        ("logits of fewer rows, slab", slab, lambda a: {"token_logits": zeros(2, 3)}, V, "token_logits", "at least M = 3 rows, or logit_rows", "2"),
+        ("logits transposed", s, lambda a: {"token_logits": zeros(60, 5).T}, V, "token_logits", INNER, "stride 5"),
+        ("logits expanded", s, lambda a: {"token_logits": zeros(1, 60).expand(5, 60)}, V, "token_logits", "rows that do not overlap", "stride 0"),
+        ("logit rows without logits", s, lambda a: {"token_logits": None}, V, "logit_rows", "None without token_logits", "a tensor"),
+        ("logit rows float", s, lambda a: {"logit_rows": zeros(3)}, T, "logit_rows", "int32 or int64", "float32"),
+        ("logit rows of another M", s, lambda a: {"logit_rows": zeros(2, dtype=I64)}, V, "logit_rows", "shape [3]", "[2]"),
+        ("logit rows strided", s, lambda a: {"logit_rows": spread(a["logit_rows"])}, V, "logit_rows", FLAT, "strides [2]"),
+    ]  # fmt: skip
+
+
+def _sample_value_rows() -> list[Row]:
+    rows, bad = "rows in [0, 5) or -1", with_value
+    s, plain, slab, own = sample_call, sample_plain, sample_slab, "memory shared with "
+    V = ValueError
+    return [
+        ("logit row R", s, lambda a: {"logit_rows": bad(a["logit_rows"], 1, 5)}, IndexError, "logit_rows", rows, "5 at position 1"),
+        ("logit row -2, int32", s, lambda a: {"logit_rows": bad(a["logit_rows"], 2, -2).int()}, IndexError, "logit_rows", rows, "-2 at position 2"),
+        ("logit row beyond 2^33", s, lambda a: {"logit_rows": bad(a["logit_rows"], 0, 2**33 + 1)}, IndexError, "logit_rows", rows, "8589934593 at position 0"),
+        ("id without a column, slab", slab, lambda a: {"active_ids": bad(a["active_ids"], 3, 60)}, IndexError, "active_ids", "ids in [0, 60) or -1", "60 at flat position 3"),
+        ("id without a token, slab", slab, lambda a: {"active_ids": bad(a["active_ids"], 3, 55), "row_tokens": torch.arange(55)}, IndexError, "active_ids", "ids in [0, 55) or -1", "55 at flat position 3"),
+        ("logits in the weight", plain, lambda a: {"token_logits": a["weight"].view(-1)[:150].view(3, 50)}, V, "token_logits", OWN, own + "weight"),
+        ("logits in the hidden", slab, lambda a: {"token_logits": a["hidden"], "active_ids": zeros(2, 6, dtype=I32)}, V, "token_logits", OWN, own + "hidden"),
+        ("logits are the bias", s, lambda a: {"token_logits": a["bias"][None], "logit_rows": torch.tensor([0, -1, -1])}, V, "token_logits", OWN, own + "bias"),
+        ("logits are the temperatures", s, lambda a: {"token_logits": a["temperatures"][None], "logit_rows": torch.tensor([0, -1, -1])}, V, "token_logits", OWN, own + "temperatures"),
+        ("logits in the seeds", s, lambda a: {"token_logits": a["seeds"].view(torch.float32)[None], "logit_rows": torch.tensor([0, -1, -1])}, V, "token_logits", OWN, own + "seeds"),
+        ("logits in the positions", s, lambda a: {"token_logits": a["positions"].view(torch.float32)[None], "logit_rows": torch.tensor([0, -1, -1])}, V, "token_logits", OWN, own + "positions"),
+        ("logits in the tokens", s, lambda a: {"token_logits": a["row_tokens"].view(torch.float32)[None], "logit_rows": torch.tensor([0, -1, -1])}, V, "token_logits", OWN, own + "row_tokens"),
+        ("logits in their rows", s, lambda a: {"token_logits": a["logit_rows"].view(torch.float32)[None, :2]}, V, "token_logits", OWN, own + "logit_rows"),
+        ("logits in the ids", s, lambda a: {"token_logits": a["active_ids"].view(torch.float32)}, V, "token_logits", OWN, own + "active_ids"),
+        ("logits in the groups", s, lambda a: {"token_logits": a["group_ids"].view(torch.float32)[None]}, V, "token_logits", OWN, own + "group_ids"),
+    ]  # fmt: skip
+
+
 def _with_k(good: Callable[[], Arguments]) -> Callable[[], Arguments]:
     return lambda: {**good(), "k": 4}
 
@@ -628,7 +712,10 @@ def _table() -> list[BadCall]:
     for row, values in [*head, *((row, False) for row in _k_rows())]:
         name, good, *rest = row
         calls.append(BadCall("sparse_head", name, _with_k(good), *rest, values=values))
+    for (name, good, *rest), values in head:
+        calls.append(BadCall("sparse_sample", name, _sampling(good), *rest, values=values))
     for op, shapes, values in (
+        ("sparse_sample", _sample_rows(), _sample_value_rows()),
         ("gather_rows_", _gather_rows(), _gather_value_rows()),
         ("vocab_update_", _update_rows(vocab_call, vocab_groups, ragged), _vocab_value_rows()),
         ("vocab_count_", _count_rows(), _count_value_rows()),
@@ -646,6 +733,9 @@ BAD_CALLS = _table()
 ON_ONE_DEVICE: list[tuple[str, Callable[[], Arguments], tuple[str, ...]]] = [
     ("sparse_logits", lambda: {**int8(), "bias": zeros(50), "group_ids": zeros(3, dtype=I64)},
      ("weight", "active_ids", "group_ids", "weight_scale", "bias")),
+    ("sparse_sample", lambda: {**sample_call(weight_dtype=I8)},
+     ("weight", "active_ids", "group_ids", "weight_scale", "bias", "temperatures", "seeds", "positions",
+      "row_tokens", "token_logits", "logit_rows")),
     ("gather_rows_", gather_from_int8,
      ("weight", "slab_ids", "active_ids", "slab_scale", "weight_scale")),
     ("vocab_update_", ragged,

@@ -70,6 +70,21 @@ def sparse_logits(hidden: Tensor, weight: Tensor, active_ids: Tensor, **options:
     return logits
 
 
+def check_sample(*operands: Tensor, **options: Any) -> tuple[_checks.Checker, int]:
+    """Check the arguments of sparse_sample, with its defaults."""
+    default = {"packed": False, "logit_scale": 1.0, "softcap": 0.0}
+    absent = ("group_ids", "weight_scale", "bias", "row_tokens", "token_logits", "logit_rows")
+    return _checks.sample(*operands, **{**dict.fromkeys(absent), **default, **options})
+
+
+def sparse_sample(hidden: Tensor, *operands: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+    check_sample(hidden, *operands, **options)
+    tokens = torch.full((len(hidden),), -77)
+    log_probs = torch.full((len(hidden),), SENTINEL)
+    call("sparse_sample", tokens, log_probs, hidden, *operands, **options)
+    return tokens, log_probs
+
+
 def gather_rows_(
     slab: Tensor,
     slab_ids: Tensor,

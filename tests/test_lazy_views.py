@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from bad_calls import count_ragged, observe_ragged, refill_call
+from bad_calls import count_ragged, observe_ragged, refill_call, sample_call
 from generators import gather_case, head_case, vocab_state
 from torch import Tensor
 
@@ -39,13 +39,14 @@ UPDATE = ("vocab_update_", {**vars(vocab_state(20, 5)), "tokens": torch.tensor([
 COUNT = ("vocab_count_", count_ragged())
 OBSERVE = ("vocab_observe_", observe_ragged())
 REFILL = ("vocab_refill_", refill_call())
+SAMPLE = ("sparse_sample", sample_call())
 
 
 @pytest.mark.parametrize(
     "op, arguments, name",
     [
         (op, arguments, name)
-        for op, arguments in (GATHER, UPDATE, COUNT, OBSERVE, REFILL)
+        for op, arguments in (GATHER, UPDATE, COUNT, OBSERVE, REFILL, SAMPLE)
         for name in arguments
         if isinstance(arguments[name], Tensor)
     ],

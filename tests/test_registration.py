@@ -17,6 +17,9 @@ from bad_calls import (
     observe_ragged,
     observe_requests,
     refill_groups,
+    sample_call,
+    sample_plain,
+    sample_slab,
 )
 from compare import assert_bitwise
 from generators import E2M1, INT4, QUANTISED, gather_case, head_case, row_indexed, vocab_state
@@ -48,8 +51,11 @@ def vocab_arguments(num_groups: int, ragged: bool) -> tuple[tuple[Any, ...], dic
 
 
 def learn_calls() -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
-    """Return calls of vocab_count_, vocab_observe_ and vocab_refill_ with every argument."""
+    """Return calls of sparse_sample and the ops that learn, with every argument."""
     return [
+        in_order("sparse_sample", sample_call()),
+        in_order("sparse_sample", sample_plain()),
+        in_order("sparse_sample", sample_slab()),
         in_order("vocab_count_", count_requests()),
         in_order("vocab_count_", count_ragged()),
         in_order("vocab_observe_", observe_groups()),

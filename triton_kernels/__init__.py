@@ -15,6 +15,7 @@ from .common import INTERPRETED
 from .gather_rows import gather_rows_
 from .sparse_head import sparse_head
 from .sparse_logits import sparse_logits
+from .sparse_sample import sparse_sample
 from .vocab_count import vocab_count_
 from .vocab_refill import vocab_refill_
 from .vocab_update import vocab_update_
@@ -26,6 +27,7 @@ __all__ = [
     "gather_rows_",
     "sparse_head",
     "sparse_logits",
+    "sparse_sample",
     "vocab_count_",
     "vocab_observe_",
     "vocab_refill_",

@@ -88,6 +88,39 @@ void sparse_logits(Array logits, const Array& hidden, const Array& weight, const
       [&] { return run_sparse_logits_cuda(args, plan, pointer<float>(logits), workspace.get(), nullptr); });
 }
 
+void sparse_sample(Array tokens, Array log_probs, const Array& hidden, const Array& weight,
+                   const Array& active_ids, const Array& temperatures, const Array& seeds,
+                   const Array& positions, bool packed, const OptionalArray& group_ids,
+                   const OptionalArray& weight_scale, const OptionalArray& bias, double logit_scale,
+                   double softcap, const OptionalArray& row_tokens, std::optional<Array> token_logits,
+                   const OptionalArray& logit_rows) {
+  HeadArgs args =
+      head_args(hidden, weight, active_ids, packed, group_ids, weight_scale, bias, logit_scale, softcap);
+  SampleArgs sample{};
+  sample.temperatures = pointer<float>(temperatures);
+  sample.seeds = pointer<int64_t>(seeds);
+  sample.positions = pointer<int64_t>(positions);
+  sample.row_tokens = pointer<int64_t>(row_tokens);
+  sample.tokens = pointer<int64_t>(tokens);
+  sample.log_probs = pointer<float>(log_probs);
+  if (token_logits) {
+    sample.token_logits = pointer<void>(*token_logits);
+    sample.logits_row_stride = stride(*token_logits, 0);
+    sample.logits_rows = token_logits->shape(0);
+    sample.logits_columns = token_logits->shape(1);
+    sample.logits_type = element_type(*token_logits);
+    if (packed && !bias) args.vocab_size = sample.logits_columns;
+  }
+  if (row_tokens) args.vocab_size = row_tokens->shape(0);
+  sample.logit_rows = pointer<void>(logit_rows);
+  sample.long_logit_rows = is_long(logit_rows);
+  sample.unit = draw_unit(args.capacity);
+  const HeadPlan plan = plan_of(args, /*selects=*/false);
+  const Workspace workspace(plan.workspace_bytes());
+  run("run_sparse_sample_cuda",
+      [&] { return run_sparse_sample_cuda(args, sample, plan, workspace.get(), nullptr); });
+}
+
 void gather_rows(Array slab, Array slab_ids, const Array& weight, const Array& active_ids,
                  std::optional<Array> slab_scale, const OptionalArray& weight_scale) {
   GatherArgs args{};
@@ -240,6 +273,11 @@ PYBIND11_MODULE(_emulation, module) {
   module.def("sparse_logits", &sparse_logits, arg("logits"), arg("hidden"), arg("weight"), arg("active_ids"),
              py::kw_only(), arg("packed") = false, arg("group_ids") = none, arg("weight_scale") = none,
              arg("bias") = none, arg("logit_scale") = 1.0, arg("softcap") = 0.0);
+  module.def("sparse_sample", &sparse_sample, arg("tokens"), arg("log_probs"), arg("hidden"), arg("weight"),
+             arg("active_ids"), arg("temperatures"), arg("seeds"), arg("positions"), py::kw_only(),
+             arg("packed") = false, arg("group_ids") = none, arg("weight_scale") = none, arg("bias") = none,
+             arg("logit_scale") = 1.0, arg("softcap") = 0.0, arg("row_tokens") = none,
+             arg("token_logits") = none, arg("logit_rows") = none);
   module.def("gather_rows_", &gather_rows, arg("slab"), arg("slab_ids"), arg("weight"), arg("active_ids"),
              py::kw_only(), arg("slab_scale") = none, arg("weight_scale") = none);
   module.def("vocab_update_", &vocab_update, arg("active_ids"), arg("slot_stamps"), arg("token_slots"),

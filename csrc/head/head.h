@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// sparse_head and sparse_logits compute the LM head over the active vocabulary.
+// sparse_head, sparse_logits and sparse_sample compute the LM head over the active vocabulary.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -22,5 +22,13 @@ torch::stable::Tensor sparse_logits(torch::stable::Tensor hidden, torch::stable:
                                     std::optional<torch::stable::Tensor> weight_scale,
                                     std::optional<torch::stable::Tensor> bias, double logit_scale,
                                     double softcap);
+
+std::tuple<torch::stable::Tensor, torch::stable::Tensor> sparse_sample(
+    torch::stable::Tensor hidden, torch::stable::Tensor weight, torch::stable::Tensor active_ids,
+    torch::stable::Tensor temperatures, torch::stable::Tensor seeds, torch::stable::Tensor positions,
+    bool packed, std::optional<torch::stable::Tensor> group_ids,
+    std::optional<torch::stable::Tensor> weight_scale, std::optional<torch::stable::Tensor> bias,
+    double logit_scale, double softcap, std::optional<torch::stable::Tensor> row_tokens,
+    std::optional<torch::stable::Tensor> token_logits, std::optional<torch::stable::Tensor> logit_rows);
 
 }  // namespace microspec

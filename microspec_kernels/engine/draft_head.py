@@ -54,6 +54,45 @@ class DraftHead:
         rows = self.head(hidden, 1, row_groups)[1][..., 0]
         return self.token_map.to_tokens(rows, default=-1 if self._never_empty else 0)
 
+    def sample(
+        self,
+        hidden: Tensor,
+        temperatures: Tensor,
+        seeds: Tensor,
+        positions: Tensor,
+        row_groups: Tensor | None = None,
+        *,
+        token_logits: Tensor | None = None,
+        logit_rows: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Draw a token of each row from the draft's law, for rejection sampling. May be captured.
+
+        Args:
+            hidden, row_groups: as for :meth:`topk`.
+            temperatures, seeds, positions, logit_rows: see
+                :func:`~microspec_kernels.sparse_sample`.
+            token_logits: [.., V], the logits before the temperature, by the target's token; written
+                in place.
+
+        Returns:
+            the target's token ids int64 [...] and their log-probabilities fp32 [...]. A row without
+            an active token, as padding is, gets token 0, as in :meth:`argmax`, and -inf.
+
+        Raises:
+            NotImplementedError: ranks share the head.
+        """
+        tokens, log_probs = self.head.sample(
+            hidden,
+            temperatures,
+            seeds,
+            positions,
+            row_groups,
+            row_tokens=self.token_map.row_tokens,
+            token_logits=token_logits,
+            logit_rows=logit_rows,
+        )
+        return tokens.clamp(min=0), log_probs
+
     def slot_logits(self, hidden: Tensor) -> Tensor:
         """Return a shared vocabulary's logits, for an engine that chooses among the slots itself.
 

@@ -20,6 +20,7 @@
 #include "gather/gather.h"
 #include "head/args.h"
 #include "head/cpu/kernels.h"
+#include "head/sample_args.h"
 #include "vocab/learn.h"
 #include "vocab/vocab.h"
 
@@ -111,8 +112,8 @@ class Array {
 
 DType receive_type() { return static_cast<DType>(receive_integer()); }
 
-// k = 0 selects sparse_logits.
-void serve_head() {
+// Receives a head's integers and floats; its tensors come later.
+HeadArgs receive_head(int64_t& k) {
   HeadArgs args{};
   args.packed = receive_integer();
   args.long_group_ids = receive_integer();
@@ -127,22 +128,38 @@ void serve_head() {
   args.hidden_type = receive_type();
   args.weight_type = receive_type();
   args.bias_type = receive_type();
-  const int64_t k = receive_integer();
+  k = receive_integer();
+  return args;
+}
+
+// The tensors that a head reads, in the order in which they come.
+struct HeadTensors {
+  Array hidden{Array::kRead}, weight{Array::kRead}, active_ids{Array::kRead}, group_ids{Array::kRead};
+  Array weight_scale{Array::kRead}, bias{Array::kRead};
+
+  void give(HeadArgs& args) const {
+    args.hidden = hidden.as<void>();
+    args.weight = weight.as<void>();
+    args.active_ids = active_ids.as<int32_t>();
+    args.group_ids = group_ids.as<void>();
+    if (is_4bit(args.weight_type)) {
+      args.group_scale = weight_scale.as<void>();
+    } else {
+      args.weight_scale = weight_scale.as<float>();
+    }
+    args.bias = bias.as<void>();
+  }
+};
+
+// k = 0 selects sparse_logits.
+void serve_head() {
+  int64_t k = 0;
+  HeadArgs args = receive_head(k);
   args.logit_scale = receive_float();
   args.softcap = receive_float();
   const Array logits(Array::kWritten), token_ids(Array::kWritten), logsumexp(Array::kWritten);
-  const Array hidden(Array::kRead), weight(Array::kRead), active_ids(Array::kRead);
-  const Array group_ids(Array::kRead), weight_scale(Array::kRead), bias(Array::kRead);
-  args.hidden = hidden.as<void>();
-  args.weight = weight.as<void>();
-  args.active_ids = active_ids.as<int32_t>();
-  args.group_ids = group_ids.as<void>();
-  if (is_4bit(args.weight_type)) {
-    args.group_scale = weight_scale.as<void>();
-  } else {
-    args.weight_scale = weight_scale.as<float>();
-  }
-  args.bias = bias.as<void>();
+  const HeadTensors tensors;
+  tensors.give(args);
   if (k > 0) {
     run_sparse_head(args, k, logits.as<float>(), token_ids.as<int64_t>(), logsumexp.as<float>());
   } else {
@@ -151,6 +168,37 @@ void serve_head() {
   logits.send();
   token_ids.send();
   logsumexp.send();
+}
+
+void serve_sample() {
+  int64_t k = 0;
+  HeadArgs args = receive_head(k);
+  SampleArgs sample{};
+  sample.long_logit_rows = receive_integer();
+  sample.logits_rows = receive_integer();
+  sample.logits_columns = receive_integer();
+  sample.logits_row_stride = receive_integer();
+  sample.logits_type = receive_type();
+  args.logit_scale = receive_float();
+  args.softcap = receive_float();
+  const Array tokens(Array::kWritten), log_probs(Array::kWritten), token_logits(Array::kWritten);
+  const HeadTensors tensors;
+  tensors.give(args);
+  const Array temperatures(Array::kRead), seeds(Array::kRead), positions(Array::kRead);
+  const Array row_tokens(Array::kRead), logit_rows(Array::kRead);
+  sample.tokens = tokens.as<int64_t>();
+  sample.log_probs = log_probs.as<float>();
+  sample.token_logits = token_logits.as<void>();
+  sample.temperatures = temperatures.as<float>();
+  sample.seeds = seeds.as<int64_t>();
+  sample.positions = positions.as<int64_t>();
+  sample.row_tokens = row_tokens.as<int64_t>();
+  sample.logit_rows = logit_rows.as<void>();
+  sample.unit = draw_unit(args.capacity);
+  run_sparse_sample(args, sample);
+  tokens.send();
+  log_probs.send();
+  token_logits.send();
 }
 
 void serve_gather() {
@@ -270,7 +318,8 @@ int main(int argc, char** argv) {
         case 1: microspec::serve_gather(); break;
         case 2: microspec::serve_vocab(); break;
         case 3: microspec::serve_count(); break;
-        default: microspec::serve_refill();
+        case 4: microspec::serve_refill(); break;
+        default: microspec::serve_sample();
       }
       std::fflush(stdout);
     }

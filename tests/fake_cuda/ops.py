@@ -13,6 +13,10 @@ from .memory import is_pinned, on_cuda
 ARGUMENTS = {
     "sparse_head": ("hidden", "weight", "active_ids", "k"),
     "sparse_logits": ("hidden", "weight", "active_ids"),
+    "sparse_sample": (
+        *("hidden", "weight", "active_ids"),
+        *("temperatures", "seeds", "positions"),
+    ),
     "gather_rows_": ("slab", "slab_ids", "weight", "active_ids"),
     "vocab_update_": ("active_ids", "slot_stamps", "token_slots", "clock", "tokens"),
     "vocab_count_": ("text_counts", "seen", "tokens"),
@@ -74,6 +78,13 @@ def _check(name: str, given: dict[str, Any]) -> None:
     elif name == "vocab_refill_":
         tensors = [given[n] for n in ARGUMENTS[name]]
         _checks.vocab_refill(*tensors, given.get("total_counts"), given.get("pinned", 0))
+    elif name == "sparse_sample":
+        _checks.sample(
+            *(given[n] for n in ARGUMENTS[name]), given.get("packed", False),
+            *(given.get(n) for n in ("group_ids", "weight_scale", "bias")),
+            given.get("logit_scale", 1.0), given.get("softcap", 0.0),
+            *(given.get(n) for n in ("row_tokens", "token_logits", "logit_rows")),
+        )  # fmt: skip
     else:
         _checks.head(
             name, given["hidden"], given["weight"], given["active_ids"], given.get("packed", False),
@@ -95,7 +106,13 @@ def _bounds(name: str, given: dict[str, Any]) -> dict[str, int]:
     groups = torch.atleast_2d(given["active_ids"]).size(0)
     rows, bias = given["weight"].size(0), given.get("bias")
     named = rows if not given.get("packed") else ANY if bias is None else len(bias)
-    return {"active_ids": named, "group_ids": groups}
+    bounds = {"active_ids": named, "group_ids": groups}
+    if (logits := given.get("token_logits")) is not None:
+        bounds["logit_rows"] = len(logits)
+        bounds["active_ids"] = logits.size(1) if named == ANY else named
+    if given.get("row_tokens") is not None:
+        bounds["active_ids"] = len(given["row_tokens"])
+    return bounds
 
 
 def _without_bad(ids: Tensor, bound: int) -> Tensor:

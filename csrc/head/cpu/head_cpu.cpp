@@ -16,6 +16,7 @@
 #include "common/parallel.h"
 #include "head/args.h"
 #include "kernels.h"
+#include "sample_cpu.h"
 
 namespace microspec {
 
@@ -233,6 +234,23 @@ void run_sparse_head(const HeadArgs& args, int64_t k, float* logits, int64_t* to
 void run_sparse_logits(const HeadArgs& args, float* logits) {
   std::fill(logits, logits + args.rows * args.capacity, -kInfinity);
   Head(args).project(logits, [](const GroupWork& work, int64_t i) { return work.slots[i]; });
+}
+
+void run_sparse_sample(const HeadArgs& args, const SampleArgs& sample) {
+  const Head head(args);
+  const std::unique_ptr<float[]> scores(new float[args.rows * args.capacity]);
+  head.project(scores.get(), [](const GroupWork&, int64_t i) { return i; });
+  const int64_t row_elements = args.capacity + sample.logits_columns;
+  parallel_for(args.rows, std::max<int64_t>(1, 8192 / std::max<int64_t>(1, row_elements)),
+               [&](int64_t begin, int64_t end) {
+                 const std::unique_ptr<float[]> terms(new float[args.capacity]);
+                 for (int64_t row = begin; row < end; ++row) {
+                   const int64_t group = args.group_of(row);
+                   const auto* work = group >= 0 ? &head.groups()[group] : nullptr;  // null: padding
+                   sample_row(sample, row, scores.get() + row * args.capacity,
+                              work ? work->ids.data() : nullptr, work ? work->count() : 0, terms.get());
+                 }
+               });
 }
 
 }  // namespace microspec

@@ -40,6 +40,7 @@ constexpr int64_t kChunk = Avx512Vec::kLanes;
 
 #include "panel.inl"
 #include "select.inl"
+#include "draw.inl"
 
 // ---- Constants and tile layout
 constexpr int kTileRows = 16;    // rows of the weight in a tile
@@ -244,6 +245,6 @@ bool amx_usable() {
 #endif
 }
 
-const InstructionSet kAmx = {"amx", amx::head, amx::select};
+const InstructionSet kAmx = {"amx", amx::head, amx::select, amx::draw};
 
 }  // namespace microspec

@@ -80,9 +80,10 @@ constexpr int64_t kChunk = Vec::kLanes;
 
 #include "panel.inl"
 #include "select.inl"
+#include "draw.inl"
 
 }  // namespace avx2
 
-const InstructionSet kAvx2 = {"avx2", avx2::widening_head<avx2::Vec>, avx2::select};
+const InstructionSet kAvx2 = {"avx2", avx2::widening_head<avx2::Vec>, avx2::select, avx2::draw};
 
 }  // namespace microspec

@@ -13,9 +13,10 @@ constexpr int64_t kChunk = Avx512Vec::kLanes;
 
 #include "panel.inl"
 #include "select.inl"
+#include "draw.inl"
 
 }  // namespace avx512
 
-const InstructionSet kAvx512 = {"avx512", avx512::widening_head<Avx512Vec>, avx512::select};
+const InstructionSet kAvx512 = {"avx512", avx512::widening_head<Avx512Vec>, avx512::select, avx512::draw};
 
 }  // namespace microspec

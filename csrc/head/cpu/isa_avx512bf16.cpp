@@ -33,6 +33,7 @@ constexpr int64_t kChunk = Avx512Vec::kLanes;
 
 #include "panel.inl"
 #include "select.inl"
+#include "draw.inl"
 
 // ---- Constants
 constexpr int kLanes = 16;
@@ -265,6 +266,6 @@ HeadKernel head(DType weight_type, DType hidden_type) {
 
 }  // namespace avx512bf16
 
-const InstructionSet kAvx512Bf16 = {"avx512bf16", avx512bf16::head, avx512bf16::select};
+const InstructionSet kAvx512Bf16 = {"avx512bf16", avx512bf16::head, avx512bf16::select, avx512bf16::draw};
 
 }  // namespace microspec

@@ -19,9 +19,10 @@ constexpr int64_t kChunk = NeonVec::kLanes;
 
 #include "panel.inl"
 #include "select.inl"
+#include "draw.inl"
 
 }  // namespace neon
 
-const InstructionSet kNeon = {"neon", neon::widening_head<NeonVec>, neon::select};
+const InstructionSet kNeon = {"neon", neon::widening_head<NeonVec>, neon::select, neon::draw};
 
 }  // namespace microspec

@@ -49,6 +49,7 @@ constexpr int64_t kChunk = NeonVec::kLanes;
 
 #include "panel.inl"
 #include "select.inl"
+#include "draw.inl"
 
 // ---- Constants
 constexpr int kRows = 8;         // rows in a tile
@@ -252,6 +253,6 @@ HeadKernel head(DType weight_type, DType hidden_type) {
 
 }  // namespace neonbf16
 
-const InstructionSet kNeonBf16 = {"neonbf16", neonbf16::head, neonbf16::select};
+const InstructionSet kNeonBf16 = {"neonbf16", neonbf16::head, neonbf16::select, neonbf16::draw};
 
 }  // namespace microspec

@@ -101,9 +101,11 @@ constexpr int64_t kChunk = Vec::kLanes;
 
 #include "panel.inl"
 #include "select.inl"
+#include "draw.inl"
 
 }  // namespace portable
 
-const InstructionSet kPortable = {"portable", portable::widening_head<portable::Vec>, portable::select};
+const InstructionSet kPortable = {"portable", portable::widening_head<portable::Vec>, portable::select,
+                                  portable::draw};
 
 }  // namespace microspec

@@ -42,11 +42,21 @@ struct HeadKernel {
 using SelectKernel = void (*)(const float* logits, const int32_t* ids, int64_t count, int64_t k,
                               float* top_logits, int64_t* top_ids, float* logsumexp);
 
+// What a row of sparse_sample drew: an index of its logits, and the logarithm of its probability.
+struct Drawn {
+  int64_t index;
+  float log_prob;
+};
+// Draws one of logits[count], count >= 1, as sample_args.h says. `terms` is memory for `count` floats.
+using DrawKernel = Drawn (*)(const float* logits, const int32_t* ids, int64_t count, float temperature,
+                             uint64_t number, float unit, float* terms);
+
 // The kernels of one instruction set. `name` is what MICROSPEC_ISA selects it by.
 struct InstructionSet {
   const char* name;
   HeadKernel (*head)(DType weight_type, DType hidden_type);
   SelectKernel select;
+  DrawKernel draw;
 };
 
 // Activations are padded with zeros to a multiple of this many elements, so that kernels may read whole

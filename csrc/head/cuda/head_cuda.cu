@@ -8,6 +8,7 @@
 #include <algorithm>
 
 #include "project.h"
+#include "sample.h"
 #include "select.h"
 
 namespace microspec {
@@ -104,6 +105,14 @@ int run_sparse_logits_cuda(const HeadArgs& args, const HeadPlan& call_plan, floa
       [&](const HeadArgs& chunk, int64_t first, const Partials& partials, const HeadPlan& plan) {
         return finish_logits(chunk, partials, logits + first * args.capacity, plan, stream);
       });
+}
+
+int run_sparse_sample_cuda(const HeadArgs& args, const SampleArgs& all_rows, const HeadPlan& call_plan,
+                           void* workspace, void* stream) {
+  return for_each_chunk(args, call_plan, workspace, stream,
+                        [&](const HeadArgs& chunk, int64_t first, const Partials& partials, const HeadPlan&) {
+                          return sample(chunk, partials, all_rows, first, stream);
+                        });
 }
 
 }  // namespace microspec

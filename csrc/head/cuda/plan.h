@@ -21,7 +21,7 @@ struct MmaPlan {
 // A call of up to kMaxRows rows.
 struct HeadPlan {
   int64_t rows;  // that the plan is for
-  bool selects;  // sparse_head's, not sparse_logits'
+  bool selects;  // sparse_head's, not sparse_logits' or sparse_sample's
   int sms;       // of the device
   bool mma;      // project_mma rather than project_simt
   MmaPlan mma_plan;

@@ -36,6 +36,7 @@ from .learned_vocab import LearnedVocab
 from .policy import Policy, PromptRows, Source, Stage, TargetPass
 from .prior import prior_of_tokenizer
 from .sources import (
+    FILLED,
     MICROSPEC,
     TEXT,
     default,
@@ -48,6 +49,7 @@ from .sources import (
 
 __all__ = [
     "CAPACITY",
+    "FILLED",
     "FLOOR_SHARE",
     "MICROSPEC",
     "NUM_LISTS",

@@ -101,7 +101,7 @@ def _implementations(code: Callable[[], ModuleType]) -> dict[str, Callable[..., 
         token_logits: Tensor | None = None,
         logit_rows: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        read = {
+        read: dict[str, Any] = {
             "hidden": hidden,
             "weight": weight,
             "active_ids": active_ids,

@@ -103,7 +103,7 @@ def test_known_answers() -> None:
 @pytest.mark.backends(*ALL)
 def test_temperature_0_takes_the_best_token() -> None:
     """Small integers tie often. Negative and NaN temperatures are no temperatures either."""
-    case = head_case(7, m=30, exact=True, num_groups=2, padding=True)
+    case = head_case(7, m=30, dim=2, exact=True, num_groups=2, padding=True)
     rows = rows_of(0, 30, (0.0, -1.0, NAN, -0.0))
     tokens, log_probs = sparse_sample(*case.tensors(), **rows, **case.options())
     best = sparse_head(*case.tensors(), 1, **case.options())[1][:, 0]

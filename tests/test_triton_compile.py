@@ -32,7 +32,7 @@ TARGETS = {
 # Bytes of shared memory per block. Two programs of the projection must fit on a multiprocessor.
 SHARED_LIMIT = {"sm80": 163 * 1024, "sm90": 227 * 1024, "sm100": 227 * 1024, "gfx942": 64 * 1024}
 # Only the largest K and BLOCK of the other kernels are compiled; smaller ones need less.
-SCALARS = {"logit_scale": "fp32", "softcap": "fp32"}
+SCALARS = {"logit_scale": "fp32", "softcap": "fp32", "unit": "fp32"}
 POINTERS = {
     "partial": "*fp32", "active_ids": "*i32", "group_ids": "*i64", "weight_scale": "*fp32",
     "bias": "*bf16", "logits": "*fp32", "token_ids": "*i64", "logsumexp": "*fp32",
@@ -40,6 +40,8 @@ POINTERS = {
     "clock": "*i64", "tokens": "*i64", "token_groups": "*i64", "newcomers": "*i32",
     "text_counts": "*i32", "total_counts": "*i32", "seen": "*i32", "token_ranks": "*i32",
     "marks": "*i32", "token_requests": "*i64", "request_lists": "*i64", "group_lists": "*i64",
+    "log_probs": "*fp32", "temperatures": "*fp32", "seeds": "*i64", "positions": "*i64",
+    "row_tokens": "*i64", "logit_rows": "*i64",
 }  # fmt: skip
 
 
@@ -202,6 +204,28 @@ def test_logits(target: str, tmp_path: Path) -> None:
         enable_fp_fusion=False,
     )  # fmt: skip
     check(binary, target, tmp_path, warps=4)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("block", [128, 2048])
+def test_sample(target: str, block: int, tmp_path: Path) -> None:
+    sample = module("sparse_sample")
+    assert block <= sample.BLOCK
+    for flag, logits in ((True, "*i16"), (False, "*fp32")):
+        constants = {**dict.fromkeys(FINISHING, flag), "ONE_GROUP": False}
+        constants |= {"MAPPED": flag, "NAMED": flag, "BF16": flag}
+        types = {"token_logits": logits}
+        warps = sample.warps(block)
+        binary = compiled(
+            sample.sparse_sample_kernel, target, types, **constants, SPAN=sample.SPAN, BLOCK=block,
+            num_warps=warps, enable_fp_fusion=False,
+        )  # fmt: skip
+        check(binary, target, tmp_path, warps=warps)
+        binary = compiled(
+            sample.store_logits_kernel, target, types, **constants, BLOCK=sample.STORED,
+            num_warps=4, enable_fp_fusion=False,
+        )  # fmt: skip
+        check(binary, target, tmp_path, warps=4)
 
 
 GATHERS = {

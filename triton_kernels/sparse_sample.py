@@ -17,8 +17,8 @@ from .epilogue import finish, group_of
 from .projection import Projection
 from .sparse_head import warps
 
-# Slots at once, as in sparse_head: the usual capacity of 3072 takes one round.
-BLOCK = 4096
+# Slots at once: four for each thread of sixteen warps. Eight, with their 64-bit weights, would spill.
+BLOCK = 2048
 # Columns of token_logits a program: 32 KB of fp32.
 SPAN = 8192
 STORED = 1024  # slots a program of the second kernel, as in sparse_logits
@@ -46,6 +46,21 @@ def _weights(z, top, temperature, unit):
     return tl.where(term > 0, term * unit, 0.0).to(tl.int64)
 
 
+@triton.jit
+def _stored(z, token_logits, BF16: tl.constexpr):
+    """Convert logits to what token_logits holds; bf16 as its bits, rounded half to even.
+
+    The interpreter would cut bits off in a conversion to bf16.
+    """
+    if BF16:
+        bits = z.to(tl.uint32, bitcast=True)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        result = tl.where(z == z, rounded, 0x7FC0).to(tl.int16)
+    else:
+        result = z.to(token_logits.dtype.element_ty)
+    return result
+
+
 @triton.jit(
     do_not_specialize=[
         "row_stride", "held", "columns", "num_groups", "last_id", "m_rows", "capacity", "splits"
@@ -58,7 +73,7 @@ def sparse_sample_kernel(
     seeds,  # int64 [M]
     positions,  # int64 [M]
     row_tokens,  # int64 [V], when MAPPED
-    token_logits,  # [R, V'], when there are programs to fill it
+    token_logits,  # [R, V'], when there are programs to fill it; bf16 as int16
     logit_rows,  # [M], when NAMED
     row_stride,
     held,  # R
@@ -84,6 +99,7 @@ def sparse_sample_kernel(
     ONE_GROUP: tl.constexpr,
     MAPPED: tl.constexpr,
     NAMED: tl.constexpr,
+    BF16: tl.constexpr,
     SPAN: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -94,7 +110,7 @@ def sparse_sample_kernel(
             column = (tl.program_id(1) - 1) * SPAN + tl.arange(0, SPAN)
             nothing = tl.full([SPAN], float("-inf"), tl.float32)
             at = token_logits + target * row_stride + column
-            tl.store(at, nothing.to(token_logits.dtype.element_ty), mask=column < columns)
+            tl.store(at, _stored(nothing, token_logits, BF16), mask=column < columns)
         return
     group = group_of(group_ids, row, num_groups, ONE_GROUP) if GROUPED else row * 0
     in_use = tl.where(group >= 0, capacity, 0)
@@ -203,6 +219,7 @@ def store_logits_kernel(
     ONE_GROUP: tl.constexpr,
     MAPPED: tl.constexpr,
     NAMED: tl.constexpr,
+    BF16: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0)
@@ -220,7 +237,7 @@ def store_logits_kernel(
     column = tl.load(row_tokens + ids, mask=valid, other=-1) if MAPPED else ids.to(tl.int64)
     at = token_logits + target * row_stride + column
     inside = valid & (column >= 0) & (column < columns)
-    tl.store(at, z.to(token_logits.dtype.element_ty), mask=inside)
+    tl.store(at, _stored(z, token_logits, BF16), mask=inside)
 
 
 def sparse_sample(
@@ -253,7 +270,9 @@ def sparse_sample(
         if not m_rows:
             return tokens, log_probs
         last_id, held, columns, row_stride = product.last_id, 0, 0, 0
+        bf16 = token_logits is not None and token_logits.dtype == torch.bfloat16
         if token_logits is not None:
+            token_logits = token_logits.view(torch.int16) if bf16 else token_logits
             (held, columns), row_stride = token_logits.shape, token_logits.stride(0)
             last_id = columns - 1 if packed and bias is None else last_id
         if row_tokens is not None:
@@ -268,7 +287,7 @@ def sparse_sample(
             columns,
         )
         operands = (product.partial, active_ids, product.group_ids, product.num_groups, last_id)
-        flags = {"MAPPED": row_tokens is not None, "NAMED": logit_rows is not None}
+        flags = {"MAPPED": row_tokens is not None, "NAMED": logit_rows is not None, "BF16": bf16}
         block = min(BLOCK, max(128, triton.next_power_of_2(capacity)))
         sparse_sample_kernel[(m_rows, 1 + triton.cdiv(columns, SPAN))](
             tokens,

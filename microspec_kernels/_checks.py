@@ -286,7 +286,7 @@ def sample(
         held, columns = token_logits.shape
         if row_tokens is None and vocab_size is None:
             vocab_size = columns  # a slab names its tokens freely, as long as they have a column
-        fits = row_tokens is not None or columns >= vocab_size
+        fits = row_tokens is not None or columns >= (vocab_size or 0)
         check.value(fits, name, f"at least V = {vocab_size} columns", columns)
         fits = logit_rows is not None or held >= rows
         check.value(fits, name, f"at least M = {rows} rows, or logit_rows", held)

@@ -101,7 +101,7 @@ def _implementations(code: Callable[[], ModuleType]) -> dict[str, Callable[..., 
         token_logits: Tensor | None = None,
         logit_rows: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        read = {
+        read: dict[str, Any] = {
             "hidden": hidden,
             "weight": weight,
             "active_ids": active_ids,
@@ -113,7 +113,7 @@ def _implementations(code: Callable[[], ModuleType]) -> dict[str, Callable[..., 
         tables = {"row_tokens": row_tokens, "token_logits": token_logits, "logit_rows": logit_rows}
         options: dict[str, Any] = {"packed": packed, **tensors}
         options |= {"logit_scale": logit_scale, "softcap": softcap, **tables}
-        check, vocab_size = _checks.sample(**read, **options)
+        check, vocab_size = _checks.sample(*read.values(), **options)
         written = {"token_logits": token_logits}
         others = {"row_tokens": row_tokens, "logit_rows": logit_rows}
         check.disjoint(written, {**read, **tensors, **others})

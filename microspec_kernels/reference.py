@@ -8,6 +8,7 @@ The functions do not check their arguments (``_checks`` does). Shapes and dtypes
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -183,10 +184,10 @@ def sparse_sample(
         tokens int64 [M] and log_probs fp32 [M].
     """
     operands = hidden, weight, active_ids
-    options = {"packed": packed, "group_ids": group_ids, "weight_scale": weight_scale, "bias": bias}
-    factors = {"logit_scale": logit_scale, "softcap": softcap}
-    z = sparse_logits(*operands, **options, **factors)
-    best = sparse_head(*operands, 1, **options, **factors)[1][:, 0]
+    options: dict[str, Any] = {"packed": packed, "group_ids": group_ids, "bias": bias}
+    options |= {"weight_scale": weight_scale, "logit_scale": logit_scale, "softcap": softcap}
+    z = sparse_logits(*operands, **options)
+    best = sparse_head(*operands, 1, **options)[1][:, 0]
     ids = by_group(active_ids)
     group_of = [0] * len(z) if group_ids is None else group_ids.expand(len(z)).tolist()
     rows = range(len(z)) if logit_rows is None else logit_rows.tolist()

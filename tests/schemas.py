@@ -15,9 +15,9 @@ SCHEMAS = {
     "sparse_sample": (
         "(Tensor hidden, Tensor weight, Tensor active_ids, Tensor temperatures, Tensor seeds, "
         "Tensor positions, *, bool packed=False, Tensor? group_ids=None, Tensor? "
-        "weight_scale=None, Tensor? bias=None, float logit_scale=1., float softcap=0., Tensor? row_tokens=None, "
-        "Tensor(a!)? token_logits=None, Tensor? logit_rows=None) -> (Tensor tokens, Tensor "
-        "log_probs)"
+        "weight_scale=None, Tensor? bias=None, float logit_scale=1., float softcap=0., Tensor? "
+        "row_tokens=None, Tensor(a!)? token_logits=None, Tensor? logit_rows=None) -> (Tensor "
+        "tokens, Tensor log_probs)"
     ),
     "gather_rows_": (
         "(Tensor(a!) slab, Tensor(b!) slab_ids, Tensor weight, Tensor active_ids, *, Tensor(c!)? "

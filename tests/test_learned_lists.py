@@ -228,3 +228,23 @@ def test_tekken_begins_with_text_and_not_with_control_tokens() -> None:
 def test_what_is_no_tokenizer_is_refused() -> None:
     with pytest.raises(TypeError, match="Tokenizer or a Tekkenizer, got str"):
         prior_of_tokenizer("tokenizer.json")
+
+
+def test_room_for_more_texts() -> None:
+    """A running text goes on: a token that it has shown does not count again."""
+    lists, vocab = LearnedLists(V, num_lists=2), ActiveVocab(V, 8)
+    learned = LearnedVocab(vocab, lists)
+    learned.begin(0, torch.tensor([1, 2]))
+    lists.count(torch.tensor([5, 6]))
+    chosen = int(lists.request_lists[0])
+    learned.reserve(3)
+    learned.reserve(2)
+    assert (lists.num_requests, lists.request_lists.tolist()) == (3, [chosen, -1, -1])
+    lists.count(torch.tensor([5, 7]), token_requests=torch.tensor([0, 0]))
+    learned.begin(2, torch.tensor([1, 2]))
+    lists.count(torch.tensor([5]), token_requests=torch.tensor([2]))
+    assert lists.text_counts.sum(0)[[5, 6, 7]].tolist() == [2, 1, 1]
+    assert learned.shared
+    own = LearnedVocab(ActiveVocab(V, 8, num_groups=3), lists)
+    with pytest.raises(ValueError, match=r"num_requests: expected at most 3, .* got 4"):
+        own.reserve(4)

@@ -161,7 +161,7 @@ def sparse_sample_kernel(
             exponent += tl.sum(below, 0)
             before += tl.sum(weights, 0)
         # The largest logit's weight is `unit`: fp64, once a row, keeps the digits of 1 + small.
-        whole = total.to(tl.float64) / unit.to(tl.float64)
+        whole = total.to(tl.float64) / unit
         log_prob = (exponent.to(tl.float64) - tl.log(whole)).to(tl.float32)
     if MAPPED:
         named = tl.load(row_tokens + tl.maximum(token, 0), mask=token >= 0, other=-1)

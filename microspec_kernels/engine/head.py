@@ -21,7 +21,7 @@ from .draft_head import DraftHead
 from .learning import Learning, prior_rows, tokens_of
 from .settings import Settings
 from .shard import Shard
-from .slots import num_slots
+from .slots import may_change, num_slots
 from .stats import EngineStats
 from .step_tokens import StepTokens
 from .token_map import TokenMap
@@ -127,12 +127,13 @@ class EngineHead(DraftHead):
         self.num_requests = num_requests
         if costs is not None:
             shared = num_groups < num_requests or num_requests == 1
-            costs = None if settings.capacity != "auto" else replace(costs, shared=shared)
+            costs = replace(costs, shared=shared)
+        sharded = shard is not None
         # A vocabulary that learns is always full, but not of broken rows.
         most = len(rows) if settings.learn else lm_head_rows
         self.vocab = ActiveVocab(
             lm_head_rows,
-            num_slots(settings, costs, most),
+            num_slots(settings, costs, most, sharded=sharded),
             num_groups=num_groups,
             frequent_tokens=None if settings.learn else rows[:known],
             device=device,
@@ -148,7 +149,7 @@ class EngineHead(DraftHead):
                 tokens=fingerprint,
                 shard=shard,
                 writes=writes,
-                costs=costs,
+                costs=costs if may_change(settings, costs, sharded) else None,
                 verdicts=self._verdicts,
             )
         self.head = SparseHead(

@@ -11,18 +11,30 @@ from .settings import Settings
 ROOM = 4
 
 
-def num_slots(settings: Settings, costs: StepCosts | None, most: int) -> int:
+def may_change(settings: Settings, costs: StepCosts | None, sharded: bool) -> bool:
+    """Return whether K is chosen again while texts are written.
+
+    In packed mode each slot takes a row of memory, and vocabularies of each request multiply it.
+    Ranks would choose at different times, as each waits for its own copy of the counters.
+    """
+    auto = settings.capacity == "auto" and settings.learn and settings.mode == "indexed"
+    return auto and costs is not None and costs.shared and not sharded
+
+
+def num_slots(
+    settings: Settings, costs: StepCosts | None, most: int, *, sharded: bool = False
+) -> int:
     """Return the number of slots of each vocabulary.
 
     With capacity "auto" that is the K that the costs are worth, or :data:`~.policy.CAPACITY`
-    without costs or if no K beats the dense head. A shared vocabulary that learns in indexed mode
-    has room for a larger K; elsewhere each slot takes a row of memory, or is multiplied by the
-    requests.
+    without costs or if no K beats the dense head. K may change only where :func:`may_change` says
+    so, and there is room for a larger one then.
 
     Args:
         settings: see :class:`Settings`.
         costs: what a step reads.
         most: number of tokens that can be active.
+        sharded: whether ranks share the head.
     """
     if settings.capacity != "auto":
         return max(1, min(settings.capacity, most))
@@ -30,6 +42,6 @@ def num_slots(settings: Settings, costs: StepCosts | None, most: int) -> int:
     if costs is not None:
         choice = choose_capacity(costs)
         capacity = choice.capacity if choice.speedup > 1 else CAPACITY
-        if settings.learn and settings.mode == "indexed" and costs.shared:
+        if may_change(settings, costs, sharded):
             capacity = min(ROOM * capacity, SIZES[-1])
     return max(1, min(capacity, most))

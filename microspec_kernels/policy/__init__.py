@@ -37,6 +37,7 @@ from .learned_vocab import LearnedVocab
 from .policy import Policy, PromptRows, Source, Stage, TargetPass
 from .prior import prior_of_tokenizer
 from .sources import (
+    FILLED,
     MICROSPEC,
     TEXT,
     default,
@@ -49,6 +50,7 @@ from .sources import (
 
 __all__ = [
     "CAPACITY",
+    "FILLED",
     "FLOOR_SHARE",
     "MICROSPEC",
     "NUM_LISTS",

@@ -31,10 +31,10 @@ def token_ranks(prior: Tensor | Sequence[int], vocab_size: int) -> Tensor:
         TypeError: tokens that are not integers.
     """
     first = token_ids("LearnedLists: prior", prior, vocab_size)
-    place = torch.full((vocab_size,), vocab_size, dtype=torch.int64, device="cpu")
-    place[first] = torch.arange(len(first), device="cpu")
-    ranks = torch.empty(vocab_size, dtype=torch.int32, device="cpu")
-    ranks[place.argsort(stable=True)] = torch.arange(vocab_size, dtype=torch.int32, device="cpu")
+    places = torch.arange(vocab_size, dtype=torch.int32, device="cpu")
+    ranks, others = places.clone(), torch.ones(vocab_size, dtype=torch.bool, device="cpu")
+    others[first] = False
+    ranks[first], ranks[others] = places[: len(first)], places[len(first) :]
     return ranks
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from microspec_kernels.policy import CAPACITY, LearnedLists, Policy, default
+from microspec_kernels.policy import CAPACITY, FILLED, LearnedLists, Policy, default
 
 from .chain import Chain, chain_uniforms, no_uniforms, sample_chain
 from .checks import (
@@ -88,8 +88,8 @@ class Batch:
         (see `learned_lists`), and outlast it then. False: every text begins with `frequent_tokens`
         only, or empty.
     policy: decides which tokens enter the active vocabulary and, unless it learns, which are never
-        evicted; None: `policy.default(frequent_tokens)`, where all ids stand for no
-        `frequent_tokens` if it learns. The policy's own frequent tokens replace the others.
+        evicted; None: `policy.default(frequent_tokens)`, and with learning the sources of a
+        vocabulary that begins filled. The policy's own frequent tokens replace the others.
     mode: "indexed": the sparse head reads rows of the whole weight; "packed": it copies them into a
         slab.
     num_groups: number of active vocabularies, one for each running text; 1: all texts share one.
@@ -151,16 +151,16 @@ class Batch:
             frequent_tokens = checked_frequent_tokens(frequent_tokens, self.target)
         learns = bool(learn) and head == "sparse"
         check_learn(learn, learns, policy)
-        if policy is None:
-            every = torch.arange(self.target.vocab_size) if learns else ()
-            policy = default(every if frequent_tokens is None else frequent_tokens)
-        self.policy = policy
+        if policy is None and learns and frequent_tokens is None:
+            policy = Policy(FILLED)
+        self.policy = policy or default(() if frequent_tokens is None else frequent_tokens)
         self.shape = TreeShape(depth, tree_width, tree_size)
         self.sampling = sampling or Sampling()
         self.chain = chain
         if isinstance(head, str):
+            begins = Policy(()) if learns else self.policy  # the lists fill the vocabulary
             head = make_head(
-                head, self.draft.lm_head, capacity, frequent_tokens, self.policy, mode, num_groups
+                head, self.draft.lm_head, capacity, frequent_tokens, begins, mode, num_groups
             )
         else:
             check_head(head, self.target)
@@ -168,9 +168,9 @@ class Batch:
         learning = None
         if learns and isinstance(head, Sparse):
             if isinstance(learn, bool):
-                learn = lists_of(self.draft.lm_head, policy.frequent_tokens)
+                learn = lists_of(self.draft.lm_head, self.policy.frequent_tokens)
             learning = Learning(head, learn)
-        self._observer = Observer(head, policy, learning)
+        self._observer = Observer(head, self.policy, learning)
         self._ended_seeds: list[int] = []
         self.requests: list[Request] = []
         self.seconds: dict[str, float] = {}

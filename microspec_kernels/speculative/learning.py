@@ -46,10 +46,11 @@ def lists_of(
     lm_head, device = lm_head.sound(), lm_head.weight.device
     where = "generate: frequent_tokens"
     tokens = token_ids(where, frequent_tokens, lm_head.vocab_size, device=device)
-    first = lm_head.to_rows(lm_head.with_rows(tokens))
-    # Rows without a token, such as broken ones, come last: no vocabulary is filled with them.
-    others = torch.isin(lm_head.rows, first, invert=True)
-    prior = torch.cat((first, lm_head.rows[others]))
+    prior = lm_head.to_rows(lm_head.with_rows(tokens))
+    if len(lm_head.rows) < len(lm_head.weight):
+        # Rows without a token, such as broken ones, come last: no vocabulary is filled with them.
+        others = torch.isin(lm_head.rows, prior, invert=True)
+        prior = torch.cat((prior, lm_head.rows[others]))
     return LearnedLists(len(lm_head.weight), num_lists=num_lists, prior=prior, device=device)
 
 

@@ -25,7 +25,15 @@ def drafter_on(device: str, settings: Settings) -> Drafter:
     weight = torch.randint(-3, 4, (ROWS + 8, DIM), generator=torch.Generator().manual_seed(2))
     model: Any = DraftModel(weight.float().to(device), ROWS, V, OFFSETS.to(device))
     model.norm = lambda hidden: hidden.roll(1, -1)
-    return attach("Speculator", model, config(V), settings, SLOTS, hidden_size=DIM)
+    return attach(
+        "Speculator",
+        model,
+        config(V),
+        settings,
+        SLOTS,
+        target=torch.nn.Linear(1, 1),
+        hidden_size=DIM,
+    )
 
 
 @pytest.mark.parametrize("vocabulary", ["shared", "request"])

@@ -61,7 +61,12 @@ class LlamaForCausalLMEagle3(nn.Module):
 class EagleDraftWorker:
     def __init__(self, model: Any, vocab_size: int, topk: int = 1) -> None:
         self.topk, self.hot_token_id = topk, None
-        self.target_worker = SimpleNamespace(model_config=SimpleNamespace(vocab_size=vocab_size))
+        text_config = SimpleNamespace(to_dict=lambda: {})
+        self.target_worker = SimpleNamespace(
+            model_runner=SimpleNamespace(model=torch.nn.Linear(1, 1)),
+            model_config=SimpleNamespace(vocab_size=vocab_size, hf_text_config=text_config),
+        )
+        self.speculative_num_steps = 3
         hf_config = SimpleNamespace()
         self.draft_runner = SimpleNamespace(
             model=model,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .fake_modules import imported
 
+TARGET = nn.Linear(1, 1)  # the target model, of which only the size counts
 LAYERS = "vllm.model_executor.layers"
 V2 = "vllm.v1.worker.gpu"
 
@@ -124,6 +125,7 @@ def config(vocab_size: int = 24, **additional: Any) -> Any:
         model_config=SimpleNamespace(
             enable_sleep_mode=False,
             dtype=torch.float32,
+            hf_text_config=SimpleNamespace(to_dict=lambda: {}),
             get_vocab_size=lambda: vocab_size,
             tokenizer=None,
             tokenizer_revision=None,

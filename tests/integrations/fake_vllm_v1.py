@@ -30,7 +30,7 @@ class SpecDecodeBaseProposer:
     def __init__(self, vllm_config: Any, runner: Any) -> None:
         self.vllm_config, self.hidden_size = vllm_config, DIM
 
-    def load_model(self) -> None:
+    def load_model(self, target_model: Any) -> None:
         torch.manual_seed(3)
         self.model = self.model_class(torch.randn(V, DIM), V, V)
 
@@ -61,7 +61,7 @@ class GPUModelRunner:
         mask = torch.zeros(REQUESTS, dtype=torch.bool)
         self.discard_request_mask = SimpleNamespace(np=mask.numpy(), gpu=mask)
         self.drafter = proposer(vllm_config, runner=self)
-        self.drafter.load_model()
+        self.drafter.load_model(torch.nn.Linear(1, 1))
 
     def _update_states(self, scheduler_output: Any) -> None:
         batch = self.input_batch

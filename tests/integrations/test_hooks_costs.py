@@ -6,7 +6,8 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from microspec_kernels.integrations.hooks.costs import step_costs
+from microspec_kernels.engine import Settings
+from microspec_kernels.integrations.hooks import nothing_to_win, step_costs
 from microspec_kernels.policy import StepCosts
 
 V, D = 100, 8
@@ -26,9 +27,8 @@ def model(tied: bool = False, experts: int = 0) -> nn.Module:
 
 
 def costs(target: nn.Module, **fields: int) -> StepCosts:
-    weight = torch.zeros(V, D, dtype=torch.bfloat16)
-    options = {"weight": weight, "scale": None, "num_rows": V, "num_drafts": 3, "max_requests": 4}
-    return step_costs(target, model(), fields, **options)  # type: ignore[arg-type]
+    options = {"row_bytes": 2 * D, "num_rows": V, "num_drafts": 3, "max_requests": 4}
+    return step_costs(target, model(), fields, **options)
 
 
 def test_every_part() -> None:
@@ -40,9 +40,19 @@ def test_every_part() -> None:
     assert experts == replace(want, target_bytes=2 * (D * D + share * 2 * D * D + V * D))
 
 
-def test_a_ranks_own_rows_and_scales() -> None:
-    """A rank holds half of the rows, each with a scale; many requests are few at first."""
-    weight, scale = torch.zeros(V // 2, D, dtype=torch.int8), torch.zeros(V // 2)
-    options = {"num_rows": V, "num_drafts": 1, "max_requests": 100}
-    got = step_costs(model(), model(), {}, weight=weight, scale=scale, **options)  # type: ignore
-    assert (got.row_bytes, got.num_rows, got.num_requests) == ((D + 4) / 2, V, 8)
+def test_many_requests_are_few_at_first() -> None:
+    options = {"row_bytes": 2 * D, "num_rows": V, "num_drafts": 1}
+    assert step_costs(model(), model(), {}, **options, max_requests=100).num_requests == 8
+    assert step_costs(model(), model(), {}, **options, max_requests=3).num_requests == 3
+
+
+def test_what_cannot_win_stays_off_unless_forced() -> None:
+    gains = StepCosts(15e9, 0.5e9, 8192, 128256)
+    small = replace(gains, num_rows=32000)
+    assert nothing_to_win(Settings(), gains) is None
+    said = nothing_to_win(Settings(), small)
+    assert said is not None and said.startswith("MicroSpec stays off: all 32000 rows: no smaller K")
+    assert nothing_to_win(Settings(capacity=3072), small) is None
+    many = replace(gains, num_requests=64)  # a vocabulary for each reads more rows than the head
+    assert nothing_to_win(Settings(), many) is None
+    assert nothing_to_win(Settings(vocabulary="request"), many) is not None

@@ -66,8 +66,15 @@ def test_vllm_v2(settings: dict[str, Any], d2t: str | None, ops: list[str]) -> N
         model = draft_model(OFFSETS if d2t else None)
         chosen = Settings(**({"capacity": 8} | settings))
         drafter = attach(
-            "Speculator", model, fake_vllm.config(V), chosen, REQUESTS, hidden_size=DIM
+            "Speculator",
+            model,
+            fake_vllm.config(V),
+            chosen,
+            REQUESTS,
+            target=fake_vllm.TARGET,
+            hidden_size=DIM,
         )
+        assert drafter is not None
     speculator = SimpleNamespace()
     runner = SimpleNamespace(speculator=speculator)
     for holder in (speculator, runner):

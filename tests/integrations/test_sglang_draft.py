@@ -208,7 +208,7 @@ def test_drafts_that_came_another_way_are_refused() -> None:
     plugin._patch(Settings(capacity=K, target_top_k=1))
     worker = unpatched()
     worker.init_lm_head()
-    plugin._attached(worker).guard.start()
+    plugin.draft_of(worker).guard.start()
     with pytest.raises(UnsupportedError, match="the first drafts: expected drafts by the attached"):
         verify(worker, [1, 2], [[9]], towards(1, 2))
 

@@ -72,14 +72,24 @@ def test_off_touches_nothing(switch: str | None, monkeypatch: pytest.MonkeyPatch
     assert hooks() == []
 
 
-@pytest.mark.parametrize("switch", ["1", json.dumps(SMALL)])
-def test_on_attaches_to_the_draft(switch: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(SWITCH, switch)
+def test_nothing_to_win(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """The log says why, and SGLang's own LM head drafts."""
+    monkeypatch.setenv(SWITCH, "1")
+    register()
+    with caplog.at_level("INFO", logger="microspec_kernels"):
+        worker = scheduler().draft_worker.draft_worker
+    assert plugin.draft_of(worker) is None
+    assert caplog.messages[-1].startswith(
+        "MicroSpec stays off: all 16 rows: no smaller K would gain"
+    )
+
+
+def test_on_attaches_to_the_draft(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SWITCH, json.dumps(SMALL))
     register()
     assert [target for target, _ in hooks()] == [f"{plugin_scheduler()}.__init__"]
     draft = plugin.draft_of(scheduler().draft_worker.draft_worker)
-    assert draft is not None
-    assert draft.head.capacity == (16 if switch == "1" else SMALL["capacity"])
+    assert draft is not None and draft.head.capacity == SMALL["capacity"]
     assert draft.guard.started, "failures do not end the server from here on"
 
 

@@ -15,7 +15,14 @@ from microspec_kernels.integrations.vllm.attach import attach
 from microspec_kernels.integrations.vllm.draft_lm_head import DraftLMHead
 from microspec_kernels.integrations.vllm.drafter import Drafter
 
-from .fake_vllm import DraftModel, LogitsProcessor, VocabParallelEmbedding, config, installed
+from .fake_vllm import (
+    TARGET,
+    DraftModel,
+    LogitsProcessor,
+    VocabParallelEmbedding,
+    config,
+    installed,
+)
 from .stored_layers import READABLE
 
 V, ROWS, DIM, PADDED = 24, 10, 8, 16
@@ -43,14 +50,20 @@ def save_words(folder: Path, count: int) -> None:
     tokenizers.Tokenizer(tokenizers.models.BPE(texts, [])).save(str(folder / "tokenizer.json"))
 
 
+def attached(*arguments: Any, **options: Any) -> Drafter:
+    drafter = attach(*arguments, target=TARGET, **options)
+    assert drafter is not None
+    return drafter
+
+
 def drafter_of(
     model: Any, slots: int = 4, *, hidden_size: int = DIM, compute: Any = None, **settings: Any
 ) -> Drafter:
-    return attach(
+    return attached(
         "Speculator",
         model,
         config(V),
-        Settings(**({"target_top_k": 1, "learn": False} | settings)),
+        Settings(**({"capacity": V, "target_top_k": 1, "learn": False} | settings)),
         slots,
         hidden_size=hidden_size,
         compute_logits=compute,
@@ -326,7 +339,7 @@ def test_the_targets_tokenizer_gives_the_first_tokens(skipped: bool, tmp_path: P
     vllm_config.model_config.tokenizer = str(tmp_path)
     vllm_config.model_config.skip_tokenizer_init = skipped
     settings = Settings(capacity=4)
-    head = attach("Speculator", draft_model(), vllm_config, settings, 4, hidden_size=DIM).head
+    head = attached("Speculator", draft_model(), vllm_config, settings, 4, hidden_size=DIM).head
     assert set(head.slot_tokens()[0].tolist()) == ({0, 1, 2, 3} if skipped else {0, 1, 3, 5})
 
 
@@ -337,7 +350,9 @@ def test_one_of_several_data_parallel_engines_writes_the_file(tmp_path: Path) ->
     for index in (0, 1):
         vllm_config.parallel_config.data_parallel_index = index
         model = draft_model()
-        learning = attach("Draft", model, vllm_config, settings, 4, hidden_size=DIM).head.learning
+        learning = attach(
+            "Draft", model, vllm_config, settings, 4, target=TARGET, hidden_size=DIM
+        ).head.learning
         assert learning is not None and learning._file is not None
         assert learning._file.writes == (index == 0)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from microspec_kernels.integrations.hooks import UnsupportedError
 from microspec_kernels.integrations.vllm import v2
-from microspec_kernels.integrations.vllm.drafter import drafter_of
+from microspec_kernels.integrations.vllm.drafter import drafter_of, is_decided
 
 from .fake_vllm import V2, DraftModel, config, installed
 
@@ -82,7 +82,7 @@ class GPUModelRunner:
         )
 
     def load_model(self, load_dummy_weights: bool = False) -> None:
-        self.speculator.load_model(None)
+        self.speculator.load_model(torch.nn.Linear(1, 1))
         self.sampler, self.rejection_sampler = Sampler(), RejectionSampler()
 
     def add_requests(self, scheduler_output: Any) -> None:
@@ -133,7 +133,8 @@ def _patched() -> Any:
 @pytest.fixture
 def make(_patched: Any) -> Any:
     def loaded(**settings: Any) -> Any:
-        runner = _patched(config(V, microspec={"target_top_k": 1, "learn": False} | settings))
+        chosen = {"capacity": V, "target_top_k": 1, "learn": False} | settings
+        runner = _patched(config(V, microspec=chosen))
         runner.load_model()
         return runner
 
@@ -300,3 +301,18 @@ def test_drafts_that_came_another_way_are_refused(make: Any, started: bool) -> N
     runner.sample_tokens(best(4), batch({1: [5]}, [1]))  # the first step verifies nothing
     with pytest.raises(UnsupportedError, match="the first drafts: expected drafts by the attached"):
         runner.sample_tokens(best(5, 9), batch({1: [5, 5]}, [2]))
+
+
+def test_nothing_to_win(make: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """The log says why; the engine's own LM head drafts, and nothing observes."""
+    with caplog.at_level("INFO", logger="vllm.microspec_kernels"):
+        runner = make(capacity="auto")
+    assert drafter_of(runner) is None and is_decided(runner)
+    assert caplog.messages == [
+        message for message in caplog.messages if "stays off: all" in message
+    ]
+    join(runner, request("a", 1, [5]))
+    hidden = torch.randn(3, DIM)
+    want = runner.speculator.compute_draft_logits(hidden, 0).argmax(-1)
+    assert torch.equal(runner.speculator.sample_draft(hidden, None, torch.zeros(3)), want)
+    runner.sample_tokens(best(4), batch({1: [5]}, [1]))

@@ -192,6 +192,24 @@ def test_shared_rows_are_the_targets_own(tmp_path: Path, target: CausalModel) ->
     assert torch.equal(draft.embedding, tensors("glm")["model.layers.46.embed_tokens.weight"])
 
 
+def test_a_module_with_rows_of_its_own_does_not_need_the_targets(tmp_path: Path) -> None:
+    """An adapter in the target's LM head makes it more than its rows."""
+
+    class Adapted(torch.nn.Linear):
+        pass
+
+    model, text = predictable(), prompt(12)
+    head = model.lm_head
+    model.lm_head = Adapted(head.in_features, head.out_features, bias=False)
+    model.lm_head.weight = head.weight
+    target = CausalModel(model)
+    draft = load_draft(write(tmp_path, "glm", tensors("glm")), target)
+    result = generate(target, draft, text, 8, depth=2)
+    assert result.tokens.tolist() == greedy(model, text, 8).tolist()
+    with pytest.raises(TypeError, match="LM head"):
+        load_draft(write(tmp_path, "mimo", tensors("mimo")), target)
+
+
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("glm", {"model_type": "falcon_h1"}, "model_type: expected an MTP module of .*'falcon_h1'"),
     ("glm", {"model_type": None}, "model_type: expected an MTP module of .* got None"),

@@ -193,15 +193,15 @@ MICROSPEC_DEVICE void draw_slot(const Slots<kCount>& slots, const uint64_t (&wei
                                 uint64_t left, uint64_t total, bool any_nan, const Law& law,
                                 const SampleArgs& sample, int64_t number) {
   if (entry % kWarps != warp_index()) return;
-  uint64_t weight = 0;
-  float logit = 0.0f;
-  int32_t id = -1;
+  const int at = entry / kWarps;
+  uint64_t weight = weights[0];
+  float logit = slots.logits[0];
+  int32_t id = slots.ids[0];
 #pragma unroll
-  for (int i = 0; i < kCount; ++i) {
-    if (i != entry / kWarps) continue;
-    weight = weights[i];
-    logit = slots.logits[i];
-    id = slots.ids[i];
+  for (int i = 1; i < kCount; ++i) {
+    weight = i == at ? weights[i] : weight;
+    logit = i == at ? slots.logits[i] : logit;
+    id = i == at ? slots.ids[i] : id;
   }
   const uint64_t before = running_sum_of_warp(weight) - weight;
   if (before > left || left - before >= weight) return;

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Shared code of the engine plugins: facts about engines, wrapped methods, an error, metrics."""
 
+from .costs import nothing_to_win, step_costs
 from .expectations import Attributes, CallOrder, Definitions
 from .guard import Guard
 from .hook_points import (
@@ -29,6 +30,8 @@ __all__ = [
     "check_hook_points",
     "local_tokenizer",
     "missing_hook_points",
+    "nothing_to_win",
     "package_root",
+    "step_costs",
     "stored_rows",
 ]

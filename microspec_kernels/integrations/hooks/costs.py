@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a step of an engine reads, from the models that it has loaded."""
+"""What a step of an engine reads, from the models that it has loaded, and whether K can win."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from microspec_kernels.policy import StepCosts
+from microspec_kernels.engine import Settings
+from microspec_kernels.policy import StepCosts, choose_capacity, explain
 from microspec_kernels.policy.model_bytes import weights_of
 
 HEAD, EMBEDDING = "lm_head", "embed_tokens"  # in the names of both engines' parameters
@@ -19,8 +21,7 @@ def step_costs(
     draft: nn.Module,
     config: Mapping[str, Any],
     *,
-    weight: Tensor,
-    scale: Tensor | None,
+    row_bytes: float,
     num_rows: int,
     num_drafts: int,
     max_requests: int,
@@ -31,22 +32,32 @@ def step_costs(
         target, draft: the models. Their input embeddings are read by the row, so they do not count;
             the draft's LM head counts apart.
         config: fields of the target's config, for the experts that a token uses.
-        weight, scale: this rank's rows of the draft's LM head, and their scales.
+        row_bytes: what this rank reads of a row of the draft's LM head, on the average.
         num_rows: rows of all ranks.
         num_drafts: drafted tokens of a step.
         max_requests: the most requests that run at a time.
     """
     requests = min(FEW, max_requests)
-    rows = [weight] if scale is None else [weight, scale]
-    row_bytes = sum(part.numel() * part.element_size() for part in rows)
     own_head = any(HEAD in name for name, _ in target.named_parameters())  # or the embedding is it
     verified = weights_of(target, config, skips=lambda name, _: own_head and EMBEDDING in name)
     drafted = weights_of(draft, config, skips=lambda name, _: HEAD in name or EMBEDDING in name)
     return StepCosts(
         target_bytes=verified.read_by(requests * (num_drafts + 1)),
         layer_bytes=drafted.read_by(requests),
-        row_bytes=row_bytes / num_rows,
+        row_bytes=row_bytes,
         num_rows=num_rows,
         num_drafts=num_drafts,
         num_requests=requests,
     )
+
+
+def nothing_to_win(settings: Settings, costs: StepCosts) -> str | None:
+    """Return a sentence that says why the engine's own LM head is faster; None if it is not.
+
+    A number as `capacity` switches the active vocabulary on all the same.
+    """
+    costs = replace(costs, shared=settings.vocabulary == "shared")
+    choice = choose_capacity(costs)
+    if settings.capacity != "auto" or choice.speedup > 1:
+        return None
+    return f"MicroSpec stays off: {explain(costs, choice)}. A number as capacity switches it on"

@@ -20,7 +20,10 @@ from microspec_kernels.integrations.hooks import (
     TokenRequests,
     UnsupportedError,
     local_tokenizer,
+    nothing_to_win,
+    step_costs,
 )
+from microspec_kernels.policy import StepCosts
 
 from .metrics import Metrics
 from .requirements import read_head
@@ -34,6 +37,36 @@ TEXTS = 256
 _AFTER_A_FAILURE = "the draft goes on with the tokens active now"
 
 
+def attach(worker: Any, settings: Settings) -> "ActiveDraft | None":
+    """Return the active vocabulary of a draft worker; None if nothing can be won.
+
+    The log then says why.
+
+    Args:
+        worker, settings: see :class:`ActiveDraft`.
+
+    Raises:
+        UnsupportedError: as :class:`ActiveDraft`.
+    """
+    draft, target = worker.draft_runner.model, worker.target_worker
+    num_rows = _num_rows(worker)
+    costs = step_costs(
+        target.model_runner.model,
+        draft,
+        target.model_config.hf_text_config.to_dict(),
+        # Ranks have the same number of padded rows, and so decide alike.
+        row_bytes=draft.lm_head.weight.nbytes / num_rows,
+        num_rows=num_rows,
+        num_drafts=worker.speculative_num_steps,
+        max_requests=TEXTS,
+    )
+    reason = nothing_to_win(settings, costs)
+    if reason is None:
+        return ActiveDraft(worker, settings, costs)
+    logger.info("%s", reason)
+    return None
+
+
 class ActiveDraft:
     """The active vocabulary of one draft worker.
 
@@ -42,15 +75,15 @@ class ActiveDraft:
     Args:
         worker: an EagleDraftWorker; its logits processor gets another LM head.
         settings: the user's settings.
+        costs: what a step reads, for a capacity of "auto".
 
     Raises:
         UnsupportedError: the LM head is unsupported, or the settings do not fit it.
     """
 
-    def __init__(self, worker: Any, settings: Settings) -> None:
+    def __init__(self, worker: Any, settings: Settings, costs: StepCosts | None = None) -> None:
         runner = worker.draft_runner
-        vocab_size = worker.target_worker.model_config.vocab_size
-        lm_head_rows = vocab_size if worker.hot_token_id is None else len(worker.hot_token_id)
+        vocab_size, lm_head_rows = worker.target_worker.model_config.vocab_size, _num_rows(worker)
         self._rows = read_head(runner.model, lm_head_rows, runner.dtype)
         self._lm_head, processor = runner.model.lm_head, runner.model.logits_processor
         self._dtype, self._drafts = runner.dtype, False
@@ -60,6 +93,7 @@ class ActiveDraft:
                 settings,
                 num_requests=TEXTS,
                 tokenizer=_tokenizer() if settings.learn else None,
+                costs=costs,
                 writes=_writes(),
                 target_vocab_size=vocab_size,
                 row_tokens=worker.hot_token_id,
@@ -175,6 +209,13 @@ class ActiveDraft:
             )
         self._rows.refresh()
         self.head.reload()
+
+
+def _num_rows(worker: Any) -> int:
+    """Return the number of rows of a draft's LM head, without padding."""
+    if worker.hot_token_id is not None:
+        return len(worker.hot_token_id)
+    return int(worker.target_worker.model_config.vocab_size)
 
 
 def _text(request: Any) -> Tensor:

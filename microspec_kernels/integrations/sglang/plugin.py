@@ -11,7 +11,7 @@ from microspec_kernels.engine import SWITCH, Settings
 from microspec_kernels.integrations.hooks import UnsupportedError, check_hook_points
 from microspec_kernels.integrations.hooks.wrap import Original, wrap
 
-from .draft import ActiveDraft
+from .draft import ActiveDraft, attach
 from .hook_points import TESTED, UPDATES, hook_points
 from .requirements import check_config, check_settings
 
@@ -47,11 +47,13 @@ def _make_scheduler(settings: Settings, original: Any, *args: Any, **kwargs: Any
     _patch(settings)
     original(*args, **kwargs)
     worker = args[0].draft_worker
-    if draft_of(worker.draft_worker) is None:
+    if not hasattr(worker.draft_worker, _ATTRIBUTE):
         raise UnsupportedError(
             "sglang: Scheduler.draft_worker", "a draft attached", type(worker).__name__
         )
-    _attached(worker.draft_worker).guard.start()
+    draft = draft_of(worker.draft_worker)
+    if draft is not None:
+        draft.guard.start()
 
 
 def _patch(settings: Settings) -> None:
@@ -69,35 +71,34 @@ def _patch(settings: Settings) -> None:
 
 
 def draft_of(worker: Any) -> ActiveDraft | None:
-    """Return what is attached to a draft worker; None if nothing is."""
-    draft: ActiveDraft | None = getattr(worker, _ATTRIBUTE, None)
-    return draft
+    """Return what is attached to a draft worker; None if nothing can be won there.
 
-
-def _attached(worker: Any) -> ActiveDraft:
-    draft = draft_of(worker)
-    if draft is None:
+    Raises:
+        UnsupportedError: the worker got its LM head without the plugin's hook.
+    """
+    if not hasattr(worker, _ATTRIBUTE):
         raise UnsupportedError("sglang: EAGLEWorkerV2", "a draft attached", type(worker).__name__)
+    draft: ActiveDraft | None = getattr(worker, _ATTRIBUTE)
     return draft
 
 
 def _attach(settings: Settings, original: Original, arguments: Mapping[str, Any]) -> None:
     original()
-    setattr(arguments["self"], _ATTRIBUTE, ActiveDraft(arguments["self"], settings))
+    setattr(arguments["self"], _ATTRIBUTE, attach(arguments["self"], settings))
 
 
 def _extend_for_prefill(original: Original, arguments: Mapping[str, Any]) -> Any:
-    draft, batch = _attached(arguments["self"]), arguments["batch"]
-    if not batch.forward_mode.is_idle():
+    draft, batch = draft_of(arguments["self"]), arguments["batch"]
+    if draft is not None and not batch.forward_mode.is_idle():
         next_token_ids = arguments["next_token_ids"]
         draft.guard.run(lambda: draft.prompts(batch, next_token_ids), lambda: None)
     return original()
 
 
 def _verify(original: Original, arguments: Mapping[str, Any]) -> Any:
-    draft, batch = _attached(arguments["self"].draft_worker), arguments["batch"]
+    draft, batch = draft_of(arguments["self"].draft_worker), arguments["batch"]
     result = original()
-    if not batch.forward_mode.is_idle():
+    if draft is not None and not batch.forward_mode.is_idle():
         draft.check_use()
         draft.guard.run(lambda: draft.verified(batch, result), lambda: None)
     return result
@@ -105,6 +106,7 @@ def _verify(original: Original, arguments: Mapping[str, Any]) -> Any:
 
 def _update_weights(original: Original, arguments: Mapping[str, Any]) -> Any:
     updated = original()
-    draft = _attached(arguments["self"].draft_worker.draft_worker)
-    draft.guard.run(draft.reload, lambda: None)
+    draft = draft_of(arguments["self"].draft_worker.draft_worker)
+    if draft is not None:
+        draft.guard.run(draft.reload, lambda: None)
     return updated

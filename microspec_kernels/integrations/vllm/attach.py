@@ -8,7 +8,12 @@ import torch
 from torch import Tensor
 
 from microspec_kernels.engine import EngineHead, Settings, Shard
-from microspec_kernels.integrations.hooks import UnsupportedError, local_tokenizer
+from microspec_kernels.integrations.hooks import (
+    UnsupportedError,
+    local_tokenizer,
+    nothing_to_win,
+    step_costs,
+)
 
 from .api_metrics import labels_of
 from .draft_lm_head import ComputeLogits, DraftLMHead
@@ -32,9 +37,10 @@ def attach(
     settings: Settings,
     max_requests: int,
     *,
+    target: torch.nn.Module,
     hidden_size: int,
     compute_logits: ComputeLogits | None = None,
-) -> Drafter:
+) -> Drafter | None:
     """Make the drafter of a draft model. Call right after the model was loaded.
 
     vLLM's memory profile then counts the buffers made here, and graphs captured later find them at
@@ -47,9 +53,13 @@ def attach(
         settings: the user's settings.
         max_requests: the most requests that are numbered at once: the number of vocabularies with
             `vocabulary="request"`.
+        target: the target model, whose weights weigh against the draft's.
         hidden_size: width of the hidden states that vLLM passes to `compute_logits`. DeepSeek-V4's
             are a multiple of the draft's own.
         compute_logits: see :class:`DraftLMHead`.
+
+    Returns:
+        the drafter; None if nothing can be won, which the log then says.
 
     Raises:
         UnsupportedError: the LM head is unsupported, or the settings do not fit it.
@@ -67,6 +77,20 @@ def attach(
     if bias is not None and rows.logit_scale != 1.0:
         bias = bias / rows.logit_scale  # EngineHead scales the bias, too
     shared, config = settings.vocabulary == "shared", vllm_config.model_config
+    costs = step_costs(
+        target,
+        model,
+        config.hf_text_config.to_dict(),
+        # Ranks have the same number of padded rows, and so decide alike.
+        row_bytes=layer.weight.nbytes / lm_head_rows,
+        num_rows=lm_head_rows,
+        num_drafts=vllm_config.speculative_config.num_speculative_tokens,
+        max_requests=max_requests,
+    )
+    reason = nothing_to_win(settings, costs)
+    if reason is not None:
+        logger.info("%s", reason)
+        return None
     tokenizer = None
     if settings.learn and not getattr(config, "skip_tokenizer_init", False):
         tokenizer = local_tokenizer(config.tokenizer, config.tokenizer_revision)
@@ -77,6 +101,7 @@ def attach(
             num_groups=1 if shared else max_requests,
             num_requests=max(2, max_requests) if shared else max_requests,
             tokenizer=tokenizer,
+            costs=costs,
             # Each data-parallel engine learns from its own requests; the first one writes.
             writes=vllm_config.parallel_config.data_parallel_index == 0,
             target_vocab_size=config.get_vocab_size(),

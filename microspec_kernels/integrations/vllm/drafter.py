@@ -27,9 +27,14 @@ def drafter_of(holder: Any) -> "Drafter | None":
     return None if drafter is None or drafter.guard.failed else drafter
 
 
-def hold(holder: Any, drafter: "Drafter") -> None:
-    """Store the drafter on one of the engine's objects, for :func:`drafter_of`."""
+def hold(holder: Any, drafter: "Drafter | None") -> None:
+    """Store the drafter, or that there is nothing to win, on one of the engine's objects."""
     setattr(holder, _ATTRIBUTE, drafter)
+
+
+def is_decided(holder: Any) -> bool:
+    """Return whether :func:`hold` was called."""
+    return hasattr(holder, _ATTRIBUTE)
 
 
 class Drafter:

@@ -117,7 +117,7 @@ _PROPOSER = "vllm.v1.spec_decode.llm_base_proposer"
 _V1 = "vllm.v1.worker.gpu_model_runner"
 _RUNNER_V1: tuple[Expectation, ...] = (
     HookPoint(_PROPOSER, "SpecDecodeBaseProposer.__init__", ("self", "runner")),
-    HookPoint(_PROPOSER, "SpecDecodeBaseProposer.load_model", ("self",)),
+    HookPoint(_PROPOSER, "SpecDecodeBaseProposer.load_model", ("self", "target_model")),
     HookPoint(_PROPOSER, "SpecDecodeBaseProposer._greedy_sample", ("self", "hidden_states")),
     HookPoint(
         "vllm.v1.spec_decode.step3p5",

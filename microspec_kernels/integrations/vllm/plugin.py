@@ -9,7 +9,7 @@ from microspec_kernels.integrations.hooks import UnsupportedError, check_hook_po
 from microspec_kernels.integrations.hooks.wrap import Original, wrap
 
 from . import api_metrics, v1, v2
-from .drafter import drafter_of
+from .drafter import drafter_of, is_decided
 from .hook_points import TESTED, hook_points
 from .requirements import check_config
 from .switch import from_environment, settings_of
@@ -79,7 +79,7 @@ def _prepare(vllm_config: Any, worker: type) -> None:
 def _load_model(original: Original, arguments: Mapping[str, Any]) -> Any:
     loaded = original()
     runner = arguments["self"].model_runner
-    if settings_of(arguments["self"].vllm_config) is not None and drafter_of(runner) is None:
+    if settings_of(arguments["self"].vllm_config) is not None and not is_decided(runner):
         raise UnsupportedError(
             f"vllm: {type(runner).__name__}.load_model", "a drafter attached", None
         )

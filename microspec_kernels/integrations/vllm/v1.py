@@ -63,6 +63,7 @@ def _load_draft_model(original: Original, arguments: Mapping[str, Any]) -> None:
         config,
         settings,
         max_requests,
+        target=arguments["target_model"],
         hidden_size=proposer.hidden_size,
         compute_logits=compute_logits,
     )

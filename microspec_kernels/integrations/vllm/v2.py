@@ -16,7 +16,7 @@ from torch import Tensor
 from microspec_kernels.integrations.hooks.wrap import Original, wrap
 
 from .attach import attach
-from .drafter import Drafter, drafter_of, hold
+from .drafter import Drafter, drafter_of, hold, is_decided
 from .switch import settings_of
 
 _SAMPLED = "microspec_sampled"
@@ -50,6 +50,7 @@ def _load_draft_model(original: Original, arguments: Mapping[str, Any]) -> None:
             speculator.vllm_config,
             settings,
             max_requests=speculator.max_num_reqs,
+            target=arguments["target_model"],
             hidden_size=speculator.hidden_size,
             # Since vLLM 0.32, which passes the step to multi-token prediction with several modules.
             compute_logits=getattr(speculator, "compute_draft_logits", None),
@@ -60,8 +61,8 @@ def _load_draft_model(original: Original, arguments: Mapping[str, Any]) -> None:
 def _load_model(original: Original, arguments: Mapping[str, Any]) -> Any:
     loaded = original()
     runner = arguments["self"]
-    drafter = drafter_of(runner.speculator)
-    if drafter is not None:
+    if is_decided(runner.speculator):
+        drafter = drafter_of(runner.speculator)
         for holder in (runner, runner.sampler, runner.rejection_sampler):
             hold(holder, drafter)
     return loaded

@@ -2,8 +2,8 @@
 """Find a target's multi-token-prediction module in its checkpoint, and build the draft of it."""
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -152,16 +152,24 @@ def mtp_draft(
         if list(rows.shape) != shape:
             raise ValueError(f"{what}: {name}: expected shape {shape}, got {list(rows.shape)}")
         lent[name] = rows.to(device=target.device, dtype=target.dtype)
-    embedding, lm_head = lent.get(EMBEDDING), None
-    if embedding is not None and torch.equal(embedding, target.embedding):
+    embedding, head = lent.get(EMBEDDING), lent.get(HEAD)
+    if embedding is not None and equal(embedding, lambda: target.embedding):
         embedding = None
-    if HEAD in lent and not torch.equal(lent[HEAD], target.lm_head.weight):
-        lm_head = LMHead(lent[HEAD]).of_vocabulary(target.vocab_size)
-        lm_head = replace(lm_head, scale=target.lm_head.scale, softcap=target.lm_head.softcap)
+    lm_head = None
+    if head is not None and not equal(head, lambda: target.lm_head.weight):
+        lm_head = LMHead(head).of_vocabulary(target.vocab_size)
     order = layout.hidden_first, layout.before_norm
     draft = MtpDraft(one_layer, target, embedding, lm_head, *order).eval()
     fill(draft, merged(state, draft.state_dict().keys()), what)
     return draft
+
+
+def equal(rows: Tensor, lent: Callable[[], Tensor]) -> bool:
+    """Return whether a module's own rows are the target's, so that they need not be kept twice."""
+    try:
+        return torch.equal(rows, lent())
+    except TypeError:  # the target's are not exactly rows, for instance with an adapter
+        return False
 
 
 def renamed(state: Mapping[str, Tensor], layout: Layout, prefix: str) -> dict[str, Tensor]:

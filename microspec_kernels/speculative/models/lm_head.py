@@ -56,7 +56,7 @@ class LMHead:
         ids[self.token_rows[tokens]] = tokens
         return ids
 
-    @property
+    @cached_property
     def rows(self) -> Tensor:
         """The rows that have a token, int64 [<= R]."""
         return (self.ids >= 0).nonzero()[:, 0]

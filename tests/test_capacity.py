@@ -87,6 +87,9 @@ def test_operations_cost_in_large_batches() -> None:
     apart = StepCosts(1e9, 0.0, 1000, 10**6, num_drafts=4, num_requests=80, shared=False)
     assert apart.bytes(1000) == 2e9 + 80 * 4 * 1e6
     assert apart.bytes(10**6) == costs.bytes(10**6)  # the dense head has one set of rows
+    packed = replace(costs, slab_row_bytes=500)
+    assert packed.bytes(1000) == 2e9 + 4 * 5e5
+    assert packed.bytes(10**6) == costs.bytes(10**6)
 
 
 def test_the_expected_misses_are_those_of_the_traces() -> None:

@@ -21,7 +21,7 @@ from .draft_head import DraftHead
 from .learning import Learning, prior_rows, tokens_of
 from .settings import Settings
 from .shard import Shard
-from .slots import may_change, num_slots
+from .slots import may_change, num_slots, slab_share
 from .stats import EngineStats
 from .step_tokens import StepTokens
 from .token_map import TokenMap
@@ -53,8 +53,8 @@ class EngineHead(DraftHead):
             is learned, if settings names no file of frequent tokens.
         tokenizer: the target's tokenizer (see :func:`~.policy.prior_of_tokenizer`), which gives the
             prior if there is no other. What was learned with another one is refused.
-        costs: what a step reads, for a capacity of "auto". Its `shared` is replaced by that of the
-            head. None: K = 3072 then.
+        costs: what a step reads, for a capacity of "auto". The head fills in its `shared` and
+            `slab_row_bytes`. None: K = 3072 then.
         writes: whether this process may write `Settings.learned_file`: one of the processes that
             begin with the same file. Of the ranks of a shard, only the first writes.
         target_vocab_size: number of the target's tokens; default: the number of rows.
@@ -127,7 +127,9 @@ class EngineHead(DraftHead):
         self.num_requests = num_requests
         if costs is not None:
             shared = num_groups < num_requests or num_requests == 1
-            costs = replace(costs, shared=shared)
+            share = slab_share(settings, weight)
+            slab_row_bytes = None if share is None else share * costs.row_bytes
+            costs = replace(costs, shared=shared, slab_row_bytes=slab_row_bytes)
         sharded = shard is not None
         # A vocabulary that learns is always full, but not of broken rows.
         most = len(rows) if settings.learn else lm_head_rows

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How many slots the vocabularies of an `EngineHead` get."""
 
+from torch import Tensor
+
 from microspec_kernels.policy import CAPACITY, StepCosts, choose_capacity
 from microspec_kernels.policy.capacity import SIZES
 
@@ -45,3 +47,11 @@ def num_slots(
         if may_change(settings, costs, sharded):
             capacity = min(ROOM * capacity, SIZES[-1])
     return max(1, min(capacity, most))
+
+
+def slab_share(settings: Settings, weight: Tensor) -> float | None:
+    """Return the bytes of a slab's row as a share of the weight's; None if both are the same."""
+    if settings.slab_torch_dtype is None:
+        return None
+    bits = 4.5 if settings.slab_dtype == "int4" else 8.0  # int4 with its scales
+    return bits / 8 / weight.element_size()

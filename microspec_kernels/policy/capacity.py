@@ -44,6 +44,7 @@ class StepCosts:
         num_drafts: draft steps before a pass of the target.
         num_requests: requests that run at a time.
         shared: whether they share one vocabulary.
+        slab_row_bytes: one active row, if a slab keeps them in another dtype.
     """
 
     target_bytes: float
@@ -53,6 +54,7 @@ class StepCosts:
     num_drafts: int = 5
     num_requests: int = 1
     shared: bool = True
+    slab_row_bytes: float | None = None
 
     @property
     def num_sharing(self) -> int:
@@ -65,13 +67,14 @@ class StepCosts:
         Weights of 16 bits take an operation a byte for each token of the batch, so from
         :data:`OPERATIONS_PER_BYTE` tokens on it is the operations that cost.
         """
-        rows, groups = capacity, 1
-        if not self.shared and capacity < self.num_rows:
-            groups = self.num_requests
+        row_bytes, groups = self.row_bytes, 1
+        if capacity < self.num_rows:
+            row_bytes = self.slab_row_bytes or row_bytes
+            groups = 1 if self.shared else self.num_requests
         drafting = max(1.0, self.num_requests / groups / OPERATIONS_PER_BYTE)
         verifying = max(1.0, self.num_requests * (self.num_drafts + 1) / OPERATIONS_PER_BYTE)
         layer = self.layer_bytes * max(1.0, self.num_requests / OPERATIONS_PER_BYTE)
-        head = rows * groups * self.row_bytes * drafting
+        head = capacity * groups * row_bytes * drafting
         return self.target_bytes * verifying + self.num_drafts * (layer + head)
 
 

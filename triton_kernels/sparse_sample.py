@@ -17,7 +17,7 @@ from .epilogue import finish, group_of
 from .projection import Projection
 from .sparse_head import warps
 
-# Slots at once: four for each thread of sixteen warps. Eight, with their 64-bit weights, would spill.
+# Slots at once: four for each thread of sixteen warps. Eight 64-bit weights would spill.
 BLOCK = 2048
 # Columns of token_logits a program: 32 KB of fp32.
 SPAN = 8192

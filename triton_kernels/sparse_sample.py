@@ -15,10 +15,11 @@ from ..reference import DRAW_SALT, draw_unit
 from .common import on_device_of
 from .epilogue import finish, group_of
 from .projection import Projection
-from .sparse_head import warps
 
-# Slots at once: four for each thread of sixteen warps. Eight, with 64-bit weights, would spill.
+# Slots at once: eight for each thread of eight warps. Of sixteen warps each thread would need a
+# stack of 8 bytes (sm_90, sm_100).
 BLOCK = 2048
+SLOTS_PER_WARP = 256
 # Columns of token_logits a program: 32 KB of fp32.
 SPAN = 8192
 STORED = 1024  # slots a program of the second kernel, as in sparse_logits
@@ -240,6 +241,11 @@ def store_logits_kernel(
     at = token_logits + target * row_stride + column
     inside = valid & (column >= 0) & (column < columns)
     tl.store(at, _stored(z, token_logits, BF16), mask=inside)
+
+
+def warps(block: int) -> int:
+    """Return the number of warps for ``block`` slots at a time."""
+    return max(4, block // SLOTS_PER_WARP)
 
 
 def sparse_sample(

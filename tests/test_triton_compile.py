@@ -32,7 +32,7 @@ TARGETS = {
 # Bytes of shared memory per block. Two programs of the projection must fit on a multiprocessor.
 SHARED_LIMIT = {"sm80": 163 * 1024, "sm90": 227 * 1024, "sm100": 227 * 1024, "gfx942": 64 * 1024}
 # Only the largest K and BLOCK of the other kernels are compiled; smaller ones need less.
-SCALARS = {"logit_scale": "fp32", "softcap": "fp32", "unit": "fp32"}
+SCALARS = {"logit_scale": "fp32", "softcap": "fp32", "unit": "fp32", "inverse_unit": "fp32"}
 POINTERS = {
     "partial": "*fp32", "active_ids": "*i32", "group_ids": "*i64", "weight_scale": "*fp32",
     "bias": "*bf16", "logits": "*fp32", "token_ids": "*i64", "logsumexp": "*fp32",

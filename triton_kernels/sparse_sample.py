@@ -15,10 +15,11 @@ from ..reference import DRAW_SALT, draw_unit
 from .common import on_device_of
 from .epilogue import finish, group_of
 from .projection import Projection
-from .sparse_head import warps
 
-# Slots at once: four for each thread of sixteen warps. Eight 64-bit weights would spill.
+# Slots at once: eight for each thread of eight warps. Of sixteen warps each thread would need a
+# stack of 8 bytes (sm_90, sm_100).
 BLOCK = 2048
+SLOTS_PER_WARP = 256
 # Columns of token_logits a program: 32 KB of fp32.
 SPAN = 8192
 STORED = 1024  # slots a program of the second kernel, as in sparse_logits
@@ -39,9 +40,9 @@ def _number(seed, position):
 
 
 @triton.jit
-def _weights(z, top, temperature, unit):
+def _weights(z, top, coldness, unit):
     """Return the weights of logits as integers; 0 for NaN and for -inf."""
-    term = tl.exp(tl.math.div_rn(z - top, temperature))
+    term = tl.exp((z - top) * coldness)
     term = tl.where(z < top, term, tl.where(z == top, 1.0, 0.0))
     return tl.where(term > 0, term * unit, 0.0).to(tl.int64)
 
@@ -79,6 +80,7 @@ def sparse_sample_kernel(
     held,  # R
     columns,  # V'
     unit,  # fp32, a power of two
+    inverse_unit,  # 1 / unit
     partial,  # fp32 [splits, M, K]
     active_ids,  # int32 [G, K]
     group_ids,  # [M], when GROUPED; [1], when ONE_GROUP
@@ -145,6 +147,8 @@ def sparse_sample_kernel(
 
     temperature = tl.load(temperatures + row)
     if (temperature > 0) & (numbers > 0):
+        # One division a row: those of a vector cost more, and a stack.
+        coldness = tl.math.div_rn(1.0, temperature)
         total = tl.full((), 0, tl.int64)
         for start in range(0, in_use, BLOCK):
             slots = start + lanes
@@ -154,7 +158,7 @@ def sparse_sample_kernel(
                 partial, ids, valid, slots, row, group, weight_scale, bias, m_rows, capacity,
                 splits, logit_scale, softcap, PACKED, SCALED, BIASED, CAPPED,
             )  # fmt: skip
-            total += tl.sum(tl.where(valid, _weights(z, top, temperature, unit), 0), 0)
+            total += tl.sum(tl.where(valid, _weights(z, top, coldness, unit), 0), 0)
         number = _number(tl.load(seeds + row), tl.load(positions + row))
         left = tl.umulhi(number, total.to(tl.uint64, bitcast=True)).to(tl.int64, bitcast=True)
         before = tl.full((), 0, tl.int64)
@@ -167,17 +171,16 @@ def sparse_sample_kernel(
                 partial, ids, valid, slots, row, group, weight_scale, bias, m_rows, capacity,
                 splits, logit_scale, softcap, PACKED, SCALED, BIASED, CAPPED,
             )  # fmt: skip
-            weights = tl.where(valid, _weights(z, top, temperature, unit), 0)
+            weights = tl.where(valid, _weights(z, top, coldness, unit), 0)
             sums = before + tl.cumsum(weights, 0)
             # One slot at most, over all rounds.
             here = (sums > left) & (sums - weights <= left)
             drawn = tl.sum(tl.where(here, ids, 0), 0)
             token = tl.where(tl.max(here.to(tl.int32), 0) > 0, drawn, token)
-            below = tl.where(here & (z < top), tl.math.div_rn(z - top, temperature), 0.0)
-            exponent += tl.sum(below, 0)
+            exponent += tl.sum(tl.where(here & (z < top), (z - top) * coldness, 0.0), 0)
             before += tl.sum(weights, 0)
         # The largest logit's weight is `unit`: fp64, once a row, keeps the digits of 1 + small.
-        whole = total.to(tl.float64) / unit
+        whole = total.to(tl.float64) * inverse_unit
         log_prob = (exponent.to(tl.float64) - tl.log(whole)).to(tl.float32)
     if MAPPED:
         named = tl.load(row_tokens + tl.maximum(token, 0), mask=token >= 0, other=-1)
@@ -240,6 +243,11 @@ def store_logits_kernel(
     tl.store(at, _stored(z, token_logits, BF16), mask=inside)
 
 
+def warps(block: int) -> int:
+    """Return the number of warps for ``block`` slots at a time."""
+    return max(4, block // SLOTS_PER_WARP)
+
+
 def sparse_sample(
     hidden: Tensor,
     weight: Tensor,
@@ -297,6 +305,7 @@ def sparse_sample(
             positions,
             *stored,
             float(draw_unit(capacity)),
+            1.0 / draw_unit(capacity),
             *operands,
             *product.arguments,
             **product.constants,

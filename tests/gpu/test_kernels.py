@@ -13,6 +13,7 @@ from microspec_kernels import (
     gather_rows_,
     sparse_head,
     sparse_logits,
+    sparse_sample,
     vocab_count_,
     vocab_observe_,
     vocab_refill_,
@@ -20,7 +21,7 @@ from microspec_kernels import (
 )
 
 KERNELS = (
-    *("project_simt", "project_mma", "select", "finish_logits"),
+    *("project_simt", "project_mma", "select", "finish_logits", "sample"),
     *("copy_rows", "quantise_rows", "vocab_update", "narrow_groups"),
     *("vocab_count", "refill_stamps", "refill"),
 )
@@ -80,6 +81,17 @@ def test_large_capacities_are_two_kernels() -> None:
     case = head_case(1, m=10, dim=64, vocab_size=25_000, capacity=20_000, dtype=torch.bfloat16)
     operands, options = [t.cuda() for t in case.tensors()], there(case.options())
     assert enqueued(lambda: sparse_head(*operands, 9, **options)) == ["project_mma", "select"]
+
+
+@pytest.mark.parametrize("capacity", [300, 20_000])
+def test_a_draw_is_two_kernels(capacity: int) -> None:
+    case = head_case(1, m=10, dim=64, vocab_size=25_000, capacity=capacity, dtype=torch.bfloat16)
+    operands, options = [t.cuda() for t in case.tensors()], there(case.options())
+    rows = torch.ones(10).cuda(), *torch.arange(20).cuda().view(2, 10)
+    logits = torch.empty(10, 25_000).cuda()
+    for more in ({}, {"token_logits": logits}):
+        call = partial(sparse_sample, *operands, *rows, **options, **more)
+        assert enqueued(call) == ["project_mma", "sample"]
 
 
 @pytest.mark.parametrize("slab_dtype", [torch.bfloat16, *QUANTISED], ids=str)

@@ -6,13 +6,12 @@ Each function calls ``torch.ops.microspec.<name>``. Engines may also call the op
 """
 
 import re
-from collections.abc import Callable
 from typing import NoReturn
 
 import torch
 from torch import Tensor
 
-from . import _checks, _library
+from . import _checks, _library, _registrations
 from ._gradients import refuse_backward
 
 __all__ = [
@@ -27,6 +26,7 @@ __all__ = [
 ]
 
 _library.load()  # every schema is registered from here on
+_registrations.register()
 
 _KINDS: dict[str, type[Exception]] = {
     kind.__name__: kind for kind in (ValueError, TypeError, IndexError)
@@ -543,179 +543,6 @@ def vocab_refill_(
         )
     except RuntimeError as error:
         _reraise(error)
-
-
-def _refuse_lazy_views(op: str) -> Callable[..., None]:
-    """Make a kernel that raises an error for a negated or conjugated argument, by name.
-
-    PyTorch's fallback fails when an optional argument is absent. Ops that write to no argument
-    need no such kernel: the fallback resolves the view for them.
-    """
-    names = [a.name for a in getattr(torch.ops.microspec, op).default._schema.arguments]
-
-    def refuse(*positional: Tensor, **named: Tensor | None) -> None:
-        for name, tensor in (*zip(names, positional, strict=False), *named.items()):
-            for method, view in (("is_neg", "negated"), ("is_conj", "conjugated")):
-                if tensor is not None and getattr(tensor, method)():
-                    raise ValueError(
-                        f"microspec::{op}: {name}: expected a tensor without a pending sign, got "
-                        f"a {view} view"
-                    )
-
-    return refuse
-
-
-_lazy_views = torch.library.Library("microspec", "IMPL")
-for _op in (
-    "sparse_sample",
-    "gather_rows_",
-    "vocab_update_",
-    "vocab_count_",
-    "vocab_observe_",
-    "vocab_refill_",
-):
-    for _key in ("Negative", "Conjugate"):
-        _lazy_views.impl(_op, _refuse_lazy_views(_op), _key)
-
-
-def _fake(name: str) -> Callable[..., Callable[..., object]]:
-    return torch.library.register_fake(f"microspec::{name}")  # type: ignore[no-any-return]
-
-
-@_fake("sparse_head")
-def _(  # type: ignore[no-untyped-def]
-    hidden,
-    weight,
-    active_ids,
-    k,
-    *,
-    packed=False,
-    group_ids=None,
-    weight_scale=None,
-    bias=None,
-    logit_scale=1.0,
-    softcap=0.0,
-):
-    _checks.head(
-        "sparse_head", hidden, weight, active_ids, packed, group_ids, weight_scale, bias,
-        logit_scale, softcap, k,
-    )  # fmt: skip
-    shape = (hidden.size(0), k)
-    return (
-        hidden.new_empty(shape, dtype=torch.float32),
-        hidden.new_empty(shape, dtype=torch.int64),
-        hidden.new_empty(shape[:1], dtype=torch.float32),
-    )
-
-
-@_fake("sparse_logits")
-def _(  # type: ignore[no-untyped-def]
-    hidden,
-    weight,
-    active_ids,
-    *,
-    packed=False,
-    group_ids=None,
-    weight_scale=None,
-    bias=None,
-    logit_scale=1.0,
-    softcap=0.0,
-):
-    _checks.head(
-        "sparse_logits", hidden, weight, active_ids, packed, group_ids, weight_scale, bias,
-        logit_scale, softcap,
-    )  # fmt: skip
-    return hidden.new_empty((hidden.size(0), active_ids.size(-1)), dtype=torch.float32)
-
-
-@_fake("sparse_sample")
-def _(  # type: ignore[no-untyped-def]
-    hidden,
-    weight,
-    active_ids,
-    temperatures,
-    seeds,
-    positions,
-    *,
-    packed=False,
-    group_ids=None,
-    weight_scale=None,
-    bias=None,
-    logit_scale=1.0,
-    softcap=0.0,
-    row_tokens=None,
-    token_logits=None,
-    logit_rows=None,
-):
-    _checks.sample(
-        hidden, weight, active_ids, temperatures, seeds, positions, packed, group_ids,
-        weight_scale, bias, logit_scale, softcap, row_tokens, token_logits, logit_rows,
-    )  # fmt: skip
-    shape = hidden.shape[:1]
-    return (
-        hidden.new_empty(shape, dtype=torch.int64),
-        hidden.new_empty(shape, dtype=torch.float32),
-    )
-
-
-@_fake("gather_rows_")
-def _(slab, slab_ids, weight, active_ids, *, slab_scale=None, weight_scale=None):  # type: ignore[no-untyped-def]
-    _checks.gather(slab, slab_ids, weight, active_ids, slab_scale, weight_scale)
-
-
-@_fake("vocab_update_")
-def _(active_ids, slot_stamps, token_slots, clock, tokens, *, token_groups=None):  # type: ignore[no-untyped-def]
-    _checks.vocab(active_ids, slot_stamps, token_slots, clock, tokens, token_groups)
-
-
-@_fake("vocab_count_")
-def _(  # type: ignore[no-untyped-def]
-    text_counts, seen, tokens, *, token_requests=None, request_lists=None, total_counts=None
-):
-    _checks.vocab_count(text_counts, seen, tokens, token_requests, request_lists, total_counts)
-
-
-@_fake("vocab_observe_")
-def _(  # type: ignore[no-untyped-def]
-    active_ids,
-    slot_stamps,
-    token_slots,
-    clock,
-    tokens,
-    written,
-    *,
-    token_groups=None,
-    token_requests=None,
-    verdicts=None,
-    text_counts=None,
-    seen=None,
-    request_lists=None,
-    total_counts=None,
-):
-    _checks.vocab_observe(
-        active_ids, slot_stamps, token_slots, clock, tokens, written, token_groups, token_requests,
-        verdicts, text_counts, seen, request_lists, total_counts,
-    )  # fmt: skip
-
-
-@_fake("vocab_refill_")
-def _(  # type: ignore[no-untyped-def]
-    active_ids,
-    slot_stamps,
-    token_slots,
-    clock,
-    text_counts,
-    token_ranks,
-    group_lists,
-    *,
-    total_counts=None,
-    pinned=0,
-    reset=True,
-):
-    _checks.vocab_refill(
-        active_ids, slot_stamps, token_slots, clock, text_counts, token_ranks, group_lists,
-        total_counts, pinned,
-    )  # fmt: skip
 
 
 for _function in (

@@ -124,6 +124,8 @@ class Learning:
         """Forget what was learned since the constructor. Waits for the device."""
         self.lists.load_state_dict(self._start)
         self.vocab.refill()
+        if self.vocab.auto is not None:
+            self.vocab.auto.reset()
 
 
 def tokens_of(

@@ -45,10 +45,15 @@ class AutoCapacity:
         self._curve = CoverageCurve(lists, sizes, shared=costs.shared)
         self._verdicts = verdicts
         self.choice = choose_capacity(costs, largest=largest)
+        self.reset()
+        logger.info("microspec: %s", explain(costs, self.choice))
+
+    def reset(self) -> None:
+        """Forget what was measured. K stays. Call when the verdicts begin again at zero."""
+        self._curve.reset()
         self._begun, self._counted = 0, (0, 0)  # requests; verdicts before the limit's last change
         self._most_running = 0
-        self._host_copy = HostCopy()
-        logger.info("microspec: %s", explain(costs, self.choice))
+        self._host_copy = HostCopy()  # drop the pending copy: its totals are from before
 
     @property
     def limit(self) -> int:

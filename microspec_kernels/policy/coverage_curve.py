@@ -47,6 +47,11 @@ class CoverageCurve:
         self._bits = torch.arange(32, dtype=torch.int32, device=device)
         self._followed: int | None = None
 
+    def reset(self) -> None:
+        """Forget all misses and the followed text."""
+        self.misses.zero_()
+        self._followed = None
+
     def begin(self, request: int, prompt: Tensor) -> None:
         """End the followed text if it was the request's, and follow a new one if none is followed.
 

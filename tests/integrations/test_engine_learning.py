@@ -227,5 +227,17 @@ def test_a_capacity_that_the_traffic_chooses() -> None:
     tokens = torch.tensor(sorted(active(head)))
     best = (weight[:3] @ weight[tokens].T).argmax(1)
     assert torch.equal(head.argmax(weight[:3]), tokens[best])
+    head.reset()  # the engine's warm-up is over: nothing of it is measured
+    for turn in range(8):
+        assert auto.limit == 1024
+        head.begin([turn % 2], [torch.arange(20)])
+        tokens = torch.randint(rows, (2, 64))  # most of them are not active
+        head.observe(tokens, torch.arange(2).repeat_interleave(64))
+    stats = head.stats()
+    assert stats is not None and stats.misses > 5 * stats.hits
+    head.begin([0], [torch.arange(20)])
+    for turn in range(1, 8):
+        head.begin([turn % 2], [torch.arange(20)])
+    assert auto.limit > 1024
     with_k = EngineHead(weight, Settings(capacity=500), num_requests=2, costs=costs)
     assert with_k.learning is not None and with_k.learning.vocab.auto is None

@@ -215,7 +215,7 @@ def test_a_capacity_that_the_traffic_chooses() -> None:
     first, ids = auto.limit, head.vocab.ids.data_ptr()
     assert 1024 < first < head.capacity <= rows
     assert f"K = {first} of up to {head.capacity}" in str(head)
-    for turn in range(16):
+    for turn in range(20):
         head.begin([turn % 2], [torch.arange(20)])
         tokens = torch.arange(64).repeat(2, 1)
         head.observe(tokens, torch.arange(2).repeat_interleave(64))

@@ -249,3 +249,29 @@ def test_a_choice_is_for_the_most_requests_that_ran() -> None:
     assert auto.costs == replace(costs, num_requests=64)
     limit = auto.limit  # as a gain below a hundredth does not change it
     assert auto.choice == judge_capacity(auto.costs, limit, expected_misses(limit, 64))
+
+
+def test_a_reset_forgets_what_was_measured() -> None:
+    """The choices that follow are those of a new one at the same K."""
+    costs, autos, verdicts = StepCosts(1e9, 0.1e9, 8192, 40_000), [], torch.zeros(2, 1).long()
+    for _ in range(2):
+        lists = LearnedLists(40_000, num_lists=1)
+        auto = LearnedVocab(ActiveVocab(40_000, 8192), lists, costs, verdicts).auto
+        assert auto is not None
+        autos.append(auto)
+    used, new = autos
+    verdicts[:, 0] = torch.tensor((90_000, 10))
+    used.running(1)
+    for _ in range(11):
+        used.begin(0, torch.tensor([1]))
+    assert used.limit < new.limit
+    new.choice, new.costs = used.choice, used.costs
+    verdicts.zero_()
+    used.running(64)
+    used.reset()
+    for turn in range(9):
+        verdicts[:, 0] += torch.tensor((100, 60))
+        for auto in autos:
+            auto.begin(0, torch.tensor([turn]))
+        assert used.choice == new.choice and used.costs == new.costs, turn
+    assert used.limit > 1024

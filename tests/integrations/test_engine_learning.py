@@ -228,6 +228,7 @@ def test_a_capacity_that_the_traffic_chooses() -> None:
     best = (weight[:3] @ weight[tokens].T).argmax(1)
     assert torch.equal(head.argmax(weight[:3]), tokens[best])
     head.reset()  # the engine's warm-up is over: nothing of it is measured
+    assert auto._begun == 0
     for turn in range(8):
         assert auto.limit == 1024
         head.begin([turn % 2], [torch.arange(20)])

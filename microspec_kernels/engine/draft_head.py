@@ -106,6 +106,23 @@ class DraftHead:
         """
         return self.head.slot_logits(hidden)[0]
 
+    def row_logits(self, hidden: Tensor, row_groups: Tensor | None = None) -> Tensor:
+        """Return logits in the width of the whole LM head, -inf at rows that are not active.
+
+        For an engine that draws among them and verifies with the same logits. May be captured.
+
+        Args:
+            hidden, row_groups: as for :meth:`topk`.
+
+        Returns:
+            fp32 [..., R], by the rows of the LM head on all ranks, not by the target's tokens.
+        """
+        logits, rows = self.head.logits(hidden, row_groups)
+        count = self.vocab.vocab_size
+        wide = logits.new_full((*logits.shape[:-1], count + 1), float("-inf"))
+        # Empty slots write into one column more.
+        return wide.scatter_(-1, rows.where(rows >= 0, count), logits)[..., :-1]
+
     def slot_tokens(self) -> Tensor:
         """Return the target's token in each slot: int64 [G, K], -1 for empty slots."""
         return self.token_map.to_tokens(self.vocab.ids.long())

@@ -44,9 +44,7 @@ def test_vocabularies_of_requests_with_runner_v1(checkpoints: Path) -> None:
 
 
 def test_drafts_that_are_drawn(checkpoints: Path) -> None:
-    message = refused(
-        checkpoints, runner="V2", speculative={"draft_sample_method": "probabilistic"}
-    )
+    message = refused(checkpoints, speculative={"draft_sample_method": "probabilistic"})
     assert "draft_sample_method" in message and "probabilistic" in message
 
 

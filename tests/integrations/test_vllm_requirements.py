@@ -58,7 +58,7 @@ def test_methods_without_such_a_head(method: str | None) -> None:
     [
         ("speculative_config.use_gemma4_mtp", lambda: True),
         ("speculative_config.use_heterogeneous_vocab", True),
-        ("speculative_config.draft_sample_method", "probabilistic"),
+        ("speculative_config.draft_sample_method", "best of two"),
         ("speculative_config.enable_adaptive_verification", True),
         ("watermark_config", SimpleNamespace()),
         ("parallel_config.enable_batch_sharded_sampling", True),
@@ -164,3 +164,12 @@ def test_a_head_that_is_wrapped() -> None:
         wrapped = torch.nn.Sequential(lm_head)
         with pytest.raises(UnsupportedError, match="expected a ParallelLMHead, got Sequential"):
             read_head(wrapped, processor, torch.zeros(1, 8))
+
+
+def test_drafts_that_are_drawn() -> None:
+    other = config()
+    other.speculative_config.draft_sample_method = "probabilistic"
+    check_config(other)
+    other.use_v2_model_runner = False
+    with pytest.raises(UnsupportedError, match="'probabilistic' with model runner V2, got 'prob"):
+        check_config(other)

@@ -64,8 +64,13 @@ class DraftModelSpeculator:
         sample_src_positions: Any,
         idx_mapping: Tensor,
         spec_step_idx: int = 0,
+        draft_logits: Tensor | None = None,
     ) -> Tensor:
-        return self.compute_draft_logits(hidden_states, spec_step_idx).argmax(-1)
+        logits = self.compute_draft_logits(hidden_states, spec_step_idx)
+        if draft_logits is None:
+            return logits.argmax(-1)
+        draft_logits[idx_mapping, spec_step_idx] = logits
+        return logits.softmax(-1).multinomial(1)[:, 0]
 
 
 class EagleSpeculator(DraftModelSpeculator):
@@ -316,3 +321,43 @@ def test_nothing_to_win(make: Any, caplog: pytest.LogCaptureFixture) -> None:
     want = runner.speculator.compute_draft_logits(hidden, 0).argmax(-1)
     assert torch.equal(runner.speculator.sample_draft(hidden, None, torch.zeros(3)), want)
     runner.sample_tokens(best(4), batch({1: [5]}, [1]))
+
+
+@pytest.mark.parametrize("vocabulary", ["shared", "request"])
+def test_drawn_drafts(make: Any, vocabulary: str) -> None:
+    """vLLM draws from the logits of the active tokens, and keeps them for its verification."""
+    runner = make(vocabulary=vocabulary, capacity=12)
+    join(runner, request("a", 1, [5, 6, 7]), request("b", 3, [8, 9]))
+    hidden, index = torch.randn(2, DIM), torch.tensor([1, 3])
+    kept = torch.zeros(SLOTS, 2, V)
+    drafts = runner.speculator.sample_draft(hidden, None, index, spec_step_idx=1, draft_logits=kept)
+    logits = runner.speculator.compute_draft_logits(hidden, 1)
+    for row, slot in enumerate(index.tolist()):
+        tokens = sorted(active(runner, slot if vocabulary == "request" else 0))
+        want = torch.full((V,), float("-inf"))
+        want[tokens] = logits[row, tokens]
+        torch.testing.assert_close(kept[slot, 1], want)
+        assert int(drafts[row]) in tokens
+    assert not kept[:, 0].any() and not kept[[0, 2], 1].any()
+    best_ones = runner.speculator.sample_draft(hidden, None, index, spec_step_idx=1)
+    assert torch.equal(best_ones, kept[index, 1].argmax(-1))
+
+
+def test_the_law_of_drawn_drafts_after_verification(make: Any) -> None:
+    """Rejection sampling with the kept logits gives a flat target's law, with others another."""
+    runner = make(capacity=9)
+    join(runner, request("a", 0, list(range(0, 18, 2))))
+    torch.manual_seed(5)
+    count, hidden = 40_000, torch.randn(1, DIM)
+    kept = torch.zeros(count, 1, V)
+    rows = torch.arange(count)
+    drafts = runner.speculator.sample_draft(hidden.expand(count, -1), None, rows, draft_logits=kept)
+    target = (torch.rand(V) + 1).softmax(-1)
+    dense = runner.speculator.compute_draft_logits(hidden, 0)[0]
+    for logits, holds in ((kept[0, 0], True), (dense, False)):
+        law = logits.softmax(-1)
+        accepted = torch.rand(count) * law[drafts] < target[drafts]
+        rest = (target - law).clamp(min=0).multinomial(count, replacement=True)
+        counts = drafts.where(accepted, rest).bincount(minlength=V)
+        spread = (count * target * (1 - target)).sqrt()
+        assert bool((((counts - count * target) / spread).abs() < 5).all()) == holds

@@ -7,7 +7,8 @@ the head and the hidden states; a hook stops them there.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +42,9 @@ class DraftLMHead:
         model: the draft model.
         compute_logits: computes the logits of hidden states [N, H] in one of the draft's steps, as
             vLLM does; None: the model's `compute_logits`, the same in every step.
+
+    Attributes:
+        dtype: dtype of the model's logits, known after :meth:`tokens`.
     """
 
     def __init__(self, model: Any, compute_logits: ComputeLogits | None = None) -> None:
@@ -51,8 +55,11 @@ class DraftLMHead:
         self._where = f"vllm: {type(model).__name__}.compute_logits"
         self._stops = False
         self._direct: tuple[nn.Module, str] | None = None
-        processors = [part for part in model.modules() if isinstance(part, LogitsProcessor)]
-        for processor in processors:
+        self._processors: list[Any] = [
+            part for part in model.modules() if isinstance(part, LogitsProcessor)
+        ]
+        self.dtype = torch.float32
+        for processor in self._processors:
             processor.register_forward_pre_hook(self._stop, with_kwargs=True)
         self._signature = inspect.signature(LogitsProcessor.forward)
 
@@ -120,12 +127,36 @@ class DraftLMHead:
         else:
             handed = self.handed(hidden, step)
             found, result = handed.lm_head, handed.hidden
-        if found is not lm_head:
-            other = type(found).__name__
-            raise UnsupportedError(
-                "vllm: the draft's LM head", "the one that was attached to", other
-            )
+        _check_same(found, lm_head)
         return result
+
+    @contextmanager
+    def replaced(self, lm_head: Any, logits: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        """Compute the logits of the LM head by another function, for as long as this lasts.
+
+        The model's code before the head and its map to the target's tokens stay.
+
+        Args:
+            lm_head: the head that :meth:`find` found.
+            logits: returns [N, R] for the input of the LM head [N, D].
+
+        Raises:
+            UnsupportedError: the model calls another LM head.
+        """
+
+        def forward(
+            called: Any, hidden_states: Tensor, embedding_bias: Tensor | None = None
+        ) -> Tensor:
+            _check_same(called, lm_head)
+            return logits(hidden_states).to(self.dtype)
+
+        for processor in self._processors:
+            processor.forward = forward
+        try:
+            yield
+        finally:
+            for processor in self._processors:
+                del processor.forward
 
     def tokens(self, like: Tensor) -> Tensor:
         """Return the target's tokens with finite logits in the model's own output, int64 ascending.
@@ -136,6 +167,7 @@ class DraftLMHead:
             like: any hidden state [1, H].
         """
         logits: Tensor = self._compute_logits(torch.zeros_like(like), 0)
+        self.dtype = logits.dtype
         return logits[0].isfinite().nonzero()[:, 0]
 
     def _stop(self, processor: nn.Module, args: Any, kwargs: Any) -> None:
@@ -149,6 +181,12 @@ class DraftLMHead:
                     arguments.get("embedding_bias"),
                 )
             )
+
+
+def _check_same(found: Any, lm_head: Any) -> None:
+    if found is not lm_head:
+        where, other = "vllm: the draft's LM head", type(found).__name__
+        raise UnsupportedError(where, "the one that was attached to", other)
 
 
 class _Stopped(Exception):

@@ -2,7 +2,7 @@
 """A vLLM draft model with its LM head over an active vocabulary, for both model runners."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -81,6 +81,26 @@ class Drafter:
         self._drafts = True
         handed = self._lm_head.input_of(hidden, self._module, step)
         return self.head.argmax(handed, None if self.head.shared else request_index)
+
+    def draw(self, sample: Callable[[], Any], request_index: Tensor | None = None) -> Any:
+        """Return the tokens that vLLM draws from the logits of the active tokens. May be captured.
+
+        Inactive tokens have -inf, also in the logits that vLLM keeps for its rejection sampler, so
+        the verified text has the target's law.
+
+        Args:
+            sample: vLLM's own draft step.
+            request_index: as for :meth:`draft`.
+
+        Raises:
+            UnsupportedError: the model calls another LM head than the attached one.
+        """
+        self._drafts = True
+        groups = None if self.head.shared else request_index
+        with self._lm_head.replaced(
+            self._module, lambda hidden: self.head.row_logits(hidden, groups)
+        ):
+            return sample()
 
     def begin(self, requests: Sequence[int], prompts: Sequence[Tensor]) -> None:
         """Begin new requests; see :meth:`EngineHead.begin`.

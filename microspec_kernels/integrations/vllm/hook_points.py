@@ -77,7 +77,7 @@ _RUNNER_V2: tuple[Expectation, ...] = (
     HookPoint(
         _SPECULATOR,
         "DraftModelSpeculator.sample_draft",
-        ("self", "hidden_states", "idx_mapping"),
+        ("self", "hidden_states", "idx_mapping", "draft_logits"),
     ),
     HookPoint(_SPECULATOR, "DraftModelSpeculator.observe_verification", ("self", "num_sampled")),
     HookPoint(f"{_V2}.model_runner", "GPUModelRunner.load_model", ("self",)),

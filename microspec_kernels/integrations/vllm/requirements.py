@@ -21,7 +21,6 @@ _EXPECTED: tuple[tuple[str, Any], ...] = (
     ("speculative_config.use_gemma4_mtp()", False),
     ("speculative_config.use_heterogeneous_vocab", False),
     # These need the draft's logits over all of V.
-    ("speculative_config.draft_sample_method", "greedy"),
     ("speculative_config.enable_adaptive_verification", False),
     ("watermark_config", None),
     # A rank would see only part of the requests, of their tokens or of the layers.
@@ -53,6 +52,12 @@ def check_config(vllm_config: Any) -> None:
         if architecture in architectures:
             expected = "a draft whose tokens are the best of its LM head"
             raise UnsupportedError("vllm: the draft model", expected, architecture)
+    method = speculative.draft_sample_method
+    if method != "greedy" and not (method == "probabilistic" and vllm_config.use_v2_model_runner):
+        expected = "'greedy', or 'probabilistic' with model runner V2"
+        raise UnsupportedError(
+            "vllm: speculative_config.draft_sample_method", expected, repr(method)
+        )
     for path, expected in _EXPECTED:
         got: Any = vllm_config
         for name in path.removesuffix("()").split("."):

@@ -73,6 +73,8 @@ def _sample_draft(original: Original, arguments: Mapping[str, Any]) -> Any:
     if drafter is None:
         return original()
     hidden, request_index = arguments["hidden_states"], arguments["idx_mapping"]
+    if arguments.get("draft_logits") is not None:
+        return drafter.guard.run(lambda: drafter.draw(original, request_index), original)
     step = arguments.get("spec_step_idx", 0)
     return drafter.guard.run(lambda: drafter.draft(hidden, request_index, step), original)
 

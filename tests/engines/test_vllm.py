@@ -4,6 +4,7 @@
 `make test-engines` makes the environment. Without it these tests fail; none of them is skipped.
 """
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,33 @@ def test_drawn_text_is_the_targets_own(checkpoints: Path, runner: str) -> None:
     assert done.rounds == [[continuation(prompt, 40) for prompt in prompts]]
     accepted, drafted = done.accepted
     assert 0 < accepted < drafted
+
+
+def test_the_law_of_drawn_drafts(checkpoints: Path) -> None:
+    """Drafts drawn from the active tokens leave the target's law, which is flat here, as it is.
+
+    Two samples of as many texts, with and without drafts, are compared position by position.
+    """
+    texts, length = 240, 4
+    rounds = [[request(of_ring(3, 6), length, temperature=3.0) for _ in range(texts)]]
+    runs = [
+        run(checkpoints, "V2", "target", draft, rounds, engine=CHUNKED, **more)
+        for draft, more in (
+            (None, {}),
+            ("eagle", {"settings": SMALL, "speculative": {"draft_sample_method": "probabilistic"}}),
+        )
+    ]
+    for done in runs:
+        assert done.code == 0, done.log
+    accepted, drafted = runs[1].accepted
+    assert 0 < accepted < drafted
+    for place in range(length):
+        alone, beside = (Counter(text[place] for text in done.rounds[0]) for done in runs)
+        assert max(alone.values()) < texts / 2, "the law is not flat"
+        both = {token: alone[token] + beside[token] for token in alone | beside}
+        squares = [(alone[token] - beside[token]) ** 2 / count for token, count in both.items()]
+        # Chi-square of as many tokens, whose mean is their number and whose variance is twice it.
+        assert sum(squares) < len(squares) + 5 * (2 * len(squares)) ** 0.5
 
 
 @both_runners

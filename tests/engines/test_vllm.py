@@ -118,7 +118,7 @@ def test_the_law_of_drawn_drafts(checkpoints: Path) -> None:
     Two samples of as many texts, with and without drafts, are compared position by position.
     """
     texts, length = 240, 4
-    rounds = [[request(of_ring(3, 6), length, temperature=3.0) for _ in range(texts)]]
+    rounds = [[request(of_ring(3, 6), length, temperature=2.0) for _ in range(texts)]]
     runs = [
         run(checkpoints, "V2", "target", draft, rounds, engine=CHUNKED, **more)
         for draft, more in (

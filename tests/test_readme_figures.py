@@ -44,7 +44,7 @@ def column(name: str, value: str, **where: str) -> float:
     [
         ("EAGLE-1 or 2", V, EAGLE_LAYER, D, 0),
         ("a standalone model (Llama-3.2-1B)", V, LLAMA_1B_LAYERS, 2048, 0),
-        ("EAGLE-3 with its own rows", 32000, EAGLE_3_LAYER, D, EAGLE_3_FEATURES),
+        ("EAGLE-3 with its own 32k rows", 32000, EAGLE_3_LAYER, D, EAGLE_3_FEATURES),
     ],
     ids=["eagle", "standalone", "eagle-3"],
 )

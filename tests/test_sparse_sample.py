@@ -277,7 +277,9 @@ def test_engine_head_samples_the_targets_tokens() -> None:
     rng, m = torch.Generator().manual_seed(2), 40
     weight, hidden = torch.randn(30, D, generator=rng), torch.randn(m, D, generator=rng)
     row_tokens = torch.randperm(100, generator=rng)[:30]
-    engine = EngineHead(weight, Settings(capacity=K), target_vocab_size=100, row_tokens=row_tokens)
+    engine = EngineHead(
+        weight, Settings(capacity=K, learn=False), target_vocab_size=100, row_tokens=row_tokens
+    )
     engine.observe(row_tokens[3:20])
     rows, logits = rows_of(2, m, (1.0, 0.0)), torch.zeros(m, 100)
     tokens, log_probs = engine.sample(hidden, *rows.values(), token_logits=logits)

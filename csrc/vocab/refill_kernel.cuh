@@ -56,11 +56,19 @@ MICROSPEC_DEVICE unsigned each_member(const Bitmap& bitmap, BlockState& block, F
 
 // ---- Step 0
 //
-// Returns the number of closed slots. The whole block calls this.
-MICROSPEC_DEVICE unsigned count_closed(const Group& group, BlockState& block) {
+// Counts the closed slots, and returns how many tokens are wanted of those in `most`. The whole block calls
+// this.
+MICROSPEC_DEVICE unsigned wanted_of(const Group& group, int64_t most, BlockState& block) {
   unsigned closed = 0;
   group.each_slot([&](int slot) { closed += slot < group.capacity && group.is_closed(slot); });
-  return sum_of_threads(closed, block).total;
+  closed = sum_of_threads(closed, block).total;
+  const unsigned count = min(static_cast<unsigned>(most), static_cast<unsigned>(group.capacity) - closed);
+  if (threadIdx.x == 0) {
+    *group.count = count;
+    block.closed = closed;
+  }
+  __syncthreads();
+  return count;
 }
 
 // ---- Step 2
@@ -155,11 +163,7 @@ MICROSPEC_KERNEL(kThreads, 1) refill_kernel(RefillArgs args, Layout layout, uint
   const Group group(args, layout, workspace, blockIdx.x);
   const Order order(args, list);
   const bool reset = args.reset;
-  const unsigned closed = count_closed(group, block);
-  const int64_t most = min(args.vocab_size, reset ? args.capacity : args.pinned);
-  const auto count = static_cast<unsigned>(min(most, args.capacity - closed));
-  if (threadIdx.x == 0) *group.count = count;
-  __syncthreads();
+  const unsigned count = wanted_of(group, min(args.vocab_size, reset ? args.capacity : args.pinned), block);
 
   mark_wanted(group, order, last_wanted(order, count, block));
   __syncthreads();
@@ -173,7 +177,7 @@ MICROSPEC_KERNEL(kThreads, 1) refill_kernel(RefillArgs args, Layout layout, uint
     __syncthreads();
     if (newcomers == 0) return;
   }
-  mark_free(group, reset, closed + count - newcomers, newcomers, block);
+  mark_free(group, reset, block.closed + count - newcomers, newcomers, block);
   __syncthreads();
   place_newcomers(group, reset, newcomers, block);
   if (!reset) return;

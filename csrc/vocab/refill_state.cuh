@@ -23,6 +23,7 @@ struct BlockState {
   unsigned bins[kBins];
   unsigned warp_sums[kMaxWarps];
   unsigned digit, before, count;  // of the bin that a pass chose
+  unsigned closed;                // slots of the group, here as no register is left for them
 };
 
 // A place in the order of tokens: the larger comes first. All zero is the place of no token. One load is 16

@@ -96,7 +96,7 @@ void sort_keys(std::vector<Key>& keys) {
 // keys that equal the last wanted one so far are tied.
 void select_keys(std::vector<Key>& keys, int64_t count) {
   const auto varying = varying_digits(keys);
-  std::vector<Key> tied = keys;
+  std::vector<Key> tied(keys.begin(), keys.end());
   auto wanted = static_cast<size_t>(count);  // of the tied ones
   for (int digit = 0; digit < kDigits && wanted < tied.size(); ++digit) {
     if (!varying[digit]) continue;

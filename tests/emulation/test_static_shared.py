@@ -30,6 +30,13 @@ def call_head(emulation: Any, hidden: Any, rows: Any, m: int, dim: int, capacity
     emulation.sparse_logits(logits, np.zeros((m, dim), hidden), weight, ids, weight_scale=scale)
 
 
+def call_sample(emulation: Any, capacity: int) -> None:
+    hidden, weight = np.zeros((1, 64), np.float32), np.zeros((4, 64), np.float32)
+    results = np.zeros(1, np.int64), np.zeros(1, np.float32)
+    law = np.ones(1, np.float32), np.zeros(1, np.int64), np.zeros(1, np.int64)
+    emulation.sparse_sample(*results, hidden, weight, np.zeros(capacity, np.int32), *law)
+
+
 def call_4bit_head(emulation: Any, rows: str, hidden: Any, m: int, dim: int, gap: int) -> None:
     """Call with 4-bit rows, V1 or S1; a gap between them makes them unaligned."""
     weight = np.zeros((4, dim // 2 + gap), rows)[:, : dim // 2]
@@ -67,6 +74,8 @@ def call_every_kernel(emulation: Any) -> None:
             call_head(emulation, hidden, rows, m, dim, 8)
     for capacity in (2000, 3000, 4000, 5000):  # select has a kernel for each
         call_head(emulation, np.float32, None, 1, 64, capacity)
+    for capacity in (1000, 2000, 3000, 4000, 5000):  # and to draw
+        call_sample(emulation, capacity)
     ids = np.zeros(2, np.int32)
     for source, target in itertools.product(FLOATS, ROWS):
         for dim in (64, 62, 63):

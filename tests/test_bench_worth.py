@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from bench.tuning import draft_worth
-from bench.tuning.draft_worth import CASES, Case, Experts, Part
+from bench.tuning.draft_worth import CASES, Case
+from microspec_kernels.policy.model_bytes import Weights
 
 ROOT = Path(__file__).parents[1]
 
@@ -24,8 +25,8 @@ def test_the_pages_show_the_tables_as_computed(page: str, lines: list[str]) -> N
 
 def test_a_small_case_by_hand() -> None:
     """Two drafts: three tokens go through the target."""
-    body = Part(100.0, layers=2, experts=Experts(count=4, chosen=1, size=8.0))
-    case = Case("", "", 2, body, 50.0, Part(10.0), rows=30, dim=5, advice="", once=3.0)
+    body = Weights(100.0, 2 * 4 * 8.0, 1 / 4)
+    case = Case("", "", 2, body, 50.0, Weights(10.0), rows=30, dim=5, advice="", once=3.0)
     experts = 2 * 4 * (1 - 0.75**3) * 8.0
     assert case.head == 2 * 30 * 5 * 2
     assert case.dense == pytest.approx(100 + experts + 50 + 3 + 2 * 10 + 600)
@@ -34,10 +35,10 @@ def test_a_small_case_by_hand() -> None:
 
 
 def test_experts() -> None:
-    experts = Experts(128, 4, 2.0)
-    assert experts.read(1) == pytest.approx(8.0)
-    assert 8.0 < experts.read(2) < 16.0
-    assert experts.read(10**6) == pytest.approx(256.0)
+    experts = Weights(0.0, 128 * 2.0, 4 / 128)
+    assert experts.read_by(1) == pytest.approx(8.0)
+    assert 8.0 < experts.read_by(2) < 16.0
+    assert experts.read_by(10**6) == pytest.approx(256.0)
 
 
 @pytest.mark.parametrize(
@@ -56,9 +57,7 @@ def test_the_targets_have_their_published_sizes(
     case = next(case for case in CASES if case.target == target)
     weights = 2 * embedding
     if weight is None:  # attention in bf16, experts in MXFP4
-        assert case.body.experts is not None
-        experts = case.body.layers * case.body.experts.count * case.body.experts.size
-        weights += case.body.size / 2.0 + experts / draft_worth.MXFP4
+        weights += case.body.dense / 2.0 + case.body.experts / draft_worth.MXFP4
     else:
-        weights += case.body.read(10**9) / weight
+        weights += (case.body.dense + case.body.experts) / weight
     assert weights / 1e9 == pytest.approx(billions, rel=0.02)

@@ -118,14 +118,14 @@ def words(draw: random.Random, count: int) -> list[int]:
     return [min(int(draw.expovariate(0.1)), V - 1) for _ in range(count)]
 
 
-@pytest.mark.parametrize(("num_lists", "shared"), [(1, False), (3, False), (1, True), (3, True)])
-def test_a_curve_is_that_of_its_definition(num_lists: int, shared: bool) -> None:
+@pytest.mark.parametrize(("num_lists", "has_floor"), [(1, False), (3, False), (1, True), (3, True)])
+def test_a_curve_is_that_of_its_definition(num_lists: int, has_floor: bool) -> None:
     """Two requests in turn; the curve follows one text after the other, each to its end."""
     draw = random.Random(num_lists)
     sizes = (1, 8, 20, V)
     ranks = draw.sample(range(V), V)
     lists = LearnedLists(V, num_lists=num_lists, num_requests=2, prior=ranks)
-    curve = CoverageCurve(lists, sizes, shared=shared)
+    curve = CoverageCurve(lists, sizes, has_floor=has_floor)
     texts = [Counter[int]() for _ in range(num_lists)]
     want, followed = [0] * len(sizes), None
     running: dict[int, tuple[set[int], set[int]]] = {}  # a request's prompt and text
@@ -137,11 +137,11 @@ def test_a_curve_is_that_of_its_definition(num_lists: int, shared: bool) -> None
             # The order without this text.
             own = texts[chosen] - Counter(written)
             total = sum(texts, Counter()) - Counter(written)
-            if shared:
+            if has_floor:
                 own = total
             order = sorted(range(V), key=lambda t: (-own[t], -total[t], ranks.index(t)))
             for i, size in enumerate(sizes):
-                first = order[: max(1, int((FLOOR_SHARE if shared else 1) * size))]
+                first = order[: max(1, int((FLOOR_SHARE if has_floor else 1) * size))]
                 want[i] += len(written - said - set(first))
             followed = None
         if followed is None:
@@ -182,8 +182,8 @@ def test_narrow_traffic_needs_fewer_tokens(groups: int, caplog: pytest.LogCaptur
     assert auto is not None and auto.limit == choose_capacity(costs, largest=room).capacity
     first = auto.limit
     assert vocab.limit.tolist() == [first] * groups and 1024 < first < room
-    assert vocab.size.tolist() == vocab.limit.tolist() if groups == 2 else [learned.floor]
-    draw = random.Random(1)
+    assert vocab.size.tolist() == vocab.limit.tolist()
+    draw, before = random.Random(1), [first] * groups
     for turn in range(16):
         request = turn % 2
         limit = auto.limit
@@ -192,8 +192,9 @@ def test_narrow_traffic_needs_fewer_tokens(groups: int, caplog: pytest.LogCaptur
             assert auto.limit == first
         if auto.limit != limit:
             assert turn % 2 == 1
-        want = [auto.limit] if groups == 1 or turn else [first]
-        assert vocab.limit[0 if groups == 1 else request] == want[0]
+        group = 0 if groups == 1 else request
+        before[group] = auto.limit  # the other group keeps its own
+        assert vocab.limit.tolist() == before
         text = torch.tensor(words(draw, 300))
         verdicts[0] += len(text)  # every token was active
         lists.count(text, token_requests=torch.full((300,), request))
@@ -201,7 +202,7 @@ def test_narrow_traffic_needs_fewer_tokens(groups: int, caplog: pytest.LogCaptur
     assert vocab.limit.tolist() == [1024] * groups
     last = caplog.messages[-1]
     assert last.startswith("microspec: K = 1024 of 40000 rows") and "measured" in last
-    assert len(caplog.messages) <= 3
+    assert len(caplog.messages) <= 2
 
 
 def test_without_costs_k_is_the_number_of_slots() -> None:
@@ -275,3 +276,20 @@ def test_a_reset_forgets_what_was_measured() -> None:
             auto.begin(0, torch.tensor([turn]))
         assert used.choice == new.choice and used.costs == new.costs, turn
     assert used.limit > 1024
+
+
+@pytest.mark.parametrize(("groups", "requests"), [(1, 1), (1, 2), (2, 2)])
+def test_a_vocabulary_knows_whether_it_is_shared(groups: int, requests: int) -> None:
+    """One request alone has no floor: with nothing counted, K = 1024 misses token 900 in one only.
+
+    The costs say it wrongly here.
+    """
+    lists = LearnedLists(40_000, num_lists=1, num_requests=requests)
+    costs = StepCosts(1e9, 0.1e9, 8192, 40_000, num_requests=requests, shared=groups == 2)
+    vocab = ActiveVocab(40_000, 4096, num_groups=groups)
+    learned = LearnedVocab(vocab, lists, costs)
+    assert learned.auto is not None and learned.auto.costs.shared == (groups == 1)
+    learned.begin(0, torch.tensor([7]))
+    lists.count(torch.tensor([900]), token_requests=torch.tensor([0]))
+    learned.begin(0, torch.tensor([7]))
+    assert int(learned.auto._curve.misses[0]) == (requests > groups)

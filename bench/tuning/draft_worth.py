@@ -11,39 +11,11 @@ printed from here.
 
 from dataclasses import dataclass
 
+from microspec_kernels.policy import StepCosts
+from microspec_kernels.policy.model_bytes import Weights
+
 ACTIVE = 3072  # K
 BF16, FP8, MXFP4 = 2.0, 1.0, 0.53125  # bytes of a weight; MXFP4 with a byte for each 32
-
-
-@dataclass(frozen=True)
-class Experts:
-    """The experts of one layer.
-
-    Attributes:
-        count: experts of the layer.
-        chosen: experts that a token uses.
-        size: bytes of one.
-    """
-
-    count: int
-    chosen: int
-    size: float
-
-    def read(self, tokens: int) -> float:
-        """Return the expected bytes for some tokens whose experts are independent and uniform."""
-        return self.count * (1 - (1 - self.chosen / self.count) ** tokens) * self.size
-
-
-@dataclass(frozen=True)
-class Part:
-    """A model without its LM head: bytes that it always reads, and the experts of its layers."""
-
-    size: float
-    layers: int = 0
-    experts: Experts | None = None
-
-    def read(self, tokens: int) -> float:
-        return self.size + (self.layers * self.experts.read(tokens) if self.experts else 0.0)
 
 
 @dataclass(frozen=True)
@@ -65,27 +37,34 @@ class Case:
     name: str
     target: str
     drafts: int
-    body: Part
+    body: Weights
     target_head: float
-    draft: Part
+    draft: Weights
     rows: int
     dim: int
     advice: str
     once: float = 0.0
 
     @property
+    def costs(self) -> StepCosts:
+        """Return the costs of a step of one request."""
+        target = self.body.read_by(self.drafts + 1) + self.target_head + self.once
+        row = self.dim * BF16
+        return StepCosts(target, self.draft.read_by(1), row, self.rows, self.drafts)
+
+    @property
     def head(self) -> float:
-        return self.drafts * self.rows * self.dim * BF16
+        """Return the bytes that the draft's whole LM head is of a step."""
+        return self.dense - self.costs.bytes(0)
 
     @property
     def dense(self) -> float:
         """Return the bytes of a step with the draft's whole LM head."""
-        target = self.body.read(self.drafts + 1) + self.target_head
-        return target + self.once + self.drafts * self.draft.read(1) + self.head
+        return self.costs.bytes(self.rows)
 
     def active(self, capacity: int = ACTIVE) -> float:
         """Return the bytes of a step with `capacity` rows of it."""
-        return self.dense - self.head * (1 - min(capacity, self.rows) / self.rows)
+        return self.costs.bytes(min(capacity, self.rows))
 
 
 def layer(dim: int, inner: int, queries: int, keys: int, inputs: int = 1) -> int:
@@ -95,37 +74,37 @@ def layer(dim: int, inner: int, queries: int, keys: int, inputs: int = 1) -> int
 
 # Sizes of each model's config.json; transformers' default configurations have those of Qwen3.5-9B,
 # gpt-oss-120b and DeepSeek-V3. Norms, routers and biases are left out.
-_LLAMA = Part(32 * layer(4096, 14336, 4096, 1024) * BF16)
+_LLAMA = Weights(32 * layer(4096, 14336, 4096, 1024) * BF16)
 _LLAMA_HEAD = 128256 * 4096 * BF16
-_EAGLE3 = Part(layer(4096, 14336, 4096, 1024, inputs=2) * BF16)
+_EAGLE3 = Weights(layer(4096, 14336, 4096, 1024, inputs=2) * BF16)
 _QWEN_FULL = layer(4096, 12288, 4096, 1024) + 4096 * 4096  # a gate as wide as the queries
 _QWEN_LINEAR = 4096 * (2 * 2048 + 2 * 4096) + 4096 * 4096 + 3 * 4096 * 12288
-_GPT_OSS = Part(
-    36 * (2880 * (4096 + 2 * 512) + 4096 * 2880) * BF16, 36, Experts(128, 4, 3 * 2880**2 * MXFP4)
+_GPT_OSS = Weights(
+    36 * (2880 * (4096 + 2 * 512) + 4096 * 2880) * BF16, 36 * 128 * 3 * 2880**2 * MXFP4, 4 / 128
 )
 _MLA = 7168 * (1536 + 576) + 1536 * 128 * 192 + 512 * 128 * 256 + 128 * 128 * 7168
 _EXPERT = 3 * 7168 * 2048
-_DEEPSEEK = Part(
-    (61 * _MLA + 3 * 3 * 7168 * 18432 + 58 * _EXPERT) * FP8, 58, Experts(256, 8, _EXPERT * FP8)
+_DEEPSEEK = Weights(
+    (61 * _MLA + 3 * 3 * 7168 * 18432 + 58 * _EXPERT) * FP8, 58 * 256 * _EXPERT * FP8, 8 / 256
 )
-_DEEPSEEK_MTP = Part((2 * 7168**2 + _MLA + _EXPERT) * FP8, 1, Experts(256, 8, _EXPERT * FP8))
+_DEEPSEEK_MTP = Weights((2 * 7168**2 + _MLA + _EXPERT) * FP8, 256 * _EXPERT * FP8, 8 / 256)
 
 LLAMA = "Llama-3.1-8B, bf16"
 CASES = (
     Case(
-        "Qwen3.5 MTP", "Qwen3.5-9B, bf16", 3, Part((24 * _QWEN_LINEAR + 8 * _QWEN_FULL) * BF16),
-        248320 * 4096 * BF16, Part((2 * 4096**2 + _QWEN_FULL) * BF16), 248320, 4096,
+        "Qwen3.5 MTP", "Qwen3.5-9B, bf16", 3, Weights((24 * _QWEN_LINEAR + 8 * _QWEN_FULL) * BF16),
+        248320 * 4096 * BF16, Weights((2 * 4096**2 + _QWEN_FULL) * BF16), 248320, 4096,
         "gains most: the head is four fifths of the draft",
     ),
     Case(
         "gpt-oss EAGLE-3 (all of V)", "gpt-oss-120b, MXFP4", 3, _GPT_OSS, 201088 * 2880 * BF16,
-        Part(layer(2880, 17280, 4096, 512, inputs=2) * BF16), 201088, 2880,
+        Weights(layer(2880, 17280, 4096, 512, inputs=2) * BF16), 201088, 2880,
         "gains most; in larger batches the target reads more experts",
         once=3 * 2880**2 * BF16,
     ),
     Case(
         "EAGLE-1 or 2", LLAMA, 5, _LLAMA, _LLAMA_HEAD,
-        Part((2 * 4096**2 + layer(4096, 14336, 4096, 1024)) * BF16), 128256, 4096,
+        Weights((2 * 4096**2 + layer(4096, 14336, 4096, 1024)) * BF16), 128256, 4096,
         "gains most: the head is two thirds of the draft",
     ),
     Case(
@@ -134,7 +113,7 @@ CASES = (
     ),
     Case(
         "a standalone model (Llama-3.2-1B)", LLAMA, 5, _LLAMA, _LLAMA_HEAD,
-        Part(16 * layer(2048, 8192, 2048, 512) * BF16), 128256, 2048,
+        Weights(16 * layer(2048, 8192, 2048, 512) * BF16), 128256, 2048,
         "gains: the draft's layers weigh more",
     ),
     Case(

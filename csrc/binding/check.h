@@ -34,6 +34,9 @@ struct Argument {
   const Tensor* tensor;
   const char* name;
 };
+inline Argument optional_argument(const std::optional<Tensor>& tensor, const char* name) {
+  return {tensor ? &*tensor : nullptr, name};
+}
 
 // The data of a scale argument. At most one pointer is not null.
 struct RowScale {

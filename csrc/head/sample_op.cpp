@@ -55,10 +55,6 @@ void check_logit_rows(const Checker& check, const DeviceCall& call, const Tensor
   }
 }
 
-Argument optional_argument(const std::optional<Tensor>& tensor, const char* name) {
-  return {tensor ? &*tensor : nullptr, name};
-}
-
 }  // namespace
 
 std::tuple<Tensor, Tensor> sparse_sample(Tensor hidden, Tensor weight, Tensor active_ids, Tensor temperatures,

@@ -27,10 +27,6 @@ VocabSizes check_state(const Checker& check, const DeviceCall& call, const Tenso
 // Requires int32 or int64 [count], contiguous and on the device. Returns true for int64.
 bool check_numbers(const Checker& check, const Tensor& numbers, const char* argument, int64_t count);
 
-inline Argument optional_argument(const std::optional<Tensor>& tensor, const char* name) {
-  return {tensor ? &*tensor : nullptr, name};
-}
-
 // The checks of an update, except those that read values, and its call as raw pointers.
 VocabArgs checked_update(const Checker& check, const DeviceCall& call, const Tensor& active_ids,
                          const Tensor& slot_stamps, const Tensor& token_slots, const Tensor& clock,

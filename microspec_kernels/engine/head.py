@@ -2,7 +2,6 @@
 """`EngineHead`: the draft's LM head over an active vocabulary, for plugins and custom engines."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from .draft_head import DraftHead
 from .learning import Learning, prior_rows, tokens_of
 from .settings import Settings
 from .shard import Shard
-from .slots import may_change, num_slots, slab_share
+from .slots import costs_of_head, may_change, num_slots
 from .stats import EngineStats
 from .step_tokens import StepTokens
 from .token_map import TokenMap
@@ -126,10 +125,7 @@ class EngineHead(DraftHead):
         self.settings, self._weight = settings, weight.detach()
         self.num_requests = num_requests
         if costs is not None:
-            shared = num_groups < num_requests or num_requests == 1
-            share = slab_share(settings, weight)
-            slab_row_bytes = None if share is None else share * costs.row_bytes
-            costs = replace(costs, shared=shared, slab_row_bytes=slab_row_bytes)
+            costs = costs_of_head(costs, settings, weight, shared=num_groups == 1)
         sharded = shard is not None
         # A vocabulary that learns is always full, but not of broken rows.
         most = len(rows) if settings.learn else lm_head_rows

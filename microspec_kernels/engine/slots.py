@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How many slots the vocabularies of an `EngineHead` get."""
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from microspec_kernels.policy import CAPACITY, StepCosts, choose_capacity
@@ -49,9 +51,19 @@ def num_slots(
     return max(1, min(capacity, most))
 
 
-def slab_share(settings: Settings, weight: Tensor) -> float | None:
-    """Return the bytes of a slab's row as a share of the weight's; None if both are the same."""
-    if settings.slab_torch_dtype is None:
-        return None
-    bits = 4.5 if settings.slab_dtype == "int4" else 8.0  # int4 with its scales
-    return bits / 8 / weight.element_size()
+def costs_of_head(
+    costs: StepCosts, settings: Settings, weight: Tensor, *, shared: bool
+) -> StepCosts:
+    """Return a step's costs with the vocabularies and the slab of the settings.
+
+    Args:
+        costs: what a step reads.
+        settings: see :class:`Settings`.
+        weight: the draft's LM head.
+        shared: whether there is one vocabulary.
+    """
+    slab_row_bytes = None
+    if settings.slab_torch_dtype is not None:
+        bits = 4.5 if settings.slab_dtype == "int4" else 8.0  # int4 with its scales
+        slab_row_bytes = costs.row_bytes * bits / 8 / weight.element_size()
+    return replace(costs, shared=shared, slab_row_bytes=slab_row_bytes)

@@ -32,21 +32,27 @@ class AutoCapacity:
         verdicts: int64 [2, G], tokens that were active and that were not, which the caller counts
             with :func:`~.vocab_observe_`.
         largest: number of slots that there are.
+        has_floor: see :class:`CoverageCurve`.
 
     Attributes:
         choice: the newest choice. Its capacity is the number of rows if no K beats the dense head.
     """
 
     def __init__(
-        self, costs: StepCosts, lists: LearnedLists, verdicts: Tensor, *, largest: int
+        self,
+        costs: StepCosts,
+        lists: LearnedLists,
+        verdicts: Tensor,
+        *,
+        largest: int,
+        has_floor: bool,
     ) -> None:
         self.costs, self._largest = costs, largest
         sizes = sorted({min(size, largest) for size in (*SIZES, largest)})
-        self._curve = CoverageCurve(lists, sizes, shared=costs.shared)
+        self._curve = CoverageCurve(lists, sizes, has_floor=has_floor)
         self._verdicts = verdicts
         self.choice = choose_capacity(costs, largest=largest)
         self.reset()
-        logger.info("microspec: %s", explain(costs, self.choice))
 
     def reset(self) -> None:
         """Forget what was measured. K stays. Call when the verdicts begin again at zero."""

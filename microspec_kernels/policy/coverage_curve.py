@@ -28,19 +28,19 @@ class CoverageCurve:
     Args:
         lists: the learned lists that fill the vocabulary.
         sizes: the K to judge, ascending, at most V.
-        shared: whether all requests share one vocabulary, of which :data:`~.FLOOR_SHARE` is pinned
-            in the order of all lists together.
+        has_floor: whether :data:`~.FLOOR_SHARE` of the vocabulary is pinned in the order of all
+            lists together, rather than all of it filled in that of one list.
 
     Attributes:
         misses: int64 [S], tokens that each size would have missed.
     """
 
     @torch.inference_mode(False)  # a tensor made in inference mode cannot be updated outside it
-    def __init__(self, lists: LearnedLists, sizes: Sequence[int], *, shared: bool) -> None:
-        self.sizes, self._lists, self._shared = tuple(sizes), lists, shared
+    def __init__(self, lists: LearnedLists, sizes: Sequence[int], *, has_floor: bool) -> None:
+        self.sizes, self._lists, self._has_floor = tuple(sizes), lists, has_floor
         device = lists.text_counts.device
         self.misses = torch.zeros(len(self.sizes), dtype=torch.int64, device=device)
-        share = FLOOR_SHARE if shared else 1.0
+        share = FLOOR_SHARE if has_floor else 1.0
         last = [max(1, int(share * size)) - 1 for size in self.sizes]
         self._last = torch.tensor(last, dtype=torch.int64, device=device)
         self._in_prompt = torch.zeros(lists.vocab_size + 1, dtype=torch.bool, device=device)
@@ -78,7 +78,7 @@ class CoverageCurve:
         which = lists.request_lists[request : request + 1].clamp(min=0)
         own = lists.text_counts.index_select(0, which)[0]
         total = own if lists.total_counts is None else lists.total_counts
-        if self._shared:
+        if self._has_floor:
             own = total
         # The order before this text: its own tokens were counted in both.
         most = (1 << FIELD) - 1

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Begin each request with the tokens that earlier texts showed."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -23,7 +25,8 @@ class LearnedVocab:
         vocab: the active vocabulary, with one group or with a group for each request.
         lists: the learned lists. Their number of requests is that of texts that run at a time.
         costs: what a step reads; K is then chosen by it (:attr:`auto`), up to the slots of
-            ``vocab``, and changes when a request begins. None: K is the number of slots.
+            ``vocab``, and changes when a request begins. Its `shared` follows from ``vocab``. None:
+            K is the number of slots.
         verdicts: int64 [2, G], tokens that were active and that were not, which the caller counts
             with :func:`~.vocab_observe_`. Without them, K follows the expected coverage's level.
 
@@ -51,7 +54,9 @@ class LearnedVocab:
         if costs is not None:
             if verdicts is None:
                 verdicts = torch.zeros(2, 1, dtype=torch.int64, device=vocab.device)
-            self.auto = AutoCapacity(costs, lists, verdicts, largest=vocab.capacity)
+            costs = replace(costs, shared=vocab.num_groups == 1)
+            largest, has_floor = vocab.capacity, self.shared
+            self.auto = AutoCapacity(costs, lists, verdicts, largest=largest, has_floor=has_floor)
             for group in range(vocab.num_groups):
                 self._set_limit(group)
         self.refill()

@@ -171,7 +171,7 @@ class Batch:
                 learn = lists_of(self.draft.lm_head, self.policy.frequent_tokens)
             learning = Learning(head, learn)
         self._observer = Observer(head, self.policy, learning)
-        self._ended_seeds: list[int] = []
+        self._ended_seeds: set[int] = set()
         self.requests: list[Request] = []
         self.seconds: dict[str, float] = {}
         device = self.target.device
@@ -252,11 +252,11 @@ class Batch:
         self.requests.append(request)
 
     @property
-    def _seeds_that_taught(self) -> list[int]:
+    def _seeds_that_taught(self) -> set[int]:
         """Seeds of texts whose tokens change what is drafted in a text that begins now."""
         shared = self.head.follows and self.head.num_groups == 1
-        ended = self._ended_seeds if shared or self._observer.learning is not None else []
-        return ended + [request.seed for request in self.requests if shared]
+        ended = self._ended_seeds if shared or self._observer.learning is not None else set()
+        return ended | {request.seed for request in self.requests if shared}
 
     @torch.no_grad()
     def step(self) -> list[Request]:
@@ -382,7 +382,8 @@ class Batch:
             if last is not request:
                 self._texts.move(last.row, request.row)
                 last.row, rows[request.row] = request.row, last
-            self._ended_seeds.append(request.seed)
+            if self.chain:
+                self._ended_seeds.add(request.seed)
             self._observer.end(request)
         self.requests[:] = [request for request in self.requests if not request.done]
 

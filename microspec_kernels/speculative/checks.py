@@ -3,7 +3,7 @@
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 import torch
 from torch import Tensor
@@ -145,7 +145,7 @@ def check_room(free: Sequence[int], num_groups: int) -> None:
         )
 
 
-def check_seed(seed: int, others: Sequence[int]) -> None:
+def check_seed(seed: int, others: Set[int]) -> None:
     """Raise ValueError if another text that the vocabulary has learned from has this seed.
 
     The numbers that draw a text's chains must not have changed the vocabulary before.

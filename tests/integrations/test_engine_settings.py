@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from microspec_kernels.engine import SWITCH, Settings
-from microspec_kernels.engine.slots import num_slots, slab_share
+from microspec_kernels.engine.slots import costs_of_head, num_slots
 from microspec_kernels.policy import StepCosts, choose_capacity
 
 ALL = {
@@ -157,9 +157,9 @@ def test_the_capacity_auto() -> None:
     assert num_slots(Settings(), None, 128256) == 3072
     assert num_slots(Settings(learn=False), replace(costs, num_rows=32000), 32000) == 3072
     assert num_slots(Settings(capacity=77), costs, 128256) == 77
-    packed = Settings(mode="packed", slab_dtype="int4")
-    assert slab_share(packed, torch.empty(2, 2, dtype=torch.bfloat16)) == 4.5 / 16
-    assert slab_share(Settings(mode="packed", slab_dtype="int8"), torch.empty(2, 2)) == 0.25
-    assert slab_share(Settings(mode="packed"), torch.empty(2, 2)) is None
+    for dtype, share in (("int4", 4.5 / 16), ("int8", 0.5), (None, None)):
+        packed = Settings(mode="packed", slab_dtype=dtype)
+        got = costs_of_head(costs, packed, torch.empty(2, 2, dtype=torch.bfloat16), shared=False)
+        assert got == replace(costs, shared=False, slab_row_bytes=share and share * 8192)
     with pytest.raises(TypeError, match="capacity: expected an int, got 'much'"):
         Settings(capacity="much")  # type: ignore[arg-type]

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a step reads, counted from modules with the names of the engines' parameters."""
 
+import logging
 from dataclasses import replace
+from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
 from microspec_kernels.engine import Settings
-from microspec_kernels.integrations.hooks import nothing_to_win, step_costs
+from microspec_kernels.integrations.hooks import can_win, step_costs
 from microspec_kernels.policy import StepCosts
 
 V, D = 100, 8
@@ -46,13 +49,23 @@ def test_many_requests_are_few_at_first() -> None:
     assert step_costs(model(), model(), {}, **options, max_requests=3).num_requests == 3
 
 
-def test_what_cannot_win_stays_off_unless_forced() -> None:
-    gains = StepCosts(15e9, 0.5e9, 8192, 128256)
+def test_what_cannot_win_stays_off_unless_forced(caplog: pytest.LogCaptureFixture) -> None:
+    """The log says why in either case, with the rows of a slab in the slab's dtype."""
+    caplog.set_level(logging.INFO)
+    gains, weight = StepCosts(15e9, 0.5e9, 8192, 128256), torch.zeros(2, 2, dtype=torch.bfloat16)
+
+    def told(costs: StepCosts, **settings: Any) -> tuple[bool, str]:
+        caplog.clear()
+        wins = can_win(Settings(**settings), costs, weight, logging.getLogger(__name__))
+        return wins, "".join(caplog.messages)
+
+    wins, said = told(gains)
+    assert wins and said.startswith("MicroSpec: K = 16384 of 128256 rows: ") and "18.17 GB" in said
+    wins, said = told(gains, mode="packed", slab_dtype="int4")
+    assert wins and said.startswith("MicroSpec: K = 32768 of 128256 rows: ")
     small = replace(gains, num_rows=32000)
-    assert nothing_to_win(Settings(), gains) is None
-    said = nothing_to_win(Settings(), small)
-    assert said is not None and said.startswith("MicroSpec stays off: all 32000 rows: no smaller K")
-    assert nothing_to_win(Settings(capacity=3072), small) is None
+    wins, said = told(small)
+    assert not wins and said.startswith("MicroSpec stays off: all 32000 rows: no smaller K")
+    assert told(small, capacity=3072) == (True, "")
     many = replace(gains, num_requests=64)  # a vocabulary for each reads more rows than the head
-    assert nothing_to_win(Settings(), many) is None
-    assert nothing_to_win(Settings(vocabulary="request"), many) is not None
+    assert told(many)[0] and not told(many, vocabulary="request")[0]

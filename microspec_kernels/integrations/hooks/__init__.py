@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Shared code of the engine plugins: facts about engines, wrapped methods, an error, metrics."""
 
-from .costs import nothing_to_win, step_costs
+from .costs import can_win, step_costs
 from .expectations import Attributes, CallOrder, Definitions
 from .guard import Guard
 from .hook_points import (
@@ -27,10 +27,10 @@ __all__ = [
     "StoredRows",
     "TokenRequests",
     "UnsupportedError",
+    "can_win",
     "check_hook_points",
     "local_tokenizer",
     "missing_hook_points",
-    "nothing_to_win",
     "package_root",
     "step_costs",
     "stored_rows",

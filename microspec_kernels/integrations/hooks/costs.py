@@ -2,12 +2,13 @@
 """What a step of an engine reads, from the models that it has loaded, and whether K can win."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from logging import Logger
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from microspec_kernels.engine import Settings
+from microspec_kernels.engine.slots import costs_of_head
 from microspec_kernels.policy import StepCosts, choose_capacity, explain
 from microspec_kernels.policy.model_bytes import weights_of
 
@@ -51,13 +52,24 @@ def step_costs(
     )
 
 
-def nothing_to_win(settings: Settings, costs: StepCosts) -> str | None:
-    """Return a sentence that says why the engine's own LM head is faster; None if it is not.
+def can_win(settings: Settings, costs: StepCosts, weight: Tensor, logger: Logger) -> bool:
+    """Return whether an active vocabulary can be faster than the whole LM head, and log why.
 
-    A number as `capacity` switches the active vocabulary on all the same.
+    A number as `capacity` switches it on in any case.
+
+    Args:
+        settings: the user's settings.
+        costs: what a step reads.
+        weight: the draft's LM head.
+        logger: a logger that the engine shows.
     """
-    costs = replace(costs, shared=settings.vocabulary == "shared")
+    if settings.capacity != "auto":
+        return True
+    costs = costs_of_head(costs, settings, weight, shared=settings.vocabulary == "shared")
     choice = choose_capacity(costs)
-    if settings.capacity != "auto" or choice.speedup > 1:
-        return None
-    return f"MicroSpec stays off: {explain(costs, choice)}. A number as capacity switches it on"
+    if choice.speedup > 1:
+        logger.info("MicroSpec: %s", explain(costs, choice))
+        return True
+    stays_off = "MicroSpec stays off: %s. A number as capacity switches it on"
+    logger.info(stays_off, explain(costs, choice))
+    return False

@@ -19,8 +19,8 @@ from microspec_kernels.integrations.hooks import (
     RequestNumbers,
     TokenRequests,
     UnsupportedError,
+    can_win,
     local_tokenizer,
-    nothing_to_win,
     step_costs,
 )
 from microspec_kernels.policy import StepCosts
@@ -60,11 +60,9 @@ def attach(worker: Any, settings: Settings) -> "ActiveDraft | None":
         num_drafts=worker.speculative_num_steps,
         max_requests=TEXTS,
     )
-    reason = nothing_to_win(settings, costs)
-    if reason is None:
-        return ActiveDraft(worker, settings, costs)
-    logger.info("%s", reason)
-    return None
+    if not can_win(settings, costs, draft.lm_head.weight, logger):
+        return None
+    return ActiveDraft(worker, settings, costs)
 
 
 class ActiveDraft:

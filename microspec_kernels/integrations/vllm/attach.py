@@ -10,8 +10,8 @@ from torch import Tensor
 from microspec_kernels.engine import EngineHead, Settings, Shard
 from microspec_kernels.integrations.hooks import (
     UnsupportedError,
+    can_win,
     local_tokenizer,
-    nothing_to_win,
     step_costs,
 )
 
@@ -87,9 +87,7 @@ def attach(
         num_drafts=vllm_config.speculative_config.num_speculative_tokens,
         max_requests=max_requests,
     )
-    reason = nothing_to_win(settings, costs)
-    if reason is not None:
-        logger.info("%s", reason)
+    if not can_win(settings, costs, rows.weight, logger):
         return None
     tokenizer = None
     if settings.learn and not getattr(config, "skip_tokenizer_init", False):

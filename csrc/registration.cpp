@@ -50,9 +50,9 @@ STABLE_TORCH_LIBRARY(microspec, m) {
       "Tensor? request_lists=None, Tensor(c!)? total_counts=None) -> ()");
   m.def(
       "vocab_observe_(Tensor(a!) active_ids, Tensor(b!) slot_stamps, Tensor(c!) token_slots, "
-      "Tensor(d!) clock, Tensor tokens, Tensor written, *, Tensor? token_groups=None, "
-      "Tensor? token_requests=None, Tensor(e!)? verdicts=None, Tensor(f!)? text_counts=None, "
-      "Tensor(g!)? seen=None, Tensor? request_lists=None, Tensor(h!)? total_counts=None) -> ()");
+      "Tensor(d!) clock, Tensor tokens, *, Tensor? lengths=None, Tensor? candidates=None, "
+      "Tensor? token_rows=None, Tensor? token_groups=None, Tensor? token_requests=None, "
+      "Tensor(e!)? tally=None, int num_lists=0) -> ()");
   m.def(
       "vocab_refill_(Tensor(a!) active_ids, Tensor(b!) slot_stamps, Tensor(c!) token_slots, "
       "Tensor(d!) clock, Tensor text_counts, Tensor token_ranks, Tensor group_lists, *, "

@@ -19,6 +19,7 @@ from .ops import (
 )
 from .parallel import parallel_sparse_head
 from .slab import SlabView, WeightSlab
+from .tally import Tally
 from .vocab import ActiveVocab
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "SlabView",
     "SparseHead",
     "SparseLMHead",
+    "Tally",
     "WeightSlab",
     "__version__",
     "backend",

@@ -13,6 +13,8 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
+from .tally import num_words, tally_words
+
 MAX_TOP_K = 128
 PINNED_STAMP = 2**63 - 1
 EMPTY_STAMP = -1
@@ -426,7 +428,7 @@ def _requests(
     check: Checker, text_counts: Tensor, seen: Tensor, request_lists: Tensor | None
 ) -> None:
     """Check seen int32 [R, ceil(V / 32)], and request_lists [R] if there are several lists."""
-    words = (text_counts.size(1) + 31) // 32
+    words = num_words(text_counts.size(1))
     fits = seen.dim() == 2 and seen.size(0) > 0 and seen.size(1) == words
     check.value(fits, "seen", f"shape [R, {words}], R >= 1", list(seen.shape))
     check.int32(seen, "seen")
@@ -454,12 +456,51 @@ def vocab_count(
     return check
 
 
-def _beside_tokens(check: Checker, tensor: Tensor, argument: str, tokens: Tensor) -> None:
-    shape = list(tokens.shape)
-    got = list(tensor.shape)
-    check.value(got == shape, argument, f"shape {shape} as tokens", got)
+def _integers(check: Checker, tensor: Tensor, argument: str) -> None:
+    """Check an int32 or int64 tensor of any shape."""
+    check.integer(tensor, argument)
     check.contiguous(tensor, argument)
     check.on_device(tensor, argument)
+
+
+def _step_tokens(
+    check: Checker,
+    tokens: Tensor,
+    lengths: Tensor | None,
+    candidates: Tensor | None,
+    token_rows: Tensor | None,
+) -> int:
+    """Check the tokens of a step. Return the number of them and of the candidates."""
+    _integers(check, tokens, "tokens")
+    fits = tokens.dim() == 2 or (tokens.dim() == 1 and lengths is None)
+    expected = "shape [N] or [B, n]" if lengths is None else "shape [B, n] beside lengths"
+    check.value(fits, "tokens", expected, list(tokens.shape))
+    if lengths is not None:
+        _numbers(check, lengths, "lengths", tokens.size(0))
+    if candidates is not None:
+        _integers(check, candidates, "candidates")
+    if token_rows is not None:
+        check.int32(token_rows, "token_rows")
+        fits = token_rows.dim() == 1 and token_rows.numel() > 0
+        check.value(fits, "token_rows", "shape [T], T >= 1", list(token_rows.shape))
+        check.contiguous(token_rows, "token_rows")
+        check.on_device(token_rows, "token_rows")
+    return tokens.numel() + (0 if candidates is None else candidates.numel())
+
+
+def _tally(check: Checker, tally: Tensor, num_lists: int, vocab_size: int) -> int:
+    """Check a tally's data. Return R."""
+    check.int32(tally, "tally")
+    check.contiguous(tally, "tally")
+    check.on_device(tally, "tally")
+    per_request, tables = tally_words(num_lists, vocab_size)
+    num_requests = (tally.numel() - tables) // per_request
+    fits = num_requests > 0 and num_requests * per_request + tables == tally.numel()
+    expected = f"shape [{per_request} R + {tables}], R >= 1"
+    check.value(tally.dim() == 1 and fits, "tally", expected, list(tally.shape))
+    aligned = tally.storage_offset() % 2 == 0  # the verdicts are int64
+    check.value(aligned, "tally", "data aligned to 8 bytes", "data aligned to 4")
+    return num_requests
 
 
 def vocab_observe(
@@ -468,46 +509,34 @@ def vocab_observe(
     token_slots: Tensor,
     clock: Tensor,
     tokens: Tensor,
-    written: Tensor,
+    lengths: Tensor | None,
+    candidates: Tensor | None,
+    token_rows: Tensor | None,
     token_groups: Tensor | None,
     token_requests: Tensor | None,
-    verdicts: Tensor | None,
-    text_counts: Tensor | None,
-    seen: Tensor | None,
-    request_lists: Tensor | None,
-    total_counts: Tensor | None,
+    tally: Tensor | None,
+    num_lists: int,
 ) -> Checker:
     """Check the arguments of vocab_observe_, except the tokens' values."""
     check = Checker("vocab_observe_", active_ids.device)
     num_groups, _, vocab_size = vocab_state(check, active_ids, slot_stamps, token_slots, clock)
-    _tokens(check, tokens, "groups", num_groups, token_groups)
-    check.dtype(written, "written", [torch.bool], "bool")
-    _beside_tokens(check, written, "written", tokens)
-    if verdicts is not None:
-        check.int64(verdicts, "verdicts")
-        check.shape(verdicts, "verdicts", (2, num_groups))
-        check.contiguous(verdicts, "verdicts")
-        check.on_device(verdicts, "verdicts")
-    both = "text_counts and seen together, or neither"
-    if text_counts is None or seen is None:
-        got = "seen alone" if text_counts is None else "text_counts alone"
-        check.value(text_counts is None and seen is None, "seen", both, got)
-        counting = {
-            "token_requests": token_requests,
-            "request_lists": request_lists,
-            "total_counts": total_counts,
-        }
-        for name, tensor in counting.items():
-            check.value(tensor is None, name, "None without text_counts", "a tensor")
+    count = _step_tokens(check, tokens, lengths, candidates, token_rows)
+    expected = "the group of each token, as G > 1"
+    check.value(token_groups is not None or num_groups == 1, "token_groups", expected, None)
+    if token_groups is not None:
+        _numbers(check, token_groups, "token_groups", count)
+    given = tally is not None or token_requests is None
+    check.value(given, "token_requests", "None without tally", "a tensor")
+    if tally is None:
+        check.value(num_lists == 0, "num_lists", "0 without tally", num_lists)
         return check
-    _counts(check, text_counts, total_counts)
-    check.shape(text_counts, "text_counts", (text_counts.size(0), vocab_size))
-    _requests(check, text_counts, seen, request_lists)
-    given = token_requests is not None or seen.size(0) == num_groups
-    check.value(given, "token_requests", "the request of each token, as R is not G", None)
+    check.value(num_lists >= 0, "num_lists", "at least 0", num_lists)
+    num_requests = _tally(check, tally, num_lists, vocab_size)
+    given = token_requests is not None or num_requests in (1, num_groups)
+    expected = "the request of each token, as R is neither 1 nor G"
+    check.value(given, "token_requests", expected, None)
     if token_requests is not None:
-        check.integer(token_requests, "token_requests")
-        _beside_tokens(check, token_requests, "token_requests", tokens)
+        _numbers(check, token_requests, "token_requests", count)
     return check
 
 

@@ -2,6 +2,7 @@
 """What PyTorch needs of the ops beside kernels: fake results, and errors for lazy views."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,10 +41,10 @@ def _refuse_lazy_views(op: str) -> Callable[..., None]:
     """
     names = [a.name for a in getattr(torch.ops.microspec, op).default._schema.arguments]
 
-    def refuse(*positional: Tensor, **named: Tensor | None) -> None:
-        for name, tensor in (*zip(names, positional, strict=False), *named.items()):
+    def refuse(*positional: Any, **named: Any) -> None:
+        for name, value in (*zip(names, positional, strict=False), *named.items()):
             for method, view in (("is_neg", "negated"), ("is_conj", "conjugated")):
-                if tensor is not None and getattr(tensor, method)():
+                if isinstance(value, Tensor) and getattr(value, method)():
                     raise ValueError(
                         f"microspec::{op}: {name}: expected a tensor without a pending sign, got "
                         f"a {view} view"
@@ -145,19 +146,18 @@ def _vocab_observe_(  # type: ignore[no-untyped-def]
     token_slots,
     clock,
     tokens,
-    written,
     *,
+    lengths=None,
+    candidates=None,
+    token_rows=None,
     token_groups=None,
     token_requests=None,
-    verdicts=None,
-    text_counts=None,
-    seen=None,
-    request_lists=None,
-    total_counts=None,
+    tally=None,
+    num_lists=0,
 ):
     _checks.vocab_observe(
-        active_ids, slot_stamps, token_slots, clock, tokens, written, token_groups, token_requests,
-        verdicts, text_counts, seen, request_lists, total_counts,
+        active_ids, slot_stamps, token_slots, clock, tokens, lengths, candidates, token_rows,
+        token_groups, token_requests, tally, num_lists,
     )  # fmt: skip
 
 

@@ -148,19 +148,6 @@ def _implementations(code: Callable[[], ModuleType]) -> dict[str, Callable[..., 
             slab, slab_ids, weight, active_ids, slab_scale=slab_scale, weight_scale=weight_scale
         )
 
-    def check_tokens(
-        check: _checks.Checker,
-        active_ids: Tensor,
-        token_slots: Tensor,
-        tokens: Tensor,
-        token_groups: Tensor | None,
-    ) -> None:
-        if reads_ids(active_ids):
-            num_groups, vocab_size = token_slots.shape
-            check.ids(tokens, "tokens", vocab_size, "ids", "flat position")
-            if token_groups is not None:
-                check.ids(token_groups, "token_groups", num_groups, "groups", "position")
-
     def vocab_update_(
         active_ids: Tensor,
         slot_stamps: Tensor,
@@ -178,7 +165,10 @@ def _implementations(code: Callable[[], ModuleType]) -> dict[str, Callable[..., 
             "clock": clock,
         }
         check.disjoint(written, {"tokens": tokens, "token_groups": token_groups})
-        check_tokens(check, active_ids, token_slots, tokens, token_groups)
+        if reads_ids(active_ids):
+            check.ids(tokens, "tokens", token_slots.size(1), "ids", "flat position")
+            if token_groups is not None:
+                check.ids(token_groups, "token_groups", len(clock), "groups", "position")
         note_writes(written)
         code().vocab_update_(
             active_ids, slot_stamps, token_slots, clock, tokens, token_groups=token_groups
@@ -219,15 +209,14 @@ def _implementations(code: Callable[[], ModuleType]) -> dict[str, Callable[..., 
         token_slots: Tensor,
         clock: Tensor,
         tokens: Tensor,
-        written: Tensor,
         *,
+        lengths: Tensor | None = None,
+        candidates: Tensor | None = None,
+        token_rows: Tensor | None = None,
         token_groups: Tensor | None = None,
         token_requests: Tensor | None = None,
-        verdicts: Tensor | None = None,
-        text_counts: Tensor | None = None,
-        seen: Tensor | None = None,
-        request_lists: Tensor | None = None,
-        total_counts: Tensor | None = None,
+        tally: Tensor | None = None,
+        num_lists: int = 0,
     ) -> None:
         state = {
             "active_ids": active_ids,
@@ -235,18 +224,29 @@ def _implementations(code: Callable[[], ModuleType]) -> dict[str, Callable[..., 
             "token_slots": token_slots,
             "clock": clock,
         }
-        changed = {"verdicts": verdicts, "text_counts": text_counts, "seen": seen}
-        changed["total_counts"] = total_counts
-        owners = {"token_groups": token_groups, "token_requests": token_requests}
-        options: dict[str, Any] = {**owners, **changed, "request_lists": request_lists}
+        read = {
+            "lengths": lengths,
+            "candidates": candidates,
+            "token_rows": token_rows,
+            "token_groups": token_groups,
+            "token_requests": token_requests,
+        }
+        options: dict[str, Any] = {**read, "tally": tally, "num_lists": num_lists}
         check = _checks.vocab_observe(
-            active_ids, slot_stamps, token_slots, clock, tokens, written, **options
+            active_ids, slot_stamps, token_slots, clock, tokens, **options
         )
-        read = {"tokens": tokens, "written": written, **owners, "request_lists": request_lists}
-        check.disjoint({**state, **changed}, read)
-        check_tokens(check, active_ids, token_slots, tokens, token_groups)
-        note_writes({**state, **changed})
-        code().vocab_observe_(*state.values(), tokens, written, **options)
+        changed = {**state, "tally": tally}
+        check.disjoint(changed, {"tokens": tokens, **read})
+        if reads_ids(active_ids):
+            bound = token_slots.size(1) if token_rows is None else len(token_rows)
+            valid = reference.valid_tokens(tokens, lengths)
+            check.ids(valid, "tokens", bound, "ids", "flat position")
+            if candidates is not None:
+                check.ids(candidates, "candidates", bound, "ids", "flat position")
+            if token_groups is not None:
+                check.ids(token_groups, "token_groups", len(clock), "groups", "position")
+        note_writes(changed)
+        code().vocab_observe_(*state.values(), tokens, **options)
 
     def vocab_refill_(
         active_ids: Tensor,

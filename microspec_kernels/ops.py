@@ -430,37 +430,40 @@ def vocab_observe_(
     token_slots: Tensor,
     clock: Tensor,
     tokens: Tensor,
-    written: Tensor,
     *,
+    lengths: Tensor | None = None,
+    candidates: Tensor | None = None,
+    token_rows: Tensor | None = None,
     token_groups: Tensor | None = None,
     token_requests: Tensor | None = None,
-    verdicts: Tensor | None = None,
-    text_counts: Tensor | None = None,
-    seen: Tensor | None = None,
-    request_lists: Tensor | None = None,
-    total_counts: Tensor | None = None,
+    tally: Tensor | None = None,
+    num_lists: int = 0,
 ) -> None:
     """Take a step's tokens: judge and count those that the target wrote, and update with all.
 
-    The op does in turn what three calls would: it counts which written tokens are active now, then
-    :func:`vocab_count_` of the written tokens, then :func:`vocab_update_` of all tokens. On a GPU
-    it is two kernels.
+    The op does in turn what three calls would: it counts which tokens are active now, then
+    :func:`vocab_count_` of them, then :func:`vocab_update_` of candidates and tokens. On a GPU it
+    is two kernels.
 
     Args:
         active_ids, slot_stamps, token_slots, clock: the vocabulary, as :func:`vocab_update_` takes
             it.
-        tokens: int32 or int64 [G, N], or [N] if G = 1 or with ``token_groups``; oldest first;
-            -1 is padding.
-        written: bool, shape of ``tokens``: whether the token continues a text. The others are
-            candidates, such as the target's likeliest tokens.
-        token_groups: int32 or int64 [N], the group of each token of a ragged batch.
-        token_requests: int32 or int64, shape of ``tokens``: the request of each token. Default: the
-            number of its group, if there are as many.
-        verdicts: int64 [2, G], written tokens that were active, and that were not; the op adds.
-        text_counts: int32 [C, V]; without it nothing is counted.
-        seen: int32 [R, ceil(V / 32)], required beside ``text_counts``.
-        request_lists: int32 or int64 [R]. Required if C > 1.
-        total_counts: int32 [V].
+        tokens: int32 or int64 [N], or [B, n] with a row for each text: what the target wrote,
+            oldest first; -1 is padding.
+        lengths: int32 or int64 [B], how many of each row of tokens are valid. What follows them may
+            be anything.
+        candidates: int32 or int64 of any shape, M tokens that also become active, such as the
+            target's likeliest; older than ``tokens``. They are neither judged nor counted.
+        token_rows: int32 [T], each token's id in the vocabulary, -1 for none, where the draft has
+            another vocabulary than the target. Tokens and candidates are then in [-1, T).
+        token_groups: int32 or int64 [M + N], the group of each candidate and then of each token.
+            Required if G > 1.
+        token_requests: int32 or int64 [M + N], the request of each. Default: the number of its
+            group if R = G, else 0. A token of a request outside [0, R) is neither judged nor
+            counted.
+        tally: int32 [n], the data of a :class:`~.tally.Tally`, to which the op adds. Without it
+            nothing is judged or counted.
+        num_lists: C, the tally's number of lists. With 0 there are only verdicts.
 
     Raises:
         ValueError, TypeError, IndexError: as :func:`sparse_head`. The op then writes nothing.
@@ -472,14 +475,13 @@ def vocab_observe_(
             token_slots,
             clock,
             tokens,
-            written,
+            lengths=lengths,
+            candidates=candidates,
+            token_rows=token_rows,
             token_groups=token_groups,
             token_requests=token_requests,
-            verdicts=verdicts,
-            text_counts=text_counts,
-            seen=seen,
-            request_lists=request_lists,
-            total_counts=total_counts,
+            tally=tally,
+            num_lists=num_lists,
         )
     except RuntimeError as error:
         _reraise(error)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ._checks import E2M1, EMPTY_STAMP, FOUR_BIT, INT4, INT4_GROUP, PINNED_STAMP
+from .tally import Tally
 
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 LARGEST_INT4 = 7.0
@@ -435,30 +436,46 @@ def vocab_count_(
     seen.copy_(words.where(words < 2**31, words - 2**32))
 
 
-def judge(
-    active_ids: Tensor,
-    token_slots: Tensor,
+def valid_tokens(tokens: Tensor, lengths: Tensor | None) -> Tensor:
+    """Return tokens [B, n] with -1 after the first lengths [B] of each row."""
+    if lengths is None:
+        return tokens
+    columns = torch.arange(tokens.size(1), device=tokens.device)
+    return tokens.where(columns < lengths[:, None], -1)
+
+
+def step_ids(
     tokens: Tensor,
-    written: Tensor,
-    token_groups: Tensor | None,
+    lengths: Tensor | None,
+    candidates: Tensor | None,
+    token_rows: Tensor | None,
+    vocab_size: int,
+) -> Tensor:
+    """Return the ids in the vocabulary of a step's candidates, and after them of its tokens."""
+    ids = valid_tokens(tokens, lengths).flatten()
+    if candidates is not None:
+        ids = torch.cat((candidates.flatten().long(), ids.long()))
+    if token_rows is not None:
+        inside = (ids >= 0) & (ids < len(token_rows))
+        ids = token_rows[ids.where(inside, 0).long()].where(inside, -1)
+    return ids.where((ids >= 0) & (ids < vocab_size), -1)
+
+
+def judge(
+    active_ids: Tensor, token_slots: Tensor, ids: Tensor, groups: Tensor, requests: Tensor,
     verdicts: Tensor,
-) -> None:
-    """Add to verdicts [2, G] the written tokens that are active, and those that are not."""
-    ids, (num_groups, vocab_size) = by_group(active_ids), token_slots.shape
-    if token_groups is None:
-        token_groups = torch.arange(num_groups, device=tokens.device)
-        token_groups = token_groups.repeat_interleave(tokens.size(-1)).view(tokens.shape)
-    inside = written & (tokens >= 0) & (tokens < vocab_size)
-    inside &= (token_groups >= 0) & (token_groups < num_groups)
-    inside = inside.flatten()
-    token = tokens.flatten().where(inside, 0).long()
-    group = token_groups.flatten().where(inside, 0).long()
+) -> None:  # fmt: skip
+    """Add to verdicts [2, R] the ids that are active, and those that are not."""
+    of_group = by_group(active_ids)
+    inside = (ids >= 0) & (groups >= 0) & (groups < len(of_group))
+    inside &= (requests >= 0) & (requests < verdicts.size(1))
+    id_, group, request = (t.where(inside, 0).long() for t in (ids, groups, requests))
     active = torch.zeros_like(inside)
-    if ids.size(1) and vocab_size:
-        slot = token_slots[group, token].long()
-        there = (slot >= 0) & (slot < ids.size(1))
-        active = there & (ids[group, slot.where(there, 0)] == token)
-    verdicts.index_add_(1, group, torch.stack((active & inside, ~active & inside)).long())
+    if of_group.size(1) and token_slots.size(1):
+        slot = token_slots[group, id_].long()
+        there = (slot >= 0) & (slot < of_group.size(1))
+        active = there & (of_group[group, slot.where(there, 0)] == id_)
+    verdicts.index_add_(1, request, torch.stack((active & inside, ~active & inside)).long())
 
 
 def observing(count: Callable[..., None], update: Callable[..., None]) -> Callable[..., None]:
@@ -470,29 +487,38 @@ def observing(count: Callable[..., None], update: Callable[..., None]) -> Callab
         token_slots: Tensor,
         clock: Tensor,
         tokens: Tensor,
-        written: Tensor,
         *,
+        lengths: Tensor | None = None,
+        candidates: Tensor | None = None,
+        token_rows: Tensor | None = None,
         token_groups: Tensor | None = None,
         token_requests: Tensor | None = None,
-        verdicts: Tensor | None = None,
-        text_counts: Tensor | None = None,
-        seen: Tensor | None = None,
-        request_lists: Tensor | None = None,
-        total_counts: Tensor | None = None,
+        tally: Tensor | None = None,
+        num_lists: int = 0,
     ) -> None:
-        """Judge and count the written tokens, then update with all tokens, in place."""
-        if verdicts is not None:
-            judge(active_ids, token_slots, tokens, written, token_groups, verdicts)
-        if text_counts is not None:
-            chosen, requests = tokens.where(written, -1), token_groups
-            if token_requests is not None:
-                chosen, requests = chosen.flatten(), token_requests.flatten()
-            elif chosen.dim() == 1 and requests is None:
-                chosen = chosen[None]
-            options = {"request_lists": request_lists, "total_counts": total_counts}
-            count(text_counts, seen, chosen, token_requests=requests, **options)
-        state = active_ids, slot_stamps, token_slots, clock
-        update(*state, tokens, token_groups=token_groups)
+        """Judge and count the tokens, then update with the candidates and the tokens, in place."""
+        num_groups, vocab_size = token_slots.shape
+        ids = step_ids(tokens, lengths, candidates, token_rows, vocab_size)
+        if tally is not None:
+            parts = Tally.over(tally, vocab_size, num_lists)
+            zeros = torch.zeros_like(ids)
+            groups = zeros if token_groups is None else token_groups
+            requests = token_requests
+            if requests is None:
+                requests = groups if parts.verdicts.size(1) == num_groups else zeros
+            owned = slice(len(ids) - tokens.numel(), None)
+            written, groups, requests = (t[owned] for t in (ids, groups, requests))
+            judge(active_ids, token_slots, written, groups, requests, parts.verdicts)
+            if num_lists:
+                count(
+                    parts.text_counts,
+                    parts.seen,
+                    written,
+                    token_requests=requests,
+                    request_lists=parts.request_lists,
+                    total_counts=parts.total_counts,
+                )
+        update(active_ids, slot_stamps, token_slots, clock, ids, token_groups=token_groups)
 
     return vocab_observe_
 

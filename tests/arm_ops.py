@@ -282,7 +282,7 @@ class Ops:
         read = [tokens, token_requests, request_lists]
         _checks.vocab_count(text_counts, seen, *read, total_counts)
         integers = [int(t is not None and t.dtype == torch.int64) for t in read]
-        integers += [len(seen), *text_counts.shape, seen.size(1), tokens.size(-1)]
+        integers += [len(seen), *text_counts.shape, tokens.size(-1)]
         self._driver.call(COUNT, integers, [], written, read)
 
     def vocab_observe_(
@@ -292,29 +292,28 @@ class Ops:
         token_slots: Tensor,
         clock: Tensor,
         tokens: Tensor,
-        written: Tensor,
         *,
+        lengths: Tensor | None = None,
+        candidates: Tensor | None = None,
+        token_rows: Tensor | None = None,
         token_groups: Tensor | None = None,
         token_requests: Tensor | None = None,
-        verdicts: Tensor | None = None,
-        text_counts: Tensor | None = None,
-        seen: Tensor | None = None,
-        request_lists: Tensor | None = None,
-        total_counts: Tensor | None = None,
+        tally: Tensor | None = None,
+        num_lists: int = 0,
     ) -> None:
         state = (active_ids, slot_stamps, token_slots, clock)
         options = {
+            "lengths": lengths,
+            "candidates": candidates,
+            "token_rows": token_rows,
             "token_groups": token_groups,
             "token_requests": token_requests,
-            "verdicts": verdicts,
-            "text_counts": text_counts,
-            "seen": seen,
-            "request_lists": request_lists,
-            "total_counts": total_counts,
+            "tally": tally,
+            "num_lists": num_lists,
         }
-        _checks.vocab_observe(*state, tokens, written, *options.values())
+        _checks.vocab_observe(*state, tokens, **options)
         observe = reference.observing(self.vocab_count_, self.vocab_update_)
-        observe(*state, tokens, written, **options)
+        observe(*state, tokens, **options)
 
     def vocab_refill_(
         self,

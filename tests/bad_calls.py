@@ -15,6 +15,7 @@ import torch
 from generators import gather_case, head_case, vocab_state
 from torch import Tensor
 
+from microspec_kernels import Tally
 from microspec_kernels._checks import MAX_TOP_K
 
 Arguments = dict[str, Any]
@@ -162,34 +163,43 @@ def count_ragged() -> Arguments:
     return {**count_requests(), "tokens": torch.arange(4), "token_requests": requests}
 
 
-def observe_call(num_groups: int = 1) -> Arguments:
-    """Return a call whose requests are the groups."""
+def observe_call(num_groups: int = 1, num_lists: int = 1, num_requests: int = 1) -> Arguments:
+    """Return a call with two rows of tokens, candidates and a map of tokens."""
+    tally = Tally(50, num_lists=num_lists, num_requests=num_requests)
+    count = 5 if num_groups > 1 else None
     return {
-        **vocab_call(num_groups), "written": torch.tensor([[True, False, True, True]] * num_groups),
-        **count_tables(1, num_groups), "token_requests": None,
-        "verdicts": zeros(2, num_groups, dtype=I64),
+        **vars(vocab_state(50, 6, num_groups=num_groups, pinned=(7,))),
+        "tokens": torch.tensor([[3, 20], [59, 99]]), "lengths": torch.tensor([2, 1]),
+        "candidates": torch.tensor([6]), "token_rows": torch.arange(60, dtype=I32) - 10,
+        "token_groups": None if count is None else torch.tensor([0, 1, 1, -1, 0]) % num_groups,
+        "token_requests": None, "tally": tally.data, "num_lists": num_lists,
     }  # fmt: skip
 
 
+def observe_plain() -> Arguments:
+    """Return a call of ids as they lie, which counts for one request."""
+    call = {**observe_call(), "tokens": torch.arange(4)}
+    return {**call, **dict.fromkeys(("lengths", "candidates", "token_rows"))}
+
+
 def observe_groups() -> Arguments:
-    return observe_call(2)
+    """Return a call whose requests are the groups."""
+    return observe_call(2, 2, 2)
 
 
 def observe_requests() -> Arguments:
     """Return a call of two groups whose tokens are those of three requests in two lists."""
-    requests = torch.tensor([[0, 2, -1, 1], [1, 1, 3, 0]])
-    return {**observe_groups(), **count_tables(2, 3), "token_requests": requests}
-
-
-def observe_ragged() -> Arguments:
-    requests, written = torch.tensor([0, 2, -1, 1]), torch.tensor([True, False, True, True])
-    return {**observe_requests(), **ragged(), "written": written, "token_requests": requests}
+    return {**observe_call(2, 2, 3), "token_requests": torch.tensor([0, 2, -1, 1, 3])}
 
 
 def judge_call() -> Arguments:
     """Return a call that counts nothing."""
-    counting = ("text_counts", "seen", "request_lists", "total_counts")
-    return {**observe_groups(), **dict.fromkeys(counting)}
+    return observe_call(2, 0, 2)
+
+
+def update_call() -> Arguments:
+    """Return a call that neither judges nor counts."""
+    return {**observe_groups(), "tally": None, "num_lists": 0}
 
 
 def refill_call(num_groups: int = 1) -> Arguments:
@@ -422,11 +432,9 @@ def _state_rows(v: Callable[[], Arguments], vg: Callable[[], Arguments]) -> list
     ]  # fmt: skip
 
 
-def _update_rows(
-    v: Callable[[], Arguments], vg: Callable[[], Arguments], ragged: Callable[[], Arguments]
-) -> list[Row]:
-    """Return wrong states, tokens and groups, for one group, for two, and for a ragged batch."""
+def _update_rows() -> list[Row]:
     V, T = ValueError, TypeError
+    v, vg = vocab_call, vocab_groups
     with_groups = "shape [G, N], or [N] with token_groups, as G > 1"
     return [
         *_state_rows(v, vg),
@@ -443,9 +451,8 @@ def _update_rows(
     ]  # fmt: skip
 
 
-def _token_value_rows(
-    v: Callable[[], Arguments], vg: Callable[[], Arguments], ragged: Callable[[], Arguments]
-) -> list[Row]:
+def _vocab_value_rows() -> list[Row]:
+    v, vg = vocab_call, vocab_groups
     ids, groups = "ids in [0, 50) or -1", "groups in [0, 2) or -1"
     bad = with_value
     return [
@@ -456,12 +463,6 @@ def _token_value_rows(
         ("group G", ragged, lambda a: {"token_groups": bad(a["token_groups"], 3, 2)}, IndexError, "token_groups", groups, "2 at position 3"),
         ("group -2, int32", ragged, lambda a: {"token_groups": bad(a["token_groups"], 3, -2).int()}, IndexError, "token_groups", groups, "-2 at position 3"),
         ("group beyond 2^33", ragged, lambda a: {"token_groups": bad(a["token_groups"], 3, 2**33 + 1)}, IndexError, "token_groups", groups, "8589934593 at position 3"),
-    ]  # fmt: skip
-
-
-def _vocab_value_rows() -> list[Row]:
-    return [
-        *_token_value_rows(vocab_call, vocab_groups, ragged),
         ("ids are the tokens", vocab_groups, lambda a: {"tokens": a["active_ids"]}, ValueError, "active_ids", OWN, "memory shared with tokens"),
         ("stamps are the tokens", vocab_groups, lambda a: {"tokens": a["slot_stamps"]}, ValueError, "slot_stamps", OWN, "memory shared with tokens"),
         ("slots are the groups", ragged, lambda a: {"token_groups": a["token_slots"][0, 3:7]}, ValueError, "token_slots", OWN, "memory shared with token_groups"),
@@ -470,9 +471,10 @@ def _vocab_value_rows() -> list[Row]:
     ]  # fmt: skip
 
 
-def _table_rows(c: Callable[[], Arguments], cr: Callable[[], Arguments]) -> list[Row]:
-    """Return wrong counts, for one request and list, and for three requests in two lists."""
+def _count_rows() -> list[Row]:
     V, T = ValueError, TypeError
+    c, cr, ragged = count_call, count_requests, count_ragged
+    with_requests = "shape [R, N], or [N] with token_requests, as R > 1"
     return [
         ("counts 1-d", c, lambda a: {"text_counts": zeros(50, dtype=I32)}, V, "text_counts", "shape [C, V], C >= 1", "[50]"),
         ("no list", c, lambda a: {"text_counts": zeros(0, 50, dtype=I32)}, V, "text_counts", "shape [C, V], C >= 1", "[0, 50]"),
@@ -490,15 +492,6 @@ def _table_rows(c: Callable[[], Arguments], cr: Callable[[], Arguments]) -> list
         ("lists float", cr, lambda a: {"request_lists": zeros(3)}, T, "request_lists", "int32 or int64", "float32"),
         ("lists of another R", cr, lambda a: {"request_lists": zeros(2, dtype=I64)}, V, "request_lists", "shape [3]", "[2]"),
         ("lists strided", cr, lambda a: {"request_lists": spread(a["request_lists"])}, V, "request_lists", FLAT, "strides [2]"),
-    ]  # fmt: skip
-
-
-def _count_rows() -> list[Row]:
-    V, T = ValueError, TypeError
-    c, cr, ragged = count_call, count_requests, count_ragged
-    with_requests = "shape [R, N], or [N] with token_requests, as R > 1"
-    return [
-        *_table_rows(c, cr),
         ("tokens float", c, lambda a: {"tokens": zeros(1, 4)}, T, "tokens", "int32 or int64", "float32"),
         ("tokens 2-d, ragged", ragged, lambda a: {"tokens": zeros(3, 4, dtype=I64)}, V, "tokens", "shape [N] beside token_requests", "[3, 4]"),
         ("tokens 1-d for requests", cr, lambda a: {"tokens": zeros(4, dtype=I64)}, V, "tokens", with_requests, "[4]"),
@@ -524,57 +517,89 @@ def _count_value_rows() -> list[Row]:
 
 def _observe_rows() -> list[Row]:
     V, T = ValueError, TypeError
-    o, og, more, ragged = observe_call, observe_groups, observe_requests, observe_ragged
-    requests, none = "the request of each token, as R is not G", "None without text_counts"
-    both = "text_counts and seen together, or neither"
+    o, og, more, plain, update = (
+        observe_call,
+        observe_groups,
+        observe_requests,
+        observe_plain,
+        update_call,
+    )
+    groups, requests = (
+        "the group of each token, as G > 1",
+        "the request of each token, as R is neither 1 nor G",
+    )
+    beside, of_tally = "shape [B, n] beside lengths", "shape [7 R + 50], R >= 1"
     return [
-        *_update_rows(o, og, ragged),
-        ("written int32", o, lambda a: {"written": a["written"].int()}, T, "written", "bool", "int32"),
-        ("written uint8", o, lambda a: {"written": a["written"].view(U8)}, T, "written", "bool", "uint8"),
-        ("written of another N", o, lambda a: {"written": a["written"][:, :3].contiguous()}, V, "written", "shape [1, 4] as tokens", "[1, 3]"),
-        ("written of another G", og, lambda a: {"written": a["written"][:1]}, V, "written", "shape [2, 4] as tokens", "[1, 4]"),
-        ("written flat", og, lambda a: {"written": a["written"].flatten()}, V, "written", "shape [2, 4] as tokens", "[8]"),
-        ("written 2-d, ragged", ragged, lambda a: {"written": a["written"][None]}, V, "written", "shape [4] as tokens", "[1, 4]"),
-        ("written strided", og, lambda a: {"written": spread(a["written"])}, V, "written", FLAT, "strides [8, 2]"),
-        ("verdicts int32", o, lambda a: {"verdicts": a["verdicts"].int()}, T, "verdicts", "int64", "int32"),
-        ("verdicts of another G", og, lambda a: {"verdicts": zeros(2, 3, dtype=I64)}, V, "verdicts", "shape [2, 2]", "[2, 3]"),
-        ("verdicts 1-d", o, lambda a: {"verdicts": zeros(2, dtype=I64)}, V, "verdicts", "shape [2, 1]", "[2]"),
-        ("verdicts strided", og, lambda a: {"verdicts": spread(a["verdicts"])}, V, "verdicts", FLAT, "strides [4, 2]"),
-        ("verdicts by group", og, lambda a: {"verdicts": a["verdicts"].T}, V, "verdicts", FLAT, "strides [1, 2]"),
-        ("seen without counts", judge_call, lambda a: {"seen": zeros(2, 2, dtype=I32)}, V, "seen", both, "seen alone"),
-        ("counts without seen", o, lambda a: {"seen": None}, V, "seen", both, "text_counts alone"),
-        ("requests without counts", judge_call, lambda a: {"token_requests": a["tokens"]}, V, "token_requests", none, "a tensor"),
-        ("lists without counts", judge_call, lambda a: {"request_lists": zeros(2, dtype=I64)}, V, "request_lists", none, "a tensor"),
-        ("total without counts", judge_call, lambda a: {"total_counts": zeros(50, dtype=I32)}, V, "total_counts", none, "a tensor"),
-        *_table_rows(o, more),
-        ("counts of another V", o, lambda a: {"text_counts": zeros(1, 40, dtype=I32), "total_counts": None}, V, "text_counts", "shape [1, 50]", "[1, 40]"),
+        *_state_rows(o, og),
+        ("tokens float", o, lambda a: {"tokens": zeros(2, 2)}, T, "tokens", "int32 or int64", "float32"),
+        ("tokens bool", o, lambda a: {"tokens": zeros(2, 2).bool()}, T, "tokens", "int32 or int64", "bool"),
+        ("tokens 1-d beside lengths", o, lambda a: {"tokens": zeros(4, dtype=I64)}, V, "tokens", beside, "[4]"),
+        ("tokens 3-d beside lengths", o, lambda a: {"tokens": zeros(2, 2, 1, dtype=I64)}, V, "tokens", beside, "[2, 2, 1]"),
+        ("tokens 0-d", plain, lambda a: {"tokens": zeros(dtype=I64)}, V, "tokens", "shape [N] or [B, n]", "[]"),
+        ("tokens 3-d", plain, lambda a: {"tokens": zeros(1, 2, 2, dtype=I64)}, V, "tokens", "shape [N] or [B, n]", "[1, 2, 2]"),
+        ("tokens strided", o, lambda a: {"tokens": spread(a["tokens"])}, V, "tokens", FLAT, "strides [4, 2]"),
+        ("lengths float", o, lambda a: {"lengths": zeros(2)}, T, "lengths", "int32 or int64", "float32"),
+        ("lengths of another B", o, lambda a: {"lengths": zeros(3, dtype=I64)}, V, "lengths", "shape [2]", "[3]"),
+        ("lengths 2-d", o, lambda a: {"lengths": zeros(2, 1, dtype=I64)}, V, "lengths", "shape [2]", "[2, 1]"),
+        ("lengths strided", o, lambda a: {"lengths": spread(a["lengths"])}, V, "lengths", FLAT, "strides [2]"),
+        ("candidates float", o, lambda a: {"candidates": zeros(1)}, T, "candidates", "int32 or int64", "float32"),
+        ("candidates strided", o, lambda a: {"candidates": zeros(1, 4, dtype=I64)[:, ::2]}, V, "candidates", FLAT, "strides [4, 2]"),
+        ("rows int64", o, lambda a: {"token_rows": a["token_rows"].long()}, T, "token_rows", "int32", "int64"),
+        ("rows 2-d", o, lambda a: {"token_rows": a["token_rows"][None]}, V, "token_rows", "shape [T], T >= 1", "[1, 60]"),
+        ("no rows", o, lambda a: {"token_rows": zeros(0, dtype=I32)}, V, "token_rows", "shape [T], T >= 1", "[0]"),
+        ("rows strided", o, lambda a: {"token_rows": spread(a["token_rows"])}, V, "token_rows", FLAT, "strides [2]"),
+        ("no groups", og, lambda a: {"token_groups": None}, V, "token_groups", groups, "None"),
+        ("token groups float", og, lambda a: {"token_groups": zeros(5)}, T, "token_groups", "int32 or int64", "float32"),
+        ("token groups of the tokens alone", og, lambda a: {"token_groups": zeros(4, dtype=I64)}, V, "token_groups", "shape [5]", "[4]"),
+        ("token groups 2-d", plain, lambda a: {"token_groups": zeros(2, 2, dtype=I64)}, V, "token_groups", "shape [4]", "[2, 2]"),
+        ("token groups strided", og, lambda a: {"token_groups": spread(a["token_groups"])}, V, "token_groups", FLAT, "strides [2]"),
+        ("requests without a tally", update, lambda a: {"token_requests": a["token_groups"]}, V, "token_requests", "None without tally", "a tensor"),
+        ("lists without a tally", update, lambda a: {"num_lists": 2}, V, "num_lists", "0 without tally", "2"),
+        ("negative lists", o, lambda a: {"num_lists": -1}, V, "num_lists", "at least 0", "-1"),
+        ("tally int64", o, lambda a: {"tally": a["tally"].long()}, T, "tally", "int32", "int64"),
+        ("tally strided", o, lambda a: {"tally": spread(a["tally"])}, V, "tally", FLAT, "strides [2]"),
+        ("tally 2-d", o, lambda a: {"tally": a["tally"][None]}, V, "tally", of_tally, "[1, 57]"),
+        ("tally of no request", o, lambda a: {"tally": zeros(50, dtype=I32)}, V, "tally", of_tally, "[50]"),
+        ("tally that is less than its tables", o, lambda a: {"tally": zeros(36, dtype=I32)}, V, "tally", of_tally, "[36]"),
+        ("tally of a part of a request", o, lambda a: {"tally": zeros(60, dtype=I32)}, V, "tally", of_tally, "[60]"),
+        ("tally of fewer lists", o, lambda a: {"num_lists": 2}, V, "tally", "shape [7 R + 150], R >= 1", "[57]"),
+        ("tally of lists, for none", o, lambda a: {"num_lists": 0}, V, "tally", "shape [4 R + 0], R >= 1", "[57]"),
         ("more requests than groups", more, lambda a: {"token_requests": None}, V, "token_requests", requests, "None"),
-        ("fewer requests than groups", og, lambda a: {"seen": zeros(1, 2, dtype=I32), "request_lists": None}, V, "token_requests", requests, "None"),
-        ("more requests than groups, ragged", ragged, lambda a: {"token_requests": None}, V, "token_requests", requests, "None"),
-        ("token requests float", more, lambda a: {"token_requests": zeros(2, 4)}, T, "token_requests", "int32 or int64", "float32"),
-        ("token requests of another N", more, lambda a: {"token_requests": zeros(2, 3, dtype=I64)}, V, "token_requests", "shape [2, 4] as tokens", "[2, 3]"),
-        ("token requests flat", more, lambda a: {"token_requests": a["token_requests"].flatten()}, V, "token_requests", "shape [2, 4] as tokens", "[8]"),
-        ("token requests 2-d, ragged", ragged, lambda a: {"token_requests": a["token_requests"][None]}, V, "token_requests", "shape [4] as tokens", "[1, 4]"),
-        ("token requests strided", more, lambda a: {"token_requests": spread(a["token_requests"])}, V, "token_requests", FLAT, "strides [8, 2]"),
+        ("token requests float", more, lambda a: {"token_requests": zeros(5)}, T, "token_requests", "int32 or int64", "float32"),
+        ("token requests of the tokens alone", more, lambda a: {"token_requests": zeros(4, dtype=I64)}, V, "token_requests", "shape [5]", "[4]"),
+        ("token requests strided", more, lambda a: {"token_requests": spread(a["token_requests"])}, V, "token_requests", FLAT, "strides [2]"),
     ]  # fmt: skip
 
 
 def _observe_value_rows() -> list[Row]:
-    V = ValueError
-    o, og, ragged = observe_call, observe_groups, observe_ragged
+    V, ids, mapped, groups = (
+        ValueError,
+        "ids in [0, 50) or -1",
+        "ids in [0, 60) or -1",
+        "groups in [0, 2) or -1",
+    )
+    o, og, plain, more = observe_call, observe_groups, observe_plain, observe_requests
+    bad = with_value
     return [
-        *_token_value_rows(o, og, ragged),
-        ("token V that is not written", og, lambda a: {"tokens": with_value(a["tokens"], 5, 50)}, IndexError, "tokens", "ids in [0, 50) or -1", "50 at flat position 5"),
+        ("token V", plain, lambda a: {"tokens": bad(a["tokens"], 3, 50)}, IndexError, "tokens", ids, "50 at flat position 3"),
+        ("token -2, int32", plain, lambda a: {"tokens": bad(a["tokens"], 2, -2).int()}, IndexError, "tokens", ids, "-2 at flat position 2"),
+        ("token T", o, lambda a: {"tokens": bad(a["tokens"], 1, 60)}, IndexError, "tokens", mapped, "60 at flat position 1"),
+        ("token beyond 2^33", o, lambda a: {"tokens": bad(a["tokens"], 2, 2**33 + 1)}, IndexError, "tokens", mapped, "8589934593 at flat position 2"),
+        ("token that a length includes", o, lambda a: {"lengths": torch.tensor([2, 2])}, IndexError, "tokens", mapped, "99 at flat position 3"),
+        ("token that a long length includes", o, lambda a: {"lengths": torch.tensor([2, 2**33], dtype=I64)}, IndexError, "tokens", mapped, "99 at flat position 3"),
+        ("candidate T", o, lambda a: {"candidates": bad(a["candidates"], 0, 60)}, IndexError, "candidates", mapped, "60 at flat position 0"),
+        ("candidate -2, int32", o, lambda a: {"candidates": bad(a["candidates"], 0, -2).int()}, IndexError, "candidates", mapped, "-2 at flat position 0"),
+        ("group G", og, lambda a: {"token_groups": bad(a["token_groups"], 0, 2)}, IndexError, "token_groups", groups, "2 at position 0"),
+        ("group -2, int32", og, lambda a: {"token_groups": bad(a["token_groups"], 4, -2).int()}, IndexError, "token_groups", groups, "-2 at position 4"),
+        ("tally between two words", o, lambda a: {"tally": zeros(58, dtype=I32)[1:]}, V, "tally", "data aligned to 8 bytes", "data aligned to 4"),
         ("ids in the slots", og, lambda a: {"active_ids": a["token_slots"].flatten()[2:14].view(2, 6)}, V, "token_slots", OWN, "memory shared with active_ids"),
-        ("verdicts among the stamps", o, lambda a: {"verdicts": a["slot_stamps"].view(6, 1)[2:4]}, V, "verdicts", OWN, "memory shared with slot_stamps"),
-        ("counts are the slots", o, lambda a: {"text_counts": a["token_slots"]}, V, "text_counts", OWN, "memory shared with token_slots"),
-        ("seen in the counts", o, lambda a: {"seen": a["text_counts"][:, 3:5]}, V, "seen", OWN, "memory shared with text_counts"),
-        ("one table for both counts", o, lambda a: {"total_counts": a["text_counts"][0]}, V, "total_counts", OWN, "memory shared with text_counts"),
-        ("tokens are the stamps", o, lambda a: {"tokens": a["slot_stamps"][:, 1:5]}, V, "slot_stamps", OWN, "memory shared with tokens"),
-        ("written in the counts", o, lambda a: {"written": a["text_counts"].view(torch.bool)[:, :4]}, V, "text_counts", OWN, "memory shared with written"),
-        ("groups are the slots", ragged, lambda a: {"token_groups": a["token_slots"][0, 3:7]}, V, "token_slots", OWN, "memory shared with token_groups"),
-        ("requests are the total", ragged, lambda a: {"token_requests": a["total_counts"][:4]}, V, "total_counts", OWN, "memory shared with token_requests"),
-        ("lists are seen", o, lambda a: {"request_lists": a["seen"][0, :1]}, V, "seen", OWN, "memory shared with request_lists"),
+        ("a tally of slots", plain, lambda a: {"tally": a["token_slots"][0, :4], "num_lists": 0}, V, "tally", OWN, "memory shared with token_slots"),
+        ("tokens are the stamps", plain, lambda a: {"tokens": a["slot_stamps"][:, 1:5]}, V, "slot_stamps", OWN, "memory shared with tokens"),
+        ("lengths in the tally", o, lambda a: {"lengths": a["tally"][3:5]}, V, "tally", OWN, "memory shared with lengths"),
+        ("candidates are the ids", o, lambda a: {"candidates": a["active_ids"][:, :1]}, V, "active_ids", OWN, "memory shared with candidates"),
+        ("rows are the slots", o, lambda a: {"token_rows": a["token_slots"][0]}, V, "token_slots", OWN, "memory shared with token_rows"),
+        ("groups are the slots", og, lambda a: {"token_groups": a["token_slots"][0, 3:8]}, V, "token_slots", OWN, "memory shared with token_groups"),
+        ("requests in the tally", more, lambda a: {"token_requests": a["tally"][:5]}, V, "tally", OWN, "memory shared with token_requests"),
     ]  # fmt: skip
 
 
@@ -717,7 +742,7 @@ def _table() -> list[BadCall]:
     for op, shapes, values in (
         ("sparse_sample", _sample_rows(), _sample_value_rows()),
         ("gather_rows_", _gather_rows(), _gather_value_rows()),
-        ("vocab_update_", _update_rows(vocab_call, vocab_groups, ragged), _vocab_value_rows()),
+        ("vocab_update_", _update_rows(), _vocab_value_rows()),
         ("vocab_count_", _count_rows(), _count_value_rows()),
         ("vocab_observe_", _observe_rows(), _observe_value_rows()),
         ("vocab_refill_", _refill_rows(), _refill_value_rows()),
@@ -742,9 +767,9 @@ ON_ONE_DEVICE: list[tuple[str, Callable[[], Arguments], tuple[str, ...]]] = [
      ("slot_stamps", "token_slots", "clock", "tokens", "token_groups")),
     ("vocab_count_", count_ragged,
      ("seen", "tokens", "token_requests", "request_lists", "total_counts")),
-    ("vocab_observe_", observe_ragged,
-     ("slot_stamps", "token_slots", "clock", "tokens", "written", "token_groups", "token_requests",
-      "verdicts", "text_counts", "seen", "request_lists", "total_counts")),
+    ("vocab_observe_", observe_requests,
+     ("slot_stamps", "token_slots", "clock", "tokens", "lengths", "candidates", "token_rows",
+      "token_groups", "token_requests", "tally")),
     ("vocab_refill_", refill_call,
      ("slot_stamps", "token_slots", "clock", "text_counts", "token_ranks", "group_lists",
       "total_counts")),

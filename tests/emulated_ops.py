@@ -137,28 +137,27 @@ def vocab_observe_(
     token_slots: Tensor,
     clock: Tensor,
     tokens: Tensor,
-    written: Tensor,
     *,
+    lengths: Tensor | None = None,
+    candidates: Tensor | None = None,
+    token_rows: Tensor | None = None,
     token_groups: Tensor | None = None,
     token_requests: Tensor | None = None,
-    verdicts: Tensor | None = None,
-    text_counts: Tensor | None = None,
-    seen: Tensor | None = None,
-    request_lists: Tensor | None = None,
-    total_counts: Tensor | None = None,
+    tally: Tensor | None = None,
+    num_lists: int = 0,
 ) -> None:
-    arguments = (active_ids, slot_stamps, token_slots, clock, tokens, written)
+    state = (active_ids, slot_stamps, token_slots, clock)
     options = {
+        "lengths": lengths,
+        "candidates": candidates,
+        "token_rows": token_rows,
         "token_groups": token_groups,
         "token_requests": token_requests,
-        "verdicts": verdicts,
-        "text_counts": text_counts,
-        "seen": seen,
-        "request_lists": request_lists,
-        "total_counts": total_counts,
+        "tally": tally,
+        "num_lists": num_lists,
     }
-    _checks.vocab_observe(*arguments, *options.values())
-    call("vocab_observe_", *arguments, **options)
+    _checks.vocab_observe(*state, tokens, **options)
+    call("vocab_observe_", *state, tokens, **options)
 
 
 def vocab_refill_(

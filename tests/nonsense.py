@@ -101,40 +101,40 @@ def counts(draw: st.DrawFn) -> tuple[list[Tensor], Tensor, dict[str, Tensor]]:
 
 
 @st.composite
-def observed(draw: st.DrawFn) -> tuple[State, list[Tensor], dict[str, Tensor], dict[str, Tensor]]:
-    """Yield calls of vocab_observe_: a state, tokens and written, tables, and the tokens' owners.
+def observed(draw: st.DrawFn) -> tuple[State, Tensor, Tensor, dict[str, Any]]:
+    """Yield calls of vocab_observe_: a state, tokens, a tally of nonsense, and the other arguments.
 
-    Tokens and groups are valid, because the CPU op checks them. Requests and lists may not exist.
+    Valid tokens and groups are in range, because the CPU op checks them. What lies behind a row's
+    length, a map's ids, requests and lists may be anything.
     """
     state = draw(states())
     groups, _, vocab_size = state.sizes
-    lists, requests, count = (
-        draw(st.integers(1, 2)),
-        draw(st.integers(1, 3)),
-        draw(st.integers(0, 30)),
-    )
-    ragged = draw(st.booleans())
-    total = count if ragged else groups * count
-    shape = (count,) if ragged else (groups, count)
+    num_lists, requests = draw(st.integers(0, 2)), draw(st.integers(1, 3))
+    rows, columns, others = (draw(st.integers(0, most)) for most in (5, 6, 9))
+    bound = draw(st.integers(1, 60))
 
-    def several(values: st.SearchStrategy[Any], size: int) -> Tensor:
-        return torch.tensor(draw(st.lists(values, min_size=size, max_size=size)))
+    def several(values: st.SearchStrategy[Any], *shape: int) -> Tensor:
+        size = math.prod(shape)
+        drawn = draw(st.lists(values, min_size=size, max_size=size))
+        return torch.tensor(drawn, dtype=torch.int64).view(shape)
 
-    tokens = several(st.integers(-1, vocab_size - 1), total).long().view(shape)
-    written = several(st.booleans(), total).bool().view(shape)
-    tables = {
-        "verdicts": several(st.sampled_from((*INT64, PINNED)), 2 * groups).long().view(2, groups),
-        "text_counts": integers(draw, (lists, vocab_size)),
-        "seen": integers(draw, (requests, (vocab_size + 31) // 32)),
-        "total_counts": integers(draw, (vocab_size,)),
+    tokens = several(st.integers(-1, bound - 1), rows, columns)
+    lengths = several(st.sampled_from((*INT64, 0, 1, 2, 3)), rows)
+    inside = torch.arange(columns) < lengths[:, None]
+    tokens = tokens.where(inside, several(st.sampled_from(INT64), rows, columns))
+    count = rows * columns + others
+    of_lists = 1 + (vocab_size + 31) // 32 if num_lists else 0  # words of a request; see Tally
+    tables = (num_lists + (num_lists > 1)) * vocab_size
+    tally = integers(draw, (requests * (4 + of_lists) + tables,))
+    options = {
+        "num_lists": num_lists,
+        "lengths": lengths,
+        "candidates": several(st.integers(-1, bound - 1), others),
+        "token_rows": integers(draw, (bound,)),
+        "token_groups": several(st.integers(-1, groups - 1), count),
+        "token_requests": several(st.sampled_from((*INT64, 2, 2**32)), count),
     }
-    owners = {
-        "token_requests": several(st.sampled_from((*INT64, 2, 2**32)), total).long().view(shape),
-        "request_lists": several(st.sampled_from((*INT64, 2**32)), requests).long(),
-    }
-    if ragged:
-        owners["token_groups"] = several(st.integers(-1, groups - 1), total).long()
-    return state, [tokens, written], tables, owners
+    return state, tokens, tally, options
 
 
 @st.composite

@@ -44,9 +44,15 @@ def count(call: tuple[list[Tensor], Tensor, dict[str, Tensor]]) -> None:
 
 @settings(max_examples=500, deadline=None, derandomize=True, database=None)
 @given(call=observed())
-def observe(call: tuple[State, list[Tensor], dict[str, Tensor], dict[str, Tensor]]) -> None:
-    state, step, tables, owners = call
-    torch.ops.microspec.vocab_observe_(*state.tensors(), *step, **owners, **tables)
+def observe(call: tuple[State, Tensor, Tensor, dict[str, Any]]) -> None:
+    state, tokens, tally, options = call
+    ops = torch.ops.microspec
+    ops.vocab_observe_(*state.tensors(), tokens, tally=tally, **options)
+    if len(state.clock) == 1:  # ids as they lie
+        ids = torch.arange(9) % (state.token_slots.size(1) + 1) - 1
+        ops.vocab_observe_(
+            *state.tensors(), ids, tally=tally, token_requests=ids, num_lists=options["num_lists"]
+        )
 
 
 def gather_and_project(

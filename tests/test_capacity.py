@@ -176,8 +176,7 @@ def test_narrow_traffic_needs_fewer_tokens(groups: int, caplog: pytest.LogCaptur
     costs = StepCosts(1e9, 0.1e9, 8192, vocab_size, num_requests=2, shared=groups == 1)
     vocab = ActiveVocab(vocab_size, room, num_groups=groups)
     lists = LearnedLists(vocab_size, num_lists=1, num_requests=2)
-    verdicts = torch.zeros(2, groups, dtype=torch.int64)
-    learned = LearnedVocab(vocab, lists, costs, verdicts)
+    learned = LearnedVocab(vocab, lists, costs)
     auto = learned.auto
     assert auto is not None and auto.limit == choose_capacity(costs, largest=room).capacity
     first = auto.limit
@@ -196,7 +195,7 @@ def test_narrow_traffic_needs_fewer_tokens(groups: int, caplog: pytest.LogCaptur
         before[group] = auto.limit  # the other group keeps its own
         assert vocab.limit.tolist() == before
         text = torch.tensor(words(draw, 300))
-        verdicts[0] += len(text)  # every token was active
+        lists.tally.verdicts[0, request] += len(text)  # every token was active
         lists.count(text, token_requests=torch.full((300,), request))
     assert auto.limit == 1024
     assert vocab.limit.tolist() == [1024] * groups
@@ -218,8 +217,8 @@ def test_a_choice_knows_what_was_counted_at_the_size_in_use() -> None:
     """Verdicts before a change of K belong to another size, so they no longer count."""
     costs = StepCosts(1e9, 0.1e9, 8192, 40_000)
     lists = LearnedLists(40_000, num_lists=1)
-    verdicts = torch.zeros(2, 1, dtype=torch.int64)
-    auto = LearnedVocab(ActiveVocab(40_000, 8192), lists, costs, verdicts).auto
+    verdicts = lists.tally.verdicts
+    auto = LearnedVocab(ActiveVocab(40_000, 8192), lists, costs).auto
     assert auto is not None
     sizes = [size for size in SIZES if size <= 8192]
     before, limits = torch.zeros(2), [auto.limit]
@@ -254,24 +253,26 @@ def test_a_choice_is_for_the_most_requests_that_ran() -> None:
 
 def test_a_reset_forgets_what_was_measured() -> None:
     """The choices that follow are those of a new one at the same K."""
-    costs, autos, verdicts = StepCosts(1e9, 0.1e9, 8192, 40_000), [], torch.zeros(2, 1).long()
+    costs, autos, verdicts = StepCosts(1e9, 0.1e9, 8192, 40_000), [], []
     for _ in range(2):
         lists = LearnedLists(40_000, num_lists=1)
-        auto = LearnedVocab(ActiveVocab(40_000, 8192), lists, costs, verdicts).auto
+        auto = LearnedVocab(ActiveVocab(40_000, 8192), lists, costs).auto
         assert auto is not None
         autos.append(auto)
+        verdicts.append(lists.tally.verdicts)
     used, new = autos
-    verdicts[:, 0] = torch.tensor((90_000, 10))
+    verdicts[0][:, 0] = torch.tensor((90_000, 10))
     used.running(1)
     for _ in range(11):
         used.begin(0, torch.tensor([1]))
     assert used.limit < new.limit
     new.choice, new.costs = used.choice, used.costs
-    verdicts.zero_()
+    verdicts[0].zero_()
     used.running(64)
     used.reset()
     for turn in range(9):
-        verdicts[:, 0] += torch.tensor((100, 60))
+        for counted in verdicts:
+            counted[:, 0] += torch.tensor((100, 60))
         for auto in autos:
             auto.begin(0, torch.tensor([turn]))
         assert used.choice == new.choice and used.costs == new.costs, turn

@@ -84,11 +84,13 @@ def test_fakes_say_shape_dtype_and_device(device: str) -> None:
             on(device, *shape, dtype=torch.int32) for shape in ((1, 20), (20,), (2, 1))
         )
         assert torch.ops.microspec.vocab_count_(counts, seen, tokens) is None
-        written, counting = (
-            on(device, 2, 7, dtype=torch.bool),
-            {"text_counts": counts, "seen": seen},
-        )
-        observed = (*vocab_on(device), tokens, written)
+        counting = {
+            "lengths": on(device, 2, dtype=torch.int32),
+            "token_groups": on(device, 14, dtype=torch.int32),
+            "tally": on(device, 2 * 6 + 20, dtype=torch.int32),
+            "num_lists": 1,
+        }
+        observed = (*vocab_on(device), tokens)
         assert torch.ops.microspec.vocab_observe_(*observed, **counting) is None
         lists = on(device, 2, dtype=torch.int64)
         assert torch.ops.microspec.vocab_refill_(*vocab_on(device), counts, ranks, lists) is None
@@ -103,10 +105,10 @@ def test_fakes_know_that_devices_differ() -> None:
             tokens = on("cpu", 2, 7, dtype=torch.int64)
             microspec_kernels.vocab_update_(*vocab_on("cuda"), tokens)
         with pytest.raises(
-            ValueError, match="written: expected a tensor on cuda:0, got one on cpu"
+            ValueError, match="candidates: expected a tensor on cuda:0, got one on cpu"
         ):
-            tokens, written = on("cuda", 2, 7, dtype=torch.int64), on("cpu", 2, 7, dtype=torch.bool)
-            microspec_kernels.vocab_observe_(*vocab_on("cuda"), tokens, written)
+            tokens, others = on("cuda", 7, dtype=torch.int64), on("cpu", 7, dtype=torch.int64)
+            microspec_kernels.vocab_observe_(*vocab_on("cuda"), tokens, candidates=others)
 
 
 def test_a_slab_on_a_gpu_may_come_from_host_memory() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from bad_calls import count_ragged, observe_ragged, refill_call, sample_call
+from bad_calls import count_ragged, observe_requests, refill_call, sample_call
 from generators import gather_case, head_case, vocab_state
 from torch import Tensor
 
@@ -37,7 +37,7 @@ def test_heads_read_what_the_view_stands_for(name: str, backend: str) -> None:
 GATHER = ("gather_rows_", gather_case(0).arguments())
 UPDATE = ("vocab_update_", {**vars(vocab_state(20, 5)), "tokens": torch.tensor([3, 4, 3])})
 COUNT = ("vocab_count_", count_ragged())
-OBSERVE = ("vocab_observe_", observe_ragged())
+OBSERVE = ("vocab_observe_", observe_requests())
 REFILL = ("vocab_refill_", refill_call())
 SAMPLE = ("sparse_sample", sample_call())
 

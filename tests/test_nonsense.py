@@ -92,25 +92,25 @@ def test_a_count_writes_nothing_around_the_tables(
 @pytest.mark.backends(*ALL)
 @given(call=observed())
 def test_a_step_writes_nothing_around_its_tensors(
-    call: tuple[State, Sequence[Tensor], dict[str, Tensor], dict[str, Tensor]], backend: str
+    call: tuple[State, Tensor, Tensor, dict[str, Any]], backend: str
 ) -> None:
     """Its verdicts and counts are those of the nonsense state, before the update."""
-    state, step, tables, owners = call
-    want = {name: table.clone() for name, table in tables.items()}
+    state, tokens, tally, options = call
+    want = tally.clone()
     judge_and_count = reference.observing(reference.vocab_count_, lambda *_, **__: None)
-    judge_and_count(*state.tensors(), *step, **owners, **want)
-    before = [tensor.clone() for tensor in (*step, *owners.values())]
+    judge_and_count(*state.tensors(), tokens, tally=want, **options)
+    read = [tokens, *(value for value in options.values() if isinstance(value, Tensor))]
+    before = [tensor.clone() for tensor in read]
     guarded = [Guarded(tensor) for tensor in state.tensors()]
-    guarded_tables = {name: Guarded(table) for name, table in tables.items()}
-    written = {name: one.tensor for name, one in guarded_tables.items()}
+    of_tally = Guarded(tally)
+    written = [one.tensor for one in guarded]
     try:
-        vocab_observe_(*(one.tensor for one in guarded), *step, **owners, **written)
+        vocab_observe_(*written, tokens, tally=of_tally.tensor, **options)
     except (IndexError, KeyError, ValueError, RuntimeError):
         assert backend == "reference", "its update assumes a valid state"
-    assert all(one.whole() for one in (*guarded, *guarded_tables.values()))
-    for name, table in want.items():
-        assert torch.equal(written[name], table), name
-    for tensor, value in zip((*step, *owners.values()), before, strict=True):
+    assert all(one.whole() for one in (*guarded, of_tally))
+    assert torch.equal(of_tally.tensor, want)
+    for tensor, value in zip(read, before, strict=True):
         assert torch.equal(tensor, value)
 
 

@@ -14,12 +14,13 @@ from bad_calls import (
     count_requests,
     judge_call,
     observe_groups,
-    observe_ragged,
+    observe_plain,
     observe_requests,
     refill_groups,
     sample_call,
     sample_plain,
     sample_slab,
+    update_call,
 )
 from compare import assert_bitwise
 from generators import E2M1, INT4, QUANTISED, gather_case, head_case, row_indexed, vocab_state
@@ -60,8 +61,9 @@ def learn_calls() -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
         in_order("vocab_count_", count_ragged()),
         in_order("vocab_observe_", observe_groups()),
         in_order("vocab_observe_", observe_requests()),
-        in_order("vocab_observe_", observe_ragged()),
+        in_order("vocab_observe_", observe_plain()),
         in_order("vocab_observe_", judge_call()),
+        in_order("vocab_observe_", update_call()),
         in_order("vocab_refill_", refill_groups()),
         in_order("vocab_refill_", {**refill_groups(), "reset": False}),
     ]

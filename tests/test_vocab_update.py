@@ -307,7 +307,7 @@ def test_what_the_walk_does_not_reach_is_checked(dtype: torch.dtype) -> None:
         vocab_update_(*state.tensors(), wrong.view(2, -1))
     groups[5] = 2
     with pytest.raises(IndexError, match=r"token_groups: .* got 2 at position 5"):
-        vocab_update_(*state.tensors(), wrong, token_groups=groups)
+        vocab_update_(*state.tensors(), tokens, token_groups=groups)
     assert_same_state(state, before)
 
 

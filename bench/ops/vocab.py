@@ -62,27 +62,23 @@ def on_cpu(quick: bool) -> list[dict[str, Any]]:
 
 
 def observing(tokens: Tensor) -> dict[str, Callable[[], object]]:
-    """Return a step's calls through torch.ops, alone and with verdicts and counts."""
+    """Return a step's calls through torch.ops: alone, with verdicts, with counts in eight lists."""
     ops = torch.ops.microspec
     vocab, lists = mk.ActiveVocab(VOCAB_SIZE, CAPACITY), LearnedLists(VOCAB_SIZE)
     lists.begin(0, tokens)
     state = vocab.ids, vocab.slot_stamps, vocab.token_slots, vocab.clock
-    tokens = tokens[None]
-    written = torch.arange(tokens.size(1))[None] >= tokens.size(1) - WRITTEN
-    verdicts = torch.zeros(2, 1, dtype=torch.int64)
-    counts = {
-        "text_counts": lists.text_counts,
-        "seen": torch.zeros(1, (VOCAB_SIZE + 31) // 32, dtype=torch.int32),
-        "request_lists": lists.request_lists,
-        "total_counts": lists.total_counts,
-    }
-    observe = partial(ops.vocab_observe_, *state, tokens, written)
-    count = partial(ops.vocab_count_, tokens=tokens[:, -WRITTEN:].contiguous(), **counts)
+    candidates, written = tokens[:-WRITTEN].clone(), tokens[-WRITTEN:].clone()[None]
+    whole = partial(ops.vocab_observe_, *state, tokens)
+    step = partial(ops.vocab_observe_, *state, written, candidates=candidates)
+    counting = {"tally": lists.tally.data, "num_lists": lists.num_lists}
+    verdicts = {"tally": mk.Tally(VOCAB_SIZE).data}
+    count = partial(lists.count, written)
     return {
         f"torch.ops: update of {TOKENS} active tokens": partial(ops.vocab_update_, *state, tokens),
-        "torch.ops: observe, no verdicts, no counts": observe,
-        "torch.ops: observe, verdicts": partial(observe, verdicts=verdicts),
-        "torch.ops: observe, verdicts and counts": partial(observe, verdicts=verdicts, **counts),
+        f"torch.ops: observe {TOKENS} written tokens, nothing counted": whole,
+        "torch.ops: observe, nothing counted": step,
+        "torch.ops: observe, verdicts": partial(step, **verdicts),
+        "torch.ops: observe, verdicts and counts": partial(step, **counting),
         f"torch.ops: count of {WRITTEN} tokens": count,
     }
 

@@ -6,7 +6,8 @@
 
 namespace microspec {
 
-inline int64_t value_at(const void* data, bool is_long, int64_t i) {
+// constexpr, so that a GPU can call it too.
+constexpr int64_t value_at(const void* data, bool is_long, int64_t i) {
   return is_long ? static_cast<const int64_t*>(data)[i] : static_cast<const int32_t*>(data)[i];
 }
 

@@ -144,20 +144,17 @@ void gather_rows(Array slab, Array slab_ids, const Array& weight, const Array& a
 }
 
 VocabArgs update_args(Array& active_ids, Array& slot_stamps, Array& token_slots, Array& clock,
-                      const Array& tokens, const OptionalArray& token_groups) {
+                      const OptionalArray& token_groups) {
   VocabArgs args{};
   args.active_ids = pointer<int32_t>(active_ids);
   args.slot_stamps = pointer<int64_t>(slot_stamps);
   args.token_slots = pointer<int32_t>(token_slots);
   args.clock = pointer<int64_t>(clock);
-  args.tokens = pointer<void>(tokens);
   args.token_groups = pointer<void>(token_groups);
-  args.long_tokens = is_long(tokens);
   args.long_groups = is_long(token_groups);
   args.groups = clock.shape(0);
   args.capacity = slot_stamps.shape(1);
   args.vocab_size = token_slots.shape(1);
-  args.count = tokens.shape(tokens.ndim() - 1);
   return args;
 }
 
@@ -170,60 +167,76 @@ void run_update(const VocabArgs& args) {
 
 void vocab_update(Array active_ids, Array slot_stamps, Array token_slots, Array clock, const Array& tokens,
                   const OptionalArray& token_groups) {
-  run_update(update_args(active_ids, slot_stamps, token_slots, clock, tokens, token_groups));
-}
-
-CountArgs count_args(Array& text_counts, Array& seen, const Array& tokens,
-                     const OptionalArray& token_requests, const OptionalArray& request_lists,
-                     std::optional<Array>& total_counts) {
-  CountArgs args{};
-  args.text_counts = pointer<int32_t>(text_counts);
-  args.total_counts = total_counts ? pointer<int32_t>(*total_counts) : nullptr;
-  args.seen = pointer<int32_t>(seen);
+  VocabArgs args = update_args(active_ids, slot_stamps, token_slots, clock, token_groups);
   args.tokens = pointer<void>(tokens);
-  args.token_requests = pointer<void>(token_requests);
-  args.request_lists = pointer<void>(request_lists);
   args.long_tokens = is_long(tokens);
-  args.long_requests = is_long(token_requests);
-  args.long_lists = is_long(request_lists);
-  args.requests = seen.shape(0);
-  args.lists = text_counts.shape(0);
-  args.vocab_size = text_counts.shape(1);
-  args.words = seen.shape(1);
   args.count = tokens.shape(tokens.ndim() - 1);
-  return args;
+  run_update(args);
 }
 
 void vocab_count(Array text_counts, Array seen, const Array& tokens, const OptionalArray& token_requests,
                  const OptionalArray& request_lists, std::optional<Array> total_counts) {
-  const CountArgs args = count_args(text_counts, seen, tokens, token_requests, request_lists, total_counts);
+  CountArgs args{};
+  CountTables& tables = args.tables;
+  tables.text_counts = pointer<int32_t>(text_counts);
+  tables.total_counts = total_counts ? pointer<int32_t>(*total_counts) : nullptr;
+  tables.seen = pointer<int32_t>(seen);
+  tables.request_lists = pointer<void>(request_lists);
+  tables.long_lists = is_long(request_lists);
+  tables.requests = seen.shape(0);
+  tables.lists = text_counts.shape(0);
+  tables.vocab_size = text_counts.shape(1);
+  args.tokens = pointer<void>(tokens);
+  args.token_requests = pointer<void>(token_requests);
+  args.long_tokens = is_long(tokens);
+  args.long_requests = is_long(token_requests);
+  args.count = tokens.shape(tokens.ndim() - 1);
   run("run_vocab_count_cuda", [&] { return run_vocab_count_cuda(args, nullptr); });
 }
 
 void vocab_observe(Array active_ids, Array slot_stamps, Array token_slots, Array clock, const Array& tokens,
-                   const Array& written, const OptionalArray& token_groups,
-                   const OptionalArray& token_requests, std::optional<Array> verdicts,
-                   std::optional<Array> text_counts, std::optional<Array> seen,
-                   const OptionalArray& request_lists, std::optional<Array> total_counts) {
-  const VocabArgs update = update_args(active_ids, slot_stamps, token_slots, clock, tokens, token_groups);
-  CountArgs count{};
-  const OptionalArray& requests = token_requests ? token_requests : token_groups;
-  if (text_counts) count = count_args(*text_counts, *seen, tokens, requests, request_lists, total_counts);
-  count.tokens = update.tokens;
-  count.long_tokens = update.long_tokens;
-  count.vocab_size = update.vocab_size;
-  count.written = pointer<bool>(written);
-  count.count = token_requests ? tokens.size() : update.count;
-  const JudgeArgs judge{verdicts ? pointer<int64_t>(*verdicts) : nullptr,
-                        update.active_ids,
-                        update.token_slots,
-                        update.token_groups,
-                        update.long_groups,
-                        update.groups,
-                        update.capacity,
-                        update.count};
-  if (verdicts || text_counts) {
-    run("run_vocab_judge_cuda", [&] { return run_vocab_judge_cuda(judge, count, nullptr); });
+                   const OptionalArray& lengths, const OptionalArray& candidates,
+                   const OptionalArray& token_rows, const OptionalArray& token_groups,
+                   const OptionalArray& token_requests, std::optional<Array> tally, int64_t num_lists) {
+  VocabArgs update = update_args(active_ids, slot_stamps, token_slots, clock, token_groups);
+  ObserveArgs args{};
+  StepTokens& step = args.tokens;
+  step.candidates = pointer<void>(candidates);
+  step.tokens = pointer<void>(tokens);
+  step.lengths = pointer<void>(lengths);
+  step.token_rows = pointer<int32_t>(token_rows);
+  step.long_candidates = is_long(candidates);
+  step.long_tokens = is_long(tokens);
+  step.long_lengths = is_long(lengths);
+  step.num_candidates = candidates ? candidates->size() : 0;
+  step.num_tokens = tokens.size();
+  step.row_length = tokens.shape(tokens.ndim() - 1);
+  step.bound = token_rows ? token_rows->size() : update.vocab_size;
+  step.vocab_size = update.vocab_size;
+  if (tally) {
+    const int64_t words = tally->size() - table_words(num_lists, step.vocab_size);
+    args.tally = tally_at(pointer<int32_t>(*tally), words / request_words(num_lists, step.vocab_size),
+                          num_lists, step.vocab_size);
+  }
+  args.active_ids = update.active_ids;
+  args.token_slots = update.token_slots;
+  args.token_groups = update.token_groups;
+  args.token_requests = pointer<void>(token_requests);
+  args.long_groups = update.long_groups;
+  args.long_requests = is_long(token_requests);
+  args.groups = update.groups;
+  args.capacity = update.capacity;
+  update.tokens = step.tokens;
+  update.long_tokens = step.long_tokens;
+  update.count = step.count();
+  const Workspace ids(step.plain() ? 0 : step.count() * sizeof(int32_t));
+  if (!step.plain()) {
+    args.ids = static_cast<int32_t*>(ids.get());
+    update.tokens = args.ids;
+    update.long_tokens = false;
+  }
+  if (!args.nothing_to_do()) {
+    run("run_vocab_observe_cuda", [&] { return run_vocab_observe_cuda(args, nullptr); });
   }
   run_update(update);
 }
@@ -285,9 +298,9 @@ PYBIND11_MODULE(_emulation, module) {
   module.def("vocab_count_", &vocab_count, arg("text_counts"), arg("seen"), arg("tokens"), py::kw_only(),
              arg("token_requests") = none, arg("request_lists") = none, arg("total_counts") = none);
   module.def("vocab_observe_", &vocab_observe, arg("active_ids"), arg("slot_stamps"), arg("token_slots"),
-             arg("clock"), arg("tokens"), arg("written"), py::kw_only(), arg("token_groups") = none,
-             arg("token_requests") = none, arg("verdicts") = none, arg("text_counts") = none,
-             arg("seen") = none, arg("request_lists") = none, arg("total_counts") = none);
+             arg("clock"), arg("tokens"), py::kw_only(), arg("lengths") = none, arg("candidates") = none,
+             arg("token_rows") = none, arg("token_groups") = none, arg("token_requests") = none,
+             arg("tally") = none, arg("num_lists") = 0);
   module.def("vocab_refill_", &vocab_refill, arg("active_ids"), arg("slot_stamps"), arg("token_slots"),
              arg("clock"), arg("text_counts"), arg("token_ranks"), arg("group_lists"), py::kw_only(),
              arg("total_counts") = none, arg("pinned") = 0, arg("reset") = true);

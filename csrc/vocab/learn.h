@@ -9,12 +9,14 @@
 #include <optional>
 
 #include "vocab/learn_args.h"
+#include "vocab/observe_args.h"
 
 namespace microspec {
 
 // The calls on the CPU. Torch-free.
 void count_cpu(const CountArgs& args);
-void judge_cpu(const JudgeArgs& args, const CountArgs& tokens);
+// Judges, counts and writes the ids.
+void observe_cpu(const ObserveArgs& args);
 void refill_cpu(const RefillArgs& args);
 
 void vocab_count_(torch::stable::Tensor text_counts, torch::stable::Tensor seen, torch::stable::Tensor tokens,
@@ -22,13 +24,14 @@ void vocab_count_(torch::stable::Tensor text_counts, torch::stable::Tensor seen,
                   std::optional<torch::stable::Tensor> request_lists,
                   std::optional<torch::stable::Tensor> total_counts);
 
-void vocab_observe_(
-    torch::stable::Tensor active_ids, torch::stable::Tensor slot_stamps, torch::stable::Tensor token_slots,
-    torch::stable::Tensor clock, torch::stable::Tensor tokens, torch::stable::Tensor written,
-    std::optional<torch::stable::Tensor> token_groups, std::optional<torch::stable::Tensor> token_requests,
-    std::optional<torch::stable::Tensor> verdicts, std::optional<torch::stable::Tensor> text_counts,
-    std::optional<torch::stable::Tensor> seen, std::optional<torch::stable::Tensor> request_lists,
-    std::optional<torch::stable::Tensor> total_counts);
+void vocab_observe_(torch::stable::Tensor active_ids, torch::stable::Tensor slot_stamps,
+                    torch::stable::Tensor token_slots, torch::stable::Tensor clock,
+                    torch::stable::Tensor tokens, std::optional<torch::stable::Tensor> lengths,
+                    std::optional<torch::stable::Tensor> candidates,
+                    std::optional<torch::stable::Tensor> token_rows,
+                    std::optional<torch::stable::Tensor> token_groups,
+                    std::optional<torch::stable::Tensor> token_requests,
+                    std::optional<torch::stable::Tensor> tally, int64_t num_lists);
 
 void vocab_refill_(torch::stable::Tensor active_ids, torch::stable::Tensor slot_stamps,
                    torch::stable::Tensor token_slots, torch::stable::Tensor clock,

@@ -6,35 +6,32 @@
 
 namespace microspec {
 
-// One checked call of vocab_count_.
-struct CountArgs {
-  int32_t* text_counts;        // [C, V]
-  int32_t* total_counts;       // [V], or null
-  int32_t* seen;               // [R, W]: bit t % 32 of word t / 32 stands for token t
-  const void* tokens;          // [R, N], or [N] beside token_requests; ids outside [0, V) are ignored
-  const void* token_requests;  // [N], or null; requests outside [0, R) are ignored
-  const bool* written;         // as tokens, or null: only tokens with a true one count
-  const void* request_lists;   // [R], or null: every request counts in list 0; others outside [0, C) do not
-  bool long_tokens;            // int64 rather than int32
-  bool long_requests;
-  bool long_lists;
-  int64_t requests;    // R
-  int64_t lists;       // C
-  int64_t vocab_size;  // V
-  int64_t words;       // W, ceil(V / 32)
-  int64_t count;       // N
+// In how many texts each token stood, and which tokens the running texts have shown.
+struct CountTables {
+  int32_t* text_counts;       // [C, V]
+  int32_t* total_counts;      // [V], or null
+  int32_t* seen;              // [R, W]: bit t % 32 of word t / 32 stands for token t
+  const void* request_lists;  // [R], or null: every request counts in list 0; others outside [0, C) do not
+  bool long_lists;            // int64 rather than int32
+  int64_t requests;           // R
+  int64_t lists;              // C
+  int64_t vocab_size;         // V
+
+  constexpr int64_t words() const { return words_of(vocab_size); }
+  // Returns W, the words of a bit for each token.
+  static constexpr int64_t words_of(int64_t vocab_size) { return (vocab_size + 31) / 32; }
 };
 
-// What judges a text's next tokens: were they active? Beside a CountArgs of the same tokens.
-struct JudgeArgs {
-  int64_t* verdicts;           // [2, G]: tokens that were active, and tokens that were not; or null
-  const int32_t* active_ids;   // [G, K]
-  const int32_t* token_slots;  // [G, V]
-  const void* token_groups;    // [N], or null: tokens are [G, N]
-  bool long_groups;            // int64 rather than int32
-  int64_t groups;              // G
-  int64_t capacity;            // K
-  int64_t row;                 // N
+// One checked call of vocab_count_.
+struct CountArgs {
+  CountTables tables;
+  const void* tokens;          // [R, N], or [N] beside token_requests; ids outside [0, V) are ignored
+  const void* token_requests;  // [N], or null; requests outside [0, R) are ignored
+  bool long_tokens;            // int64 rather than int32
+  bool long_requests;
+  int64_t count;  // N
+
+  constexpr int64_t total() const { return token_requests ? count : tables.requests * count; }
 };
 
 // One checked call of vocab_refill_.

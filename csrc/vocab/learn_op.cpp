@@ -2,12 +2,43 @@
 // The vocab_count_ and vocab_refill_ ops: their checks.
 #include "binding/check.h"
 #include "binding/device_call.h"
-#include "common/integers.h"
 #include "vocab/learn.h"
 #include "vocab/learn_cuda.h"
 #include "vocab/state.h"
 
 namespace microspec {
+
+namespace {
+
+// Requires seen int32 [R, ceil(V / 32)], and request_lists [R] if there are several lists.
+CountTables checked_tables(const Checker& check, const DeviceCall& call, const Tensor& text_counts,
+                           const Tensor& seen, const std::optional<Tensor>& request_lists,
+                           const std::optional<Tensor>& total_counts) {
+  CountTables tables{};
+  tables.lists = text_counts.size(0);
+  tables.vocab_size = text_counts.size(1);
+  const int64_t words = tables.words();
+  check.value(
+      seen.dim() == 2 && seen.size(0) > 0 && seen.size(1) == words, "seen",
+      [&] { return "shape [R, " + std::to_string(words) + "], R >= 1"; }, seen);
+  check.dtype(seen, "seen", ScalarType::Int);
+  check.contiguous(seen, "seen");
+  check.on_device(seen, "seen");
+  tables.requests = seen.size(0);
+  check.value(request_lists || tables.lists == 1, "request_lists", "the list of each request, as C > 1",
+              "None");
+  if (request_lists) {
+    tables.long_lists = check_numbers(check, *request_lists, "request_lists", tables.requests);
+    tables.request_lists = request_lists->data_ptr();
+  }
+  call.check_size(tables.requests, "seen", "R");
+  tables.text_counts = static_cast<int32_t*>(text_counts.data_ptr());
+  tables.total_counts = total_counts ? static_cast<int32_t*>(total_counts->data_ptr()) : nullptr;
+  tables.seen = static_cast<int32_t*>(seen.data_ptr());
+  return tables;
+}
+
+}  // namespace
 
 void vocab_count_(Tensor text_counts, Tensor seen, Tensor tokens, std::optional<Tensor> token_requests,
                   std::optional<Tensor> request_lists, std::optional<Tensor> total_counts) {
@@ -15,17 +46,18 @@ void vocab_count_(Tensor text_counts, Tensor seen, Tensor tokens, std::optional<
   const DeviceCall call(check, text_counts, "text_counts");
   CountArgs args{};
   check_counts(check, text_counts, total_counts);
-  check_requests(check, call, text_counts, seen, request_lists, total_counts, args);
+  args.tables = checked_tables(check, call, text_counts, seen, request_lists, total_counts);
   args.long_tokens = check.integer(tokens, "tokens");
+  const int64_t requests = args.tables.requests;
   const bool ragged = token_requests.has_value();
   if (ragged || tokens.dim() == 1) {
     check.value(tokens.dim() == 1, "tokens", "shape [N] beside token_requests", tokens);
-    check.value(ragged || args.requests == 1, "tokens", "shape [R, N], or [N] with token_requests, as R > 1",
+    check.value(ragged || requests == 1, "tokens", "shape [R, N], or [N] with token_requests, as R > 1",
                 tokens);
   } else {
     check.value(
-        tokens.dim() == 2 && tokens.size(0) == args.requests, "tokens",
-        [&] { return "shape [" + std::to_string(args.requests) + ", N]"; }, tokens);
+        tokens.dim() == 2 && tokens.size(0) == requests, "tokens",
+        [&] { return "shape [" + std::to_string(requests) + ", N]"; }, tokens);
   }
   check.contiguous(tokens, "tokens");
   check.on_device(tokens, "tokens");
@@ -94,13 +126,7 @@ void vocab_refill_(Tensor active_ids, Tensor slot_stamps, Tensor token_slots, Te
   args.lists = text_counts.size(0);
   args.pinned = pinned;
 
-  const HostValues lists(call, group_lists);
-  for (int64_t g = 0; lists.known() && g < groups; ++g) {
-    const int64_t list = value_at(lists.data<void>(), long_lists, g);
-    if (list >= -1 && list < args.lists) continue;
-    check.fail("IndexError", "group_lists", "lists in [0, " + std::to_string(args.lists) + ") or -1", list,
-               " at position ", g);
-  }
+  check_values(check, call, group_lists, args.lists, "group_lists", "lists", "position");
   note_writes(state);
   if (call.on_cuda()) {
     const Tensor workspace = call.workspace(refill_cuda_workspace(args));

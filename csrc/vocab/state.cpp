@@ -1,6 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "vocab/state.h"
 
+#include <algorithm>
+#include <limits>
+#include <string>
+
+#include "common/clones.h"
+#include "common/integers.h"
+
 namespace microspec {
 
 VocabSizes check_state(const Checker& check, const DeviceCall& call, const Tensor& active_ids,
@@ -53,29 +60,57 @@ void check_counts(const Checker& check, const Tensor& text_counts,
   check.on_device(*total_counts, "total_counts");
 }
 
-void check_requests(const Checker& check, const DeviceCall& call, const Tensor& text_counts,
-                    const Tensor& seen, const std::optional<Tensor>& request_lists,
-                    const std::optional<Tensor>& total_counts, CountArgs& args) {
-  args.lists = text_counts.size(0);
-  args.vocab_size = text_counts.size(1);
-  args.words = (args.vocab_size + 31) / 32;
-  check.value(
-      seen.dim() == 2 && seen.size(0) > 0 && seen.size(1) == args.words, "seen",
-      [&] { return "shape [R, " + std::to_string(args.words) + "], R >= 1"; }, seen);
-  check.dtype(seen, "seen", ScalarType::Int);
-  check.contiguous(seen, "seen");
-  check.on_device(seen, "seen");
-  args.requests = seen.size(0);
-  check.value(request_lists || args.lists == 1, "request_lists", "the list of each request, as C > 1",
-              "None");
-  if (request_lists) {
-    args.long_lists = check_numbers(check, *request_lists, "request_lists", args.requests);
-    args.request_lists = request_lists->data_ptr();
+namespace {
+
+// Whether all values are in [-1, limit). One vectorised sweep.
+MICROSPEC_CLONES bool all_below(const int32_t* values, int64_t count, int64_t limit) {
+  const auto bound = static_cast<int32_t>(std::min<int64_t>(limit, std::numeric_limits<int32_t>::max()));
+  int32_t bad = 0;
+  for (int64_t i = 0; i < count; ++i) bad |= (values[i] < -1) | (values[i] >= bound);
+  return !bad;
+}
+
+MICROSPEC_CLONES bool all_below(const int64_t* values, int64_t count, int64_t limit) {
+  int64_t bad = 0;
+  for (int64_t i = 0; i < count; ++i) bad |= (values[i] < -1) | (values[i] >= limit);
+  return !bad;
+}
+
+}  // namespace
+
+void check_values(const Checker& check, const DeviceCall& call, const Tensor& values, int64_t bound,
+                  const char* argument, const char* what, const char* where) {
+  const HostValues host(call, values);
+  if (!host.known()) return;
+  const bool is_long = values.scalar_type() == ScalarType::Long;
+  const int64_t count = values.numel();
+  if (is_long ? all_below(host.data<int64_t>(), count, bound)
+              : all_below(host.data<int32_t>(), count, bound)) {
+    return;
   }
-  call.check_size(args.requests, "seen", "R");
-  args.text_counts = static_cast<int32_t*>(text_counts.data_ptr());
-  args.total_counts = total_counts ? static_cast<int32_t*>(total_counts->data_ptr()) : nullptr;
-  args.seen = static_cast<int32_t*>(seen.data_ptr());
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t value = value_at(host.data<void>(), is_long, i);
+    if (value < -1 || value >= bound) fail_value(check, value, i, bound, argument, what, where);
+  }
+}
+
+void fail_value(const Checker& check, int64_t value, int64_t position, int64_t bound, const char* argument,
+                const char* what, const char* where) {
+  check.fail("IndexError", argument, std::string(what) + " in [0, " + std::to_string(bound) + ") or -1",
+             value, " at ", where, " ", position);
+}
+
+VocabArgs update_of(const VocabSizes& sizes, const Tensor& active_ids, const Tensor& slot_stamps,
+                    const Tensor& token_slots, const Tensor& clock) {
+  VocabArgs args{};
+  args.active_ids = static_cast<int32_t*>(active_ids.data_ptr());
+  args.slot_stamps = static_cast<int64_t*>(slot_stamps.data_ptr());
+  args.token_slots = static_cast<int32_t*>(token_slots.data_ptr());
+  args.clock = static_cast<int64_t*>(clock.data_ptr());
+  args.groups = sizes.groups;
+  args.capacity = sizes.capacity;
+  args.vocab_size = sizes.vocab_size;
+  return args;
 }
 
 }  // namespace microspec

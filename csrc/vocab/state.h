@@ -27,25 +27,21 @@ VocabSizes check_state(const Checker& check, const DeviceCall& call, const Tenso
 // Requires int32 or int64 [count], contiguous and on the device. Returns true for int64.
 bool check_numbers(const Checker& check, const Tensor& numbers, const char* argument, int64_t count);
 
-// The checks of an update, except those that read values, and its call as raw pointers.
-VocabArgs checked_update(const Checker& check, const DeviceCall& call, const Tensor& active_ids,
-                         const Tensor& slot_stamps, const Tensor& token_slots, const Tensor& clock,
-                         const Tensor& tokens, const std::optional<Tensor>& token_groups);
+// Returns an update without its tokens.
+VocabArgs update_of(const VocabSizes& sizes, const Tensor& active_ids, const Tensor& slot_stamps,
+                    const Tensor& token_slots, const Tensor& clock);
 
-// Requires ids in [-1, V) and groups in [-1, G), where the host knows them.
-void check_token_values(const Checker& check, const DeviceCall& call, const VocabArgs& args,
-                        const Tensor& tokens, const std::optional<Tensor>& token_groups);
+// Requires all values to be in [-1, bound), where the host knows them. Otherwise raises an IndexError that
+// names the first bad one: "expected ids in [0, 50) or -1, got 60 at position 3".
+void check_values(const Checker& check, const DeviceCall& call, const Tensor& values, int64_t bound,
+                  const char* argument, const char* what, const char* where);
+[[noreturn]] void fail_value(const Checker& check, int64_t value, int64_t position, int64_t bound,
+                             const char* argument, const char* what, const char* where);
 
 // Runs a checked update on its device.
 void run_update(const DeviceCall& call, const VocabArgs& args);
 
 // Requires text_counts int32 [C, V] with C >= 1, and total_counts int32 [V].
 void check_counts(const Checker& check, const Tensor& text_counts, const std::optional<Tensor>& total_counts);
-
-// Requires seen int32 [R, ceil(V / 32)], and request_lists [R] if there are several lists. Sets what both say
-// in the call.
-void check_requests(const Checker& check, const DeviceCall& call, const Tensor& text_counts,
-                    const Tensor& seen, const std::optional<Tensor>& request_lists,
-                    const std::optional<Tensor>& total_counts, CountArgs& args);
 
 }  // namespace microspec

@@ -14,6 +14,7 @@ from microspec_kernels.head import SparseHead
 from microspec_kernels.ops import vocab_observe_
 from microspec_kernels.parallel import all_gather_rows
 from microspec_kernels.policy import StepCosts
+from microspec_kernels.tally import Tally
 from microspec_kernels.vocab import ActiveVocab
 
 from .draft_head import DraftHead
@@ -22,7 +23,6 @@ from .settings import Settings
 from .shard import Shard
 from .slots import costs_of_head, may_change, num_slots
 from .stats import EngineStats
-from .step_tokens import StepTokens
 from .token_map import TokenMap
 
 
@@ -136,7 +136,8 @@ class EngineHead(DraftHead):
             frequent_tokens=None if settings.learn else rows[:known],
             device=device,
         )
-        self._verdicts = torch.zeros(2, num_groups, dtype=torch.int64, device=device)
+        # Who shares a vocabulary and learns nothing tells no requests, so one stands for all.
+        self._tally = Tally(lm_head_rows, num_requests=num_groups, device=device)
         self.learning: Learning | None = None
         if settings.learn:
             self.learning = Learning(
@@ -148,7 +149,6 @@ class EngineHead(DraftHead):
                 shard=shard,
                 writes=writes,
                 costs=costs if may_change(settings, costs, sharded) else None,
-                verdicts=self._verdicts,
             )
         self.head = SparseHead(
             weight,
@@ -166,7 +166,6 @@ class EngineHead(DraftHead):
         )
         # One vocabulary that begins with tokens always has some, so every row has a best token.
         self._never_empty = num_groups == 1 and bool(settings.learn or known) and len(rows) > 0
-        self._step = StepTokens(self.token_map, device)
         self._host_copy = HostCopy()
 
     @property
@@ -191,6 +190,11 @@ class EngineHead(DraftHead):
         if auto is None:
             return f"K = {self.capacity}"
         return f"K = {auto.limit} of up to {self.capacity}"
+
+    @property
+    def tally(self) -> Tally:
+        """The verdicts on what the target wrote; if the head learns, with its lists' counts."""
+        return self._tally if self.learning is None else self.learning.lists.tally
 
     @property
     def shared(self) -> bool:
@@ -253,15 +257,13 @@ class EngineHead(DraftHead):
 
         Args:
             tokens: int32 or int64 [N], or [B, n] with a row for each text; newest last; -1 is
-                padding. Other ids outside [0, V) are ignored, but an IndexError on a CPU if row i
-                of the LM head is token i.
+                padding. Other ids outside [0, V) are ignored, but an IndexError on a CPU.
             token_requests: int32 or int64 [M + N], the request of each candidate and then of each
                 token; -1 ignores a token of a request's own vocabulary, and does not count one of a
                 shared vocabulary. None with one request, or if nothing is learned and all share.
-            lengths: integers [B], the number of valid tokens of each row of tokens; what follows
-                them may be anything. With it, valid tokens and candidates must be in [-1, V).
-            candidates: int32 or int64, M tokens that also become active, older than `tokens`. Those
-                of :meth:`top_target_tokens` are not copied.
+            lengths: int32 or int64 [B], the number of valid tokens of each row of tokens; what
+                follows them may be anything.
+            candidates: int32 or int64, M tokens that also become active, older than `tokens`.
 
         Raises:
             ValueError: token_requests is None although there are several requests.
@@ -273,22 +275,22 @@ class EngineHead(DraftHead):
             raise ValueError(f"microspec: observe: token_requests: expected {expected}, got None")
         if self.learning is not None and tokens.dim() == 2:
             self.learning.running(len(tokens))
-        rows, written = self._step.rows(tokens, lengths, candidates)
-        vocab, counted = self.vocab, {}
-        if self.learning is not None:
-            counted = self.learning.lists.operands()
-            if self.shared:
-                counted["token_requests"] = token_requests
+        vocab, tally = self.vocab, self.tally
+        groups = token_requests if vocab.num_groups > 1 else None
+        learns = self.learning is not None
         vocab_observe_(
             vocab.ids,
             vocab.slot_stamps,
             vocab.token_slots,
             vocab.clock,
-            rows,
-            written,
-            token_groups=token_requests if vocab.num_groups > 1 else None,
-            verdicts=self._verdicts,
-            **counted,
+            tokens.contiguous(),
+            lengths=lengths,
+            candidates=candidates,
+            token_rows=self.token_map.token_rows,
+            token_groups=groups,
+            token_requests=token_requests if learns and groups is None else None,
+            tally=tally.data,
+            num_lists=tally.num_lists,
         )
         self._gather()
 
@@ -299,9 +301,11 @@ class EngineHead(DraftHead):
             logits: [R, V], the target's logits.
 
         Returns:
-            int64 [R, target_top_k], the likeliest first. The next call overwrites them.
+            int64 [R, target_top_k], the likeliest first.
         """
-        return self._step.likeliest(logits, self.settings.target_top_k)
+        if (k := self.settings.target_top_k) == 1:  # on a CPU a third of argmax's time
+            return logits.max(-1, keepdim=True).indices
+        return logits.topk(k).indices
 
     def reset(self) -> None:
         """Reset all vocabularies, what was learned and the totals to the start.
@@ -311,7 +315,7 @@ class EngineHead(DraftHead):
         self.vocab.reset()
         if self.learning is not None:
             self.learning.reset()
-        self._verdicts.zero_()
+        self.tally.verdicts.zero_()
         self._host_copy = HostCopy()  # drop the pending copy: its totals are from before
         self._gather()
 
@@ -322,7 +326,7 @@ class EngineHead(DraftHead):
         outside capture.
         """
         active = self.vocab.size.sum(0, keepdim=True)
-        newest = self._host_copy.poll(torch.cat((self._verdicts.sum(1), active)))
+        newest = self._host_copy.poll(torch.cat((self.tally.verdicts.sum(1), active)))
         if newest is None:
             return None
         hits, misses, active_now = newest.tolist()

@@ -53,7 +53,7 @@ class Learning:
         tokens: a fingerprint of the tokens that the rows stand for.
         shard: this rank's part of the LM head.
         writes: whether this process may write the file.
-        costs, verdicts: see :class:`LearnedVocab`.
+        costs: see :class:`LearnedVocab`.
 
     Raises:
         OSError, ValueError, ImportError: as :class:`LearnedFile`.
@@ -70,7 +70,6 @@ class Learning:
         shard: Shard | None,
         writes: bool,
         costs: StepCosts | None,
-        verdicts: Tensor,
     ) -> None:
         shared = num_requests > vocab.num_groups
         self.lists = LearnedLists(
@@ -94,7 +93,7 @@ class Learning:
                 torch.distributed.broadcast(tensor, group=group, group_src=0)
             self.lists.load_state_dict(state)
         self._start = {name: tensor.cpu() for name, tensor in state.items()}
-        self.vocab = LearnedVocab(vocab, self.lists, costs, verdicts)
+        self.vocab = LearnedVocab(vocab, self.lists, costs)
 
     def begin(self, request: int, prompt: Tensor) -> Tensor:
         """Begin a request's text, and fill its vocabulary or bring the floor up to date.

@@ -52,33 +52,28 @@ class TokenMap:
         nothing = torch.tensor([-1], device=device)
         self._row_tokens = torch.cat((tokens, nothing))
         self._row_tokens_or_0 = self._row_tokens.clamp(min=0)
-        # The first row of the table masks tokens. Entries V and V + 1 are no tokens.
-        self._token_rows = torch.full((2, size + 2), -1, device=device)
-        self._token_rows[1, tokens] = torch.arange(lm_head_rows, device=device)
+        # Entries V and V + 1 are no tokens.
+        self._token_rows = torch.full((size + 2,), -1, dtype=torch.int32, device=device)
+        self._token_rows[tokens] = torch.arange(lm_head_rows, dtype=torch.int32, device=device)
         if broken is not None:
-            self._token_rows[1, tokens[broken]] = -1
+            self._token_rows[tokens[broken]] = -1
 
     @property
     def row_tokens(self) -> Tensor | None:
         """Each row's token, int64 [R]; None if row i is token i."""
         return None if self.is_identity else self._row_tokens[:-1]
 
+    @property
+    def token_rows(self) -> Tensor | None:
+        """Each token's row, int32 [V], -1 for none; None if row i is token i."""
+        return None if self.is_identity else self._token_rows[: self.target_vocab_size]
+
     def to_rows(self, tokens: Tensor) -> Tensor:
         """Map tokens, int32 or int64 of any shape, to rows; no row, or outside [0, V): -1."""
         size = self.target_vocab_size
         if self.is_identity:
             return tokens.where((tokens >= 0) & (tokens < size), -1)
-        return self.look_up(tokens.clamp(-1, size))
-
-    def look_up(self, tokens: Tensor, inside: Tensor | None = None) -> Tensor:
-        """Map tokens in [-1, V] to rows, with one kernel. Only if the map is not the identity.
-
-        Args:
-            inside: int64, shape of tokens: 1 maps the token, 0 gives -1. Default: all map.
-        """
-        if inside is None:
-            return self._token_rows[1][tokens]
-        return self._token_rows[inside, tokens]
+        return self._token_rows[tokens.clamp(-1, size)]
 
     def to_tokens(self, rows: Tensor, *, default: int = -1) -> Tensor:
         """Map rows, int32 or int64 of any shape, to tokens.

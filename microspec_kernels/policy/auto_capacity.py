@@ -28,9 +28,7 @@ class AutoCapacity:
 
     Args:
         costs: what a step reads.
-        lists: the learned lists that fill the vocabulary.
-        verdicts: int64 [2, G], tokens that were active and that were not, which the caller counts
-            with :func:`~.vocab_observe_`.
+        lists: the learned lists that fill the vocabulary, with the verdicts on the texts.
         largest: number of slots that there are.
         has_floor: see :class:`CoverageCurve`.
 
@@ -42,7 +40,6 @@ class AutoCapacity:
         self,
         costs: StepCosts,
         lists: LearnedLists,
-        verdicts: Tensor,
         *,
         largest: int,
         has_floor: bool,
@@ -50,7 +47,7 @@ class AutoCapacity:
         self.costs, self._largest = costs, largest
         sizes = sorted({min(size, largest) for size in (*SIZES, largest)})
         self._curve = CoverageCurve(lists, sizes, has_floor=has_floor)
-        self._verdicts = verdicts
+        self._lists = lists
         self.choice = choose_capacity(costs, largest=largest)
         self.reset()
 
@@ -80,7 +77,7 @@ class AutoCapacity:
         self._begun += 1
         if self._begun % TEXTS_PER_FLOOR:
             return
-        totals = torch.cat((self._curve.misses, self._verdicts.sum(1)))
+        totals = torch.cat((self._curve.misses, self._lists.tally.verdicts.sum(1)))
         newest = self._host_copy.poll(totals)
         if newest is not None:
             *curve, hits, misses = newest.tolist()

@@ -4,10 +4,10 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops import vocab_count_
+from ..tally import Tally, num_words
 from ..vocab import ActiveVocab
 from .defaults import NUM_LISTS
 from .prior import token_ranks
@@ -38,12 +38,10 @@ class LearnedLists:
         device: device of the state.
 
     Attributes:
-        text_counts: int32 [C, V], for each list the number of texts with each token.
-        total_counts: int32 [V], the same of all lists together; None if C = 1.
+        tally: the counts, which :func:`~.vocab_observe_` takes to judge and count. :meth:`reserve`
+            replaces it.
         prompt_counts: int32 [C, V], for each list the number of prompts with each token.
         num_texts: int64 [C], number of texts that began in each list.
-        request_lists: int64 [R], the list of each request; -1 before its text begins.
-        seen: int32 [R, ceil(V / 32)], a bit for each token that a request's text has shown.
         token_ranks: int32 [V], each token's place in the prior's order.
 
     Raises:
@@ -75,16 +73,34 @@ class LearnedLists:
         def zeros(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=device)
 
-        words = (vocab_size + 31) // 32
-        self.text_counts = zeros(num_lists, vocab_size)
+        self.tally = Tally(
+            vocab_size, num_lists=num_lists, num_requests=num_requests, device=device
+        )
         self.prompt_counts = zeros(num_lists, vocab_size)
         several = num_lists > 1
-        self.total_counts = zeros(vocab_size) if several else None
         self._prompt_totals = zeros(vocab_size) if several else None
         self.num_texts = zeros(num_lists, dtype=torch.int64)
-        self.request_lists = torch.full_like(zeros(num_requests), -1, dtype=torch.int64)
-        self.seen = zeros(num_requests, words)
-        self._seen_in_prompt = zeros(1, words)
+        self._seen_in_prompt = zeros(1, num_words(vocab_size))
+
+    @property
+    def text_counts(self) -> Tensor:
+        """int32 [C, V], for each list the number of texts with each token."""
+        return self.tally.text_counts
+
+    @property
+    def total_counts(self) -> Tensor | None:
+        """int32 [V], the same of all lists together; None if C = 1."""
+        return self.tally.total_counts
+
+    @property
+    def request_lists(self) -> Tensor:
+        """int32 [R], the list of each request; -1 before its text begins."""
+        return self.tally.request_lists
+
+    @property
+    def seen(self) -> Tensor:
+        """int32 [R, ceil(V / 32)], a bit for each token that a request's text has shown."""
+        return self.tally.seen
 
     @torch.inference_mode(False)
     def reserve(self, num_requests: int) -> None:
@@ -93,12 +109,9 @@ class LearnedLists:
         Args:
             num_requests: the new R, unless R is larger.
         """
-        more = num_requests - self.num_requests
-        if more <= 0:
-            return
-        self.num_requests = num_requests
-        self.request_lists = F.pad(self.request_lists, (0, more), value=-1)
-        self.seen = F.pad(self.seen, (0, 0, 0, more))
+        if num_requests > self.num_requests:
+            self.num_requests = num_requests
+            self.tally = self.tally.with_room(num_requests)
 
     def begin(self, request: int, prompt: Tensor) -> None:
         """Begin a request's text, and choose its list.
@@ -145,15 +158,6 @@ class LearnedLists:
             request_lists=self.request_lists,
             total_counts=self.total_counts,
         )
-
-    def operands(self) -> dict[str, Tensor | None]:
-        """Return what :func:`~.vocab_observe_` takes to count as :meth:`count` does."""
-        return {
-            "text_counts": self.text_counts,
-            "seen": self.seen,
-            "request_lists": self.request_lists,
-            "total_counts": self.total_counts,
-        }
 
     def fill(self, vocab: ActiveVocab, request: int) -> None:
         """Fill a request's group with the first tokens of its list.

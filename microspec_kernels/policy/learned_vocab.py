@@ -3,7 +3,6 @@
 
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from ..vocab import ActiveVocab
@@ -26,9 +25,8 @@ class LearnedVocab:
         lists: the learned lists. Their number of requests is that of texts that run at a time.
         costs: what a step reads; K is then chosen by it (:attr:`auto`), up to the slots of
             ``vocab``, and changes when a request begins. Its `shared` follows from ``vocab``. None:
-            K is the number of slots.
-        verdicts: int64 [2, G], tokens that were active and that were not, which the caller counts
-            with :func:`~.vocab_observe_`. Without them, K follows the expected coverage's level.
+            K is the number of slots. The level of the coverage is that of the lists' verdicts, if
+            the caller counts with :func:`~.vocab_observe_`; else it is the expected one.
 
     Attributes:
         auto: chooses K; None without costs.
@@ -42,7 +40,6 @@ class LearnedVocab:
         vocab: ActiveVocab,
         lists: LearnedLists,
         costs: StepCosts | None = None,
-        verdicts: Tensor | None = None,
     ) -> None:
         self.vocab, self.lists = vocab, lists
         self._begun = 0
@@ -52,11 +49,9 @@ class LearnedVocab:
             expected = f"1 group or {lists.num_requests}, one for each request"
             raise ValueError(f"LearnedVocab: vocab: expected {expected}, got {vocab.num_groups}")
         if costs is not None:
-            if verdicts is None:
-                verdicts = torch.zeros(2, 1, dtype=torch.int64, device=vocab.device)
             costs = replace(costs, shared=vocab.num_groups == 1)
             largest, has_floor = vocab.capacity, self.shared
-            self.auto = AutoCapacity(costs, lists, verdicts, largest=largest, has_floor=has_floor)
+            self.auto = AutoCapacity(costs, lists, largest=largest, has_floor=has_floor)
             for group in range(vocab.num_groups):
                 self._set_limit(group)
         self.refill()

@@ -74,9 +74,9 @@ def count(emulation: Any, tokens: int) -> None:
 
 def observe(emulation: Any, tokens: int) -> None:
     state = (row(np.int32, 70)[None], row(np.int64, 70)[None], row(np.int32, 8)[None])
-    written = row(np.int8, tokens)[None].view(bool)
-    batch, verdicts = row(np.int32, tokens)[None], row(np.int64, 2)[:, None]
-    emulation.vocab_observe_(*state, row(np.int64, 1), batch, written, verdicts=verdicts)
+    emulation.vocab_observe_(
+        *state, row(np.int64, 1), row(np.int32, tokens), tally=row(np.int32, 4)
+    )
 
 
 def select(emulation: Any, capacity: int) -> None:

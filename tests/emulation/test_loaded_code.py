@@ -13,7 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import release_scripts
+import torch
 from emulated import load
+
+from microspec_kernels import Tally
 
 # Compute capabilities times 100. The library has no code of their own for 1030, 1100 and 1210.
 GPUS = (800, 860, 890, 900, 1000, 1030, 1100, 1200, 1210)
@@ -79,14 +82,15 @@ def count(emulation: Any) -> list[Any]:
 
 def observe(emulation: Any) -> list[Any]:
     state = update(emulation, IDS[None, :9])
-    tables = [np.zeros(shape, np.int32) for shape in ((2, V), (3, 2), (V,))]
-    verdicts, tokens = np.zeros((2, 1), np.int64), IDS[None, 5:20]
+    tally = Tally(V, num_lists=2, num_requests=3)
+    tally.request_lists.copy_(torch.tensor([1, 0, 1]))
+    counted = tally.data.numpy()
+    tokens, rows = IDS[5:20].reshape(3, 5), np.arange(V, dtype=np.int32)[::-1].copy()
     emulation.vocab_observe_(
-        *state, tokens, tokens % 2 == 0, token_requests=tokens % 4, verdicts=verdicts,
-        text_counts=tables[0], seen=tables[1], request_lists=np.array([1, 0, 1]),
-        total_counts=tables[2],
+        *state, tokens, lengths=np.array([5, 2, 0]), candidates=IDS[:4], token_rows=rows,
+        token_requests=np.arange(19) % 4, tally=counted, num_lists=2,
     )  # fmt: skip
-    return [*state, verdicts, *tables]
+    return [*state, counted]
 
 
 def refill(emulation: Any, reset: bool) -> list[Any]:

@@ -16,7 +16,7 @@ from generators import E2M1, FLOATS, INT4, QUANTISED, gather_case, head_case, vo
 from nonsense import INT32, INT64, PINNED
 from sanitized import Call, run
 
-from microspec_kernels import reference
+from microspec_kernels import Tally, reference
 
 DEVICES = {800: 163 * 1024, 900: 227 * 1024}
 BF16, FP8 = torch.bfloat16, torch.float8_e4m3fn
@@ -151,28 +151,31 @@ def learned(arch: int, settings: dict[str, Any]) -> Iterator[Call]:
 
 
 def observed(arch: int, settings: dict[str, Any]) -> Iterator[Call]:
-    """Yield steps whose requests are groups, and ragged steps of other requests; two blocks."""
+    """Yield steps of ids as they lie, and mapped ones with lengths and candidates; two blocks."""
     rng = torch.Generator().manual_seed(2)
-    for number, (capacity, n, num_groups) in enumerate([(5, 9, 2), (40, 700, 1), (13, 60, 3)]):
-        size, ragged = 2 * capacity + 10, number > 0
+    for number, (capacity, n, num_groups) in enumerate([(5, 9, 1), (40, 700, 1), (13, 60, 3)]):
+        size, mapped = 2 * capacity + 10, number > 0
         state = vocab_state(size, capacity, num_groups=num_groups, pinned=(3, 4))
         before = torch.randint(-1, size, (num_groups, capacity), generator=rng)
         reference.vocab_update_(*state.tensors(), before)
-        requests = 4 if ragged else num_groups
-        tokens = torch.randint(-1, size, (n,) if ragged else (num_groups, n), generator=rng)
-        written = torch.rand(tokens.shape, generator=rng) < 0.6
-        options = {
-            "verdicts": torch.zeros(2, num_groups, dtype=torch.int64),
-            "text_counts": torch.zeros(2, size, dtype=torch.int32),
-            "seen": torch.zeros(requests, (size + 31) // 32, dtype=torch.int32),
-            "request_lists": torch.arange(requests) % 2,
-            "total_counts": torch.zeros(size, dtype=torch.int32),
-        }
-        if ragged:
+        tally = Tally(size, num_lists=1 + number, num_requests=4)
+        tally.request_lists.copy_(torch.arange(4) % (2 + number))
+        tokens = torch.randint(-1, size, (n,), generator=rng)
+        options: dict[str, Any] = {"tally": tally.data}
+        if mapped:
+            tokens = tokens.view(-1, 5)
+            options |= {
+                "lengths": torch.randint(-1, 7, (len(tokens),), generator=rng),
+                "candidates": torch.randint(-1, size, (30,), generator=rng).int(),
+                "token_rows": torch.randperm(size, generator=rng).int() - 2,
+            }
+            n += 30
+        options["token_requests"] = torch.randint(-1, 5, (n,), generator=rng)
+        if num_groups > 1:
             options["token_groups"] = torch.randint(-1, num_groups + 1, (n,), generator=rng)
-            options["token_requests"] = torch.randint(-1, requests + 1, (n,), generator=rng)
-        arrays = [as_array(t) for t in (*state.tensors(), tokens, written)]
+        arrays = [as_array(t) for t in (*state.tensors(), tokens)]
         options = {name: as_array(tensor) for name, tensor in options.items()}
+        options["num_lists"] = tally.num_lists
         name, on = f"observe K {capacity}, N {n}, G {num_groups}", device(arch, **settings)
         yield Call(name, "_emulation", "vocab_observe_", arrays, options, on)
 
@@ -219,17 +222,18 @@ def nonsense(arch: int, settings: dict[str, Any]) -> Iterator[Call]:
         yield Call(
             f"count, {name}", "_emulation", "vocab_count_", [*tables[:2], tokens], options, on
         )  # fmt: skip
-        requests = np.array(rng.choices((*INT64, 0, 1, 2), k=arrays[4].size))
-        written = np.array(rng.choices((True, False), k=arrays[4].size))
-        options = {
-            **options,
-            "token_requests": requests.reshape(arrays[4].shape),
-            "verdicts": np.array(rng.choices(INT64, k=2 * num_groups)).reshape(2, -1),
-            "text_counts": tables[0],
-            "seen": tables[1],
+        count, lists = arrays[4].size + 9, number % 3
+        words = 3 * (4 + (1 + (size + 31) // 32 if lists else 0)) + (lists + (lists > 1)) * size
+        step_options = {
+            "lengths": np.array(rng.choices((*INT64, 0, 1, 2), k=num_groups)),
+            "candidates": np.array(rng.choices((*ids, 2**32), k=9)),
+            "token_rows": np.array(rng.choices(ids, k=size), np.int32),
+            "token_groups": np.array(rng.choices((*INT64, 0, 1, 2), k=count)),
+            "token_requests": np.array(rng.choices((*INT64, 0, 1, 2), k=count)),
+            "tally": np.array(rng.choices((*INT32, 5), k=words), np.int32),
+            "num_lists": lists,
         }
-        step = [*arrays, written.reshape(arrays[4].shape)]
-        yield Call(f"observe, {name}", "_emulation", "vocab_observe_", step, options, on)
+        yield Call(f"observe, {name}", "_emulation", "vocab_observe_", arrays, step_options, on)
         read = [tables[0], tables[2], np.array(rng.choices((*INT64, 0, 1), k=num_groups))]
         options = {"pinned": rng.randint(0, capacity), "reset": number % 2 == 0}
         options |= {"total_counts": tables[3]} if number % 3 else {}

@@ -20,10 +20,7 @@ ARGUMENTS = {
     "gather_rows_": ("slab", "slab_ids", "weight", "active_ids"),
     "vocab_update_": ("active_ids", "slot_stamps", "token_slots", "clock", "tokens"),
     "vocab_count_": ("text_counts", "seen", "tokens"),
-    "vocab_observe_": (
-        *("active_ids", "slot_stamps", "token_slots", "clock"),
-        *("tokens", "written"),
-    ),
+    "vocab_observe_": ("active_ids", "slot_stamps", "token_slots", "clock", "tokens"),
     "vocab_refill_": (
         *("active_ids", "slot_stamps", "token_slots", "clock"),
         *("text_counts", "token_ranks", "group_lists"),
@@ -72,9 +69,9 @@ def _check(name: str, given: dict[str, Any]) -> None:
         _checks.vocab_count(*tensors, *(given.get(n) for n in options))
     elif name == "vocab_observe_":
         tensors = [given[n] for n in ARGUMENTS[name]]
-        owners = ("token_groups", "token_requests")
-        tables = ("verdicts", "text_counts", "seen", "request_lists", "total_counts")
-        _checks.vocab_observe(*tensors, *(given.get(n) for n in (*owners, *tables)))
+        options = ("lengths", "candidates", "token_rows", "token_groups", "token_requests", "tally")
+        given_options = (given.get(name) for name in options)
+        _checks.vocab_observe(*tensors, *given_options, given.get("num_lists", 0))
     elif name == "vocab_refill_":
         tensors = [given[n] for n in ARGUMENTS[name]]
         _checks.vocab_refill(*tensors, given.get("total_counts"), given.get("pinned", 0))
@@ -96,7 +93,9 @@ def _check(name: str, given: dict[str, Any]) -> None:
 def _bounds(name: str, given: dict[str, Any]) -> dict[str, int]:
     """Return the number of valid values of each argument that holds ids or groups."""
     if name in ("vocab_update_", "vocab_observe_"):
-        return {"tokens": given["token_slots"].size(1), "token_groups": len(given["clock"])}
+        rows = given.get("token_rows")
+        size = given["token_slots"].size(1) if rows is None else len(rows)
+        return {"tokens": size, "candidates": size, "token_groups": len(given["clock"])}
     if name == "vocab_count_":
         return {}  # ignores them itself
     if name == "vocab_refill_":

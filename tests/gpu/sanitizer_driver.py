@@ -99,28 +99,32 @@ def learn(capacity: int, vocab_size: int, num_groups: int = 1) -> Callable[[str]
     def run(device: str) -> None:
         rng = torch.Generator().manual_seed(capacity)
         want = vocab_state(vocab_size, capacity, num_groups=num_groups, pinned=(1,), clock=2**33)
-        words = (vocab_size + 31) // 32
-        shapes = ((2, vocab_size), (num_groups, words), (vocab_size,))
-        tables = [torch.zeros(shape, dtype=torch.int32) for shape in shapes]
-        ranks = torch.randperm(vocab_size, generator=rng).int()
+        tally = mk.Tally(vocab_size, num_lists=2, num_requests=num_groups)
         lists = torch.arange(num_groups) % 3  # list 2 does not exist
-        verdicts = torch.zeros(2, num_groups, dtype=torch.int64)
-        cpu = (*want.tensors(), *tables, ranks, lists, verdicts)
+        tally.request_lists.copy_(lists)
+        ranks = torch.randperm(vocab_size, generator=rng).int()
+        cpu = (*want.tensors(), tally.data, ranks)
         gpu = [tensor.to(device) for tensor in cpu]
         for pinned, reset in ((capacity // 2, True), (capacity // 3, False), (0, True)):
             tokens = torch.randint(-2, vocab_size + 2, (num_groups, 700), generator=rng)
+            lengths = torch.randint(0, 101, (3 * num_groups,), generator=rng)
             for tensors in (cpu, gpu):
-                *state, counts, seen, total, ranks, lists, verdicts = tensors
-                there = tokens.to(ranks.device)
-                step = there[:, :300].clamp(-1, vocab_size - 1)
-                learned = {"text_counts": counts, "seen": seen, "verdicts": verdicts}
-                options = {"request_lists": lists, "total_counts": total}
-                mk.vocab_observe_(*state, step, step % 3 > 0, **learned, **options)
-                mk.vocab_count_(counts, seen, there, **options)
-                lists = lists.where(lists < 2, -1)
+                *state, data, ranks = tensors
+                there, owned = tokens.to(ranks.device), mk.Tally.over(data, vocab_size, 2)
+                step = there[:, :300].clamp(-1, vocab_size - 1).reshape(-1, 100)
+                groups = torch.arange(num_groups * 300, device=ranks.device) // 300
+                mk.vocab_observe_(
+                    *state, step, lengths=lengths.to(ranks.device), token_rows=ranks,
+                    token_groups=groups, tally=data, num_lists=2,
+                )  # fmt: skip
+                counted = owned.text_counts, owned.seen
+                options = {"total_counts": owned.total_counts}
+                mk.vocab_count_(*counted, there, request_lists=owned.request_lists, **options)
+                of_groups = owned.request_lists.where(owned.request_lists < 2, -1)
                 mk.vocab_refill_(
-                    *state, counts, ranks, lists, total_counts=total, pinned=pinned, reset=reset
-                )
+                    *state, owned.text_counts, ranks, of_groups, **options, pinned=pinned,
+                    reset=reset,
+                )  # fmt: skip
             for one, other in zip(gpu, cpu, strict=True):
                 assert torch.equal(one.cpu(), other)
 

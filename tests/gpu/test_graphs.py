@@ -11,6 +11,7 @@ from torch import Tensor
 from microspec_kernels import (
     ActiveVocab,
     SparseHead,
+    Tally,
     WeightSlab,
     sparse_head,
     vocab_count_,
@@ -127,38 +128,48 @@ def test_count_observe_update_refill() -> None:
     rng = torch.Generator().manual_seed(3)
     size, groups, capacity, pinned = 5000, 4, 64, 40
     want = vocab_state(size, capacity, num_groups=groups)
-    counts, seen = torch.zeros(2, size).int(), torch.zeros(groups, (size + 31) // 32).int()
-    total, ranks = torch.zeros(size).int(), torch.randperm(size, generator=rng).int()
-    lists = torch.zeros(groups, dtype=torch.int64)
-    verdicts = torch.zeros(2, groups, dtype=torch.int64)
-    here = (*want.tensors(), counts, seen, total, ranks, lists, verdicts)
+    tally, ranks = (
+        Tally(size, num_lists=2, num_requests=groups),
+        torch.randperm(size, generator=rng),
+    )
+    here = (*want.tensors(), tally.data, ranks.int())
     there = [t.cuda() for t in here]
     prompt, tokens = (torch.zeros(groups, n, dtype=torch.int64, device="cuda") for n in (50, 20))
+    lengths = torch.zeros(groups, dtype=torch.int64, device="cuda")
+    owners = torch.arange(groups).repeat_interleave(20).repeat(2)
+    of_groups = {"cpu": owners, "cuda": owners.cuda()}
 
-    def step(tensors: Sequence[Tensor], prompt: Tensor, tokens: Tensor) -> None:
-        *state, counts, seen, total, ranks, lists, verdicts = tensors
-        learned = {"request_lists": lists, "total_counts": total}
-        vocab_count_(counts, seen, prompt, **learned)
+    def step(tensors: Sequence[Tensor], prompt: Tensor, tokens: Tensor, lengths: Tensor) -> None:
+        *state, data, ranks = tensors
+        owned = Tally.over(data, size, 2)
+        lists, learned = owned.request_lists, {"total_counts": owned.total_counts}
+        vocab_count_(owned.text_counts, owned.seen, prompt, request_lists=lists, **learned)
         vocab_update_(*state, prompt)
-        learned |= {"text_counts": counts, "seen": seen, "verdicts": verdicts}
-        vocab_observe_(*state, tokens, tokens % 3 > 0, **learned)
-        options = {"total_counts": total, "pinned": pinned, "reset": False}
-        vocab_refill_(*state, counts, ranks, lists, **options)
+        vocab_observe_(
+            *state, tokens, lengths=lengths, candidates=tokens, token_rows=ranks,
+            token_groups=of_groups[data.device.type], tally=data, num_lists=2,
+        )  # fmt: skip
+        options = {**learned, "pinned": pinned, "reset": False}
+        vocab_refill_(*state, owned.text_counts, ranks, lists, **options)
 
     before = [t.clone() for t in there]
-    replay = captured(lambda: step(there, prompt, tokens))
+    replay = captured(lambda: step(there, prompt, tokens, lengths))
     for tensor, start in zip(there, before, strict=True):
         tensor.copy_(start)
+    of_tallies = [Tally.over(tensors[-2], size, 2) for tensors in (here, there)]
     for _ in range(300):
         now = [(torch.rand(groups, n, generator=rng) ** 3 * size).long() for n in (50, 20)]
-        lists.copy_(torch.randint(-1, 2, (groups,), generator=rng))
-        for target, value in zip((prompt, tokens, there[-2]), (*now, lists), strict=True):
+        now.append(torch.randint(0, 21, (groups,), generator=rng))
+        lists = torch.randint(-1, 2, (groups,), generator=rng)
+        for each in of_tallies:
+            each.request_lists.copy_(lists)
+        for target, value in zip((prompt, tokens, lengths), now, strict=True):
             target.copy_(value)
         replay()
         step(here, *now)
         for got, wanted in zip(there, here, strict=True):
             assert torch.equal(got.cpu(), wanted)
-    assert bool((verdicts > 0).all()), "tokens of both verdicts in every group"
+    assert bool((of_tallies[0].verdicts > 0).all()), "tokens of both verdicts in every group"
 
 
 def test_a_replay_does_what_the_call_did() -> None:

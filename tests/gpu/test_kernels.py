@@ -10,6 +10,7 @@ from generators import E2M1, FLOATS, INT4, QUANTISED, gather_case, head_case, vo
 from torch import Tensor
 
 from microspec_kernels import (
+    Tally,
     gather_rows_,
     sparse_head,
     sparse_logits,
@@ -121,16 +122,19 @@ def test_a_large_ragged_update_narrows_its_groups_first(count: int, kernels: lis
 def test_count_is_one_kernel_observe_two_and_refill_one_or_two() -> None:
     size = 50_000
     state = [t.cuda() for t in vocab_state(size, 3072, num_groups=2).tensors()]
-    counts, seen = (torch.zeros(2, n, dtype=torch.int32).cuda() for n in (size, (size + 31) // 32))
+    tally = Tally(size, num_lists=2, num_requests=2, device="cuda")
     tokens, lists = torch.randint(size, (2, 300), device="cuda"), torch.tensor([1, 0]).cuda()
     ranks = torch.arange(size, dtype=torch.int32).cuda()
-    count = partial(vocab_count_, counts, seen, tokens, request_lists=lists)
-    assert enqueued(count) == ["vocab_count"]
-    written, verdicts = torch.ones_like(tokens, dtype=torch.bool), torch.zeros(2, 2).long().cuda()
-    step = partial(vocab_observe_, *state, tokens, written)
-    counting = {"text_counts": counts, "seen": seen, "request_lists": lists}
-    for options in (counting, {"verdicts": verdicts}, {"verdicts": verdicts, **counting}):
-        assert enqueued(partial(step, **options)) == ["vocab_count", "vocab_update"]
+    counts = tally.text_counts
+    assert enqueued(partial(vocab_count_, counts, tally.seen, tokens, request_lists=lists)) == [
+        "vocab_count"
+    ]
+    groups = torch.arange(2, device="cuda").repeat_interleave(300)
+    step = partial(vocab_observe_, *state, tokens, token_groups=groups)
+    counting = {"tally": tally.data, "num_lists": 2}
+    lengths = {"lengths": torch.tensor([3, 300]).cuda()}
+    for options in (counting, lengths, {"token_rows": ranks}, {**counting, **lengths}):
+        assert enqueued(partial(step, **options)) == ["vocab_observe", "vocab_update"]
     assert enqueued(step) == ["vocab_update"]
     refill = partial(vocab_refill_, *state, counts, ranks, lists, pinned=100)
     assert enqueued(refill) == ["refill", "refill_stamps"]

@@ -8,6 +8,7 @@ from generators import PINNED, QUANTISED, integers, poison, row_indexed, vocab_s
 from torch import Tensor
 
 from microspec_kernels import (
+    Tally,
     gather_rows_,
     sparse_head,
     sparse_logits,
@@ -166,12 +167,10 @@ def test_token_slots_beyond_2_to_31_entries() -> None:
     vocab_update_(ids, stamps, slots, clock, tokens)
     want = [[5, 9], [size - 2, 5], [size - 1, 8]]
     assert ids.tolist() == [want[group % 3] for group in range(groups)]
-    verdicts = torch.zeros(2, groups, dtype=torch.int64, device="cuda")
-    written = torch.tensor([[True, False, True]], device="cuda").repeat(groups, 1)
-    vocab_observe_(ids, stamps, slots, clock, tokens, written, verdicts=verdicts)
-    assert verdicts.tolist() == [[1] * groups, [1] * groups], (
-        "the first is gone, the last is active"
-    )
+    tally = Tally(size, num_requests=groups, device="cuda")
+    owners = torch.arange(groups, device="cuda").repeat_interleave(3)
+    vocab_observe_(ids, stamps, slots, clock, tokens, token_groups=owners, tally=tally.data)
+    assert tally.verdicts.tolist() == [[2] * groups, [1] * groups], "the first is gone"
     for group in (0, 1, groups - 2, groups - 1):
         assert slots[group, tokens[group]].tolist() == [-1, 0, 1]
         assert int((slots[group] >= 0).sum()) == 2

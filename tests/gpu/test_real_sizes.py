@@ -8,6 +8,7 @@ from generators import FLOATS, QUANTISED, row_indexed, vocab_state
 from torch import Tensor
 
 from microspec_kernels import (
+    Tally,
     gather_rows_,
     reference,
     vocab_count_,
@@ -194,25 +195,29 @@ def test_count_observe_and_refill(
     """From no counts at all to those of many texts; the CPU op's results bit for bit."""
     vocab_size, pinned = MODELS[name].vocab_size, 3 * capacity // 4
     state = vocab_state(vocab_size, capacity, num_groups=num_groups, pinned=(1,), clock=2**40)
-    shapes = ((2, vocab_size), (num_groups, (vocab_size + 31) // 32), (vocab_size,))
-    tables = [torch.zeros(shape, dtype=torch.int32) for shape in shapes]
+    tally = Tally(vocab_size, num_lists=2, num_requests=num_groups)
+    tally.request_lists.copy_(torch.arange(num_groups) % 2)
     ranks = torch.randperm(vocab_size, generator=torch.Generator().manual_seed(1)).int()
-    verdicts = torch.zeros(2, num_groups, dtype=torch.int64)
-    want = [*state.tensors(), *tables, ranks, torch.arange(num_groups) % 2, verdicts]
+    want = [*state.tensors(), tally.data, ranks]
     got = [tensor.cuda() for tensor in want]
     for step in range(5):
         draws = torch.rand(num_groups, 20_000, generator=rng, device="cuda")
         tokens = (draws**4 * vocab_size).long()
         for tensors in (got, want):
-            *vocab, counts, seen, total, ranks, lists, verdicts = tensors
+            *vocab, data, ranks = tensors
+            owned = Tally.over(data, vocab_size, 2)
+            lists, total = owned.request_lists, owned.total_counts
             options = {"total_counts": total if step != 1 else None, "pinned": pinned}
-            vocab_refill_(*vocab, counts, ranks, lists, **options, reset=step % 2 == 0)
+            vocab_refill_(*vocab, owned.text_counts, ranks, lists, **options, reset=step % 2 == 0)
             there = tokens.to(ranks.device)
-            vocab_count_(counts, seen, there, request_lists=lists, total_counts=total)
-            seen.zero_()
-            learned = {"text_counts": counts, "seen": seen, "request_lists": lists}
-            there = there[:, :300].contiguous()
-            vocab_observe_(*vocab, there, there % 2 == 0, verdicts=verdicts, **learned)
-            seen.zero_()
+            counted = owned.text_counts, owned.seen
+            vocab_count_(*counted, there, request_lists=lists, total_counts=total)
+            owned.seen.zero_()
+            groups = torch.arange(num_groups, device=ranks.device).repeat_interleave(300)
+            vocab_observe_(
+                *vocab, there[:, :150].reshape(-1, 5), candidates=there[:, 150:300].contiguous(),
+                token_groups=groups, tally=data, num_lists=2,
+            )  # fmt: skip
+            owned.seen.zero_()
         for one, other in zip(got, want, strict=True):
             assert_bitwise(one.cpu(), other)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from microspec_kernels import (
     ActiveVocab,
+    Tally,
     WeightSlab,
     gather_rows_,
     sparse_head,
@@ -114,26 +115,28 @@ def test_bad_tokens_and_groups_of_a_step_are_ignored() -> None:
     """They are neither judged nor counted; some have good ones in their low 32 bits."""
     rng = torch.Generator().manual_seed(1)
     tokens, groups = (torch.randint(-1, n, (400,), generator=rng) for n in (90, 3))
-    requests, written = torch.randint(-1, 5, (400,), generator=rng), tokens % 2 == 0
+    requests = torch.randint(-1, 5, (400,), generator=rng)
     bad = torch.tensor([90, -2, 2**31 - 1, 2**32 + 5, 2**40, -(2**40), 2**32 - 1, -(2**63)])
     bad = bad[torch.arange(400) % 8]
-    spoilt_step = [torch.where(t < 0, bad, t) for t in (tokens, groups, requests)]
+    lengths = torch.tensor([10, 3] * 15, device="cuda")
     results = []
-    for there, owners, texts in ((tokens, groups, requests), spoilt_step):
+    for ids, owners, texts in (
+        (tokens, groups, requests),
+        [torch.where(t < 0, bad, t) for t in (tokens, groups, requests)],
+    ):
         state = [t.cuda() for t in vocab_state(90, 8, num_groups=3, pinned=(1, 2)).tensors()]
-        tables = {
-            "verdicts": torch.zeros(2, 3, dtype=torch.int64).cuda(),
-            "text_counts": torch.zeros(1, 90, dtype=torch.int32).cuda(),
-            "seen": torch.zeros(5, 3, dtype=torch.int32).cuda(),
-        }
-        step = [there.cuda(), written.cuda()]
-        owned = {"token_groups": owners.cuda(), "token_requests": texts.cuda()}
+        tally = Tally(90, num_lists=1, num_requests=5, device="cuda")
+        tally.request_lists.zero_()
         for _ in range(2):
-            vocab_observe_(*state, *step, **owned, **tables)
-        results.append((*state, *tables.values()))
+            vocab_observe_(
+                *state, ids[:300].view(30, 10).cuda(), lengths=lengths, candidates=ids[300:].cuda(),
+                token_groups=owners.cuda(), token_requests=texts.cuda(), tally=tally.data,
+                num_lists=1,
+            )  # fmt: skip
+        results.append((*state, tally.data))
     for got, want in zip(*results, strict=True):
         assert_bitwise(got, want)
-    assert bool((results[0][4] > 0).all()) and bool(results[0][5].any())
+    assert bool((tally.verdicts > 0).all()) and bool(tally.text_counts.any())
 
 
 def test_a_group_of_a_bad_list_stays_as_it_is() -> None:
@@ -183,10 +186,13 @@ calls = {
     "token_groups": lambda to: mk.vocab_update_(
         *map(to, state.tensors()), to(ids(1, 2)), token_groups=to(ids(0, 2))),
     "observed tokens": lambda to: mk.vocab_observe_(
-        *map(to, state.tensors()), to(ids(1, 2, 9, 4).view(2, 2)), to(torch.ones(2, 2).bool())),
+        *map(to, state.tensors()), to(ids(1, 2, 9, 4).view(2, 2)), lengths=to(ids(1, 1)),
+        token_groups=to(ids(0, 0, 1, 1))),
+    "candidates": lambda to: mk.vocab_observe_(
+        *map(to, state.tensors()), to(ids(1, 2)), candidates=to(ids(3, 9)),
+        token_groups=to(ids(0, 0, 1, 1))),
     "observed groups": lambda to: mk.vocab_observe_(
-        *map(to, state.tensors()), to(ids(1, 2)), to(torch.ones(2).bool()),
-        token_groups=to(ids(0, -2))),
+        *map(to, state.tensors()), to(ids(1, 2)), token_groups=to(ids(0, -2))),
     "group_lists": lambda to: mk.vocab_refill_(
         *map(to, state.tensors()), to(ids(*range(18)).view(2, 9)), to(ids(*range(9))),
         to(ids(1, 2))),
@@ -205,7 +211,7 @@ def test_validation_raises_what_the_cpu_does() -> None:
         [sys.executable, "-c", MESSAGES], capture_output=True, text=True, env=environment
     )
     assert result.returncode == 0, result.stderr[-2000:]
-    assert result.stdout == "same 10\n"
+    assert result.stdout == "same 11\n"
 
 
 @pytest.mark.parametrize("slab_dtype", [torch.bfloat16, torch.int8, torch.float8_e4m3fn], ids=str)

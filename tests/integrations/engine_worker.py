@@ -57,7 +57,7 @@ def check(
         local_weight, settings, bias=bias[part], shard=every(ROWS, part.start), **same
     )
     for step in range(8):
-        tokens = torch.randint(-1, V + 3, (9,), generator=rng)
+        tokens = torch.randint(-1, V, (9,), generator=rng)
         which = torch.randint(-1, num_groups, (9,), generator=rng) if num_groups > 1 else None
         rows = torch.randint(-1, num_groups, (6,), generator=rng) if num_groups > 1 else None
         hidden = hidden_of(rng, 6, torch.float32)

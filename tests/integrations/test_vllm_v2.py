@@ -25,7 +25,9 @@ class Sampler:
         tokens = logits.argmax(-1)[:, None]
         logits.fill_(float("nan"))
         return SimpleNamespace(
-            sampled_token_ids=tokens, num_sampled=torch.ones(len(tokens)), num_rejected=None
+            sampled_token_ids=tokens,
+            num_sampled=torch.ones(len(tokens), dtype=torch.int32),
+            num_rejected=None,
         )
 
 
@@ -33,7 +35,7 @@ class RejectionSampler:
     """A rejection sampler that accepts the test's tokens."""
 
     def __init__(self) -> None:
-        self.tokens = self.num_sampled = torch.empty(0)
+        self.tokens = self.num_sampled = torch.empty(0, dtype=torch.int64)
 
     def __call__(
         self, logits: Tensor, input_batch: Any, draft_logits: Any = None, invalid_drafts: Any = None

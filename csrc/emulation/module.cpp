@@ -229,9 +229,9 @@ void vocab_observe(Array active_ids, Array slot_stamps, Array token_slots, Array
   update.tokens = step.tokens;
   update.long_tokens = step.long_tokens;
   update.count = step.count();
-  const Workspace ids(step.plain() ? 0 : step.count() * sizeof(int32_t));
+  std::vector<int32_t> ids(step.plain() ? 0 : step.count());
   if (!step.plain()) {
-    args.ids = static_cast<int32_t*>(ids.get());
+    args.ids = ids.data();
     update.tokens = args.ids;
     update.long_tokens = false;
   }

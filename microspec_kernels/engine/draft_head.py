@@ -134,7 +134,12 @@ class DraftHead:
             slab.invalidate()
             self._gather()
 
+    def _wait_for_gather(self) -> None:
+        """Let the current stream wait for the last gather, which reads the vocabulary's ids."""
+        if self.head.slab is not None:
+            self.head.slab.wait()
+
     def _gather(self) -> None:
-        slab = self.head.slab
-        if slab is not None:
-            slab.refresh_now()  # a captured graph cannot wait for another stream
+        """Gather beside the current stream; the draft's head waits, in captured graphs too."""
+        if self.head.slab is not None:
+            self.head.slab.refresh_beside_graphs()

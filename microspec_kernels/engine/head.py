@@ -156,7 +156,6 @@ class EngineHead(DraftHead):
             mode=settings.mode,
             weight_scale=weight_scale,
             slab_dtype=settings.slab_torch_dtype,
-            # observe gathers at once, so a second buffer would only add another gather.
             buffers=1 if settings.mode == "packed" else None,
             bias=bias,
             logit_scale=logit_scale,
@@ -210,6 +209,7 @@ class EngineHead(DraftHead):
         Raises:
             IndexError: a number out of range.
         """
+        self._wait_for_gather()
         entering, groups = [], []
         if self.learning is None and not self.shared and len(requests):
             numbers = torch.tensor(requests, dtype=torch.int64, device="cpu")
@@ -234,6 +234,7 @@ class EngineHead(DraftHead):
         Args:
             tokens, token_requests: as for :meth:`observe`.
         """
+        self._wait_for_gather()
         groups = token_requests if self.vocab.num_groups > 1 else None
         self.vocab.update(self.token_map.to_rows(tokens), token_groups=groups)
         self._gather()
@@ -274,6 +275,7 @@ class EngineHead(DraftHead):
         if self.learning is not None and tokens.dim() == 2:
             self.learning.running(len(tokens))
         rows, written = self._step.rows(tokens, lengths, candidates)
+        self._wait_for_gather()
         vocab, counted = self.vocab, {}
         if self.learning is not None:
             counted = self.learning.lists.operands()
@@ -308,6 +310,7 @@ class EngineHead(DraftHead):
 
         Call outside capture. Waits for the device if the head learns.
         """
+        self._wait_for_gather()
         self.vocab.reset()
         if self.learning is not None:
             self.learning.reset()

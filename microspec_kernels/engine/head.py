@@ -162,7 +162,9 @@ class EngineHead(DraftHead):
             softcap=softcap,
             process_group=None if shard is None else shard.process_group,
             start=0 if shard is None else shard.start,
+            all_gather=None if shard is None else shard.all_gather,
         )
+        self.head.follow()
         # One vocabulary that begins with tokens always has some, so every row has a best token.
         self._never_empty = num_groups == 1 and bool(settings.learn or known) and len(rows) > 0
         self._step = StepTokens(self.token_map, device)

@@ -29,7 +29,8 @@ Streams run in program order, except inside ``with fake_cuda.late(which):``. The
 that write in place, and replays, run on the chosen streams as late as events allow. So what forgets
 to wait for them finds the state of before, and an op that writes to what they will use is refused.
 
-What it cannot show: a wrong kernel, any other race, times, memory use, and anything that compiles. The L2 cache is small, so that benchmarks with cold caches take little time.
+What it cannot show: a wrong kernel, any other race, times, memory use, and anything that compiles.
+The L2 cache is small, so that benchmarks with cold caches take little time.
 """
 
 import contextlib

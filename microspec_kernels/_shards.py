@@ -145,7 +145,8 @@ class Merger:
         result = ids.new_empty(ids.shape, dtype=torch.int32)
         if self._rows is None:
             return result.copy_(ids)
-        return torch.ops.aten.index.Tensor_out(self._rows, [self._ranks, ids], out=result)
+        torch.ops.aten.index.Tensor_out(self._rows, [self._ranks, ids], out=result)
+        return result
 
 
 def logsumexp_of(parts: Tensor) -> Tensor:

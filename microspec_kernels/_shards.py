@@ -73,9 +73,10 @@ class LocalVocab:
 
 
 def packed(logits: Tensor, token_ids: Tensor, logsumexp: Tensor) -> Tensor:
-    """Pack a rank's result for the all-gather: int32 [M, 3k + 1] or [M, 3k + 2], one kernel.
+    """Pack a rank's result for the all-gather: fp32 [M, 3k + 1] or [M, 3k + 2], one kernel.
 
-    A row has the ids (two words each, the bits of int64), the logits, and logsumexp, twice if that
+    They are bits, in the dtype that every communicator takes (vLLM's on a CPU takes floats only). A
+    row has the ids (two words each, the bits of int64), the logits, and logsumexp, twice if that
     makes the number of words even: then ids can be viewed as int64 again.
 
     Args:
@@ -84,7 +85,8 @@ def packed(logits: Tensor, token_ids: Tensor, logsumexp: Tensor) -> Tensor:
     total = logsumexp[:, None].view(torch.int32)
     parts = [token_ids.contiguous(), logits.contiguous()]
     again = 2 - logits.size(1) % 2
-    return torch.cat([*(part.view(torch.int32) for part in parts), *[total] * again], dim=1)
+    bits = torch.cat([*(part.view(torch.int32) for part in parts), *[total] * again], dim=1)
+    return bits.view(torch.float32)
 
 
 class Merger:
@@ -123,10 +125,10 @@ class Merger:
         Maps the ids and merges: two ops, and a copy of the logits if k > 1.
 
         Args:
-            parts: int32 [ranks, M, words], what :func:`packed` returns on each rank; M > 0.
+            parts: fp32 [ranks, M, words], what :func:`packed` returns on each rank; M > 0.
         """
         k, count = _num_best(parts), parts.size(1)
-        logits = parts.view(torch.float32)[..., 2 * k : 3 * k].transpose(0, 1).flatten(1)
+        logits = parts[..., 2 * k : 3 * k].transpose(0, 1).flatten(1)
         groups = self._groups[:count]
         if len(groups) < count:
             groups = torch.arange(count, device=parts.device)
@@ -151,7 +153,7 @@ class Merger:
 
 def logsumexp_of(parts: Tensor) -> Tensor:
     """Return logsumexp over the tokens of all ranks, fp32 [M]; parts as for :class:`Merger`."""
-    return parts.view(torch.float32)[..., 3 * _num_best(parts)].double().logsumexp(0).float()
+    return parts[..., 3 * _num_best(parts)].double().logsumexp(0).float()
 
 
 def _num_best(parts: Tensor) -> int:

@@ -111,7 +111,7 @@ class _ActiveHead(nn.Module):
             self.slab.refresh()
 
     def follow(self) -> None:
-        """Find the rows of a rank's shard now, and no longer in each call.
+        """Compute the rows of a rank's shard now, and no longer in each call.
 
         Call it again after each change of the vocabulary, before the slab is refreshed. Without
         ranks it does nothing.
@@ -202,7 +202,7 @@ class SparseHead(_ActiveHead):
         process_group: the ranks that share the LM head (``torch.distributed.group.WORLD`` for all);
             None if ``weight`` has all rows.
         start: the token of the first row of ``weight``; 0 without ``process_group``.
-        all_gather: gathers a tensor [n, ...] of each rank to [ranks · n, ...], in the order of
+        all_gather: gathers fp32 [n, m] of each rank, any bits, to [ranks · n, m], in the order of
             ``process_group``, as an engine's own communicator does. Default: torch.distributed.
 
     Raises:

@@ -86,7 +86,7 @@ class Ranks:
     Args:
         ranges: [start, end) of each rank, see :func:`check_shards`; None if results name tokens.
         process_group: as for :func:`all_gather_topk`.
-        all_gather: gathers a tensor [n, ...] of each rank to [ranks · n, ...], in the order of
+        all_gather: gathers fp32 [n, m] of each rank, any bits, to [ranks · n, m], in the order of
             process_group: an engine's communicator. None: torch.distributed.
         device, room: see :class:`~._shards.Merger`.
 
@@ -137,7 +137,7 @@ class Ranks:
         return self._merger.best(self._parts(logits, rows, logsumexp))[1].view_as(logsumexp)
 
     def _parts(self, logits: Tensor, rows: Tensor, logsumexp: Tensor) -> Tensor:
-        """Return the packed results of all ranks: int32 [ranks, M, words]."""
+        """Return the packed results of all ranks: fp32 [ranks, M, words]."""
         k = logits.size(-1)
         part = packed(logits.reshape(-1, k), rows.reshape(-1, k), logsumexp.reshape(-1))
         return self._all_gather(part).view(self._size, *part.shape)

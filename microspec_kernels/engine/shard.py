@@ -19,7 +19,7 @@ class Shard:
         total_rows: rows on all ranks together.
         start: index of the first row on this rank.
         process_group: the ranks.
-        all_gather: gathers a tensor [n, ...] of each rank to [ranks · n, ...], in the order of
+        all_gather: gathers fp32 [n, m] of each rank, any bits, to [ranks · n, m], in the order of
             process_group. A draft step calls it once. An engine's own communicator launches less
             than torch.distributed, the default.
     """

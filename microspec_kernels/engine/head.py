@@ -274,10 +274,10 @@ class EngineHead(DraftHead):
         ):
             expected = f"one per token, because there are {self.num_requests} requests"
             raise ValueError(f"microspec: observe: token_requests: expected {expected}, got None")
+        self._wait_for_gather()
         if self.learning is not None and tokens.dim() == 2:
             self.learning.running(len(tokens))
         rows, written = self._step.rows(tokens, lengths, candidates)
-        self._wait_for_gather()
         vocab, counted = self.vocab, {}
         if self.learning is not None:
             counted = self.learning.lists.operands()

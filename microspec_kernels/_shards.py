@@ -62,7 +62,8 @@ class LocalVocab:
     def follow(self) -> None:
         """Keep the rows of the vocabulary as it is now. Call again after each change.
 
-        A draft then computes none. One lookup takes the place of five elementwise kernels.
+        A draft then computes none. One lookup takes the place of five elementwise kernels; on a GPU
+        it is two, because PyTorch converts int32 indices first.
         """
         if self._kept is None:
             tokens = torch.arange(-1, self._vocab.vocab_size, dtype=torch.int32, device=self.device)

@@ -188,9 +188,10 @@ class WeightSlab:
             self._front.copy_(back)
 
     def refresh_beside_graphs(self) -> None:
-        """Copy the changed rows with one kernel. Needs one buffer. Call outside capture.
+        """Copy the changed rows with one kernel, beside the current stream. Needs one buffer.
 
-        Graphs that contain :meth:`front` wait for the copies. The vocabulary's ids are read in
+        Call it outside capture: graphs that contain :meth:`front` wait for the copies. (In a
+        capture, the copies become part of the graph.) The vocabulary's ids are read in
         place, so call :meth:`wait` before the vocabulary changes again. With ROCm before 7 the
         copies run on the current stream.
 

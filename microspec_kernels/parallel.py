@@ -17,6 +17,7 @@ a CUDA graph if its collective can: NCCL's can, after a first call outside the g
 has been run or measured on several GPUs yet.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,9 +25,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from . import ops
-from ._shards import check_ranges, check_start, local_ids, merged, packed
+from ._shards import Merger, check_ranges, check_start, local_ids, logsumexp_of, packed
 
 __all__ = [
+    "Ranks",
     "all_gather_rows",
     "all_gather_topk",
     "all_reduce_ids",
@@ -50,9 +52,10 @@ def all_gather_topk(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Merge the results of all ranks into the k best entries per row.
 
-    This is a collective: all ranks must call it with the same shapes. A rank sends 8k + 4 bytes
-    per row: k logits, k ids as int32, and the logsumexp. (A largest logit and a sum in place of the
-    logsumexp would take more bytes and add nothing, because the result is fp32.)
+    This is a collective: all ranks must call it with the same shapes. A rank sends 12k + 4 or
+    12k + 8 bytes per row: k logits, k ids as they are, and the logsumexp. (A largest logit and a
+    sum in place of the logsumexp would take more bytes and add nothing, because the result is
+    fp32.)
 
     Args:
         logits, token_ids, logsumexp: fp32 [..., k], int64 [..., k] and fp32 [...], from
@@ -71,11 +74,78 @@ def all_gather_topk(
         TypeError: start is not an int; process_group is not a ProcessGroup.
     """
     check_start(start, 0)
-    ranks = _size_of(process_group)
-    part = packed(logits, token_ids, logsumexp, start)
-    parts = part.new_empty(ranks * part.numel())
-    _all_gather(parts, part.flatten(), group=process_group)
-    return merged(parts.view(ranks, *part.shape))
+    count = logsumexp.numel()
+    ranks = Ranks(None, process_group, device=logits.device, room=count)
+    tokens = torch.where(token_ids >= 0, token_ids + start, -1)
+    return ranks.topk(logits, tokens, logsumexp)
+
+
+class Ranks:
+    """The ranks that share an LM head, and what they do with the results of all.
+
+    Args:
+        ranges: [start, end) of each rank, see :func:`check_shards`; None if results name tokens.
+        process_group: as for :func:`all_gather_topk`.
+        all_gather: gathers fp32 [n, m] of each rank, any bits, to [ranks · n, m], in the order of
+            process_group: an engine's communicator. None: torch.distributed.
+        device, room: see :class:`~._shards.Merger`.
+
+    Raises:
+        ValueError, TypeError: process_group as for :func:`all_gather_topk`.
+    """
+
+    def __init__(
+        self,
+        ranges: list[list[int]] | None,
+        process_group: "dist.ProcessGroup | None",
+        *,
+        device: torch.device,
+        all_gather: Callable[[Tensor], Tensor] | None = None,
+        **room: int,
+    ) -> None:
+        self._size, self._group = _size_of(process_group), process_group
+        self._all_gather = all_gather or self._gathered
+        self._merger = Merger(ranges, device, **room)
+
+    def topk(
+        self, logits: Tensor, rows: Tensor, logsumexp: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Merge the results of all ranks; a collective.
+
+        Args:
+            logits, rows, logsumexp: fp32 [..., k], int64 [..., k] and fp32 [...], the result of
+                :func:`~.ops.sparse_head` on this rank.
+
+        Returns:
+            The same of all ranks, with token ids for rows.
+        """
+        if not logits.numel():
+            return logits, rows, logsumexp
+        parts = self._parts(logits, rows, logsumexp)
+        best, tokens = self._merger.best(parts)
+        total = logsumexp_of(parts)
+        return best.view_as(logits), tokens.view_as(rows), total.view_as(logsumexp)
+
+    def argmax(self, logits: Tensor, rows: Tensor, logsumexp: Tensor) -> Tensor:
+        """Return the best token of all ranks, int64 [...]; a collective of three more ops.
+
+        Args:
+            logits, rows, logsumexp: as for :meth:`topk`, with k = 1.
+        """
+        if not logits.numel():
+            return rows[..., 0]
+        return self._merger.best(self._parts(logits, rows, logsumexp))[1].view_as(logsumexp)
+
+    def _parts(self, logits: Tensor, rows: Tensor, logsumexp: Tensor) -> Tensor:
+        """Return the packed results of all ranks: fp32 [ranks, M, words]."""
+        k = logits.size(-1)
+        part = packed(logits.reshape(-1, k), rows.reshape(-1, k), logsumexp.reshape(-1))
+        return self._all_gather(part).view(self._size, *part.shape)
+
+    def _gathered(self, part: Tensor) -> Tensor:
+        parts = part.new_empty(self._size * len(part), part.size(1))
+        _all_gather(parts, part, group=self._group)
+        return parts
 
 
 def parallel_sparse_head(
@@ -200,7 +270,7 @@ def check_shards(
     vocab_size: int,
     process_group: "dist.ProcessGroup | None",
     device: torch.device,
-) -> None:
+) -> list[list[int]]:
     """Check that the ranks' shards hold each token once. This is a collective, and it waits.
 
     Args:
@@ -208,6 +278,9 @@ def check_shards(
         start, process_group: as for :func:`all_gather_topk`.
         vocab_size: V, number of rows of all shards.
         device: the device of the shard.
+
+    Returns:
+        [start, end) of each rank.
 
     Raises:
         ValueError: a row that no rank holds, or several do; start and process_group as for
@@ -218,7 +291,9 @@ def check_shards(
     mine = torch.tensor([[start, start + shard_rows]], device=device)
     ranges = mine.new_empty(_size_of(process_group), 2)
     _all_gather(ranges, mine, group=process_group)
-    check_ranges(ranges.tolist(), vocab_size)
+    held: list[list[int]] = ranges.tolist()
+    check_ranges(held, vocab_size)
+    return held
 
 
 def _size_of(process_group: "dist.ProcessGroup | None") -> int:

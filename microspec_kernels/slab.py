@@ -33,6 +33,17 @@ class SlabView(NamedTuple):
     group_ids: Tensor | None
 
 
+def _external_event() -> torch.cuda.Event | None:
+    """Return an event that a captured graph can wait for at each replay; None with ROCm before 7.
+
+    A replay waits for what was recorded last when the graph is launched.
+    """
+    try:
+        return torch.cuda.Event(external=True)
+    except RuntimeError:
+        return None
+
+
 class _SideStream:
     """A second stream for work beside the current stream. On a CPU, the work runs at once."""
 
@@ -42,6 +53,7 @@ class _SideStream:
         if stream is None and device.type == "cuda":
             stream = torch.cuda.Stream(device)
         self.stream = stream
+        self.outside = None if stream is None else _external_event()
         self._done: torch.cuda.Event | None = None
         self._captured = False
 
@@ -58,17 +70,21 @@ class _SideStream:
         self.stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self.stream):
             yield
-            self._done = self.stream.record_event()
+            self._done = self.stream.record_event(None if self._captured else self.outside)
         for tensor in tensors:
             tensor.record_stream(self.stream)
 
     def wait(self) -> None:
         """Let the current stream wait for the last run.
 
-        Skip the wait if only one of the two was captured: an event recorded during capture does
-        not order a replay.
+        In a capture, a run outside of it becomes a node that waits, at each replay, for the newest
+        run. Skip the wait for a captured run outside its capture: an event recorded during capture
+        does not order what follows a replay.
         """
-        if self._done is not None and self._captured == torch.cuda.is_current_stream_capturing():
+        if self._done is None:
+            return
+        capturing = torch.cuda.is_current_stream_capturing()
+        if self._captured == capturing or self._done is self.outside:
             torch.cuda.current_stream(self._device).wait_event(self._done)
 
 
@@ -82,8 +98,9 @@ class WeightSlab:
     On a GPU, :meth:`refresh` only enqueues the copies on a side stream, and :meth:`front` lets the
     current stream wait for them. On a CPU, :meth:`refresh` copies at once, so one buffer is enough.
 
-    With a CUDA graph, capture both methods in one graph. Or refresh outside the graph, and call
-    :meth:`wait` before each replay of the graph that contains :meth:`front`.
+    With a CUDA graph, capture both methods in one graph. Or refresh outside the graph that contains
+    :meth:`front`: each replay waits for the last refresh. (With ROCm before 7, call :meth:`wait`
+    before each replay instead.)
 
     Args:
         weight: the LM head [V, D], bf16, fp16 or fp32; int8, float8_e4m3fn or 4-bit rows (uint8 or
@@ -170,16 +187,31 @@ class WeightSlab:
             self._gather(torch.where(self._first == back, ids, held).view_as(self.ids))
             self._front.copy_(back)
 
-    def refresh_now(self) -> None:
-        """Copy the changed rows on the current stream, with one kernel. Needs one buffer.
+    def refresh_beside_graphs(self) -> None:
+        """Copy the changed rows with one kernel, beside the current stream. Needs one buffer.
+
+        Call it outside capture: graphs that contain :meth:`front` wait for the copies. (In a
+        capture, the copies become part of the graph.) The vocabulary's ids are read in
+        place, so call :meth:`wait` before the vocabulary changes again. With ROCm before 7 the
+        copies run on the current stream.
+
+        One buffer is enough, because an engine drafts, verifies and refreshes in turn: when the
+        copies begin, after all work queued on the current stream, the previous draft has read the
+        slab. A second buffer would double the slab and the rows to copy, as each buffer needs
+        them, and nothing could begin earlier.
 
         Raises:
             ValueError: the slab has two buffers.
         """
         if self.buffers != 1:
-            raise ValueError(f"WeightSlab: refresh_now: buffers: expected 1, got {self.buffers}")
-        self.wait()
-        self._gather(self.vocab.ids)
+            expected = "buffers: expected 1"
+            raise ValueError(f"WeightSlab: refresh_beside_graphs: {expected}, got {self.buffers}")
+        if self.stream is not None and self._side_stream.outside is None:
+            self.wait()
+            self._gather(self.vocab.ids)
+            return
+        with self._side_stream.run():
+            self._gather(self.vocab.ids)
 
     def _gather(self, wanted: Tensor) -> None:
         gather_rows_(

@@ -10,6 +10,7 @@ import pytest
 import torch
 from known_times import COLUMNS, KnownTimes
 
+from bench.decoding import engine_gather
 from bench.decoding import engine_overhead as engine
 from bench.harness import models, options
 from bench.harness.inputs import make_weight
@@ -69,3 +70,22 @@ def test_a_wrong_head_is_refused(mode: str) -> None:
     head.vocab.token_slots.fill_(-1)
     with pytest.raises(AssertionError, match="not an active token"):
         engine.check(head, logits, hidden, None)
+
+
+def test_steps_with_a_gather() -> None:
+    """Both ways copy the step's rows; without the gather the slab stays as it was."""
+    weight = make_weight(models.TOY.vocab_size, models.TOY.dim)
+    steps = engine.gather_steps(models.TOY, weight, 2, 300)
+    assert tuple(steps) == engine_gather.ARMS
+    for arm, step in steps.items():
+        before = step.slab.ids.clone()
+        drafted = step()
+        assert bool(step.head.vocab.contains(drafted).all()) or arm == engine_gather.NONE
+        assert torch.equal(step.slab.ids, step.head.vocab.ids) == (arm != engine_gather.NONE)
+        assert torch.equal(step.slab.ids, before) == (arm == engine_gather.NONE)
+        assert len(step.slots) == 2 * engine.NEW
+    rows = engine_gather.timelines(steps)
+    for arm in engine_gather.ARMS[:2]:
+        parts = {row["part"] for row in rows if row["arm"] == arm}
+        assert parts == {"vocabulary", "gather", "layer", "head"}
+    assert len(rows) == 8

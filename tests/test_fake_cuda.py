@@ -314,6 +314,48 @@ def test_a_vocabulary_and_a_slab_in_one_graph() -> None:
         assert bool(vocab.contains(tokens).all())
 
 
+def test_a_replay_waits_for_what_an_external_event_recorded_last() -> None:
+    vocab = mk.ActiveVocab(20, 2, device="cuda")
+    slab = mk.WeightSlab(torch.eye(20, device="cuda"), vocab, buffers=1)
+    event, side = torch.cuda.Event(external=True), slab.stream
+    assert side is not None
+
+    def read() -> Tensor:
+        event.wait()
+        return slab.ids.clone()
+
+    def gather() -> None:
+        slab.refresh()
+        event.record(side)
+
+    gather()
+    with capture(read) as graph:
+        ids = read()
+    unordered = torch.cuda.Event()
+    unordered.record()
+    with pytest.raises(FakeCudaError, match="Isolation"), capture():
+        unordered.wait()
+    with fake_cuda.late(lambda stream: stream == side):
+        for tokens in ([4, 5], [6, 7]):
+            vocab.update(torch.tensor(tokens, device="cuda"))
+            gather()  # nothing on the host waits from here on
+            before = slab.ids.clone()
+            graph.replay()
+            assert set(ids.flatten().tolist()) == set(tokens) != set(before.flatten().tolist())
+
+
+def test_an_op_may_not_write_to_what_late_work_uses() -> None:
+    vocab = mk.ActiveVocab(20, 2, device="cuda")
+    slab = mk.WeightSlab(torch.eye(20, device="cuda"), vocab, buffers=1)
+    tokens = there(2)
+    with fake_cuda.late(lambda stream: stream == slab.stream):
+        slab.refresh_beside_graphs()
+        with pytest.raises(FakeCudaError, match="a race"):
+            vocab.update(tokens)
+        slab.wait()
+        vocab.update(tokens)
+
+
 def test_other_processes_have_the_device() -> None:
     program = "import torch; print(torch.cuda.get_device_name(), torch.zeros(1).cuda().device)"
     command = [sys.executable, "-c", program]

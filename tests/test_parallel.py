@@ -28,7 +28,7 @@ from microspec_kernels import (
     sparse_head,
     sparse_logits,
 )
-from microspec_kernels._shards import check_ranges, local_ids, merged, packed
+from microspec_kernels._shards import Merger, check_ranges, local_ids, logsumexp_of, packed
 from microspec_kernels.parallel import check_shards
 
 needs_gloo = pytest.mark.skipif(
@@ -53,12 +53,20 @@ def shard_of(case: HeadCase, start: int, end: int) -> HeadCase:
 
 def over_shards(case: HeadCase, edges: list[int], order: list[int], k: int) -> tuple[Tensor, ...]:
     """Run sparse_head shard by shard and merge; ``order`` gives each rank's shard."""
-    shards = list(zip([0, *edges], [*edges, V], strict=True))
-    parts = []
-    for start, end in (shards[i] for i in order):
+    every = list(zip([0, *edges], [*edges, V], strict=True))
+    shards, parts = [every[i] for i in order], []
+    for start, end in shards:
         shard = shard_of(case, start, end)
-        parts.append(packed(*sparse_head(*shard.tensors(), k, **shard.options()), start))
-    return merged(torch.stack(parts))
+        parts.append(packed(*sparse_head(*shard.tensors(), k, **shard.options())))
+    if not case.hidden.size(0):
+        return sparse_head(*case.tensors(), k, **case.options())
+    return merged(parts, shards)
+
+
+def merged(parts: list[Tensor], shards: list[tuple[int, int]] | None = None) -> tuple[Tensor, ...]:
+    """Merge the packed results of ranks with these shards, or with ids that are tokens."""
+    every = torch.stack(parts)
+    return *Merger(shards, every.device).best(every), logsumexp_of(every)
 
 
 @st.composite
@@ -109,24 +117,24 @@ def test_local_ids() -> None:
 
 def test_tokens_of_the_last_row() -> None:
     """The largest possible token survives the all-gather."""
-    top = torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.int64), torch.ones(1)
-    token_ids = merged(packed(*top, 2**31 - 2)[None])[1]
+    top = torch.ones(1, 1), torch.full((1, 1), 2**31 - 2), torch.ones(1)
+    token_ids = merged([packed(*top)])[1]
     assert token_ids.tolist() == [[2**31 - 2]]
 
 
 def test_zeros_are_equal() -> None:
     """If a backend keeps the sign of zero, it must not decide a tie."""
-    ids, logsumexp = torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1)
     parts = [
-        packed(torch.tensor([[z]]), ids, logsumexp, start) for z, start in ((0.0, 3), (-0.0, 1))
+        packed(torch.tensor([[z]]), torch.tensor([[token]]), torch.zeros(1))
+        for z, token in ((0.0, 3), (-0.0, 1))
     ]
-    assert merged(torch.stack(parts))[1].tolist() == [[1]]
+    assert merged(parts)[1].tolist() == [[1]]
 
 
 def test_logsumexp_is_rounded_once() -> None:
     values = 20 * torch.randn(8, 500, generator=torch.Generator().manual_seed(1))
     top = torch.zeros(500, 1), torch.zeros(500, 1, dtype=torch.int64)
-    got = merged(torch.stack([packed(*top, value, 0) for value in values]))[2]
+    got = merged([packed(*top, value) for value in values])[2]
     want = [math.log(math.fsum(map(math.exp, column))) for column in values.T.tolist()]
     assert_bitwise(got, torch.tensor(want, dtype=torch.float64).float())
 

@@ -178,7 +178,10 @@ def test_the_quarter_hour(sanitizer: Path, tmp_path: Path) -> None:
     assert {name for name, part in found["parts"].items() if not part["passed"]} == set()
     figures = {
         **{"micro": ("head.csv",), "draft": ("draft_step.csv",), "in-situ": ("head.csv",)},
-        **{"draft-full": ("draft_step.csv", "draft_timeline.csv"), "engine": ("engine.csv",)},
+        **{
+            "draft-full": ("draft_step.csv", "draft_timeline.csv"),
+            "engine": ("engine.csv", "engine_timeline.csv"),
+        },
         "l2": ("l2.csv",),
         "e2e": ("e2e_shapes.csv",),
     }

@@ -120,7 +120,7 @@ class FakeCuda:
         current = SimpleNamespace(wait_event=lambda event: say(f"current waits for {event}"))
         self.side = SimpleNamespace(
             wait_stream=lambda other: say(f"side waits for current: {other is current}"),
-            record_event=lambda: say("side records") or "event",
+            record_event=lambda event=None: say("side records") or event or "event",
         )
 
         @contextmanager
@@ -129,6 +129,7 @@ class FakeCuda:
             yield
             say("off side")
 
+        monkeypatch.setattr(torch.cuda, "Event", lambda external: "external")
         monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
         monkeypatch.setattr(torch.cuda, "stream", on)
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: self.capturing)
@@ -155,7 +156,8 @@ def test_work_beside_the_current_stream(monkeypatch: pytest.MonkeyPatch) -> None
         for capturing in (True, False):
             cuda.capturing = capturing
             side.wait()
-            assert cuda.said == ["current waits for event"] * (captured == capturing)
+            event = "event" if captured else "external"
+            assert cuda.said == [f"current waits for {event}"] * (capturing or not captured)
             cuda.said.clear()
 
 

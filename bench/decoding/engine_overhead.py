@@ -8,6 +8,11 @@ likeliest token (by `argmax` or by `max`) or its three likeliest from the logits
 them and the written tokens to an `EngineHead` that learns; for each request NEW of them are not
 active. The step calls the head five times with B rows of hidden, on a GPU in a graph. Logits and
 activations are the same in every call. Writes engine.csv.
+
+On a GPU, arms `step, …` are a step of a packed head from the observed tokens to the first drafted
+one, the draft's layer included, in a graph: with the gather beside the layer, in front of it, and
+without. What the gather hides is the share of (in front − without) that (in front − beside) is.
+engine_timeline.csv has when each part of such a step ran, and on which stream.
 """
 
 import itertools
@@ -20,12 +25,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.harness import models, options
+from bench.harness import models, options, report
 from bench.harness.cuda_graphs import capture, time_replays, uncaptured
+from bench.harness.draft_layer import products
 from bench.harness.inputs import make_weight
 from bench.harness.sizes import CAPACITY, QUICK_CAPACITY, QUICK_ROUNDS, ROUNDS
 from microspec_kernels.engine import EngineHead, Settings
 from microspec_kernels.timing import Percentiles, time_arms
+
+from . import engine_gather
+from .engine_gather import GatherStep
 
 REQUESTS = (1, 8, 32)
 DRAFTS = 5
@@ -140,6 +149,20 @@ def arms_of(weight: Tensor, requests: int, capacity: int) -> dict[tuple[str, str
     return arms
 
 
+def gather_steps(
+    model: models.Model, weight: Tensor, requests: int, capacity: int
+) -> dict[str, GatherStep]:
+    """Return a step of a packed, shared head for each arm of the gather."""
+    rows, device = requests * (DRAFTS + 1), str(weight.device)
+    layer, steps = products(model, rows, device), {}
+    hidden = torch.randn(requests, weight.size(1), device=device).to(weight.dtype)
+    for arm in engine_gather.ARMS:
+        head = make_head(weight, requests, capacity, mode="packed")
+        observe = Observing(head, requests, 1)
+        steps[arm] = GatherStep(head, observe, layer, hidden, NEW * requests, arm)
+    return steps
+
+
 def timed(
     arms: dict[tuple[str, str], StepCall], weight: Tensor, rounds: int
 ) -> dict[Any, Percentiles]:
@@ -164,6 +187,9 @@ def measure(device: str, quick: bool) -> options.Rows:
     table = []
     for requests in REQUESTS[:2] if quick else REQUESTS:
         arms = arms_of(weight, requests, capacity)
+        if weight.is_cuda:
+            for name, step in gather_steps(model, weight, requests, capacity).items():
+                arms["shared", f"step, {name}"] = StepCall(step, captured=True)
         times = timed(arms, weight, QUICK_ROUNDS if quick else ROUNDS)
         for (vocabulary, name), arm in arms.items():
             observes = isinstance(arm.call, Observing)
@@ -179,5 +205,27 @@ def measure(device: str, quick: bool) -> options.Rows:
     return table
 
 
+def timelines(quick: bool) -> options.Rows:
+    """Return when the parts of a step run, on a GPU."""
+    model = models.TOY if quick else models.MODELS[models.DEFAULT]
+    capacity = QUICK_CAPACITY if quick else CAPACITY
+    weight, table = make_weight(model.vocab_size, model.dim, "cuda"), []
+    for requests in REQUESTS[:2] if quick else REQUESTS:
+        steps = gather_steps(model, weight, requests, capacity)
+        common = {"model": model.name, "capacity": capacity, "requests": requests}
+        table += [{**common, **row} for row in engine_gather.timelines(steps)]
+    return table
+
+
+def main() -> None:
+    args = options.parsed(options.parser(__doc__))
+    torch.manual_seed(0)
+    rows = measure(args.device, args.quick)
+    print(f"{report.device()}\n\n{report.table(rows)}")
+    options.save(args, "engine.csv", rows)
+    if args.device == "cuda":
+        options.save(args, "engine_timeline.csv", timelines(args.quick))
+
+
 if __name__ == "__main__":
-    options.run(__doc__, "engine", partial(measure, "cpu"), partial(measure, "cuda"))
+    main()

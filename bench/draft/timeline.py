@@ -8,18 +8,19 @@ kernels.
 
 import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from .graph import RANGE, CapturableDraft
+from .graph import RANGE
 
 AHEAD = 80_000_000  # cycles: about 45 ms for the host to enqueue a draft
 
 
-def timeline(draft: CapturableDraft) -> list[dict[str, Any]]:
+def timeline(draft: Callable[[], object]) -> list[dict[str, Any]]:
     """Return rows of part, stream, start_us and end_us; the first starts at 0."""
     on_gpu = torch.cuda.is_available()
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]

@@ -51,7 +51,7 @@ class DraftHead:
         Args:
             hidden, row_groups: as for :meth:`topk`.
         """
-        rows = self.head(hidden, 1, row_groups)[1][..., 0]
+        rows = self.head.argmax(hidden, row_groups)
         return self.token_map.to_tokens(rows, default=-1 if self._never_empty else 0)
 
     def sample(
@@ -134,7 +134,13 @@ class DraftHead:
             slab.invalidate()
             self._gather()
 
+    def _wait_for_gather(self) -> None:
+        """Let the current stream wait for the last gather, which reads the vocabulary's ids."""
+        if self.head.slab is not None:
+            self.head.slab.wait()
+
     def _gather(self) -> None:
-        slab = self.head.slab
-        if slab is not None:
-            slab.refresh_now()  # a captured graph cannot wait for another stream
+        """Gather beside the current stream; the draft's head waits, in captured graphs too."""
+        self.head.follow()
+        if self.head.slab is not None:
+            self.head.slab.refresh_beside_graphs()

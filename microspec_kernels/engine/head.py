@@ -156,14 +156,15 @@ class EngineHead(DraftHead):
             mode=settings.mode,
             weight_scale=weight_scale,
             slab_dtype=settings.slab_torch_dtype,
-            # observe gathers at once, so a second buffer would only add another gather.
             buffers=1 if settings.mode == "packed" else None,
             bias=bias,
             logit_scale=logit_scale,
             softcap=softcap,
             process_group=None if shard is None else shard.process_group,
             start=0 if shard is None else shard.start,
+            all_gather=None if shard is None else shard.all_gather,
         )
+        self.head.follow()
         # One vocabulary that begins with tokens always has some, so every row has a best token.
         self._never_empty = num_groups == 1 and bool(settings.learn or known) and len(rows) > 0
         self._host_copy = HostCopy()
@@ -214,6 +215,7 @@ class EngineHead(DraftHead):
         Raises:
             IndexError: a number out of range.
         """
+        self._wait_for_gather()
         entering, groups = [], []
         if self.learning is None and not self.shared and len(requests):
             numbers = torch.tensor(requests, dtype=torch.int64, device="cpu")
@@ -238,6 +240,7 @@ class EngineHead(DraftHead):
         Args:
             tokens, token_requests: as for :meth:`observe`.
         """
+        self._wait_for_gather()
         groups = token_requests if self.vocab.num_groups > 1 else None
         self.vocab.update(self.token_map.to_rows(tokens), token_groups=groups)
         self._gather()
@@ -273,6 +276,7 @@ class EngineHead(DraftHead):
         ):
             expected = f"one per token, because there are {self.num_requests} requests"
             raise ValueError(f"microspec: observe: token_requests: expected {expected}, got None")
+        self._wait_for_gather()
         if self.learning is not None and tokens.dim() == 2:
             self.learning.running(len(tokens))
         vocab, tally = self.vocab, self.tally
@@ -312,6 +316,7 @@ class EngineHead(DraftHead):
 
         Call outside capture. Waits for the device if the head learns.
         """
+        self._wait_for_gather()
         self.vocab.reset()
         if self.learning is not None:
             self.learning.reset()

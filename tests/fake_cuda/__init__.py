@@ -25,20 +25,25 @@ The package's ops are served by its CPU kernels, with the rules of its CUDA kern
 tensors of two devices are refused, and ids out of range count as empty. ``torch.compile`` returns
 the function, and PyTorch claims to have Triton.
 
-What it cannot show: a wrong kernel, a race (streams run in program order), times, memory use, and
-anything that compiles. The L2 cache is small, so that benchmarks with cold caches take little time.
+Streams run in program order, except inside ``with fake_cuda.late(which):``. There the package's ops
+that write in place, and replays, run on the chosen streams as late as events allow. So what forgets
+to wait for them finds the state of before, and an op that writes to what they will use is refused.
+
+What it cannot show: a wrong kernel, any other race, times, memory use, and anything that compiles.
+The L2 cache is small, so that benchmarks with cold caches take little time.
 """
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .calls import FakeCuda
 from .memory import FakeCudaError
 from .patches import patched
+from .streams import Stream, device
 
-__all__ = ["FakeCudaError", "environment", "installed"]
+__all__ = ["FakeCudaError", "environment", "installed", "late"]
 
 SITE = Path(__file__).with_name("site")
 
@@ -48,6 +53,21 @@ def installed() -> Iterator[None]:
     """Pretend a CUDA device inside the context."""
     with patched(), FakeCuda():
         yield
+
+
+@contextlib.contextmanager
+def late(streams: Callable[[Stream], bool]) -> Iterator[None]:
+    """Let streams run as late as events allow. Inside :func:`installed`.
+
+    Args:
+        streams: whether a stream is late.
+    """
+    before, device.late = device.late, streams
+    try:
+        yield
+        device.finish_all()
+    finally:
+        device.late = before
 
 
 def environment(*folders: str | Path) -> dict[str, str]:

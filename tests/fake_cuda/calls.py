@@ -68,7 +68,12 @@ class FakeCuda(TorchFunctionMode):
         served = SERVED.get(str(function), function) if any(there) else function
         if device.capture is not None:
             device.capture.keep_what_is_written(function, given, options)
-        result = served(*arguments, **options)
+        result: Any = None
+        if device.capture is None and any(there) and ops.writes_in_place(function):
+            writes = ops.written(function, arguments, options)
+            device.run(device.current, lambda: served(*arguments, **options), held, writes)
+        else:
+            result = served(*arguments, **options)
         results = tensors_in(result)
         for tensor in results:
             storage = storage_of(tensor)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .memory import FakeCudaError, storage_of
-from .streams import Stream, StreamContext, device
+from .streams import Event, Stream, StreamContext, device
 
 Call = tuple[Callable[..., Any], Sequence[Any], dict[str, Any], list[Tensor]]
 
@@ -33,7 +33,7 @@ class Capture:
     def __init__(self, origin: Stream) -> None:
         self.origin = origin
         self.done: dict[Stream, dict[Stream, int]] = {origin: {}}
-        self.calls: list[Call] = []
+        self.calls: list[Call | Event] = []
         self._written: dict[int, tuple[Any, Any]] = {}  # storages, and what was in them before
 
     def join(self, stream: Stream, done: dict[Stream, int]) -> None:
@@ -59,7 +59,12 @@ class Capture:
         self.calls.append(call)
         self.done[device.current][device.current] = len(self.calls)
 
-    def end(self) -> list[Call]:
+    def add_wait(self, event: Event, stream: Stream) -> None:
+        """Add a node that waits, at each replay, for what the event has recorded then."""
+        self.calls.append(event)
+        self.done[stream][stream] = len(self.calls)
+
+    def end(self) -> list[Call | Event]:
         waited_for = self.done[self.origin]
         for stream, done in self.done.items():
             if done.get(stream, 0) > waited_for.get(stream, 0):
@@ -72,7 +77,7 @@ class Capture:
 class CUDAGraph:
     def __init__(self, keep_graph: bool = False) -> None:
         self.keep_graph, self.instantiated = keep_graph, False
-        self.calls: list[Call] | None = None
+        self.calls: list[Call | Event] | None = None
 
     def capture_begin(self, pool: object = None, capture_error_mode: str = "global") -> None:
         if device.capture is not None:
@@ -101,18 +106,28 @@ class CUDAGraph:
     def replay(self) -> None:
         if self.calls is None:
             raise FakeCudaError("replay: expected a captured graph")
-        with torch._C.DisableTorchFunction(), torch.no_grad():
-            for function, arguments, options, results in self.calls:
-                again = tensors_in(function(*arguments, **options))
-                for old, new in zip(results, again, strict=True):
-                    if old is not new and old.data_ptr() != new.data_ptr():
-                        old.copy_(new)
+        # An event stands for what it has recorded when the graph is launched.
+        nodes = [node.reached if isinstance(node, Event) else node for node in self.calls]
+        device.run(device.current, lambda: _run(nodes))
 
     def pool(self) -> tuple[int, int]:
         return (0, 0)
 
     def reset(self) -> None:
         self.calls = None
+
+
+def _run(nodes: Sequence[Any]) -> None:
+    with torch._C.DisableTorchFunction(), torch.no_grad():
+        for node in nodes:
+            if len(node) == 2:
+                device.finish(node)
+                continue
+            function, arguments, options, results = node
+            again = tensors_in(function(*arguments, **options))
+            for old, new in zip(results, again, strict=True):
+                if old is not new and old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
 
 
 class graph:

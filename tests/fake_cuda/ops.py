@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .memory import is_pinned, on_cuda
+from .memory import is_pinned, on_cuda, storage_of
 
 ARGUMENTS = {
     "sparse_head": ("hidden", "weight", "active_ids", "k"),
@@ -27,6 +27,24 @@ ARGUMENTS = {
     ),
 }
 ANY = 2**31 - 1  # of a slab's slot: its id is a name only
+
+
+def writes_in_place(function: Callable[..., Any]) -> bool:
+    """Return whether a function is an op of the package that returns nothing."""
+    name = getattr(function, "__name__", "").partition(".")[0]
+    return name.endswith("_") and name in ARGUMENTS
+
+
+def written(
+    function: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]
+) -> set[int]:
+    """Return the storages that an op of the package writes to."""
+    name = function.__name__.partition(".")[0]
+    given = {**dict(zip(ARGUMENTS[name], arguments, strict=False)), **options}
+    schema = getattr(torch.ops.microspec, name).default._schema
+    mutable = [a.name for a in schema.arguments if a.alias_info and a.alias_info.is_write]
+    storages = [storage_of(given[n]) for n in mutable if given.get(n) is not None]
+    return {storage._cdata for storage in storages if storage is not None}
 
 
 def prepared(

@@ -15,6 +15,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from compare import assert_bitwise
 from parallel_worker import assert_agreed, assert_refused
+from torch import Tensor
 
 from microspec_kernels.engine import EngineHead, Settings, Shard
 
@@ -29,10 +30,23 @@ def shards(ranks: int) -> Iterator[list[tuple[int, int]]]:
     yield [(0, ROWS), *[(ROWS, ROWS)] * (ranks - 1)]
 
 
-def every(total_rows: int, start: int) -> Shard:
+class Communicator:
+    """All-gathers as an engine's communicator does, and counts the calls."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, part: Tensor) -> Tensor:
+        self.calls += 1
+        parts = [torch.empty_like(part) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, part)
+        return torch.cat(parts)
+
+
+def every(total_rows: int, start: int, all_gather: Communicator | None = None) -> Shard:
     """Return a shard among all ranks."""
     assert dist.group.WORLD is not None
-    return Shard(total_rows, start, dist.group.WORLD)
+    return Shard(total_rows, start, dist.group.WORLD, all_gather)
 
 
 def check(
@@ -79,6 +93,40 @@ def check(
         assert head.stats() == whole.stats(), where
 
 
+def check_special_logits(rank: int, layout: list[tuple[int, int]], options: dict[str, Any]) -> None:
+    """Ties, NaN and infinities, with vocabularies of which some ranks hold no token."""
+    where, part = f"{layout} {options}", slice(*layout[rank])
+    rng = torch.Generator().manual_seed(9)
+    weight = torch.randint(-1, 2, (ROWS, 3), generator=rng).float()
+    local_weight, communicator = weight[part].clone(), Communicator()
+    settings = Settings(capacity=3, learn=False, **options)
+    whole = EngineHead(weight, settings)
+    head = EngineHead(local_weight, settings, shard=every(ROWS, part.start, communicator))
+    for name, value in (("nan", torch.nan), ("inf", torch.inf), ("-inf", -torch.inf)):
+        # The heads were made with whole rows, and have not dropped these.
+        weight[torch.rand(ROWS, generator=rng) < 0.4, 0] = value
+        local_weight.copy_(weight[part])
+        whole.reload()
+        head.reload()
+        for step in range(12):
+            tokens = torch.randint(0, ROWS, (step % 4,), generator=rng)
+            hidden = torch.randint(-1, 2, (40, 3), generator=rng).float()
+            hidden[3], hidden[7, 1] = torch.nan, torch.inf
+            for each in (whole, head):
+                each.observe(tokens)
+            calls, what = communicator.calls, f"{where}, {name}, step {step}"
+            found = head.argmax(hidden)
+            assert communicator.calls == calls + 1
+            assert torch.equal(found, whole.argmax(hidden)), what
+            assert_agreed(head.topk(hidden, 4), whole.topk(hidden, 4), what)
+            assert communicator.calls == calls + 2
+            if step % 6 == 5:
+                for each in (whole, head):
+                    each.reset()
+    no_rows = torch.empty(0, 3)
+    assert head.argmax(no_rows).shape == (0,)
+
+
 def check_file(rank: int, ranks: int, path: str) -> None:
     """One rank writes the file, and all begin with it."""
     part = slice(ROWS * rank // ranks, ROWS * (rank + 1) // ranks)
@@ -121,6 +169,8 @@ def run(rank: int, ranks: int, store: str) -> None:
             {"mode": "packed", "slab_dtype": "int8"},
         ):
             check(rank, layout, groups, options)
+    for layout, mode in itertools.product(shards(ranks), ("indexed", "packed")):
+        check_special_logits(rank, layout, {"mode": mode})
     check_file(rank, ranks, f"{store}.safetensors")
     shard = every(ROWS + 1, ROWS * rank // ranks)
     local_weight = weight_of(torch.float32, rows=ROWS)[shard.start : ROWS * (rank + 1) // ranks]

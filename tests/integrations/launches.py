@@ -7,7 +7,10 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-_FREE = ("aten::empty", "aten::new_empty", "aten::lift_fresh", "aten::detach", "aten::alias")
+_FREE = (
+    *("aten::empty", "aten::new_empty", "aten::lift_fresh", "aten::detach", "aten::alias"),
+    "aten::_unsafe_view",
+)
 
 
 class _Recorder(TorchDispatchMode):
@@ -25,7 +28,10 @@ class _Recorder(TorchDispatchMode):
 
 
 def launched(call: Callable[[], Any]) -> list[str]:
-    """Return the names of the ops that a call dispatches."""
-    with torch.inference_mode(), _Recorder() as recorder:
+    """Return the names of the ops that a call dispatches.
+
+    Not in inference mode: there `to` and `reshape` count as views even if they copy.
+    """
+    with torch.no_grad(), _Recorder() as recorder:
         call()
     return recorder.ops

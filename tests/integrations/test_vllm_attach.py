@@ -270,7 +270,8 @@ def test_each_rank_attaches_to_its_rows(monkeypatch: pytest.MonkeyPatch) -> None
     """Of 24 rows in shards of 16, the second shard has 8, and then padding."""
     model = draft_model()
     model.bias = torch.zeros(32)
-    layer, groups = model.lm_head, SimpleNamespace(device_group="the ranks")
+    layer = model.lm_head
+    groups = SimpleNamespace(device_group="the ranks", all_gather=lambda part, dim: (part, dim))
     whole, tokens = layer.weight.detach(), torch.arange(V)
     layer.weight = nn.Parameter(whole[16:], requires_grad=False)
     layer.tp_size, layer.tp_rank = 2, 1
@@ -290,7 +291,10 @@ def test_each_rank_attaches_to_its_rows(monkeypatch: pytest.MonkeyPatch) -> None
             drafter_of(model)
     [(weight, options)] = calls
     assert torch.equal(weight, whole[16:24]) and len(options["bias"]) == 8
-    assert options["shard"] == Shard(V, 16, "the ranks")  # type: ignore[arg-type]
+    shard: Shard = options["shard"]
+    assert (shard.total_rows, shard.start, shard.process_group) == (V, 16, "the ranks")
+    assert shard.all_gather is not None
+    assert shard.all_gather(tokens) == (tokens, 0), "by vLLM's communicator, and in its order"  # type: ignore[comparison-overlap]
 
 
 def test_settings_that_this_draft_cannot_have() -> None:

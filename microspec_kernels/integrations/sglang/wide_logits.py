@@ -36,7 +36,10 @@ class WideLogits:
         self.update()
 
     def update(self) -> None:
-        """Follow the vocabulary, with one kernel. Call after each change, outside capture."""
+        """Follow the vocabulary. Call after each change, outside capture.
+
+        One op; on a GPU two kernels, because PyTorch converts int32 indices first.
+        """
         ids = self._head.vocab.ids[0]
         torch.ops.aten.index.Tensor_out(self._columns_of_ids, [ids], out=self._columns)
 

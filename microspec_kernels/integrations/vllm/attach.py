@@ -2,6 +2,7 @@
 """Attach a :class:`Drafter` to a draft model that vLLM has loaded."""
 
 import logging
+from functools import partial
 from typing import Any
 
 import torch
@@ -148,7 +149,8 @@ def _shard(layer: Any, lm_head_rows: int, start: int) -> Shard | None:
     from vllm.distributed.parallel_state import get_tp_group
 
     group = getattr(layer, "parallel_group", None) or get_tp_group()
-    return Shard(lm_head_rows, start, group.device_group)
+    # Along dimension 0 vLLM copies nothing after the collective.
+    return Shard(lm_head_rows, start, group.device_group, partial(group.all_gather, dim=0))
 
 
 def _announce(name: str, model: Any, head: EngineHead) -> None:

@@ -66,6 +66,9 @@ _COMMON: tuple[Expectation, ...] = (
         "vllm.v1.engine.async_llm", "AsyncLLM", ("do_log_stats", "collective_rpc", "vllm_config")
     ),
     HookPoint("vllm.distributed.parallel_state", "get_tp_group", ()),
+    HookPoint(
+        "vllm.distributed.parallel_state", "GroupCoordinator.all_gather", ("self", "input_", "dim")
+    ),
 )
 
 _V2 = "vllm.v1.worker.gpu"

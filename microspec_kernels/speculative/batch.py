@@ -285,10 +285,9 @@ class Batch:
         uniforms = self._uniforms()
         tree = self._draft(uniforms)
         with clock("verify"):
-            positions = tree.ancestor_mask[:, :, 1:].sum(2) + roots
             hidden, features = target.forward(
                 tree.tokens.clamp(min=0),
-                positions,
+                tree.depths + roots,
                 cache.mask(tree.ancestor_mask),
                 cache,
                 self.draft.feature_layers,

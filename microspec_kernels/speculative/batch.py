@@ -299,7 +299,8 @@ class Batch:
         with clock("vocabulary"):
             groups, tokens = self._texts.groups[: cache.rows], verified.tokens
             hits = self.head.contains(tokens.flatten(), groups[:, None].expand_as(tokens).flatten())
-            active = self.head.active()[groups]
+            active = self.head.active()
+            active = active[groups] if self.head.num_groups > 1 else active.expand(cache.rows)
             report = torch.cat((tokens, hits.view_as(tokens), active[:, None]), dim=1)
         return Decoded(tree, verified, features, top_tokens, report)
 
@@ -310,8 +311,8 @@ class Batch:
         with self._clock("vocabulary"):
             self._observer.step(texts.groups[:rows], tree, top_tokens, verified)
         with self._clock("draft_layer"):
-            last = (verified.counts - 1)[:, None]
-            texts.newest[:rows] = verified.tokens.gather(1, last)[:, 0]
+            newest = texts.newest[:rows, None]
+            torch.gather(verified.chosen, 1, verified.leaves[:, None], out=newest)
             read = of_rows(features, verified.paths)
             texts.features[:rows] = self.draft.extend(
                 verified.tokens, read, verified.counts, texts.draft_cache

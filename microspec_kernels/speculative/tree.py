@@ -81,7 +81,7 @@ def grow(
     # found, root first. A path's cost is its log-probability, negated. Where a head has too few
     # tokens, a node has token -1 and an infinite cost, and so have its descendants. NaN, which is
     # last in the order of `ranked`, counts as infinite.
-    path_costs = torch.zeros(len(roots), 1, device=roots.device)
+    path_costs = filled(0, torch.float32, roots.device).expand(len(roots), -1)
     positions, mask, features = cache.ahead(shape.depth), cache.mask(), features[:, None]
     pool_tokens, pool_costs, frontiers = [roots[:, None]], [path_costs], []
     for level in range(shape.depth):
@@ -114,10 +114,12 @@ def grow(
     with clock("tree"):
         widths = tuple(best.shape[1] for best in frontiers)
         layout = Layout.of(widths, answers, roots.device)
-        root = layout.begins[:1].expand(len(roots), -1)
+        root, padding = (
+            filled(value, roots.dtype, roots.device).expand(len(roots), -1) for value in (0, -1)
+        )
         frontier = torch.cat((root, *frontiers), dim=1) + layout.begins
         parents = frontier.index_select(1, layout.parents)
-        pool_tokens.append(torch.full_like(root, -1))
+        pool_tokens.append(padding)
         tokens, costs = (torch.cat(part, dim=1) for part in (pool_tokens, pool_costs))
         return best_nodes(tokens, parents, costs, shape)
 
@@ -144,6 +146,12 @@ class Layout(NamedTuple):
             begin += before * answers
         parents = [place for place in range(len(begins)) for _ in range(answers)]
         return Layout(to_device(begins, device), to_device([0, *parents, 0], device))
+
+
+@once
+def filled(value: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return a constant [1, 1]. Captured graphs read it, so it is never freed."""
+    return torch.full((1, 1), value, dtype=dtype, device=device)
 
 
 def best_nodes(tokens: Tensor, parents: Tensor, costs: Tensor, shape: TreeShape) -> Tree:

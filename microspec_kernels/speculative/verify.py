@@ -20,12 +20,14 @@ class Verified(NamedTuple):
         bonus.
     `chosen` int64 [B, n]: the same tokens at their nodes; -1 at nodes that are not accepted.
     `counts` int64 [B]: number of these tokens, at least 1.
+    `leaves` int64 [B]: the last accepted node.
     """
 
     paths: Tensor
     tokens: Tensor
     chosen: Tensor
     counts: Tensor
+    leaves: Tensor
 
 
 def accept(tree: Tree, chosen: Tensor, depth: int) -> Verified:
@@ -48,8 +50,8 @@ def path_to(leaves: Tensor, depths: Tensor, tree: Tree, chosen: Tensor, depth: i
     # A parent comes before its children, so a stable sort leaves the path in order.
     in_order = on_path.sort(dim=1, descending=True, stable=True)
     on, paths = (part[:, : depth + 1] for part in in_order)
-    tokens = chosen.gather(1, paths).where(on, -1)
-    return Verified(paths.where(on, 0), tokens, chosen.where(on_path, -1), depths + 1)
+    chosen = chosen.where(on_path, -1)
+    return Verified(paths.where(on, 0), chosen.gather(1, paths), chosen, depths + 1, leaves)
 
 
 def follow(tree: Tree, choose: Callable[[Tensor, Tensor], Tensor], depth: int) -> Verified:
@@ -112,7 +114,7 @@ def verify_chain(p: Tensor, q: Tensor, drafted: Tensor, accept: Tensor, final: T
     nodes = torch.arange(tokens.shape[1], device=p.device).expand_as(tokens)
     behind = nodes > count[:, None]
     tokens = tokens.masked_fill(behind, -1)
-    return Verified(nodes.masked_fill(behind, 0), tokens, tokens, count + 1)
+    return Verified(nodes.masked_fill(behind, 0), tokens, tokens, count + 1, count)
 
 
 def accepted(p: Tensor, q: Tensor, uniforms: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The KV cache of a batch of texts; it takes in whole trees and keeps their accepted paths."""
 
-from functools import cache
+from functools import cache as once
 from typing import Any
 
 import torch
@@ -17,10 +17,22 @@ def room_for(length: int) -> int:
     return max(1, -(-length // step)) * step
 
 
-@cache
+@once
 def identity(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return the constant identity [size, size]. Captured graphs read it, so it is never freed."""
     return torch.eye(size, dtype=dtype, device=device)
+
+
+@once
+def lower_triangle(size: int, device: torch.device) -> Tensor:
+    """Return the constant lower triangle with the diagonal, bool [size, size]; see `identity`."""
+    return torch.ones(size, size, dtype=torch.bool, device=device).tril()
+
+
+@once
+def mask_of_itself(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the constant mask [size, size] of entries that see only themselves; see `identity`."""
+    return as_mask(identity(size, torch.bool, device), dtype)
 
 
 def as_mask(seen: Tensor, dtype: torch.dtype) -> Tensor:
@@ -100,13 +112,13 @@ class KVCache:
 
     def alone(self, count: int) -> Tensor:
         """Return a mask of entries that see only themselves among `count`: [B, count, count]."""
-        mask = as_mask(identity(count, torch.bool, self._columns.device), self.mask_dtype)
+        mask = mask_of_itself(count, self.mask_dtype, self._columns.device)
         return mask.expand(self.rows, -1, -1)
 
     def causal(self, count: int) -> Tensor:
         """Return the `mask` of a pass of `count` tokens in a row."""
-        numbers = self._numbers(count)
-        return self.mask((numbers <= numbers[:, None])[None])
+        seen = lower_triangle(room_for(count), self._columns.device)
+        return self.mask(seen[None, :count, :count])
 
     def within(self, mask: Tensor, positions: Tensor, window: int) -> Tensor:
         """Return the `mask` [B, n, columns] of a pass at `positions` [B, n], cut to a window.

@@ -63,9 +63,7 @@ def plain() -> Iterator[Callable[[Any], Any]]:
 
 
 @contextmanager
-def captured(
-    monkeypatch: pytest.MonkeyPatch, replays: int = 1
-) -> Iterator[Callable[[Any], Any]]:
+def captured(monkeypatch: pytest.MonkeyPatch, replays: int = 1) -> Iterator[Callable[[Any], Any]]:
     """Run them as replayed graphs; it is an error if there are fewer replays."""
     with pretended(monkeypatch) as device:
         yield lambda tensors: copy.deepcopy(tensors).to("cuda")

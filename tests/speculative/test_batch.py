@@ -12,7 +12,7 @@ from torch import Tensor
 
 from microspec_kernels.policy import MICROSPEC, Policy
 from microspec_kernels.speculative import Batch, CausalModel, Request, Sampling
-from microspec_kernels.speculative import batch as loop
+from microspec_kernels.speculative import step as loop
 
 from .models import KINDS, VOCAB, Spy, eagle, example, prompt
 from .paths import Path, captured, plain
@@ -140,7 +140,7 @@ def test_neighbours_change_nothing(drafts: str, monkeypatch: pytest.MonkeyPatch)
     draft = draft if drafts == "model" else eagle(target)
 
     def batch() -> Batch:
-        head = Spy(loop.Batch(target, draft).draft.lm_head, 60, num_groups=4, pinned=FREQUENT[:5])
+        head = Spy(Batch(target, draft).draft.lm_head, 60, num_groups=4, pinned=FREQUENT[:5])
         return Batch(target, draft, head=head, policy=Policy(MICROSPEC), **SHAPE)
 
     texts = [Text(9, 12), Text(21, 12), Text(4, 12), Text(14, 11, joins=2)]

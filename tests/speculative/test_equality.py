@@ -41,9 +41,7 @@ FREQUENT = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(7))
     ),
     indirect=["path"],
 )
-def test_equals_transformers(
-    path: Path, kind: str, head: Any, shape: tuple[int, int, int]
-) -> None:
+def test_equals_transformers(path: Path, kind: str, head: Any, shape: tuple[int, int, int]) -> None:
     model, text, truth = example(kind)
     depth, tree_width, size = shape
     with path() as put:

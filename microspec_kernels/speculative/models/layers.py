@@ -177,10 +177,11 @@ def rotation_rows(cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def rotations(rows: Tensor, positions: Tensor) -> Tensor:
-    """Return matrices, so that one product rotates all heads of q and k: [B, n, head_dim, head_dim].
+    """Return the matrices of positions int64 [B, n]: [B, n, head_dim, head_dim].
 
-    A head of a token times its position's matrix is the rotated head. Column i is paired with
-    column i + head_dim / 2. rows: `rotation_rows` of positions 0, 1, ..; positions: int64 [B, n].
+    A head of a token times its position's matrix is the rotated head, so one product rotates all
+    heads of q and k. Column i is paired with column i + head_dim / 2. rows: `rotation_rows` of the
+    positions 0, 1, ..
     """
     return rows[positions[:, :, None, None], matrix_entries(rows.shape[1] // 2, rows.device)]
 

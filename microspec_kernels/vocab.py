@@ -283,10 +283,10 @@ def _distinct_ids(
 def _inside(name: str, values: Tensor, bound: int) -> tuple[Tensor, Tensor]:
     """Return a mask of the values in [0, bound), and the values as int64.
 
-    Values outside [0, bound) become 0 in the second result. Both have the shape of ``values``.
+    Values outside [0, bound) become others in the second result. Both have the shape of ``values``.
     """
     if values.dtype not in (torch.int32, torch.int64):
         got = dtype_name(values.dtype)
         raise TypeError(f"ActiveVocab: contains: {name}: expected int32 or int64, got {got}")
-    inside = (values >= 0) & (values < bound)
-    return inside, values.where(inside, 0).long()
+    within = values.clamp(0, bound - 1)
+    return within == values, within.long()

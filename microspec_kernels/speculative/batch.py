@@ -5,14 +5,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from microspec_kernels.policy import CAPACITY, FILLED, LearnedLists, Policy, default
 
-from .chain import Chain, chain_uniforms, no_uniforms, sample_chain
 from .checks import (
     check_counts,
     check_head,
@@ -31,27 +30,12 @@ from .models.draft import Draft, ModelDraft
 from .models.target import CausalModel
 from .observer import Observer
 from .request import Request
-from .sampling import BROKEN, Sampling, checked, choose, uniforms_at
+from .sampling import Sampling, checked, choose, uniforms_at
 from .stats import Clock, Stats
+from .step import Step
 from .texts import Texts
 from .timeline import Timeline
-from .tree import Tree, TreeShape, grow, of_rows
-from .verify import Verified, accept, follow, verify_chain
-
-
-class Decoded(NamedTuple):
-    """A verified draft of each text, on the device.
-
-    `features` [B, n, F]: the target's at each node. `top_tokens` int64 [B, n, t]: its likeliest
-    tokens after each node. `report` int64 [B, 2 m + 1], for the host: the new tokens, -1 behind
-    them, whether the draft could propose each, and how many tokens it could propose.
-    """
-
-    tree: Tree
-    verified: Verified
-    features: Tensor
-    top_tokens: Tensor
-    report: Tensor
+from .tree import TreeShape
 
 
 class Batch:
@@ -185,6 +169,10 @@ class Batch:
         self._texts = Texts(
             self.target.new_cache(), self.draft.new_cache(), (nodes, depth * tree_width + 1)
         )
+        self._step = Step(
+            self.target, self.draft, self._observer, self._texts,
+            self.shape, self.sampling, self.chain, self._clock,
+        )  # fmt: skip
 
     @property
     def free_groups(self) -> list[int]:
@@ -267,9 +255,9 @@ class Batch:
         with self._clock.step():
             texts.set(len(self.requests), 1 + max(request.read for request in self.requests))
             shape = texts.cache.rows, texts.cache.room
-            decoded = self._graphs.run(("decode", shape), self._decode)
+            decoded = self._graphs.run(("decode", shape), self._step.decode)
             report = HostRead(decoded.report)
-            self._graphs.run(("learn", shape), lambda: self._learn(decoded))
+            self._graphs.run(("learn", shape), lambda: self._step.learn(decoded))
             self._emit(report.wait())
         left = [request for request in self.requests if request.done]
         if left:
@@ -278,93 +266,8 @@ class Batch:
         self._count_total(begin)
         return left
 
-    def _decode(self) -> Decoded:
-        """Draft and verify; keep the accepted tokens in the target's cache."""
-        target, cache, clock = self.target, self._texts.cache, self._clock
-        roots = cache.ends[:, None]
-        uniforms = self._uniforms()
-        tree = self._draft(uniforms)
-        with clock("verify"):
-            positions = tree.ancestor_mask[:, :, 1:].sum(2) + roots
-            hidden, features = target.forward(
-                tree.tokens.clamp(min=0),
-                positions,
-                cache.mask(tree.ancestor_mask),
-                cache,
-                self.draft.feature_layers,
-            )
-            logits = target.logits(hidden)
-            verified = self._verify(tree, logits, uniforms)
-            top_tokens = self._observer.target_top_k(logits, "step")
-            cache.keep(verified.paths, verified.counts)
-        with clock("vocabulary"):
-            groups, tokens = self._texts.groups[: cache.rows], verified.tokens
-            hits = self.head.contains(tokens.flatten(), groups[:, None].expand_as(tokens).flatten())
-            active = self.head.active()[groups]
-            report = torch.cat((tokens, hits.view_as(tokens), active[:, None]), dim=1)
-        return Decoded(tree, verified, features, top_tokens, report)
-
-    def _learn(self, decoded: Decoded) -> None:
-        """Let the vocabulary and the draft learn from the verified tokens."""
-        tree, verified, features, top_tokens, _ = decoded
-        texts, rows = self._texts, self._texts.cache.rows
-        with self._clock("vocabulary"):
-            self._observer.step(texts.groups[:rows], tree, top_tokens, verified)
-        with self._clock("draft_layer"):
-            last = (verified.counts - 1)[:, None]
-            texts.newest[:rows] = verified.tokens.gather(1, last)[:, 0]
-            read = of_rows(features, verified.paths)
-            texts.features[:rows] = self.draft.extend(
-                verified.tokens, read, verified.counts, texts.draft_cache
-            )
-        self.head.wait()
-
-    def _uniforms(self) -> Any:
-        """Return random numbers for a step: `ChainUniforms`, or fp64 [B, depth + 1] for a tree.
-
-        Greedy choices need none: a tree gets None, a chain zeros.
-        """
-        texts, depth = self._texts, self.shape.depth
-        seeds, roots = texts.seeds[: texts.cache.rows], texts.cache.ends
-        if self.chain:
-            drawn = self.sampling.temperature > 0
-            return chain_uniforms(seeds, roots, depth) if drawn else no_uniforms(roots, depth)
-        if self.sampling.temperature == 0:
-            return None
-        following = torch.arange(1, depth + 2, device=roots.device)
-        return uniforms_at(seeds[:, None], roots[:, None] + following)
-
-    def _draft(self, uniforms: Any) -> Tree:
-        texts, rows = self._texts, self._texts.cache.rows
-        shared = (
-            texts.newest[:rows], texts.features[:rows], texts.groups[:rows],
-            self.draft, texts.draft_cache, self.head,
-        )  # fmt: skip
-        if self.chain:
-            return sample_chain(*shared, self.sampling, uniforms.draft, self._clock)
-        return grow(*shared, self.shape, self._clock)
-
-    def _verify(self, tree: Tree, logits: Tensor, uniforms: Any) -> Verified:
-        """Verify trees by the target's logits [B, n, V] after each node."""
-        depth, greedy = self.shape.depth, self.sampling.temperature == 0
-        if isinstance(tree, Chain):
-            p, drafted = self.sampling.shares(logits), tree.tokens[:, 1:]
-            verified = verify_chain(p, tree.draft_probs, drafted, uniforms.accept, uniforms.final)
-            if greedy:
-                return verified
-            undefined = ~logits.amax(-1).isfinite() & (verified.tokens != -1)
-            return verified._replace(tokens=verified.tokens.masked_fill(undefined, BROKEN))
-        if greedy:
-            return accept(tree, choose(logits, None, self.sampling), depth)
-        rows = torch.arange(len(logits), device=logits.device)
-
-        def choice(nodes: Tensor, depths: Tensor) -> Tensor:
-            return choose(logits[rows, nodes], uniforms[rows, depths], self.sampling)
-
-        return follow(tree, choice, depth)
-
     def _emit(self, report: list[list[int]]) -> None:
-        """Append the new tokens to the texts, and count them; `report`: see `Decoded`."""
+        """Append the new tokens to the texts, and count them; `report`: see `step.Decoded`."""
         for request in self.requests:
             *figures, active = report[request.row]
             width = len(figures) // 2

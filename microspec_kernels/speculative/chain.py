@@ -78,8 +78,7 @@ def sample_chain(
     Each level draws one token among those that the head knows. For the other arguments see
     `tree.grow`.
     """
-    positions, mask = cache.ahead(uniforms.shape[1]), cache.mask()
-    itself = torch.ones(len(roots), 1, 1, dtype=torch.bool, device=roots.device)
+    positions, mask, itself = cache.ahead(uniforms.shape[1]), cache.mask(), cache.alone(1)
     tokens, draft_probs = [roots], []
     depth = uniforms.shape[1]
     for level in range(depth):

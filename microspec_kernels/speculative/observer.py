@@ -78,6 +78,7 @@ class Observer:
             return
         top_tokens = top_tokens.masked_fill((tree.tokens < 0)[:, :, None], -1)
         parts = zip(tree.tokens, top_tokens, verified.chosen, strict=True)
-        tokens = torch.stack([self.policy.select(TargetPass("step", *part)) for part in parts])
+        selected = [self.policy.select(TargetPass("step", *part)) for part in parts]
+        tokens = torch.stack(selected) if len(selected) > 1 else selected[0][None]
         token_groups = text_groups[:, None].expand_as(tokens)
         self.head.observe(tokens.flatten(), token_groups.flatten())

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .sampling import draw
-from .tree import Tree
+from .tree import Tree, of_rows
 
 
 class Verified(NamedTuple):
@@ -20,12 +20,14 @@ class Verified(NamedTuple):
         bonus.
     `chosen` int64 [B, n]: the same tokens at their nodes; -1 at nodes that are not accepted.
     `counts` int64 [B]: number of these tokens, at least 1.
+    `leaves` int64 [B]: the last accepted node.
     """
 
     paths: Tensor
     tokens: Tensor
     chosen: Tensor
     counts: Tensor
+    leaves: Tensor
 
 
 def accept(tree: Tree, chosen: Tensor, depth: int) -> Verified:
@@ -37,14 +39,19 @@ def accept(tree: Tree, chosen: Tensor, depth: int) -> Verified:
     """
     wrong = tree.tokens != chosen.gather(1, tree.parents)
     off = (tree.ancestor_mask & wrong[:, None])[:, :, 1:].any(2)  # the root is never wrong
-    # A parent comes before its children: the accepted nodes, in order, are the path.
-    behind, paths = (part[:, : depth + 1] for part in off.sort(dim=1, stable=True))
-    # A head that names a token twice makes two such paths. Only nodes below the one before count.
-    behind[:, 1:].logical_or_(tree.parents.gather(1, paths[:, 1:]) != paths[:, :-1])
-    behind = behind.cummax(1).values
-    tokens = chosen.gather(1, paths).masked_fill(behind, -1)
-    counts = (~behind).sum(1)
-    return Verified(paths.masked_fill(behind, 0), tokens, chosen.masked_fill(off, -1), counts)
+    # The others are one path, or twins of it where a head names a token twice: take a deepest.
+    deepest, leaves = tree.depths.masked_fill(off, -1).max(1)
+    return path_to(leaves, deepest, tree, chosen, depth)
+
+
+def path_to(leaves: Tensor, depths: Tensor, tree: Tree, chosen: Tensor, depth: int) -> Verified:
+    """Accept each tree's path to a leaf int64 [B], whose depth is `depths` int64 [B]."""
+    on_path = of_rows(tree.ancestor_mask, leaves[:, None])[:, 0]
+    # A parent comes before its children, so a stable sort leaves the path in order.
+    in_order = on_path.sort(dim=1, descending=True, stable=True)
+    on, paths = (part[:, : depth + 1] for part in in_order)
+    chosen = chosen.where(on_path, -1)
+    return Verified(paths.where(on, 0), chosen.gather(1, paths), chosen, depths + 1, leaves)
 
 
 def follow(tree: Tree, choose: Callable[[Tensor, Tensor], Tensor], depth: int) -> Verified:
@@ -73,7 +80,7 @@ def follow(tree: Tree, choose: Callable[[Tensor, Tensor], Tensor], depth: int) -
         nodes, depths = torch.where(found, child, nodes), depths + found
         if found.device.type == "cpu" and not bool(found.any()):
             break  # all further turns would ask again; on a GPU this would wait for the device
-    return accept(tree, chosen, depth)
+    return path_to(nodes, depths, tree, chosen, depth)
 
 
 def verify_chain(p: Tensor, q: Tensor, drafted: Tensor, accept: Tensor, final: Tensor) -> Verified:
@@ -107,7 +114,7 @@ def verify_chain(p: Tensor, q: Tensor, drafted: Tensor, accept: Tensor, final: T
     nodes = torch.arange(tokens.shape[1], device=p.device).expand_as(tokens)
     behind = nodes > count[:, None]
     tokens = tokens.masked_fill(behind, -1)
-    return Verified(nodes.masked_fill(behind, 0), tokens, tokens, count + 1)
+    return Verified(nodes.masked_fill(behind, 0), tokens, tokens, count + 1, count)
 
 
 def accepted(p: Tensor, q: Tensor, uniforms: Tensor) -> Tensor:

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from microspec_kernels.policy import MICROSPEC, Policy
-from microspec_kernels.speculative import Batch, Request, Sampling
-from microspec_kernels.speculative import batch as loop
+from microspec_kernels.speculative import Batch, CausalModel, Request, Sampling
+from microspec_kernels.speculative import step as loop
 
-from .models import KINDS, VOCAB, Spy, eagle, prompt
-from .schedule import LONGEST, SHAPE, Text, figures, pair, run, truth
+from .models import KINDS, VOCAB, Spy, eagle, example, prompt
+from .paths import Path, captured, plain
+from .schedule import LONGEST, SHAPE, Text, draft_of, figures, pair, run, truth
 from .test_cache import poison
 
 FREQUENT = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(7))
@@ -30,8 +31,7 @@ a_text = st.builds(
 )
 
 
-@settings(max_examples=40, deadline=None)
-@given(
+schedules = given(
     kind=st.sampled_from(KINDS),
     texts=st.lists(a_text, min_size=1, max_size=4),
     head=st.sampled_from(["dense", "static", "sparse", "sparse"]),
@@ -43,7 +43,24 @@ a_text = st.builds(
     learn=st.booleans(),
     ends=st.sets(st.integers(0, VOCAB - 1), max_size=20),
 )
-def test_any_schedule_gives_the_texts_that_each_has_alone(
+
+
+@settings(max_examples=40, deadline=None)
+@schedules
+def test_any_schedule_gives_the_texts_that_each_has_alone(**drawn: Any) -> None:
+    check_schedule(plain, **drawn)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real GPU")
+@settings(max_examples=6, deadline=None)
+@schedules
+def test_any_schedule_gives_them_by_replayed_graphs(**drawn: Any) -> None:
+    # Some schedules are too short for a replay.
+    check_schedule(lambda: captured(pytest.MonkeyPatch(), replays=0), **drawn)
+
+
+def check_schedule(
+    path: Path,
     kind: str,
     texts: list[Text],
     head: Any,
@@ -55,7 +72,7 @@ def test_any_schedule_gives_the_texts_that_each_has_alone(
     learn: bool,
     ends: set[int],
 ) -> None:
-    target, draft = pair(kind, ends)
+    model, draft = example(kind)[0], draft_of(kind)
     options = {
         **SHAPE, "head": head, "capacity": capacity, "frequent_tokens": FREQUENT, "mode": mode,
         # At a temperature, chains follow the target's distribution but draw other samples than the
@@ -63,7 +80,10 @@ def test_any_schedule_gives_the_texts_that_each_has_alone(
         "sampling": Sampling(temperature), "chain": chain and temperature == 0, "learn": learn,
     }  # fmt: skip
     texts = sorted(texts, key=lambda text: text.joins)
-    requests = run(Batch(target, draft, num_groups=num_groups, **options), texts)
+    with path() as put:
+        target = CausalModel(put(model))
+        target.eos = frozenset(ends)
+        requests = run(Batch(target, put(draft), num_groups=num_groups, **options), texts)
     for text, request in zip(texts, requests, strict=True):
         expected = truth(kind, text.length, Sampling(temperature, seed=text.seed))[: text.count]
         end = next((place for place, token in enumerate(expected) if token in ends), len(expected))
@@ -71,7 +91,7 @@ def test_any_schedule_gives_the_texts_that_each_has_alone(
         assert request.done and request.result().tokens.tolist() == request.tokens
         if head == "sparse" and (num_groups == 1 or learn):
             continue  # the vocabulary contains tokens of other texts
-        own_batch = Batch(target, draft, num_groups=2, **options)
+        own_batch = Batch(*pair(kind, ends), num_groups=2, **options)
         (alone,) = run(own_batch, [replace(text, joins=0)])
         assert figures(request) == figures(alone)
 
@@ -120,7 +140,7 @@ def test_neighbours_change_nothing(drafts: str, monkeypatch: pytest.MonkeyPatch)
     draft = draft if drafts == "model" else eagle(target)
 
     def batch() -> Batch:
-        head = Spy(loop.Batch(target, draft).draft.lm_head, 60, num_groups=4, pinned=FREQUENT[:5])
+        head = Spy(Batch(target, draft).draft.lm_head, 60, num_groups=4, pinned=FREQUENT[:5])
         return Batch(target, draft, head=head, policy=Policy(MICROSPEC), **SHAPE)
 
     texts = [Text(9, 12), Text(21, 12), Text(4, 12), Text(14, 11, joins=2)]

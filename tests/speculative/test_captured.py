@@ -1,13 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The loop on a GPU: steps that are replayed graphs write the texts of the plain loop.
 
-tests/fake_cuda stands for the GPU. Its graphs replay the calls of a capture, and it refuses in a
-capture, or at any time where a step may not wait, what a GPU would refuse.
+The GPU is a pretended one; see paths.py.
 """
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,8 +13,6 @@ import fake_cuda
 import pytest
 import torch
 import transformers
-from fake_cuda.graphs import CUDAGraph
-from fake_cuda.streams import Event
 
 from microspec_kernels.speculative import (
     Batch,
@@ -32,6 +27,7 @@ from microspec_kernels.speculative.models.supported import WITH_EXPERTS
 
 from .models import VOCAB, eagle, example, noisy, tiny
 from .mtp import tensors, write
+from .paths import pretended
 from .schedule import SHAPE, Text, figures, run
 from .test_mtp import is_known
 
@@ -45,40 +41,6 @@ TEXTS = [
     Text(4, 12, joins=1, seed=1),
     Text(14, 9, joins=4, seed=2),
 ]
-
-
-class Device:
-    """A pretended GPU: the steps that ran on it, their replays of graphs and their waits."""
-
-    def __init__(self) -> None:
-        self.steps = self.replays = self.waits = 0
-
-
-@contextmanager
-def pretended(monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
-    """Pretend a GPU; a step that waits for it other than by an event is an error."""
-    device, replay, step = Device(), CUDAGraph.replay, Batch.step
-
-    def counted_replay(graph: Any) -> None:
-        device.replays += 1
-        replay(graph)
-
-    def counted_wait(event: Event) -> None:
-        device.waits += 1
-
-    def strict_step(batch: Batch) -> list[Request]:
-        device.steps += bool(batch.requests)
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            return step(batch)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-
-    with fake_cuda.installed(), monkeypatch.context() as patch:
-        patch.setattr(CUDAGraph, "replay", counted_replay)
-        patch.setattr(Event, "synchronize", counted_wait)
-        patch.setattr(Batch, "step", strict_step)
-        yield device
 
 
 def written(device: str, model: Any, draft: Any = None, **options: Any) -> list[Request]:

@@ -72,10 +72,10 @@ def test_eagle_equals_its_formula(changes: dict[str, Any]) -> None:
 
     # Two nodes below the text, then a child of the second and one of the first.
     first, second = torch.tensor([3, 4]), torch.tensor([5, 6])
-    itself, rows = torch.eye(2).bool(), torch.tensor([1, 0])
-    mask, positions = cache.mask(itself[None]), cache.ahead(2)
+    itself, rows = cache.alone(2), torch.tensor([1, 0])
+    mask, positions = cache.mask(torch.eye(2).bool()[None]), cache.ahead(2)
     features = draft.step(first[None], feature.expand(1, 2, -1), positions[:, :1], mask, cache)[0]
-    mask = torch.cat((itself[None], mask[:, rows]), dim=2)
+    mask = torch.cat((itself, mask[:, rows]), dim=2)
     deeper = draft.step(second[None], features[None, rows], positions[:, 1:], mask, cache)[0]
     for node, parent in ((0, 1), (1, 0)):
         path = torch.cat((text[1:], first[parent : parent + 1], second[node : node + 1]))

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """With any draft the output equals the target's own greedy output, token for token."""
 
+from itertools import product
 from typing import Any
 
 import pytest
@@ -24,25 +25,33 @@ from .models import (
     tiny,
     truncated,
 )
+from .paths import Path, with_captured
 
+HEADS = ("dense", "static", "sparse")
 SHAPES = ((1, 1, 1), (3, 4, 7), (5, 8, 40))  # depth, tree_width, tree_size
 CAPACITIES = (1, 8, 64, 4 * VOCAB)
 FREQUENT = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(7))
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("head", ["dense", "static", "sparse"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_equals_transformers(kind: str, head: Any, shape: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize(
+    ("path", "kind", "head", "shape"),
+    with_captured(
+        list(product(KINDS, HEADS, SHAPES)),
+        [("llama", head, SHAPES[1]) for head in HEADS] + [("qwen3", "sparse", SHAPES[2])],
+    ),
+    indirect=["path"],
+)
+def test_equals_transformers(path: Path, kind: str, head: Any, shape: tuple[int, int, int]) -> None:
     model, text, truth = example(kind)
-    target, draft = CausalModel(model), noisy(model)
     depth, tree_width, size = shape
-    for capacity in CAPACITIES if head != "dense" else (1,):
-        result = generate(
-            target, draft, text, len(truth), head=head, capacity=capacity, frequent_tokens=FREQUENT,
-            depth=depth, tree_width=tree_width, tree_size=size,
-        )  # fmt: skip
-        assert result.tokens.tolist() == truth.tolist(), f"capacity {capacity}"
+    with path() as put:
+        target, draft = CausalModel(put(model)), put(noisy(model))
+        for capacity in CAPACITIES if head != "dense" else (1,):
+            result = generate(
+                target, draft, text, len(truth), head=head, capacity=capacity,
+                frequent_tokens=FREQUENT, depth=depth, tree_width=tree_width, tree_size=size,
+            )  # fmt: skip
+            assert result.tokens.tolist() == truth.tolist(), f"capacity {capacity}"
 
 
 @pytest.mark.parametrize("head", ["dense", "static", "sparse"])

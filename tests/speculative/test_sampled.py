@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sampled texts of the whole loop: trees give the target's own text, chains its distribution."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from itertools import product
 from statistics import fmean
 from typing import Any
 
@@ -17,8 +19,10 @@ from microspec_kernels.speculative.stats import Stats
 
 from .distribution import check
 from .models import KINDS, VOCAB, Scrambled, eagle, noisy, prompt, tiny
+from .paths import Path, plain, with_captured
 
 FREQUENT = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(7))
+HEADS = ("dense", "static", "sparse")
 SAMPLINGS = (
     Sampling(0.3, seed=1),
     Sampling(1.0, seed=2),
@@ -49,20 +53,29 @@ def draws(logits: Tensor, number: Tensor, sampling: Sampling) -> Tensor:
     return draw(sampling.probabilities(logits), number)
 
 
-@pytest.mark.parametrize("head", ["dense", "static", "sparse"])
-@pytest.mark.parametrize("sampling", SAMPLINGS, ids=["cool", "plain", "warped"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_tree_gives_the_targets_own_text(kind: str, sampling: Sampling, head: Any) -> None:
+@pytest.mark.parametrize(
+    ("path", "kind", "sampling", "head"),
+    with_captured(
+        list(product(KINDS, SAMPLINGS, HEADS)),
+        [("llama", SAMPLINGS[1], "sparse"), ("qwen2", SAMPLINGS[2], "dense")],
+    ),
+    indirect=["path"],
+)
+def test_a_tree_gives_the_targets_own_text(
+    path: Path, kind: str, sampling: Sampling, head: Any
+) -> None:
     target = model(kind)
     truth = alone(target, prompt(12), 16, sampling)
     assert truth != alone(target, prompt(12), 16, Sampling())
-    for shape in ({"depth": 1, "tree_width": 1, "tree_size": 1}, {"depth": 4, "tree_width": 6}):
-        for draft in (noisy(target), eagle(CausalModel(target))):
-            result = generate(
-                target, draft, prompt(12), 16, head=head, capacity=60, frequent_tokens=FREQUENT,
-                sampling=sampling, **shape,
-            )  # fmt: skip
-            assert result.tokens.tolist() == truth
+    with path() as put:
+        read = CausalModel(put(target))
+        for shape in ({"depth": 1, "tree_width": 1, "tree_size": 1}, {"depth": 4, "tree_width": 6}):
+            for draft in (put(noisy(target)), eagle(read)):
+                result = generate(
+                    read, draft, prompt(12), 16, head=head, capacity=60, frequent_tokens=FREQUENT,
+                    sampling=sampling, **shape,
+                )  # fmt: skip
+                assert result.tokens.tolist() == truth
 
 
 def test_a_tree_gives_it_in_double_precision() -> None:
@@ -174,48 +187,62 @@ def test_a_sampling_has_its_own_temperature() -> None:
 FEW, COPIES = 12, 2**13
 
 
-def copied(batch: Batch, only: Request) -> list[Request]:
-    """Replace a batch's only text by COPIES copies with different seeds.
+def copied(batch: Batch, only: Request) -> Callable[[], list[Request]]:
+    """Replace a batch's only text by COPIES copies with different seeds, that begin when called.
 
-    The result is as if each copy had joined with the same prompt, which would take minutes.
+    The result is as if each copy had joined with the same prompt, which would take minutes. When
+    they begin again, graphs that were captured stay valid.
     """
-    batch.requests = [
-        replace(
-            only, seed=seed, group=seed % batch.head.num_groups, stats=Stats(), tokens=[],
-            prompt_length=only.prompt_length + 1, row=seed,
-        )
-        for seed in range(COPIES)
-    ]  # fmt: skip
-    texts = batch._texts
+    texts, num_groups = batch._texts, batch.head.num_groups
     for kept in texts.caches:
         kept.reserve(COPIES, 0)
-        kept.lengths[:] = int(kept.lengths[0])
-        assert kept._entries is not None
-        kept._entries[:] = kept._entries[:, :, :1].clone()
-    texts.newest = texts.newest.repeat(COPIES)
-    texts.features = texts.features.repeat(COPIES, 1)
-    texts.seeds = torch.arange(COPIES)
-    texts.groups = texts.seeds % batch.head.num_groups
-    groups = torch.arange(batch.head.num_groups)
-    batch.head.observe(torch.full_like(groups, 5), groups)
-    return list(batch.requests)
+    before = [(int(kept.lengths[0]), kept._entries[:, :, :1].clone()) for kept in texts.caches]
+    newest, features = texts.newest[0], texts.features[0]
+    texts.newest, texts.features = newest.repeat(COPIES), features.repeat(COPIES, 1)
+    texts.seeds = torch.arange(COPIES, device=newest.device)
+    texts.groups = texts.seeds % num_groups
+
+    def begin() -> list[Request]:
+        for kept, (length, entries) in zip(texts.caches, before, strict=True):
+            kept.lengths[:] = length
+            kept._entries[:] = entries
+        texts.newest[:], texts.features[:] = newest, features
+        if batch.head.follows:
+            batch.head.vocab.reset()
+            groups = torch.arange(num_groups, device=newest.device)
+            batch.head.observe(torch.full_like(groups, 5), groups)
+        batch.requests = [
+            replace(
+                only, seed=seed, group=seed % num_groups, stats=Stats(), tokens=[],
+                prompt_length=only.prompt_length + 1, row=seed,
+            )
+            for seed in range(COPIES)
+        ]  # fmt: skip
+        return list(batch.requests)
+
+    return begin
 
 
-def texts_of_chains(head: Any) -> tuple[Tensor, Tensor]:
+def texts_of_chains(path: Path, head: Any) -> tuple[Tensor, Tensor]:
     """Return the first two tokens of many texts, int64 [COPIES], and their distribution."""
-    target = tiny(vocab_size=FEW, initializer_range=0.4, num_hidden_layers=1)
-    batch = Batch(
-        target, noisy(target, 0.25), head=head, capacity=6, frequent_tokens=torch.arange(FEW),
-        num_groups=COPIES if head == "sparse" else 1, depth=2, chain=True, sampling=Sampling(1.0),
-        learn=False,
-    )  # fmt: skip
-    text = prompt(4) % FEW
-    first = batch.join(text, 3)
-    requests, text = copied(batch, first), torch.cat((text, torch.tensor([first.tokens])), dim=1)
-    while batch.requests:
-        batch.step()
+    target, text = tiny(vocab_size=FEW, initializer_range=0.4, num_hidden_layers=1), prompt(4) % FEW
+    with path() as put:
+        batch = Batch(
+            put(target), put(noisy(target, 0.25)), head=head, capacity=6,
+            frequent_tokens=torch.arange(FEW), num_groups=COPIES if head == "sparse" else 1,
+            depth=2, chain=True, sampling=Sampling(1.0), learn=False,
+        )  # fmt: skip
+        # Two steps of up to three tokens end no text.
+        first = batch.join(text, 7)
+        begin = copied(batch, first)
+        # A second step captures graphs. So those that count are replays.
+        for _ in range(2 if batch._graphs.captures else 1):
+            requests = begin()
+            for _ in range(2):
+                batch.step()
     assert fmean(request.stats.tau for request in requests) > 1.1, "hardly a draft was accepted"
     got = torch.tensor([request.tokens[:2] for request in requests])
+    text = torch.cat((text, torch.tensor([first.tokens[:1]])), dim=1)
     with torch.no_grad():
         one = target(text).logits[0, -1].double().softmax(-1)
         ahead = torch.cat((text.repeat(FEW, 1), torch.arange(FEW)[:, None]), dim=1)
@@ -223,12 +250,21 @@ def texts_of_chains(head: Any) -> tuple[Tensor, Tensor]:
     return got[:, 0] * FEW + got[:, 1], (one[:, None] * two).flatten()
 
 
-@pytest.mark.parametrize("head", ["dense", "static", "sparse"])
+@pytest.mark.parametrize(
+    ("path", "head"),
+    with_captured([(head,) for head in HEADS], [("sparse",)]),
+    indirect=["path"],
+)
 def test_chains_of_a_batch_follow_the_targets_distribution(
-    head: Any, monkeypatch: pytest.MonkeyPatch
+    path: Path, head: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("microspec_kernels.speculative.models.cache.SMALLEST_ROOM", 12)
-    check(*texts_of_chains(head))
+    monkeypatch.setattr("microspec_kernels.speculative.models.cache.SMALLEST_ROOM", 24)
+    check(*texts_of_chains(path, head))
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_chains_that_accept_everything_do_not(head: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("microspec_kernels.speculative.models.cache.SMALLEST_ROOM", 24)
     monkeypatch.setattr(verify, "accepted", lambda p, q, uniforms: q > 0)
     with pytest.raises(AssertionError, match="total variation"):
-        check(*texts_of_chains(head))
+        check(*texts_of_chains(plain, head))

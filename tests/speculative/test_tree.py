@@ -250,7 +250,7 @@ def test_best_nodes_are_the_best_and_a_tree(data: st.DataObject, count: int, siz
         scores.append(path_scores)
     tokens = torch.tensor([*range(100, 101 + count), -1]).repeat(2, 1)
     tree = best_nodes(
-        tokens, torch.tensor([[*part, 0] for part in parents]), torch.tensor(scores),
+        tokens, torch.tensor([[*part, 0] for part in parents]), -torch.tensor(scores),
         TreeShape(count, 1, size),
     )  # fmt: skip
     assert tree.tokens.shape == (2, 1 + min(count, size)), "the number of nodes is fixed"

@@ -152,13 +152,16 @@ class Twice(Dense):
         return log_probs.repeat_interleave(2, 1)[:, :k], tokens.repeat_interleave(2, 1)[:, :k]
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_twins_of_a_node_do_not_change_the_text(temperature: float) -> None:
-    """Both are what the target chose, but one path is accepted."""
+@pytest.mark.parametrize(("temperature", "longest"), [(0.0, 5), (1.0, 3)])
+def test_twins_of_a_node_do_not_change_the_text(temperature: float, longest: int) -> None:
+    """Both are what the target chose, but one path is accepted.
+
+    A greedy target takes the longest; one that draws goes down from the first twin only.
+    """
     target, text = CausalModel(tiny()), prompt(12)
     draft = ModelDraft(tiny())
     options = {"sampling": Sampling(temperature, seed=3), "depth": 4, "tree_width": 4}
     plain = generate(target, draft, text, 40, head="dense", **options)
     twins = generate(target, draft, text, 40, head=Twice(draft.lm_head), **options)
     assert twins.tokens.tolist() == plain.tokens.tolist()
-    assert max(twins.stats.acceptance_lengths) == 2  # a path ends at its first twin
+    assert max(twins.stats.acceptance_lengths) == longest

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The KV cache of a batch of texts; it takes in whole trees and keeps their accepted paths."""
 
+from functools import cache as once
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 SMALLEST_ROOM = 256
@@ -13,6 +15,31 @@ def room_for(length: int) -> int:
     """Return a text's length rounded up, by at most a quarter, so that few rooms differ."""
     step = max(SMALLEST_ROOM, 1 << max(0, length.bit_length() - 3))
     return max(1, -(-length // step)) * step
+
+
+@once
+def identity(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the constant identity [size, size]. Captured graphs read it, so it is never freed."""
+    return torch.eye(size, dtype=dtype, device=device)
+
+
+@once
+def lower_triangle(size: int, device: torch.device) -> Tensor:
+    """Return the constant lower triangle with the diagonal, bool [size, size]; see `identity`."""
+    return torch.ones(size, size, dtype=torch.bool, device=device).tril()
+
+
+@once
+def mask_of_itself(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the constant mask [size, size] of entries that see only themselves; see `identity`."""
+    return as_mask(identity(size, torch.bool, device), dtype)
+
+
+def as_mask(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a bool mask as it is, or for a float dtype as what is added to scores: 0 or -inf."""
+    if dtype == torch.bool:
+        return seen
+    return torch.where(seen, 0.0, torch.scalar_tensor(-torch.inf, dtype=dtype))
 
 
 class KVCache:
@@ -31,10 +58,19 @@ class KVCache:
     rows: number of texts; they are the first of the tensor's rows.
     longest: an upper bound of their lengths that the host knows.
     lengths: int64 [allocated rows], number of entries of each text.
+    mask_dtype: of the masks: bool, set where an entry is seen, or a float to add to scores, 0 or
+        -inf.
     """
 
-    def __init__(self, layers: int, device: torch.device, rows: int = 1) -> None:
+    def __init__(
+        self,
+        layers: int,
+        device: torch.device,
+        rows: int = 1,
+        mask_dtype: torch.dtype = torch.bool,
+    ) -> None:
         self.rows = rows
+        self.mask_dtype = mask_dtype
         self.longest = 0
         self.lengths = torch.zeros(rows, dtype=torch.int64, device=device)
         self._layers = layers
@@ -63,21 +99,26 @@ class KVCache:
         return self.ends[:, None] + self._numbers(count)
 
     def mask(self, ancestor_mask: Tensor | None = None) -> Tensor:
-        """Return the columns that the entries of a pass see, bool [B, n, n + room].
+        """Return the columns that the entries of a pass see, [B, n, n + room].
 
         ancestor_mask: bool [B, n, n], or [1, n, n] for all texts: the entries of the pass that each
             one sees, itself included. None: return the part of the text only, [B, 1, room].
         """
         text = (self._numbers(self.room) < self.ends[:, None])[:, None]
-        if ancestor_mask is None:
-            return text
-        new = ancestor_mask.expand(self.rows, -1, -1)
-        return torch.cat((new, text.expand(-1, new.shape[1], -1)), dim=2)
+        if ancestor_mask is not None:
+            new = ancestor_mask.expand(self.rows, -1, -1)
+            text = torch.cat((new, text.expand(-1, new.shape[1], -1)), dim=2)
+        return as_mask(text, self.mask_dtype)
+
+    def alone(self, count: int) -> Tensor:
+        """Return a mask of entries that see only themselves among `count`: [B, count, count]."""
+        mask = mask_of_itself(count, self.mask_dtype, self._columns.device)
+        return mask.expand(self.rows, -1, -1)
 
     def causal(self, count: int) -> Tensor:
         """Return the `mask` of a pass of `count` tokens in a row."""
-        numbers = self._numbers(count)
-        return self.mask((numbers <= numbers[:, None])[None])
+        seen = lower_triangle(room_for(count), self._columns.device)
+        return self.mask(seen[None, :count, :count])
 
     def within(self, mask: Tensor, positions: Tensor, window: int) -> Tensor:
         """Return the `mask` [B, n, columns] of a pass at `positions` [B, n], cut to a window.
@@ -86,7 +127,8 @@ class KVCache:
         """
         text = self._numbers(self.room).expand(self.rows, -1)
         columns = torch.cat((positions, *self._pending, text), dim=1)
-        return mask & (columns[:, None] > positions[:, :, None] - window)
+        unseen = columns[:, None] <= positions[:, :, None] - window
+        return mask.masked_fill(unseen, False if mask.dtype == torch.bool else -torch.inf)
 
     def update(
         self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any
@@ -101,12 +143,13 @@ class KVCache:
         self.reserve(self.rows, self.room, pending, keys)
         assert self._entries is not None
         columns = slice(self._pending_room - pending, self._pending_room + self.room)
-        stored_keys, stored_values = self._entries[layer, :, : self.rows, :, columns].unbind()
+        stored = self._entries[layer, :, : self.rows, :, columns]
         # Latent attention has two parts of different widths.
-        stored_values = stored_values[..., : values.shape[-1]]
-        stored_keys[..., :new, :] = keys
-        stored_values[..., :new, :] = values
-        return stored_keys, stored_values
+        width = values.shape[-1]
+        wide = values if width == keys.shape[-1] else F.pad(values, (0, keys.shape[-1] - width))
+        torch.stack((keys, wide), out=stored[..., :new, :])
+        stored_keys, stored_values = stored.unbind()
+        return stored_keys, stored_values[..., :width]
 
     def advance(self, positions: Tensor) -> None:
         """Make the entries that every layer has written pending; `positions` [B, n] are theirs."""
@@ -122,24 +165,31 @@ class KVCache:
         paths: int64 [B, m], entries of the pass, the ones to keep first.
         counts: int64 [B], how many of them to keep.
         """
-        kept = paths.shape[1]
-        self.longest += kept
+        self._append(self.ahead(paths.shape[1]), counts, paths)
+
+    def keep_all(self, counts: Tensor | None = None) -> None:
+        """Append the entries of the one pending pass to each text: the first `counts`, or all.
+
+        They must be of tokens in a row, as `ahead` gives their positions.
+        """
+        (positions,) = self._pending
+        whole = torch.full_like(self.ends, positions.shape[1]) if counts is None else counts
+        self._append(positions, whole)
+
+    def _append(self, positions: Tensor, counts: Tensor, paths: Tensor | None = None) -> None:
+        """Copy entries of the one pending pass to positions [B, m]: those of `paths`, or all."""
+        self.longest += positions.shape[1]
         if self._entries is not None:
             self.reserve(self.rows, self.longest)
             entries = self._entries[:, :, : self.rows]
-            shape = (*entries.shape[:4], kept, entries.shape[5])
-            paths = paths + (self._pending_room - self.pending)
-            ends = self.ends[:, None] + self._numbers(self._pending_room + kept)[-kept:]
-            source, destination = (part[:, None, :, None].expand(shape) for part in (paths, ends))
-            entries.scatter_(4, destination, entries.gather(4, source))
+            begin = self._pending_room
+            new, texts = entries[..., begin - self.pending : begin, :], entries[..., begin:, :]
+            shape = (*new.shape[:4], positions.shape[1], new.shape[5])
+            if paths is not None:
+                new = new.gather(4, paths[:, None, :, None].expand(shape))
+            texts.scatter_(4, positions[:, None, :, None].expand(shape), new)
         self.ends.add_(counts)
         self.drop()
-
-    def keep_all(self, counts: Tensor | None = None) -> None:
-        """Append the entries of the one pending pass to each text: the first `counts`, or all."""
-        (positions,) = self._pending
-        paths = self._numbers(positions.shape[1]).expand(self.rows, -1)
-        self.keep(paths, torch.full_like(self.ends, paths.shape[1]) if counts is None else counts)
 
     def put(self, row: int, other: "KVCache") -> None:
         """Copy the one text of `other`, a cache of the same model, to a row that is reserved.

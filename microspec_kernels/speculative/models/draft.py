@@ -48,8 +48,9 @@ class Draft(Protocol):
     ) -> Tensor:
         """Read nodes of trees: tokens int64 [B, n], and features of their `parents` [B, n, D].
 
-        `positions` int64 [B, n] or [B, 1]: of the nodes in the draft's cache. `mask` bool
-        [B, n, columns]: see `KVCache.mask`. The entries stay pending. Returns features [B, n, D].
+        `positions` int64 [B, n] or [B, 1]: of the nodes in the draft's cache. `mask`
+        [B, n, columns], of the cache's dtype: see `KVCache.mask`. The entries stay pending. Returns
+        features [B, n, D].
         """
         ...
 

@@ -13,7 +13,7 @@ from microspec_kernels._optional import require
 
 from .cache import KVCache
 from .draft import Draft, extend
-from .layers import Layer, signed, through
+from .layers import Layer, rotation_rows, rotations, through
 from .lm_head import LMHead
 from .target import CausalModel
 
@@ -49,13 +49,6 @@ class Eagle(nn.Module, Draft, ABC):
         self.vocab_size = len(self.embedding)
         self._tables: dict[int, Tensor] = {}
 
-    def prepare(self, config: Any, target: CausalModel) -> None:
-        """Move all parameters to the target's device and dtype, and make the rotary embedding."""
-        self.to(device=target.device, dtype=target.dtype)
-        # After the cast: frequencies in half precision would lose the positions.
-        llama = require("transformers.models.llama.modeling_llama", "speculative")
-        self.rotary = llama.LlamaRotaryEmbedding(config).to(target.device)
-
     def new_cache(self) -> KVCache:
         return KVCache(len(self.layers), self.embedding.device)
 
@@ -90,13 +83,13 @@ class Eagle(nn.Module, Draft, ABC):
         masks = [seen[window] for window in self.windows]
         embedded = F.embedding(tokens.clamp(0, self.vocab_size - 1), self.embedding)
         reach = cache.room + cache.pending + tokens.shape[1]
-        cos, sin = self._rotations(reach)[positions].unbind(2)
-        out = self.run(embedded, features, (cos, sin), masks, cache)
+        rotation = self.rotation(self._rotations(reach), positions)
+        out = self.run(embedded, features, rotation, masks, cache)
         cache.advance(positions.expand_as(tokens))
         return out
 
     def _rotations(self, length: int) -> Tensor:
-        """Return cos and sin of the positions in [0, length): [>= length, 2, head_dim].
+        """Return the table of the positions in [0, length).
 
         A captured graph may read any table that it has seen, so none is freed. Their sizes double.
         """
@@ -106,9 +99,16 @@ class Eagle(nn.Module, Draft, ABC):
             self._tables[size] = self.rotations(positions)
         return self._tables[size]
 
+    @abstractmethod
     def rotations(self, positions: Tensor) -> Tensor:
-        """Return cos and sin of positions int64 [1, n], as the layers take them: [n, 2, dim]."""
-        return signed(torch.stack(self.rotary(self.embedding, positions), dim=-2)[0])
+        """Return a row of a table for each of positions int64 [1, n], [n, ..]; see `rotation`."""
+
+    def rotation(self, table: Tensor, positions: Tensor) -> Any:
+        """Return what `run` takes at positions int64 [B, n], or [B, 1] for all tokens of a text.
+
+        table: `rotations` of the positions 0, 1, .. Here its rows are cos and sin.
+        """
+        return table[positions].unbind(2)
 
     def fuse(self, features: Tensor) -> Tensor:
         """Map the target's features [B, n, F] to the draft's features [B, n, D]."""
@@ -119,18 +119,41 @@ class Eagle(nn.Module, Draft, ABC):
         self,
         embedded: Tensor,
         features: Tensor,
-        rotation: tuple[Tensor, Tensor],
+        rotation: Any,
         masks: Sequence[Tensor],
         cache: KVCache,
     ) -> Tensor:
         """Run the layers: return the features [B, n, D] of tokens.
 
         `embedded` [B, n, D]: the tokens' embeddings. `features` [B, n, D]: features of the tokens
-        before them. `masks`: each layer's.
+        before them. `rotation`: see the method. `masks`: each layer's.
         """
 
 
-class EagleDraft(Eagle):
+class LlamaEagle(Eagle):
+    """A draft whose layers are those of `layers.py`."""
+
+    def prepare(self, config: Any, target: CausalModel) -> None:
+        """Move all parameters to the target's device and dtype, and make the rotary embedding."""
+        self.to(device=target.device, dtype=target.dtype)
+        # After the cast: frequencies in half precision would lose the positions.
+        llama = require("transformers.models.llama.modeling_llama", "speculative")
+        self.rotary = llama.LlamaRotaryEmbedding(config).to(target.device)
+
+    def new_cache(self) -> KVCache:
+        # Attention takes a float mask as it is, and would convert any other in each layer.
+        rows = self.embedding
+        return KVCache(len(self.layers), rows.device, mask_dtype=rows.dtype)
+
+    def rotations(self, positions: Tensor) -> Tensor:
+        cos, sin = self.rotary(self.embedding, positions)
+        return rotation_rows(cos[0], sin[0])
+
+    def rotation(self, table: Tensor, positions: Tensor) -> Tensor:
+        return rotations(table, positions)
+
+
+class EagleDraft(LlamaEagle):
     """EAGLE-1/2 (arXiv 2401.15077, 2406.16858): predicts the target's next feature.
 
     fc joins the embedding and the feature. The feature is the target's last hidden state after the
@@ -165,7 +188,7 @@ class EagleDraft(Eagle):
         self,
         embedded: Tensor,
         features: Tensor,
-        rotation: tuple[Tensor, Tensor],
+        rotation: Tensor,
         masks: Sequence[Tensor],
         cache: KVCache,
     ) -> Tensor:

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from .cache import KVCache
-from .eagle import Eagle
+from .eagle import LlamaEagle
 from .layers import Layer, through
 from .lm_head import LMHead
 from .target import CausalModel
 
 
-class Eagle3Draft(Eagle):
+class Eagle3Draft(LlamaEagle):
     """EAGLE-3 (arXiv 2503.01840): predicts the next token from features of several target layers.
 
     For a verified token, fc makes the draft's feature from the inputs of the target's layers
@@ -84,7 +84,7 @@ class Eagle3Draft(Eagle):
         self,
         embedded: Tensor,
         features: Tensor,
-        rotation: tuple[Tensor, Tensor],
+        rotation: Tensor,
         masks: Sequence[Tensor],
         cache: KVCache,
     ) -> Tensor:

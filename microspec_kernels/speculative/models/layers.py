@@ -2,6 +2,7 @@
 """Layers of EAGLE drafts: Llama's layer on the loop's cache."""
 
 from collections.abc import Iterable, Sequence
+from functools import cache as once
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ class Layer(nn.Module):
         self,
         inputs: Tensor,
         residual: Tensor,
-        rotation: tuple[Tensor, Tensor],
+        rotation: Tensor,
         mask: Tensor,
         cache: KVCache,
     ) -> Tensor:
@@ -44,7 +45,7 @@ class Layer(nn.Module):
 def through(
     layers: Iterable[Any],
     x: Tensor,
-    rotation: tuple[Tensor, Tensor],
+    rotation: Tensor,
     masks: Iterable[Tensor],
     cache: KVCache,
 ) -> Tensor:
@@ -126,18 +127,19 @@ class Attention(nn.Module):
         self,
         residual: Tensor,
         x: Tensor,
-        rotation: tuple[Tensor, Tensor],
+        rotation: Tensor,
         mask: Tensor,
         cache: KVCache,
     ) -> Tensor:
         """Return the residual [B, n, D] plus the attention of x."""
-        # [B, heads, n, head_dim]. A group of query heads shares one key and value head.
-        qkv = self._qkv(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        qk, v = qkv.split((self.heads + self.groups, self.groups), dim=1)
+        # [B, n, heads, head_dim]. A group of query heads shares one key and value head.
+        qkv = self._qkv(x).unflatten(-1, (-1, self.head_dim))
+        qk, v = qkv.split((self.heads + self.groups, self.groups), dim=2)
         if self.normed:
-            q, k = qk.split((self.heads, self.groups), dim=1)
-            qk = torch.cat((self.q_norm(q), self.k_norm(k)), dim=1)
-        q, k = rotate(qk, *rotation).split((self.heads, self.groups), dim=1)
+            q, k = qk.split((self.heads, self.groups), dim=2)
+            qk = torch.cat((self.q_norm(q), self.k_norm(k)), dim=2)
+        q, k = (qk @ rotation).split((self.heads, self.groups), dim=2)
+        q, k, v = (part.transpose(1, 2) for part in (q, k, v))
         keys, values = cache.update(k, v, self.index)
         out = F.scaled_dot_product_attention(
             q, keys, values, mask, enable_gqa=self.heads != self.groups
@@ -165,16 +167,32 @@ class MLP(nn.Module):
         return add_linear(residual, self.activation(gate) * up, self.down_proj)
 
 
-def signed(rotations: Tensor) -> Tensor:
-    """Negate the first half of each sin, as `rotate` takes it: rotations [.., 2, head_dim]."""
-    rotations[..., 1, : rotations.shape[-1] // 2].neg_()
-    return rotations
+def rotation_rows(cos: Tensor, sin: Tensor) -> Tensor:
+    """Return the entries that the `rotations` of positions have: [n, 2 head_dim + 1].
 
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate x [B, heads, n, head_dim] by cos and `signed` sin, both [B, n or 1, head_dim].
-
-    Column i is paired with column i + head_dim / 2.
+    cos, sin: [n, head_dim], as Llama's rotary embedding gives them.
     """
-    swapped = x.roll(x.shape[-1] // 2, dims=-1)
-    return torch.addcmul(x * cos[:, None], swapped, sin[:, None])
+    first, second = sin.chunk(2, dim=-1)
+    return torch.cat((cos, -first, second, torch.zeros_like(sin[:, :1])), dim=-1)
+
+
+def rotations(rows: Tensor, positions: Tensor) -> Tensor:
+    """Return the matrices of positions int64 [B, n]: [B, n, head_dim, head_dim].
+
+    A head of a token times its position's matrix is the rotated head, so one product rotates all
+    heads of q and k. Column i is paired with column i + head_dim / 2. rows: `rotation_rows` of the
+    positions 0, 1, ..
+    """
+    return rows[positions[:, :, None, None], matrix_entries(rows.shape[1] // 2, rows.device)]
+
+
+@once
+def matrix_entries(dim: int, device: torch.device) -> Tensor:
+    """Return where in `rotation_rows` each entry of a matrix is, the constant int64 [dim, dim].
+
+    Captured graphs read it, so it is never freed.
+    """
+    columns = torch.arange(dim, device=device)[None]
+    zeros = torch.full((dim, dim), 2 * dim, device=device)
+    with_cosines = zeros.scatter_(0, columns, columns)
+    return with_cosines.scatter_(0, columns.roll(dim // 2), dim + columns)

@@ -188,6 +188,23 @@ def refill_and_move_the_floor(capacity: int, vocab_size: int) -> None:
     refill(state, counts, ranks, lists, totals, pinned=3 * capacity // 4, reset=False)
 
 
+@pytest.mark.backends(*CPU)  # whose kernel takes samples
+@pytest.mark.parametrize("misled", ["level of counts", "level of totals", "cut"])
+def test_samples_that_mislead(misled: str) -> None:
+    """Counts with a period, so that a sample sees other counts than there are."""
+    capacity, by_id = 6000, torch.arange(40_960)
+    state, lists = vocab_state(len(by_id), capacity), torch.tensor([0])
+    sampled = by_id % (len(by_id) // 256) < 16  # 4096 of the tokens
+    counts = torch.ones_like(by_id)
+    totals = torch.where(by_id % (len(by_id) // 1024) == 0, 5, 1)
+    if misled != "cut":
+        totals = counts = torch.where(sampled, 100, torch.where(by_id % 7 == 0, 30, 0))
+    if misled == "level of totals":
+        counts = torch.zeros_like(by_id)
+    ranks = torch.randperm(len(by_id))
+    refill(state, counts.int()[None], ranks.int(), lists, totals.int())
+
+
 def test_no_capacity_and_no_tokens() -> None:
     """K = 0, V = 0: nothing to fill."""
     for vocab_size, capacity in ((5, 0), (0, 4), (0, 0)):

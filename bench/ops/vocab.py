@@ -86,12 +86,12 @@ def observing(tokens: Tensor) -> dict[str, Callable[[], object]]:
 def refills() -> dict[str, Callable[[], object]]:
     """Return refills of a group whose list has counted many texts, few or none."""
     arms: dict[str, Callable[[], object]] = {}
-    for texts in (0, 3, TEXTS):
+    for texts in (0, 3, 30, TEXTS):
         lists = LearnedLists(LARGEST_VOCAB)
         for text in range(texts):  # Zipfian, and half of the tokens never occur
             tokens = (torch.rand(TEXT_TOKENS) ** 3 * LARGEST_VOCAB / 2).long()
             lists.begin(0, tokens[:50])
-            lists.request_lists.fill_(0 if texts == TEXTS else text)
+            lists.request_lists.fill_(0 if texts == TEXTS else text % lists.num_lists)
             lists.count(tokens)
         vocab = mk.ActiveVocab(LARGEST_VOCAB, CAPACITY)
         lists.request_lists.zero_()

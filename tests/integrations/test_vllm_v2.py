@@ -77,6 +77,8 @@ class EagleSpeculator(DraftModelSpeculator):
     def load_model(self, target_model: Any) -> None:
         super().load_model(target_model)
 
+    def capture(self) -> None: ...
+
 
 class GPUModelRunner:
     def __init__(self, vllm_config: Any) -> None:
@@ -146,9 +148,15 @@ def make(_patched: Any) -> Any:
     return loaded
 
 
-def request(name: str, slot: int, tokens: list[int], cached: int = 0) -> Any:
+def request(
+    name: str, slot: int, tokens: list[int], cached: int = 0, extra_args: Any = None
+) -> Any:
     return SimpleNamespace(
-        req_id=name, slot=slot, prefill_token_ids=tokens, num_computed_tokens=cached
+        req_id=name,
+        slot=slot,
+        prefill_token_ids=tokens,
+        num_computed_tokens=cached,
+        sampling_params=SimpleNamespace(extra_args=extra_args),
     )
 
 

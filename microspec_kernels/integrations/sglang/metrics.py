@@ -27,13 +27,16 @@ class Metrics:
         self._interval, self._steps = observability.decode_log_interval, 0
         self._report = Report(head, logger, labels if observability.enable_metrics else None)
 
-    def tick(self) -> None:
+    def tick(self, dense_steps: int) -> None:
         """Report if the interval has passed. Call in every step.
 
         Never waits for the device: on a GPU each report shows the counters of one interval ago.
+
+        Args:
+            dense_steps: steps so far that SGLang's own LM head drafted.
         """
         self._steps += 1
         if self._tells and self._steps % self._interval == 0:
             stats = self._head.stats()
             if stats is not None:
-                self._report.tell(stats)
+                self._report.tell(stats._replace(dense_steps=dense_steps))

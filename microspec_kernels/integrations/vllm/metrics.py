@@ -36,8 +36,12 @@ class Metrics:
         self._asked = False
         self._report = Report(head, logger, labels)
 
-    def tick(self) -> None:
-        """Report if the interval has passed. Call in every step. Never waits for the device."""
+    def tick(self, dense_steps: int) -> None:
+        """Report if the interval has passed. Call in every step. Never waits for the device.
+
+        Args:
+            dense_steps: steps so far that vLLM's own LM head drafted.
+        """
         if not self._reports or time.monotonic() < self._due:
             return
         stats = self._head.stats()
@@ -45,18 +49,19 @@ class Metrics:
         if self._asked or stats is None:
             return  # the copy has only begun: the next step reads it
         self._due = time.monotonic() + self._interval
-        self._report.tell(stats)
+        self._report.tell(stats._replace(dense_steps=dense_steps))
 
     def reset(self) -> None:
         """Start from zero, after :meth:`EngineHead.reset`."""
         self._report.reset()
 
-    def newest(self, wait: bool) -> dict[str, Any] | None:
+    def newest(self, wait: bool, dense_steps: int) -> dict[str, Any] | None:
         """Return the totals since the start.
 
         Args:
             wait: whether to wait for the device. Otherwise the totals are those of the previous
                 call, and None in the first.
+            dense_steps: as for :meth:`tick`.
         """
         stats = self._head.stats()
         if wait:
@@ -65,4 +70,5 @@ class Metrics:
             stats = self._head.stats()
         if stats is None:
             return None
+        stats = stats._replace(dense_steps=dense_steps)
         return {**stats._asdict(), "coverage": stats.coverage}

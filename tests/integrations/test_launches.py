@@ -49,7 +49,7 @@ PER_REQUEST = [(settings | {"vocabulary": "request"}, d2t, ops) for settings, d2
 def _between_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reports launch more, at an interval of seconds or many steps."""
     for module in (sglang_metrics, vllm_metrics):
-        monkeypatch.setattr(module.Metrics, "tick", lambda self, dense_steps: None)
+        monkeypatch.setattr(module.Metrics, "tick", lambda self: None)
 
 
 def steady(step: Callable[[], Any]) -> list[str]:

@@ -118,9 +118,9 @@ class ActiveDraft:
         self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
         self._opted_out: weakref.WeakSet[Any] = weakref.WeakSet()
         self._left_out = LeftOut(self.head.vocab.device)
-        self._metrics = Metrics(self.head)
         alone = self._lm_head.tp_size == 1
         self.choice = choice_of(self.head, costs, self._rows.weight, alone=alone, logger=logger)
+        self._metrics = Metrics(self.head, self.choice)
         then = _AFTER_A_FAILURE if self.choice.allowed else _OF_ONE_CAPTURE
         self.guard = Guard(logger, alone=alone, then=then, fall_back=self.choice.fail)
         self._own_logits = processor._compute_lm_head
@@ -232,7 +232,7 @@ class ActiveDraft:
         self.head.observe(accepted, token_requests, lengths=lengths, candidates=likeliest)
         self._wide.update()
         self.choice.step(len(batch.reqs), opted_out is not None)
-        self._metrics.tick(self.choice.dense_steps)
+        self._metrics.tick()
 
     def _likeliest(self, logits: Tensor, rows: int) -> Tensor:
         shape = [rows, self.head.token_map.target_vocab_size]

@@ -222,7 +222,7 @@ class Drafter:
             )
         head.observe(sampled, token_requests, lengths=lengths, candidates=likeliest)
         self.choice.step(len(requests), opted_out is not None)
-        self._metrics.tick(self.choice.dense_steps)
+        self._metrics.tick()
 
     def reset(self) -> None:
         """Reset the vocabularies, the totals and the kept tokens."""
@@ -246,4 +246,4 @@ class Drafter:
 
     def stats(self, wait: bool = True) -> dict[str, Any] | None:
         """Return the newest totals; see :meth:`Metrics.newest`."""
-        return self._metrics.newest(wait, self.choice.dense_steps)
+        return self._metrics.newest(wait)

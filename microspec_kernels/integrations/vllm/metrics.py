@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from microspec_kernels.engine import EngineHead
+from microspec_kernels.integrations.hooks import HeadChoice
 from microspec_kernels.integrations.hooks.metrics import Report
 
 logger = logging.getLogger(f"vllm.{__name__}")  # vLLM shows its own loggers only
@@ -23,25 +24,24 @@ class Metrics:
 
     Args:
         head: the head whose counters are reported.
+        choice: counts the steps of vLLM's own head.
         reports: whether this rank reports; only one rank of a tensor-parallel group does.
         labels: the labels of the metrics.
     """
 
-    def __init__(self, head: EngineHead, reports: bool, labels: Mapping[str, str]) -> None:
+    def __init__(
+        self, head: EngineHead, choice: HeadChoice, reports: bool, labels: Mapping[str, str]
+    ) -> None:
         import vllm.envs
 
-        self._head, self._reports = head, reports
+        self._head, self._choice, self._reports = head, choice, reports
         self._interval = vllm.envs.VLLM_LOG_STATS_INTERVAL
         self._due = time.monotonic() + self._interval
         self._asked = False
         self._report = Report(head, logger, labels)
 
-    def tick(self, dense_steps: int) -> None:
-        """Report if the interval has passed. Call in every step. Never waits for the device.
-
-        Args:
-            dense_steps: steps so far that vLLM's own LM head drafted.
-        """
+    def tick(self) -> None:
+        """Report if the interval has passed. Call in every step. Never waits for the device."""
         if not self._reports or time.monotonic() < self._due:
             return
         stats = self._head.stats()
@@ -49,19 +49,18 @@ class Metrics:
         if self._asked or stats is None:
             return  # the copy has only begun: the next step reads it
         self._due = time.monotonic() + self._interval
-        self._report.tell(stats._replace(dense_steps=dense_steps))
+        self._report.tell(stats._replace(dense_steps=self._choice.dense_steps))
 
     def reset(self) -> None:
         """Start from zero, after :meth:`EngineHead.reset`."""
         self._report.reset()
 
-    def newest(self, wait: bool, dense_steps: int) -> dict[str, Any] | None:
+    def newest(self, wait: bool) -> dict[str, Any] | None:
         """Return the totals since the start.
 
         Args:
             wait: whether to wait for the device. Otherwise the totals are those of the previous
                 call, and None in the first.
-            dense_steps: as for :meth:`tick`.
         """
         stats = self._head.stats()
         if wait:
@@ -70,5 +69,5 @@ class Metrics:
             stats = self._head.stats()
         if stats is None:
             return None
-        stats = stats._replace(dense_steps=dense_steps)
+        stats = stats._replace(dense_steps=self._choice.dense_steps)
         return {**stats._asdict(), "coverage": stats.coverage}

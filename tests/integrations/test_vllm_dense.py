@@ -46,30 +46,29 @@ def is_dense(speculator: Any) -> bool:
 @pytest.mark.parametrize("vocabulary", ["shared", "request"])
 def test_v2_observes_the_others_only(make: Any, vocabulary: str, top_k: int) -> None:  # noqa: F811
     settings = {"vocabulary": vocabulary, "target_top_k": top_k}
-    runner = make(capacity=9, learn=True, **settings)
     prompts = [[20, 21], [22, 23]]
-    join(runner, request("a", 3, prompts[0], extra_args=NO), request("b", 1, prompts[1]))
-    other = make(capacity=9, learn=True, **settings)  # a runner that has never heard of "a"
-    join(other, request("b", 1, prompts[1]))
-    for each in (runner, other):
-        each.speculator.sample_draft(torch.randn(1, DIM), None, torch.tensor([1]))
-    accepted = torch.tensor([[15, 16, 0], [17, 17, 0]])
-    logits = best(15, 16, 18, 17, 12, 13)
-    logits[:, 11] = 0.5
-    for _ in range(3):
-        runner.rejection_sampler.tokens = accepted
-        runner.rejection_sampler.num_sampled = torch.tensor([2, 2])
-        runner.sample_tokens(logits.clone(), batch({3: [1, 2, 3], 1: [4, 5, 6]}, [3, 3]))
-        other.rejection_sampler.tokens = accepted[1:]
-        other.rejection_sampler.num_sampled = torch.tensor([2])
-        other.sample_tokens(logits[3:].clone(), batch({1: [4, 5, 6]}, [3]))
-        for slot in {0: [0], 1: [1]}[int(vocabulary == "request")]:
-            assert active(runner, slot) == active(other, slot)
-    assert counts(runner) == counts(other) == {17: 1}
-    seen, want = drafter_in(runner).stats(), drafter_in(other).stats()
-    assert seen is not None and want is not None
-    assert (seen["hits"], seen["misses"]) == (want["hits"], want["misses"]) and want["misses"] > 0
-    assert (seen["dense_steps"], want["dense_steps"]) == (3, 0)
+    logits = best(15, 16, 18, 17, 12)
+    logits[:3, 14] = logits[3:, 11] = 0.5
+    seen = []
+    for alone in (False, True):  # the second runner has never heard of "a"
+        runner = make(capacity=9, learn=True, **settings)
+        if not alone:
+            join(runner, request("a", 3, prompts[0], extra_args=NO))
+        join(runner, request("b", 1, prompts[1]))
+        runner.speculator.sample_draft(torch.randn(1, DIM), None, torch.tensor([1]))
+        runner.rejection_sampler.tokens = torch.tensor([[15, 16, 0], [17, 17, 0]][alone:])
+        runner.rejection_sampler.num_sampled = torch.tensor([2, 2][alone:])
+        rows = {1: [4, 5]} if alone else {3: [1, 2, 3], 1: [4, 5]}
+        for _ in range(3):
+            step = batch(rows, [3, 2][alone:])
+            runner.sample_tokens(logits[3 * alone :].clone(), step)
+        stats = drafter_in(runner).stats()
+        assert stats is not None and stats["dense_steps"] == (0 if alone else 3)
+        assert stats["misses"] > 0 and counts(runner) == {17: 1}
+        slot = int(vocabulary == "request")
+        seen.append((active(runner, slot), stats["hits"], stats["misses"]))
+        assert (11 in active(runner, slot)) == (top_k == 2)
+    assert seen[0] == seen[1]
 
 
 def test_v2_drafts_with_its_own_head_while_it_runs(make: Any) -> None:  # noqa: F811
@@ -154,6 +153,7 @@ def test_v1_drafts_with_its_own_head_while_it_runs() -> None:
         vllm.step([5, -1], [6, -1])
         assert torch.equal(vllm.drafter._greedy_sample(hidden), own)
         vllm.join(finished=("a",))
+        assert not drafter_in(vllm)._opted_out, "nothing is kept of requests that have ended"
         vllm.step([6, -1])
         assert not torch.equal(vllm.drafter._greedy_sample(hidden), own)
         vllm.join(a=[20])  # another request of that name
@@ -240,12 +240,14 @@ def test_v2_replays_either_head(make: Any, times: int) -> None:  # noqa: F811
 
 def test_v2_captures_again_while_its_own_head_drafts(make: Any) -> None:  # noqa: F811
     runner = make(capacity=2)
-    runner.speculator.make_managers()
+    manager = runner.speculator.make_managers()
     graphs = Graphs(runner)
     join(runner, request("a", 0, [3, 4], extra_args=NO))
     step_of(runner, 0)
-    runner.speculator.decode_cudagraph_manager.release_graphs()
+    manager.captured.clear()
+    manager.release_graphs()
     graphs = Graphs(runner)
+    assert manager.captured == ["piecewise", "full", "full", "full", "full"]
     assert graphs.is_dense()
     join(runner, request("b", 1, [3, 4]))
     step_of(runner, 1)

@@ -11,6 +11,7 @@
 docs/engines.md explains the steps.
 """
 
+from .dense_steps import DenseSteps
 from .head import EngineHead
 from .settings import SWITCH, Settings
 from .shard import Shard
@@ -19,6 +20,7 @@ from .token_map import TokenMap
 
 __all__ = [
     "SWITCH",
+    "DenseSteps",
     "EngineHead",
     "EngineStats",
     "Settings",

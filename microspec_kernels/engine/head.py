@@ -174,6 +174,12 @@ class EngineHead(DraftHead):
         """Number of slots: K of the settings, or the most that "auto" may choose."""
         return self.vocab.capacity
 
+    @property
+    def limit(self) -> int:
+        """K now: number of slots in use, at most :attr:`capacity`."""
+        auto = None if self.learning is None else self.learning.vocab.auto
+        return self.capacity if auto is None else auto.limit
+
     def __str__(self) -> str:
         """Describe the head in one line, for an engine's log."""
         settings, weight, count = self.settings, self._weight, self.vocab.num_groups

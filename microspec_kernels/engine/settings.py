@@ -47,6 +47,10 @@ class Settings:
             slab.
         slab_dtype: dtype of the slab: "int8", "float8_e4m3fn", "int4" (4 bits a column), or None
             for the head's dtype.
+        dense_steps: for plugins, whether a step may draft with the engine's own LM head. "auto":
+            while a request runs that has opted out and, with a capacity of "auto", while coverage
+            or load makes the active vocabulary the dearer one; True: by cost at any capacity;
+            False: never.
 
     Raises:
         ValueError, TypeError: a value is outside these ranges; the message names the setting.
@@ -61,10 +65,14 @@ class Settings:
     frequent_tokens_file: str | None = None
     mode: Mode = "indexed"
     slab_dtype: str | None = None
+    dense_steps: bool | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
         if type(self.learn) is not bool:
             raise TypeError(f"microspec: learn: expected true or false, got {self.learn!r}")
+        if type(self.dense_steps) is not bool and self.dense_steps != "auto":
+            expected, got = "expected true, false or 'auto'", repr(self.dense_steps)
+            raise TypeError(f"microspec: dense_steps: {expected}, got {got}")
         for name, least in (("capacity", 1), ("target_top_k", 0), ("num_lists", 1)):
             value = getattr(self, name)
             if name == "capacity" and value == "auto":
@@ -114,6 +122,13 @@ class Settings:
             if name not in names:
                 raise ValueError(f"microspec: expected settings among {names}, got {name!r}")
         return cls(**value)
+
+    @property
+    def dense_by_cost(self) -> bool:
+        """Whether coverage and load decide which head drafts (:attr:`dense_steps`)."""
+        if self.dense_steps == "auto":
+            return self.capacity == "auto"
+        return self.dense_steps
 
     @property
     def slab_torch_dtype(self) -> torch.dtype | None:

@@ -12,11 +12,14 @@ class EngineStats(NamedTuple):
         misses: tokens that the target wrote and that were not. Tokens without a row in the draft's
             LM head count as neither, because no vocabulary can cover them.
         active: tokens that are active now.
+        dense_steps: steps that drafted with the engine's own LM head, as the engine's plugin counts
+            them; 0 from an `EngineHead`.
     """
 
     hits: int
     misses: int
     active: int
+    dense_steps: int = 0
 
     @property
     def coverage(self) -> float | None:

@@ -119,7 +119,7 @@ class Wanted:
         assert head.argmax(hidden, row_groups).tolist() == best, where
         assert head.argmax(hidden, row_groups).dtype == torch.int64
         active: dict[str, Any] = {"active": sum(len(lru.tokens) for lru in self.lru)}
-        figures = {"hits": self.hits, "misses": self.misses, **active}
+        figures = {"hits": self.hits, "misses": self.misses, "dense_steps": 0, **active}
         found = head.stats()
         assert found is not None and found._asdict() == figures, where
 

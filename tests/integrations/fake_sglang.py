@@ -4,12 +4,14 @@
 import enum
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .fake_graphs import FakeGraph
 from .fake_modules import imported
 
 STEPS = 3
@@ -67,6 +69,9 @@ class EagleDraftWorker:
             model_config=SimpleNamespace(vocab_size=vocab_size, hf_text_config=text_config),
         )
         self.speculative_num_steps = 3
+        self.num_rows = model.lm_head.org_vocab_size
+        self.cuda_graph_runner: Any = None
+        self.cuda_graph_runner_for_draft_extend: Any = None
         hf_config = SimpleNamespace()
         self.draft_runner = SimpleNamespace(
             model=model,
@@ -76,6 +81,9 @@ class EagleDraftWorker:
 
     def init_lm_head(self) -> None:
         self.hot_token_id = self.draft_runner.model.hot_token_id
+
+    def draft(self, batch: Any) -> Tensor:
+        return self.draft_forward(batch)
 
     def draft_forward(self, forward_batch: Any) -> Tensor:
         """Return the tokens of each step, [B, STEPS, topk]; with topk > 1 only the best goes on."""
@@ -101,6 +109,58 @@ class EagleDraftWorker:
 
     def _choose(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         return tuple(self.draft_runner.model(hidden).float().softmax(-1).topk(self.topk))
+
+
+@dataclass(frozen=True)
+class ShapeKey:
+    size: int
+    variant_label: str | None = None
+
+
+class Backend:
+    def __init__(self) -> None:
+        self.graphs: dict[ShapeKey, FakeGraph] = {}
+
+    def capture_one(
+        self, shape_key: ShapeKey, forward_fn: Any, capture_inputs: Any = None, hook: Any = None
+    ) -> None:
+        forward_fn()  # warms up
+        with FakeGraph() as self.graphs[shape_key]:
+            forward_fn()
+
+    def replay(self, shape_key: ShapeKey, static_forward_batch: Any) -> None:
+        self.graphs[shape_key].replay()
+
+
+class DecodeCudaGraphRunner:
+    sizes = (4, 2)
+
+    def __init__(self, eagle_worker: Any) -> None:
+        self.eagle_worker, self.backend = eagle_worker, Backend()
+        width = eagle_worker.draft_runner.model.lm_head.weight.size(1)
+        self.hidden, self.logits = torch.zeros(4, width), torch.zeros(4, eagle_worker.num_rows)
+        self.capture()
+
+    def capture(self) -> None:
+        for size in self.sizes:
+            self.backend.capture_one(ShapeKey(size), lambda size=size: self.run_once(size))
+
+    def run_once(self, size: int) -> None:
+        model = self.eagle_worker.draft_runner.model
+        self.logits[:size].copy_(model.forward(self.hidden[:size]))
+
+    def execute(self, hidden: Tensor) -> Tensor:
+        self.hidden[: len(hidden)] = hidden
+        self.backend.replay(ShapeKey(len(hidden)), None)
+        return self.logits[: len(hidden)].clone()
+
+
+class EAGLEDraftCudaGraphRunner(DecodeCudaGraphRunner):
+    pass
+
+
+class EAGLEDraftExtendCudaGraphRunner(DecodeCudaGraphRunner):
+    pass
 
 
 class EAGLEWorkerV2:
@@ -189,6 +249,10 @@ def installed(groups: dict[str, dict[str, Any]] | None = None) -> Iterator[None]
         "sglang.srt.plugins.hook_registry": members(HookRegistry) | {"HookType": HookType},
         "sglang.srt.speculative.eagle_worker_v2": members(EagleDraftWorker)
         | members(EAGLEWorkerV2),
+        "sglang.srt.speculative.eagle_draft_cuda_graph_runner": members(EAGLEDraftCudaGraphRunner),
+        "sglang.srt.speculative.eagle_draft_extend_cuda_graph_runner": members(
+            EAGLEDraftExtendCudaGraphRunner
+        ),
         "sglang.srt.layers.logits_processor": {"LogitsProcessor": LogitsProcessor},
         "sglang.srt.layers.vocab_parallel_embedding": {
             "VocabParallelEmbedding": VocabParallelEmbedding

@@ -61,7 +61,7 @@ class GPUModelRunner:
         mask = torch.zeros(REQUESTS, dtype=torch.bool)
         self.discard_request_mask = SimpleNamespace(np=mask.numpy(), gpu=mask)
         self.drafter = proposer(vllm_config, runner=self)
-        self.drafter.load_model(torch.nn.Linear(1, 1))
+        self.drafter.load_model(torch.nn.Linear(40, 40))  # thrice the size of the LM head
 
     def _update_states(self, scheduler_output: Any) -> None:
         batch = self.input_batch
@@ -71,7 +71,9 @@ class GPUModelRunner:
         for new in scheduler_output.scheduled_new_reqs:
             tokens = new.prompt_token_ids
             self.requests[new.req_id] = SimpleNamespace(
-                prompt_token_ids=tokens, num_tokens=len(tokens)
+                prompt_token_ids=tokens,
+                num_tokens=len(tokens),
+                sampling_params=SimpleNamespace(extra_args=new.extra_args),
             )
             batch.req_ids.append(new.req_id)
         batch.num_reqs = len(batch.req_ids)
@@ -85,10 +87,12 @@ class GPUModelRunner:
         logits.fill_(float("nan"))  # vLLM's sampler may write into the logits
         return SimpleNamespace(sampled_token_ids=sampled)
 
-    def join(self, finished: tuple[str, ...] = (), **prompts: list[int]) -> None:
-        """Let requests with these prompts join, and others finish."""
+    def join(
+        self, finished: tuple[str, ...] = (), extra_args: Any = None, **prompts: list[int]
+    ) -> None:
+        """Let requests with these prompts and extra arguments join, and others finish."""
         new = [
-            SimpleNamespace(req_id=name, prompt_token_ids=tokens)
+            SimpleNamespace(req_id=name, prompt_token_ids=tokens, extra_args=extra_args)
             for name, tokens in prompts.items()
         ]
         cached = SimpleNamespace(resumed_req_ids=set())

@@ -25,6 +25,7 @@ ALL = {
     "frequent_tokens_file": "frequent.npy",
     "mode": "packed",
     "slab_dtype": "int8",
+    "dense_steps": True,
 }
 
 
@@ -113,6 +114,27 @@ def test_learning() -> None:
     for value in (1, 0, "true", None):
         refused(TypeError, f"learn: expected true or false, got {value!r}", {"learn": value})
     refused(TypeError, "learned_file: expected the path of a file, got int", {"learned_file": 3})
+
+
+@pytest.mark.parametrize("value", [1, 0, None, "on", "true"])
+def test_dense_steps_that_are_neither(value: Any) -> None:
+    message = f"dense_steps: expected true, false or 'auto', got {value!r}"
+    refused(TypeError, message, {"dense_steps": value})
+
+
+@pytest.mark.parametrize(
+    ("dense_steps", "capacity", "by_cost"),
+    [
+        ("auto", "auto", True),
+        ("auto", 3072, False),
+        (True, 3072, True),
+        (False, "auto", False),
+    ],
+)
+def test_cost_decides_unless_the_capacity_was_forced(
+    dense_steps: Any, capacity: Any, by_cost: bool
+) -> None:
+    assert Settings(dense_steps=dense_steps, capacity=capacity).dense_by_cost == by_cost
     without = {"learn": False, "learned_file": "learned.safetensors"}
     refused(ValueError, "learned_file: expected learn true, got false", without)
 

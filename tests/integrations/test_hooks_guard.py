@@ -71,8 +71,10 @@ def test_vllm_goes_on_with_its_own_head(where: str, monkeypatch: Any, caplog: An
     assert [record.levelname for record in caplog.records] == ["ERROR"]
 
 
-def test_sglang_goes_on_with_the_tokens_active_now(monkeypatch: Any, caplog: Any) -> None:
-    worker = patched()
+@pytest.mark.parametrize("dense_steps", ["auto", False])
+def test_sglang_goes_on(dense_steps: Any, monkeypatch: Any, caplog: Any) -> None:
+    """With its own head, or, where it may not, with the tokens active now."""
+    worker = patched(dense_steps=dense_steps)
     attached = plugin.draft_of(worker)
     assert attached is not None
     attached.guard.start()
@@ -80,8 +82,8 @@ def test_sglang_goes_on_with_the_tokens_active_now(monkeypatch: Any, caplog: Any
     before = active(worker)
     monkeypatch.setattr(head(worker), "begin", fail(ERRORS[0]))
     for prompt in ([40], [41]):
-        tokens = draft(worker, prefill(worker, prompt, 9))
-        assert set(tokens.flatten().tolist()) <= before == active(worker)
+        tokens = set(draft(worker, prefill(worker, prompt, 9)).flatten().tolist())
+        assert (tokens <= before) == (not dense_steps) and before == active(worker)
     owner = SimpleNamespace(draft_worker=worker)
     batch = SimpleNamespace(forward_mode=SimpleNamespace(is_idle=lambda: False))
     assert plugin._verify(lambda: "result", {"self": owner, "batch": batch}) == "result"

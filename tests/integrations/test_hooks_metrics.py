@@ -67,11 +67,11 @@ def test_tells_what_is_new(head: EngineHead, caplog: pytest.LogCaptureFixture) -
     caplog.set_level(logging.INFO, "an engine")
     report.tell(EngineStats(hits=3, misses=1, active=9))
     report.tell(EngineStats(hits=3, misses=1, active=10))
-    report.tell(EngineStats(hits=4, misses=4, active=8))
-    words = "Covered: %d tokens, Not covered: %d tokens, Active: %d of 20 tokens"
+    report.tell(EngineStats(hits=4, misses=4, active=8, dense_steps=3))
+    words = "Covered: %d tokens, Not covered: %d tokens, Active: %d of 20 tokens, Dense steps: %d"
     assert [record.getMessage() for record in caplog.records] == [
-        "MicroSpec metrics: Coverage: 75.0%, " + words % (3, 1, 9),
-        "MicroSpec metrics: Coverage: 25.0%, " + words % (1, 3, 8),
+        "MicroSpec metrics: Coverage: 75.0%, " + words % (3, 1, 9, 0),
+        "MicroSpec metrics: Coverage: 25.0%, " + words % (1, 3, 8, 3),
     ], "nothing where there was no text"
 
 
@@ -86,11 +86,12 @@ def test_prometheus_gets_sums(head: EngineHead, prometheus: list[Metric]) -> Non
     first, second = (Report(head, logger, LABELS) for _ in range(2))
     assert not prometheus, "not before there is something to tell"
     first.tell(EngineStats(hits=3, misses=1, active=9))
-    second.tell(EngineStats(hits=10, misses=0, active=4))
+    second.tell(EngineStats(hits=10, misses=0, active=4, dense_steps=7))
     first.tell(EngineStats(hits=5, misses=2, active=6))
     assert {metric.name: metric.value for metric in prometheus} == {
         "microspec:covered_tokens": 15,
         "microspec:uncovered_tokens": 2,
+        "microspec:dense_steps": 7,
         "microspec:active_tokens": 6,
     }
     assert {metric.mode for metric in prometheus} == {"", "livesum"}
@@ -101,7 +102,7 @@ def test_stats_that_begin_anew(head: EngineHead, prometheus: list[Metric]) -> No
     report.tell(EngineStats(hits=3, misses=1, active=9))
     report.reset()
     report.tell(EngineStats(hits=1, misses=1, active=2))
-    assert [metric.value for metric in prometheus] == [4, 2, 2]
+    assert [metric.value for metric in prometheus] == [4, 2, 0, 2]
 
 
 def test_prometheus_is_not_needed_where_the_engine_has_none(

@@ -69,8 +69,9 @@ def prefill(worker: Any, prompt: list[int], following: int, cached: list[int] | 
 
 
 class Request:
-    def __init__(self, tokens: list[int]) -> None:
+    def __init__(self, tokens: list[int], custom_params: Any = None) -> None:
         self.origin_input_ids, self.output_ids = tokens, []
+        self.sampling_params = SimpleNamespace(custom_params=custom_params)
         self.rid = f"request {id(self)}"
 
 

@@ -36,8 +36,11 @@ def hooks() -> list[tuple[str, Any]]:
     return HookRegistry.hooks
 
 
-def scheduler(algorithm: bool = True) -> Any:
-    """Make a scheduler like SGLang does, with the hooks around its constructor."""
+def scheduler(algorithm: bool = True, **runners: Any) -> Any:
+    """Make a scheduler like SGLang does, with the hooks around its constructor.
+
+    `runners` are the draft worker's graph runners.
+    """
     from sglang.srt.managers.scheduler import Scheduler
     from sglang.srt.speculative.eagle_worker_v2 import EagleDraftWorker, EAGLEWorkerV2
 
@@ -45,6 +48,7 @@ def scheduler(algorithm: bool = True) -> Any:
         worker = EagleDraftWorker(LlamaForCausalLMEagle3(torch.randn(16, 4), 16, 16, None), 16)
         if algorithm:
             worker.init_lm_head()
+        vars(worker).update(runners)
         return EAGLEWorkerV2(worker)
 
     scheduler = Scheduler.__new__(Scheduler)
@@ -91,6 +95,22 @@ def test_on_attaches_to_the_draft(monkeypatch: pytest.MonkeyPatch) -> None:
     draft = plugin.draft_of(scheduler().draft_worker.draft_worker)
     assert draft is not None and draft.head.capacity == SMALL["capacity"]
     assert draft.guard.started, "failures do not end the server from here on"
+
+
+@pytest.mark.parametrize("runner", ["cuda_graph_runner", "cuda_graph_runner_for_draft_extend"])
+def test_graphs_of_one_head_cannot_go_dense(
+    runner: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As those of a runner that SGLang has for another platform."""
+    caplog.set_level("INFO", "microspec_kernels.integrations.sglang")
+    monkeypatch.setenv(SWITCH, json.dumps(SMALL))
+    register()
+    draft = plugin.draft_of(scheduler(**{runner: SimpleNamespace()}).draft_worker.draft_worker)
+    assert draft is not None and not draft.choice.allowed
+    assert caplog.messages[-1] == (
+        f"MicroSpec: no step drafts with the engine's own LM head: {runner} captured without it"
+    )
+    assert plugin.draft_of(scheduler().draft_worker.draft_worker).choice.allowed
 
 
 def plugin_scheduler() -> str:

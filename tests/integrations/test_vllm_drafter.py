@@ -155,7 +155,8 @@ def test_begins_anew_after_warming_up(
     if drafter.head.learning is not None:
         state = drafter.head.learning.lists.state_dict()
         assert not any(tensor.any() for tensor in state.values())
-    assert drafter.stats() == {"hits": 0, "misses": 0, "active": 2, "coverage": None}
+    nothing = {"hits": 0, "misses": 0, "active": 2, "dense_steps": 0, "coverage": None}
+    assert drafter.stats() == nothing
 
 
 def test_stats_are_told_in_every_step(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 """What vLLM's plugin reports about a drafter, and when."""
 
 import asyncio
+import logging
 import sys
 from types import ModuleType
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from microspec_kernels.engine import EngineHead, EngineStats, Settings
+from microspec_kernels.integrations.hooks import HeadChoice
 from microspec_kernels.integrations.hooks import metrics as engine_metrics
 from microspec_kernels.integrations.vllm import api_metrics, metrics
 from microspec_kernels.integrations.vllm.metrics import Metrics
@@ -17,6 +19,7 @@ from microspec_kernels.integrations.vllm.metrics import Metrics
 from .fake_vllm import config, installed
 
 LABELS = {"model_name": "the model", "engine": "1"}
+CHOICE = HeadChoice(True, None, logging.getLogger(__name__))
 
 
 class Prometheus:
@@ -76,7 +79,7 @@ def test_a_line_at_vllms_interval_about_what_is_new(
 ) -> None:
     caplog.set_level("INFO", "vllm")
     head = head_of()
-    told = Metrics(head, True, LABELS)
+    told = Metrics(head, CHOICE, True, LABELS)
 
     def steps(seconds: float) -> list[str]:
         caplog.clear()
@@ -91,7 +94,7 @@ def test_a_line_at_vllms_interval_about_what_is_new(
     assert steps(9.9) == []
     assert steps(0.2) == [
         "MicroSpec metrics: Coverage: 0.0%, Covered: 0 tokens, Not covered: 2 tokens, "
-        "Active: 2 of 8 tokens"
+        "Active: 2 of 8 tokens, Dense steps: 0"
     ]
     go_on(head, 1, 2, 3)
     go_on(head, 3)
@@ -102,6 +105,7 @@ def test_a_line_at_vllms_interval_about_what_is_new(
     assert prometheus.values == {
         "microspec:covered_tokens": 3,
         "microspec:uncovered_tokens": 3,
+        "microspec:dense_steps": 0,
         "microspec:active_tokens": 3,
     }
 
@@ -110,7 +114,7 @@ def test_the_device_is_not_asked_between_reports(
     clock: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     head = head_of()
-    told, asked = Metrics(head, True, LABELS), []
+    told, asked = Metrics(head, CHOICE, True, LABELS), []
     monkeypatch.setattr(head, "stats", lambda: asked.append(clock[0]))
     for _ in range(50):
         told.tick()
@@ -123,7 +127,7 @@ def test_a_copy_is_given_a_step_to_arrive(
     """On a GPU, stats are those of the previous call."""
     caplog.set_level("INFO", "vllm")
     head = head_of()
-    told, newest = Metrics(head, True, LABELS), head.stats
+    told, newest = Metrics(head, CHOICE, True, LABELS), head.stats
     arrived: list[Any] = [None]
     monkeypatch.setattr(head, "stats", lambda: arrived.append(newest()) or arrived[-2])
     for token in (1, 2):
@@ -139,7 +143,7 @@ def test_a_copy_is_given_a_step_to_arrive(
 def test_other_ranks_tell_nothing(clock: list[float], caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "vllm")
     head = head_of()
-    told = Metrics(head, False, LABELS)
+    told = Metrics(head, CHOICE, False, LABELS)
     go_on(head, 1)
     clock[0] += 100
     for _ in range(3):
@@ -150,7 +154,7 @@ def test_other_ranks_tell_nothing(clock: list[float], caplog: pytest.LogCaptureF
 def test_stats_that_begin_anew(clock: list[float], prometheus: Prometheus) -> None:
     """Stats drop at the reset after the warm-up, but counters of Prometheus must not fall."""
     head = head_of()
-    told = Metrics(head, True, LABELS)
+    told = Metrics(head, CHOICE, True, LABELS)
     for tokens in ([1, 2, 3, 4], [5]):
         go_on(head, *tokens)
         clock[0] += 100
@@ -165,8 +169,11 @@ def test_when_asked() -> None:
     head = head_of()
     go_on(head, 1, 2)
     go_on(head, 2, 5)
-    want = {"hits": 1, "misses": 3, "active": 3, "coverage": 0.25}
-    assert Metrics(head, False, LABELS).newest(wait=True) == want
+    choice = HeadChoice(True, None, logging.getLogger(__name__))
+    for opted_out in (True, False, True):
+        choice.step(1, opted_out)
+    want = {"hits": 1, "misses": 3, "active": 3, "dense_steps": 2, "coverage": 0.25}
+    assert Metrics(head, choice, False, LABELS).newest(wait=True) == want
 
 
 class Worker:
@@ -187,7 +194,7 @@ def client(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
     api_metrics.install()
-    return AsyncLLM(config(microspec=True), [Worker(3, 1, 9), Worker(3, 1, 9)])
+    return AsyncLLM(config(microspec=True), [Worker(3, 1, 9, 0), Worker(3, 1, 9, 0)])
 
 
 def log_stats(client: Any) -> None:
@@ -196,15 +203,16 @@ def log_stats(client: Any) -> None:
 
 def test_the_server_shows_its_workers_totals_once(client: Any, prometheus: Prometheus) -> None:
     """Ranks of a tensor-parallel group have the same totals."""
-    for totals in ((3, 1, 9), (5, 1, 8), (5, 1, 8)):
+    for totals in ((3, 1, 9, 0), (5, 1, 8, 4), (5, 1, 8, 4)):
         client.workers = [Worker(*totals), Worker(*totals)]
         log_stats(client)
         assert client.workers[0].waits == [False]  # the engine's next step does not wait
     assert client.logged == 3
-    assert dict(zip(EngineStats._fields, prometheus.values.values(), strict=True)) == {
-        "hits": 5,
-        "misses": 1,
-        "active": 8,
+    assert prometheus.values == {
+        "microspec:covered_tokens": 5,
+        "microspec:uncovered_tokens": 1,
+        "microspec:dense_steps": 4,
+        "microspec:active_tokens": 8,
     }
 
 
@@ -212,7 +220,7 @@ def test_workers_that_begin_anew_do_not_lower_a_counter(
     client: Any, prometheus: Prometheus
 ) -> None:
     log_stats(client)
-    client.workers = [Worker(1, 0, 2)]
+    client.workers = [Worker(1, 0, 2, 0)]
     log_stats(client)
     assert prometheus.values["microspec:covered_tokens"] == 4
     assert prometheus.values["microspec:active_tokens"] == 2

@@ -2,7 +2,7 @@
 """Steps of patched classes with the hook points' arguments: vLLM's model runner V2."""
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ from microspec_kernels.integrations.hooks import UnsupportedError
 from microspec_kernels.integrations.vllm import v2
 from microspec_kernels.integrations.vllm.drafter import drafter_of, is_decided
 
+from .fake_graphs import FakeGraph
 from .fake_vllm import V2, DraftModel, config, installed
 
 V, DIM, SLOTS = 24, 8, 4
@@ -43,6 +44,42 @@ class RejectionSampler:
         return SimpleNamespace(
             sampled_token_ids=self.tokens, num_sampled=self.num_sampled, num_rejected=None
         )
+
+
+class Mode(NamedTuple):
+    name: str
+
+
+class CudaGraphManager:
+    """Captures shapes, which vLLM's dynamic speculative decoding makes others of."""
+
+    def __init__(self, shapes: dict[Mode, list[Any]]) -> None:
+        self.graphs: dict[Any, FakeGraph] = {}
+        self._capture_descs, self.captured = shapes, []
+
+    def capture(self, forward: Any) -> None:
+        self._capture_descs = {
+            mode: [("specialised", *shape) for shape in shapes]
+            for mode, shapes in self._capture_descs.items()
+        }
+        for mode, shapes in self._capture_descs.items():
+            for shape in shapes:
+                _, name, count = shape
+                self.captured.append(name)
+                forward(count)
+                if mode.name == "FULL":
+                    assert shape not in self.graphs
+                    with FakeGraph() as self.graphs[shape]:
+                        forward(count)
+
+    def run_fullgraph(self, shape: Any) -> None:
+        self.graphs[shape].replay()
+
+    def release_graphs(self) -> None:
+        self.graphs.clear()
+        self._capture_descs = {
+            mode: [shape[1:] for shape in shapes] for mode, shapes in self._capture_descs.items()
+        }
 
 
 class DraftModelSpeculator:
@@ -78,6 +115,24 @@ class DraftModelSpeculator:
 class EagleSpeculator(DraftModelSpeculator):
     def load_model(self, target_model: Any) -> None:
         super().load_model(target_model)
+
+    def make_managers(self) -> Any:
+        """Make what vLLM captures graphs with, as it does for its profile and at its start."""
+        from vllm.v1.worker.gpu.cudagraph_utils import CudaGraphManager
+
+        shapes = {Mode("PIECEWISE"): [("piecewise", 4)], Mode("FULL"): [("full", 4), ("full", 2)]}
+        self.prefill_cudagraph_manager = CudaGraphManager({})
+        self.decode_cudagraph_manager = CudaGraphManager(shapes)
+        self.hidden, self.drafts = torch.zeros(4, DIM), torch.zeros(4, dtype=torch.int64)
+        return self.decode_cudagraph_manager
+
+    def capture(self) -> None:
+        self.prefill_cudagraph_manager.capture(self.generate)
+        self.decode_cudagraph_manager.capture(self.generate)
+
+    def generate(self, count: int) -> None:
+        index = torch.zeros(count, dtype=torch.int64)
+        self.drafts[:count].copy_(self.sample_draft(self.hidden[:count], None, index))
 
 
 class GPUModelRunner:
@@ -123,6 +178,7 @@ def _patched() -> Any:
         f"{V2}.sample.sampler": {"Sampler": classes["Sampler"]},
         f"{V2}.spec_decode.rejection_sampler": {"RejectionSampler": classes["RejectionSampler"]},
         speculators: {"DraftModelSpeculator": DraftModelSpeculator},
+        f"{V2}.cudagraph_utils": {"CudaGraphManager": CudaGraphManager},
     }
     before = {
         name: vars(DraftModelSpeculator)[name]
@@ -148,9 +204,15 @@ def make(_patched: Any) -> Any:
     return loaded
 
 
-def request(name: str, slot: int, tokens: list[int], cached: int = 0) -> Any:
+def request(
+    name: str, slot: int, tokens: list[int], cached: int = 0, extra_args: Any = None
+) -> Any:
     return SimpleNamespace(
-        req_id=name, slot=slot, prefill_token_ids=tokens, num_computed_tokens=cached
+        req_id=name,
+        slot=slot,
+        prefill_token_ids=tokens,
+        num_computed_tokens=cached,
+        sampling_params=SimpleNamespace(extra_args=extra_args),
     )
 
 

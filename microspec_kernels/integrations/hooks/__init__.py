@@ -4,6 +4,7 @@
 from .costs import can_win, step_costs
 from .expectations import Attributes, CallOrder, Definitions
 from .guard import Guard
+from .head_choice import HeadChoice, choice_of
 from .hook_points import (
     Expectation,
     HookPoint,
@@ -11,6 +12,7 @@ from .hook_points import (
     missing_hook_points,
     package_root,
 )
+from .opt_out import LeftOut, has_opted_out
 from .requests import RequestNumbers, TokenRequests
 from .stored_rows import StoredRows, stored_rows
 from .tokenizers import local_tokenizer
@@ -22,13 +24,17 @@ __all__ = [
     "Definitions",
     "Expectation",
     "Guard",
+    "HeadChoice",
     "HookPoint",
+    "LeftOut",
     "RequestNumbers",
     "StoredRows",
     "TokenRequests",
     "UnsupportedError",
     "can_win",
     "check_hook_points",
+    "choice_of",
+    "has_opted_out",
     "local_tokenizer",
     "missing_hook_points",
     "package_root",

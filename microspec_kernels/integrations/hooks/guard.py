@@ -20,14 +20,22 @@ class Guard:
         logger: a logger that the engine shows.
         alone: whether no other rank shares the draft's LM head.
         then: what the draft does after a failure, for the log.
+        fall_back: called after a failure.
 
     Attributes:
         started: whether failures pass.
         failed: whether a hook has failed, so that the others do nothing any more.
     """
 
-    def __init__(self, logger: logging.Logger, *, alone: bool, then: str) -> None:
-        self._logger, self._alone, self._then = logger, alone, then
+    def __init__(
+        self,
+        logger: logging.Logger,
+        *,
+        alone: bool,
+        then: str,
+        fall_back: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._logger, self._alone, self._then, self._fall_back = logger, alone, then, fall_back
         self.started = self.failed = False
 
     def start(self) -> None:
@@ -50,4 +58,5 @@ class Guard:
                 self._logger.exception(
                     "MicroSpec: failed, and is off from now on: %s: %s", self._then, error
                 )
+                self._fall_back()
         return otherwise()

@@ -40,12 +40,13 @@ class Report:
         last, self._last = self._last, stats
         self._logger.info(
             "MicroSpec metrics: Coverage: %.1f%%, Covered: %d tokens, Not covered: %d tokens, "
-            "Active: %d of %d tokens",
+            "Active: %d of %d tokens, Dense steps: %d",
             100 * new.coverage,
             new.hits,
             new.misses,
             stats.active,
             self._head.vocab.ids.numel(),
+            new.dense_steps,
         )
         if self._labels is not None:
             export(stats, last, self._labels)
@@ -80,6 +81,9 @@ def _prometheus() -> "tuple[dict[str, Counter], Gauge]":
         ),
         "misses": Counter(
             "microspec:uncovered_tokens", "Tokens that it could not have proposed.", LABELS
+        ),
+        "dense_steps": Counter(
+            "microspec:dense_steps", "Steps that the engine's own LM head drafted.", LABELS
         ),
     }
     # Sum over live processes: engines side by side have separate vocabularies.

@@ -16,10 +16,13 @@ from torch import Tensor
 from microspec_kernels.engine import EngineHead, Settings, Shard
 from microspec_kernels.integrations.hooks import (
     Guard,
+    LeftOut,
     RequestNumbers,
     TokenRequests,
     UnsupportedError,
     can_win,
+    choice_of,
+    has_opted_out,
     local_tokenizer,
     step_costs,
 )
@@ -34,7 +37,8 @@ logger = logging.getLogger(__name__)
 # Texts that are counted at a time: of more, the first ones are served, but no longer learned from.
 # Each takes a bit for each row of the LM head: 4 MB for 256 texts of 128k rows.
 TEXTS = 256
-_AFTER_A_FAILURE = "the draft goes on with the tokens active now"
+_AFTER_A_FAILURE = "the draft goes on with SGLang's own LM head"
+_OF_ONE_CAPTURE = "the draft goes on with the tokens active now"
 
 
 def attach(worker: Any, settings: Settings) -> "ActiveDraft | None":
@@ -73,7 +77,12 @@ class ActiveDraft:
     Args:
         worker: an EagleDraftWorker; its logits processor gets another LM head.
         settings: the user's settings.
-        costs: what a step reads, for a capacity of "auto".
+        costs: what a step reads, for a capacity of "auto" and the choice of the head.
+
+    Attributes:
+        head: the LM head over the active vocabulary.
+        choice: chooses between it and SGLang's own.
+        guard: runs the hooks after the start.
 
     Raises:
         UnsupportedError: the LM head is unsupported, or the settings do not fit it.
@@ -107,10 +116,23 @@ class ActiveDraft:
         self._numbers = RequestNumbers(TEXTS)
         self._token_requests = TokenRequests(self.head.vocab.device)
         self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
-        self._metrics = Metrics(self.head)
-        self.guard = Guard(logger, alone=self._lm_head.tp_size == 1, then=_AFTER_A_FAILURE)
+        self._opted_out: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._left_out = LeftOut(self.head.vocab.device)
+        alone = self._lm_head.tp_size == 1
+        self.choice = choice_of(self.head, costs, self._rows.weight, alone=alone, logger=logger)
+        self._metrics = Metrics(self.head, self.choice)
+        then = _AFTER_A_FAILURE if self.choice.allowed else _OF_ONE_CAPTURE
+        self.guard = Guard(logger, alone=alone, then=then, fall_back=self.choice.fail)
+        self._own_logits = processor._compute_lm_head
+        gathers = processor.do_tensor_parallel_all_gather
+
+        def switch(dense: bool) -> None:
+            # The active tokens' logits are those of all ranks already.
+            processor.do_tensor_parallel_all_gather = gathers and dense
+
+        self.choice.switch = switch
+        switch(False)
         processor._compute_lm_head = self.logits
-        processor.do_tensor_parallel_all_gather = False
         _announce(worker, self.head)
 
     def logits(
@@ -123,7 +145,7 @@ class ActiveDraft:
     ) -> Tensor:
         """Return logits fp32 [M, R] of hidden states [M, D]. May be captured.
 
-        Replaces LogitsProcessor._compute_lm_head.
+        Replaces LogitsProcessor._compute_lm_head, and calls it in a step of SGLang's own head.
 
         Raises:
             UnsupportedError: the call has a bias or another LM head than the attached one.
@@ -134,7 +156,19 @@ class ActiveDraft:
                 "sglang: the draft's LM head", "the one that was attached to", other
             )
         self._drafts = True
+        if self.choice.dense:
+            own: Tensor = self._own_logits(hidden_states, lm_head, embedding_bias, out=out)
+            return own
         return self._wide.logits(hidden_states.to(self._dtype), out)
+
+    def drafts_for(self, batch: Any) -> None:
+        """Choose the head for a batch of SGLang's. Call before the draft's steps of the batch."""
+        self.choice.use(self._opted_out_of(batch) is not None)
+
+    def _opted_out_of(self, batch: Any) -> list[bool] | None:
+        """Return which of a batch's requests have opted out; None if none has."""
+        flags = [request in self._opted_out for request in batch.reqs] if self._opted_out else []
+        return flags if any(flags) else None
 
     def check_use(self) -> None:
         """Check that the drafts came from :meth:`logits`. Call when the target verifies drafts.
@@ -156,14 +190,23 @@ class ActiveDraft:
         new = [request for request in batch.reqs if request not in self._seen]
         for request in new:
             self._seen.add(request)
+            if has_opted_out(request.sampling_params.custom_params, request.rid, logger):
+                self._opted_out.add(request)
+        new = [request for request in new if request not in self._opted_out]
         if new:
             begun = [self._numbers.begin(request.rid) for request in new]
             self.head.begin(begun, [_text(request) for request in new])
+        opted_out = self._opted_out_of(batch)
+        if opted_out is not None:
+            next_token_ids = self._left_out.take(next_token_ids[:, None], opted_out)[0][:, 0]
         self.head.admit(next_token_ids)
         self._wide.update()
+        self.choice.use(opted_out is not None)
 
     def verified(self, batch: Any, result: Any) -> None:
-        """Observe what the target has verified. Call before the draft's next step.
+        """Observe what the target has verified, and choose the head of the draft's next step.
+
+        Call before that step.
 
         Args:
             batch: SGLang's batch.
@@ -183,8 +226,12 @@ class ActiveDraft:
         token_requests = None
         if self.head.learning is not None:
             token_requests = self._token_requests.of(*parts)
+        opted_out = self._opted_out_of(batch)
+        if opted_out is not None:
+            accepted, lengths = self._left_out.take(accepted, opted_out, lengths, likeliest)
         self.head.observe(accepted, token_requests, lengths=lengths, candidates=likeliest)
         self._wide.update()
+        self.choice.step(len(batch.reqs), opted_out is not None)
         self._metrics.tick()
 
     def _likeliest(self, logits: Tensor, rows: int) -> Tensor:

@@ -14,6 +14,8 @@ TESTED: tuple[str, ...] = ("0.5.20", "0.5.21", "0.5.22", "0.5.23")
 """Supported versions."""
 
 _WORKER = "sglang.srt.speculative.eagle_worker_v2"
+_GRAPHS = "sglang.srt.speculative.eagle_draft"
+_BACKEND = "sglang.srt.model_executor.runner_backend.base_cuda_graph_backend"
 _UPDATER = "sglang.srt.managers.scheduler_components.weight_updater"
 UPDATES = ("disk", "distributed", "tensor", "ipc")
 """Sources of new weights: suffixes of the weight updater's `update_weights_from_` methods."""
@@ -26,6 +28,7 @@ HOOK_POINTS: tuple[Expectation, ...] = (
         "EagleDraftWorker._draft_extend_for_prefill",
         ("self", "batch", "next_token_ids"),
     ),
+    HookPoint(_WORKER, "EagleDraftWorker.draft", ("self", "batch")),
     HookPoint(_WORKER, "EAGLEWorkerV2.verify", ("self", "batch")),
     HookPoint(
         "sglang.srt.layers.logits_processor",
@@ -58,6 +61,32 @@ HOOK_POINTS: tuple[Expectation, ...] = (
         "EagleDraftWorker",
         ("draft_runner", "target_worker", "hot_token_id"),
     ),
+    Attributes("sglang.srt.managers.schedule_batch", "Req", ("rid", "sampling_params")),
+    Attributes("sglang.srt.sampling.sampling_params", "SamplingParams", ("custom_params",)),
+    # The draft's graphs are captured once more, with SGLang's own LM head.
+    HookPoint(
+        "sglang.srt.model_executor.runner.decode_cuda_graph_runner",
+        "DecodeCudaGraphRunner.capture",
+        ("self",),
+    ),
+    *(
+        CallOrder(
+            f"{_GRAPHS}{of}_cuda_graph_runner", f"EAGLEDraft{name}CudaGraphRunner.{method}", calls
+        )
+        for of, name in (("", ""), ("_extend", "Extend"))
+        for method, calls in (
+            ("__init__", ("resolve_decode_backend", "self.capture")),
+            ("capture_one_shape", ("self.backend.capture_one",)),
+            ("_replay_graph", ("self.backend.replay",)),
+        )
+    ),
+    *(
+        HookPoint(
+            _BACKEND, f"BaseCudaGraphBackend.{method}", ("self", "shape_key"), positional=True
+        )
+        for method in ("capture_one", "replay")
+    ),
+    Attributes("sglang.srt.model_executor.runner.shape_key", "ShapeKey", ("size", "variant_label")),
     HookPoint("sglang.srt.plugins.hook_registry", "HookRegistry.register", ("target", "hook")),
     *(
         HookPoint(

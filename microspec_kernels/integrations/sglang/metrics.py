@@ -4,6 +4,7 @@
 import logging
 
 from microspec_kernels.engine import EngineHead
+from microspec_kernels.integrations.hooks import HeadChoice
 from microspec_kernels.integrations.hooks.metrics import Report
 
 logger = logging.getLogger(__name__)
@@ -13,9 +14,13 @@ class Metrics:
     """The metrics of one draft.
 
     Of the ranks that share its vocabulary, those of one attention, only the first reports them.
+
+    Args:
+        head: the head whose counters are reported.
+        choice: counts the steps of SGLang's own head.
     """
 
-    def __init__(self, head: EngineHead) -> None:
+    def __init__(self, head: EngineHead, choice: HeadChoice) -> None:
         from sglang.srt.runtime_context import get_observability, get_parallel, get_serving
 
         observability, parallel = get_observability(), get_parallel()
@@ -23,7 +28,8 @@ class Metrics:
             "model_name": get_serving().served_model_name,
             "engine": str(parallel.attn_dp_rank),
         }
-        self._head, self._tells = head, parallel.attn_tp_rank == 0
+        self._head, self._choice = head, choice
+        self._tells = parallel.attn_tp_rank == 0
         self._interval, self._steps = observability.decode_log_interval, 0
         self._report = Report(head, logger, labels if observability.enable_metrics else None)
 
@@ -36,4 +42,4 @@ class Metrics:
         if self._tells and self._steps % self._interval == 0:
             stats = self._head.stats()
             if stats is not None:
-                self._report.tell(stats)
+                self._report.tell(stats._replace(dense_steps=self._choice.dense_steps))

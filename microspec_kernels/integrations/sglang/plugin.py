@@ -11,6 +11,7 @@ from microspec_kernels.engine import SWITCH, Settings
 from microspec_kernels.integrations.hooks import UnsupportedError, check_hook_points
 from microspec_kernels.integrations.hooks.wrap import Original, wrap
 
+from .dense_graphs import capture_both, captures_one
 from .draft import ActiveDraft, attach
 from .hook_points import TESTED, UPDATES, hook_points
 from .requirements import check_config, check_settings
@@ -53,6 +54,9 @@ def _make_scheduler(settings: Settings, original: Any, *args: Any, **kwargs: Any
         )
     draft = draft_of(worker.draft_worker)
     if draft is not None:
+        once = captures_one(worker.draft_worker)
+        if once:
+            draft.choice.forbid(f"{' and '.join(once)} captured without it")
         draft.guard.start()
 
 
@@ -61,10 +65,17 @@ def _patch(settings: Settings) -> None:
     from sglang.srt.managers.scheduler_components.weight_updater import (
         SchedulerWeightUpdaterManager,
     )
+    from sglang.srt.speculative.eagle_draft_cuda_graph_runner import EAGLEDraftCudaGraphRunner
+    from sglang.srt.speculative.eagle_draft_extend_cuda_graph_runner import (
+        EAGLEDraftExtendCudaGraphRunner,
+    )
     from sglang.srt.speculative.eagle_worker_v2 import EagleDraftWorker, EAGLEWorkerV2
 
+    for runner in (EAGLEDraftCudaGraphRunner, EAGLEDraftExtendCudaGraphRunner):
+        wrap(runner, "capture", _capture)
     wrap(EagleDraftWorker, "init_lm_head", functools.partial(_attach, settings))
     wrap(EagleDraftWorker, "_draft_extend_for_prefill", _extend_for_prefill)
+    wrap(EagleDraftWorker, "draft", _draft)
     wrap(EAGLEWorkerV2, "verify", _verify)
     for source in UPDATES:
         wrap(SchedulerWeightUpdaterManager, f"update_weights_from_{source}", _update_weights)
@@ -92,6 +103,22 @@ def _extend_for_prefill(original: Original, arguments: Mapping[str, Any]) -> Any
     if draft is not None and not batch.forward_mode.is_idle():
         next_token_ids = arguments["next_token_ids"]
         draft.guard.run(lambda: draft.prompts(batch, next_token_ids), lambda: None)
+    return original()
+
+
+def _capture(original: Original, arguments: Mapping[str, Any]) -> None:
+    """Capture both heads, if this is a runner of an attached draft and steps may use either."""
+    runner = arguments["self"]
+    draft: ActiveDraft | None = getattr(runner.eagle_worker, _ATTRIBUTE, None)
+    if draft is not None and draft.choice.allowed:
+        capture_both(runner, draft.choice)
+    original()
+
+
+def _draft(original: Original, arguments: Mapping[str, Any]) -> Any:
+    draft, batch = draft_of(arguments["self"]), arguments["batch"]
+    if draft is not None and not batch.forward_mode.is_idle():
+        draft.guard.run(lambda: draft.drafts_for(batch), lambda: None)
     return original()
 
 

@@ -12,6 +12,7 @@ from microspec_kernels.engine import EngineHead, Settings, Shard
 from microspec_kernels.integrations.hooks import (
     UnsupportedError,
     can_win,
+    choice_of,
     local_tokenizer,
     step_costs,
 )
@@ -115,8 +116,9 @@ def attach(
     if not shared and max_requests * head.capacity > lm_head_rows:
         logger.warning(_MORE_ROWS, max_requests, head.capacity, lm_head_rows)
     _announce(name, model, head)
-    metrics = Metrics(head, layer.tp_rank == 0, labels_of(vllm_config))
-    return Drafter(lm_head, layer, rows, head, metrics)
+    choice = choice_of(head, costs, rows.weight, alone=layer.tp_size == 1, logger=logger)
+    metrics = Metrics(head, choice, layer.tp_rank == 0, labels_of(vllm_config))
+    return Drafter(lm_head, layer, rows, head, metrics, choice)
 
 
 def _row_tokens(model: Any, lm_head_rows: int, finite_tokens: Tensor) -> Tensor | None:

@@ -2,13 +2,21 @@
 """A vLLM draft model with its LM head over an active vocabulary, for both model runners."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from microspec_kernels.engine import EngineHead
-from microspec_kernels.integrations.hooks import Guard, StoredRows, TokenRequests, UnsupportedError
+from microspec_kernels.integrations.hooks import (
+    Guard,
+    HeadChoice,
+    LeftOut,
+    StoredRows,
+    TokenRequests,
+    UnsupportedError,
+    has_opted_out,
+)
 
 from .draft_lm_head import DraftLMHead
 from .metrics import Metrics
@@ -16,9 +24,8 @@ from .metrics import Metrics
 logger = logging.getLogger(f"vllm.{__name__}")  # vLLM shows its own loggers only
 
 _ATTRIBUTE = "microspec_drafter"
-_AFTER_A_FAILURE = (
-    "drafts come from the engine's own LM head; captured graphs draft from the tokens active now"
-)
+_AFTER_A_FAILURE = "drafts come from the engine's own LM head"
+_OF_ONE_CAPTURE = "; captured graphs draft from the tokens active now"
 
 
 def drafter_of(holder: Any) -> "Drafter | None":
@@ -46,6 +53,7 @@ class Drafter:
         rows: the rows of `module` that `head` reads.
         head: an :class:`EngineHead` over `rows`.
         metrics: reports the head's counters.
+        choice: chooses between `head` and vLLM's own.
 
     Attributes:
         guard: runs the hooks after the start.
@@ -58,13 +66,23 @@ class Drafter:
         rows: StoredRows,
         head: EngineHead,
         metrics: Metrics,
+        choice: HeadChoice,
     ) -> None:
-        self.head = head
+        self.head, self.choice = head, choice
         self._lm_head, self._module, self._rows, self._metrics = lm_head, module, rows, metrics
         self._token_requests = TokenRequests(head.vocab.device)
+        self._left_out = LeftOut(head.vocab.device)
         self._likeliest: Tensor | None = None
+        self._opted_out: set[Hashable] = set()
         self._drafts = False
-        self.guard = Guard(logger, alone=module.tp_size == 1, then=_AFTER_A_FAILURE)
+        then = _AFTER_A_FAILURE + ("" if choice.allowed else _OF_ONE_CAPTURE)
+        alone = module.tp_size == 1
+        self.guard = Guard(logger, alone=alone, then=then, fall_back=choice.fail)
+
+    def leaves_to_vllm(self) -> bool:
+        """Return whether vLLM's own LM head drafts this step. May be captured."""
+        self._drafts |= self.choice.dense  # vLLM came to the head in this case, too
+        return self.choice.dense
 
     def draft(self, hidden: Tensor, request_index: Tensor | None = None, step: int = 0) -> Tensor:
         """Return the draft's tokens int64 [N] for its hidden states [N, H]. May be captured.
@@ -101,6 +119,29 @@ class Drafter:
             self._module, lambda hidden: self.head.row_logits(hidden, groups)
         ):
             return sample()
+
+    def join(self, key: Hashable, name: str, sampling_params: Any) -> bool:
+        """Return whether a request that joins has opted out, and remember it.
+
+        Args:
+            key: what :meth:`opted_out_of` knows the request by; an earlier request may have had it.
+            name: the request's name, for the log.
+            sampling_params: vLLM's SamplingParams; None has no arguments.
+        """
+        self.leave(key)
+        if has_opted_out(getattr(sampling_params, "extra_args", None), name, logger):
+            self._opted_out.add(key)
+        return key in self._opted_out
+
+    def leave(self, key: Hashable) -> None:
+        """Forget a request that has ended."""
+        self._opted_out.discard(key)
+
+    def opted_out_of(self, keys: Sequence[Hashable]) -> list[bool] | None:
+        """Return which requests have opted out; None if none has."""
+        if self._opted_out.isdisjoint(keys):
+            return None
+        return [key in self._opted_out for key in keys]
 
     def begin(self, requests: Sequence[int], prompts: Sequence[Tensor]) -> None:
         """Begin new requests; see :meth:`EngineHead.begin`.
@@ -139,8 +180,13 @@ class Drafter:
         requests: Sequence[int],
         lengths: Tensor | None = None,
         verified_requests: Sequence[int] | None = None,
+        *,
+        opted_out: Sequence[bool] | None = None,
+        verified_rows: Sequence[int] | None = None,
     ) -> None:
-        """Observe a step of the target. Call eagerly, before the draft's next step; never waits.
+        """Observe a step of the target, and choose the head of the draft's next one.
+
+        Call eagerly, before that step. Never waits for the device.
 
         Args:
             sampled: [B, n], the tokens that continue each text, then -1 or what `lengths` excludes.
@@ -148,6 +194,9 @@ class Drafter:
             lengths: [B], the number of tokens that continue each text.
             verified_requests: the requests of the logits' rows given to :meth:`keep`; unused if all
                 requests share a vocabulary.
+            opted_out: B flags of requests that have opted out; None: none has.
+            verified_rows: B numbers, how many of these logits' rows each request has; None: as many
+                each. Unused if no request has opted out.
 
         Raises:
             UnsupportedError: :meth:`keep` was not called in this step.
@@ -167,13 +216,19 @@ class Drafter:
                 assert owners is not None
                 parts.insert(0, (owners, count))
             token_requests = self._token_requests.of(*parts)
+        if opted_out is not None:
+            sampled, lengths = self._left_out.take(
+                sampled, opted_out, lengths, likeliest, verified_rows
+            )
         head.observe(sampled, token_requests, lengths=lengths, candidates=likeliest)
+        self.choice.step(len(requests), opted_out is not None)
         self._metrics.tick()
 
     def reset(self) -> None:
         """Reset the vocabularies, the totals and the kept tokens."""
         self._likeliest = None
         self.head.reset()
+        self.choice.reset()
         self._metrics.reset()
 
     def reload(self) -> None:

@@ -69,6 +69,7 @@ _COMMON: tuple[Expectation, ...] = (
     HookPoint(
         "vllm.distributed.parallel_state", "GroupCoordinator.all_gather", ("self", "input_", "dim")
     ),
+    Attributes("vllm.sampling_params", "SamplingParams", ("extra_args",)),
 )
 
 _V2 = "vllm.v1.worker.gpu"
@@ -112,7 +113,22 @@ _RUNNER_V2: tuple[Expectation, ...] = (
         "InputBatch",
         ("num_reqs", "num_draft_tokens", "idx_mapping_np", "cu_num_logits_np"),
     ),
-    Attributes("vllm.v1.core.sched.output", "NewRequestData", ("req_id", "prefill_token_ids")),
+    Attributes(
+        "vllm.v1.core.sched.output",
+        "NewRequestData",
+        ("req_id", "prefill_token_ids", "sampling_params"),
+    ),
+    # The draft's graphs are captured once more with vLLM's own LM head.
+    HookPoint(_SPECULATOR, "BaseSpeculator.capture", ("self",)),
+    CallOrder(
+        f"{_V2}.model_runner",
+        "GPUModelRunner.capture_model",
+        ("self.cudagraph_manager.capture", "self.speculator.capture"),
+    ),
+    Attributes(f"{_V2}.cudagraph_utils", "CudaGraphManager", ("graphs", "_capture_descs")),
+    CallOrder(
+        f"{_V2}.cudagraph_utils", "CudaGraphManager.run_fullgraph", ("self.graphs[desc].replay",)
+    ),
     Attributes(f"{_V2}.states", "RequestState", ("req_id_to_index", "all_token_ids")),
 )
 
@@ -157,7 +173,9 @@ _RUNNER_V1: tuple[Expectation, ...] = (
         ("req_ids", "num_reqs", "req_id_to_index", "token_ids_cpu"),
     ),
     Attributes(
-        "vllm.v1.worker.gpu_input_batch", "CachedRequestState", ("prompt_token_ids", "num_tokens")
+        "vllm.v1.worker.gpu_input_batch",
+        "CachedRequestState",
+        ("prompt_token_ids", "num_tokens", "sampling_params"),
     ),
     Attributes("vllm.v1.core.sched.output", "SchedulerOutput", ("finished_req_ids",)),
     Attributes("vllm.v1.core.sched.output", "CachedRequestData", ("resumed_req_ids",)),

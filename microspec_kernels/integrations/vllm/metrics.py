@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from microspec_kernels.engine import EngineHead
+from microspec_kernels.integrations.hooks import HeadChoice
 from microspec_kernels.integrations.hooks.metrics import Report
 
 logger = logging.getLogger(f"vllm.{__name__}")  # vLLM shows its own loggers only
@@ -23,14 +24,17 @@ class Metrics:
 
     Args:
         head: the head whose counters are reported.
+        choice: counts the steps of vLLM's own head.
         reports: whether this rank reports; only one rank of a tensor-parallel group does.
         labels: the labels of the metrics.
     """
 
-    def __init__(self, head: EngineHead, reports: bool, labels: Mapping[str, str]) -> None:
+    def __init__(
+        self, head: EngineHead, choice: HeadChoice, reports: bool, labels: Mapping[str, str]
+    ) -> None:
         import vllm.envs
 
-        self._head, self._reports = head, reports
+        self._head, self._choice, self._reports = head, choice, reports
         self._interval = vllm.envs.VLLM_LOG_STATS_INTERVAL
         self._due = time.monotonic() + self._interval
         self._asked = False
@@ -45,7 +49,7 @@ class Metrics:
         if self._asked or stats is None:
             return  # the copy has only begun: the next step reads it
         self._due = time.monotonic() + self._interval
-        self._report.tell(stats)
+        self._report.tell(stats._replace(dense_steps=self._choice.dense_steps))
 
     def reset(self) -> None:
         """Start from zero, after :meth:`EngineHead.reset`."""
@@ -65,4 +69,5 @@ class Metrics:
             stats = self._head.stats()
         if stats is None:
             return None
+        stats = stats._replace(dense_steps=self._choice.dense_steps)
         return {**stats._asdict(), "coverage": stats.coverage}

@@ -74,7 +74,7 @@ def _load_draft_model(original: Original, arguments: Mapping[str, Any]) -> None:
 
 def _greedy_sample(original: Original, arguments: Mapping[str, Any]) -> Any:
     drafter, hidden = drafter_of(arguments["self"]), arguments["hidden_states"]
-    if drafter is None:
+    if drafter is None or drafter.leaves_to_vllm():
         return original()
     return drafter.guard.run(lambda: drafter.draft(hidden), original)
 
@@ -85,7 +85,7 @@ def _logits_of_step(model: Any) -> ComputeLogits:
 
 def _sample_step(original: Original, arguments: Mapping[str, Any]) -> Any:
     drafter, hidden = drafter_of(arguments["self"]), arguments["hidden_states"]
-    if drafter is None:
+    if drafter is None or drafter.leaves_to_vllm():
         return original()
     step = arguments["spec_step_idx"]
     return drafter.guard.run(lambda: (drafter.draft(hidden, step=step), None), original)
@@ -106,8 +106,14 @@ def _begin(drafter: Drafter, runner: Any, scheduled: Any) -> None:
     # In the same order on all ranks: these are sets.
     for request_id in sorted(scheduled.finished_req_ids):
         numbers.end(request_id)
+        drafter.leave(request_id)
     joined = [request.req_id for request in scheduled.scheduled_new_reqs]
     joined += sorted(scheduled.scheduled_cached_reqs.resumed_req_ids)
+    joined = [
+        request_id
+        for request_id in joined
+        if not drafter.join(request_id, request_id, runner.requests[request_id].sampling_params)
+    ]
     if joined:
         begun = [numbers.begin(request_id) for request_id in joined]
         drafter.begin(begun, [_text(runner, request_id) for request_id in joined])
@@ -132,11 +138,12 @@ def _sample(original: Original, arguments: Mapping[str, Any]) -> Any:
         drafter.check_use()
     drafter.guard.run(lambda: drafter.keep(logits), lambda: None)
     output = original()
-    drafter.guard.run(lambda: _observe(drafter, runner, output.sampled_token_ids), lambda: None)
+    sampled = output.sampled_token_ids
+    drafter.guard.run(lambda: _observe(drafter, runner, sampled, verified), lambda: None)
     return output
 
 
-def _observe(drafter: Drafter, runner: Any, sampled: Tensor) -> None:
+def _observe(drafter: Drafter, runner: Any, sampled: Tensor, verified: Any) -> None:
     """Observe the sampled tokens [B, n], which have -1 after the accepted ones."""
     batch = runner.input_batch
     count = batch.num_reqs
@@ -144,4 +151,7 @@ def _observe(drafter: Drafter, runner: Any, sampled: Tensor) -> None:
     discarded = runner.discard_request_mask
     if discarded.np[:count].any():  # a part of a prompt is followed by a token of no text
         sampled = sampled.masked_fill(discarded.gpu[:count, None], -1)
-    drafter.observe(sampled, requests)
+    opted_out, rows = drafter.opted_out_of(batch.req_ids[:count]), None
+    if opted_out is not None and verified is not None:
+        rows = [drafts + 1 for drafts in verified.num_draft_tokens]
+    drafter.observe(sampled, requests, opted_out=opted_out, verified_rows=rows)

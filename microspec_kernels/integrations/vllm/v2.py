@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hooks for model runner V2 (vllm/v1/worker/gpu).
 
-Replayed graphs make its drafts, LM head included: `sample_draft` runs when they are captured. The
-runner samples and starts to copy its output to the host. It then calls `observe_verification`
-eagerly, in real steps only; the vocabulary observes tokens there, so that the copy does not wait.
-State that both use lies at fixed addresses.
+Replayed graphs make its drafts, LM head included: `sample_draft` runs when they are captured, once
+with the active vocabulary and once with vLLM's own LM head (dense_graphs.py). The runner samples
+and starts to copy its output to the host. It then calls `observe_verification` eagerly, in real
+steps only; the vocabulary observes tokens there, so that the copy does not wait, and the next
+step's head is chosen. State that both use lies at fixed addresses.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from torch import Tensor
 from microspec_kernels.integrations.hooks.wrap import Original, wrap
 
 from .attach import attach
+from .dense_graphs import capture_both
 from .drafter import Drafter, drafter_of, hold, is_decided
 from .switch import settings_of
 
@@ -56,6 +58,15 @@ def _load_draft_model(original: Original, arguments: Mapping[str, Any]) -> None:
             compute_logits=getattr(speculator, "compute_draft_logits", None),
         )
         hold(speculator, drafter)
+        wrap(type(speculator), "capture", _capture)
+
+
+def _capture(original: Original, arguments: Mapping[str, Any]) -> None:
+    drafter = drafter_of(arguments["self"])
+    if drafter is None:
+        original()
+    else:
+        capture_both(arguments["self"], original, drafter.choice)
 
 
 def _load_model(original: Original, arguments: Mapping[str, Any]) -> Any:
@@ -70,7 +81,7 @@ def _load_model(original: Original, arguments: Mapping[str, Any]) -> Any:
 
 def _sample_draft(original: Original, arguments: Mapping[str, Any]) -> Any:
     drafter = drafter_of(arguments["self"])
-    if drafter is None:
+    if drafter is None or drafter.leaves_to_vllm():
         return original()
     hidden, request_index = arguments["hidden_states"], arguments["idx_mapping"]
     if arguments.get("draft_logits") is not None:
@@ -90,14 +101,15 @@ def _add_requests(original: Original, arguments: Mapping[str, Any]) -> Any:
 
 
 def _begin(drafter: Drafter, states: Any, new: Sequence[Any]) -> None:
-    requests = [states.req_id_to_index[request.req_id] for request in new]
+    joining = []
+    for request in new:
+        index = states.req_id_to_index[request.req_id]
+        if not drafter.join(index, request.req_id, request.sampling_params):
+            joining.append((index, request))
     # The runner has just written these rows, on the device or where the device can read them.
     rows = states.all_token_ids.gpu
-    prompts = [
-        rows[request, : len(each.prefill_token_ids)]
-        for request, each in zip(requests, new, strict=True)
-    ]
-    drafter.begin(requests, prompts)
+    prompts = [rows[index, : len(request.prefill_token_ids)] for index, request in joining]
+    drafter.begin([index for index, _ in joining], prompts)
 
 
 def _verify(original: Original, arguments: Mapping[str, Any]) -> Any:
@@ -131,9 +143,12 @@ def _observe_verification(original: Original, arguments: Mapping[str, Any]) -> A
 
 
 def _observe(drafter: Drafter, batch: Any, sampled: Tensor, num_sampled: Tensor) -> None:
-    requests = batch.idx_mapping_np[: batch.num_reqs]
-    verified = None
-    if drafter.head.settings.target_top_k and not drafter.head.shared:
+    indices = batch.idx_mapping_np[: batch.num_reqs]
+    requests, verified, rows = indices.tolist(), None, None
+    opted_out = drafter.opted_out_of(requests)
+    if drafter.head.settings.target_top_k and (opted_out or not drafter.head.shared):
         rows = np.diff(batch.cu_num_logits_np[: batch.num_reqs + 1])
-        verified = requests.repeat(rows).tolist()
-    drafter.observe(sampled, requests.tolist(), num_sampled, verified)
+        verified = indices.repeat(rows).tolist()
+    drafter.observe(
+        sampled, requests, num_sampled, verified, opted_out=opted_out, verified_rows=rows
+    )

@@ -192,15 +192,17 @@ class EngineHead(DraftHead):
         logit_scale: float = 1.0,
         softcap: float = 0.0,
     ) -> DraftHead:
-        """Attach another LM head over the same vocabulary. Call before capture.
+        """Make another LM head over the same vocabulary. Call before capture.
 
-        Modules of multi-token prediction may have an LM head each. The result has the calls of a
-        draft's step (:meth:`argmax`, :meth:`topk`, :meth:`sample`, ...); everything else stays with
-        this head.
+        Modules of multi-token prediction may have an LM head each. Everything but the calls of a
+        draft's step stays with this head.
 
         Args:
             weight, weight_scale, bias, logit_scale, softcap: as for the constructor; row i is the
                 token of row i here.
+
+        Returns:
+            an object with :meth:`argmax`, :meth:`topk`, :meth:`sample` and :meth:`row_logits`.
 
         Raises:
             ValueError, TypeError: as :class:`SparseHead`, or rows with NaN or infinity.

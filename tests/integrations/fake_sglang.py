@@ -147,7 +147,6 @@ def config() -> dict[str, dict[str, Any]]:
     return {
         "spec": {
             "speculative_algorithm": "EAGLE3",
-            "speculative_use_rejection_sampling": False,
             "speculative_token_map": None,
             "speculative_adaptive": False,
             "enable_multi_layer_eagle": False,

@@ -141,7 +141,6 @@ def test_versions_that_are_not(version: str, monkeypatch: pytest.MonkeyPatch) ->
         ("spec", "speculative_algorithm", None),
         ("spec", "speculative_algorithm", "DFLASH"),
         ("spec", "speculative_algorithm", "STANDALONE"),
-        ("spec", "speculative_use_rejection_sampling", True),
         ("spec", "speculative_token_map", "map.pt"),
         ("spec", "speculative_adaptive", True),
         ("spec", "enable_multi_layer_eagle", True),

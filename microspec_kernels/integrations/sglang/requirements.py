@@ -16,7 +16,6 @@ _UNQUANTISED = ("UnquantizedEmbeddingMethod", "UnquantizedLinearMethod")
 _UNTESTED = "the plugin was not tested with it"
 _RANKS = "a rank would see a part of the requests or of the layers"
 _EXPECTED: tuple[tuple[str, object, str], ...] = (
-    ("spec.speculative_use_rejection_sampling", False, "it needs probabilities over all of V"),
     ("spec.speculative_token_map", None, "the active vocabulary takes the place of a fixed one"),
     ("spec.speculative_adaptive", False, _UNTESTED),
     ("spec.enable_multi_layer_eagle", False, _UNTESTED),

@@ -3,7 +3,8 @@
 
 SGLang's fused chain of top-1 drafts runs only without a token map of the plugin, and its asserts
 compare each choice with the number of tokens. With a column for each row of the LM head, both work
-as they do without the plugin, and a choice keeps its meaning when the vocabulary changes. For M
+as they do without the plugin, and a choice keeps its meaning when the vocabulary changes. Their
+softmax is the law that a draft is drawn from, so SGLang's rejection sampling is exact, too. For M
 rows of hidden states this writes 4 · M · R bytes; the product with the whole head and its
 conversion to fp32 write at least 6 · M · R.
 """

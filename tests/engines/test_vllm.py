@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from checkpoints import VOCAB, continuation, flat_law, of_ring
+from checkpoints import VOCAB, continuation, of_ring
 from device import ON_A_CPU
-from torch import Tensor
+from laws import check_flat_law
 from vllm_runs import CHUNKED, DRAFTS, INTERPRETED, RUNNERS, mixed, request, run
 
 SMALL = {"capacity": 48}
@@ -135,26 +134,7 @@ def test_the_law_of_greedy_drafts(checkpoints: Path) -> None:
     assert done.code == 0, done.log
     accepted, drafted = done.accepted
     assert 0 < accepted < drafted / 2
-    transitions = flat_law()
-    expected = transitions[start[-1]]
-    assert expected.max() < 0.3, "the law is not flat"
-    for place in range(3):
-        counts = torch.tensor([text[place] for text in done.rounds[0]]).bincount(minlength=VOCAB)
-        assert chi_square(counts.double(), texts * expected) < 5
-        expected = expected @ transitions
-
-
-def chi_square(counts: Tensor, expected: Tensor) -> float:
-    """Return chi-square in its standard deviations from its mean; rare tokens count together."""
-    bins: list[list[float]] = [[0.0, 0.0]]
-    for token in expected.argsort().tolist():
-        if bins[-1][1] >= 8:
-            bins.append([0.0, 0.0])
-        bins[-1][0] += float(counts[token])
-        bins[-1][1] += float(expected[token])
-    squares = sum((count - mean) ** 2 / mean for count, mean in bins)
-    freedom = len(bins) - 1
-    return (squares - freedom) / (2 * freedom) ** 0.5
+    check_flat_law(done.rounds[0], start[-1])
 
 
 @pytest.mark.skipif(ON_A_CPU, reason="Triton's interpreter cannot run vLLM's gumbel_block_argmax")

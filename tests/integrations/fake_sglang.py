@@ -113,6 +113,35 @@ class EAGLEWorkerV2:
         return result
 
 
+class MultiLayerEagleDraftWorker:
+    """A draft with a model for each step; `models` may have one LM head or one each."""
+
+    def __init__(self, models: list[Any], vocab_size: int) -> None:
+        single = EagleDraftWorker(models[0], vocab_size)
+        self.target_worker, self.speculative_num_steps = single.target_worker, len(models)
+        self.draft_runner_list = [
+            EagleDraftWorker(model, vocab_size).draft_runner for model in models
+        ]
+        self.draft_runner = self.draft_runner_list[0]
+
+    def init_lm_head(self) -> None: ...
+
+    def _draft_extend_for_prefill(
+        self, batch: Any, target_hidden_states: Tensor, next_token_ids: Tensor
+    ) -> Tensor:
+        """Return the drafts of all steps, [B, steps]."""
+        tokens = [next_token_ids]
+        for runner in self.draft_runner_list:
+            logits = runner.model(runner.model.embedding[tokens[-1]])
+            tokens.append(logits.argmax(-1))
+        return torch.stack(tokens[1:], 1)
+
+
+class MultiLayerEagleWorkerV2(EAGLEWorkerV2):
+    def verify(self, batch: Any) -> Any:
+        return super().verify(batch)
+
+
 class SchedulerWeightUpdaterManager:
     def __init__(self, draft_worker: Any) -> None:
         self.draft_worker = draft_worker
@@ -188,6 +217,8 @@ def installed(groups: dict[str, dict[str, Any]] | None = None) -> Iterator[None]
         "sglang.srt.plugins.hook_registry": members(HookRegistry) | {"HookType": HookType},
         "sglang.srt.speculative.eagle_worker_v2": members(EagleDraftWorker)
         | members(EAGLEWorkerV2),
+        "sglang.srt.speculative.multi_layer_eagle_worker_v2": members(MultiLayerEagleDraftWorker)
+        | members(MultiLayerEagleWorkerV2),
         "sglang.srt.layers.logits_processor": {"LogitsProcessor": LogitsProcessor},
         "sglang.srt.layers.vocab_parallel_embedding": {
             "VocabParallelEmbedding": VocabParallelEmbedding

@@ -143,7 +143,6 @@ def test_versions_that_are_not(version: str, monkeypatch: pytest.MonkeyPatch) ->
         ("spec", "speculative_algorithm", "STANDALONE"),
         ("spec", "speculative_token_map", "map.pt"),
         ("spec", "speculative_adaptive", True),
-        ("spec", "enable_multi_layer_eagle", True),
         ("schedule", "enable_mixed_chunk", True),
         ("lora", "enable_lora", True),
         ("parallel", "attn_cp_size", 2),

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from microspec_kernels.engine import EngineHead
+from microspec_kernels.engine.draft_head import DraftHead
 
 INACTIVE = -1e30
 """The logit of inactive tokens. -inf would trip SGLang's asserts; softmax gives 0 for either."""
@@ -41,11 +42,14 @@ class WideLogits:
         ids = self._head.vocab.ids[0]
         torch.ops.aten.index.Tensor_out(self._columns_of_ids, [ids], out=self._columns)
 
-    def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
+    def logits(
+        self, hidden: Tensor, out: Tensor | None = None, head: DraftHead | None = None
+    ) -> Tensor:
         """Return fp32 [M, R] for hidden states [M, D]. May be captured.
 
         Args:
             hidden: the input of the LM head.
+            head: another LM head over the same vocabulary.
             out: a buffer to use if it is fp32 [M, R].
         """
         shape = (len(hidden), self._rows)
@@ -53,6 +57,6 @@ class WideLogits:
             wide = out.fill_(INACTIVE)
         else:
             wide = torch.full(shape, INACTIVE, device=hidden.device)
-        slots = self._head.slot_logits(hidden)
+        slots = (head or self._head).slot_logits(hidden)
         # The largest, not the last: several empty slots share column 0.
         return wide.scatter_reduce_(1, self._columns.expand_as(slots), slots, "amax")

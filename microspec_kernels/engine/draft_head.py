@@ -23,6 +23,14 @@ class DraftHead:
     token_map: TokenMap
     _never_empty: bool
 
+    @classmethod
+    def beside(cls, other: "DraftHead", head: SparseHead) -> "DraftHead":
+        """Return another LM head over the vocabulary of `other`."""
+        made = cls()
+        made.head, made.vocab, made.token_map = head, other.vocab, other.token_map
+        made._never_empty = other._never_empty
+        return made
+
     def topk(
         self, hidden: Tensor, k: int, row_groups: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:

@@ -150,7 +150,24 @@ class EngineHead(DraftHead):
                 writes=writes,
                 costs=costs if may_change(settings, costs, sharded) else None,
             )
-        self.head = SparseHead(
+        self._shard = shard
+        self._others: list[DraftHead] = []
+        self.head = self._sparse_head(weight, weight_scale, bias, logit_scale, softcap)
+        # One vocabulary that begins with tokens always has some, so every row has a best token.
+        self._never_empty = num_groups == 1 and bool(settings.learn or known) and len(rows) > 0
+        self.head.follow()
+        self._host_copy = HostCopy()
+
+    def _sparse_head(
+        self,
+        weight: Tensor,
+        weight_scale: Tensor | None,
+        bias: Tensor | None,
+        logit_scale: float,
+        softcap: float,
+    ) -> SparseHead:
+        settings, shard = self.settings, self._shard
+        return SparseHead(
             weight,
             self.vocab,
             mode=settings.mode,
@@ -164,10 +181,50 @@ class EngineHead(DraftHead):
             start=0 if shard is None else shard.start,
             all_gather=None if shard is None else shard.all_gather,
         )
-        self.head.follow()
-        # One vocabulary that begins with tokens always has some, so every row has a best token.
-        self._never_empty = num_groups == 1 and bool(settings.learn or known) and len(rows) > 0
-        self._host_copy = HostCopy()
+
+    @torch.inference_mode(False)
+    def with_weight(
+        self,
+        weight: Tensor,
+        *,
+        weight_scale: Tensor | None = None,
+        bias: Tensor | None = None,
+        logit_scale: float = 1.0,
+        softcap: float = 0.0,
+    ) -> DraftHead:
+        """Make another LM head over the same vocabulary. Call before capture.
+
+        Modules of multi-token prediction may have an LM head each. Everything but the calls of a
+        draft's step stays with this head.
+
+        Args:
+            weight, weight_scale, bias, logit_scale, softcap: as for the constructor; row i is the
+                token of row i here.
+
+        Returns:
+            an object with :meth:`argmax`, :meth:`topk`, :meth:`sample` and :meth:`row_logits`.
+
+        Raises:
+            ValueError, TypeError: as :class:`SparseHead`, or rows with NaN or infinity.
+        """
+        plain(weight, "EngineHead: with_weight: weight")
+        if len(broken := broken_rows(weight, bias, weight_scale)):
+            expected = "finite rows"
+            raise ValueError(f"EngineHead: with_weight: expected {expected}, got {broken.tolist()}")
+        head = self._sparse_head(weight.detach(), weight_scale, bias, logit_scale, softcap)
+        self._others.append(DraftHead.beside(self, head))
+        self._others[-1]._gather()
+        return self._others[-1]
+
+    def reload(self) -> None:
+        super().reload()
+        for other in self._others:
+            other.reload()
+
+    def _gather(self) -> None:
+        super()._gather()
+        for other in self._others:
+            other._gather()
 
     @property
     def capacity(self) -> int:

@@ -23,6 +23,8 @@ VOCAB = RING * RINGS
 HEADS, HEAD_DIM = 2, 32
 NOISE = 0.5
 """Of the noisy target's layers: about every third token is another than the next of its ring."""
+FLAT = 0.25
+"""Of the flat target's logits: its most likely token has a probability of 0.28, 15 others 0.05."""
 D2T_RINGS = (3, 9)
 """The rings whose tokens the draft with `d2t` has rows for."""
 
@@ -39,6 +41,13 @@ def following(token: int) -> int:
     return token // RING * RING + (token + 1) % RING
 
 
+def flat_law() -> Tensor:
+    """Return the flat target's law after each token, fp64 [V, V]: its layers add nothing."""
+    embedding = _embedding().double()
+    normed = embedding / embedding.square().mean(1, keepdim=True).sqrt()
+    return (FLAT * normed @ _lm_head().double().T).softmax(-1)
+
+
 def of_ring(ring: int, length: int, start: int = 0) -> list[int]:
     """Return successive tokens of a ring, from a place on."""
     return [ring * RING + (start + place) % RING for place in range(length)]
@@ -49,6 +58,7 @@ def make(folder: Path) -> None:
     makers: dict[str, Callable[[], tuple[dict[str, object], dict[str, Tensor]]]] = {
         "target": target,
         "noisy": lambda: target(NOISE),
+        "flat": flat,
         "eagle": eagle,
         "eagle3": eagle3,
         "eagle3_d2t": lambda: eagle3(rings=D2T_RINGS),
@@ -66,6 +76,13 @@ def make(folder: Path) -> None:
 def target(noise: float = 0.0) -> tuple[dict[str, object], dict[str, Tensor]]:
     """Make a target whose layers add nothing, or noise, between the embedding and the LM head."""
     return _llama(LAYERS, noise)
+
+
+def flat() -> tuple[dict[str, object], dict[str, Tensor]]:
+    """Make the target with a flat law."""
+    config, weights = target()
+    weights["lm_head.weight"] *= FLAT
+    return config, weights
 
 
 def draft_model() -> tuple[dict[str, object], dict[str, Tensor]]:

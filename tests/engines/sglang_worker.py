@@ -8,15 +8,19 @@ from typing import Any
 
 
 def scheduler(*args: Any, **kwargs: Any) -> Any:
-    """Run SGLang's scheduler process with the tree masks that its Triton attention reads.
+    """Run SGLang's scheduler process as it runs on a GPU.
 
-    On a CPU, SGLang would make the masks of another kind of attention.
+    On a CPU, SGLang would make tree masks of another kind of attention than the Triton one, and
+    verify greedily at any temperature.
     """
+    import sgl_kernel
     from sglang.srt.managers.scheduler import run_scheduler_process
-    from sglang.srt.speculative import eagle_worker_v2
-    from sglang.srt.speculative.eagle_utils import TreeMaskMode
+    from sglang.srt.speculative import eagle_utils, eagle_worker_v2
 
-    eagle_worker_v2.default_tree_mask_mode = lambda: TreeMaskMode.FULL_MASK
+    eagle_worker_v2.default_tree_mask_mode = lambda: eagle_utils.TreeMaskMode.FULL_MASK
+    eagle_utils._verify_uses_greedy = lambda *, is_all_greedy, **_: is_all_greedy
+    name = "tree_speculative_sampling_target_only"
+    setattr(eagle_utils, name, getattr(sgl_kernel, name))
     return run_scheduler_process(*args, **kwargs)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from checkpoints import VOCAB, continuation, following, of_ring
+from laws import check_flat_law
 from sglang_checkpoints import convert
 from sglang_runs import Request, Run, run
 
@@ -94,6 +95,28 @@ def test_a_draft_chosen_before_its_tokens_were_evicted(sglang_checkpoints: Path)
     )
     assert done.rounds == [[continuation(prompt, 3) for prompt in prompts]], done.log
     assert done.accepted == [[[0, 1], [0, 0, 0, 1]]]
+
+
+def test_the_law_of_verified_drafts(sglang_checkpoints: Path) -> None:
+    """Drafts from few active tokens leave the law of a flat target as it is, place by place.
+
+    The first token of a text comes from its prompt, the second from verified drafts. On a CPU,
+    sglang_worker.py lets SGLang verify as on a GPU.
+    """
+    texts, start = 96, of_ring(3, 6)
+    done = run(
+        sglang_checkpoints,
+        "eagle",
+        [[(start, {"max_new_tokens": 2, "temperature": 1.0})] * texts],
+        target="flat",
+        shape="tree",
+        settings=SMALL,
+        engine={"max_running_requests": 32, "max_total_tokens": 4096, "random_seed": 7},
+    )
+    assert done.code == 0, done.log
+    accepted = [sum(counts[1:]) for counts in done.accepted[0] if counts is not None]
+    assert sum(accepted) > 0
+    check_flat_law(done.rounds[0], start[-1])
 
 
 def test_new_weights(sglang_checkpoints: Path, everything: dict[str, Any]) -> None:

@@ -173,6 +173,38 @@ class EAGLEWorkerV2:
         return result
 
 
+class MultiLayerEagleDraftWorker:
+    """A draft with a model for each step; `models` may have one LM head or one each."""
+
+    def __init__(self, models: list[Any], vocab_size: int) -> None:
+        single = EagleDraftWorker(models[0], vocab_size)
+        self.target_worker, self.speculative_num_steps = single.target_worker, len(models)
+        self.draft_runner_list = [
+            EagleDraftWorker(model, vocab_size).draft_runner for model in models
+        ]
+        self.draft_runner = self.draft_runner_list[0]
+
+    def init_lm_head(self) -> None: ...
+
+    def draft(self, batch: Any) -> None:
+        """The models have drafted before, after the last verification."""
+
+    def _draft_extend_for_prefill(
+        self, batch: Any, target_hidden_states: Tensor, next_token_ids: Tensor
+    ) -> Tensor:
+        """Return the drafts of all steps, [B, steps]."""
+        tokens = [next_token_ids]
+        for runner in self.draft_runner_list:
+            logits = runner.model(runner.model.embedding[tokens[-1]])
+            tokens.append(logits.argmax(-1))
+        return torch.stack(tokens[1:], 1)
+
+
+class MultiLayerEagleWorkerV2(EAGLEWorkerV2):
+    def verify(self, batch: Any) -> Any:
+        return super().verify(batch)
+
+
 class SchedulerWeightUpdaterManager:
     def __init__(self, draft_worker: Any) -> None:
         self.draft_worker = draft_worker
@@ -207,7 +239,6 @@ def config() -> dict[str, dict[str, Any]]:
     return {
         "spec": {
             "speculative_algorithm": "EAGLE3",
-            "speculative_use_rejection_sampling": False,
             "speculative_token_map": None,
             "speculative_adaptive": False,
             "enable_multi_layer_eagle": False,
@@ -253,6 +284,8 @@ def installed(groups: dict[str, dict[str, Any]] | None = None) -> Iterator[None]
         "sglang.srt.speculative.eagle_draft_extend_cuda_graph_runner": members(
             EAGLEDraftExtendCudaGraphRunner
         ),
+        "sglang.srt.speculative.multi_layer_eagle_worker_v2": members(MultiLayerEagleDraftWorker)
+        | members(MultiLayerEagleWorkerV2),
         "sglang.srt.layers.logits_processor": {"LogitsProcessor": LogitsProcessor},
         "sglang.srt.layers.vocab_parallel_embedding": {
             "VocabParallelEmbedding": VocabParallelEmbedding

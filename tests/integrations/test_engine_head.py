@@ -239,3 +239,40 @@ def test_no_more_likeliest_than_tokens() -> None:
         EngineHead(
             weight_of(torch.float32, None, V), Settings(learn=False, capacity=4, target_top_k=V + 1)
         )
+
+
+@BOTH
+@pytest.mark.parametrize("options", MODES, ids=lambda o: "-".join(o.values()))
+def test_another_weight_over_the_same_vocabulary(options: dict[str, Any]) -> None:
+    """A module's own head follows what the first one observes, evicts and begins with."""
+    rng = torch.Generator().manual_seed(1)
+    settings = Settings(capacity=12, learn=False, **options)
+    weights = [weight_of(torch.bfloat16, settings.slab_dtype, ROWS, seed) for seed in (0, 1)]
+    bias = torch.randn(ROWS, generator=rng)
+    first = EngineHead(weights[0], settings, target_vocab_size=V, row_tokens=ROW_TOKENS)
+    second = first.with_weight(weights[1], bias=bias)
+    alone = EngineHead(weights[1], settings, target_vocab_size=V, row_tokens=ROW_TOKENS, bias=bias)
+    hidden = hidden_of(rng, 5, torch.bfloat16)
+    for step in range(8):
+        tokens = torch.randint(0, V, (7,), generator=rng)
+        for head in (first, alone):
+            head.begin([0], [tokens]) if step == 4 else head.observe(tokens)
+        for got, wanted in zip(second.topk(hidden, 3), alone.topk(hidden, 3), strict=True):
+            assert torch.equal(got, wanted)
+    assert not torch.equal(second.argmax(hidden), first.argmax(hidden))
+    weights[1].copy_(weights[1].roll(1, 0))
+    first.reload()
+    alone.reload()
+    assert torch.equal(second.row_logits(hidden), alone.row_logits(hidden))
+
+
+def test_another_weight_that_does_not_fit() -> None:
+    first = EngineHead(torch.randn(V, DIM), Settings(capacity=12, learn=False))
+    broken = torch.randn(V, DIM)
+    broken[3, 1] = torch.nan
+    with pytest.raises(ValueError, match=r"with_weight: expected finite rows, got \[3\]"):
+        first.with_weight(broken)
+    with pytest.raises(ValueError, match=r"weight: expected shape \[60, D\]"):
+        first.with_weight(torch.randn(V - 1, DIM))
+    with pytest.raises(TypeError, match="with_weight: weight"):
+        first.with_weight(torch.nn.Linear(DIM, V))  # type: ignore[arg-type]

@@ -455,7 +455,8 @@ def test_a_method_that_is_stale_does_not_matter() -> None:
     head = worker.draft_runner.model.lm_head
     head.quant_method = Method(head.weight.detach()[:V])
     attached = ActiveDraft(worker, Settings(capacity=V))
-    assert attached._rows.weight_scale is None and attached._rows.logit_scale == 1.0
+    (rows,) = attached._rows
+    assert rows.weight_scale is None and rows.logit_scale == 1.0
 
 
 def dp_attention(attn_tp_size: int = 1) -> Any:

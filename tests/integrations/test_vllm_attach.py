@@ -169,15 +169,70 @@ def test_a_module_for_each_step_with_one_head() -> None:
     assert not torch.equal(drafts[0], drafts[1])
 
 
-@pytest.mark.parametrize("other", [1, 2])
-def test_modules_with_heads_of_their_own(other: int) -> None:
+def own_heads(model: DraftModel) -> list[Any]:
+    """Return a head for each of two modules, the first the model's; the model has both."""
+    other = VocabParallelEmbedding(model.lm_head.weight.data.flip(0).clone(), V)
+    other.weight.data[V:] = 100.0
+    other.weight.data[:V] = torch.randn(V, DIM)
+    model.other = other
+    return [model.lm_head, other]
+
+
+@pytest.mark.parametrize("settings", [{}, {"mode": "packed"}, {"capacity": 7}], ids=str)
+@pytest.mark.parametrize("moved", [False, True], ids=["as they are", "normed"])
+def test_modules_with_heads_of_their_own(settings: Any, moved: bool) -> None:
+    """Step 2 is the first module's again. All heads follow one vocabulary."""
     model = draft_model()
-    heads = [model.lm_head] * 3
-    heads[other] = VocabParallelEmbedding(model.lm_head.weight.data.clone(), V)
-    with pytest.raises(
-        UnsupportedError, match=f"expected one LM head for all steps, got another in step {other}"
-    ):
+    heads = own_heads(model)
+    compute = modules(model, heads)
+    if not moved:
+        compute = lambda hidden, step: model.logits_processor(heads[step % 2], hidden)  # noqa: E731
+    drafter = drafter_of(model, compute=compute, **settings)
+    hidden = torch.randn(40, DIM)
+    for tokens in (torch.arange(0, 14, 2), torch.tensor([1, 3]), torch.arange(V)):
+        drafter.begin([0], [tokens])
+        active = sorted(drafter.head.slot_tokens()[0].tolist())
+        active = [token for token in active if token >= 0]
+        for step in range(3):
+            logits = compute(hidden, step)
+            best = torch.tensor(active)[logits[:, active].argmax(-1)]
+            assert torch.equal(drafter.draft(hidden, None, step), best)
+            wide = torch.full_like(logits, -torch.inf)
+            wide[:, active] = logits[:, active]
+            drawn = drafter.draw(lambda step=step: compute(hidden, step), None, step)
+            torch.testing.assert_close(drawn, wide)
+
+
+def test_the_heads_of_all_modules_are_loaded_again() -> None:
+    model = draft_model()
+    heads = own_heads(model)
+    compute = modules(model, heads)
+    drafter = drafter_of(model, compute=compute, mode="packed")
+    learn(drafter, torch.arange(V))
+    hidden = torch.randn(40, DIM)
+    before = drafter.draft(hidden, None, 1)
+    heads[1].weight.data[:V] = heads[1].weight.data[:V].roll(1, 1)
+    drafter.reload()
+    want = compute(hidden, 1).argmax(-1)
+    assert torch.equal(drafter.draft(hidden, None, 1), want) and not torch.equal(before, want)
+    heads[1].weight.data = heads[1].weight.data.clone()
+    with pytest.raises(UnsupportedError, match="reload_weights"):
+        drafter.reload()
+
+
+def test_heads_that_differ_in_their_rows() -> None:
+    model = draft_model()
+    heads = own_heads(model)
+    heads[1] = VocabParallelEmbedding(model.lm_head.weight.data[: V - 4].clone(), V - 4)
+    with pytest.raises(UnsupportedError, match="head in step 1: expected the rows, columns and sh"):
         drafter_of(model, compute=modules(model, heads))
+
+
+def test_the_log_tells_the_number_of_heads(caplog: pytest.LogCaptureFixture) -> None:
+    model = draft_model()
+    with caplog.at_level("INFO", "vllm"):
+        drafter_of(model, compute=modules(model, own_heads(model)))
+    assert ", 2 LM heads, vLLM" in caplog.text
 
 
 def test_a_map_other_than_the_models_own() -> None:
@@ -276,7 +331,7 @@ def test_each_rank_attaches_to_its_rows(monkeypatch: pytest.MonkeyPatch) -> None
     layer.weight = nn.Parameter(whole[16:], requires_grad=False)
     layer.tp_size, layer.tp_rank = 2, 1
     layer.shard_indices = SimpleNamespace(org_vocab_start_index=16, org_vocab_end_index=24)
-    monkeypatch.setattr(DraftLMHead, "tokens", lambda self, hidden: tokens)  # needs both ranks
+    monkeypatch.setattr(DraftLMHead, "tokens", lambda *_: tokens)  # needs both ranks
     calls: list[Any] = []
 
     def record(weight: Tensor, settings: Settings, **options: Any) -> None:

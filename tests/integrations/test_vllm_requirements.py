@@ -44,7 +44,7 @@ def test_no_drafter() -> None:
         check_config(none)
 
 
-@pytest.mark.parametrize("method", ["ngram", "suffix", "medusa", "dspark", None])
+@pytest.mark.parametrize("method", ["ngram", "suffix", "medusa", None])
 def test_methods_without_such_a_head(method: str | None) -> None:
     other = config()
     other.speculative_config.method = method

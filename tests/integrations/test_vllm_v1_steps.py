@@ -39,7 +39,7 @@ def test_a_step_of_step_3p5_that_fails_is_done_by_vllm() -> None:
         drafter = drafter_of(vllm)
         assert drafter is not None
         drafter.guard.start()
-        drafter._module = None
+        drafter._steps = []
         hidden = torch.randn(4, DIM)
         want = vllm.drafter.model.compute_logits(hidden, 1).argmax(-1)
         drafts, _ = vllm.drafter._sample_draft_tokens_for_step(hidden, None, spec_step_idx=1)

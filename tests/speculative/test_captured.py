@@ -26,10 +26,10 @@ from microspec_kernels.speculative import (
 from microspec_kernels.speculative.models.supported import WITH_EXPERTS
 
 from .models import VOCAB, eagle, example, noisy, tiny
-from .mtp import tensors, write
+from .mtp_modules import written as write_modules
 from .paths import pretended
 from .schedule import SHAPE, Text, figures, run
-from .test_mtp import is_known
+from .test_mtp import helpful, is_known, predictable
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real GPU")
 
@@ -174,19 +174,27 @@ def test_what_no_graph_can_capture_is_known(monkeypatch: pytest.MonkeyPatch) -> 
     assert not CausalModel(tiny("llama", rope_parameters=rope)).capturable
 
 
-@pytest.mark.parametrize("name", [name for name in ("mimo", "qwen3.5") if is_known(name)])
-def test_an_mtp_module(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One without experts is captured, and so reads no value on the host."""
-    model = example("llama")[0]
-    write(tmp_path, name, tensors(name))
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [(name, count) for name, count in (("mimo", 1), ("mimo", 3), ("qwen3.5", 1)) if is_known(name)],
+)
+def test_mtp_modules(
+    name: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Modules without experts are captured, and so read no value on the host."""
+    model = predictable()
+    states = [helpful(name, CausalModel(model), seed) for seed in range(count)]
+    write_modules(tmp_path, name, states)
+    shape = {**SHAPE, "depth": max(3, count + 2)}
 
     def texts(device: str) -> list[Request]:
         target = CausalModel(copy.deepcopy(model).to(device))
         draft = load_draft(tmp_path, target)
-        return run(Batch(target, draft, capacity=40, num_groups=2, **SHAPE), TEXTS)
+        return run(Batch(target, draft, capacity=40, num_groups=2, **shape), TEXTS)
 
     expected = texts("cpu")
     with pretended(monkeypatch) as device:
         requests = texts("cuda")
     assert [figures(one) for one in requests] == [figures(one) for one in expected]
+    assert any(length > 1 for one in requests for length in one.stats.acceptance_lengths)
     assert device.replays > 0 and device.waits == device.steps

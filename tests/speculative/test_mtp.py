@@ -150,9 +150,9 @@ def predictable() -> Any:
     return model
 
 
-def helpful(name: str, target: CausalModel) -> dict[str, Tensor]:
+def helpful(name: str, target: CausalModel, seed: int = 0) -> dict[str, Tensor]:
     """Make a module that is right now and then for `predictable`: it looks at the newest token."""
-    state, (prefix, _, enorm, _, project, norm) = tensors(name), NAMES[name]
+    state, (prefix, _, enorm, _, project, norm) = tensors(name, seed), NAMES[name]
     for part in state:
         if part.endswith(("o_proj.weight", "down_proj.weight")):
             state[part] *= 0.1
@@ -278,7 +278,7 @@ def test_the_module_is_found_in_the_targets_folder(kind: str, tmp_path: Path) ->
     (tmp_path / FILES[0]).touch()
     draft = load_draft(tmp_path, target)
     assert isinstance(draft, MtpDraft) and not draft.capturable
-    assert torch.equal(draft.eh_proj.weight, module[f"{prefix}eh_proj.weight"])
+    assert torch.equal(draft.eh_proj[0].weight, module[f"{prefix}eh_proj.weight"])
     result = generate(target, draft, text, 12, depth=3, tree_width=4, tree_size=12)
     assert result.tokens.tolist() == greedy(model, text, 12).tolist()
 
@@ -318,9 +318,12 @@ def test_tensors_that_do_not_fit(tmp_path: Path, target: CausalModel) -> None:
         f"model.layers.47.{part}": w.clone()
         for part, w in [("eh_proj.weight", state[name + "eh_proj.weight"])]
     }
-    refused(state | twice, "expected one MTP module, got model.layers.46., model.layers.47.")
+    refused(state | twice, "num_nextn_predict_layers: expected 2, got 1")
+    gap = {name.replace("47", "48"): weight for name, weight in twice.items()}
+    message = "expected 3 MTP modules, model.layers.46. to model.layers.48., got model.layers.46"
+    refused(state | gap, message)
     refused(state | {f"{name}extra": torch.ones(1)}, r"unknown tensors \['layers.0.extra'\]")
-    refused({n: w for n, w in state.items() if "hnorm" not in n}, r"missing .*\['hnorm.weight'\]")
+    refused({n: w for n, w in state.items() if "hnorm" not in n}, r"missing .*\['hnorm.0.weight'\]")
     gone = f"{name}mlp.experts.2.up_proj.weight"
     refused({n: w for n, w in state.items() if n != gone}, r"(unknown|missing) tensors .*experts.2")
     with pytest.raises(ValueError, match=r"missing fields \['hidden_size'"):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from microspec_kernels.engine import EngineHead, Settings, Shard
+from microspec_kernels.engine.draft_head import DraftHead
 from microspec_kernels.integrations.hooks import (
     Guard,
     LeftOut,
@@ -75,7 +76,8 @@ class ActiveDraft:
     Make it right after the worker gets its LM head and before its CUDA graphs are captured.
 
     Args:
-        worker: an EagleDraftWorker; its logits processor gets another LM head.
+        worker: an EagleDraftWorker, or a MultiLayerEagleDraftWorker, which has a model for each
+            step; the models' logits processors get other LM heads.
         settings: the user's settings.
         costs: what a step reads, for a capacity of "auto" and the choice of the head.
 
@@ -89,51 +91,73 @@ class ActiveDraft:
     """
 
     def __init__(self, worker: Any, settings: Settings, costs: StepCosts | None = None) -> None:
-        runner = worker.draft_runner
+        runners = _runners(worker)
+        runner = runners[0]
         vocab_size, lm_head_rows = worker.target_worker.model_config.vocab_size, _num_rows(worker)
-        self._rows = read_head(runner.model, lm_head_rows, runner.dtype)
-        self._lm_head, processor = runner.model.lm_head, runner.model.logits_processor
+        self._rows = [read_head(each.model, lm_head_rows, each.dtype) for each in runners]
+        first, lm_head, processor = (
+            self._rows[0],
+            runner.model.lm_head,
+            runner.model.logits_processor,
+        )
         self._dtype, self._drafts = runner.dtype, False
         try:
             self.head = EngineHead(
-                self._rows.weight,
+                first.weight,
                 settings,
                 num_requests=TEXTS,
                 tokenizer=_tokenizer() if settings.learn else None,
                 costs=costs,
                 writes=_writes(),
                 target_vocab_size=vocab_size,
-                row_tokens=worker.hot_token_id,
-                weight_scale=self._rows.weight_scale,
-                logit_scale=self._rows.logit_scale,
-                shard=_shard(self._lm_head, processor, lm_head_rows),
+                row_tokens=_token_map(worker),
+                weight_scale=first.weight_scale,
+                logit_scale=first.logit_scale,
+                shard=_shard(lm_head, processor, lm_head_rows),
             )
+            # By the weight's address: models that share the target's rows share its slab, too.
+            heads: dict[int, DraftHead] = {first.weight.data_ptr(): self.head}
+            for rows in self._rows:
+                if rows.weight.data_ptr() not in heads:
+                    heads[rows.weight.data_ptr()] = self.head.with_weight(
+                        rows.weight, weight_scale=rows.weight_scale, logit_scale=rows.logit_scale
+                    )
         except (ValueError, TypeError, OSError, ImportError) as error:
             raise UnsupportedError(
-                "sglang: EagleDraftWorker", "settings that fit the draft", error
+                f"sglang: {type(worker).__name__}", "settings that fit the draft", error
             ) from error
+        self._heads = [
+            (
+                each.model.lm_head,
+                heads[rows.weight.data_ptr()],
+                each.model.logits_processor._compute_lm_head,
+            )
+            for each, rows in zip(runners, self._rows, strict=True)
+        ]
         self._wide = WideLogits(self.head, lm_head_rows)
         self._numbers = RequestNumbers(TEXTS)
         self._token_requests = TokenRequests(self.head.vocab.device)
         self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
         self._opted_out: weakref.WeakSet[Any] = weakref.WeakSet()
         self._left_out = LeftOut(self.head.vocab.device)
-        alone = self._lm_head.tp_size == 1
-        self.choice = choice_of(self.head, costs, self._rows.weight, alone=alone, logger=logger)
+        alone = lm_head.tp_size == 1
+        self.choice = choice_of(self.head, costs, first.weight, alone=alone, logger=logger)
         self._metrics = Metrics(self.head, self.choice)
         then = _AFTER_A_FAILURE if self.choice.allowed else _OF_ONE_CAPTURE
         self.guard = Guard(logger, alone=alone, then=then, fall_back=self.choice.fail)
-        self._own_logits = processor._compute_lm_head
-        gathers = processor.do_tensor_parallel_all_gather
+        processors = [each.model.logits_processor for each in runners]
+        gathers = [each.do_tensor_parallel_all_gather for each in processors]
 
         def switch(dense: bool) -> None:
             # The active tokens' logits are those of all ranks already.
-            processor.do_tensor_parallel_all_gather = gathers and dense
+            for each, gather in zip(processors, gathers, strict=True):
+                each.do_tensor_parallel_all_gather = gather and dense
 
         self.choice.switch = switch
         switch(False)
-        processor._compute_lm_head = self.logits
-        _announce(worker, self.head)
+        for each in processors:
+            each._compute_lm_head = self.logits
+        _announce(worker, self.head, len(heads))
 
     def logits(
         self,
@@ -148,18 +172,20 @@ class ActiveDraft:
         Replaces LogitsProcessor._compute_lm_head, and calls it in a step of SGLang's own head.
 
         Raises:
-            UnsupportedError: the call has a bias or another LM head than the attached one.
+            UnsupportedError: the call has a bias or another LM head than the attached ones.
         """
-        if lm_head is not self._lm_head or embedding_bias is not None:
+        attached = next((each for each in self._heads if each[0] is lm_head), None)
+        if attached is None or embedding_bias is not None:
             other = type(lm_head).__name__
             raise UnsupportedError(
                 "sglang: the draft's LM head", "the one that was attached to", other
             )
+        _, head, own_logits = attached
         self._drafts = True
         if self.choice.dense:
-            own: Tensor = self._own_logits(hidden_states, lm_head, embedding_bias, out=out)
+            own: Tensor = own_logits(hidden_states, lm_head, embedding_bias, out=out)
             return own
-        return self._wide.logits(hidden_states.to(self._dtype), out)
+        return self._wide.logits(hidden_states.to(self._dtype), out, head)
 
     def drafts_for(self, batch: Any) -> None:
         """Choose the head for a batch of SGLang's. Call before the draft's steps of the batch."""
@@ -248,18 +274,30 @@ class ActiveDraft:
         Raises:
             UnsupportedError: the LM head's weight lies at another address now.
         """
-        if self._rows.moved():
-            raise UnsupportedError(
-                "sglang: update_weights", "the draft's LM head at its old address", "not"
-            )
-        self._rows.refresh()
+        for rows in self._rows:
+            if rows.moved():
+                raise UnsupportedError(
+                    "sglang: update_weights", "the draft's LM head at its old address", "not"
+                )
+            rows.refresh()
         self.head.reload()
+
+
+def _runners(worker: Any) -> list[Any]:
+    """Return the model runner of each draft step, or the one of all."""
+    return list(getattr(worker, "draft_runner_list", None) or [worker.draft_runner])
+
+
+def _token_map(worker: Any) -> Tensor | None:
+    """Return the token of each row; None if row i is token i, as with a model for each step."""
+    tokens: Tensor | None = getattr(worker, "hot_token_id", None)
+    return tokens
 
 
 def _num_rows(worker: Any) -> int:
     """Return the number of rows of a draft's LM head, without padding."""
-    if worker.hot_token_id is not None:
-        return len(worker.hot_token_id)
+    if (tokens := _token_map(worker)) is not None:
+        return len(tokens)
     return int(worker.target_worker.model_config.vocab_size)
 
 
@@ -295,13 +333,14 @@ def _shard(lm_head: Any, processor: Any, lm_head_rows: int) -> Shard | None:
     return Shard(lm_head_rows, start, ranks.device_group)
 
 
-def _announce(worker: Any, head: EngineHead) -> None:
+def _announce(worker: Any, head: EngineHead, count: int) -> None:
     import sglang
 
     logger.info(
-        "MicroSpec: attached to %s: %s, %s, SGLang %s",
+        "MicroSpec: attached to %s: %s, %s%s, SGLang %s",
         type(worker).__name__,
         type(worker.draft_runner.model).__name__,
         head,
+        f", {count} LM heads" if count > 1 else "",
         sglang.__version__,
     )

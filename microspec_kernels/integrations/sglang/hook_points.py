@@ -16,6 +16,7 @@ TESTED: tuple[str, ...] = ("0.5.20", "0.5.21", "0.5.22", "0.5.23")
 _WORKER = "sglang.srt.speculative.eagle_worker_v2"
 _GRAPHS = "sglang.srt.speculative.eagle_draft"
 _BACKEND = "sglang.srt.model_executor.runner_backend.base_cuda_graph_backend"
+_MULTI_LAYER = "sglang.srt.speculative.multi_layer_eagle_worker_v2"
 _UPDATER = "sglang.srt.managers.scheduler_components.weight_updater"
 UPDATES = ("disk", "distributed", "tensor", "ipc")
 """Sources of new weights: suffixes of the weight updater's `update_weights_from_` methods."""
@@ -47,6 +48,25 @@ HOOK_POINTS: tuple[Expectation, ...] = (
         _WORKER,
         "EAGLEWorkerV2.forward_batch_generation",
         ("self.draft_worker.draft", "self.verify"),
+    ),
+    # Drafts with a model for each step (--enable-multi-layer-eagle).
+    HookPoint(_MULTI_LAYER, "MultiLayerEagleDraftWorker.init_lm_head", ("self",)),
+    HookPoint(
+        _MULTI_LAYER,
+        "MultiLayerEagleDraftWorker._draft_extend_for_prefill",
+        ("self", "batch", "next_token_ids"),
+    ),
+    HookPoint(_MULTI_LAYER, "MultiLayerEagleDraftWorker.draft", ("self", "batch")),
+    HookPoint(_MULTI_LAYER, "MultiLayerEagleWorkerV2.verify", ("self", "batch")),
+    CallOrder(
+        _MULTI_LAYER,
+        "MultiLayerEagleWorkerV2.forward_batch_generation",
+        ("self.draft_worker.draft", "self.verify", "self.draft_worker._draft_extend_for_decode"),
+    ),
+    Attributes(
+        _MULTI_LAYER,
+        "MultiLayerEagleDraftWorker",
+        ("draft_runner", "draft_runner_list", "target_worker", "speculative_num_steps"),
     ),
     Attributes(
         "sglang.srt.layers.vocab_parallel_embedding",

@@ -14,7 +14,7 @@ from microspec_kernels.integrations.hooks.wrap import Original, wrap
 from .dense_graphs import capture_both, captures_one
 from .draft import ActiveDraft, attach
 from .hook_points import TESTED, UPDATES, hook_points
-from .requirements import check_config, check_settings
+from .requirements import check_config, check_settings, is_multi_layer
 
 _ATTRIBUTE = "microspec_draft"
 
@@ -45,7 +45,7 @@ def install() -> None:
 
 def _make_scheduler(settings: Settings, original: Any, *args: Any, **kwargs: Any) -> None:
     check_config()
-    _patch(settings)
+    _patch(settings, is_multi_layer())
     original(*args, **kwargs)
     worker = args[0].draft_worker
     if not hasattr(worker.draft_worker, _ATTRIBUTE):
@@ -60,8 +60,13 @@ def _make_scheduler(settings: Settings, original: Any, *args: Any, **kwargs: Any
         draft.guard.start()
 
 
-def _patch(settings: Settings) -> None:
-    """Wrap SGLang's methods directly: its registry would only log a missing method."""
+def _patch(settings: Settings, multi_layer: bool = False) -> None:
+    """Wrap SGLang's methods directly: its registry would only log a missing method.
+
+    Args:
+        settings: the user's settings.
+        multi_layer: whether a draft has a model for each step (--enable-multi-layer-eagle).
+    """
     from sglang.srt.managers.scheduler_components.weight_updater import (
         SchedulerWeightUpdaterManager,
     )
@@ -73,10 +78,19 @@ def _patch(settings: Settings) -> None:
 
     for runner in (EAGLEDraftCudaGraphRunner, EAGLEDraftExtendCudaGraphRunner):
         wrap(runner, "capture", _capture)
-    wrap(EagleDraftWorker, "init_lm_head", functools.partial(_attach, settings))
-    wrap(EagleDraftWorker, "_draft_extend_for_prefill", _extend_for_prefill)
-    wrap(EagleDraftWorker, "draft", _draft)
-    wrap(EAGLEWorkerV2, "verify", _verify)
+    workers: list[tuple[Any, Any]] = [(EagleDraftWorker, EAGLEWorkerV2)]
+    if multi_layer:
+        from sglang.srt.speculative.multi_layer_eagle_worker_v2 import (
+            MultiLayerEagleDraftWorker,
+            MultiLayerEagleWorkerV2,
+        )
+
+        workers.append((MultiLayerEagleDraftWorker, MultiLayerEagleWorkerV2))
+    for drafts, verifies in workers:
+        wrap(drafts, "init_lm_head", functools.partial(_attach, settings))
+        wrap(drafts, "_draft_extend_for_prefill", _extend_for_prefill)
+        wrap(drafts, "draft", _draft)
+        wrap(verifies, "verify", _verify)
     for source in UPDATES:
         wrap(SchedulerWeightUpdaterManager, f"update_weights_from_{source}", _update_weights)
 

@@ -16,10 +16,8 @@ _UNQUANTISED = ("UnquantizedEmbeddingMethod", "UnquantizedLinearMethod")
 _UNTESTED = "the plugin was not tested with it"
 _RANKS = "a rank would see a part of the requests or of the layers"
 _EXPECTED: tuple[tuple[str, object, str], ...] = (
-    ("spec.speculative_use_rejection_sampling", False, "it needs probabilities over all of V"),
     ("spec.speculative_token_map", None, "the active vocabulary takes the place of a fixed one"),
     ("spec.speculative_adaptive", False, _UNTESTED),
-    ("spec.enable_multi_layer_eagle", False, _UNTESTED),
     ("schedule.enable_mixed_chunk", False, _UNTESTED),
     ("lora.enable_lora", False, _UNTESTED),
     ("exec.features.enable_memory_saver", False, _UNTESTED),
@@ -59,6 +57,13 @@ def check_config() -> None:
         if got != expected and not (expected is False and got is None):
             name = path.rpartition(".")[2]
             raise UnsupportedError(f"sglang: {name}", f"{expected!r}, as {why}", repr(got))
+
+
+def is_multi_layer() -> bool:
+    """Return whether a draft has a model for each of its steps."""
+    from sglang.srt.runtime_context import get_spec
+
+    return bool(get_spec().enable_multi_layer_eagle)
 
 
 def read_head(model: Any, lm_head_rows: int, dtype: torch.dtype) -> StoredRows:

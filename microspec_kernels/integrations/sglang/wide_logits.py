@@ -3,7 +3,8 @@
 
 SGLang's fused chain of top-1 drafts runs only without a token map of the plugin, and its asserts
 compare each choice with the number of tokens. With a column for each row of the LM head, both work
-as they do without the plugin, and a choice keeps its meaning when the vocabulary changes. For M
+as they do without the plugin, and a choice keeps its meaning when the vocabulary changes. Their
+softmax is the law that a draft is drawn from, so SGLang's rejection sampling is exact, too. For M
 rows of hidden states this writes 4 · M · R bytes; the product with the whole head and its
 conversion to fp32 write at least 6 · M · R.
 """
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from microspec_kernels.engine import EngineHead
+from microspec_kernels.engine.draft_head import DraftHead
 
 INACTIVE = -1e30
 """The logit of inactive tokens. -inf would trip SGLang's asserts; softmax gives 0 for either."""
@@ -43,11 +45,14 @@ class WideLogits:
         ids = self._head.vocab.ids[0]
         torch.ops.aten.index.Tensor_out(self._columns_of_ids, [ids], out=self._columns)
 
-    def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
+    def logits(
+        self, hidden: Tensor, out: Tensor | None = None, head: DraftHead | None = None
+    ) -> Tensor:
         """Return fp32 [M, R] for hidden states [M, D]. May be captured.
 
         Args:
             hidden: the input of the LM head.
+            head: another LM head over the same vocabulary.
             out: a buffer to use if it is fp32 [M, R].
         """
         shape = (len(hidden), self._rows)
@@ -55,6 +60,6 @@ class WideLogits:
             wide = out.fill_(INACTIVE)
         else:
             wide = torch.full(shape, INACTIVE, device=hidden.device)
-        slots = self._head.slot_logits(hidden)
+        slots = (head or self._head).slot_logits(hidden)
         # The largest, not the last: several empty slots share column 0.
         return wide.scatter_reduce_(1, self._columns.expand_as(slots), slots, "amax")

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from microspec_kernels.engine import EngineHead, Settings, Shard
+from microspec_kernels.engine.draft_head import DraftHead
 from microspec_kernels.integrations.hooks import (
+    StoredRows,
     UnsupportedError,
     can_win,
     choice_of,
@@ -18,8 +20,8 @@ from microspec_kernels.integrations.hooks import (
 )
 
 from .api_metrics import labels_of
-from .draft_lm_head import ComputeLogits, DraftLMHead
-from .drafter import Drafter
+from .draft_lm_head import ComputeLogits, DraftLMHead, Handed
+from .drafter import Drafter, StepHead
 from .metrics import Metrics
 from .requirements import read_head
 
@@ -69,15 +71,21 @@ def attach(
     lm_head = DraftLMHead(model, compute_logits)
     device = next(model.parameters()).device
     hidden = torch.zeros(1, hidden_size, dtype=vllm_config.model_config.dtype, device=device)
-    handed = lm_head.find(hidden, vllm_config.speculative_config.num_speculative_tokens)
-    layer = handed.lm_head
-    rows = read_head(layer, handed.processor, handed.hidden, settings.slab_dtype)
-    lm_head_rows = min(layer.org_vocab_size, handed.processor.org_vocab_size)
-    tokens = _row_tokens(model, lm_head_rows, lm_head.tokens(hidden))
+    steps = lm_head.find(hidden, vllm_config.speculative_config.num_speculative_tokens)
+    layer = steps[0].lm_head
+    lm_head_rows = min(layer.org_vocab_size, steps[0].processor.org_vocab_size)
+    # By layer, because modules of multi-token prediction may have one each.
+    read: dict[int, StoredRows] = {}
+    tokens: Tensor | None = None
+    for step, handed in enumerate(steps):
+        if id(handed.lm_head) not in read:
+            _check_like(handed, steps[0], step)
+            tokens = _row_tokens(model, lm_head_rows, lm_head.tokens(hidden, step))
+            read[id(handed.lm_head)] = read_head(
+                handed.lm_head, handed.processor, handed.hidden, settings.slab_dtype
+            )
+    rows = read[id(layer)]
     start = min(layer.shard_indices.org_vocab_start_index, lm_head_rows)
-    bias = None if handed.bias is None else handed.bias[: len(rows.weight)]
-    if bias is not None and rows.logit_scale != 1.0:
-        bias = bias / rows.logit_scale  # EngineHead scales the bias, too
     shared, config = settings.vocabulary == "shared", vllm_config.model_config
     costs = step_costs(
         target,
@@ -106,19 +114,50 @@ def attach(
             writes=vllm_config.parallel_config.data_parallel_index == 0,
             target_vocab_size=config.get_vocab_size(),
             row_tokens=tokens,
-            weight_scale=rows.weight_scale,
-            logit_scale=rows.logit_scale,
-            bias=bias,
             shard=_shard(layer, lm_head_rows, start),
+            **_operands(steps[0], rows),
         )
+        heads: dict[int, DraftHead] = {id(layer): head}
+        for handed in steps:
+            if id(handed.lm_head) not in heads:
+                others = read[id(handed.lm_head)]
+                heads[id(handed.lm_head)] = head.with_weight(
+                    others.weight, **_operands(handed, others)
+                )
     except (ValueError, TypeError, OSError, ImportError) as error:
         raise UnsupportedError(f"vllm: {name}", "settings that fit the draft", error) from error
     if not shared and max_requests * head.capacity > lm_head_rows:
         logger.warning(_MORE_ROWS, max_requests, head.capacity, lm_head_rows)
-    _announce(name, model, head)
+    _announce(name, model, head, len(heads))
     choice = choice_of(head, costs, rows.weight, alone=layer.tp_size == 1, logger=logger)
     metrics = Metrics(head, choice, layer.tp_rank == 0, labels_of(vllm_config))
-    return Drafter(lm_head, layer, rows, head, metrics, choice)
+    used = [
+        StepHead(each.lm_head, read[id(each.lm_head)], heads[id(each.lm_head)]) for each in steps
+    ]
+    return Drafter(lm_head, used, head, metrics, choice)
+
+
+def _check_like(handed: Handed, first: Handed, step: int) -> None:
+    """Refuse a step's LM head that has other rows than that of the first step."""
+
+    def shape(each: Handed) -> tuple[Any, ...]:
+        held = each.lm_head.shard_indices
+        columns = each.hidden.size(-1)
+        rows = min(each.lm_head.org_vocab_size, each.processor.org_vocab_size)
+        return rows, columns, held.org_vocab_start_index, held.org_vocab_end_index
+
+    if shape(handed) != shape(first):
+        where = f"vllm: the draft's LM head in step {step}"
+        expected = f"the rows, columns and shard of step 0, {shape(first)}"
+        raise UnsupportedError(where, expected, shape(handed))
+
+
+def _operands(handed: Handed, rows: StoredRows) -> dict[str, Any]:
+    """Return the operands of an LM head beside its weight."""
+    bias = None if handed.bias is None else handed.bias[: len(rows.weight)]
+    if bias is not None and rows.logit_scale != 1.0:
+        bias = bias / rows.logit_scale  # EngineHead scales the bias, too
+    return {"weight_scale": rows.weight_scale, "logit_scale": rows.logit_scale, "bias": bias}
 
 
 def _row_tokens(model: Any, lm_head_rows: int, finite_tokens: Tensor) -> Tensor | None:
@@ -155,13 +194,14 @@ def _shard(layer: Any, lm_head_rows: int, start: int) -> Shard | None:
     return Shard(lm_head_rows, start, group.device_group, partial(group.all_gather, dim=0))
 
 
-def _announce(name: str, model: Any, head: EngineHead) -> None:
+def _announce(name: str, model: Any, head: EngineHead, count: int) -> None:
     import vllm
 
     logger.info(
-        "MicroSpec: attached to %s: %s, %s, vLLM %s",
+        "MicroSpec: attached to %s: %s, %s%s, vLLM %s",
         name,
         type(model).__name__,
         head,
+        f", {count} LM heads" if count > 1 else "",
         vllm.__version__,
     )

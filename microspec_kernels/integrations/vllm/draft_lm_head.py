@@ -54,7 +54,7 @@ class DraftLMHead:
         self._compute_logits = compute_logits or (lambda hidden, _: model.compute_logits(hidden))
         self._where = f"vllm: {type(model).__name__}.compute_logits"
         self._stops = False
-        self._direct: tuple[nn.Module, str] | None = None
+        self._direct: list[tuple[nn.Module, str]] | None = None
         self._processors: list[Any] = [
             part for part in model.modules() if isinstance(part, LogitsProcessor)
         ]
@@ -82,47 +82,45 @@ class DraftLMHead:
             self._stops = False
         raise UnsupportedError(self._where, "a call of the model's LogitsProcessor", "none")
 
-    def find(self, hidden: Tensor, steps: int) -> Handed:
-        """Return what the LM head receives in the draft's first step. Call once, at attach.
+    def find(self, hidden: Tensor, steps: int) -> list[Handed]:
+        """Return what the LM head receives in each of the draft's steps. Call once, at attach.
 
         Finds out whether the model hands hidden states on as they are, in all steps.
 
         Args:
             hidden: [1, H], any hidden state of the width that vLLM passes.
-            steps: the number of the draft's steps, all of which are tried.
+            steps: the number of the draft's steps.
 
         Raises:
-            UnsupportedError: the model's code fails on the hidden state, or its steps have several
-                LM heads.
+            UnsupportedError: the model's code fails on the hidden state.
         """
         try:
-            first, *others = all_handed = [self.handed(hidden, step) for step in range(steps)]
+            handed = [self.handed(hidden, step) for step in range(steps)]
         except Exception as error:
             expected = f"logits of hidden states [1, {hidden.size(1)}]"
             raise UnsupportedError(self._where, expected, repr(error)) from error
-        for step, other in enumerate(others, 1):
-            if other.lm_head is not first.lm_head:
-                expected, got = "one LM head for all steps", f"another in step {step}"
-                raise UnsupportedError(self._where, expected, got)
-        if all(each.hidden is hidden for each in all_handed):
-            for module in self._model.modules():
-                for name, child in module.named_children():
-                    if child is first.lm_head:
-                        self._direct = (module, name)
-        return first
+        if all(each.hidden is hidden for each in handed):
+            places = {
+                id(child): (module, name)
+                for module in self._model.modules()
+                for name, child in module.named_children()
+            }
+            if all(id(each.lm_head) in places for each in handed):
+                self._direct = [places[id(each.lm_head)] for each in handed]
+        return handed
 
     def input_of(self, hidden: Tensor, lm_head: Any, step: int = 0) -> Tensor:
         """Return the input of the LM head for the draft's hidden states [N, H].
 
         Args:
             hidden, step: as for :meth:`handed`.
-            lm_head: the head that :meth:`find` found.
+            lm_head: the head that :meth:`find` found for the step.
 
         Raises:
             UnsupportedError: the model calls another LM head now.
         """
         if self._direct is not None:
-            owner, name = self._direct
+            owner, name = self._direct[step]
             found, result = getattr(owner, name), hidden
         else:
             handed = self.handed(hidden, step)
@@ -158,15 +156,16 @@ class DraftLMHead:
             for processor in self._processors:
                 del processor.forward
 
-    def tokens(self, like: Tensor) -> Tensor:
+    def tokens(self, like: Tensor, step: int = 0) -> Tensor:
         """Return the target's tokens with finite logits in the model's own output, int64 ascending.
 
         Waits for the device.
 
         Args:
             like: any hidden state [1, H].
+            step: as for :meth:`handed`.
         """
-        logits: Tensor = self._compute_logits(torch.zeros_like(like), 0)
+        logits: Tensor = self._compute_logits(torch.zeros_like(like), step)
         self.dtype = logits.dtype
         return logits[0].isfinite().nonzero()[:, 0]
 

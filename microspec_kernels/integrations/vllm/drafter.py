@@ -3,11 +3,13 @@
 
 import logging
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from microspec_kernels.engine import EngineHead
+from microspec_kernels.engine.draft_head import DraftHead
 from microspec_kernels.integrations.hooks import (
     Guard,
     HeadChoice,
@@ -44,14 +46,28 @@ def is_decided(holder: Any) -> bool:
     return hasattr(holder, _ATTRIBUTE)
 
 
+@dataclass(frozen=True)
+class StepHead:
+    """The LM head of a draft's step.
+
+    Attributes:
+        module: vLLM's layer.
+        rows: the rows of `module` that `head` reads.
+        head: scores the active ones.
+    """
+
+    module: Any
+    rows: StoredRows
+    head: DraftHead
+
+
 class Drafter:
     """Pass what the runner's hooks receive to the draft's :class:`EngineHead`.
 
     Args:
         lm_head: the draft model's LM head.
-        module: vLLM's layer of that head.
-        rows: the rows of `module` that `head` reads.
-        head: an :class:`EngineHead` over `rows`.
+        steps: the head of each of the draft's steps. Several may be the same object.
+        head: an :class:`EngineHead` over the vocabulary of all of them: that of the first step.
         metrics: reports the head's counters.
         choice: chooses between `head` and vLLM's own.
 
@@ -62,21 +78,20 @@ class Drafter:
     def __init__(
         self,
         lm_head: DraftLMHead,
-        module: Any,
-        rows: StoredRows,
+        steps: Sequence[StepHead],
         head: EngineHead,
         metrics: Metrics,
         choice: HeadChoice,
     ) -> None:
         self.head, self.choice = head, choice
-        self._lm_head, self._module, self._rows, self._metrics = lm_head, module, rows, metrics
+        self._lm_head, self._steps, self._metrics = lm_head, steps, metrics
         self._token_requests = TokenRequests(head.vocab.device)
         self._left_out = LeftOut(head.vocab.device)
         self._likeliest: Tensor | None = None
         self._opted_out: set[Hashable] = set()
         self._drafts = False
         then = _AFTER_A_FAILURE + ("" if choice.allowed else _OF_ONE_CAPTURE)
-        alone = module.tp_size == 1
+        alone = steps[0].module.tp_size == 1
         self.guard = Guard(logger, alone=alone, then=then, fall_back=choice.fail)
 
     def leaves_to_vllm(self) -> bool:
@@ -97,10 +112,13 @@ class Drafter:
             UnsupportedError: the model calls another LM head than the attached one.
         """
         self._drafts = True
-        handed = self._lm_head.input_of(hidden, self._module, step)
-        return self.head.argmax(handed, None if self.head.shared else request_index)
+        used = self._steps[step]
+        handed = self._lm_head.input_of(hidden, used.module, step)
+        return used.head.argmax(handed, None if self.head.shared else request_index)
 
-    def draw(self, sample: Callable[[], Any], request_index: Tensor | None = None) -> Any:
+    def draw(
+        self, sample: Callable[[], Any], request_index: Tensor | None = None, step: int = 0
+    ) -> Any:
         """Return the tokens that vLLM draws from the logits of the active tokens. May be captured.
 
         Inactive tokens have -inf, also in the logits that vLLM keeps for its rejection sampler, so
@@ -108,15 +126,15 @@ class Drafter:
 
         Args:
             sample: vLLM's own draft step.
-            request_index: as for :meth:`draft`.
+            request_index, step: as for :meth:`draft`.
 
         Raises:
             UnsupportedError: the model calls another LM head than the attached one.
         """
         self._drafts = True
-        groups = None if self.head.shared else request_index
+        groups, used = None if self.head.shared else request_index, self._steps[step]
         with self._lm_head.replaced(
-            self._module, lambda hidden: self.head.row_logits(hidden, groups)
+            used.module, lambda hidden: used.head.row_logits(hidden, groups)
         ):
             return sample()
 
@@ -237,11 +255,12 @@ class Drafter:
         Raises:
             UnsupportedError: the weights lie at another address now.
         """
-        if self._rows.moved():
-            raise UnsupportedError(
-                "vllm: reload_weights", "the draft's LM head at its old address", "other"
-            )
-        self._rows.refresh()
+        for used in self._steps:
+            if used.rows.moved():
+                raise UnsupportedError(
+                    "vllm: reload_weights", "the draft's LM head at its old address", "other"
+                )
+            used.rows.refresh()
         self.head.reload()
 
     def stats(self, wait: bool = True) -> dict[str, Any] | None:

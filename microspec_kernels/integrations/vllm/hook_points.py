@@ -102,12 +102,26 @@ _RUNNER_V2: tuple[Expectation, ...] = (
         ("self.structured_outputs_worker.apply_grammar_bitmask", "self.rejection_sampler"),
     ),
     CallOrder(f"{_V2}.spec_decode.dflash.speculator", "DFlashSpeculator._generate_draft", _DRAFTS),
+    # DSpark samples by itself, from the logits that the plugin replaces.
+    *(
+        CallOrder(
+            f"{_V2}.spec_decode.dspark.speculator",
+            f"DSparkSpeculator.{sampler}",
+            ("self.model.compute_draft_logits",),
+        )
+        for sampler in ("_sample_sequential", "_sample_sequential_topk")
+    ),
+    Attributes(f"{_V2}.spec_decode.dflash.speculator", "DFlashSpeculator", ("sample_idx_mapping",)),
     CallOrder(
         f"{_V2}.spec_decode.multi_module_mtp.speculator",
         "MultiModuleMTPSpeculator._generate_drafts",
         _DRAFTS,
     ),
-    Attributes(_SPECULATOR, "DraftModelSpeculator", ("hidden_size", "max_num_reqs", "model")),
+    Attributes(
+        _SPECULATOR,
+        "DraftModelSpeculator",
+        ("draft_model_config", "hidden_size", "max_num_reqs", "model"),
+    ),
     Attributes(
         f"{_V2}.input_batch",
         "InputBatch",

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from microspec_kernels.integrations.hooks import StoredRows, UnsupportedError, stored_rows
 
-METHODS = ("eagle", "eagle3", "mtp", "draft_model", "dflash")
-"""Supported speculative_config.method values: drafts whose tokens are the best of an LM head."""
+METHODS = ("eagle", "eagle3", "mtp", "draft_model", "dflash", "dspark")
+"""Supported speculative_config.method values: drafts that choose by the logits of an LM head."""
 
 _OTHER_CHOICE = (
     *("DFlash2DraftModel", "DFlash2BeamDraftModel", "LiLiCorrDraftModel"),

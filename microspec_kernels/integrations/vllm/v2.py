@@ -46,6 +46,7 @@ def _load_draft_model(original: Original, arguments: Mapping[str, Any]) -> None:
     speculator = arguments["self"]
     settings = settings_of(speculator.vllm_config)
     if settings is not None:
+        in_a_block = hasattr(speculator, "_sample_sequential")  # DSpark
         drafter = attach(
             type(speculator).__name__,
             speculator.model,
@@ -53,12 +54,17 @@ def _load_draft_model(original: Original, arguments: Mapping[str, Any]) -> None:
             settings,
             max_requests=speculator.max_num_reqs,
             target=arguments["target_model"],
-            hidden_size=speculator.hidden_size,
+            # DSpark's head reads the draft's own width also where DeepSeek-V4's MTP reads several.
+            hidden_size=speculator.draft_model_config.get_hidden_size()
+            if in_a_block
+            else speculator.hidden_size,
             # Since vLLM 0.32, which passes the step to multi-token prediction with several modules.
             compute_logits=getattr(speculator, "compute_draft_logits", None),
         )
         hold(speculator, drafter)
         wrap(type(speculator), "capture", _capture)
+        if in_a_block and drafter is not None:
+            _replace_block_logits(speculator)
 
 
 def _capture(original: Original, arguments: Mapping[str, Any]) -> None:
@@ -67,6 +73,29 @@ def _capture(original: Original, arguments: Mapping[str, Any]) -> None:
         original()
     else:
         capture_both(arguments["self"], original, drafter.choice)
+
+
+def _replace_block_logits(speculator: Any) -> None:
+    """Let DSpark's logits of a block, all positions of all requests, be the active tokens'.
+
+    DSpark then adds to each position a bias by the token before it, over all of V, and chooses.
+    Inactive tokens have -inf, and so have none of its choices. The bias has an LM head of its own,
+    which stays as it is.
+    """
+    model = speculator.model
+    dense = model.compute_draft_logits
+
+    def compute_draft_logits(hidden_states: Tensor) -> Any:
+        drafter = drafter_of(speculator)
+        if drafter is None or drafter.leaves_to_vllm():
+            return dense(hidden_states)
+        request_index = speculator.sample_idx_mapping[: len(hidden_states)]
+        return drafter.guard.run(
+            lambda: drafter.draw(lambda: dense(hidden_states), request_index),
+            lambda: dense(hidden_states),
+        )
+
+    model.compute_draft_logits = compute_draft_logits
 
 
 def _load_model(original: Original, arguments: Mapping[str, Any]) -> Any:
@@ -84,9 +113,9 @@ def _sample_draft(original: Original, arguments: Mapping[str, Any]) -> Any:
     if drafter is None or drafter.leaves_to_vllm():
         return original()
     hidden, request_index = arguments["hidden_states"], arguments["idx_mapping"]
-    if arguments.get("draft_logits") is not None:
-        return drafter.guard.run(lambda: drafter.draw(original, request_index), original)
     step = arguments.get("spec_step_idx", 0)
+    if arguments.get("draft_logits") is not None:
+        return drafter.guard.run(lambda: drafter.draw(original, request_index, step), original)
     return drafter.guard.run(lambda: drafter.draft(hidden, request_index, step), original)
 
 
@@ -147,8 +176,8 @@ def _observe(drafter: Drafter, batch: Any, sampled: Tensor, num_sampled: Tensor)
     requests, verified, rows = indices.tolist(), None, None
     opted_out = drafter.opted_out_of(requests)
     if drafter.head.settings.target_top_k and (opted_out or not drafter.head.shared):
-        rows = np.diff(batch.cu_num_logits_np[: batch.num_reqs + 1])
-        verified = indices.repeat(rows).tolist()
+        counts = np.diff(batch.cu_num_logits_np[: batch.num_reqs + 1])
+        verified, rows = indices.repeat(counts).tolist(), counts.tolist()
     drafter.observe(
         sampled, requests, num_sampled, verified, opted_out=opted_out, verified_rows=rows
     )

@@ -78,8 +78,8 @@ def load_draft(
 
     Supported are EAGLE-1/2 (and HASS, which has the same tensors) and EAGLE-3 as the official code,
     SpecForge or `speculators` write it. In the target's own folder it is the multi-token-prediction
-    module, with the names of DeepSeek, Qwen or MiMo (see `mtp.LAYOUTS`); only the module's tensors
-    are read. A checkpoint of none of these kinds, without `fc.weight`, is
+    modules, with the names of DeepSeek, Qwen or MiMo (see `mtp.LAYOUTS`); only their tensors are
+    read. A checkpoint of none of these kinds, without `fc.weight`, is
     loaded as a causal LM with the target's vocabulary. The prefix `model.` and rotary buffers,
     which some exporters add, are removed. The draft's own `embed_tokens.weight` and
     `lm_head.weight`, if present, replace the target's.
@@ -102,9 +102,9 @@ def load_draft(
         refuse_others(config, (), what)
         raise
     if module:
-        layout, prefix = module
-        state = dequantised(tensors_in(folder, prefix))
-        return mtp_draft(config, state, layout, prefix, target, what)
+        layout, prefixes = module
+        states = [dequantised(tensors_in(folder, prefix)) for prefix in prefixes]
+        return mtp_draft(config, states, layout, prefixes, target, what)
     refuse_others(config, (), what)
     state = {
         name.removeprefix("model."): tensor

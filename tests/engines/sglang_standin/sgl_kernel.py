@@ -148,6 +148,54 @@ def verify_tree_greedy_cpu(
         predicts[retrive_index[request, node]] = target[request, node]
 
 
+def tree_speculative_sampling_target_only(
+    *,
+    predicts: Tensor,
+    accept_index: Tensor,
+    accept_token_num: Tensor,
+    candidates: Tensor,
+    retrive_index: Tensor,
+    retrive_next_token: Tensor,
+    retrive_next_sibling: Tensor,
+    uniform_samples: Tensor,
+    uniform_samples_for_final_sampling: Tensor,
+    target_probs: Tensor,
+    draft_probs: Tensor,
+    threshold_single: float,
+    threshold_acc: float,
+    deterministic: bool,
+) -> None:
+    """Walk down each tree: accept the sibling at which the running sum of p exceeds the coin.
+
+    If none does, the text goes on with a token drawn from p without the siblings.
+    """
+    assert threshold_single == threshold_acc == 1.0
+    for request, tokens in enumerate(candidates.tolist()):
+        node, accepted = 0, 0
+        accept_index[request, 0] = retrive_index[request, 0]
+        while True:
+            rest = target_probs[request, node].double().clone()
+            coin, total = float(uniform_samples[request, node]), 0.0
+            child = -1
+            if accepted + 1 < accept_index.size(1):
+                child = retrive_next_token[request, node].item()
+            while child != -1:
+                total += float(target_probs[request, node, tokens[child]])
+                if coin <= total:
+                    break
+                rest[tokens[child]] = 0.0
+                child = retrive_next_sibling[request, child].item()
+            if child == -1:
+                break
+            predicts[retrive_index[request, node]] = tokens[child]
+            node, accepted = child, accepted + 1
+            accept_index[request, accepted] = retrive_index[request, node]
+        accept_token_num[request] = accepted
+        sums = rest.cumsum(0)
+        drawn = torch.searchsorted(sums, uniform_samples_for_final_sampling[request] * sums[-1])
+        predicts[retrive_index[request, node]] = drawn
+
+
 def rotate_input_ids_cpu(*operands: Tensor) -> None:
     """Fail: only EAGLE with several layers calls this, and no test runs it."""
     raise NotImplementedError

@@ -272,3 +272,17 @@ def test_one_ancestor_mask_serves_all_texts() -> None:
     chain = torch.ones(1, 4, 4, dtype=torch.bool).tril()
     assert torch.equal(cache.mask(chain), cache.mask(chain.expand(3, -1, -1)))
     assert torch.equal(cache.causal(4), cache.mask(chain))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_masks_that_are_added_to_scores(dtype: torch.dtype) -> None:
+    def masks(cache: KVCache) -> list[Tensor]:
+        cache.lengths += torch.tensor([2, 0, 5])
+        causal = cache.causal(4)
+        within = cache.within(causal, cache.ahead(4), 3)
+        return [cache.mask(), causal, within, cache.alone(3)]
+
+    both = zip(masks(KVCache(1, CPU, 3)), masks(KVCache(1, CPU, 3, dtype)), strict=True)
+    for seen, added in both:
+        assert seen.dtype == torch.bool and added.dtype == dtype
+        assert torch.equal(added == 0, seen) and torch.equal(added == -torch.inf, ~seen)

@@ -266,3 +266,17 @@ def test_best_nodes_are_the_best_and_a_tree(data: st.DataObject, count: int, siz
         assert all(by_node[node] >= by_node[other] for node in chosen for other in left_out)
         found = tree.parents[text, : len(chosen)].tolist()
         assert [chosen[parent] for parent in found] == [parents[text][node] for node in chosen]
+
+
+def test_a_deep_chain_has_all_its_ancestors() -> None:
+    """The ways between its ends are more than fp32 can count."""
+    count = 400
+    nodes = torch.arange(count)
+    tree = best_nodes(
+        torch.cat((nodes, torch.tensor([-1])))[None],
+        torch.cat((nodes.sub(1).clamp(min=0), torch.tensor([0])))[None],
+        nodes[None].float(),
+        TreeShape(count, 1, count),
+    )
+    assert torch.equal(tree.ancestor_mask[0], torch.ones(count, count, dtype=torch.bool).tril())
+    assert torch.equal(tree.depths[0], nodes)

@@ -52,7 +52,7 @@ class DenseSteps:
         self.reset()
 
     def reset(self) -> None:
-        """Start anew with the active vocabulary. Call after :meth:`EngineHead.reset`."""
+        """Reset to the active vocabulary and no tokens. Call after :meth:`EngineHead.reset`."""
         self.dense = False
         self._steps = self._requests = 0
         self._totals = 0, 0  # hits and misses when the coverage was last updated

@@ -27,7 +27,8 @@ def test_requests_that_opt_out_leave_no_trace(checkpoints: Path, runner: str) ->
     done = run(checkpoints, runner, "noisy", "eagle", beside, settings=SMALL, engine=CHUNKED)
     assert done.rounds == without.rounds[:1], done.log
     (stats,) = done.stats
-    assert stats["hits"] + stats["misses"] == one[1]["max_tokens"]
+    # The step that ends the text may have written a few tokens more.
+    assert 0 <= stats["hits"] + stats["misses"] - one[1]["max_tokens"] <= 4
 
 
 def test_steps_go_dense_and_come_back(checkpoints: Path) -> None:

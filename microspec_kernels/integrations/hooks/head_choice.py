@@ -91,7 +91,7 @@ class HeadChoice:
         self.use(False)
 
     def reset(self) -> None:
-        """Start anew with the active vocabulary. Call after :meth:`EngineHead.reset`."""
+        """Reset to the active vocabulary and no tokens. Call after :meth:`EngineHead.reset`."""
         if self._by_cost is not None:
             self._by_cost.reset()
         self.dense_steps = 0

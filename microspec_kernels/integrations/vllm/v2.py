@@ -173,11 +173,11 @@ def _observe_verification(original: Original, arguments: Mapping[str, Any]) -> A
 
 def _observe(drafter: Drafter, batch: Any, sampled: Tensor, num_sampled: Tensor) -> None:
     indices = batch.idx_mapping_np[: batch.num_reqs]
-    requests, verified, rows = indices.tolist(), None, None
-    opted_out = drafter.opted_out_of(requests)
+    requests = indices.tolist()
+    opted_out, verified, rows = drafter.opted_out_of(requests), None, None
     if drafter.head.settings.target_top_k and (opted_out or not drafter.head.shared):
-        counts = np.diff(batch.cu_num_logits_np[: batch.num_reqs + 1])
-        verified, rows = indices.repeat(counts).tolist(), counts.tolist()
+        rows = np.diff(batch.cu_num_logits_np[: batch.num_reqs + 1]).tolist()
+        verified = indices.repeat(rows).tolist()
     drafter.observe(
         sampled, requests, num_sampled, verified, opted_out=opted_out, verified_rows=rows
     )

@@ -80,6 +80,7 @@ def test_the_tree_is_the_loops(weight: Tensor, layer: DraftLayer) -> None:
     cache: Any = SimpleNamespace(
         ahead=lambda count: torch.arange(count)[None],
         mask=lambda: torch.zeros(1, 1, 0, dtype=torch.bool),
+        alone=lambda count: torch.eye(count, dtype=torch.bool)[None],
         drop=lambda: None,
     )
     tree = grow(

@@ -173,6 +173,7 @@ def known(seconds: Mapping[tuple[str, str], float]) -> Any:
 def test_tokens_a_second_of_known_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     step = {
         "dense": 0.040,
+        "dense nvfp4": 0.030,
         "static 32k": 0.025,
         "NanoSpec": 0.024,
         "indexed": 0.021,

@@ -37,7 +37,7 @@ class DraftHead:
     def __init__(
         self, model: Model, weight: Tensor, ids: Tensor | None = None, compile_too: bool = False
     ) -> None:
-        self.weight, self.ids, self.softcap = weight, ids, model.softcap
+        self.weight, self.ids, self.softcap, self.dim = weight, ids, model.softcap, model.dim
         job = plain_topk if ids is None else nanospec_topk
         self.job: Any = compiled(job) if compile_too else job
 
@@ -67,12 +67,42 @@ class DraftHead:
 
     def validate(self, name: str, allowed: float = 1e-4) -> None:
         """Check ``best`` of random features against fp64."""
-        features = torch.randn(PADDED, self.weight.size(-1), device=self.weight.device).bfloat16()
+        features = torch.randn(PADDED, self.dim, device=self.weight.device).bfloat16()
         self.join()
         operands = {**self.operands(), "softcap": self.softcap}
-        rounded = not isinstance(self, SparseDraftHead)
+        rounded = not isinstance(self, SparseDraftHead | Nvfp4DraftHead)  # by PyTorch, to bf16
         arm = HeadArm(lambda: self.best(features, K_BEST), operands, 0, rounded=rounded)
         check(name, arm, features[:K_BEST], arm.call(), allowed)
+
+
+class Nvfp4DraftHead(DraftHead):
+    """All rows in nvfp4's layout with random codes: an engine's quantised copy of the draft's head.
+
+    vLLM's `draft_lm_head_quantization` makes one. It reads 9 / 32 of the bytes of bf16, here by our
+    kernel, as the reading decides the time.
+    """
+
+    def __init__(self, model: Model, weight: Tensor) -> None:
+        rows, dim = weight.shape
+        device = weight.device
+        codes = torch.randint(256, (rows, dim // 2), dtype=torch.uint8, device=device)
+        super().__init__(model, codes.view(torch.float4_e2m1fn_x2))
+        self.ids = torch.arange(rows, dtype=torch.int32, device=device)
+        # A logit is a sum of D products whose codes have a mean square of 10.
+        scale = torch.full((rows, dim // 16), (10 * dim) ** -0.5, device=device)
+        self.scale = scale.to(torch.float8_e4m3fn)
+
+    def best(self, features: Tensor, n: int) -> Best:
+        return best_of(features[:n], self.operands(), self.softcap)
+
+    def operands(self) -> dict[str, Any]:
+        return {"weight": self.weight, "active_ids": self.ids, "weight_scale": self.scale}
+
+
+def best_of(hidden: Tensor, operands: dict[str, Any], softcap: float) -> Best:
+    """Return the best tokens by our op."""
+    logits, tokens, logsumexp = mk.sparse_head(hidden, **operands, k=K_BEST, softcap=softcap)
+    return logits - logsumexp[:, None], tokens
 
 
 def static_head(model: Model, weight: Tensor, compile_too: bool = False) -> DraftHead:
@@ -199,16 +229,7 @@ class SparseDraftHead(DraftHead):
             self.slab.wait()
 
     def best(self, features: Tensor, n: int) -> Best:
-        operands = self.operands()
-        logits, tokens, logsumexp = mk.sparse_head(
-            features[:n],
-            operands.pop("weight"),
-            operands.pop("active_ids"),
-            K_BEST,
-            softcap=self.softcap,
-            **operands,
-        )
-        return logits - logsumexp[:, None], tokens
+        return best_of(features[:n], self.operands(), self.softcap)
 
     def operands(self) -> dict[str, Any]:
         if self.slab is None:

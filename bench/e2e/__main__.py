@@ -30,6 +30,7 @@ import torch
 from bench.draft.heads import (
     DraftHead,
     NanoSpecDraftHead,
+    Nvfp4DraftHead,
     ObservedTokens,
     SparseDraftHead,
     static_head,
@@ -57,6 +58,7 @@ def heads(models: Models, setting: Setting) -> dict[str, Callable[[], DraftHead]
     own = model, weight, setting.capacity, setting.observed
     return {
         "dense": lambda: DraftHead(model, weight),
+        "dense nvfp4": lambda: Nvfp4DraftHead(model, weight),
         "static 32k": lambda: DraftHead(model, fixed.weight, fixed.ids),
         "NanoSpec": partial(NanoSpecDraftHead, *own),
         "indexed": partial(SparseDraftHead, *own),
@@ -87,7 +89,7 @@ def measure(models: Models, setting: Setting, args: argparse.Namespace) -> Secon
     steps: dict[tuple[str, str], Any] = {(ALONE, WHOLE): alone}
     for arm, make in made.items():
         # The vocabularies learn from the target's best three tokens; the others need its choice.
-        learns = arm not in ("dense", "static 32k")
+        learns = arm not in ("dense", "dense nvfp4", "static 32k")
         for name, without in variants(arm).items():
             steps[arm, name] = Step(models, setting, make(), learns, without)
     seconds = time_rounds({name: capture(step, 1) for name, step in steps.items()}, args.rounds)

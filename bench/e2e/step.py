@@ -17,6 +17,7 @@ from bench.draft.heads import DraftHead
 from bench.harness.inputs import make_weight
 from bench.harness.sizes import K_BEST
 from bench.ops.head_peers import PADDED, capped
+from microspec_kernels.speculative.models.cache import identity
 from microspec_kernels.speculative.tree import TreeShape, grow, of_rows
 from microspec_kernels.speculative.verify import accept
 
@@ -155,6 +156,10 @@ class Step:
 
     def mask(self) -> Tensor:
         return (self.numbers < self.counts[:, None])[:, None]
+
+    def alone(self, count: int) -> Tensor:
+        device = self.counts.device
+        return identity(count, torch.bool, device).expand(self.setting.texts, -1, -1)
 
     def drop(self) -> None:
         """Do nothing: the next step writes over the tree's entries."""

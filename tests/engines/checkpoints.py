@@ -79,8 +79,8 @@ def target(noise: float = 0.0) -> tuple[dict[str, object], dict[str, Tensor]]:
 
 
 def flat() -> tuple[dict[str, object], dict[str, Tensor]]:
-    """Make the target with a flat law."""
-    config, weights = target()
+    """Make a target of one layer with a flat law."""
+    config, weights = _llama(1, 0.0)
     weights["lm_head.weight"] *= FLAT
     return config, weights
 

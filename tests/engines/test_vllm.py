@@ -115,7 +115,7 @@ def test_drawn_text_is_the_targets_own(checkpoints: Path, runner: str) -> None:
 
 
 def test_the_law_of_greedy_drafts(checkpoints: Path) -> None:
-    """Drafts from few active tokens leave the law of a flat target as it is, place by place.
+    """Drafts from few active tokens leave the law of a flat target as it is.
 
     The first token of a text comes from its prompt, the others from verified drafts.
     """

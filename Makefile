@@ -8,6 +8,15 @@ PROMPT ?= Tom has 3 boxes with 15 pencils in each box. He gives 10 pencils to hi
 # release/install_torch.py installs the CPU build on a machine without a GPU.
 TORCH ?=
 
+# What any checkout compiled before is not compiled again, if there is a ccache.
+CCACHE := $(shell command -v ccache)
+ifneq ($(CCACHE),)
+export CMAKE_CXX_COMPILER_LAUNCHER ?= $(CCACHE)
+export CMAKE_CUDA_COMPILER_LAUNCHER ?= $(CCACHE)
+export CCACHE_BASEDIR ?= $(CURDIR)
+export CCACHE_NOHASHDIR ?= 1
+endif
+
 BIN := $(VENV)/bin
 STAMP := $(VENV)/microspec.stamp
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc)
@@ -41,10 +50,10 @@ test: build
 	$(PYTEST) -m '$(QUICK)'
 	$(INTERPRETED) -m 'triton and not slow'
 
-# The remaining tests, after `make test`.
-test-all: test
-	$(PYTEST) -m 'not ($(QUICK))'
-	$(INTERPRETED) -m 'triton and slow'
+# All tests, in two runs: each process of a run first imports and collects all files, half a minute.
+test-all: build
+	$(PYTEST)
+	$(INTERPRETED) -m triton
 
 # The op tests once more, over the Triton kernels. Triton chooses its interpreter once per process, at
 # its first import.

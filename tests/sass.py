@@ -4,7 +4,7 @@
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -48,12 +48,15 @@ def ptx_architectures() -> set[str]:
     return set(re.findall(r"\.(sm_\w+)\.ptx", dump("--list-ptx")))
 
 
-@cache
-def readable(mangled: str) -> str:
-    """Return a kernel's demangled name, as in project_mma_kernel<bf16_t, bf16_t, 2>."""
-    name = subprocess.run(["c++filt", mangled], check=True, capture_output=True, text=True).stdout
-    name = re.sub(r"\(anonymous namespace\)::|\w+::|^void ", "", name.strip())
-    return name.split("(")[0]
+def readable(mangled: Iterable[str]) -> list[str]:
+    """Return kernels' demangled names, as in project_mma_kernel<bf16_t, bf16_t, 2>."""
+    done = subprocess.run(
+        ["c++filt"], input="\n".join(mangled), check=True, capture_output=True, text=True
+    )
+    names = done.stdout.splitlines()
+    return [
+        re.sub(r"\(anonymous namespace\)::|\w+::|^void ", "", name).split("(")[0] for name in names
+    ]
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,11 @@ class Resources:
 def resources(arch: str) -> dict[str, Resources]:
     """Return the resources of each kernel."""
     text = dump("--dump-resource-usage", "-arch", arch).replace(":\n", ": ")
+    found = RESOURCES.findall(text)
+    names = readable(name for name, *_ in found)
     return {
-        readable(name): Resources(*map(int, numbers)) for name, *numbers in RESOURCES.findall(text)
+        name: Resources(*map(int, numbers))
+        for name, (_, *numbers) in zip(names, found, strict=True)
     }
 
 
@@ -82,11 +88,12 @@ class Kernel:
 
     def loops(self) -> Iterator[list[str]]:
         """Return the instructions of each loop: from a backward branch's target to the branch."""
-        for address, instruction in zip(self.addresses, self.instructions, strict=True):
+        for end, instruction in enumerate(self.instructions):
+            if not instruction.startswith("BRA"):
+                continue
             target = re.match(r"BRA(?:\.\w+)*\s+.*?(0x[0-9a-f]+)", instruction)
-            if target and int(target[1], 16) < address:
-                start = self.addresses.index(int(target[1], 16))
-                yield self.instructions[start : self.addresses.index(address)]
+            if target and int(target[1], 16) < self.addresses[end]:
+                yield self.instructions[self.addresses.index(int(target[1], 16)) : end]
 
 
 def touches_memory(instruction: str) -> bool:
@@ -109,8 +116,10 @@ def innermost(kernel: Kernel, *opcodes: str) -> list[str]:
 @cache
 def kernels(arch: str) -> dict[str, Kernel]:
     result = {}
-    for part in dump("--dump-sass", "-arch", arch).split("Function : ")[1:]:
-        kernel = Kernel(readable(part.split("\n", 1)[0].strip()))
+    parts = dump("--dump-sass", "-arch", arch).split("Function : ")[1:]
+    names = readable(part.split("\n", 1)[0].strip() for part in parts)
+    for name, part in zip(names, parts, strict=True):
+        kernel = Kernel(name)
         for address, opcode, operands in INSTRUCTION.findall(part):
             kernel.addresses.append(int(address, 16))
             kernel.instructions.append(opcode + operands)

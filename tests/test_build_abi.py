@@ -14,6 +14,8 @@ from schemas import SCHEMAS
 
 import microspec_kernels._library
 
+pytestmark = pytest.mark.xdist_group("library")  # one process loads and lists it
+
 LIBRARY = microspec_kernels._library.PATH
 TARGET = (2, 10)
 

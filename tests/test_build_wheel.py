@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.xdist_group("wheel")  # one process builds it
+
 ROOT = Path(__file__).parents[1]
 BIN = str(Path(sys.executable).parent)
 ENVIRONMENT = os.environ | {"PATH": BIN + os.pathsep + os.environ.get("PATH", "")}

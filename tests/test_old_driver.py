@@ -10,6 +10,7 @@ import pytest
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.xdist_group("old driver"),  # one process compiles
     pytest.mark.skipif(not (shutil.which("nvcc") and shutil.which("gcc")), reason="needs nvcc"),
 ]
 CSRC = Path(__file__).parents[1] / "csrc"

@@ -45,6 +45,14 @@ POINTERS = {
 }  # fmt: skip
 
 
+def variants(target: str, largest: Any, less: Any) -> tuple[Any, ...]:
+    """Return a kernel's largest variant, and for one target the one that needs less, too.
+
+    Triton checks types and shapes before it knows the target, so one target shows that they fit.
+    """
+    return (largest, less) if target == "sm90" else (largest,)
+
+
 def module(name: str) -> Any:
     """Import a module by name, because the package's attributes of these names are the ops."""
     return importlib.import_module(f"microspec_kernels.triton_kernels.{name}")
@@ -182,11 +190,11 @@ FINISHING = {"PACKED": True, "SCALED": True, "BIASED": True, "CAPPED": True, "GR
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("block", [128, 1024, 2048, 4096])
+@pytest.mark.parametrize("block", [1024, 4096])
 def test_selection(target: str, block: int, tmp_path: Path) -> None:
     head = module("sparse_head")
     assert block <= head.BLOCK
-    for finishing in (FINISHING, dict.fromkeys(FINISHING, False)):
+    for finishing in variants(target, FINISHING, dict.fromkeys(FINISHING, False)):
         finishing = {**finishing, "ONE_GROUP": block == 1024 and finishing["GROUPED"]}
         warps = head.warps(block)
         binary = compiled(
@@ -207,18 +215,16 @@ def test_logits(target: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("block", [128, 2048])
-def test_sample(target: str, block: int, tmp_path: Path) -> None:
+def test_sample(target: str, tmp_path: Path) -> None:
     sample = module("sparse_sample")
-    assert block <= sample.BLOCK
-    for flag, logits in ((True, "*i16"), (False, "*fp32")):
+    warps = sample.warps(sample.BLOCK)
+    for flag, logits in variants(target, (True, "*i16"), (False, "*fp32")):
         constants = {**dict.fromkeys(FINISHING, flag), "ONE_GROUP": False}
         constants |= {"MAPPED": flag, "NAMED": flag, "BF16": flag}
         types = {"token_logits": logits}
-        warps = sample.warps(block)
         binary = compiled(
-            sample.sparse_sample_kernel, target, types, **constants, SPAN=sample.SPAN, BLOCK=block,
-            num_warps=warps, enable_fp_fusion=False,
+            sample.sparse_sample_kernel, target, types, **constants, SPAN=sample.SPAN,
+            BLOCK=sample.BLOCK, num_warps=warps, enable_fp_fusion=False,
         )  # fmt: skip
         check(binary, target, tmp_path, warps=warps)
         binary = compiled(
@@ -245,15 +251,15 @@ def test_gather(target: str, kind: str, tmp_path: Path) -> None:
     types = {"weight": f"*{weight}", "slab": f"*{slab}"}
     types |= {"slab_scale": "*i16"} if kind == "int4" else {}
     size = {"i16": 2, "bf16": 2, "fp32": 4, "u8": 1}[weight]
-    for slots in (2, 64):
+    for slots in variants(target, 64, 2):
         binary = compiled(
             gather.gather_rows_kernel, target, types, **{"INT4": False} | constants, INT4_GROUP=32,
             BLOCK_SLOTS=slots, BLOCK=gather.BLOCK_BYTES // size, SCALE_BLOCK=128,
             enable_fp_fusion=False,
         )  # fmt: skip
         check(binary, target, tmp_path, warps=4, blocks=4)
-    if target != "gfx942" and kind != "int4":  # which loads even and odd columns
-        assert re.search(r"ld\.global.*\.v4\.b32", binary.asm["ptx"]), "not 16 bytes a load"
+        if target != "gfx942" and kind != "int4":  # which loads even and odd columns
+            assert re.search(r"ld\.global.*\.v4\.b32", binary.asm["ptx"]), "not 16 bytes a load"
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -273,7 +279,7 @@ def test_vocab(target: str, kernel: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("target", TARGETS)
 def test_count(target: str, tmp_path: Path) -> None:
     count = module("vocab_count")
-    for given, integers in ((True, "*i64"), (False, "*i32")):
+    for given, integers in variants(target, (True, "*i64"), (False, "*i32")):
         types = dict.fromkeys(("tokens", "token_requests", "request_lists"), integers)
         binary = compiled(
             count.count_kernel, target, types,

@@ -10,10 +10,13 @@ import pytest
 import sass
 from emulated import load
 
-pytestmark = pytest.mark.skipif(
-    not sass.architectures() if sass.cuobjdump() else True,
-    reason="the library was built without nvcc, or there is no cuobjdump",
-)
+pytestmark = [
+    pytest.mark.xdist_group("static shared"),  # one process calls every kernel
+    pytest.mark.skipif(
+        not sass.architectures() if sass.cuobjdump() else True,
+        reason="the library was built without nvcc, or there is no cuobjdump",
+    ),
+]
 # What cuobjdump adds for the system, except to a kernel that does nothing; no launch counts it.
 SYSTEM = {"sm_80": 0, "sm_86": 0, "sm_89": 0, "sm_90a": 1024, "sm_100": 1024, "sm_120": 1024}
 FLOATS = (np.float32, np.float16, np.uint16)  # uint16 stands for bf16
@@ -114,7 +117,8 @@ def emulated() -> dict[str, int]:
         for line in symbols.splitlines()
         if len(parts := line.split()) == 3
     }
-    return {sass.readable(names[at]): size for at, size in emulation.static_shared().items()}
+    sizes = emulation.static_shared()
+    return dict(zip(sass.readable(names[at] for at in sizes), sizes.values(), strict=True))
 
 
 @pytest.fixture(scope="module")

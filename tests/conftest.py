@@ -75,6 +75,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.xdist_group("gpu"))
 
 
+@pytest.hookimpl(tryfirst=True)  # before a process of xdist reports its tests
+def pytest_collection_finish(session: pytest.Session) -> None:
+    # xdist 3.8 appends a test's group to an attribute that pytest does not read from 9.2 on, and
+    # every test would be a group of its own.
+    for item in session.items:
+        grouped = getattr(item, "_nodeid", item.nodeid)
+        if grouped != item.nodeid:
+            item._id = item.id.parse(grouped)
+
+
 def pytest_terminal_summary(terminalreporter: "pytest.TerminalReporter") -> None:
     skipped = terminalreporter.getreports("skipped")
     for kind, reason in (("GPU", NO_DEVICE), ("Arm", NO_ARM)):

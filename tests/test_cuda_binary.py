@@ -2,6 +2,7 @@
 """The compiled CUDA kernels, read rather than run: nvcc's output for each GPU."""
 
 import re
+from typing import Any
 
 import pytest
 import sass
@@ -14,10 +15,15 @@ pytestmark = [
     ),
 ]
 
-# One of each generation; the others differ from one of these only in their limits. A GPU's 20 MB of
-# instructions are read by one test process, because each would read them anew.
+
+def by_process(*architectures: str) -> list[Any]:
+    """Return parameters for parametrize: one process reads a GPU's 66 MB, for all of its tests."""
+    return [pytest.param(a, marks=pytest.mark.xdist_group(f"sass {a}")) for a in architectures]
+
+
+# One of each generation; the others differ from one of these only in their limits.
 GENERATIONS = ("sm_80", "sm_90a", "sm_100")
-READ = [pytest.param(arch, marks=pytest.mark.xdist_group(f"sass {arch}")) for arch in GENERATIONS]
+READ = by_process(*GENERATIONS)
 ALL = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120")
 WAITING = ("sm_90a", "sm_100", "sm_120")  # can start a kernel before the one ahead is over
 STATIC_SHARED_LIMIT = 48 * 1024
@@ -246,7 +252,7 @@ def before_the_wait(kernel: sass.Kernel) -> list[str]:
     return kernel.instructions[: waits[0]] if waits else kernel.instructions
 
 
-@pytest.mark.parametrize("arch", ALL)
+@pytest.mark.parametrize("arch", by_process(*ALL))
 def test_nothing_is_read_before_the_wait(arch: str) -> None:
     """Every kernel waits for earlier ones, on hardware that can start it before they end.
 
@@ -262,7 +268,7 @@ def test_nothing_is_read_before_the_wait(arch: str) -> None:
             assert not [i for i in before_the_wait(kernel) if i.startswith(("BRA", "EXIT"))], name
 
 
-@pytest.mark.parametrize("arch", ALL)
+@pytest.mark.parametrize("arch", by_process(*ALL))
 def test_no_load_counts_as_read_only(arch: str) -> None:
     """A kernel before may still write what this one reads: no load takes the path for constants."""
     for name, kernel in sass.kernels(arch).items():
@@ -274,8 +280,8 @@ def test_nothing_is_read_before_the_wait_in_ptx() -> None:
     """The same in the PTX, of which a driver makes the code for later GPUs."""
     functions = sass.dump("--dump-ptx").split(".entry ")[1:]
     assert len(functions) > 50
-    for function in functions:
-        name = sass.readable(function.split("(", 1)[0].strip())
+    names = sass.readable(function.split("(", 1)[0].strip() for function in functions)
+    for name, function in zip(names, functions, strict=True):
         before, wait, _ = function.partition("griddepcontrol.wait")
         assert wait, name
         assert not re.search(r"\b(ld|st|atom|red|cp)\.(?!param)", before), name

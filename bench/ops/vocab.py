@@ -70,8 +70,9 @@ def observing(tokens: Tensor) -> dict[str, Callable[[], object]]:
     candidates, written = tokens[:-WRITTEN].clone(), tokens[-WRITTEN:].clone()[None]
     whole = partial(ops.vocab_observe_, *state, tokens)
     step = partial(ops.vocab_observe_, *state, written, candidates=candidates)
+    # As EngineHead calls it, with learning and without.
     counting = {"tally": lists.tally.data, "num_lists": lists.num_lists}
-    verdicts = {"tally": mk.Tally(VOCAB_SIZE).data}
+    verdicts = {"tally": mk.Tally(VOCAB_SIZE).data, "num_lists": 0}
     count = partial(lists.count, written)
     return {
         f"torch.ops: update of {TOKENS} active tokens": partial(ops.vocab_update_, *state, tokens),

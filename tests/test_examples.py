@@ -53,7 +53,9 @@ def test_own_engine() -> None:
         r"^(\d+) tokens in (\d+) passes of the target, the target's own text$", out, re.M
     )
     assert said is not None and int(said[1]) >= 16 and int(said[2]) < 12, out
-    stats = re.search(r"^EngineStats\(hits=(\d+), misses=(\d+), active=1024, dense_steps=0\)$", out, re.M)
+    stats = re.search(
+        r"^EngineStats\(hits=(\d+), misses=(\d+), active=1024, dense_steps=0\)$", out, re.M
+    )
     assert stats is not None and int(stats[1]) + int(stats[2]) == int(said[1]), out
 
 

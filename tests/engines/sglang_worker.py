@@ -17,6 +17,7 @@ def scheduler(*args: Any, **kwargs: Any) -> Any:
     On a CPU, SGLang would make tree masks of another kind of attention than the Triton one, and
     verify greedily at any temperature.
     """
+    import probes
     import sgl_kernel
     from sglang.srt.managers.scheduler import run_scheduler_process
     from sglang.srt.speculative import eagle_utils, eagle_worker_v2
@@ -30,6 +31,10 @@ def scheduler(*args: Any, **kwargs: Any) -> Any:
 
         # A step takes half a second by Triton's interpreter.
         dense_steps.STEPS, dense_steps.HALF_LIFE, dense_steps.ENOUGH = 4, 16, 16
+    if "MICROSPEC" in os.environ:
+        from microspec_kernels.integrations.sglang.draft import ActiveDraft
+
+        probes.install((ActiveDraft, "verified"))
     return run_scheduler_process(*args, **kwargs)
 
 

@@ -6,10 +6,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import probes
 from vllm import LLM, SamplingParams
 
 
 def main(configuration: dict[str, Any]) -> dict[str, Any]:
+    if configuration["stats"]:  # the plugin is on
+        from microspec_kernels.integrations.vllm.drafter import Drafter
+
+        probes.install((Drafter, "keep"), (Drafter, "observe"))
     llm = LLM(**configuration["engine"])
     rounds = []
     for requests in configuration["rounds"]:

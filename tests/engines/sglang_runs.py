@@ -39,7 +39,7 @@ if ON_A_CPU:
         "CUDA_VISIBLE_DEVICES": "",
         "OMP_NUM_THREADS": "1",
     }
-ALGORITHMS = {"eagle": "EAGLE", "eagle3": "EAGLE3", "eagle3_d2t": "EAGLE3"}
+ALGORITHMS = {"eagle": "EAGLE", "eagle3": "EAGLE3", "eagle3_d2t": "EAGLE3", "mtp": "NEXTN"}
 """Folder of the checkpoint: SGLang's algorithm."""
 SHAPES = {
     "chain": {"speculative_num_steps": 3, "speculative_eagle_topk": 1},
@@ -80,7 +80,7 @@ def run(
     """Let SGLang continue these prompts; run the same configuration only once.
 
     Args:
-        draft, target: folders in checkpoints.
+        draft, target: folders in checkpoints; the same one if the target brings its draft.
         shape: the drafts' shape, a key of :data:`SHAPES`.
         rounds: requests of each round; a folder instead loads its weights.
         settings: the plugin's settings; None leaves the switch off.
@@ -91,10 +91,11 @@ def run(
     if draft is not None:
         options |= {
             "speculative_algorithm": ALGORITHMS[draft],
-            "speculative_draft_model_path": str(checkpoints / draft),
             "speculative_num_draft_tokens": _NODES[shape],
             **SHAPES[shape],
         }
+        if draft != target:
+            options["speculative_draft_model_path"] = str(checkpoints / draft)
     switch = {} if settings is None else {"MICROSPEC": json.dumps(settings)}
     request = {"engine": options | (engine or {}), "rounds": rounds}
     variables = _ENVIRONMENT | switch | (environment or {})

@@ -16,9 +16,22 @@ from sglang_runs import Request, Run, run
 SMALL = {"capacity": 48}
 """Less than the texts below need: tokens are evicted all the time."""
 UNLEARNED = {"learn": False}
-CASES = [("eagle", "chain"), ("eagle", "tree"), ("eagle3", "chain"), ("eagle3_d2t", "tree")]
+CASES = [  # the target, its draft, and the drafts' shape
+    ("noisy", "eagle", "chain"),
+    ("noisy", "eagle", "tree"),
+    ("noisy", "eagle3", "chain"),
+    ("noisy", "eagle3_d2t", "tree"),
+    ("mtp", "mtp", "chain"),
+]
+CLASSES = {
+    "eagle": "LlamaForCausalLMEagle",
+    "eagle3": "LlamaForCausalLMEagle3",
+    "eagle3_d2t": "LlamaForCausalLMEagle3",
+    "mtp": "MiMoMTP",
+}
+"""The class of SGLang's that a draft is loaded into."""
 
-each_case = pytest.mark.parametrize(("draft", "shape"), CASES)
+each_case = pytest.mark.parametrize(("target", "draft", "shape"), CASES)
 
 
 @pytest.fixture(scope="session")
@@ -52,27 +65,29 @@ MIXED = [
 
 
 def mixed(checkpoints: Path, draft: str | None, **more: Any) -> Run:
-    """Run the mixed requests on the noisy target."""
+    """Run the mixed requests."""
     done = run(checkpoints, draft, MIXED, engine={"chunked_prefill_size": 32}, **more)
     assert done.code == 0 and len(done.rounds) == len(MIXED), done.log
     return done
 
 
 @each_case
-def test_text_is_the_targets_own(sglang_checkpoints: Path, draft: str, shape: str) -> None:
-    alone = mixed(sglang_checkpoints, None)
-    drafted = mixed(sglang_checkpoints, draft, shape=shape, settings=SMALL)
+def test_text_is_the_targets_own(
+    sglang_checkpoints: Path, target: str, draft: str, shape: str
+) -> None:
+    alone = mixed(sglang_checkpoints, None, target=target)
+    drafted = mixed(sglang_checkpoints, draft, target=target, shape=shape, settings=SMALL)
     assert drafted.rounds == alone.rounds
-    assert "MicroSpec: attached to EagleDraftWorker: LlamaForCausalLM" in drafted.log
+    assert f"MicroSpec: attached to EagleDraftWorker: {CLASSES[draft]}, " in drafted.log
     assert "MicroSpec metrics: Coverage: " in drafted.log
 
 
 @each_case
 def test_with_all_tokens_active_as_many_are_accepted_as_without_the_plugin(
-    sglang_checkpoints: Path, everything: dict[str, Any], draft: str, shape: str
+    sglang_checkpoints: Path, everything: dict[str, Any], target: str, draft: str, shape: str
 ) -> None:
-    without = mixed(sglang_checkpoints, draft, shape=shape)
-    with_all = mixed(sglang_checkpoints, draft, shape=shape, settings=everything)
+    without = mixed(sglang_checkpoints, draft, target=target, shape=shape)
+    with_all = mixed(sglang_checkpoints, draft, target=target, shape=shape, settings=everything)
     assert with_all.rounds == without.rounds
     assert with_all.accepted == without.accepted
     assert "MicroSpec" not in without.log

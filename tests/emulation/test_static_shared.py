@@ -100,6 +100,8 @@ def call_every_kernel(emulation: Any) -> None:
     state += [np.zeros((1, 4), np.int32), np.zeros(1, np.int64)]
     counts, seen = np.zeros((1, 4), np.int32), np.zeros((1, 1), np.int32)
     emulation.vocab_count_(counts, seen, np.zeros((1, 3), np.int32))
+    tokens, tally = np.zeros(3, np.int32), np.zeros(4, np.int32)
+    emulation.vocab_observe_(*state, tokens, tally=tally)
     emulation.vocab_refill_(*state, counts, counts[0].copy(), np.zeros(1, np.int64))
     call_every_4bit_kernel(emulation)
     emulation.configure(dry=False)

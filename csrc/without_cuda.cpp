@@ -34,7 +34,7 @@ int run_gather_rows_cuda(const GatherArgs&, int64_t, void*) { return kNotSupport
 int plan_vocab_cuda(const VocabArgs&, VocabPlan*) { return kNotSupported; }
 int run_vocab_update_cuda(const VocabArgs&, const VocabPlan&, void*, void*) { return kNotSupported; }
 int run_vocab_count_cuda(const CountArgs&, void*) { return kNotSupported; }
-int run_vocab_judge_cuda(const JudgeArgs&, const CountArgs&, void*) { return kNotSupported; }
+int run_vocab_observe_cuda(const ObserveArgs&, void*) { return kNotSupported; }
 size_t refill_cuda_workspace(const RefillArgs&) { return 0; }
 int run_vocab_refill_cuda(const RefillArgs&, void*, void*) { return kNotSupported; }
 

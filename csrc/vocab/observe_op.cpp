@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The vocab_observe_ op: its checks, the pass that judges and counts, and the update.
 #include <string>
-#include <vector>
 
 #include "binding/check.h"
 #include "binding/device_call.h"

@@ -14,6 +14,7 @@ from microspec_kernels.head import SparseHead
 from microspec_kernels.ops import vocab_observe_
 from microspec_kernels.parallel import all_gather_rows
 from microspec_kernels.policy import StepCosts
+from microspec_kernels.policy.auto_capacity import AutoCapacity
 from microspec_kernels.tally import Tally
 from microspec_kernels.vocab import ActiveVocab
 
@@ -234,8 +235,11 @@ class EngineHead(DraftHead):
     @property
     def limit(self) -> int:
         """K now: number of slots in use, at most :attr:`capacity`."""
-        auto = None if self.learning is None else self.learning.vocab.auto
-        return self.capacity if auto is None else auto.limit
+        return self.capacity if self._auto is None else self._auto.limit
+
+    @property
+    def _auto(self) -> AutoCapacity | None:
+        return None if self.learning is None else self.learning.vocab.auto
 
     def __str__(self) -> str:
         """Describe the head in one line, for an engine's log."""
@@ -250,10 +254,9 @@ class EngineHead(DraftHead):
         )
 
     def _told_capacity(self) -> str:
-        auto = None if self.learning is None else self.learning.vocab.auto
-        if auto is None:
+        if self._auto is None:
             return f"K = {self.capacity}"
-        return f"K = {auto.limit} of up to {self.capacity}"
+        return f"K = {self.limit} of up to {self.capacity}"
 
     @property
     def tally(self) -> Tally:
@@ -325,8 +328,9 @@ class EngineHead(DraftHead):
             tokens: int32 or int64 [N], or [B, n] with a row for each text; newest last; -1 is
                 padding. Other ids outside [0, V) are ignored, but an IndexError on a CPU.
             token_requests: int32 or int64 [M + N], the request of each candidate and then of each
-                token; -1 ignores a token of a request's own vocabulary, and does not count one of a
-                shared vocabulary. None with one request, or if nothing is learned and all share.
+                token; -1 ignores a token of a request's own vocabulary, and neither judges nor
+                counts one of a shared vocabulary. None with one request, or if nothing is learned
+                and all share.
             lengths: int32 or int64 [B], the number of valid tokens of each row of tokens; what
                 follows them may be anything.
             candidates: int32 or int64, M tokens that also become active, older than `tokens`.

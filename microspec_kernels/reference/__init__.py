@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import E2M1, EMPTY_STAMP, FOUR_BIT, INT4, INT4_GROUP, PINNED_STAMP
-from .tally import Tally
+from .._checks import E2M1, EMPTY_STAMP, FOUR_BIT, INT4, INT4_GROUP, PINNED_STAMP
+from ..tally import Tally
 
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 LARGEST_INT4 = 7.0

@@ -13,7 +13,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from .tally import num_words, tally_words
+from ..tally import num_words, tally_words
 
 MAX_TOP_K = 128
 PINNED_STAMP = 2**63 - 1

@@ -11,8 +11,8 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from . import _checks, _library, _registrations
-from ._gradients import refuse_backward
+from .. import _checks, _library, _registrations
+from .._gradients import refuse_backward
 
 __all__ = [
     "gather_rows_",

@@ -2,7 +2,7 @@
 // Argument checks. Every message names the op, the argument, the expected value and the actual value:
 //   "ValueError: microspec::sparse_head: softcap: expected a finite number >= 0, got -1"
 // The stable ABI can only raise RuntimeError. The leading word tells the Python layer
-// (microspec_kernels/ops.py) which Python type to raise instead.
+// (microspec_kernels/ops/errors.py) which Python type to raise instead.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>

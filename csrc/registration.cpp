@@ -4,6 +4,7 @@
 
 #include "gather/gather.h"
 #include "head/head.h"
+#include "tree/tree.h"
 #include "vocab/learn.h"
 #include "vocab/vocab.h"
 
@@ -57,6 +58,16 @@ STABLE_TORCH_LIBRARY(microspec, m) {
       "vocab_refill_(Tensor(a!) active_ids, Tensor(b!) slot_stamps, Tensor(c!) token_slots, "
       "Tensor(d!) clock, Tensor text_counts, Tensor token_ranks, Tensor group_lists, *, "
       "Tensor? total_counts=None, int pinned=0, bool reset=True) -> ()");
+  m.def(
+      "tree_grow_(Tensor(a!) pool_tokens, Tensor(b!) pool_parents, Tensor(c!) pool_costs, Tensor logits, "
+      "Tensor token_ids, Tensor logsumexp, int width, *, int begin=0, Tensor? frontier=None) "
+      "-> (Tensor frontier, Tensor tokens, Tensor rows)");
+  m.def(
+      "tree_cut(Tensor roots, Tensor pool_tokens, Tensor pool_parents, Tensor pool_costs, int size) "
+      "-> (Tensor tokens, Tensor parents, Tensor depths, Tensor ancestor_mask)");
+  m.def(
+      "tree_accept(Tensor tokens, Tensor parents, Tensor chosen, int depth) "
+      "-> (Tensor paths, Tensor path_tokens, Tensor node_tokens, Tensor counts, Tensor leaves)");
 }
 
 // Every function serves both devices, after the same checks.
@@ -68,7 +79,10 @@ STABLE_TORCH_LIBRARY(microspec, m) {
   m.impl("vocab_update_", MICROSPEC_BOX(microspec::vocab_update_));   \
   m.impl("vocab_count_", MICROSPEC_BOX(microspec::vocab_count_));     \
   m.impl("vocab_observe_", MICROSPEC_BOX(microspec::vocab_observe_)); \
-  m.impl("vocab_refill_", MICROSPEC_BOX(microspec::vocab_refill_))
+  m.impl("vocab_refill_", MICROSPEC_BOX(microspec::vocab_refill_));   \
+  m.impl("tree_grow_", MICROSPEC_BOX(microspec::tree_grow_));         \
+  m.impl("tree_cut", MICROSPEC_BOX(microspec::tree_cut));             \
+  m.impl("tree_accept", MICROSPEC_BOX(microspec::tree_accept))
 
 STABLE_TORCH_LIBRARY_IMPL(microspec, CPU, m) { MICROSPEC_IMPLEMENT(m); }
 

@@ -4,6 +4,7 @@
 #include "gather/gather_cuda.h"
 #include "head/cuda/head_cuda.h"
 #include "cuda/runtime.h"
+#include "tree/tree_cuda.h"
 #include "vocab/learn_cuda.h"
 #include "vocab/vocab_cuda.h"
 
@@ -31,6 +32,9 @@ int run_sparse_sample_cuda(const HeadArgs&, const SampleArgs&, const HeadPlan&, 
   return kNotSupported;
 }
 int run_gather_rows_cuda(const GatherArgs&, int64_t, void*) { return kNotSupported; }
+int run_tree_grow_cuda(const TreeGrowArgs&, void*) { return kNotSupported; }
+int run_tree_cut_cuda(const TreeCutArgs&, void*) { return kNotSupported; }
+int run_tree_accept_cuda(const TreeAcceptArgs&, void*) { return kNotSupported; }
 int plan_vocab_cuda(const VocabArgs&, VocabPlan*) { return kNotSupported; }
 int run_vocab_update_cuda(const VocabArgs&, const VocabPlan&, void*, void*) { return kNotSupported; }
 int run_vocab_count_cuda(const CountArgs&, void*) { return kNotSupported; }

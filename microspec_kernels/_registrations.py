@@ -16,6 +16,7 @@ WRITING = (
     "vocab_count_",
     "vocab_observe_",
     "vocab_refill_",
+    "tree_grow_",
 )
 """The ops that write to an argument."""
 
@@ -180,6 +181,41 @@ def _vocab_refill_(  # type: ignore[no-untyped-def]
     )  # fmt: skip
 
 
+def _tree_grow_(  # type: ignore[no-untyped-def]
+    pool_tokens,
+    pool_parents,
+    pool_costs,
+    logits,
+    token_ids,
+    logsumexp,
+    width,
+    *,
+    begin=0,
+    frontier=None,
+):
+    _checks.tree_grow(
+        pool_tokens, pool_parents, pool_costs, logits, token_ids, logsumexp, width, begin, frontier
+    )
+    frontier_width = 1 if frontier is None else frontier.size(1)
+    shape = (pool_tokens.size(0), min(width, frontier_width * logits.size(1)))
+    return tuple(pool_tokens.new_empty(shape) for _ in range(3))
+
+
+def _tree_cut(roots, pool_tokens, pool_parents, pool_costs, size):  # type: ignore[no-untyped-def]
+    _checks.tree_cut(roots, pool_tokens, pool_parents, pool_costs, size)
+    texts, nodes = len(roots), min(size, pool_tokens.size(1)) + 1
+    per_node = tuple(roots.new_empty((texts, nodes)) for _ in range(3))
+    return *per_node, roots.new_empty((texts, nodes, nodes), dtype=torch.bool)
+
+
+def _tree_accept(tokens, parents, chosen, depth):  # type: ignore[no-untyped-def]
+    _checks.tree_accept(tokens, parents, chosen, depth)
+    texts, nodes = tokens.shape
+    path = (texts, min(depth, nodes - 1) + 1)
+    shapes = (path, path, (texts, nodes), (texts,), (texts,))
+    return tuple(tokens.new_empty(shape) for shape in shapes)
+
+
 FAKES: dict[str, Callable[..., object]] = {
     "sparse_head": _sparse_head,
     "sparse_logits": _sparse_logits,
@@ -189,4 +225,7 @@ FAKES: dict[str, Callable[..., object]] = {
     "vocab_count_": _vocab_count_,
     "vocab_observe_": _vocab_observe_,
     "vocab_refill_": _vocab_refill_,
+    "tree_grow_": _tree_grow_,
+    "tree_cut": _tree_cut,
+    "tree_accept": _tree_accept,
 }

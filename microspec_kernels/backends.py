@@ -277,6 +277,56 @@ def _implementations(code: Callable[[], ModuleType]) -> dict[str, Callable[..., 
             *state.values(), *read.values(), total_counts=total_counts, pinned=pinned, reset=reset
         )
 
+    def tree_grow_(
+        pool_tokens: Tensor,
+        pool_parents: Tensor,
+        pool_costs: Tensor,
+        logits: Tensor,
+        token_ids: Tensor,
+        logsumexp: Tensor,
+        width: int,
+        *,
+        begin: int = 0,
+        frontier: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        pool = {
+            "pool_tokens": pool_tokens,
+            "pool_parents": pool_parents,
+            "pool_costs": pool_costs,
+        }
+        read = {"logits": logits, "token_ids": token_ids, "logsumexp": logsumexp}
+        check = _checks.tree_grow(**pool, **read, width=width, begin=begin, frontier=frontier)
+        check.disjoint(pool, {**read, "frontier": frontier})
+        if frontier is not None and reads_ids(pool_tokens):
+            check.ids(frontier, "frontier", begin, "places", "flat position")
+        note_writes(pool)
+        result: tuple[Tensor, Tensor, Tensor] = code().tree_grow_(
+            *pool.values(), *read.values(), width, begin=begin, frontier=frontier
+        )
+        return result
+
+    def tree_cut(
+        roots: Tensor, pool_tokens: Tensor, pool_parents: Tensor, pool_costs: Tensor, size: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        arguments = roots, pool_tokens, pool_parents, pool_costs, size
+        check = _checks.tree_cut(*arguments)
+        if reads_ids(roots):
+            places = pool_parents.size(1)
+            check.ids(pool_parents, "pool_parents", places, "places", "flat position")
+        result: tuple[Tensor, Tensor, Tensor, Tensor] = code().tree_cut(*arguments)
+        return result
+
+    def tree_accept(
+        tokens: Tensor, parents: Tensor, chosen: Tensor, depth: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        check = _checks.tree_accept(tokens, parents, chosen, depth)
+        if reads_ids(tokens):
+            check.ids(parents, "parents", tokens.size(1), "nodes", "flat position")
+        result: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = code().tree_accept(
+            tokens, parents, chosen, depth
+        )
+        return result
+
     functions = (
         sparse_head,
         sparse_logits,
@@ -286,6 +336,9 @@ def _implementations(code: Callable[[], ModuleType]) -> dict[str, Callable[..., 
         vocab_count_,
         vocab_observe_,
         vocab_refill_,
+        tree_grow_,
+        tree_cut,
+        tree_accept,
     )
     return {function.__name__: function for function in functions}
 

@@ -14,6 +14,9 @@ __all__ = [
     "sparse_head",
     "sparse_logits",
     "sparse_sample",
+    "tree_accept",
+    "tree_cut",
+    "tree_grow_",
     "vocab_count_",
     "vocab_observe_",
     "vocab_refill_",
@@ -28,3 +31,6 @@ vocab_update_ = torch.ops.microspec.vocab_update_
 vocab_count_ = torch.ops.microspec.vocab_count_
 vocab_observe_ = torch.ops.microspec.vocab_observe_
 vocab_refill_ = torch.ops.microspec.vocab_refill_
+tree_grow_ = torch.ops.microspec.tree_grow_
+tree_cut = torch.ops.microspec.tree_cut
+tree_accept = torch.ops.microspec.tree_accept

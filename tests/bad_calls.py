@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import bad_tree_calls as tree
 import torch
 from generators import gather_case, head_case, vocab_state
 from torch import Tensor
@@ -746,6 +747,9 @@ def _table() -> list[BadCall]:
         ("vocab_count_", _count_rows(), _count_value_rows()),
         ("vocab_observe_", _observe_rows(), _observe_value_rows()),
         ("vocab_refill_", _refill_rows(), _refill_value_rows()),
+        ("tree_grow_", tree.grow_rows(), tree.grow_value_rows()),
+        ("tree_cut", tree.cut_rows(), tree.cut_value_rows()),
+        ("tree_accept", tree.accept_rows(), tree.accept_value_rows()),
     ):
         calls += [BadCall(op, *row) for row in shapes]
         calls += [BadCall(op, *row, values=True) for row in values]
@@ -773,4 +777,10 @@ ON_ONE_DEVICE: list[tuple[str, Callable[[], Arguments], tuple[str, ...]]] = [
     ("vocab_refill_", refill_call,
      ("slot_stamps", "token_slots", "clock", "text_counts", "token_ranks", "group_lists",
       "total_counts")),
+    ("tree_grow_", tree.grow_call,
+     ("pool_parents", "pool_costs", "logits", "token_ids", "logsumexp", "frontier")),
+    ("tree_cut", tree.cut_call,
+     ("pool_tokens", "pool_parents", "pool_costs")),
+    ("tree_accept", tree.accept_call,
+     ("parents", "chosen")),
 ]  # fmt: skip

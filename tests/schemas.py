@@ -42,4 +42,17 @@ SCHEMAS = {
         "Tensor text_counts, Tensor token_ranks, Tensor group_lists, *, Tensor? total_counts=None, "
         "int pinned=0, bool reset=True) -> ()"
     ),
+    "tree_grow_": (
+        "(Tensor(a!) pool_tokens, Tensor(b!) pool_parents, Tensor(c!) pool_costs, Tensor logits, "
+        "Tensor token_ids, Tensor logsumexp, int width, *, int begin=0, Tensor? frontier=None) -> "
+        "(Tensor frontier, Tensor tokens, Tensor rows)"
+    ),
+    "tree_cut": (
+        "(Tensor roots, Tensor pool_tokens, Tensor pool_parents, Tensor pool_costs, int size) -> "
+        "(Tensor tokens, Tensor parents, Tensor depths, Tensor ancestor_mask)"
+    ),
+    "tree_accept": (
+        "(Tensor tokens, Tensor parents, Tensor chosen, int depth) -> (Tensor paths, Tensor "
+        "path_tokens, Tensor node_tokens, Tensor counts, Tensor leaves)"
+    ),
 }

@@ -94,6 +94,20 @@ def test_fakes_say_shape_dtype_and_device(device: str) -> None:
         assert torch.ops.microspec.vocab_observe_(*observed, **counting) is None
         lists = on(device, 2, dtype=torch.int64)
         assert torch.ops.microspec.vocab_refill_(*vocab_on(device), counts, ranks, lists) is None
+        roots = on(device, 2, dtype=torch.int64)
+        places = [on(device, 2, 20, dtype=torch.int64) for _ in range(2)]
+        pool = (*places, on(device, 2, 20))
+        level = (on(device, 2, 4), on(device, 2, 4, dtype=torch.int64), on(device, 2))
+        grown = torch.ops.microspec.tree_grow_(*pool, *level, 3)
+        assert [tuple(r.shape) for r in grown] == [(2, 3)] * 3
+        tree = torch.ops.microspec.tree_cut(roots, *pool, 6)
+        assert [tuple(r.shape) for r in tree] == [(2, 7)] * 3 + [(2, 7, 7)]
+        assert tree[3].dtype == torch.bool
+        tokens, parents, *_ = tree
+        accepted = torch.ops.microspec.tree_accept(tokens, parents, tokens, 3)
+        assert [tuple(r.shape) for r in accepted] == [(2, 4), (2, 4), (2, 7), (2,), (2,)]
+        integers = [*grown, *tree[:3], *accepted]
+        assert {(r.dtype, str(r.device)) for r in integers} == {(torch.int64, device)}
 
 
 def test_fakes_know_that_devices_differ() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from bad_calls import observe_requests, update_call
+from bad_tree_calls import grow_call
 from generators import gather_case, vocab_state
 from torch import Tensor, nn
 
@@ -17,6 +18,7 @@ from microspec_kernels import (
     gather_rows_,
     sparse_head,
     sparse_logits,
+    tree_grow_,
     vocab_count_,
     vocab_observe_,
     vocab_refill_,
@@ -110,6 +112,17 @@ def test_observing_writes_what_it_was_given(backend: str, counting: bool) -> Non
     state = {"active_ids", "slot_stamps", "token_slots", "clock"}
     risen = {name for name, tensor in tensors.items() if tensor._version > before[name]}
     assert risen == state | ({"tally"} if counting else set())
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_growing_writes_the_pool(backend: str) -> None:
+    microspec_kernels.backend(backend)
+    arguments = grow_call()
+    tensors = {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
+    before = {name: tensor._version for name, tensor in tensors.items()}
+    tree_grow_(**arguments)
+    risen = {name for name, tensor in tensors.items() if tensor._version > before[name]}
+    assert risen == {"pool_tokens", "pool_parents", "pool_costs"}
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from bad_calls import count_ragged, observe_requests, refill_call, sample_call
+from bad_tree_calls import grow_call
 from generators import gather_case, head_case, vocab_state
 from torch import Tensor
 
@@ -40,13 +41,14 @@ COUNT = ("vocab_count_", count_ragged())
 OBSERVE = ("vocab_observe_", observe_requests())
 REFILL = ("vocab_refill_", refill_call())
 SAMPLE = ("sparse_sample", sample_call())
+GROW = ("tree_grow_", grow_call())
 
 
 @pytest.mark.parametrize(
     "op, arguments, name",
     [
         (op, arguments, name)
-        for op, arguments in (GATHER, UPDATE, COUNT, OBSERVE, REFILL, SAMPLE)
+        for op, arguments in (GATHER, UPDATE, COUNT, OBSERVE, REFILL, SAMPLE, GROW)
         for name in arguments
         if isinstance(arguments[name], Tensor)
     ],

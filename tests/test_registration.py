@@ -22,6 +22,7 @@ from bad_calls import (
     sample_slab,
     update_call,
 )
+from bad_tree_calls import accept_call, cut_call, grow_call, grow_roots
 from compare import assert_bitwise
 from generators import E2M1, INT4, QUANTISED, gather_case, head_case, row_indexed, vocab_state
 from schemas import SCHEMAS
@@ -51,8 +52,8 @@ def vocab_arguments(num_groups: int, ragged: bool) -> tuple[tuple[Any, ...], dic
     return (*tensors, torch.arange(8, dtype=torch.int32).repeat(num_groups, 1)), {}
 
 
-def learn_calls() -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
-    """Return calls of sparse_sample and the ops that learn, with every argument."""
+def other_calls() -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
+    """Return calls of the ops beside heads and gathers, with every argument."""
     return [
         in_order("sparse_sample", sample_call()),
         in_order("sparse_sample", sample_plain()),
@@ -66,6 +67,10 @@ def learn_calls() -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
         in_order("vocab_observe_", update_call()),
         in_order("vocab_refill_", refill_groups()),
         in_order("vocab_refill_", {**refill_groups(), "reset": False}),
+        in_order("tree_grow_", grow_roots()),
+        in_order("tree_grow_", grow_call()),
+        in_order("tree_cut", cut_call()),
+        in_order("tree_accept", accept_call()),
     ]
 
 
@@ -159,7 +164,7 @@ def test_opcheck_vocab(num_groups: int, ragged: bool) -> None:
     opcheck("vocab_update_", arguments, keywords)
 
 
-@pytest.mark.parametrize("call", learn_calls(), ids=lambda call: call[0])
+@pytest.mark.parametrize("call", other_calls(), ids=lambda call: call[0])
 def test_opcheck_learn(call: tuple[str, tuple[Any, ...], dict[str, Any]]) -> None:
     opcheck(*call)
 

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+import microspec_kernels as mk
 from bench.harness.draft_layer import DraftLayer
 from bench.harness.sizes import K_BEST
 from bench.ops.head_peers import PADDED
+from microspec_kernels.speculative.tree import TreeShape, new_pool, places
 
-from .heads import DraftHead
+from .heads import Best, DraftHead
 
 RANGE = "draft: "  # stands in front of a part's name in a profile
 
@@ -46,7 +48,7 @@ def span(part: str) -> AbstractContextManager[object]:
 
 
 class CapturableDraft:
-    """Drafts one tree when called: (tokens, parents, ancestor_mask) as in `speculative.tree.Tree`.
+    """Drafts one tree when called, and returns what `tree_cut` does.
 
     Args:
         without: parts to replace by constants. The difference between the graphs with and without
@@ -78,13 +80,12 @@ class CapturableDraft:
             n: (
                 torch.randn(n, K_BEST, device=device).log_softmax(-1),
                 torch.randint(vocab_size, (n, K_BEST), device=device),
+                torch.zeros(n, device=device),
             )
             for n in (1, K_BEST)
         }
-        self.zero = torch.zeros(1, dtype=torch.int64, device=device)
-        self.certain = torch.zeros(1, device=device)
 
-    def __call__(self) -> tuple[Tensor, Tensor, Tensor]:
+    def __call__(self) -> tuple[Tensor, ...]:
         shape, head = self.shape, self.head
         if "vocabulary" not in self.without:
             with span("vocabulary"):
@@ -97,40 +98,37 @@ class CapturableDraft:
         self._layer(self.text, self.text_features, 0, 0, self.text_mask)
         head.join()
         at, n = shape.accepted - 1, 1  # the frontier: its first row in `features`, and its size
-        mask, frontier, path = self.text_mask[-1:], self.zero, self.certain
-        pool = [(self.root, self.zero, self.certain)]
-        drafted = 1
+        sizes = TreeShape(shape.depth, K_BEST, shape.size)
+        pool = new_pool(1, places(sizes, K_BEST), self.root.device)
+        mask, frontier, begin = self.text_mask[-1:], None, 0
         for level in range(shape.depth):
-            value, tokens = self._head(at, n)
+            best = self._head(at, n)
             last = level == shape.depth - 1
             if "tree" in self.without:
                 if not last:
                     first = shape.accepted + level * K_BEST
                     fixed = self.text_mask[-1:].expand(K_BEST, -1)
                     parents = self.features[:K_BEST]
-                    self._layer(tokens[0], parents, first, shape.accepted + level, fixed)
+                    self._layer(best[1][0], parents, first, shape.accepted + level, fixed)
                     at, n = 0, K_BEST
                 continue
             with span("tree"):
-                # Rounding must not raise a path's score, or a node would outrank its parent.
-                scores = (path[:, None] + value.clamp(max=0)).flatten()
-                tokens = tokens.flatten()
-                pool.append((tokens, frontier[:, None].expand(-1, K_BEST).flatten(), scores))
+                frontier, tokens, rows = mk.tree_grow_(
+                    *pool, *best, K_BEST, begin=begin, frontier=frontier
+                )
                 if last:
                     break
-                path, best = scores.topk(K_BEST)
-                rows, tokens = best // K_BEST, tokens[best]
-                parents = self.features[at + rows]
-                frontier, drafted = drafted + best, drafted + len(scores)
-                mask = mask[rows]
+                begin += n * K_BEST
+                parents = self.features[at + rows[0]]
+                mask = mask[rows[0]]
                 first = shape.accepted + level * K_BEST
                 mask[:, first : first + K_BEST] = self.itself
-            self._layer(tokens, parents, first, shape.accepted + level, mask)
+            self._layer(tokens[0], parents, first, shape.accepted + level, mask)
             at, n = 0, K_BEST
         if "tree" in self.without:
-            return self.root, self.zero, self.certain
+            return (self.root,)
         with span("tree"):
-            return self._cut(*(torch.cat(column) for column in zip(*pool, strict=True)))
+            return mk.tree_cut(self.root, *pool, shape.size)
 
     def _layer(self, tokens: Tensor, parents: Tensor, first: int, depth: int, mask: Tensor) -> None:
         if "layer" not in self.without:
@@ -138,23 +136,8 @@ class CapturableDraft:
                 out = self.features[: len(tokens)]
                 self.layer(tokens, parents, first, depth, mask, out)
 
-    def _head(self, at: int, n: int) -> tuple[Tensor, Tensor]:
+    def _head(self, at: int, n: int) -> Best:
         if "head" in self.without:
             return self.constants[n]
         with span("head"):
             return self.head.best(self.features[at : at + PADDED], n)
-
-    def _cut(self, tokens: Tensor, parents: Tensor, scores: Tensor) -> tuple[Tensor, ...]:
-        """Return the root and the best nodes, each behind its parent, as `tree.best_nodes` does."""
-        order = scores.sort(descending=True, stable=True).indices
-        chosen = order[: self.shape.size + 1].sort().values
-        count = len(chosen)
-        place = torch.zeros_like(parents)
-        place[chosen] = torch.arange(count, device=chosen.device)
-        parents = place[parents[chosen]]
-        ancestor_mask = torch.eye(count, dtype=torch.bool, device=chosen.device)
-        ancestor = parents
-        for _ in range(self.shape.depth):
-            ancestor_mask.scatter_(1, ancestor[:, None], True)
-            ancestor = parents[ancestor]
-        return tokens[chosen], parents, ancestor_mask

@@ -19,7 +19,8 @@ from bench.harness.models import Model
 from bench.harness.sizes import CHANGED, K_BEST, STATIC
 from bench.ops.head_peers import PADDED, compiled, nanospec_topk, plain_topk
 
-Best = tuple[Tensor, Tensor]  # log-probabilities fp32 and token ids, [n, K_BEST]
+# Logits fp32 and token ids [n, K_BEST], and logsumexp fp32 [n], as sparse_head returns them.
+Best = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class DraftHead:
         self.weight, self.ids, self.softcap, self.dim = weight, ids, model.softcap, model.dim
         job = plain_topk if ids is None else nanospec_topk
         self.job: Any = compiled(job) if compile_too else job
+        self.zeros: Tensor = torch.zeros(PADDED, device=weight.device)
 
     def update(self) -> None:
         """Give the observed tokens to the vocabulary."""
@@ -56,7 +58,10 @@ class DraftHead:
             value, tokens = self.job(features[:n], self.weight, None, self.softcap)
         else:
             value, tokens = self.job(features, self.weight, self.ids, n, self.softcap)
-        return value.float(), tokens
+        # The values are log-probabilities already.
+        if len(self.zeros) < n:
+            self.zeros = self.zeros.new_zeros(n)
+        return value.float(), tokens.long(), self.zeros[:n]
 
     def operands(self) -> dict[str, Any]:
         """Return the operands that the reference takes for the current vocabulary."""
@@ -101,8 +106,7 @@ class Nvfp4DraftHead(DraftHead):
 
 def best_of(hidden: Tensor, operands: dict[str, Any], softcap: float) -> Best:
     """Return the best tokens by our op."""
-    logits, tokens, logsumexp = mk.sparse_head(hidden, **operands, k=K_BEST, softcap=softcap)
-    return logits - logsumexp[:, None], tokens
+    return mk.sparse_head(hidden, **operands, k=K_BEST, softcap=softcap)
 
 
 def static_head(model: Model, weight: Tensor, compile_too: bool = False) -> DraftHead:

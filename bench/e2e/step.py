@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.draft.heads import DraftHead
+from bench.draft.heads import Best, DraftHead
 from bench.harness.inputs import make_weight
 from bench.harness.sizes import K_BEST
 from bench.ops.head_peers import PADDED, capped
@@ -101,6 +101,7 @@ class Step:
             n: (
                 torch.randn(n, K_BEST, device=device).log_softmax(-1),
                 torch.randint(vocab_size, (n, K_BEST), device=device),
+                torch.zeros(n, device=device),
             )
             for n in (texts, texts * K_BEST)
         }
@@ -133,9 +134,7 @@ class Step:
         if "target" in self.without:
             return self.chosen, self.hidden
         models = self.models
-        # A node's distance from the context's end.
-        depths = tree.ancestor_mask.sum(2) - 1
-        inputs = models.lm_head[tree.tokens.clamp(min=0)], depths, tree.ancestor_mask
+        inputs = models.lm_head[tree.tokens.clamp(min=0)], tree.depths, tree.ancestor_mask
         hidden = models.target._normed(models.target(*inputs))
         logits = models.logits(hidden)
         if self.top_tokens == 1:
@@ -180,10 +179,9 @@ class Step:
 
     # And of a head.
 
-    def topk(self, hidden: Tensor, k: int, row_groups: Tensor) -> tuple[Tensor, Tensor]:
+    def topk(self, hidden: Tensor, k: int, row_groups: Tensor) -> Best:
         count = len(hidden)
         if "head" in self.without:
             return self.best[count]
         padded = -(-count // PADDED) * PADDED
-        value, tokens = self.head.best(self.features[:padded], count)
-        return value, tokens.long()
+        return self.head.best(self.features[:padded], count)

@@ -7,8 +7,6 @@
 #include <cstdlib>
 #include <string_view>
 
-#include "cuda/runtime.h"
-
 namespace microspec {
 
 namespace {
@@ -52,8 +50,13 @@ DeviceCall::DeviceCall(const Checker& check, const Tensor& tensor, const char* a
 
 Tensor DeviceCall::empty(std::initializer_list<int64_t> sizes, ScalarType dtype) const {
   // torch::stable::empty would go through the dispatcher once more.
-  const int64_t dims = static_cast<int64_t>(sizes.size());
-  const int64_t strides[] = {dims == 2 ? std::max<int64_t>(1, sizes.begin()[1]) : 1, 1};
+  const auto dims = static_cast<int64_t>(sizes.size());
+  int64_t strides[kMostDims] = {};
+  int64_t step = 1;
+  for (int64_t dim = dims - 1; dim >= 0; --dim) {
+    strides[dim] = step;
+    step *= std::max<int64_t>(1, sizes.begin()[dim]);
+  }
   const int32_t device = on_cuda_ ? aoti_torch_device_type_cuda() : aoti_torch_device_type_cpu();
   AtenTensorHandle handle;
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dims, sizes.begin(), strides, static_cast<int32_t>(dtype),
@@ -82,10 +85,9 @@ void DeviceCall::check_rows(DType rows, const char* argument) const {
               "float8_e4m3fn");
 }
 
-void DeviceCall::check_size(int64_t size, const char* argument, const char* name) const {
-  if (!on_cuda_ || size <= kMostOnCuda) return;
-  check_.fail("ValueError", argument, std::string(name) + " <= " + std::to_string(kMostOnCuda) + " on CUDA",
-              size);
+void DeviceCall::check_size(int64_t size, const char* argument, const char* name, int64_t most) const {
+  if (!on_cuda_ || size <= most) return;
+  check_.fail("ValueError", argument, std::string(name) + " <= " + std::to_string(most) + " on CUDA", size);
 }
 
 const void* DeviceCall::data_of(const Tensor& tensor, const char* argument) const {

@@ -10,8 +10,11 @@
 #include <vector>
 
 #include "check.h"
+#include "cuda/runtime.h"
 
 namespace microspec {
+
+constexpr int64_t kMostDims = 3;
 
 // One op's call. On CUDA, its tensors' device is the current one for the object's lifetime.
 class DeviceCall {
@@ -23,7 +26,7 @@ class DeviceCall {
   // Returns PyTorch's current stream on the device, a cudaStream_t.
   void* stream() const { return stream_; }
 
-  // Returns a contiguous, uninitialised tensor.
+  // Returns a contiguous, uninitialised tensor of at most kMostDims dimensions.
   Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype) const;
   // Returns uninitialised memory for the kernels, which the caller keeps until they are enqueued.
   Tensor workspace(size_t bytes) const;
@@ -33,7 +36,7 @@ class DeviceCall {
   // Requires a CUDA device that converts fp8, if the rows are fp8 and on CUDA.
   void check_rows(DType rows, const char* argument) const;
   // Requires a size that the kernels can count, if the tensors are on CUDA. The text names it: "K".
-  void check_size(int64_t size, const char* argument, const char* name) const;
+  void check_size(int64_t size, const char* argument, const char* name, int64_t most = kMostOnCuda) const;
   // Returns the address by which the device reaches a tensor, which may also be in pinned host memory.
   const void* data_of(const Tensor& tensor, const char* argument) const;
 

@@ -9,6 +9,9 @@
 
 namespace microspec {
 
+// A pool's most places on CUDA, where each candidate is compared with all others.
+constexpr int64_t kMostCandidatesOnCuda = int64_t{1} << 16;
+
 struct Pool {
   int64_t texts, places;  // B, N
   int64_t* tokens;        // [B, N]
@@ -18,15 +21,15 @@ struct Pool {
 
 struct TreeGrowArgs {
   Pool pool;
-  const int64_t* frontier;     // [B, w], places; null: w = 1, the root
-  const float* logits;         // [B w, k]
-  const int64_t* token_ids;    // [B w, k]
-  const float* logsumexp;      // [B w]
+  const int64_t* frontier;          // [B, w], places; null: w = 1, the root
+  const float* logits;              // [B w, k]
+  const int64_t* token_ids;         // [B w, k]
+  const float* logsumexp;           // [B w]
   int64_t frontier_width, answers;  // w, k
-  int64_t begin, width;        // width: of the next frontier, at most w k
-  int64_t* next;               // [B, width], places
-  int64_t* next_tokens;        // [B, width]
-  int64_t* next_rows;          // [B, width], indices in the frontier
+  int64_t begin, width;             // width: of the next frontier, at most w k
+  int64_t* next;                    // [B, width], places
+  int64_t* next_tokens;             // [B, width]
+  int64_t* next_rows;               // [B, width], indices in the frontier
 
   int64_t candidates() const { return frontier_width * answers; }
 };
@@ -47,12 +50,12 @@ struct TreeAcceptArgs {
   const int64_t* parents;  // [B, n]
   const int64_t* chosen;   // [B, n]
   int64_t depth;
-  int64_t length;          // m
-  int64_t* paths;          // [B, m]
-  int64_t* path_tokens;    // [B, m]
-  int64_t* node_tokens;    // [B, n]
-  int64_t* counts;         // [B]
-  int64_t* leaves;         // [B]
+  int64_t length;        // m
+  int64_t* paths;        // [B, m]
+  int64_t* path_tokens;  // [B, m]
+  int64_t* node_tokens;  // [B, n]
+  int64_t* counts;       // [B]
+  int64_t* leaves;       // [B]
 };
 
 }  // namespace microspec

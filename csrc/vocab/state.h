@@ -7,6 +7,7 @@
 
 #include "binding/check.h"
 #include "binding/device_call.h"
+#include "binding/values.h"
 #include "vocab/args.h"
 #include "vocab/learn_args.h"
 
@@ -30,13 +31,6 @@ bool check_numbers(const Checker& check, const Tensor& numbers, const char* argu
 // Returns an update without its tokens.
 VocabArgs update_of(const VocabSizes& sizes, const Tensor& active_ids, const Tensor& slot_stamps,
                     const Tensor& token_slots, const Tensor& clock);
-
-// Requires all values to be in [-1, bound), where the host knows them. Otherwise raises an IndexError that
-// names the first bad one: "expected ids in [0, 50) or -1, got 60 at position 3".
-void check_values(const Checker& check, const DeviceCall& call, const Tensor& values, int64_t bound,
-                  const char* argument, const char* what, const char* where);
-[[noreturn]] void fail_value(const Checker& check, int64_t value, int64_t position, int64_t bound,
-                             const char* argument, const char* what, const char* where);
 
 // Runs a checked update on its device.
 void run_update(const DeviceCall& call, const VocabArgs& args);

@@ -23,6 +23,7 @@ from .gather import gather
 from .head import MAX_TOP_K, head, head_ids
 from .observe import vocab_observe
 from .sample import sample
+from .tree import tree_accept, tree_cut, tree_grow
 from .vocab import EMPTY_STAMP, PINNED_STAMP, vocab, vocab_count, vocab_refill
 
 __all__ = [
@@ -42,6 +43,9 @@ __all__ = [
     "head",
     "head_ids",
     "sample",
+    "tree_accept",
+    "tree_cut",
+    "tree_grow",
     "vocab",
     "vocab_count",
     "vocab_observe",

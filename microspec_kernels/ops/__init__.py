@@ -12,6 +12,7 @@ from .gather import gather_rows_
 from .head import sparse_head, sparse_logits
 from .observe import vocab_observe_
 from .sample import sparse_sample
+from .tree import tree_accept, tree_cut, tree_grow_
 from .vocab import vocab_count_, vocab_refill_, vocab_update_
 
 __all__ = [
@@ -19,6 +20,9 @@ __all__ = [
     "sparse_head",
     "sparse_logits",
     "sparse_sample",
+    "tree_accept",
+    "tree_cut",
+    "tree_grow_",
     "vocab_count_",
     "vocab_observe_",
     "vocab_refill_",
@@ -37,5 +41,8 @@ for _function in (
     vocab_count_,
     vocab_observe_,
     vocab_refill_,
+    tree_grow_,
+    tree_cut,
+    tree_accept,
 ):
     getattr(torch.ops.microspec, _function.__name__).__doc__ = _function.__doc__  # for help()

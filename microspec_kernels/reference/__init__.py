@@ -20,6 +20,7 @@ from .quantise import (
     quantise_rows,
 )
 from .sample import DRAW_SALT, draw_number, draw_unit, philox4x32_10, sparse_sample
+from .tree import tree_accept, tree_cut, tree_grow_
 from .vocab import vocab_count_, vocab_refill_, vocab_update_
 
 __all__ = [
@@ -43,6 +44,9 @@ __all__ = [
     "sparse_logits",
     "sparse_sample",
     "step_ids",
+    "tree_accept",
+    "tree_cut",
+    "tree_grow_",
     "valid_tokens",
     "vocab_count_",
     "vocab_observe_",

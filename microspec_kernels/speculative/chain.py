@@ -103,7 +103,8 @@ def sample_chain(
         nodes = torch.arange(depth + 1, device=chain.device)
         ancestor_mask = (nodes <= nodes[:, None]).expand(len(chain), -1, -1)
         parents = (nodes - 1).clamp(min=0).expand_as(chain)
-        return Chain(chain, parents, ancestor_mask, torch.stack(draft_probs, dim=1))
+        depths = nodes.expand_as(chain)
+        return Chain(chain, parents, depths, ancestor_mask, torch.stack(draft_probs, dim=1))
 
 
 def propose(

@@ -30,15 +30,15 @@ class Head(Protocol):
     follows: bool
     num_groups: int
 
-    def topk(self, hidden: Tensor, k: int, row_groups: Tensor) -> tuple[Tensor, Tensor]:
+    def topk(self, hidden: Tensor, k: int, row_groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the best tokens after features [M, D].
 
         `row_groups` int64 [M]: each row's vocabulary.
 
-        Returns log-probabilities fp32 [M, <= k], falling, and token ids int64 of the same shape.
-        The probabilities are relative to the tokens that this head knows. If a row has fewer than k
-        tokens, the result is narrower or the rest is (-inf, -1). Its shape depends on the shape of
-        the arguments only.
+        Returns logits fp32 [M, <= k], falling, token ids int64 of the same shape, and the
+        logsumexp fp32 [M] of all tokens that this head knows, as `sparse_head` does. If a row has
+        fewer than k tokens, the result is narrower or the rest is (-inf, -1). Its shape depends on
+        the shape of the arguments only.
         """
         ...
 
@@ -80,10 +80,11 @@ class Dense(Head):
     def __init__(self, lm_head: LMHead) -> None:
         self.lm_head = lm_head.sound().prepared()
 
-    def topk(self, hidden: Tensor, k: int, row_groups: Tensor) -> tuple[Tensor, Tensor]:
+    def topk(self, hidden: Tensor, k: int, row_groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits, tokens = self.logits(hidden, row_groups)
-        best = logits.float().log_softmax(-1).topk(min(k, logits.shape[-1]))
-        return best.values, tokens.gather(1, best.indices)
+        logits = logits.float()
+        best = logits.topk(min(k, logits.shape[-1]))
+        return best.values, tokens.gather(1, best.indices), logits.logsumexp(-1)
 
     def logits(self, hidden: Tensor, row_groups: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.lm_head.logits(hidden)
@@ -144,9 +145,9 @@ class Sparse(Head):
             softcap=lm_head.softcap,
         )
 
-    def topk(self, hidden: Tensor, k: int, row_groups: Tensor) -> tuple[Tensor, Tensor]:
+    def topk(self, hidden: Tensor, k: int, row_groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits, rows, logsumexp = self.head(hidden, k, self._groups(row_groups))
-        return logits - logsumexp[:, None], self.lm_head.to_tokens(rows)
+        return logits, self.lm_head.to_tokens(rows), logsumexp
 
     def logits(self, hidden: Tensor, row_groups: Tensor) -> tuple[Tensor, Tensor]:
         logits, rows = self.head.logits(hidden, self._groups(row_groups))

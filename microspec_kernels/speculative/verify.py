@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from microspec_kernels.ops import tree_accept
+
 from .sampling import draw
-from .tree import Tree, of_rows
+from .tree import Tree
 
 
 class Verified(NamedTuple):
@@ -37,21 +39,7 @@ def accept(tree: Tree, chosen: Tensor, depth: int) -> Verified:
         nodes that are not accepted.
     depth: the trees' depth.
     """
-    wrong = tree.tokens != chosen.gather(1, tree.parents)
-    off = (tree.ancestor_mask & wrong[:, None])[:, :, 1:].any(2)  # the root is never wrong
-    # The others are one path, or twins of it where a head names a token twice: take a deepest.
-    deepest, leaves = tree.depths.masked_fill(off, -1).max(1)
-    return path_to(leaves, deepest, tree, chosen, depth)
-
-
-def path_to(leaves: Tensor, depths: Tensor, tree: Tree, chosen: Tensor, depth: int) -> Verified:
-    """Accept each tree's path to a leaf int64 [B], whose depth is `depths` int64 [B]."""
-    on_path = of_rows(tree.ancestor_mask, leaves[:, None])[:, 0]
-    # A parent comes before its children, so a stable sort leaves the path in order.
-    in_order = on_path.sort(dim=1, descending=True, stable=True)
-    on, paths = (part[:, : depth + 1] for part in in_order)
-    chosen = chosen.where(on_path, -1)
-    return Verified(paths.where(on, 0), chosen.gather(1, paths), chosen, depths + 1, leaves)
+    return Verified(*tree_accept(tree.tokens, tree.parents, chosen, depth))
 
 
 def follow(tree: Tree, choose: Callable[[Tensor, Tensor], Tensor], depth: int) -> Verified:
@@ -80,7 +68,7 @@ def follow(tree: Tree, choose: Callable[[Tensor, Tensor], Tensor], depth: int) -
         nodes, depths = torch.where(found, child, nodes), depths + found
         if found.device.type == "cpu" and not bool(found.any()):
             break  # all further turns would ask again; on a GPU this would wait for the device
-    return path_to(nodes, depths, tree, chosen, depth)
+    return accept(tree, chosen, depth)
 
 
 def verify_chain(p: Tensor, q: Tensor, drafted: Tensor, accept: Tensor, final: Tensor) -> Verified:

@@ -10,8 +10,8 @@ from test_registration import (
     GATHERS,
     HEADS,
     head_arguments,
-    learn_calls,
     opcheck,
+    other_calls,
     vocab_arguments,
 )
 from torch import Tensor
@@ -47,7 +47,7 @@ def test_vocab(num_groups: int, ragged: bool) -> None:
     check("vocab_update_", *vocab_arguments(num_groups, ragged))
 
 
-@pytest.mark.parametrize("call", learn_calls(), ids=lambda call: call[0])
+@pytest.mark.parametrize("call", other_calls(), ids=lambda call: call[0])
 def test_learn(call: tuple[str, tuple[Any, ...], dict[str, Any]]) -> None:
     check(*call)
 

@@ -85,7 +85,7 @@ def speculate(
     groups = torch.arange(batch) % head.num_groups
     written, steps = torch.zeros(batch, dtype=torch.int64), 0
     texts = torch.full((batch, length + SHAPE.depth + 1), ROOT)
-    newest = texts[:, 0]
+    newest = texts[:, 0].clone()
     while int(written.min()) < length:
         tree, verified = one_step(kind, head, sampling, seeds, groups, newest, written)
         tokens, counts = verified.tokens, verified.counts

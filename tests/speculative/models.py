@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from microspec_kernels import ActiveVocab
 from microspec_kernels.speculative import CausalModel, EagleDraft, LMHead, Sparse
+from microspec_kernels.speculative.heads import Head
 
 KINDS = ("llama", "mistral", "qwen2", "qwen3")
 VOCAB = 199
@@ -165,16 +166,16 @@ class Spy(Sparse):
     def active_sets(self) -> list[set[int]]:
         return [set(ids) - {-1} for ids in self.vocab.ids.tolist()]
 
-    def topk(self, hidden: Tensor, k: int, row_groups: Tensor) -> tuple[Tensor, Tensor]:
+    def topk(self, hidden: Tensor, k: int, row_groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         self.at_call.append(self.active_sets())
-        log_probs, tokens = super().topk(hidden, k, row_groups)
+        logits, tokens, logsumexp = super().topk(hidden, k, row_groups)
         self.proposed.append(
             [
                 set(tokens[row_groups == group].flatten().tolist()) - {-1}
                 for group in range(self.num_groups)
             ]
         )
-        return log_probs, tokens
+        return logits, tokens, logsumexp
 
     def observe(self, tokens: Tensor, token_groups: Tensor) -> None:
         self.told.append(tokens)
@@ -184,3 +185,9 @@ class Spy(Sparse):
     def reset(self, group: int) -> None:
         self.resets.append(group)
         super().reset(group)
+
+
+def ranking(head: Head, hidden: Tensor, k: int, row_groups: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the log-probabilities fp32 [M, <= k] of a head's best tokens, and their ids."""
+    logits, tokens, logsumexp = head.topk(hidden, k, row_groups)
+    return logits - logsumexp[:, None], tokens

@@ -19,7 +19,7 @@ from microspec_kernels.speculative import (
     generate,
 )
 
-from .models import VOCAB, example
+from .models import VOCAB, example, ranking
 
 EVERY = torch.arange(VOCAB)
 BROKEN = [77, 150]
@@ -113,12 +113,12 @@ def test_heads_of_ones_own() -> None:
     sparse = Sparse(LMHead(weight), ActiveVocab(VOCAB, 32))
     sparse.observe(EVERY[:20], EVERY[:20] * 0)
     for head in (Static(LMHead(weight), EVERY[:20]), sparse):
-        log_probs, tokens = head.topk(hidden, 4, groups)
+        log_probs, tokens = ranking(head, hidden, 4, groups)
         torch.testing.assert_close(log_probs, expected.values.float())
         assert torch.equal(tokens, torch.tensor(whole)[expected.indices])
         assert head.contains(EVERY[:20], groups[:1].expand(20)).nonzero()[:, 0].tolist() == whole
     dense = Dense(LMHead(weight))
-    log_probs, tokens = dense.topk(hidden, VOCAB, groups)
+    log_probs, tokens = ranking(dense, hidden, VOCAB, groups)
     assert not log_probs.isnan().any()
     assert (log_probs[:, -1] == -torch.inf).all() and (tokens[:, -1] == -1).all()
     torch.testing.assert_close(log_probs.exp().sum(1), torch.ones(6))

@@ -43,10 +43,10 @@ class First(Dense):
         super().__init__(draft.lm_head)
         self.first: list[int] = []
 
-    def topk(self, hidden: Tensor, k: int, row_groups: Tensor) -> tuple[Tensor, Tensor]:
-        log_probs, tokens = super().topk(hidden, k, row_groups)
+    def topk(self, hidden: Tensor, k: int, row_groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logits, tokens, logsumexp = super().topk(hidden, k, row_groups)
         self.first.append(int(tokens[0, 0]))
-        return log_probs, tokens
+        return logits, tokens, logsumexp
 
 
 @pytest.mark.parametrize("name", FORMATS)

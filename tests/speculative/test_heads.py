@@ -12,7 +12,7 @@ from microspec_kernels.policy import MICROSPEC, Policy
 from microspec_kernels.speculative import CausalModel, LMHead, Sparse, generate
 from microspec_kernels.speculative.heads import Dense, Head, Static, make_head
 
-from .models import VOCAB, Spy, example, noisy
+from .models import VOCAB, Spy, example, noisy, ranking
 
 D = 16
 WEIGHT = torch.randn(VOCAB, D, generator=torch.Generator().manual_seed(0))
@@ -51,7 +51,7 @@ def test_heads_rank_their_tokens(name: Any, bias: Tensor | None) -> None:
     else:
         head, ids = Sparse(lm_head, ActiveVocab(VOCAB, 64), name), IDS[:40]
         head.observe(ids, in_group(0, ids))
-    log_probs, tokens = head.topk(HIDDEN, 10, groups)
+    log_probs, tokens = ranking(head, HIDDEN, 10, groups)
     expected_log_probs, expected_tokens = restricted(HIDDEN, ids, bias, 10)
     assert torch.equal(tokens, expected_tokens)
     assert log_probs.dtype == torch.float32
@@ -78,7 +78,7 @@ def test_a_vocabulary_for_each_group(mode: Any) -> None:
 
     def check() -> None:
         rows = torch.tensor([2, 0, 1, 1, 0, 2])
-        log_probs, ids = head.topk(HIDDEN, 12, rows)
+        log_probs, ids = ranking(head, HIDDEN, 12, rows)
         for group in range(3):
             tokens_of_group = torch.cat((torch.tensor(pinned), newest.get(group, IDS[:0])))
             assert proposable(head, group) == tokens_of_group.sort().values.tolist()

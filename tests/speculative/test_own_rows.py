@@ -27,7 +27,7 @@ from microspec_kernels.speculative.models.cache import KVCache
 from microspec_kernels.speculative.stats import Clock
 
 from .eagle3 import ROWS, tensors, write
-from .models import SIZE, VOCAB, example, prompt, tiny
+from .models import SIZE, VOCAB, example, prompt, ranking, tiny
 
 D = 16
 EVERY = torch.arange(VOCAB)
@@ -51,7 +51,7 @@ def check_ranks(head: Head, ids: list[int], row_groups: Tensor) -> None:
     tokens = torch.tensor(ids)
     z = 0.5 * (HIDDEN.double() @ WEIGHT[tokens].double().T + BIAS[tokens].double())
     expected = (3 * torch.tanh(z / 3)).log_softmax(-1).topk(5)
-    log_probs, got = head.topk(HIDDEN, 5, row_groups)
+    log_probs, got = ranking(head, HIDDEN, 5, row_groups)
     assert torch.equal(got, tokens[expected.indices])
     torch.testing.assert_close(log_probs, expected.values.float())
     logits, every = head.logits(HIDDEN, row_groups)

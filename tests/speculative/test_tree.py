@@ -11,7 +11,7 @@ from microspec_kernels.speculative import LMHead
 from microspec_kernels.speculative.heads import Dense
 from microspec_kernels.speculative.models.cache import KVCache
 from microspec_kernels.speculative.stats import Clock
-from microspec_kernels.speculative.tree import Tree, TreeShape, best_nodes, grow
+from microspec_kernels.speculative.tree import Tree, TreeShape, grow
 
 Path = tuple[int, ...]
 SIZE, ROOT = 8, 5
@@ -170,9 +170,10 @@ class Answers:
         self.log_probs = torch.tensor([log_probs for log_probs, _ in answers])
         self.tokens = torch.tensor([tokens for _, tokens in answers])
 
-    def topk(self, hidden: Tensor, k: int, row_groups: Tensor) -> tuple[Tensor, Tensor]:
+    def topk(self, hidden: Tensor, k: int, row_groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         assert hidden.shape == (len(row_groups), SIZE)
-        return self.log_probs[row_groups, :k], self.tokens[row_groups, :k]
+        certain = torch.zeros(len(row_groups))
+        return self.log_probs[row_groups, :k], self.tokens[row_groups, :k], certain
 
 
 def grow_with(head: Answers, shape: TreeShape) -> Tree:
@@ -231,52 +232,3 @@ def test_a_probability_rounded_above_one_outranks_no_ancestor() -> None:
     tree = grow_with(Answers(([1e-7, -3.0], [9, 2])), TreeShape(6, 2, 3))
     assert paths(tree)[1:] == [(9,), (9, 9), (9, 9, 9)]
     assert tree.tokens.tolist() == [[ROOT, 9, 9, 9]]
-
-
-@settings(max_examples=150, deadline=None)
-@given(data=st.data(), count=st.integers(1, 30), size=st.integers(1, 40))
-def test_best_nodes_are_the_best_and_a_tree(data: st.DataObject, count: int, size: int) -> None:
-    """Check two arbitrary trees at a time, with frequent ties and scores of NOTHING."""
-    parents, scores = [], []
-    for _ in range(2):
-        parents_of_text = [0] + [data.draw(st.integers(0, node)) for node in range(count)]
-        steps = data.draw(
-            st.lists(st.sampled_from([0.0, -0.5, -1.0, NOTHING]), min_size=count, max_size=count)
-        )
-        path_scores = [0.0]
-        for parent, step in zip(parents_of_text[1:], steps, strict=True):
-            path_scores.append(path_scores[parent] + step)
-        parents.append(parents_of_text)
-        scores.append(path_scores)
-    tokens = torch.tensor([*range(100, 101 + count), -1]).repeat(2, 1)
-    tree = best_nodes(
-        tokens, torch.tensor([[*part, 0] for part in parents]), -torch.tensor(scores),
-        TreeShape(count, 1, size),
-    )  # fmt: skip
-    assert tree.tokens.shape == (2, 1 + min(count, size)), "the number of nodes is fixed"
-    check_shape(tree)
-    for text in range(2):
-        chosen = [token - 100 for token in tree.tokens[text, : tree.sizes[text]].tolist()]
-        scored = {node for node in range(count + 1) if scores[text][node] > NOTHING}
-        assert chosen[0] == 0
-        assert set(chosen) <= scored
-        assert len(chosen) == min(size + 1, len(scored))
-        left_out = scored - set(chosen)
-        by_node = scores[text]
-        assert all(by_node[node] >= by_node[other] for node in chosen for other in left_out)
-        found = tree.parents[text, : len(chosen)].tolist()
-        assert [chosen[parent] for parent in found] == [parents[text][node] for node in chosen]
-
-
-def test_a_deep_chain_has_all_its_ancestors() -> None:
-    """The ways between its ends are more than fp32 can count."""
-    count = 400
-    nodes = torch.arange(count)
-    tree = best_nodes(
-        torch.cat((nodes, torch.tensor([-1])))[None],
-        torch.cat((nodes.sub(1).clamp(min=0), torch.tensor([0])))[None],
-        nodes[None].float(),
-        TreeShape(count, 1, count),
-    )
-    assert torch.equal(tree.ancestor_mask[0], torch.ones(count, count, dtype=torch.bool).tril())
-    assert torch.equal(tree.depths[0], nodes)

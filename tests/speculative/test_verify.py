@@ -47,7 +47,8 @@ def test_follow_walks_as_far_as_the_choices_are_nodes(
         return choices[texts, nodes]
 
     texts, depth = torch.arange(len(trees)), 12
-    tree = Tree(tokens, parents, ancestors(parents))
+    mask = ancestors(parents)
+    tree = Tree(tokens, parents, mask.sum(2) - 1, mask)
     found = follow(tree, choose, depth)
     at_once = accept(tree, choices, depth)
     for one, other in zip(found, at_once, strict=True):
@@ -147,9 +148,10 @@ def test_the_residual_of_equal_distributions_is_the_targets() -> None:
 class Twice(Dense):
     """A head that names every candidate twice, as a user's own head might."""
 
-    def topk(self, hidden: Tensor, k: int, row_groups: Tensor) -> tuple[Tensor, Tensor]:
-        log_probs, tokens = super().topk(hidden, k, row_groups)
-        return log_probs.repeat_interleave(2, 1)[:, :k], tokens.repeat_interleave(2, 1)[:, :k]
+    def topk(self, hidden: Tensor, k: int, row_groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        *best, logsumexp = super().topk(hidden, k, row_groups)
+        logits, tokens = (part.repeat_interleave(2, 1)[:, :k].contiguous() for part in best)
+        return logits, tokens, logsumexp
 
 
 @pytest.mark.parametrize(("temperature", "longest"), [(0.0, 5), (1.0, 3)])

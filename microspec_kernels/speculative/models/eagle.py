@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from microspec_kernels._optional import require
@@ -47,6 +46,7 @@ class Eagle(nn.Module, Draft, ABC):
         # A plain tensor, so that it is not part of this module's state.
         self.embedding = target.embedding if embedding is None else embedding
         self.vocab_size = len(self.embedding)
+        self._reads_fewer = self.vocab_size < target.vocab_size
         self._tables: dict[int, Tensor] = {}
 
     def new_cache(self) -> KVCache:
@@ -81,7 +81,9 @@ class Eagle(nn.Module, Draft, ABC):
             for window in set(self.windows)
         }
         masks = [seen[window] for window in self.windows]
-        embedded = F.embedding(tokens.clamp(0, self.vocab_size - 1), self.embedding)
+        if self._reads_fewer:
+            tokens = tokens.clamp(max=self.vocab_size - 1)
+        embedded = self.embedding[tokens]  # -1, no token, reads the last row
         reach = cache.room + cache.pending + tokens.shape[1]
         rotation = self.rotation(self._rotations(reach), positions)
         out = self.run(embedded, features, rotation, masks, cache)

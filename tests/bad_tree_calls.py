@@ -77,7 +77,7 @@ def _expecting(rows: list[Row], expected: str) -> list[Row]:
 
 def grow_rows() -> list[Row]:
     V, T = ValueError, TypeError
-    g, own = grow_call, "memory shared with "
+    g = grow_call
     return [
         *_expecting(_pool_rows(g), "shape [B, N]"),
         ("frontier int32", g, lambda a: {"frontier": a["frontier"].int()}, T, "frontier", "int64", "int32"),
@@ -102,17 +102,18 @@ def grow_rows() -> list[Row]:
         ("begin 9", g, lambda a: {"begin": 9}, V, "begin", "0 to N - w k = 8", "9"),
         ("begin 2^63 - 1", g, lambda a: {"begin": 2**63 - 1}, V, "begin", "0 to N - w k = 8", str(2**63 - 1)),
         ("no room", g, lambda a: {"logits": torch.zeros(6, 7), "token_ids": zeros(6, 7), "begin": 0}, V, "begin", "0 to N - w k = -1", "0"),
+    ]  # fmt: skip
+
+
+def grow_value_rows() -> list[Row]:
+    V, g, own = ValueError, grow_call, "memory shared with "
+    places = "places in [0, 4) or -1"
+    return [
         ("parents are the tokens", g, lambda a: {"pool_parents": a["pool_tokens"]}, V, "pool_parents", OWN, own + "pool_tokens"),
         ("logits in the costs", g, lambda a: {"logits": a["pool_costs"].flatten()[:24].view(6, 4)}, V, "pool_costs", OWN, own + "logits"),
         ("ids in the tokens", g, lambda a: {"token_ids": a["pool_tokens"].flatten()[:24].view(6, 4)}, V, "pool_tokens", OWN, own + "token_ids"),
         ("logsumexp in the costs", g, lambda a: {"logsumexp": a["pool_costs"][0, :6]}, V, "pool_costs", OWN, own + "logsumexp"),
         ("frontier in the parents", g, lambda a: {"frontier": a["pool_parents"].flatten()[:6].view(2, 3)}, V, "pool_parents", OWN, own + "frontier"),
-    ]  # fmt: skip
-
-
-def grow_value_rows() -> list[Row]:
-    places = "places in [0, 4) or -1"
-    return [
         ("a place not yet filled", grow_call, lambda a: {"frontier": torch.tensor([[0, 3, -1], [1, 4, 0]])}, IndexError, "frontier", places, "4 at flat position 4"),
         ("a negative place", grow_call, lambda a: {"frontier": torch.tensor([[0, 3, -1], [1, 2, -2]])}, IndexError, "frontier", places, "-2 at flat position 5"),
     ]  # fmt: skip

@@ -319,7 +319,7 @@ def test_commands_exist() -> None:
 
 PUBLIC = ["microspec_kernels", "microspec_kernels.ops", "microspec_kernels.parallel", *MODULES]
 VERBS = re.compile(
-    "Add|Append|Apply|Begin|Build|Check|Choose|Compute|Continue|Convert|Copy|Count|Do|Draft|Draw|Fill|Forget|"
+    "Accept|Add|Append|Apply|Begin|Build|Check|Choose|Compute|Continue|Convert|Copy|Count|Cut|Do|Draft|Draw|Fill|Forget|"
     "Gather|Join|Learn|Let|List|Load|Make|Map|Mark|Merge|Move|Order|Parse|Pin|Read|Reset|Return|Run|"
     "Select|Set|Take|Test|Write|Yield"
 )

@@ -139,7 +139,7 @@ class Step:
         logits = models.logits(hidden)
         if self.top_tokens == 1:
             return logits.argmax(-1), hidden
-        return logits.topk(self.top_tokens).indices[..., 0], hidden
+        return logits.topk(self.top_tokens).indices[..., 0].contiguous(), hidden
 
     def _layer(self, tokens: Tensor, parents: Tensor, depths: Tensor, mask: Tensor) -> Tensor:
         if "layer" in self.without:

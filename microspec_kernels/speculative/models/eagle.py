@@ -46,7 +46,6 @@ class Eagle(nn.Module, Draft, ABC):
         # A plain tensor, so that it is not part of this module's state.
         self.embedding = target.embedding if embedding is None else embedding
         self.vocab_size = len(self.embedding)
-        self._reads_fewer = self.vocab_size < target.vocab_size
         self._tables: dict[int, Tensor] = {}
 
     def new_cache(self) -> KVCache:
@@ -81,7 +80,7 @@ class Eagle(nn.Module, Draft, ABC):
             for window in set(self.windows)
         }
         masks = [seen[window] for window in self.windows]
-        if self._reads_fewer:
+        if self.vocab_size < self.lm_head.vocab_size:
             tokens = tokens.clamp(max=self.vocab_size - 1)
         embedded = self.embedding[tokens]  # -1, no token, reads the last row
         reach = cache.room + cache.pending + tokens.shape[1]

@@ -178,3 +178,49 @@ def vocab_refill_(
     _checks.vocab_refill(*state, *read, total_counts, pinned)
     options = {"total_counts": total_counts, "pinned": pinned, "reset": reset}
     call("vocab_refill_", *state, *read, **options)
+
+
+def integers(*shape: int) -> Tensor:
+    return torch.full(shape, -77)
+
+
+def tree_grow_(
+    pool_tokens: Tensor,
+    pool_parents: Tensor,
+    pool_costs: Tensor,
+    logits: Tensor,
+    token_ids: Tensor,
+    logsumexp: Tensor,
+    width: int,
+    *,
+    begin: int = 0,
+    frontier: Tensor | None = None,
+) -> tuple[Tensor, ...]:
+    pool = (pool_tokens, pool_parents, pool_costs)
+    level = (logits, token_ids, logsumexp)
+    _checks.tree_grow(*pool, *level, width, begin, frontier)
+    candidates = (1 if frontier is None else frontier.size(1)) * logits.size(1)
+    results = tuple(integers(len(pool_costs), min(width, candidates)) for _ in range(3))
+    call("tree_grow_", *results, *pool, *level, width, begin=begin, frontier=frontier)
+    return results
+
+
+def tree_cut(
+    roots: Tensor, pool_tokens: Tensor, pool_parents: Tensor, pool_costs: Tensor, size: int
+) -> tuple[Tensor, ...]:
+    arguments = (roots, pool_tokens, pool_parents, pool_costs, size)
+    _checks.tree_cut(*arguments)
+    texts, nodes = len(roots), min(size, pool_costs.size(1)) + 1
+    mask = torch.ones(texts, nodes, nodes, dtype=torch.bool)
+    results = (*(integers(texts, nodes) for _ in range(3)), mask)
+    call("tree_cut", *results, *arguments)
+    return results
+
+
+def tree_accept(tokens: Tensor, parents: Tensor, chosen: Tensor, depth: int) -> tuple[Tensor, ...]:
+    _checks.tree_accept(tokens, parents, chosen, depth)
+    texts, nodes = tokens.shape
+    path = (texts, min(depth, nodes - 1) + 1)
+    results = tuple(integers(*shape) for shape in (path, path, (texts, nodes), (texts,), (texts,)))
+    call("tree_accept", *results, tokens, parents, chosen, depth)
+    return results

@@ -31,7 +31,7 @@ struct TreeGrowArgs {
   int64_t* next_tokens;             // [B, width]
   int64_t* next_rows;               // [B, width], indices in the frontier
 
-  int64_t candidates() const { return frontier_width * answers; }
+  constexpr int64_t candidates() const { return frontier_width * answers; }
 };
 
 struct TreeCutArgs {

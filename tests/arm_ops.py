@@ -17,7 +17,14 @@ from typing import Any
 
 import torch
 from build_with_cmake import ROOT, build_with_cmake
-from emulated_ops import SENTINEL, check_head, check_sample
+from emulated_ops import (
+    SENTINEL,
+    accept_results,
+    check_head,
+    check_sample,
+    cut_results,
+    grow_results,
+)
 from generators import row_indexed
 from schemas import SCHEMAS
 from torch import Tensor
@@ -25,7 +32,7 @@ from torch import Tensor
 from microspec_kernels import _checks, reference
 
 COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
-HEAD, GATHER, VOCAB, COUNT, REFILL, SAMPLE = range(6)
+HEAD, GATHER, VOCAB, COUNT, REFILL, SAMPLE, GROW, CUT, ACCEPT = range(9)
 ENUM = re.search(r"enum class DType \{ (.*) \};", (ROOT / "csrc/common/dtype.h").read_text())
 assert ENUM is not None
 NUMBERS = {name: number for number, name in enumerate(ENUM[1].split(", "))}
@@ -337,3 +344,53 @@ class Ops:
         integers += [active_ids.size(-1), token_slots.size(1), len(text_counts), pinned]
         read = [text_counts, total_counts, token_ranks, group_lists]
         self._driver.call(REFILL, integers, [], state, read)
+
+    def tree_grow_(
+        self,
+        pool_tokens: Tensor,
+        pool_parents: Tensor,
+        pool_costs: Tensor,
+        logits: Tensor,
+        token_ids: Tensor,
+        logsumexp: Tensor,
+        width: int,
+        *,
+        begin: int = 0,
+        frontier: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
+        pool, level = [pool_tokens, pool_parents, pool_costs], [logits, token_ids, logsumexp]
+        check = _checks.tree_grow(*pool, *level, width, begin, frontier)
+        if frontier is not None:
+            check.ids(frontier, "frontier", begin, "places", "flat position")
+        results = grow_results(pool_costs, logits, width, frontier)
+        frontier_width = 1 if frontier is None else frontier.size(1)
+        integers = [*pool_costs.shape, frontier_width, logits.size(1), begin, results[0].size(1)]
+        self._driver.call(GROW, integers, [], [*pool, *results], [*level, frontier])
+        return results
+
+    def tree_cut(
+        self,
+        roots: Tensor,
+        pool_tokens: Tensor,
+        pool_parents: Tensor,
+        pool_costs: Tensor,
+        size: int,
+    ) -> tuple[Tensor, ...]:
+        read = [roots, pool_tokens, pool_parents, pool_costs]
+        check = _checks.tree_cut(*read, size)
+        check.ids(pool_parents, "pool_parents", pool_parents.size(1), "places", "flat position")
+        results = cut_results(pool_costs, size)
+        integers = [*pool_costs.shape, results[0].size(1)]
+        self._driver.call(CUT, integers, [], [*results], read)
+        return results
+
+    def tree_accept(
+        self, tokens: Tensor, parents: Tensor, chosen: Tensor, depth: int
+    ) -> tuple[Tensor, ...]:
+        read = [tokens, parents, chosen]
+        check = _checks.tree_accept(*read, depth)
+        check.ids(parents, "parents", parents.size(1), "nodes", "flat position")
+        results = accept_results(tokens, depth)
+        integers = [*tokens.shape, depth, results[0].size(1)]
+        self._driver.call(ACCEPT, integers, [], [*results], read)
+        return results

@@ -184,6 +184,25 @@ def integers(*shape: int) -> Tensor:
     return torch.full(shape, -77)
 
 
+def grow_results(
+    costs: Tensor, logits: Tensor, width: int, frontier: Tensor | None
+) -> tuple[Tensor, ...]:
+    candidates = (1 if frontier is None else frontier.size(1)) * logits.size(1)
+    return tuple(integers(len(costs), min(width, candidates)) for _ in range(3))
+
+
+def cut_results(costs: Tensor, size: int) -> tuple[Tensor, ...]:
+    texts, nodes = len(costs), min(size, costs.size(1)) + 1
+    mask = torch.ones(texts, nodes, nodes, dtype=torch.bool)
+    return (*(integers(texts, nodes) for _ in range(3)), mask)
+
+
+def accept_results(tokens: Tensor, depth: int) -> tuple[Tensor, ...]:
+    texts, nodes = tokens.shape
+    path = (texts, min(depth, nodes - 1) + 1)
+    return tuple(integers(*shape) for shape in (path, path, (texts, nodes), (texts,), (texts,)))
+
+
 def tree_grow_(
     pool_tokens: Tensor,
     pool_parents: Tensor,
@@ -199,8 +218,7 @@ def tree_grow_(
     pool = (pool_tokens, pool_parents, pool_costs)
     level = (logits, token_ids, logsumexp)
     _checks.tree_grow(*pool, *level, width, begin, frontier)
-    candidates = (1 if frontier is None else frontier.size(1)) * logits.size(1)
-    results = tuple(integers(len(pool_costs), min(width, candidates)) for _ in range(3))
+    results = grow_results(pool_costs, logits, width, frontier)
     call("tree_grow_", *results, *pool, *level, width, begin=begin, frontier=frontier)
     return results
 
@@ -210,17 +228,13 @@ def tree_cut(
 ) -> tuple[Tensor, ...]:
     arguments = (roots, pool_tokens, pool_parents, pool_costs, size)
     _checks.tree_cut(*arguments)
-    texts, nodes = len(roots), min(size, pool_costs.size(1)) + 1
-    mask = torch.ones(texts, nodes, nodes, dtype=torch.bool)
-    results = (*(integers(texts, nodes) for _ in range(3)), mask)
+    results = cut_results(pool_costs, size)
     call("tree_cut", *results, *arguments)
     return results
 
 
 def tree_accept(tokens: Tensor, parents: Tensor, chosen: Tensor, depth: int) -> tuple[Tensor, ...]:
     _checks.tree_accept(tokens, parents, chosen, depth)
-    texts, nodes = tokens.shape
-    path = (texts, min(depth, nodes - 1) + 1)
-    results = tuple(integers(*shape) for shape in (path, path, (texts, nodes), (texts,), (texts,)))
+    results = accept_results(tokens, depth)
     call("tree_accept", *results, tokens, parents, chosen, depth)
     return results

@@ -21,6 +21,7 @@
 #include "head/args.h"
 #include "head/cpu/kernels.h"
 #include "head/sample_args.h"
+#include "tree/tree.h"
 #include "vocab/learn.h"
 #include "vocab/vocab.h"
 
@@ -303,6 +304,82 @@ void serve_refill() {
   clock.send();
 }
 
+Pool pool_at(const Array& tokens, const Array& parents, const Array& costs) {
+  Pool pool{};
+  pool.tokens = tokens.as<int64_t>();
+  pool.parents = parents.as<int64_t>();
+  pool.costs = costs.as<float>();
+  return pool;
+}
+
+void serve_grow() {
+  TreeGrowArgs args{};
+  const int64_t texts = receive_integer(), places = receive_integer();
+  args.frontier_width = receive_integer();
+  args.answers = receive_integer();
+  args.begin = receive_integer();
+  args.width = receive_integer();
+  const Array pool_tokens(Array::kWritten), pool_parents(Array::kWritten), pool_costs(Array::kWritten);
+  const Array next(Array::kWritten), next_tokens(Array::kWritten), next_rows(Array::kWritten);
+  const Array logits(Array::kRead), token_ids(Array::kRead), logsumexp(Array::kRead);
+  const Array frontier(Array::kRead);
+  args.pool = pool_at(pool_tokens, pool_parents, pool_costs);
+  args.pool.texts = texts;
+  args.pool.places = places;
+  args.frontier = frontier.as<int64_t>();
+  args.logits = logits.as<float>();
+  args.token_ids = token_ids.as<int64_t>();
+  args.logsumexp = logsumexp.as<float>();
+  args.next = next.as<int64_t>();
+  args.next_tokens = next_tokens.as<int64_t>();
+  args.next_rows = next_rows.as<int64_t>();
+  tree_grow_cpu(args);
+  for (const Array* array : {&pool_tokens, &pool_parents, &pool_costs, &next, &next_tokens, &next_rows}) {
+    array->send();
+  }
+}
+
+void serve_cut() {
+  TreeCutArgs args{};
+  const int64_t texts = receive_integer(), places = receive_integer();
+  args.nodes = receive_integer();
+  const Array tokens(Array::kWritten), parents(Array::kWritten), depths(Array::kWritten);
+  const Array ancestor_mask(Array::kWritten);
+  const Array roots(Array::kRead), pool_tokens(Array::kRead), pool_parents(Array::kRead);
+  const Array pool_costs(Array::kRead);
+  args.pool = pool_at(pool_tokens, pool_parents, pool_costs);
+  args.pool.texts = texts;
+  args.pool.places = places;
+  args.roots = roots.as<int64_t>();
+  args.tokens = tokens.as<int64_t>();
+  args.parents = parents.as<int64_t>();
+  args.depths = depths.as<int64_t>();
+  args.ancestor_mask = ancestor_mask.as<bool>();
+  tree_cut_cpu(args);
+  for (const Array* array : {&tokens, &parents, &depths, &ancestor_mask}) array->send();
+}
+
+void serve_accept() {
+  TreeAcceptArgs args{};
+  args.texts = receive_integer();
+  args.nodes = receive_integer();
+  args.depth = receive_integer();
+  args.length = receive_integer();
+  const Array paths(Array::kWritten), path_tokens(Array::kWritten), node_tokens(Array::kWritten);
+  const Array counts(Array::kWritten), leaves(Array::kWritten);
+  const Array tokens(Array::kRead), parents(Array::kRead), chosen(Array::kRead);
+  args.tokens = tokens.as<int64_t>();
+  args.parents = parents.as<int64_t>();
+  args.chosen = chosen.as<int64_t>();
+  args.paths = paths.as<int64_t>();
+  args.path_tokens = path_tokens.as<int64_t>();
+  args.node_tokens = node_tokens.as<int64_t>();
+  args.counts = counts.as<int64_t>();
+  args.leaves = leaves.as<int64_t>();
+  tree_accept_cpu(args);
+  for (const Array* array : {&paths, &path_tokens, &node_tokens, &counts, &leaves}) array->send();
+}
+
 }  // namespace
 }  // namespace microspec
 
@@ -319,7 +396,10 @@ int main(int argc, char** argv) {
         case 2: microspec::serve_vocab(); break;
         case 3: microspec::serve_count(); break;
         case 4: microspec::serve_refill(); break;
-        default: microspec::serve_sample();
+        case 5: microspec::serve_sample(); break;
+        case 6: microspec::serve_grow(); break;
+        case 7: microspec::serve_cut(); break;
+        default: microspec::serve_accept();
       }
       std::fflush(stdout);
     }

@@ -81,8 +81,8 @@ def nodes_kernel(
         mark = tl.load(chosen + place, mask=place < places, other=0).to(tl.int32)
         # The last node up to each place. The places where it is less than i are before node i's.
         last = tl.where(place < places, found + tl.cumsum(mark, 0), nodes)
-        row_place += tl.sum((last[None, :] < row[:, None]).to(tl.int32), 1)
-        column_place += tl.sum((last[None, :] < column[:, None]).to(tl.int32), 1)
+        row_place += tl.sum((last[:, None] < row[None, :]).to(tl.int32), 0)
+        column_place += tl.sum((last[:, None] < column[None, :]).to(tl.int32), 0)
         found += tl.sum(mark, 0)
     row_place = tl.where(row == 0, -1, row_place).to(tl.int64)  # of padding: N
     column_place = tl.where(column == 0, -1, column_place).to(tl.int64)

@@ -24,8 +24,8 @@ def count_before(costs, at, others, others_at):
 
     NaN among the others comes before nothing.
     """
-    equal = (others[None, :] == costs[:, None]) & (others_at[None, :] < at[:, None])
-    return tl.sum(((others[None, :] < costs[:, None]) | equal).to(tl.int32), 1)
+    equal = (others[:, None] == costs[None, :]) & (others_at[:, None] < at[None, :])
+    return tl.sum(((others[:, None] < costs[None, :]) | equal).to(tl.int32), 0)
 
 
 @triton.jit

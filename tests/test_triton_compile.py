@@ -41,7 +41,11 @@ POINTERS = {
     "text_counts": "*i32", "total_counts": "*i32", "seen": "*i32", "token_ranks": "*i32",
     "marks": "*i32", "token_requests": "*i64", "request_lists": "*i64", "group_lists": "*i64",
     "log_probs": "*fp32", "temperatures": "*fp32", "seeds": "*i64", "positions": "*i64",
-    "row_tokens": "*i64", "logit_rows": "*i64",
+    "row_tokens": "*i64", "logit_rows": "*i64", "pool_tokens": "*i64", "pool_parents": "*i64",
+    "pool_costs": "*fp32", "frontier": "*i64", "next_frontier": "*i64", "next_tokens": "*i64",
+    "next_rows": "*i64", "roots": "*i64", "parents": "*i64", "depths": "*i64",
+    "ancestor_mask": "*i1", "paths": "*i64", "path_tokens": "*i64", "node_tokens": "*i64",
+    "counts": "*i64", "leaves": "*i64",
 }  # fmt: skip
 
 
@@ -303,3 +307,20 @@ def test_refill(target: str, kernel: str, warps: int, tmp_path: Path) -> None:
         check(binary, target, tmp_path, warps=warps)
         if target == "gfx942":  # its barriers do not wait for other waves' writes to memory
             assert "debug_barrier" not in Path(refill.__file__).read_text()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_tree(target: str, tmp_path: Path) -> None:
+    grow, cut, accept = (module(f"tree_{name}") for name in ("grow", "cut", "accept"))
+    compared = {"BLOCK": grow.BLOCK, "COMPARED": grow.COMPARED}
+    marks, tokens = {"chosen": "*i8"}, {"chosen": "*i64"}
+    kernels = [
+        (grow.grow_kernel, {}, compared | {"ROOT": r}) for r in variants(target, False, True)
+    ]
+    kernels += [
+        (cut.choose_kernel, marks, compared),
+        (cut.nodes_kernel, marks, {"TILE": cut.TILE, "SWEPT": cut.SWEPT}),
+        (accept.accept_kernel, tokens, {"BLOCK": accept.BLOCK}),
+    ]
+    for kernel, types, constants in kernels:
+        check(compiled(kernel, target, types, **constants, num_warps=4), target, tmp_path, warps=4)

@@ -107,6 +107,37 @@ def test_refill_of_several_tiles(ties: bool, monkeypatch: pytest.MonkeyPatch) ->
             assert_bitwise(one, other)
 
 
+def test_trees_of_several_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small tiles and large ones give the same: equal costs and parents lie in other tiles."""
+    rng, trees = (
+        torch.Generator().manual_seed(2),
+        importlib.import_module("microspec_kernels.triton_kernels"),
+    )
+    costs = torch.randint(0, 5, (2, 90), generator=rng).float()
+    tokens, frontier = (torch.randint(0, 30, shape, generator=rng) for shape in ((2, 90), (2, 4)))
+    parents = (torch.rand(2, 90, generator=rng) * torch.arange(90)).long() - 1
+    logits = torch.randint(-9, 2, (8, 10), generator=rng).float()
+
+    def results() -> list[torch.Tensor]:
+        pool = [tokens.clone(), parents.clone(), costs.clone()]
+        read = logits, tokens[:, :40].reshape(8, 10), logits.amax(1)
+        grown = trees.tree_grow_(*pool, *read, 25, begin=50, frontier=frontier)
+        cut = trees.tree_cut(tokens[:, 0], tokens, parents, costs, 30)
+        accepted = trees.tree_accept(tokens % 2, parents, parents % 2, 12)
+        return [*pool, *grown, *cut, *accepted]
+
+    large = results()
+    for name, constants in (
+        ("grow", {"BLOCK": 16, "COMPARED": 8}),
+        ("cut", {"BLOCK": 8, "COMPARED": 16, "TILE": 8, "SWEPT": 16}),
+        ("accept", {"BLOCK": 16}),
+    ):
+        for constant, size in constants.items():
+            monkeypatch.setattr(module(f"tree_{name}"), constant, size)
+    for one, other in zip(results(), large, strict=True):
+        assert_bitwise(one, other)
+
+
 def test_zeros_of_either_sign_are_equal() -> None:
     """Underflow gives -0 and +0; the lower id is first."""
     weight, ids = torch.tensor([[-1e-30], [1e-30]]), torch.tensor([1, 0], dtype=torch.int32)

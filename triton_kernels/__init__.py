@@ -16,6 +16,9 @@ from .gather_rows import gather_rows_
 from .sparse_head import sparse_head
 from .sparse_logits import sparse_logits
 from .sparse_sample import sparse_sample
+from .tree_accept import tree_accept
+from .tree_cut import tree_cut
+from .tree_grow import tree_grow_
 from .vocab_count import vocab_count_
 from .vocab_refill import vocab_refill_
 from .vocab_update import vocab_update_
@@ -28,6 +31,9 @@ __all__ = [
     "sparse_head",
     "sparse_logits",
     "sparse_sample",
+    "tree_accept",
+    "tree_cut",
+    "tree_grow_",
     "vocab_count_",
     "vocab_observe_",
     "vocab_refill_",

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from .common import INTERPRETED, on_device_of
 
-# Candidates of a program, and others that they are compared with at once: 32 pairs for each thread
-# of four warps. A level of 100 candidates takes four programs a text, of one round each. Large
-# tiles cost Triton's interpreter little more than small ones.
-BLOCK, COMPARED = (256, 1024) if INTERPRETED else (32, 128)
+# Candidates of a program, and others that they are compared with at once: 16 pairs for each thread
+# of four warps; with 32 Triton 3.9 spills on sm_80. A level of 100 candidates takes seven programs
+# a text, of one round each. Large tiles cost Triton's interpreter little more than small ones.
+BLOCK, COMPARED = (256, 1024) if INTERPRETED else (16, 128)
 
 
 @triton.jit

@@ -184,6 +184,19 @@ def integers(*shape: int) -> Tensor:
     return torch.full(shape, -77)
 
 
+def arguments_of(op: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return results of a sentinel and then the arguments, as the emulation takes them."""
+    given = dict(arguments)
+    if op == "tree_grow_":
+        sizes = given["pool_costs"], given["logits"], given["width"], given["frontier"]
+        results = grow_results(*sizes)
+    elif op == "tree_cut":
+        results = cut_results(given["pool_costs"], given["size"])
+    else:
+        results = accept_results(given["tokens"], given["depth"])
+    return {**{f"result {i}": result for i, result in enumerate(results)}, **given}
+
+
 def grow_results(
     costs: Tensor, logits: Tensor, width: int, frontier: Tensor | None
 ) -> tuple[Tensor, ...]:

@@ -9,7 +9,7 @@
 
 namespace microspec {
 
-// A pool's most places on CUDA, where each candidate is compared with all others.
+// A pool's most places on CUDA, where a candidate's key has 16 bits for its place.
 constexpr int64_t kMostCandidatesOnCuda = int64_t{1} << 16;
 
 struct Pool {

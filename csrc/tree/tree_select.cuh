@@ -7,7 +7,6 @@
 
 namespace microspec::tree {
 
-constexpr int kThreads = 1024;
 // A key has the candidate's cost in the bits above its index. The better candidate has the larger key.
 constexpr int kIndexBits = 16;
 constexpr unsigned kLastIndex = (1u << kIndexBits) - 1;

@@ -2,6 +2,7 @@
 """No launch asks for more shared memory than its GPU has: K, N and D over every boundary."""
 
 import functools
+import itertools
 from collections.abc import Iterable
 from typing import Any
 
@@ -135,6 +136,45 @@ def test_refill_count_and_observe(gpu: Any) -> None:
     lengths = [0, 1, 255, 256, 257, 1 << 20]
     assert not refused(lambda n: count(gpu, n), lengths)
     assert not refused(lambda n: observe(gpu, n), lengths)
+
+
+def grow(emulation: Any, frontier: int, answers: int, width: int) -> None:
+    count = frontier * answers
+    pool = (row(np.int64, count)[None], row(np.int64, count)[None], row(np.float32, count)[None])
+    level = (row(dtype, count).reshape(frontier, answers) for dtype in (np.float32, np.int64))
+    results = (np.zeros((1, min(width, count)), np.int64) for _ in range(3))
+    nodes = np.zeros((1, frontier), np.int64)
+    emulation.tree_grow_(*results, *pool, *level, row(np.float32, frontier), width, frontier=nodes)
+
+
+def cut(emulation: Any, places: int, size: int) -> None:
+    nodes = min(size, places) + 1
+    pool = (row(np.int64, places)[None], row(np.int64, places)[None], row(np.float32, places)[None])
+    # A dry launch writes nothing.
+    mask = np.lib.stride_tricks.as_strided(np.zeros(1, np.bool_), (1, nodes, nodes), (0, 0, 0))
+    results = (*(np.zeros((1, nodes), np.int64) for _ in range(3)), mask)
+    emulation.tree_cut(*results, row(np.int64, 1), *pool, size)
+
+
+def accept(emulation: Any, nodes: int, depth: int) -> None:
+    length, of_text = min(depth, nodes - 1) + 1, row(np.int64, 1)
+    paths, trees = row(np.int64, length)[None], row(np.int64, nodes)[None]
+    emulation.tree_accept(paths, paths, trees, of_text, of_text, *[trees] * 3, depth)
+
+
+def test_trees(gpu: Any) -> None:
+    """Small trees have their links in shared memory, and a cut its bits of all places."""
+    levels = [(1, 1, 1), (10, 10, 10), (16, 16, 300), (128, 128, 128), (512, 128, 1 << 16)]
+    assert not refused(functools.partial(grow, gpu), levels)
+    places = [0, 1, 31, 32, 33, 510, 2047, 2048, 2049, 1 << 16]
+    assert not refused(functools.partial(cut, gpu), itertools.product(places, [1, 60, 3000]))
+    nodes = [1, 61, 2047, 2048, 2049, 1 << 20]
+    assert not refused(functools.partial(accept, gpu), itertools.product(nodes, [0, 6, 1 << 40]))
+
+
+def test_a_tree_too_large_for_the_kernels(gpu: Any) -> None:
+    assert refused(functools.partial(grow, gpu), [(513, 128, 4)]) == [(513, 128, 4)]
+    assert refused(functools.partial(cut, gpu), [((1 << 16) + 1, 60)]) == [((1 << 16) + 1, 60)]
 
 
 def most_shared(emulation: Any) -> int:

@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import emulated_ops
 import numpy as np
 import pytest
 import release_scripts
 import torch
+import tree_cases
 from emulated import load
 
 from microspec_kernels import Tally
@@ -100,6 +102,16 @@ def refill(emulation: Any, reset: bool) -> list[Any]:
     return state
 
 
+def tree(emulation: Any, op: str) -> list[Any]:
+    call = dict(tree_cases.cases())[op]  # the largest
+    given = emulated_ops.arguments_of(op, call)
+    options = {name: given.pop(name) for name in ("begin", "frontier") if name in given}
+    arrays = [emulated_ops.as_array(value) for value in given.values()]
+    options = {name: emulated_ops.as_array(value) for name, value in options.items()}
+    getattr(emulation, op)(*arrays, **options)
+    return [array for array in arrays if isinstance(array, np.ndarray)]
+
+
 CALLS = {
     "tensor cores": lambda e: head(e, HIDDEN, WEIGHT),
     "tensor cores, int4": lambda e: head(e, HIDDEN, INT4_WEIGHT, weight_scale=INT4_SCALES),
@@ -115,6 +127,7 @@ CALLS = {
     "observe": observe,
     "refill": lambda e: refill(e, True),
     "refill of pinned tokens": lambda e: refill(e, False),
+    **{op: lambda e, op=op: tree(e, op) for op in ("tree_grow_", "tree_cut", "tree_accept")},
 }
 FP8_CALLS = {
     "tensor cores, fp8": lambda e: head(e, HIDDEN, CODES, weight_scale=SCALES),

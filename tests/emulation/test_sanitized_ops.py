@@ -7,9 +7,11 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
+import emulated_ops
 import numpy as np
 import pytest
 import torch
+import tree_cases
 from emulated import load
 from emulated_ops import as_array
 from generators import E2M1, FLOATS, INT4, QUANTISED, gather_case, head_case, vocab_state
@@ -180,6 +182,21 @@ def observed(arch: int, settings: dict[str, Any]) -> Iterator[Call]:
         yield Call(name, "_emulation", "vocab_observe_", arrays, options, on)
 
 
+def trees(
+    arch: int, settings: dict[str, Any], sound: bool = True, far: bool = False
+) -> Iterator[Call]:
+    """Yield calls of the tree ops; not sound: a parent is any place; far: or out of range."""
+    for number, (op, arguments) in enumerate(tree_cases.cases(far, sound)):
+        call = emulated_ops.arguments_of(op, arguments)
+        options = {name: call.pop(name) for name in ("begin", "frontier") if name in call}
+        yield Call(
+            f"{op} {number}, sound {sound}, far {far}", "_emulation", op,
+            [as_array(value) for value in call.values()],
+            {name: as_array(value) for name, value in options.items()},
+            device(arch, **settings),
+        )  # fmt: skip
+
+
 def nonsense(arch: int, settings: dict[str, Any]) -> Iterator[Call]:
     """Yield states that no update leaves, with invalid tokens, which a device does not check."""
     rng = random.Random(0)
@@ -282,14 +299,14 @@ def test_address_and_undefined(arch: int) -> None:
     settings = {"sms": 2}
     calls = [*heads(arch, settings, shapes), *four_bit_heads(arch, settings)]
     calls += [*gathers(arch, settings), *vocabs(arch, settings), *learned(arch, settings)]
-    calls += observed(arch, settings)
+    calls += [*observed(arch, settings), *trees(arch, settings), *trees(arch, settings, False)]
     check("address", calls, order="shuffled", copies="late", resident_blocks=3)
 
 
 @pytest.mark.parametrize("arch", DEVICES)
 def test_nonsense_stays_inside(arch: int) -> None:
     """Results are not compared: if two tokens claim a slot, the last thread decides."""
-    calls = list(nonsense(arch, {"sms": 2}))
+    calls = [*nonsense(arch, {"sms": 2}), *trees(arch, {"sms": 2}, False, far=True)]
     results = reports_nothing("address", calls, order="shuffled", copies="late", resident_blocks=3)
     assert len(list(results)) == len(calls)
 
@@ -300,5 +317,5 @@ def test_races(arch: int) -> None:
     shapes = [(1, 64, 20), (3, 40, 20), (9, 128, 20), (10, 64, 33), (20, 64, 9)]
     calls = [*heads(arch, settings, shapes), *four_bit_heads(arch, settings)]
     calls += [*gathers(arch, settings), *vocabs(arch, settings), *learned(arch, settings)]
-    calls += observed(arch, settings)
+    calls += [*observed(arch, settings), *trees(arch, settings, False)]
     check("thread", calls, order="shuffled", copies="late", resident_blocks=4)

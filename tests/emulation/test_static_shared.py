@@ -71,6 +71,19 @@ def call_every_4bit_kernel(emulation: Any) -> None:
         call_4bit_gather(emulation, "V1", np.zeros((2, 64 + gap), source)[:, :64])
 
 
+def call_tree(emulation: Any) -> None:
+    numbers, costs = np.zeros((1, 9), np.int64), np.zeros((1, 9), np.float32)
+    row = numbers[0, :1].copy()
+    pool = (numbers.copy(), numbers.copy(), costs)
+    level = (costs[:, :4].copy(), numbers[:, :4].copy(), costs[0, :1].copy())
+    next_nodes = [numbers[:, :3].copy() for _ in range(3)]
+    emulation.tree_grow_(*next_nodes, *pool, *level, 3)
+    nodes = [numbers[:, :5].copy() for _ in range(3)]
+    emulation.tree_cut(*nodes, np.zeros((1, 5, 5), np.bool_), row, *pool, 4)
+    path = numbers[:, :3].copy()
+    emulation.tree_accept(path, path.copy(), nodes[0], row, row.copy(), *nodes, 2)
+
+
 def call_every_kernel(emulation: Any) -> None:
     emulation.configure(arch=900, sms=2, block_shared=99 * 1024, sm_shared=100 * 1024, dry=True)
     emulation.compiled_arch()
@@ -106,6 +119,7 @@ def call_every_kernel(emulation: Any) -> None:
     emulation.vocab_observe_(*state, tokens, tally=tally)
     emulation.vocab_refill_(*state, counts, counts[0].copy(), np.zeros(1, np.int64))
     call_every_4bit_kernel(emulation)
+    call_tree(emulation)
     emulation.configure(dry=False)
 
 

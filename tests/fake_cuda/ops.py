@@ -25,6 +25,12 @@ ARGUMENTS = {
         *("active_ids", "slot_stamps", "token_slots", "clock"),
         *("text_counts", "token_ranks", "group_lists"),
     ),
+    "tree_grow_": (
+        *("pool_tokens", "pool_parents", "pool_costs"),
+        *("logits", "token_ids", "logsumexp", "width"),
+    ),
+    "tree_cut": ("roots", "pool_tokens", "pool_parents", "pool_costs", "size"),
+    "tree_accept": ("tokens", "parents", "chosen", "depth"),
 }
 ANY = 2**31 - 1  # of a slab's slot: its id is a name only
 
@@ -32,7 +38,8 @@ ANY = 2**31 - 1  # of a slab's slot: its id is a name only
 def writes_in_place(function: Callable[..., Any]) -> bool:
     """Return whether a function is an op of the package that returns nothing."""
     name = getattr(function, "__name__", "").partition(".")[0]
-    return name.endswith("_") and name in ARGUMENTS
+    returns_nothing = ("gather_rows_", *(op for op in ARGUMENTS if op.startswith("vocab_")))
+    return name in returns_nothing
 
 
 def written(
@@ -93,6 +100,11 @@ def _check(name: str, given: dict[str, Any]) -> None:
     elif name == "vocab_refill_":
         tensors = [given[n] for n in ARGUMENTS[name]]
         _checks.vocab_refill(*tensors, given.get("total_counts"), given.get("pinned", 0))
+    elif name == "tree_grow_":
+        tensors = [given[n] for n in ARGUMENTS[name]]
+        _checks.tree_grow(*tensors, given.get("begin", 0), given.get("frontier"))
+    elif name in ("tree_cut", "tree_accept"):
+        getattr(_checks, name)(*(given[n] for n in ARGUMENTS[name]))
     elif name == "sparse_sample":
         _checks.sample(
             *(given[n] for n in ARGUMENTS[name]), given.get("packed", False),
@@ -118,6 +130,12 @@ def _bounds(name: str, given: dict[str, Any]) -> dict[str, int]:
         return {}  # ignores them itself
     if name == "vocab_refill_":
         return {"group_lists": given["text_counts"].size(0)}
+    if name == "tree_grow_":
+        return {"frontier": given.get("begin", 0)}
+    if name == "tree_cut":
+        return {"pool_parents": given["pool_parents"].size(1)}
+    if name == "tree_accept":
+        return {"parents": given["parents"].size(1)}
     if name == "gather_rows_":
         return {"active_ids": given["weight"].size(0)}
     groups = torch.atleast_2d(given["active_ids"]).size(0)

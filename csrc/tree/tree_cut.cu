@@ -6,13 +6,16 @@
 //      order: nodes 1, 2, ..
 //   3. Each chosen candidate writes its node. A node's parent comes before it, whatever the pool holds.
 //   4. A thread a node walks to the root, and sets its ancestors in the mask.
-#pragma once
-
 #include "cuda/launch.cuh"
 #include "cuda/ptx.cuh"
+#include "cuda/runtime.h"
+#include "tree/tree_cuda.h"
+#include "tree/tree_launch.cuh"
 #include "tree/tree_select.cuh"
 
-namespace microspec::tree {
+namespace microspec {
+
+namespace tree {
 
 // The most nodes whose parents a block keeps in shared memory, 16 KB. It reads others in `parents`, where a
 // step takes the L1 cache's latency.
@@ -146,4 +149,12 @@ tree_cut_kernel(TreeCutArgs args) {
   }
 }
 
-}  // namespace microspec::tree
+}  // namespace tree
+
+int run_tree_cut_cuda(const TreeCutArgs& args, void* stream) {
+  if (args.pool.texts > kMostOnCuda || args.pool.places > kMostCandidatesOnCuda) return kInvalidValue;
+  return tree::run(tree::tree_cut_kernel, args, args.pool.texts, args.pool.places,
+                   tree::cut_shared_bytes(args), stream);
+}
+
+}  // namespace microspec

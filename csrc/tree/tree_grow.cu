@@ -5,16 +5,19 @@
 //   2. With more than kListed candidates, find the cost of the last of the next frontier (tree_select.cuh).
 //      List the keys of those that may be in it: of few candidates, all.
 //   3. A candidate's rank is the number of larger keys in the list. Write the candidate at its rank.
-#pragma once
-
 #include "cuda/launch.cuh"
 #include "cuda/ptx.cuh"
+#include "cuda/runtime.h"
+#include "tree/tree_cuda.h"
+#include "tree/tree_launch.cuh"
 #include "tree/tree_select.cuh"
 
-namespace microspec::tree {
+namespace microspec {
 
-// To rank L listed candidates takes L steps of a thread, of four instructions each. To select first takes some
-// ten steps of a barrier, which as many steps as these outlast.
+namespace tree {
+
+// To rank L listed candidates takes L steps of a thread, of four instructions each. To select first takes
+// some ten steps of a barrier, which as many steps as these outlast.
 constexpr int kListed = 256;
 
 struct GrowState {
@@ -96,4 +99,11 @@ tree_grow_kernel(TreeGrowArgs args) {
   }
 }
 
-}  // namespace microspec::tree
+}  // namespace tree
+
+int run_tree_grow_cuda(const TreeGrowArgs& args, void* stream) {
+  if (args.pool.texts > kMostOnCuda || args.candidates() > kMostCandidatesOnCuda) return kInvalidValue;
+  return tree::run(tree::tree_grow_kernel, args, args.pool.texts, args.candidates(), 0, stream);
+}
+
+}  // namespace microspec

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The tree ops on CUDA: one launch each, one block a text.
+// The launch of a tree op, one block a text.
 //
 // The chain of dependent steps decides the time, not the bytes: with w k = 100, N = 511 and 60 nodes a text
 // reads and writes 4, 16 and 4 KB. Expected, not measured on a GPU, in us, of which the launch takes some 2
@@ -15,18 +15,15 @@
 // Texts run beside each other up to the number of SMs. A frontier of more than 256 places is ranked in
 // quadratic time: 0.1 s for the largest, 2^16. A path is followed link by link: a chain of n nodes that all
 // match takes n^2 / 2048 steps of a thread.
+#pragma once
+
 #include <algorithm>
 
 #include "cuda/launch.cuh"
-#include "cuda/runtime.h"
-#include "tree/tree_accept_kernel.cuh"
-#include "tree/tree_cuda.h"
-#include "tree/tree_cut_kernel.cuh"
-#include "tree/tree_grow_kernel.cuh"
 
-namespace microspec {
+namespace microspec::tree {
 
-namespace tree {
+constexpr int kThreads = 1024;
 
 // Launches a block for each text, with a thread for each of `count` elements where a block has as many.
 template <class Args>
@@ -37,23 +34,4 @@ Error run(void (*kernel)(Args), const Args& args, int64_t texts, int64_t count, 
   return launch(kernel, how, args);
 }
 
-}  // namespace tree
-
-int run_tree_grow_cuda(const TreeGrowArgs& args, void* stream) {
-  if (args.pool.texts > kMostOnCuda || args.candidates() > kMostCandidatesOnCuda) return kInvalidValue;
-  return tree::run(tree::tree_grow_kernel, args, args.pool.texts, args.candidates(), 0, stream);
-}
-
-int run_tree_cut_cuda(const TreeCutArgs& args, void* stream) {
-  if (args.pool.texts > kMostOnCuda || args.pool.places > kMostCandidatesOnCuda) return kInvalidValue;
-  return tree::run(tree::tree_cut_kernel, args, args.pool.texts, args.pool.places,
-                   tree::cut_shared_bytes(args), stream);
-}
-
-int run_tree_accept_cuda(const TreeAcceptArgs& args, void* stream) {
-  if (std::max(args.texts, args.nodes) > kMostOnCuda) return kInvalidValue;
-  return tree::run(tree::tree_accept_kernel, args, args.texts, args.nodes, tree::accept_shared_bytes(args),
-                   stream);
-}
-
-}  // namespace microspec
+}  // namespace microspec::tree

@@ -2,16 +2,21 @@
 // tree_accept_kernel finds the path that the target chose in the tree of a text, one block a text.
 //
 //   1. A node's link is its parent if the target chose the node's token there, else kNone.
-//   2. A thread a node follows the links. It has accepted the node if it arrives at the root in `depth` steps.
+//   2. A thread a node follows the links. The node is accepted if that leads to the root in `depth` steps.
 //   3. The block finds the deepest accepted node, the first of equals.
 //   4. One thread follows that node's links, writes the path and marks its nodes.
-#pragma once
+#include <algorithm>
 
+#include "cuda/block_reduce.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/ptx.cuh"
-#include "tree/tree_select.cuh"
+#include "cuda/runtime.h"
+#include "tree/tree_cuda.h"
+#include "tree/tree_launch.cuh"
 
-namespace microspec::tree {
+namespace microspec {
+
+namespace tree {
 
 // The most nodes whose links and chosen tokens a block keeps in shared memory, 32 KB. The links of others are
 // in node_tokens, which is written last.
@@ -109,4 +114,12 @@ tree_accept_kernel(TreeAcceptArgs args) {
   }
 }
 
-}  // namespace microspec::tree
+}  // namespace tree
+
+int run_tree_accept_cuda(const TreeAcceptArgs& args, void* stream) {
+  if (std::max(args.texts, args.nodes) > kMostOnCuda) return kInvalidValue;
+  return tree::run(tree::tree_accept_kernel, args, args.texts, args.nodes, tree::accept_shared_bytes(args),
+                   stream);
+}
+
+}  // namespace microspec

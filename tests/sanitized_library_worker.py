@@ -10,6 +10,7 @@ import sys
 from typing import Any
 
 import torch
+import tree_cases
 from hypothesis import given, settings
 from nonsense import State, calls, counts, observed, refills
 from torch import Tensor
@@ -79,12 +80,23 @@ def gather_and_project(
             ops.gather_rows_(slab, other, rows, ids, slab_scale=scale, weight_scale=row_scale)
 
 
+def trees() -> None:
+    """Call the tree ops on sound pools, on others, and with no texts."""
+    for sound in (True, False):
+        for op, arguments in tree_cases.cases(sound=sound):
+            getattr(torch.ops.microspec, op)(**arguments)
+    torch.ops.microspec.tree_grow_(**tree_cases.grow_case(0, 0, 3, 4, 2))
+    torch.ops.microspec.tree_cut(**tree_cases.cut_case(0, 0, 9, 4))
+    torch.ops.microspec.tree_accept(**tree_cases.accept_case(0, 0, 5, 3))
+
+
 def main() -> None:
     torch.ops.load_library(sys.argv[1])
     update()
     refill()
     count()
     observe()
+    trees()
     floats = (torch.float32, torch.bfloat16, torch.float16)
     for m, dim, capacity, dtype in itertools.product((0, 1, 7), (0, 1, 33), (0, 1, 19), floats):
         gather_and_project(m, dim, capacity, 1 if dim == 33 else 40, dtype)

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import torch
+from compare import assert_bitwise
 from generators import (
     E2M1,
     FLOATS,
@@ -25,6 +26,7 @@ from generators import (
     vocab_state,
 )
 from torch import Tensor
+from tree_cases import cases
 
 import microspec_kernels as mk
 
@@ -131,6 +133,19 @@ def learn(capacity: int, vocab_size: int, num_groups: int = 1) -> Callable[[str]
     return run
 
 
+def tree(op: str, arguments: dict[str, object]) -> Callable[[str], None]:
+    def run(device: str) -> None:
+        given = {name: there(value, device) for name, value in arguments.items()}
+        want = getattr(mk, op)(**arguments)
+        got = getattr(mk, op)(**given)
+        written = [name for name in given if op == "tree_grow_" and name.startswith("pool_")]
+        pairs = [(given[name], arguments[name]) for name in written]
+        for one, other in (*zip(got, want, strict=True), *pairs):
+            assert_bitwise(one.cpu(), other)  # the pools have NaN
+
+    return run
+
+
 def short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
@@ -184,8 +199,14 @@ def update_cases() -> Iterator[Case]:
         yield f"learn {capacity} slots of {vocab_size}", learn(capacity, vocab_size, num_groups=4)
 
 
+def tree_op_cases() -> Iterator[Case]:
+    for sound in (True, False):
+        for number, (op, arguments) in enumerate(cases(sound=sound)):
+            yield f"{op} {number}, sound {sound}", tree(op, arguments)
+
+
 def every_case() -> list[Case]:
-    return [*head_cases(), *gather_cases(), *update_cases()]
+    return [*head_cases(), *gather_cases(), *update_cases(), *tree_op_cases()]
 
 
 def succeeds(case: Case, device: str) -> bool:

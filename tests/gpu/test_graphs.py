@@ -14,6 +14,9 @@ from microspec_kernels import (
     Tally,
     WeightSlab,
     sparse_head,
+    tree_accept,
+    tree_cut,
+    tree_grow_,
     vocab_count_,
     vocab_observe_,
     vocab_refill_,
@@ -170,6 +173,57 @@ def test_count_observe_update_refill() -> None:
         for got, wanted in zip(there, here, strict=True):
             assert torch.equal(got.cpu(), wanted)
     assert bool((of_tallies[0].verdicts > 0).all()), "tokens of both verdicts in every group"
+
+
+def test_a_tree_grows_is_cut_and_is_verified() -> None:
+    """In one graph, of which no shape depends on what a replay reads."""
+    texts, width, depth, size = 3, 4, 4, 12
+    rows = [texts, *[texts * width] * (depth - 1)]
+    places = width + (depth - 1) * width * width
+
+    def step(answers: Sequence[tuple[Tensor, ...]], roots: Tensor, target: Tensor) -> list[Tensor]:
+        tokens = torch.empty(texts, places, dtype=torch.int64, device=roots.device)
+        pool = tokens, torch.empty_like(tokens), torch.empty_like(tokens, dtype=torch.float32)
+        frontier, begin = None, 0
+        for answer, count in zip(answers, rows, strict=True):
+            options = {"begin": begin, "frontier": frontier}
+            frontier = tree_grow_(*pool, *answer, width, **options)[0]
+            begin += count // texts * width
+        tree = tree_cut(roots, *pool, size)
+        chosen = target.gather(1, tree[0].clamp(min=0))
+        return [*pool, *tree, *tree_accept(*tree[:2], chosen, depth)]
+
+    def drawn(rng: torch.Generator) -> tuple[list[tuple[Tensor, ...]], Tensor, Tensor]:
+        answers = []
+        for count in rows:
+            logits = torch.randn(count, width, generator=rng).mul(4).round().div(4)
+            ids = torch.randint(8, (count, width), generator=rng)
+            answers.append((logits, ids, logits.logsumexp(1)))
+        roots, target = (torch.randint(8, (texts, n), generator=rng) for n in (1, 8))
+        return answers, roots[:, 0].contiguous(), target
+
+    def flat(inputs: tuple[list[tuple[Tensor, ...]], Tensor, Tensor]) -> list[Tensor]:
+        return [*(tensor for answer in inputs[0] for tensor in answer), *inputs[1:]]
+
+    rng = torch.Generator().manual_seed(5)
+    there = [tensor.cuda() for tensor in flat(drawn(rng))]
+    levels = [tuple(there[3 * level : 3 * level + 3]) for level in range(depth)]
+    results: list[Tensor] = []
+
+    def run() -> None:
+        results[:] = step(levels, *there[-2:])
+
+    replay, longest = captured(run), 0
+    for _ in range(300):
+        inputs = drawn(rng)
+        for target, value in zip(there, flat(inputs), strict=True):
+            target.copy_(value)
+        replay()
+        want = step(*inputs)
+        longest = max(longest, int(want[-2].max()))
+        for got, wanted in zip(results, want, strict=True):
+            assert torch.equal(got.cpu(), wanted)
+    assert longest > 2, "hardly a node was accepted"
 
 
 def test_a_replay_does_what_the_call_did() -> None:

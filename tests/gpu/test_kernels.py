@@ -8,7 +8,9 @@ import pytest
 import torch
 from generators import E2M1, FLOATS, INT4, QUANTISED, gather_case, head_case, vocab_state
 from torch import Tensor
+from tree_cases import cases
 
+import microspec_kernels
 from microspec_kernels import (
     Tally,
     gather_rows_,
@@ -25,6 +27,7 @@ KERNELS = (
     *("project_simt", "project_mma", "select", "finish_logits", "sample"),
     *("copy_rows", "quantise_rows", "vocab_update", "narrow_groups"),
     *("vocab_count", "refill_stamps", "refill"),
+    *("tree_grow", "tree_cut", "tree_accept"),
 )
 
 
@@ -139,3 +142,9 @@ def test_count_is_one_kernel_observe_two_and_refill_one_or_two() -> None:
     refill = partial(vocab_refill_, *state, counts, ranks, lists, pinned=100)
     assert enqueued(refill) == ["refill", "refill_stamps"]
     assert enqueued(partial(refill, reset=False)) == ["refill"]
+
+
+@pytest.mark.parametrize("op", ["tree_grow_", "tree_cut", "tree_accept"])
+def test_a_tree_op_is_one_kernel(op: str) -> None:
+    call = partial(getattr(microspec_kernels, op), **there(dict(cases())[op]))
+    assert enqueued(call) == [op.rstrip("_")]

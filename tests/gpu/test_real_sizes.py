@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ops at the sizes of real models, against float64 and the CPU; runs agree bit by bit."""
 
+from typing import Any
+
 import pytest
 import torch
 from compare import assert_bitwise
@@ -11,6 +13,9 @@ from microspec_kernels import (
     Tally,
     gather_rows_,
     reference,
+    tree_accept,
+    tree_cut,
+    tree_grow_,
     vocab_count_,
     vocab_observe_,
     vocab_refill_,
@@ -148,6 +153,41 @@ def streams(rng: torch.Generator, vocab_size: int, count: int, num_groups: int) 
         torch.randint(-1, vocab_size, shape, generator=rng, device="cuda").clamp(max=3000),
         torch.full(shape, 77, device="cuda"),
     ]
+
+
+@pytest.mark.parametrize("texts", [1, 64])
+@pytest.mark.parametrize(("width", "depth", "size"), [(1, 1, 1), (10, 6, 60), (16, 10, 255)])
+def test_trees(texts: int, width: int, depth: int, size: int, rng: torch.Generator) -> None:
+    """A draft's levels with many equal costs, its cut, and a target that agrees now and then."""
+    places = width + (depth - 1) * width * width
+    got = [torch.empty(texts, places, dtype=t, device="cuda") for t in (torch.int64,) * 2]
+    got.append(torch.empty(texts, places, device="cuda"))
+    want = [tensor.cpu() for tensor in got]
+    frontiers: list[Any] = [None, None]
+    begin = 0
+    for level in range(depth):
+        rows = texts * (width if level else 1)
+        logits = -torch.randint(0, 9, (rows, width), generator=rng, device="cuda").float() / 4
+        tokens = torch.randint(0, 2**40, (rows, width), generator=rng, device="cuda")
+        answers = logits, tokens, logits.logsumexp(1)
+        results = [
+            tree_grow_(*pool, *(t.to(where) for t in answers), width, begin=begin, frontier=nodes)
+            for pool, nodes, where in zip((got, want), frontiers, ("cuda", "cpu"), strict=True)
+        ]
+        for one, other in zip((*results[0], *got), (*results[1], *want), strict=True):
+            assert_bitwise(one.cpu(), other)
+        frontiers, begin = [result[0] for result in results], begin + rows // texts * width
+    roots = torch.arange(texts)
+    trees = tree_cut(roots.cuda(), *got, size), tree_cut(roots, *want, size)
+    for one, other in zip(*trees, strict=True):
+        assert_bitwise(one.cpu(), other)
+    tokens, parents, *_ = trees[1]
+    chosen = torch.full_like(tokens, -1).scatter(1, parents, tokens)  # a child of each node
+    there = (tensor.cuda() for tensor in (tokens, parents, chosen))
+    accepted = tree_accept(*there, depth), tree_accept(tokens, parents, chosen, depth)
+    for one, other in zip(*accepted, strict=True):
+        assert_bitwise(one.cpu(), other)
+    assert bool((accepted[1][3] > 1).all())
 
 
 @pytest.mark.parametrize("num_groups", [1, 5])

@@ -11,7 +11,9 @@ import torch
 from compare import assert_bitwise
 from generators import NAN, gather_case, head_case, row_indexed, vocab_state
 from torch import Tensor
+from tree_cases import cases
 
+import microspec_kernels
 from microspec_kernels import (
     ActiveVocab,
     Tally,
@@ -154,9 +156,30 @@ def test_a_group_of_a_bad_list_stays_as_it_is() -> None:
     assert bool((counts == 1).all()) and not seen.any()
 
 
+def test_places_and_parents_out_of_range_count_as_none() -> None:
+    """Some of them have a good place in their low 32 bits."""
+    for op, arguments in cases(far=True, sound=False):
+        bounds = {"frontier": arguments.get("begin", 0)}
+        if op != "tree_grow_":  # which only writes parents
+            bounds |= {name: arguments[name].size(1) for name in arguments if "parents" in name}
+        inside = {
+            name: arguments[name].where((arguments[name] >= 0) & (arguments[name] < bound), -1)
+            for name, bound in bounds.items()
+            if arguments.get(name) is not None
+        }
+        there, here = (
+            {name: t.to(to) if isinstance(t, torch.Tensor) else t for name, t in given.items()}
+            for given, to in ((arguments, "cuda"), ({**arguments, **inside}, "cpu"))
+        )
+        function = getattr(microspec_kernels, op)
+        for got, want in zip(function(**there), function(**here), strict=True):
+            assert_bitwise(got.cpu(), want)
+
+
 MESSAGES = """
 import torch
 import microspec_kernels as mk
+import bad_tree_calls as tree
 from generators import vocab_state
 
 def message(call, device):
@@ -197,6 +220,14 @@ calls = {
         *map(to, state.tensors()), to(ids(*range(18)).view(2, 9)), to(ids(*range(9))),
         to(ids(1, 2))),
 }
+bad = {
+    "tree_grow_": tree.grow_value_rows()[-1], "tree_cut": tree.cut_value_rows()[-1],
+    "tree_accept": tree.accept_value_rows()[-1],
+}
+for op, (_, valid, change, *_) in bad.items():
+    given = {**valid(), **change(valid())}
+    calls[op] = lambda to, op=op, given=given: getattr(mk, op)(
+        **{n: to(v) if isinstance(v, torch.Tensor) else v for n, v in given.items()})
 for name, call in calls.items():
     on_cpu, on_gpu = message(call, "cpu"), message(call, "cuda")
     assert on_gpu == on_cpu and "expected" in on_cpu, (name, on_cpu, on_gpu)
@@ -211,7 +242,7 @@ def test_validation_raises_what_the_cpu_does() -> None:
         [sys.executable, "-c", MESSAGES], capture_output=True, text=True, env=environment
     )
     assert result.returncode == 0, result.stderr[-2000:]
-    assert result.stdout == "same 11\n"
+    assert result.stdout == "same 14\n"
 
 
 @pytest.mark.parametrize("slab_dtype", [torch.bfloat16, torch.int8, torch.float8_e4m3fn], ids=str)

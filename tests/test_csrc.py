@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 CSRC = ROOT / "csrc"
 FILES = sorted(path for path in CSRC.rglob("*") if path.is_file())
 # From bottom to top. A folder includes from itself and lower floors; csrc/ includes from all.
-FLOORS = [["common"], ["cuda"], ["binding"], ["gather", "head", "vocab"], ["."]]
+FLOORS = [["common"], ["cuda"], ["binding"], ["gather", "head", "tree", "vocab"], ["."]]
 FLOOR = {folder: floor for floor, folders in enumerate(FLOORS) for folder in folders}
 
 

@@ -20,7 +20,10 @@ SIZES: dict[str, dict[str, Any]] = {
     "test_engine_head": {"STEPS": 101},
     "test_policy_graph": {"STEPS": 60},
     "test_vllm_drafter": {"STEPS": 20},
-    "test_offsets": {"DIM": 16, "RESULT_ROWS": 200, "TOKEN_SLOTS": 2**12},
+    "test_offsets": {
+        **{"DIM": 16, "RESULT_ROWS": 200, "TOKEN_SLOTS": 2**12},
+        **{"MASK_NODES": 40, "POOLS": 5, "POOL_PLACES": 70},
+    },
     "test_launch_limits": {"STEP": 2048},
     "test_real_sizes": {"ROWS": (1, 5, 33, 300), "ROW_COUNTS": (1, 17, 64)},
 }

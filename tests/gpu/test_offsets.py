@@ -12,6 +12,8 @@ from microspec_kernels import (
     gather_rows_,
     sparse_head,
     sparse_logits,
+    tree_cut,
+    tree_grow_,
     vocab_count_,
     vocab_observe_,
     vocab_refill_,
@@ -24,6 +26,8 @@ TOKENS = [VOCAB_SIZE - 1, 2**19 + 5, 2**20 + 5, 3, 2**19 - 1, 2**18 + 1, 0, 2**2
 WEIGHTS = [torch.bfloat16, *QUANTISED]
 RESULT_ROWS = 8_000  # of 300,000 logits each
 TOKEN_SLOTS = 2**27  # V, of each of 17 groups
+MASK_NODES = 46_400  # 2^31 entries of one tree's mask
+POOLS, POOL_PLACES = 2**15 + 1, 2**16  # 2^31 places
 
 
 def need(gigabytes: float) -> None:
@@ -174,3 +178,39 @@ def test_token_slots_beyond_2_to_31_entries() -> None:
     for group in (0, 1, groups - 2, groups - 1):
         assert slots[group, tokens[group]].tolist() == [-1, 0, 1]
         assert int((slots[group] >= 0).sum()) == 2
+
+
+def test_an_ancestor_mask_beyond_2_to_31_entries() -> None:
+    need(4)
+    places, last = MASK_NODES - 1, MASK_NODES - 1
+    ids = torch.arange(places, device="cuda")[None]
+    above = torch.full_like(ids, -1)
+    above[0, -1] = places - 2
+    costs = torch.zeros(1, places, device="cuda")
+    tokens, parents, depths, mask = tree_cut(ids[:, 0].contiguous(), ids, above, costs, places)
+    assert tokens[0, 1:].equal(ids[0])
+    assert parents.sum() == parents[0, last] == last - 1
+    assert depths.sum() == last + 1
+    assert mask[0, last].nonzero().flatten().tolist() == [0, last - 1, last]
+    assert mask[0, last // 2].nonzero().flatten().tolist() == [0, last // 2]
+    assert int(mask.sum()) == 2 * MASK_NODES, "each node and the root; three nodes of the last"
+
+
+def test_pools_beyond_2_to_31_places() -> None:
+    """The candidates are at the end of each pool."""
+    need(50)
+    shape, begin = (POOLS, POOL_PLACES), POOL_PLACES - 3
+    pool = [torch.full(shape, -1, device="cuda") for _ in range(2)]
+    pool.append(torch.full(shape, torch.inf, device="cuda"))
+    logits = torch.tensor([[-2.0, -1.0, -3.0]], device="cuda").repeat(POOLS, 1)
+    ids = torch.arange(3 * POOLS, device="cuda").view(POOLS, 3)
+    level = (logits, ids, torch.zeros(POOLS, device="cuda"))
+    frontier, tokens, rows = tree_grow_(*pool, *level, 2, begin=begin)
+    assert frontier.equal(torch.tensor([[begin + 1, begin]], device="cuda").expand(POOLS, -1))
+    assert tokens.equal(ids[:, [1, 0]]) and not rows.any()
+    for text in (0, 1, POOLS - 1):
+        assert pool[0][text, begin:].equal(ids[text])
+        assert pool[2][text, begin:].tolist() == [2.0, 1.0, 3.0]
+    nodes, parents, depths, _ = tree_cut(ids[:, 0].contiguous(), *pool, 2)
+    assert nodes.equal(ids[:, [0, 0, 1]]) and not parents.any()
+    assert depths.equal(torch.tensor([[0, 1, 1]], device="cuda").expand(POOLS, -1))

@@ -4,6 +4,8 @@
 import torch
 from torch import Tensor
 
+from microspec_kernels.speculative.models.cache import identity
+
 
 def level(
     before: Tensor, logits: Tensor, token_ids: Tensor, logsumexp: Tensor, width: int
@@ -32,8 +34,8 @@ def cut(
     chosen = chosen.where(best < torch.inf, costs.size(1)).sort(1).values
     parents = torch.searchsorted(chosen, parents.gather(1, chosen))
     # Entry [b, i, j] counts the ways from i to j in `steps` steps, each to the parent or none.
-    ways = torch.eye(parents.size(1), device=costs.device).expand(len(costs), -1, -1)
-    ways, steps = ways.scatter(2, parents[:, :, None], 1.0), 1
+    none = identity(parents.size(1), torch.float32, costs.device).expand(len(costs), -1, -1)
+    ways, steps = none.scatter(2, parents[:, :, None], 1.0), 1
     while steps < depth:
         ways, steps = ways @ ways, 2 * steps
     mask = ways > 0

@@ -75,7 +75,7 @@ def sampled(
 def test_every_level_is_drawn_from_the_heads_distribution(
     name: str, depth: int, sampling: Sampling
 ) -> None:
-    head = make_head(name, 4)
+    head = make_head(name, 4, MarkovDraft())
     chain, uniforms = sampled(head, [3, 0, 3, 7], depth, sampling)
     assert chain.tokens.shape == (4, depth + 1) and chain.sizes.tolist() == [depth + 1] * 4
     assert chain.parents.tolist() == [[0, *range(depth)]] * 4
@@ -88,7 +88,7 @@ def test_every_level_is_drawn_from_the_heads_distribution(
     )
     for level in range(depth):
         before, after = chain.tokens[:, level], chain.tokens[:, level + 1]
-        logits = MarkovDraft.lm_head.logits(GUESSES[before]).masked_fill(~proposable, -torch.inf)
+        logits = MarkovDraft().lm_head.logits(GUESSES[before]).where(proposable, -torch.inf)
         distribution = sampling.probabilities(logits)
         torch.testing.assert_close(chain.draft_probs[:, level], distribution, rtol=1e-5, atol=1e-7)
         assert bool((chain.draft_probs[:, level].gather(1, after[:, None]) > 0).all())
@@ -97,7 +97,7 @@ def test_every_level_is_drawn_from_the_heads_distribution(
 
 
 def test_a_head_without_tokens_drafts_none() -> None:
-    head = make_head("sparse", 2)
+    head = make_head("sparse", 2, MarkovDraft())
     head.vocab.reset([1])
     chain, _ = sampled(head, [3, 3], 3, Sampling(1.0))
     assert chain.sizes.tolist() == [4, 1]
@@ -108,7 +108,7 @@ def test_a_head_without_tokens_drafts_none() -> None:
 
 
 def test_a_chain_that_has_ended_stays_so() -> None:
-    chain, _ = sampled(make_head("dense", 2), [3, 3], 3, Sampling(1.0), Stumbling())
+    chain, _ = sampled(make_head("dense", 2, MarkovDraft()), [3, 3], 3, Sampling(1.0), Stumbling())
     assert chain.sizes.tolist() == [2, 4]
     assert chain.tokens[0, 2:].tolist() == [-1, -1]
     assert chain.draft_probs.sum(-1).round(decimals=6).tolist() == [[1, 0, 0], [1, 1, 1]]

@@ -7,6 +7,7 @@ graph sees other tokens at every replay, and evicts others.
 """
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -41,7 +42,6 @@ class DraftHead:
         self.weight, self.ids, self.softcap, self.dim = weight, ids, model.softcap, model.dim
         job = plain_topk if ids is None else nanospec_topk
         self.job: Any = compiled(job) if compile_too else job
-        self.zeros: Tensor = torch.zeros(PADDED, device=weight.device)
 
     def update(self) -> None:
         """Give the observed tokens to the vocabulary."""
@@ -58,10 +58,7 @@ class DraftHead:
             value, tokens = self.job(features[:n], self.weight, None, self.softcap)
         else:
             value, tokens = self.job(features, self.weight, self.ids, n, self.softcap)
-        # The values are log-probabilities already.
-        if len(self.zeros) < n:
-            self.zeros = self.zeros.new_zeros(n)
-        return value.float(), tokens.long(), self.zeros[:n]
+        return value.float(), tokens.long(), zeros(n, value.device)
 
     def operands(self) -> dict[str, Any]:
         """Return the operands that the reference takes for the current vocabulary."""
@@ -102,6 +99,12 @@ class Nvfp4DraftHead(DraftHead):
 
     def operands(self) -> dict[str, Any]:
         return {"weight": self.weight, "active_ids": self.ids, "weight_scale": self.scale}
+
+
+@cache
+def zeros(count: int, device: torch.device) -> Tensor:
+    """Return the constant logsumexp of values that are log-probabilities already."""
+    return torch.zeros(count, device=device)
 
 
 def best_of(hidden: Tensor, operands: dict[str, Any], softcap: float) -> Best:

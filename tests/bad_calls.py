@@ -13,7 +13,7 @@ from typing import Any
 
 import bad_tree_calls as tree
 import torch
-from generators import gather_case, head_case, vocab_state
+from generators import gather_case, head_case, spread, vocab_state, with_value
 from torch import Tensor
 
 from microspec_kernels import Tally
@@ -214,18 +214,6 @@ def refill_call(num_groups: int = 1) -> Arguments:
 
 def refill_groups() -> Arguments:
     return refill_call(2)
-
-
-def spread(tensor: Tensor) -> Tensor:
-    """Return zeros of the same shape and dtype, with a gap after every element."""
-    wide = tensor.new_zeros((*tensor.shape, 2))
-    return wide[..., 0]
-
-
-def with_value(tensor: Tensor, position: int, value: int) -> Tensor:
-    changed = tensor.clone()
-    changed.view(-1)[position] = value
-    return changed
 
 
 def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from generators import spread, with_value
 from torch import Tensor
 
 Arguments = dict[str, Any]
@@ -50,23 +51,18 @@ def accept_call() -> Arguments:
     return {"tokens": zeros(2, 7), "parents": zeros(2, 7), "chosen": zeros(2, 7), "depth": 3}
 
 
-def strided(tensor: Tensor) -> Tensor:
-    """Return zeros of the same shape and dtype, with a gap after every element."""
-    return tensor.new_zeros((*tensor.shape, 2))[..., 0]
-
-
 def _pool_rows(good: Callable[[], Arguments]) -> list[Row]:
     V, T = ValueError, TypeError
     return [
         ("pool 1-d", good, lambda a: {"pool_tokens": zeros(20)}, V, "pool_tokens", "", "[20]"),
         ("tokens int32", good, lambda a: {"pool_tokens": a["pool_tokens"].int()}, T, "pool_tokens", "int64", "int32"),
-        ("tokens strided", good, lambda a: {"pool_tokens": strided(a["pool_tokens"])}, V, "pool_tokens", FLAT, "strides [40, 2]"),
+        ("tokens strided", good, lambda a: {"pool_tokens": spread(a["pool_tokens"])}, V, "pool_tokens", FLAT, "strides [40, 2]"),
         ("parents int32", good, lambda a: {"pool_parents": a["pool_parents"].int()}, T, "pool_parents", "int64", "int32"),
         ("parents of another N", good, lambda a: {"pool_parents": zeros(2, 19)}, V, "pool_parents", "shape [2, 20]", "[2, 19]"),
-        ("parents strided", good, lambda a: {"pool_parents": strided(a["pool_parents"])}, V, "pool_parents", FLAT, "strides [40, 2]"),
+        ("parents strided", good, lambda a: {"pool_parents": spread(a["pool_parents"])}, V, "pool_parents", FLAT, "strides [40, 2]"),
         ("costs float16", good, lambda a: {"pool_costs": a["pool_costs"].half()}, T, "pool_costs", "float32", "float16"),
         ("costs of another B", good, lambda a: {"pool_costs": torch.zeros(1, 20)}, V, "pool_costs", "shape [2, 20]", "[1, 20]"),
-        ("costs strided", good, lambda a: {"pool_costs": strided(a["pool_costs"])}, V, "pool_costs", FLAT, "strides [40, 2]"),
+        ("costs strided", good, lambda a: {"pool_costs": spread(a["pool_costs"])}, V, "pool_costs", FLAT, "strides [40, 2]"),
     ]  # fmt: skip
 
 
@@ -84,19 +80,19 @@ def grow_rows() -> list[Row]:
         ("frontier 1-d", g, lambda a: {"frontier": zeros(3)}, V, "frontier", "shape [2, w], w >= 1", "[3]"),
         ("frontier of another B", g, lambda a: {"frontier": zeros(1, 3)}, V, "frontier", "shape [2, w], w >= 1", "[1, 3]"),
         ("no frontier", g, lambda a: {"frontier": zeros(2, 0)}, V, "frontier", "shape [2, w], w >= 1", "[2, 0]"),
-        ("frontier strided", g, lambda a: {"frontier": strided(a["frontier"])}, V, "frontier", FLAT, "strides [6, 2]"),
+        ("frontier strided", g, lambda a: {"frontier": spread(a["frontier"])}, V, "frontier", FLAT, "strides [6, 2]"),
         ("logits 1-d", g, lambda a: {"logits": torch.zeros(6)}, V, "logits", "shape [6, k], k >= 1", "[6]"),
         ("logits of another w", g, lambda a: {"logits": torch.zeros(4, 4)}, V, "logits", "shape [6, k], k >= 1", "[4, 4]"),
         ("logits of a frontier", grow_roots, lambda a: {"logits": torch.zeros(6, 4)}, V, "logits", "shape [2, k], k >= 1", "[6, 4]"),
         ("no logits", g, lambda a: {"logits": torch.zeros(6, 0)}, V, "logits", "shape [6, k], k >= 1", "[6, 0]"),
         ("logits float16", g, lambda a: {"logits": a["logits"].half()}, T, "logits", "float32", "float16"),
-        ("logits strided", g, lambda a: {"logits": strided(a["logits"])}, V, "logits", FLAT, "strides [8, 2]"),
+        ("logits strided", g, lambda a: {"logits": spread(a["logits"])}, V, "logits", FLAT, "strides [8, 2]"),
         ("ids int32", g, lambda a: {"token_ids": a["token_ids"].int()}, T, "token_ids", "int64", "int32"),
         ("ids of another k", g, lambda a: {"token_ids": zeros(6, 3)}, V, "token_ids", "shape [6, 4]", "[6, 3]"),
-        ("ids strided", g, lambda a: {"token_ids": strided(a["token_ids"])}, V, "token_ids", FLAT, "strides [8, 2]"),
+        ("ids strided", g, lambda a: {"token_ids": spread(a["token_ids"])}, V, "token_ids", FLAT, "strides [8, 2]"),
         ("logsumexp float64", g, lambda a: {"logsumexp": a["logsumexp"].double()}, T, "logsumexp", "float32", "float64"),
         ("logsumexp 2-d", g, lambda a: {"logsumexp": torch.zeros(6, 1)}, V, "logsumexp", "shape [6]", "[6, 1]"),
-        ("logsumexp strided", g, lambda a: {"logsumexp": strided(a["logsumexp"])}, V, "logsumexp", FLAT, "strides [2]"),
+        ("logsumexp strided", g, lambda a: {"logsumexp": spread(a["logsumexp"])}, V, "logsumexp", FLAT, "strides [2]"),
         ("width 0", g, lambda a: {"width": 0}, V, "width", "at least 1", "0"),
         ("begin -1", g, lambda a: {"begin": -1}, V, "begin", "0 to N - w k = 8", "-1"),
         ("begin 9", g, lambda a: {"begin": 9}, V, "begin", "0 to N - w k = 8", "9"),
@@ -125,24 +121,18 @@ def cut_rows() -> list[Row]:
     return [
         ("roots 2-d", c, lambda a: {"roots": zeros(2, 1)}, V, "roots", "shape [B]", "[2, 1]"),
         ("roots int32", c, lambda a: {"roots": a["roots"].int()}, T, "roots", "int64", "int32"),
-        ("roots strided", c, lambda a: {"roots": strided(a["roots"])}, V, "roots", FLAT, "strides [2]"),
+        ("roots strided", c, lambda a: {"roots": spread(a["roots"])}, V, "roots", FLAT, "strides [2]"),
         *_expecting(_pool_rows(c), "shape [2, N]"),
         ("pools of another B", c, lambda a: {"roots": zeros(3)}, V, "pool_tokens", "shape [3, N]", "[2, 20]"),
         ("size 0", c, lambda a: {"size": 0}, V, "size", "at least 1", "0"),
     ]  # fmt: skip
 
 
-def with_parent(parents: Tensor, position: int, value: int) -> Tensor:
-    changed = parents.clone()
-    changed.view(-1)[position] = value
-    return changed
-
-
 def cut_value_rows() -> list[Row]:
     places = "places in [0, 20) or -1"
     return [
-        ("a parent out of range", cut_call, lambda a: {"pool_parents": with_parent(a["pool_parents"], 27, 20)}, IndexError, "pool_parents", places, "20 at flat position 27"),
-        ("a negative parent", cut_call, lambda a: {"pool_parents": with_parent(a["pool_parents"], 3, -2)}, IndexError, "pool_parents", places, "-2 at flat position 3"),
+        ("a parent out of range", cut_call, lambda a: {"pool_parents": with_value(a["pool_parents"], 27, 20)}, IndexError, "pool_parents", places, "20 at flat position 27"),
+        ("a negative parent", cut_call, lambda a: {"pool_parents": with_value(a["pool_parents"], 3, -2)}, IndexError, "pool_parents", places, "-2 at flat position 3"),
     ]  # fmt: skip
 
 
@@ -153,13 +143,13 @@ def accept_rows() -> list[Row]:
         ("tokens 1-d", a_, lambda a: {"tokens": zeros(7)}, V, "tokens", "shape [B, n], n >= 1", "[7]"),
         ("no nodes", a_, lambda a: {"tokens": zeros(2, 0)}, V, "tokens", "shape [B, n], n >= 1", "[2, 0]"),
         ("tokens int32", a_, lambda a: {"tokens": a["tokens"].int()}, T, "tokens", "int64", "int32"),
-        ("tokens strided", a_, lambda a: {"tokens": strided(a["tokens"])}, V, "tokens", FLAT, "strides [14, 2]"),
+        ("tokens strided", a_, lambda a: {"tokens": spread(a["tokens"])}, V, "tokens", FLAT, "strides [14, 2]"),
         ("parents int32", a_, lambda a: {"parents": a["parents"].int()}, T, "parents", "int64", "int32"),
         ("parents of another n", a_, lambda a: {"parents": zeros(2, 6)}, V, "parents", "shape [2, 7]", "[2, 6]"),
-        ("parents strided", a_, lambda a: {"parents": strided(a["parents"])}, V, "parents", FLAT, "strides [14, 2]"),
+        ("parents strided", a_, lambda a: {"parents": spread(a["parents"])}, V, "parents", FLAT, "strides [14, 2]"),
         ("chosen int32", a_, lambda a: {"chosen": a["chosen"].int()}, T, "chosen", "int64", "int32"),
         ("chosen of another B", a_, lambda a: {"chosen": zeros(1, 7)}, V, "chosen", "shape [2, 7]", "[1, 7]"),
-        ("chosen strided", a_, lambda a: {"chosen": strided(a["chosen"])}, V, "chosen", FLAT, "strides [14, 2]"),
+        ("chosen strided", a_, lambda a: {"chosen": spread(a["chosen"])}, V, "chosen", FLAT, "strides [14, 2]"),
         ("depth -1", a_, lambda a: {"depth": -1}, V, "depth", "at least 0", "-1"),
     ]  # fmt: skip
 
@@ -167,5 +157,5 @@ def accept_rows() -> list[Row]:
 def accept_value_rows() -> list[Row]:
     nodes = "nodes in [0, 7) or -1"
     return [
-        ("a parent out of range", accept_call, lambda a: {"parents": with_parent(a["parents"], 8, 7)}, IndexError, "parents", nodes, "7 at flat position 8"),
+        ("a parent out of range", accept_call, lambda a: {"parents": with_value(a["parents"], 8, 7)}, IndexError, "parents", nodes, "7 at flat position 8"),
     ]  # fmt: skip

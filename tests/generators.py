@@ -340,3 +340,15 @@ def vocab_state(
     for slot, token in enumerate(pinned, start=capacity - len(pinned)):
         ids[:, slot], stamps[:, slot], slots[:, token] = token, PINNED, slot
     return VocabState(ids, stamps, slots, torch.full((num_groups,), clock, dtype=torch.int64))
+
+
+def spread(tensor: Tensor) -> Tensor:
+    """Return zeros of the same shape and dtype, with a gap after every element."""
+    wide = tensor.new_zeros((*tensor.shape, 2))
+    return wide[..., 0]
+
+
+def with_value(tensor: Tensor, position: int, value: int) -> Tensor:
+    changed = tensor.clone()
+    changed.view(-1)[position] = value
+    return changed

@@ -15,7 +15,7 @@ import microspec_kernels as mk
 from bench.harness.draft_layer import DraftLayer
 from bench.harness.sizes import K_BEST
 from bench.ops.head_peers import PADDED
-from microspec_kernels.speculative.tree import TreeShape, new_pool, places
+from microspec_kernels.speculative.tree import TreeShape, new_pool
 
 from .heads import Best, DraftHead
 
@@ -99,7 +99,7 @@ class CapturableDraft:
         head.join()
         at, n = shape.accepted - 1, 1  # the frontier: its first row in `features`, and its size
         sizes = TreeShape(shape.depth, K_BEST, shape.size)
-        pool = new_pool(1, places(sizes, K_BEST), self.root.device)
+        pool = new_pool(1, sizes, K_BEST, self.root.device)
         mask, frontier, begin = self.text_mask[-1:], None, 0
         for level in range(shape.depth):
             best = self._head(at, n)

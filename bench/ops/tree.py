@@ -19,7 +19,7 @@ import microspec_kernels as mk
 from bench.harness import options
 from bench.harness.cuda_graphs import capture, time_replays
 from bench.harness.sizes import K_BEST, QUICK_SHORT_ROUNDS, ROUNDS, SHORT_ROUNDS
-from microspec_kernels.speculative.tree import TreeShape, new_pool, places
+from microspec_kernels.speculative.tree import TreeShape, new_pool
 from microspec_kernels.timing import time_arms
 
 from . import tree_peers
@@ -34,7 +34,7 @@ Arms = dict[str, Callable[[], tuple[Tensor, ...]]]
 
 def arms(texts: int, device: str) -> Arms:
     """Return a level, a cut and an acceptance, by our ops and by PyTorch's; both agree."""
-    pool = new_pool(texts, places(SHAPE, K_BEST), torch.device(device))
+    pool = new_pool(texts, SHAPE, K_BEST, torch.device(device))
     frontier, begin = None, 0
     for _ in range(SHAPE.depth):
         w = 1 if frontier is None else K_BEST

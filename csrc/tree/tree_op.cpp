@@ -24,7 +24,7 @@ T* checked(const Checker& check, const Tensor& tensor, const char* argument,
   return static_cast<T*>(tensor.data_ptr());
 }
 
-// Requires pools [B, N] of which each has `places`, where the kernels for CUDA select among them.
+// Requires pools [B, N]. The caller has checked that the tokens have two dimensions.
 Pool checked_pool(const Checker& check, const DeviceCall& call, const Tensor& tokens, const Tensor& parents,
                   const Tensor& costs) {
   Pool pool{};

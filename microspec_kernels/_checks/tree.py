@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .checker import Checker
+from .dtypes import dtype_name
 
 
 def _of(
@@ -17,7 +18,7 @@ def _of(
     dtype: torch.dtype = torch.int64,
 ) -> None:
     """Check a contiguous tensor of this dtype and shape."""
-    check.dtype(tensor, argument, [dtype], str(dtype).removeprefix("torch."))
+    check.dtype(tensor, argument, [dtype], dtype_name(dtype))
     check.shape(tensor, argument, shape)
     check.contiguous(tensor, argument)
     check.on_device(tensor, argument)

@@ -86,7 +86,7 @@ def grow(
                 text_groups[:, None].expand(-1, features.shape[1]).flatten(),
             )
         with clock("tree"):
-            pool = pool or new_pool(texts, places(shape, logits.shape[1]), roots.device)
+            pool = pool or new_pool(texts, shape, logits.shape[1], roots.device)
             frontier, tokens, rows = tree_grow_(
                 *pool, logits, token_ids, logsumexp, width, begin=begin, frontier=frontier
             )
@@ -104,18 +104,18 @@ def grow(
         return Tree(*tree_cut(roots, *pool, shape.size))
 
 
-def places(shape: TreeShape, answers: int) -> int:
-    """Return how many candidates a tree finds if each node has this many."""
-    total, frontier = 0, 1
+def new_pool(
+    texts: int, shape: TreeShape, answers: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the tokens, parents and costs of pools for `tree_grow_`, uninitialised.
+
+    They have the places of all candidates, if each node of a frontier has `answers`.
+    """
+    places, frontier = 0, 1
     for _ in range(shape.depth):
-        total += frontier * answers
+        places += frontier * answers
         frontier = min(shape.tree_width, frontier * answers)
-    return total
-
-
-def new_pool(texts: int, count: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the tokens, parents and costs of pools for `tree_grow_`, uninitialised."""
-    tokens = torch.empty(texts, count, dtype=torch.int64, device=device)
+    tokens = torch.empty(texts, places, dtype=torch.int64, device=device)
     return tokens, torch.empty_like(tokens), torch.empty_like(tokens, dtype=torch.float32)
 
 

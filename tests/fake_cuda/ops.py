@@ -32,14 +32,14 @@ ARGUMENTS = {
     "tree_cut": ("roots", "pool_tokens", "pool_parents", "pool_costs", "size"),
     "tree_accept": ("tokens", "parents", "chosen", "depth"),
 }
+RETURN_NOTHING = {"gather_rows_", *(op for op in ARGUMENTS if op.startswith("vocab_"))}
 ANY = 2**31 - 1  # of a slab's slot: its id is a name only
 
 
 def writes_in_place(function: Callable[..., Any]) -> bool:
     """Return whether a function is an op of the package that returns nothing."""
     name = getattr(function, "__name__", "").partition(".")[0]
-    returns_nothing = ("gather_rows_", *(op for op in ARGUMENTS if op.startswith("vocab_")))
-    return name in returns_nothing
+    return name in RETURN_NOTHING
 
 
 def written(
